@@ -22,7 +22,7 @@ from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.inference.pruning import KEPT_HEADS
-from ..positions import DROPPED, STRATEGIES
+from ..positions import DROPPED, extends_learned
 from ..reading import check_config, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
@@ -105,7 +105,7 @@ class Architecture:
         for field, value in lengths.items():
             setattr(config, field, value)
         if rope is None:
-            config.position_extension = rule if rule in STRATEGIES else "none" if rule in DROPPED else "tile"
+            config.position_extension = rule if extends_learned(rule) else "none" if rule in DROPPED else "tile"
         else:
             config.rope_parameters = dict(rope)
             trained = rope.get("original_max_position_embeddings")

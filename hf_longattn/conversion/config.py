@@ -178,10 +178,10 @@ class ConversionConfig(Settings):
     )
     positions: str = setting(
         "auto",
-        "How positions are extended. Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with "
-        "ALiBi. Pictures: tile or interpolate. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn, rope:base:BASE or "
-        "rope:longrope:FILE. auto: tile for tables (pictures: if all windows fit the old size); rope:none if no layer sees beyond the "
-        "old length, or else rope:yarn.",
+        "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS (the first rows are kept, the rest stretched) or "
+        "random. Any table: none drops it, alibi replaces it with ALiBi. Pictures: tile or interpolate. Rotary: rope:none, rope:linear, "
+        "rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto: tile for tables (pictures: if all windows fit the old size); "
+        "rope:none if no layer sees beyond the old length, or else rope:yarn.",
         planned=True,
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)

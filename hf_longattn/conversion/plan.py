@@ -122,10 +122,11 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         attention = with_alibi(attention)
         decoder_attention = with_alibi(decoder_attention or LongAttentionConfig("full")) if decoder is not None else None
     position_change = planned.position_change
+    unchanged = planned.unchanged
     stacks = [attention] if decoder_attention is None else [attention, decoder_attention]
     changing = [choice for stack in stacks for choice in relative_choices(stack) if not relative_kind(choice).neutral]
-    if changing and not position_change:
-        position_change = f"relative={changing[0]} changes every score"
+    if changing:
+        position_change, unchanged = position_change or f"relative={changing[0]} changes every score", 0
     config = architecture.long_config(attention, planned.lengths, planned.rope, planned.rule, decoder_attention)
     if cast is not None:
         config.dtype = cast
@@ -163,6 +164,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         max_shard_size=request.max_shard_size,
         attention=attention,
         position_change=position_change,
+        unchanged_tokens=unchanged,
         shape=shape,
         costs=costs,
         warnings=tuple(warnings),
@@ -210,6 +212,7 @@ class ConversionPlan(ResultPlan):
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     warnings: tuple[PositionWarning, ...] = ()  # mechanisms for which the positions do not hold without training
+    unchanged_tokens: int = 0  # where positions change outputs, the longest text whose outputs they do not change
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why

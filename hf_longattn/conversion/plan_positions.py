@@ -14,7 +14,20 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import PositionTable
-from ..positions import DROPPED, RANDOM, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters, widest_span
+from ..positions import (
+    DROPPED,
+    RANDOM,
+    SINUSOIDAL,
+    STRATEGIES,
+    STRETCH,
+    RopePlan,
+    extends_learned,
+    keeps_old_rows,
+    rope_parameters,
+    stretched_from,
+    unchanged_rows,
+    widest_span,
+)
 from .architectures import Architecture
 from .config import ConversionConfig
 from .flops import ModelShape, layer_mechanisms
@@ -125,11 +138,14 @@ class PositionPlan:
     exact: bool  # whether outputs below the old length are unchanged
     rope: dict[str, Any] | None  # rotary parameters of the result; None for tables and fixed formulas
     lengths: dict[str, int]  # field of the result's config -> its value
+    unchanged: int = 0  # where outputs change, the longest text, in tokens, whose outputs do not
 
     @property
     def position_change(self) -> str:
         """Why positions below the old length change the outputs; empty if they do not."""
-        return "" if self.exact else f"{self.rule} changes the old positions too"
+        if self.exact:
+            return ""
+        return f"{self.rule} changes the old positions {f'after the first {self.unchanged}' if self.unchanged > 1 else 'too'}"
 
 
 def plan_positions(
@@ -164,13 +180,16 @@ def plan_positions(
                 " expected auto or rope:none."
             )
         return PositionPlan("rope:none", True, None, lengths)
-    rule = _table_strategy(positions, learned=all(table.learned for table in family.position_tables))
+    unasked = family.config_class.default_extension
+    rule = _table_strategy(positions, unasked, learned=all(table.learned for table in family.position_tables))
     grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
-    return PositionPlan(rule, rule not in DROPPED and (keeps_old_rows(rule) or not grows), None, lengths)
+    exact = rule not in DROPPED and (keeps_old_rows(rule) or not grows)
+    return PositionPlan(rule, exact, None, lengths, 0 if exact else unchanged_rows(rule, text.old))
 
 
-def _table_strategy(positions: str, *, learned: bool) -> str:
-    """The strategy for position tables; "auto" tiles a learned one, which works without training, and computes more sinusoids."""
+def _table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
+    """The strategy for position tables; "auto" computes more sinusoids, and extends a learned one as its family does, ``unasked``: most
+    are tiled, which works without training."""
     if positions in DROPPED:
         return positions
     if not learned:
@@ -179,13 +198,15 @@ def _table_strategy(positions: str, *, learned: bool) -> str:
                 f"{positions!r} does not apply to sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
             )
         return SINUSOIDAL
-    known = [*STRATEGIES, *DROPPED]
-    if positions not in ("auto", *STRATEGIES):
+    known = [*STRATEGIES, STRETCH, *DROPPED]
+    if positions != "auto" and not extends_learned(positions):
         raise PositionError(
             f"{positions!r} does not apply to a learned position table; expected auto or one of"
             f" {', '.join(known)}.{nearest(positions, known)}"
         )
-    return "tile" if positions == "auto" else positions
+    rule = unasked if positions == "auto" else positions
+    kept = stretched_from(rule)
+    return rule if kept is None else f"{STRETCH}:{kept}"
 
 
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, length: StackLength) -> RopePlan:

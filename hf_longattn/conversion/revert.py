@@ -18,7 +18,7 @@ from ..errors import CheckpointError, LengthError, OptionError, PositionError, c
 from ..modeling.family.definition import Family, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
+from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
@@ -81,6 +81,14 @@ class RevertPlan(ResultPlan):
         }
 
 
+@dataclass(frozen=True)
+class Restored:
+    """The original position table, for which the long model's is solved."""
+
+    tokens: int
+    extension: str  # how the conversion extended it
+
+
 def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     """Plan the plain model of a long checkpoint.
 
@@ -117,7 +125,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     if not family.reads_text:
         positions = UNCHANGED
     elif positions == AUTO:
-        stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
+        stretched = any(table.learned for table in tables.values()) and moves_rows(long_config.position_extension)
         positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
     for name, table in tables.items():
         own_length = source.tensors[name].shape[0] - table.leading(long_config)
@@ -131,7 +139,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
     skeleton = _base_skeleton(source, family, base_class, config, long_skeleton)
-    restored = before if positions == RESTORED else None
+    restored = Restored(before, long_config.position_extension) if positions == RESTORED and before is not None else None
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     full_shapes = whole_shapes(long_skeleton)
     keys = {name: tensor.key for name, tensor in names_in_model(source.tensors, skeleton).items()}
@@ -253,14 +261,14 @@ def _planned(
     leading: int | None,
     length: int,
     positions: str,
-    restored: int | None,
+    restored: Restored | None,
     cast: torch.dtype | None,
 ) -> TensorPlan:
     """What happens to one tensor.
 
     key: its name in the plain model, of which `expected` has the shapes.
     leading: rows that are not positions, in a position table.
-    restored: tokens of the original table that an interpolated one is solved for, before it is cut to `length`.
+    restored: the original table that an extended one is solved for, before it is cut to `length`.
     """
     header = source.tensors[name]
     dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
@@ -272,8 +280,8 @@ def _planned(
 
         def shorter(values: Tensor) -> Tensor:
             if restored is not None:
-                if restored + leading < len(values):
-                    values = shorten_table(values, restored + leading, offset=leading, strategy="interpolate")
+                if restored.tokens + leading < len(values):
+                    values = shorten_table(values, restored.tokens + leading, offset=leading, strategy=restored.extension)
                 return shorten_table(values, length + leading, offset=leading)
             return shorten_table(values, length + leading, offset=leading, strategy=positions)
 
@@ -286,7 +294,7 @@ def _planned(
 def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:
     """Why outputs at the new length differ with full attention; empty if they must be equal."""
     if positions != "truncate" and any(tensor.action == "shortened" for tensor in tensors):
-        return "its positions are those before the interpolation" if positions == RESTORED else "its positions are interpolated"
+        return "its positions are those before the conversion" if positions == RESTORED else "its positions are interpolated"
     if getattr(long_config, "rope_parameters", None) != getattr(config, "rope_parameters", None):
         return "its rotary positions are no longer scaled"
     if any(tensor.action == "dropped" and "long_memory." in tensor.name for tensor in tensors):
@@ -301,13 +309,15 @@ def _moved_positions(
     sentences = []
     lost = "what was learned with them since is lost"
     shortened = [tensor for tensor in tensors if tensor.action == "shortened"]
+    moved = moves_rows(long_config.position_extension)
+    how = "an interpolated" if long_config.position_extension == "interpolate" else "a stretched"
     if long_config.position_extension == "none":
         sentences.append("The conversion dropped the position table, which stays zero: this is not the model that was converted.")
-    elif long_config.position_extension == "interpolate" and positions == RESTORED and shortened:
-        sentences.append(f"The interpolated position table is solved back to the {before} positions before the conversion; {lost}.")
-    elif long_config.position_extension == "interpolate" and positions == "truncate" and before is not None:
+    elif moved and positions == RESTORED and shortened:
+        sentences.append(f"The {how.split()[1]} position table is solved back to the {before} positions before the conversion; {lost}.")
+    elif moved and positions == "truncate" and before is not None and length > unchanged_rows(long_config.position_extension, before):
         way = "" if length > before else "; --positions auto solves them back"
-        sentences.append(f"The first {length} rows of an interpolated position table are not those of the model that was converted{way}.")
+        sentences.append(f"The first {length} rows of {how} position table are not those of the model that was converted{way}.")
     elif long_config.position_extension != "interpolate" and positions == "interpolate" and shortened:
         sentences.append(
             "The position table, which was not interpolated, is interpolated to fewer positions: outputs differ from those of the long"
@@ -451,7 +461,7 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
     tables = [tensor for tensor in plan.tensors if tensor.action == "shortened" and tensor.header is not None]
     if before is None or not tables:
         return []
-    if rule not in STRATEGIES:
+    if not extends_learned(rule):
         return [Check(name, MEASURED, "the conversion dropped the position table, so its values cannot be restored")]
     if plan.new_length != before:
         return [Check(name, SKIPPED, f"the model that was converted took {before} tokens, and the result takes {plan.new_length}")]

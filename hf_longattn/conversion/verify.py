@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..positions import keeps_old_rows
+from ..positions import unchanged_rows
 from .model_loading import Running, choose_running
 from .pictures import VerificationPictures, VerificationSpectrograms, inputs_on_grid
 from .plan import ConversionPlan
@@ -229,7 +229,7 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
     # The old rows are checked without the rule that made the new ones.
     old = read_tensor(tensor.header)
     old = (old if tensor.change is None else tensor.change(old)).to(tensor.dtype)
-    rows = old.shape[0] if keeps_old_rows(plan.positions) else tensor.offset + 1
+    rows = tensor.offset + unchanged_rows(plan.positions, len(old) - tensor.offset)
     return [] if _same_bytes(written[:rows], old[:rows]) else [f"{tensor.name} lost its first {rows} rows"]
 
 

@@ -130,12 +130,17 @@ def _compare_with_source(
     """The checks at the old length, and the loaded result."""
     source, missing = _measured_source(plan, loss, scratch)
     headless = newly_initialised(missing, source)
-    at = sorted({lengths.old, lengths.covered} - {0})
+    at = sorted({lengths.old, lengths.covered, _unchanged(plan, lengths)} - {0})
     limit = _decoder_limit(plan)
     expected = {length: outputs(part_to_compare(source, headless), text.tokens(length), decoder_tokens=limit) for length in at}
     del source
     model, _ = load_result(result, plan.architecture, plan.config, scratch=scratch)
     return _compare_old(plan, model, headless, text, lengths, expected), model
+
+
+def _unchanged(plan: ConversionPlan, lengths: Lengths) -> int:
+    """The length at which outputs must be equal although positions change longer texts; 0 if there is none of more than one token."""
+    return min(plan.unchanged_tokens, lengths.old) if plan.unchanged_tokens > 1 else 0
 
 
 def _decoder_limit(plan: ConversionPlan) -> int | None:
@@ -171,10 +176,15 @@ def _compare_old(
 
     change = plan.position_change
     checks = []
+    unchanged = _unchanged(plan, lengths)
+    if unchanged and unchanged <= lengths.covered:
+        checks.append(compare("equal where positions are unchanged", unchanged, "long attention", ""))
     if lengths.covered:
         checks.append(compare("equal where the mechanism covers the input", lengths.covered, "long attention", change))
     if lengths.covered < lengths.old:
         model.use_base_attention()
+        if unchanged > lengths.covered:
+            checks.append(compare("equal where positions are unchanged", unchanged, "full attention instead of the mechanism", ""))
         name = "equal at the old length with full attention"
         checks.append(compare(name, lengths.old, "full attention instead of the mechanism", change))
         model.set_attn_implementation(attention_implementation(plan.config) or "longattn")

@@ -2,7 +2,20 @@
 
 from hf_longattn.positions.distances import RANDOM, Extent, untrained_distances, widest_span
 from hf_longattn.positions.rope import RopePlan, rope_parameters
-from hf_longattn.positions.tables import DROPPED, SHORTER, SINUSOIDAL, STRATEGIES, extend_table, keeps_old_rows, shorten_table
+from hf_longattn.positions.tables import (
+    DROPPED,
+    SHORTER,
+    SINUSOIDAL,
+    STRATEGIES,
+    STRETCH,
+    extend_table,
+    extends_learned,
+    keeps_old_rows,
+    moves_rows,
+    shorten_table,
+    stretched_from,
+    unchanged_rows,
+)
 
 __all__ = [
     "DROPPED",
@@ -10,12 +23,17 @@ __all__ = [
     "SHORTER",
     "SINUSOIDAL",
     "STRATEGIES",
+    "STRETCH",
     "Extent",
     "RopePlan",
     "extend_table",
+    "extends_learned",
     "keeps_old_rows",
+    "moves_rows",
     "rope_parameters",
     "shorten_table",
+    "stretched_from",
+    "unchanged_rows",
     "untrained_distances",
     "widest_span",
 ]

@@ -5,6 +5,10 @@
                  https://arxiv.org/abs/2004.05150).
 ``interpolate``  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al. 2023,
                  https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
+``stretch:20``   the first 20 rows are kept, and the rows after them are stretched over the rest, linear in between; rows after the last
+                 old one continue its last step. 77 rows become 248 as in Long-CLIP (Zhang et al. 2024, https://arxiv.org/abs/2403.15378),
+                 since most captions it was trained with are short. Texts longer than 21 tokens change, so this needs training.
+                 ``stretch`` alone keeps 20 rows.
 ``random``       the old rows are kept; new ones are drawn from a normal distribution with the table's standard deviation, as before
                  training: the negative control.
 
@@ -19,6 +23,7 @@ Rows below ``offset`` are not positions (RoBERTa's table starts with two such ro
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +34,9 @@ from hf_longattn.errors import PositionError, nearest
 DROPPED = ("none", "alibi")
 """Strategies that discard the table: all rows are zeros."""
 SINUSOIDAL = "sinusoidal"
+INTERPOLATE, STRETCH = "interpolate", "stretch"
+KEPT_ROWS = 20
+"""The rows that ``stretch`` keeps unless it says how many: Long-CLIP's, the effective length of CLIP's captions."""
 SINUSOIDAL_ERROR = 1e-2
 """Above bf16 rounding (4e-3), below the difference between neighbouring positions."""
 SHORTER = ("truncate", "interpolate")
@@ -47,34 +55,71 @@ def _interpolate(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor
     return stretched[0].T.to(old.dtype)
 
 
-def _before_interpolation(long: Tensor, rows: int) -> Tensor:
-    """The table of ``rows`` rows, both ends fixed, whose interpolation is nearest to ``long`` (least squares): it inverts ``_interpolate``.
+def _stretch(old: Tensor, rows: int, seed: int, std: float | None, *, kept: int) -> Tensor:
+    if len(old) < kept + 2:
+        raise PositionError(
+            f"A table of {len(old)} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; keep fewer with "
+            f"stretch:{max(1, len(old) - 2)}."
+        )
+    below, share = _stretched_places(len(old) - kept, rows - kept)
+    tail = old[kept:].to(torch.float64)
+    return torch.cat([old[:kept], torch.lerp(tail[below], tail[below + 1], share[:, None]).to(old.dtype)])
 
-    The normal equations of linear interpolation are tridiagonal, so a single elimination from row to row solves them.
-    """
+
+def _stretched_places(rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
+    """Where each of ``new_rows`` lies among ``rows``: the row below, and the share of the row above, more than 1 after the last."""
+    at = torch.arange(new_rows, dtype=torch.float64) * rows / new_rows
+    below = at.floor().long().clamp(max=rows - 2)
+    return below, at - below
+
+
+def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
+    """The table of ``rows`` rows which, stretched after the first ``kept``, is nearest to ``long`` (least squares)."""
+    if long.is_meta or rows < kept + 2:
+        return long[:rows]
+    below, share = _stretched_places(rows - kept, len(long) - kept)
+    tail = _solve(*_normal_equations(long[kept:].to(torch.float64), below, share, rows - kept))
+    return torch.cat([long[:kept], tail.to(long.dtype)])
+
+
+def _before_interpolation(long: Tensor, rows: int) -> Tensor:
+    """The table of ``rows`` rows, both ends fixed, whose interpolation is nearest to ``long`` (least squares)."""
     if rows <= 2 or long.is_meta:  # on the meta device only the shape matters
         return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
     target = long.to(torch.float64)
     at = torch.arange(len(long), dtype=torch.float64) * (rows - 1) / (len(long) - 1)
     below = at.floor().long().clamp(max=rows - 2)
-    share = at - below  # of the row above
+    diagonal, off_diagonal, right_side = _normal_equations(target, below, at - below, rows)
+    for end, neighbour, pair in ((0, 1, 0), (-1, -2, -1)):
+        right_side[end], diagonal[end] = target[end], 1.0
+        right_side[neighbour] -= off_diagonal[pair] * right_side[end]
+        off_diagonal[pair] = 0.0
+    return _solve(diagonal, off_diagonal, right_side).to(long.dtype)
+
+
+def _normal_equations(target: Tensor, below: Tensor, share: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The equations of the ``rows`` rows of which ``target`` is a mix, each of the row ``below`` and, by ``share``, of the one above.
+
+    Returns:
+        Diagonal ``(rows,)``, off-diagonal ``(rows - 1,)`` between a row and the one above, and right side ``(rows, d)``, float64.
+    """
     diagonal = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, (1 - share) ** 2).index_add_(0, below + 1, share**2)
-    off_diagonal = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, share * (1 - share))  # between a row and the one above
+    off_diagonal = torch.zeros(rows - 1, dtype=torch.float64).index_add_(0, below, share * (1 - share))
     right_side = torch.zeros(rows, target.shape[1], dtype=torch.float64)
     right_side.index_add_(0, below, (1 - share)[:, None] * target).index_add_(0, below + 1, share[:, None] * target)
-    right_side[0], right_side[-1] = target[0], target[-1]
-    diagonal[0], first, last = 1.0, float(off_diagonal[0]), float(off_diagonal[rows - 2])
-    right_side[1] -= first * right_side[0]
-    right_side[rows - 2] -= last * right_side[-1]
-    for row in range(2, rows - 1):
+    return diagonal, off_diagonal, right_side
+
+
+def _solve(diagonal: Tensor, off_diagonal: Tensor, right_side: Tensor) -> Tensor:
+    """The solution of symmetric tridiagonal equations, by a single elimination from row to row; overwrites its arguments."""
+    for row in range(1, len(diagonal)):
         factor = off_diagonal[row - 1] / diagonal[row - 1]
         diagonal[row] -= factor * off_diagonal[row - 1]
         right_side[row] -= factor * right_side[row - 1]
-    for row in range(rows - 2, 0, -1):
-        if row < rows - 2:
-            right_side[row] -= off_diagonal[row] * right_side[row + 1]
-        right_side[row] /= diagonal[row]
-    return right_side.to(long.dtype)
+    right_side[-1] /= diagonal[-1]
+    for row in range(len(diagonal) - 2, -1, -1):
+        right_side[row] = (right_side[row] - off_diagonal[row] * right_side[row + 1]) / diagonal[row]
+    return right_side
 
 
 def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
@@ -97,7 +142,7 @@ def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
 
 STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
     "tile": _tile,
-    "interpolate": _interpolate,
+    INTERPOLATE: _interpolate,
     "random": _random,
 }
 
@@ -114,9 +159,42 @@ def sinusoids_at(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle[:, : width // 2].cos()], dim=1)
 
 
+def stretched_from(strategy: str) -> int | None:
+    """How many rows ``stretch`` or ``stretch:ROWS`` keeps; ``None`` for any other strategy.
+
+    Raises:
+        PositionError: what follows the colon is not a number of rows.
+    """
+    name, colon, count = strategy.partition(":")
+    if name != STRETCH:
+        return None
+    if colon and not (count.isdecimal() and int(count) > 0):
+        raise PositionError(f"{strategy!r} does not say how many rows are kept; give a number of at least 1, as stretch:{KEPT_ROWS}.")
+    return int(count) if colon else KEPT_ROWS
+
+
+def extends_learned(strategy: str) -> bool:
+    """Whether ``strategy`` extends learned tables; ``stretch:ROWS`` does for any number of rows."""
+    return strategy in STRATEGIES or stretched_from(strategy) is not None
+
+
+def moves_rows(strategy: str) -> bool:
+    """Whether old rows lie elsewhere in the extended table, from which :func:`shorten_table` solves them."""
+    return strategy == INTERPOLATE or stretched_from(strategy) is not None
+
+
 def keeps_old_rows(strategy: str) -> bool:
     """Whether the old rows, and so the outputs up to the old length, are unchanged."""
-    return strategy != "interpolate" and strategy not in DROPPED
+    return not moves_rows(strategy) and strategy not in DROPPED
+
+
+def unchanged_rows(strategy: str, rows: int) -> int:
+    """How many of the first positions of a table of ``rows`` positions are the same after it was extended: texts of at most as many tokens
+    have the same outputs."""
+    if strategy in DROPPED:
+        return 0
+    kept = stretched_from(strategy)
+    return min(rows, kept + 1) if kept is not None else rows if keeps_old_rows(strategy) else 1
 
 
 def extend_table(
@@ -134,7 +212,7 @@ def extend_table(
         weight: ``(P, d)``, any floating dtype, on the CPU; not changed.
         new_rows: rows of the result, including the ``offset`` special rows (4,098 for a RoBERTa of 4,096 tokens).
         offset: number of leading rows that are not positions; they are copied once.
-        strategy: "tile", "interpolate", "random", "none", "alibi" or "sinusoidal" (see the module's docstring).
+        strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi" or "sinusoidal" (see the module's docstring).
         seed: for "random"; the same seed gives the same rows on every machine.
         std: for "random"; ``None`` uses the standard deviation of the table's positions.
 
@@ -144,9 +222,12 @@ def extend_table(
     Raises:
         PositionError: unknown strategy, a table that would shrink, or one without rows beyond its offset.
     """
+    kept = stretched_from(strategy)
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
+    if kept is not None:
+        extend = partial(_stretch, kept=kept)
     if extend is None and strategy not in DROPPED:
-        known = [*STRATEGIES, *DROPPED]
+        known = [*STRATEGIES, STRETCH, *DROPPED]
         raise PositionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(known)}.{nearest(strategy, known)}")
     if weight.ndim != 2:
         raise PositionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
@@ -175,16 +256,20 @@ def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str =
         new_rows: rows of the result, including the ``offset`` special rows.
         offset: number of leading rows that are not positions; they are copied.
         strategy: "truncate", or "interpolate": both ends fixed, the others such that linear interpolation is closest to ``weight`` (least
-            squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding.
+            squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding. "stretch" or
+            "stretch:ROWS" solves back what the strategy of that name stretched, likewise.
 
     Raises:
         PositionError: unknown strategy, or a table that would grow.
     """
-    if strategy not in SHORTER:
+    kept = stretched_from(strategy)
+    if strategy not in SHORTER and kept is None:
         raise PositionError(f"Unknown way {strategy!r} to shorten positions; expected {' or '.join(SHORTER)}.{nearest(strategy, SHORTER)}")
     if not offset < new_rows <= weight.shape[0]:
         raise PositionError(f"A position table of {weight.shape[0]} rows cannot be shortened to {new_rows}.")
     weight = weight.detach()
     if strategy == "truncate" or new_rows == weight.shape[0]:
         return weight[:new_rows].contiguous()
-    return torch.cat([weight[:offset], _before_interpolation(weight[offset:], new_rows - offset)]).contiguous()
+    trained, rows = weight[offset:], new_rows - offset
+    shortened = _before_interpolation(trained, rows) if kept is None else _before_stretching(trained, rows, kept)
+    return torch.cat([weight[:offset], shortened]).contiguous()

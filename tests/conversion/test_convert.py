@@ -141,6 +141,23 @@ def test_other_positions_verify_and_say_what_they_cost(positions: str, built: Ca
     assert {"interpolate": "changes the old positions too", "random": "random rows"}[positions] in check.detail
 
 
+@pytest.mark.parametrize("options", [{"mechanism": "full"}, {"mechanism": "window", "window": 8}], ids=["covered", "not-covered"])
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
+def test_stretched_positions_are_equal_for_short_texts_and_say_that_longer_ones_change(
+    name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = convert_checkpoint(built(name), tmp_path / "long", max_length=200, positions="stretch", **options)
+    assert report.passed
+    assert report.needs_training
+    checks = {check.name: check for check in report.checks}
+    equal = checks["equal where positions are unchanged"]
+    assert (equal.status, equal.values["length"]) == ("passed", 21)
+    changed = [check for check in report.checks if check.status == "needs training"]
+    assert changed
+    assert all("stretch:20 changes the old positions after the first 21" in check.detail for check in changed)
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["position_extension"] == "stretch:20"
+
+
 @pytest.mark.parametrize(
     ("positions", "kind", "needs_training"),
     [("auto", "default", False), ("rope:yarn", "yarn", True), ("rope:linear", "linear", True), ("rope:dynamic", "dynamic", False)],

@@ -36,7 +36,11 @@ WINDOW = {"mechanism": "window", "window": 16}
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{beginning}:UserWarning")
-    for beginning in ("The plain model attends", "The rotary positions change", "The interpolated position table is solved back")
+    for beginning in (
+        "The plain model attends",
+        "The rotary positions change",
+        r"The (interpolated|stretched) position table is solved back",
+    )
 ]
 
 
@@ -93,8 +97,9 @@ def test_there_and_back(name: str, positions: str, built: Built, tmp_path: Path)
 
 
 TABLES = ("BertForMaskedLM", "GPT2LMHeadModel", "RobertaForMaskedLM", "BartForConditionalGeneration")
+TABLE_RULES = (*STRATEGIES, "stretch:20", *DROPPED)
 EVERY_WAY = [
-    *((name, positions) for name in TABLES for positions in (*STRATEGIES, *DROPPED)),
+    *((name, positions) for name in TABLES for positions in TABLE_RULES),
     *(("LlamaForCausalLM", f"rope:{kind}" + ":50000" * (kind == "base")) for kind in ROPE_KINDS if kind != "longrope"),
 ]
 """A family with a table, with offsets in it, with two stacks, and a rotary one; every kind of positions that each can have."""
@@ -102,11 +107,14 @@ EVERY_WAY = [
 
 def quick_way(name: str, positions: str) -> bool:
     """Every kind with BERT, with another family in turn, and with rotary positions."""
-    kinds = (*STRATEGIES, *DROPPED)
-    return name not in TABLES[1:] or name == TABLES[1 + kinds.index(positions) % 3]
+    return name not in TABLES[1:] or name == TABLES[1 + TABLE_RULES.index(positions) % 3]
 
 
-CHANGED = {"interpolate": "is solved back to the 64 positions", **dict.fromkeys(DROPPED, "The conversion dropped the position table")}
+SOLVED_BACK = ("interpolate", "stretch:20")
+CHANGED = {
+    **dict.fromkeys(SOLVED_BACK, "is solved back to the 64 positions"),
+    **dict.fromkeys(DROPPED, "The conversion dropped the position table"),
+}
 
 
 @pytest.mark.filterwarnings("ignore:Its relative positions:UserWarning")
@@ -121,7 +129,7 @@ def test_every_kind_of_positions_comes_back_or_is_said_to_be_lost(
     largest = max(float((found[one] - value).abs().max()) for one, value in expected.items())
     lost = positions in DROPPED
     assert (largest > 0.1) == lost
-    assert largest == 0 or lost or (positions == "interpolate" and largest < 1e-5)
+    assert largest == 0 or lost or (positions in SOLVED_BACK and largest < 1e-5)
     assert what_matters(tmp_path / "back") == what_matters(source)
 
     said = " ".join(str(one.message) for one in recwarn)
@@ -139,7 +147,7 @@ def test_every_kind_of_positions_comes_back_or_is_said_to_be_lost(
     ids = torch.randint(5, 900, (2, 50))
     with torch.no_grad():
         before, after = (kind.from_pretrained(folder).eval()(ids).logits for folder in (source, tmp_path / "back"))
-    assert torch.allclose(before, after, atol=1e-3 if positions == "interpolate" else 0) != lost
+    assert torch.allclose(before, after, atol=1e-3 if positions in SOLVED_BACK else 0) != lost
 
 
 def test_positions_of_a_model_trained_further_are_said_to_be_no_longer_the_sources(built: Built, tmp_path: Path) -> None:
@@ -155,6 +163,7 @@ def test_positions_of_a_model_trained_further_are_said_to_be_no_longer_the_sourc
     [
         ("BertForMaskedLM", "interpolate", {"positions": "truncate"}, "are not those of the model .* --positions auto solves them back"),
         ("BertForMaskedLM", "interpolate", {"max_length": 100}, "first 100 rows of an interpolated position table"),
+        ("BertForMaskedLM", "stretch:20", {"positions": "truncate"}, "first 64 rows of a stretched position table"),
         ("BertForMaskedLM", "tile", {"positions": "interpolate"}, "is interpolated to fewer positions"),
         ("LlamaForCausalLM", "rope:yarn", {"max_length": 100}, "The rotary positions stay 'yarn'"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_longattn.errors import PositionError
-from hf_longattn.positions import SHORTER, STRATEGIES, extend_table, keeps_old_rows, shorten_table
+from hf_longattn.positions import SHORTER, STRATEGIES, extend_table, keeps_old_rows, shorten_table, unchanged_rows
 
 
 def table(rows: int = 10, width: int = 4) -> torch.Tensor:
@@ -37,6 +37,37 @@ def test_interpolation_leaves_special_rows_alone() -> None:
     new = extend_table(old, 12, offset=2, strategy="interpolate")
     assert torch.equal(new[:3], old[:3])
     assert torch.equal(new[-1], old[-1])
+
+
+def test_stretching_77_rows_to_248_is_long_clips_table() -> None:
+    """Zhang et al. 2024, section 3.1, row by row: four rows for each step, and the last step continued by its quarters."""
+    old, kept = torch.randn(77, 8, dtype=torch.float64), 20
+    expected = [*old[:kept]]
+    for row in range(kept, 76):
+        expected += [((4 - quarter) * old[row] + quarter * old[row + 1]) / 4 for quarter in range(4)]
+    expected += [old[76] + quarter * (old[76] - old[75]) / 4 for quarter in range(4)]
+    assert torch.allclose(extend_table(old, 248, offset=0, strategy="stretch"), torch.stack(expected), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("strategy", "kept"), [("stretch", 20), ("stretch:1", 1), ("stretch:62", 62)])
+@pytest.mark.parametrize("new_rows", [65, 100, 512])
+def test_stretching_keeps_the_first_rows_for_any_length(strategy: str, kept: int, new_rows: int) -> None:
+    old = torch.randn(66, 8)
+    new = extend_table(old, new_rows + 2, offset=2, strategy=strategy)
+    assert unchanged_rows(strategy, 64) == kept + 1
+    assert torch.equal(new[: kept + 3], old[: kept + 3])
+    assert not torch.equal(new[kept + 3], old[kept + 3])
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+@pytest.mark.parametrize(("rows", "more", "kept"), [(22, 1, 20), (77, 171, 20), (77, 100, 20), (64, 1, 1), (512, 3584, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stretched_table_is_solved_back(rows: int, more: int, kept: int, offset: int, dtype: torch.dtype) -> None:
+    old = torch.randn(rows + offset, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    long = extend_table(old, rows + more + offset, offset=offset, strategy=f"stretch:{kept}")
+    back = shorten_table(long, rows + offset, offset=offset, strategy=f"stretch:{kept}")
+    assert back.dtype == dtype
+    assert float((back - old).abs().max()) <= 20 * torch.finfo(dtype).eps
 
 
 def test_random_rows_follow_the_tables_spread_and_the_seed() -> None:
@@ -87,6 +118,8 @@ def test_a_table_without_storage_is_shortened_to_the_same_shape(strategy: str, r
         ({"new_rows": 9, "offset": 2}, "a maximum length of at least 8"),
         ({"new_rows": 20, "offset": 10}, "cannot start with 10 special rows"),
         ({"new_rows": 20, "offset": 0, "strategy": "tiles"}, "Did you mean 'tile'"),
+        ({"new_rows": 20, "offset": 0, "strategy": "stretch"}, "keep fewer with stretch:8"),
+        ({"new_rows": 20, "offset": 0, "strategy": "stretch:few"}, "give a number of at least 1"),
     ],
 )
 def test_what_cannot_be_extended_is_refused(arguments: dict, sentence: str) -> None:

@@ -37,7 +37,7 @@ class LongConfig(_Base):
         window of the base keep it unless they are named (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError`
         for a layer that does not exist, and for a mechanism without the causal (bidirectional) form that is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
-        ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
+        ``"stretch:20"``, ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
     question_separator_id: in a model that answers questions, the token between question and document. Every token before the
         document is then global, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
         Conversion and ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.token_globals`).
@@ -52,6 +52,8 @@ class LongConfig(_Base):
     base_model_type: ClassVar[str]
     default_mechanism: ClassVar[str | None] = None
     """The family's default mechanism, where Longformer's defaults do not fit."""
+    default_extension: ClassVar[str] = "tile"
+    """How the family's position tables are extended by default."""
     score_cap: ClassVar[str | None] = None
     """The base's field that caps attention scores, unless it is ``None`` (Gemma 2)."""
 
@@ -88,7 +90,7 @@ class LongConfig(_Base):
                 setattr(self, name, base_windows[name])
             kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
         chosen: Any = kwargs.pop("long_attention", None)
-        self.position_extension = kwargs.pop("position_extension", "tile")
+        self.position_extension = kwargs.pop("position_extension", self.default_extension)
         for name in ("question_separator_id", "global_token_ids"):
             if (value := kwargs.pop(name, None)) is not None:
                 setattr(self, name, value)
