@@ -154,31 +154,3 @@ def joined(parts: Sequence[Recording]) -> Recording:
         words += [Spoken(word.text, word.start + place / RATE, word.end + place / RATE) for word in part.words]
         place += len(part.samples)
     return Recording(np.concatenate([part.samples for part in parts]), tuple(words))
-
-
-def two_voices(random: np.random.Generator, voices: Sequence[Voice], seconds: float) -> tuple[Recording, bool]:
-    """Digits for at least this many seconds whose first and last words are said by one voice or by two, and by others between them; and
-    whether it is one."""
-    same = bool(random.integers(2))
-    first, last = (voices[number] for number in random.choice(len(voices), 2, replace=False))
-    between = [voice for voice in voices if voice not in (first, last)]
-    speakers = (first, first if same else last)
-    ends = [recording([str(number) for number in random.integers(0, 10, 6)], Sentence([voice]), random) for voice in speakers]
-    return joined([ends[0], long_digits(random, between, seconds - sum(len(end.samples) for end in ends) / RATE), ends[1]]), same
-
-
-def keyword_order(
-    random: np.random.Generator, voices: Sequence[Voice], seconds: float, keywords: tuple[str, str] = ("yes", "no"), apart: float = 0.5
-) -> tuple[Recording, int]:
-    """Digits for at least this many seconds with two keywords, at least the share ``apart`` of the recording from one another; and which of
-    them comes first."""
-    order = int(random.integers(2))
-    share = (1 - apart) * float(random.uniform(0, 1))
-    spans = [share * seconds, apart * seconds, (1 - apart - share) * seconds]
-    parts: list[Recording] = []
-    for number, span in enumerate(spans):
-        parts.append(long_digits(random, voices, max(span, 1.0)))
-        if number < 2:
-            voice = voices[int(random.integers(len(voices)))]
-            parts.append(recording([keywords[(order + number) % 2]], Sentence([voice]), random))
-    return joined(parts), order
