@@ -1,8 +1,8 @@
-"""Spectrograms whose label needs a word at the start and sounds at the end: a small AST that heard seconds, converted to minutes.
+"""Spectrograms whose label needs a sound at the start and others at the end: a small AST that heard seconds, converted to minutes.
 
-A voice says "low", "middle" or "high" at the start. At the end a rising, a falling and a pulsed tone sound together, one in each band of
-frequencies, and the label is the kind of that in the band that was named. Between them voices say digits. In the control recordings the
-word is left out: no model can be better than chance.
+At the start there is a hiss in one of three bands of frequencies. At the end a rising, a falling and a pulsed tone sound together, one in
+each band, and the label is the kind of that in the band of the hiss. Between them voices say digits. In the control recordings the hiss is
+left out: no model can be better than chance.
 
 A spectrogram is a grid of frequency and time: patches of 16 mel bins and 0.32 s, four in a column.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification
 
@@ -24,18 +25,35 @@ from .far_running import FULL, Stage, run_study
 from .far_sounds import MARGIN, ROWS_PER_SECOND, Placed, Sound, SoundTask, babble, in_chunks, whole, with_hints, with_sounds
 from .far_systems import POSITION_SCALE, waves
 from .far_task import Shown, System, converted, plain
-from .speech_synthesis import HELD_OUT, LEVEL, RATE, TRAINED, say
+from .speech_synthesis import HELD_OUT, LEVEL, RATE, TRAINED
 
 FEATURES, PATCH = 64, 16
 """Mel bins, and mel bins and rows of a patch."""
 BANDS = ((640, 1140), (1260, 2100), (2300, 3800))
 """The frequencies in Hz of each band: those of the second, third and fourth row of patches."""
-WORDS = ("low", "middle", "high")
 RISING, FALLING, PULSED = range(3)
 SOUNDING = (1.0, 1.4)
 """Shortest and longest duration of the tones in seconds."""
+SPREAD = 3.0
+"""Decibels by which a sound is louder or quieter than words, at most."""
+HISSING = 0.6
+"""Seconds of the hiss."""
 DELAY = 0.4
-"""The most seconds from the margin at an end of the recording to the word, or from the tones to the margin at the other."""
+"""The most seconds from the margin at an end of the recording to the hiss, or from the tones to the margin at the other."""
+
+
+def hiss(band: tuple[int, int], random: np.random.Generator) -> Samples:
+    """Noise of a band."""
+    length = round(HISSING * RATE)
+    spectrum = np.fft.rfft(random.standard_normal(length))
+    frequencies = np.fft.rfftfreq(length, 1 / RATE)
+    spectrum[(frequencies < band[0]) | (frequencies > band[1])] = 0
+    return at_level(np.fft.irfft(spectrum, length), random)
+
+
+def at_level(wave: NDArray[np.float64], random: np.random.Generator) -> Samples:
+    """Samples within :data:`SPREAD` decibels of the level of words."""
+    return (LEVEL * 10 ** (random.uniform(-SPREAD, SPREAD) / 20) * wave / np.sqrt(np.mean(wave**2))).astype(np.float32)
 
 
 def tone(kind: int, band: tuple[int, int], seconds: float, random: np.random.Generator) -> Samples:
@@ -50,7 +68,7 @@ def tone(kind: int, band: tuple[int, int], seconds: float, random: np.random.Gen
         pitch = np.linspace(low, high, len(time)) if kind == RISING else np.linspace(high, low, len(time))
         loud = np.ones_like(time)
     wave = np.sin(2 * np.pi * (np.cumsum(pitch) / RATE + random.uniform())) * loud
-    return (LEVEL * 10 ** (random.uniform(-3, 3) / 20) * wave / np.sqrt(np.mean(wave**2))).astype(np.float32)
+    return at_level(wave, random)
 
 
 class HintedClassifier(ASTForAudioClassification):
@@ -69,17 +87,18 @@ class HintedClassifier(ASTForAudioClassification):
 
 
 class Events(SoundTask):
-    """The kind of the tone in the band that a word has named; easier recordings have no other tone."""
+    """The kind of the tone in the band that a hiss has named; easier recordings have no other tone."""
 
     name = "events"
     classes = 3
-    easy_share = 0.5
+    easy_first = True
     features = FEATURES
     hinted_rows = FEATURES // PATCH
-    hint_classes = 3 + len(WORDS) + 1
+    hint_classes = 3 + 3 + 1 + 1
+    """Tones of each kind in the band of the hiss, those in other bands, the hiss, and the rest."""
     defaults = {
-        "systems": ["chunks", "chunks-max", "windows", "global", "last-full", FULL],
-        "stages": [Stage(40, 64, 8), Stage(240, 48, 2)], "short_size": 8, "halved": 0.0, "short_batch": 64, "short_minutes": 1.5,
+        "systems": ["chunks", "chunks-max", "windows", "global", "one-full", FULL],
+        "stages": [Stage(40, 64, 8), Stage(240, 48, 2)], "short_size": 4, "halved": 0.0, "short_batch": 32, "short_minutes": 1.0,
         "test_examples": 60, "other_examples": 12, "memory_batch": 1,
     }  # fmt: skip
 
@@ -89,13 +108,14 @@ class Events(SoundTask):
         seconds, is_easy = random.uniform(*SOUNDING), random.random() < shown.easy
         tones = [tone(kind, band, seconds, random) for kind, band in zip(kinds, BANDS, strict=True)]
         chord = tones[named] if is_easy else tones[0] + tones[1] + tones[2]
-        word = say(WORDS[named], voices[int(random.integers(len(voices)))])
         first, last = (MARGIN + random.uniform(0, DELAY) for _ in range(2))
         nothing = self.hint_classes - 1
-        of_bands = [kind if band == named or not is_easy else nothing for band, kind in enumerate(kinds)]
+        others = [nothing if is_easy else len(kinds) + kind for kind in kinds]
+        of_bands = [*others[:named], kinds[named], *others[named + 1 :]]
         placed: list[Placed] = [(Sound(chord, shown.size - last - seconds), (nothing, *of_bands))]
         if not shown.control:
-            placed.append((Sound(word, first), (self.classes + named,) * self.hinted_rows))
+            hissing = [2 * len(kinds) if band == named else nothing for band in range(len(BANDS))]
+            placed.append((Sound(hiss(BANDS[named], random), first), (nothing, *hissing)))
         return with_sounds(babble(random, voices, shown.size), [sound for sound, _ in placed], random), kinds[named], placed
 
     def inputs(self, features: Tensor) -> Tensor:
@@ -120,7 +140,7 @@ class Events(SoundTask):
         window = {"mechanism": "window2d", "window": [self.hinted_rows, self.columns(args.short_size)]}
         full = {"mechanism": "full"}
         short, rows = plain(ASTForAudioClassification), args.short_size * ROWS_PER_SECOND
-        last_full = {**window, "layers": {args.layers - 1: full}}
+        last = args.layers - 1
 
         def with_attention(attention: Mapping[str, Any]) -> Callable[[Path, int], nn.Module]:
             return converted(
@@ -135,7 +155,8 @@ class Events(SoundTask):
             "chunks-max": System(f"chunks of {args.short_size} s, maximum of their logits", short, in_chunks(rows, "max")),
             "windows": System("window2d without a global token", with_attention({**window, "prefix_tokens": "reads"}), whole),
             "global": System("window2d with global class and distillation tokens", with_attention(window), whole),
-            "last-full": System("window2d, the last layer full", with_attention(last_full), whole),
+            "last-full": System("window2d, the last layer full", with_attention({**window, "layers": {last: full}}), whole),
+            "one-full": System("window2d, the layer before the last full", with_attention({**window, "layers": {last - 1: full}}), whole),
             FULL: System("full attention", with_attention(full), whole),
         }
 
@@ -148,9 +169,9 @@ class Events(SoundTask):
 
     def sentence(self, size: int) -> str:
         return (
-            f"Spectrograms of {size} s: a voice says at the start which of three bands of frequencies is meant, and at the end a rising, a "
-            "falling and a pulsed tone sound together, one in each band; the label is the kind of that in the band that was named, chance "
-            "33 %. Between them changing voices say digits. In the control the word is left out."
+            f"Spectrograms of {size} s: at the start there is a hiss in one of three bands of frequencies, and at the end a rising, a "
+            "falling and a pulsed tone sound together, one in each band; the label is the kind of that in the band of the hiss, chance "
+            "33 %. Between them voices say digits. In the control the hiss is left out."
         )
 
 

@@ -175,7 +175,7 @@ def pretrained(task: Task, args: argparse.Namespace, seed: int) -> dict[str, Any
         while True:
             if easy == 1 and np.mean(losses[-20:]) < EASY_LOSS:
                 easy = EASY_SHARE
-                print(f"two signs from step {len(losses)} on", flush=True)
+                print(f"fewer easy ones from step {len(losses)} on", flush=True)
             if len(losses) % 100 == 0:
                 print(f"step {len(losses)}: loss {np.mean(losses[-100:]):.3f}, {100 * progress():.0f} % of the time", flush=True)
             if task.easy_share:

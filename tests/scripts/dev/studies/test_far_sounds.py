@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("sklearn")
 from scripts.dev.studies import far_running, far_sounds, speech_synthesis
-from scripts.dev.studies.far_events import BANDS, FALLING, PULSED, RISING, SOUNDING, Events, tone
+from scripts.dev.studies.far_events import BANDS, FALLING, PULSED, RISING, SOUNDING, Events, hiss, tone
 from scripts.dev.studies.far_running import arguments
 from scripts.dev.studies.far_sounds import MARGIN, Sound, SoundTask, babble, hint_labels, in_chunks, log_mel, with_sounds
 from scripts.dev.studies.far_speech import FRAMES_PER_SECOND, Keywords, Voices, far_starts
@@ -130,13 +130,15 @@ def test_the_control_lacks_what_tells_the_label(kind: type[SoundTask]) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(BANDS)))
-def test_a_tone_is_in_the_row_of_patches_of_its_band(number: int) -> None:
+def test_sounds_of_a_band_are_in_its_row_of_patches(number: int) -> None:
     """The rows that are hinted at: the first is below all bands."""
-    samples = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32) * np.float32(0.01)
-    loud = samples + np.concatenate([np.zeros(RATE, np.float32), tone(FALLING, BANDS[number], 1.0, np.random.default_rng(1))])
-    rows = log_mel([loud], Events.features)[0].unflatten(1, (Events.hinted_rows, -1))
-    rise = rows[55:95].mean((0, 2)) - rows[5:45].mean((0, 2))
-    assert rise.argmax() == 1 + number
+    random = np.random.default_rng(0)
+    for sound in (tone(FALLING, BANDS[number], 1.0, random), hiss(BANDS[number], random)):
+        samples = (0.01 * random.standard_normal(2 * RATE)).astype(np.float32)
+        samples[RATE : RATE + len(sound)] += sound
+        rows = log_mel([samples], Events.features)[0].unflatten(1, (Events.hinted_rows, -1))
+        rise = rows[55:78].mean((0, 2)) - rows[5:45].mean((0, 2))
+        assert rise.argmax() == 1 + number
 
 
 @needs_espeak
@@ -206,10 +208,11 @@ def test_a_tiny_run_measures_every_system(kind: type[SoundTask], tmp_path: Path)
 @pytest.mark.parametrize("kind", TASKS)
 def test_hints_are_labels_of_tokens_that_a_saved_model_does_not_have(kind: type[SoundTask], tmp_path: Path) -> None:
     task = kind()
-    inputs, labels = task.batch(Shown(8, hints=True), 2, np.random.default_rng(0))
-    assert labels.shape == (2, 1 + task.hinted_rows * task.columns(8))
+    args = arguments([kind], ["--width", "32", "--layers", "1"])
+    inputs, labels = task.batch(Shown(args.short_size, hints=True), 2, np.random.default_rng(0))
+    assert labels.shape == (2, 1 + task.hinted_rows * task.columns(args.short_size))
     assert labels[:, 1:].max() == task.hint_classes - 1
-    model = task.small_model(arguments([kind], ["--width", "32", "--layers", "1"]), 0).eval()
+    model = task.small_model(args, 0).eval()
     both = task.small_logits(model, inputs, "both")
     torch.testing.assert_close(both[:, 0, : task.classes], task.small_logits(model, inputs, "class"))
     assert both[:, 0].argmax(-1).max() < task.classes
