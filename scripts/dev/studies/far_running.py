@@ -280,8 +280,9 @@ def page(result: Mapping[str, Any], task: Task) -> str:
     size, small, items = settings["stages"][-1][0], settings["short_size"], f"{task.item}s"
     scores = ", ".join(f"{run['short']['held_out']['accuracy']:.1f} %" for run in runs)
     stages = ", then ".join(f"{count:,} of {task.of_size(side)}" for side, count, _ in settings["stages"])
-    names = list(dict.fromkeys(name for run in runs for name in run["systems"]))
-    baseline = max((name for name in task.baselines if name in names), key=lambda name: mean_accuracy(runs, name), default=None)
+    names_of = {name: row["name"] for run in runs for name, row in run["systems"].items()}
+    baselines = [name for name in task.baselines if all(name in run["systems"] for run in runs)]
+    baseline = max(baselines, key=lambda name: mean_accuracy(runs, name), default=None)
     lines = [
         f"{task.sentence(size)} {task.about_model(settings)} learned it in {items} of {task.of_size(small)} ({scores} there). Every system "
         f"starts from it and is fine-tuned on the same {items}: {stages} ({task.tokens(size)}).",
@@ -289,16 +290,16 @@ def page(result: Mapping[str, Any], task: Task) -> str:
         f"{len(runs)} seed{'s' if len(runs) > 1 else ''}, each with a small model of its own. {settings['test_examples']} held-out "
         f"{items} for each seed after fine-tuning, {settings['other_examples']} before it and for the control; accuracy "
         f"in per cent ± its standard error over {items}; in brackets each seed's and the standard error over seeds. Points below full "
-        f"attention{' and above the better chunks' if baseline else ''}: on the same {items}, with the errors of the paired difference. "
-        f"Seconds of processor time for a {task.item} of {task.of_size(size)}, for the model alone, without {task.making} it, and of the "
-        f"whole fine-tuning; MB: memory of a forward and a backward pass over {settings['memory_batch']} {items} beyond what the process "
-        f"held after one over {items} of {task.of_size(2 * small)}. Each system ran in a process of its own.",
+        f"attention{f' and above {names_of[baseline]}' if baseline else ''}: on the same {items}, with the errors of the paired "
+        f"difference. Seconds of processor time for a {task.item} of {task.of_size(size)}, for the model alone, without {task.making} it, "
+        f"and of the whole fine-tuning; MB: memory of a forward and a backward pass over {settings['memory_batch']} {items} beyond what "
+        f"the process held after one over {items} of {task.of_size(2 * small)}. Each system ran in a process of its own.",
         "",
     ]
     heads = ["before", "after", "points below full attention", *(["points above chunks"] if baseline else []), "control"]
     heads += [f"s a training {task.item}", f"s a {task.item} read", "s in all", "MB"]
     lines += [f"| system | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for name in names:
+    for name in names_of:
         rows = [run["systems"][name] for run in runs if name in run["systems"]]
         seeds = "" if len(rows) == len(runs) else f" ({len(rows)} seed{'s' if len(rows) > 1 else ''})"
         train, read = (np.mean([seconds_each(row)[number] for row in rows]) for number in (0, 1))
@@ -314,7 +315,7 @@ def page(result: Mapping[str, Any], task: Task) -> str:
 
 def mean_accuracy(runs: Sequence[Mapping[str, Any]], name: str) -> float:
     """The mean over seeds of the accuracy of a system."""
-    return float(np.mean([run["systems"][name][AFTER]["accuracy"] for run in runs if name in run["systems"]]))
+    return float(np.mean([run["systems"][name][AFTER]["accuracy"] for run in runs]))
 
 
 def seconds_each(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -68,7 +68,8 @@ class Task(abc.ABC):
     easy_share: ClassVar[float] = 0.0
     """Share of the easier form with which the training of a small model begins; it falls to none by half of the time."""
     baselines: ClassVar[tuple[str, ...]] = ()
-    """The systems that users have today: the page says by how many points others are above the best of them."""
+    """The systems that users have today: the page says by how many points others are above the best of them
+    that all seeds have."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Of the command line, where they are not those of a picture."""
 
