@@ -98,8 +98,8 @@ class Events(SoundTask):
     """Tones of each kind in the band of the hiss, those in other bands, the hiss, and the rest."""
     defaults = {
         "systems": ["chunks", "chunks-max", "windows", "global", "one-full", FULL],
-        "stages": [Stage(40, 64, 8), Stage(240, 48, 2)], "short_size": 4, "halved": 0.0, "short_batch": 32, "short_minutes": 1.0,
-        "test_examples": 60, "other_examples": 12, "memory_batch": 1,
+        "stages": [Stage(16, 1024, 16), Stage(64, 384, 8), Stage(240, 64, 2)], "short_size": 4, "halved": 0.0, "short_batch": 32,
+        "short_minutes": 1.0, "test_examples": 60, "other_examples": 12, "memory_batch": 1,
     }  # fmt: skip
 
     def recording(self, shown: Shown, random: np.random.Generator) -> tuple[Samples, int, Sequence[Placed]]:
