@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
 class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
-        "The attention mechanism, of `longattn mechanisms`; auto searches one for every layer under --budget.",
+        "One of `longattn mechanisms`; auto searches one for every layer under --budget.",
         unset="longformer; a long model's own; pictures: window2d; sound: window",
         planned=True,
     )
@@ -114,8 +114,7 @@ class ConversionConfig(Settings):
     )
     budget: str | None = setting(
         None,
-        "With --mechanism auto: the most that attention may cost: a share of full attention's time (0.25), seconds (1.5s) or memory "
-        "(200MB).",
+        "With --mechanism auto, what attention may cost: a share of full attention's time (0.25), seconds (1.5s) or memory (200MB).",
         unset="0.25",
         planned=True,
     )
@@ -178,7 +177,7 @@ class ConversionConfig(Settings):
     )
     positions: str = setting(
         "auto",
-        "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS (the first rows are kept, the rest stretched) or "
+        "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS (keeps the first rows) or "
         "random. Any table: none drops it, alibi replaces it with ALiBi. Pictures: tile or interpolate. Rotary: rope:none, rope:linear, "
         "rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto: tile for tables (pictures: if all windows fit the old size); "
         "rope:none if no layer sees beyond the old length, or else rope:yarn.",

@@ -71,11 +71,10 @@ class SoundCells:
 
     def __init__(self, rule: AudioRule, stack: Any, values: Tensor) -> None:
         self.rule, self.stack = rule, stack
-        rows = rule.as_input(values)
-        length = rows.shape[1]
+        length = values.shape[rule.time_axis]
         self.tokens = rule.frames(stack.config, length)
         self.grid = Grid((rule.output_rows(stack.config, length),))
-        self.axes: tuple[int, ...] = (int(rows is not values),)
+        self.axes: tuple[int, ...] = (rule.time_axis - 1,)
         self.sides: tuple[int, ...] = (rule.step(stack.config),)
 
     def features(self, values: Tensor) -> Tensor:

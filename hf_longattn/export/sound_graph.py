@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..conversion.sound import VerificationSound
 from ..errors import ExportError
 from ..modeling.family.audio_rule import MASK
+from ..private_apis import assume_in_graph
 from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 from .model_graph import least_lengths
 
@@ -58,7 +59,7 @@ class SoundGraph(OnePassGraph):
     ) -> dict[str, Tensor]:
         sound = input_values if input_features is None else input_features
         if sound is not None and decoder_input_ids is not None:
-            torch._check(decoder_input_ids.shape[0] == sound.shape[0])  # one symbol for both, before shapes are made of them
+            assume_in_graph(decoder_input_ids.shape[0] == sound.shape[0])  # one symbol for both, before shapes are made of them
         return self.run(
             input_values=input_values, input_features=input_features, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids
         )

@@ -7,9 +7,6 @@ is also a position table.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,12 +22,12 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from ..backend import BACKEND
-from ..engines.common.distance_term import DistanceTerm, TokenDistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.marked_mask import GlobalsInTheMask, MaskOfLayers, unmarked
+from ..positions.disentangled import Disentangled
 from ..private_apis import attention_implementation
 
 
@@ -51,41 +48,6 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
         if self.max_relative_positions < 1:
             self.max_relative_positions = self.max_position_embeddings
         super().__post_init__(**kwargs)
-
-
-@dataclass(eq=False)
-class Disentangled(TokenDistanceTerm):
-    """The two relative terms of the scores, each ``None`` in a model without it.
-
-    The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
-
-        (q_i · k_j + q_i · P^k_δ(i-j) + k_j · P^q_δ(i-j)) / sqrt(D · number of terms)
-
-    q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
-    by_query, by_key: P^k and P^q, ``(H, buckets, D)``.
-    buckets: δ of the distances ``-ahead … ahead``, beyond which it is the same.
-    """
-
-    q: Tensor
-    k: Tensor
-    by_query: Tensor | None
-    by_key: Tensor | None
-    scaling: float
-    buckets: Tensor
-
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> Disentangled:
-        by_query, by_key = (None if table is None else table[list(heads)] for table in (self.by_query, self.by_key))
-        return Disentangled(q, k, by_query, by_key, self.scaling, self.buckets)
-
-    @functools.cached_property
-    def distance_term(self) -> DistanceTerm:
-        queries, keys = self.q * self.scaling, self.k * self.scaling
-        by_query, by_key = self.by_query, self.by_key
-        if by_query is None:  # vectors of no numbers
-            assert by_key is not None
-            queries, by_query = queries[..., :0], by_key[..., :0]
-        of_keys = None if by_key is None else keys
-        return DistanceTerm(queries, by_query, len(self.buckets) // 2, self.k, of_keys=of_keys, key_table=by_key, buckets=self.buckets)
 
 
 class LongDebertaV2Encoder(DebertaV2Encoder):

@@ -23,7 +23,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
 from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
-from hf_longattn.families.deberta_v2 import Disentangled
+from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .pretended_h100 import Lacking, Lowered, environment, fake_tensors, pretend

@@ -22,7 +22,7 @@ from hf_longattn.engines.common.call import AttentionCall, Pattern, ScoreMod, co
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.families.deberta_v2 import Disentangled
+from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 PATTERN = Pattern.window(160, causal=True)

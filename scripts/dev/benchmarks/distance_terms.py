@@ -21,8 +21,8 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.families.deberta_v2 import Disentangled
 from hf_longattn.mechanisms.common.registry import prototype
+from hf_longattn.positions.disentangled import Disentangled
 
 from .case import Case
 from .implementations import Implementation
