@@ -69,10 +69,10 @@ FLAGS: list[Any] = [
 
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
-    """Whether it takes less than seconds: exports and compressions do not, nor do memory and models of sound, which are measured in
-    separate processes, and models of pictures, whose layouts are all checked first."""
+    """Whether it takes less than seconds: exports and compressions do not, nor do memory, score terms of distances and models of sound,
+    which are measured in separate processes, and models of pictures, whose layouts are all checked first."""
     exports = path in (("export",), ("compress",)) or (path[0] == "bench" and parameter.name == "onnx")
-    return not exports and not {"memory", "grid-models", "sound-models"}.intersection((*path, parameter.name))
+    return not exports and not {"memory", "distances", "grid-models", "sound-models"}.intersection((*path, parameter.name))
 
 
 @pytest.fixture(scope="module")
