@@ -52,6 +52,8 @@ STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | No
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
+HIDDEN = -10_000.0
+"""The largest number that models add to the scores of padding in some models (MarkupLM); a softmax in fp32 leaves nothing of it."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
 UNSUPPORTED_KEYWORDS = ("s_aux",)
@@ -125,7 +127,8 @@ def longattn_attention_forward(
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
         attention_mask: what :func:`longattn_mask` returned, or a mask ``(B, 1 or H, Nq, Nk)`` of the caller's own (bool, True =
-            visible, or additive), by which the mechanism's pattern is restricted further.
+            visible, or additive), by which the mechanism's pattern is restricted further; one row for all queries that says no more
+            than padding is read as padding.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
@@ -145,6 +148,7 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
+    attention_mask = _padding_in(attention_mask, query.shape[2])
     key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
@@ -279,6 +283,30 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
                 "keep attn_implementation='eager' for this model."
             )
     return mechanism
+
+
+def padding_of_row(mask: Tensor) -> Tensor | None:
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``, bool or additive with 0 for real tokens; ``None`` where all
+    tokens are real."""
+    real = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] == 0
+    return None if not in_graph() and bool(real.all()) else for_one_pass(real)
+
+
+def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
+    """A mask of one row for several queries as padding, where it says no more; others, and those in graphs, as they are.
+
+    Models make such a mask once for all layers, for which the padding is kept until the mask changes.
+    """
+    if mask is None or mask.dim() != 4 or mask.shape[1:3] != (1, 1) or q_len == 1 or in_graph():
+        return mask
+    version = -1 if mask.is_inference() else mask._version
+    known = getattr(mask, "_long_padding", None)
+    if known is None or known[0] != version or version < 0:
+        row = mask[:, 0, 0]
+        weighs = mask.dtype != torch.bool and bool(((row != 0) & (row > HIDDEN)).any())
+        known = version, mask if weighs else padding_of_row(mask)
+        mask._long_padding = known  # type: ignore[attr-defined]
+    return known[1]
 
 
 def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:

@@ -158,6 +158,37 @@ def test_a_four_dimensional_mask_restricts_the_pattern(kind: str, length: int) -
     assert (out.transpose(1, 2) - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("hidden", [torch.finfo(torch.float32).min, float("-inf"), -10_000.0, None])
+@pytest.mark.parametrize("mechanism", ["longformer", "linear", "top_k"])
+def test_a_mask_of_one_row_that_says_no_more_than_padding_is_padding(mechanism: str, hidden: float | None) -> None:
+    q, k, v = qkv()
+    real = torch.arange(40)[None] < torch.tensor([[40], [30]])
+    row = real if hidden is None else torch.where(real, 0.0, hidden)
+    out, _ = longattn_attention_forward(module(mechanism), q, k, v, row[:, None, None])
+    expected, _ = longattn_attention_forward(module(mechanism), q, k, v, real)
+    assert torch.equal(out[real], expected[real])
+
+
+def test_a_mask_of_one_row_that_weighs_keys_stays_a_change_of_the_scores() -> None:
+    q, k, v = qkv()
+    weighing = torch.zeros(2, 1, 1, 40)
+    weighing[..., 7] = -2.0
+    out, _ = longattn_attention_forward(module("full"), q, k, v, weighing)
+    scores = q @ k.mT * 8**-0.5 + weighing
+    assert torch.allclose(out.transpose(1, 2), scores.softmax(-1) @ v, atol=1e-5)
+    with pytest.raises(MaskError, match="four-dimensional attention_mask was given, but mechanism 'linear' has no scores"):
+        longattn_attention_forward(module("linear"), q, k, v, weighing)
+
+
+def test_a_mask_of_one_row_that_was_written_to_is_looked_at_again() -> None:
+    q, k, v = qkv()
+    attention, mask = module(window=8), torch.zeros(2, 1, 1, 40)
+    everything, _ = longattn_attention_forward(attention, q, k, v, mask)
+    mask[..., 30:] = torch.finfo(torch.float32).min
+    cut, _ = longattn_attention_forward(attention, q, k, v, mask)
+    assert not torch.equal(everything[:, 29], cut[:, 29])
+
+
 def test_position_bias_is_added_to_the_scores() -> None:
     q, k, v = qkv()
     bias = torch.randn(1, 4, 40, 40)
