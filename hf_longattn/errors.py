@@ -50,6 +50,10 @@ class AudioError(LongAttentionError):
     """Sound that cannot be read, or that a model cannot hear as it is: another sampling rate, several channels, silence."""
 
 
+class PageError(LongAttentionError):
+    """A page that a model cannot read as it is: boxes outside of it or in the wrong order, words without boxes."""
+
+
 class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as requested."""
 

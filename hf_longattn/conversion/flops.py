@@ -162,7 +162,7 @@ def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
 def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
     """The shape of a long model, from its skeleton and the dtypes of its tensors."""
     sites = attention_sites(skeleton)
-    causal = all(site.module.is_causal for site in sites if not site.cross)
+    causal = all(site.causal for site in sites if not site.cross)
     crossing = [site for site in sites if site.cross] if not causal else []
     elsewhere = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
     if crossing:  # the text passes through the encoder and the key and value projections of cross-attention

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, OptionError, checkpoint_errors, in_a_line
+from ..modeling.family.definition import known_family
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
 from .long_models.base import decoder_start
@@ -204,9 +205,16 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
         start = torch.full_like(ids[:, :1], decoder_start(model.config))
         arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
+    arguments = {**seeded_pages(model.config, ids), **arguments}
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)
     return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+
+
+def seeded_pages(config: Any, ids: Tensor) -> dict[str, Tensor]:
+    """What a model of pages reads next to ``ids (B, N)``, the same at every call: boxes of LayoutLM; nothing for other models."""
+    family = known_family(config)
+    return {} if family is None else family.page.seeded(config, ids.shape[0], ids.shape[1])
 
 
 @contextlib.contextmanager

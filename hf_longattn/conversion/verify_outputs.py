@@ -28,6 +28,7 @@ from .model_loading import (
     load_source,
     newly_initialised,
     outputs,
+    seeded_pages,
     weights_in_files,
 )
 from .plan import ConversionPlan
@@ -222,9 +223,10 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked = torch.zeros_like(alone)
     marked[:, : min(short, 8)] = 1
     marked[:, short // 2] = 1
+    rule, pages = plan.architecture.family.page, seeded_pages(plan.config, alone)
 
-    def run_masked(tokens: Tensor, mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
-        arguments = {"attention_mask": mask}
+    def run_masked(tokens: Tensor, mask: Tensor, marks: Tensor, pages: dict[str, Tensor]) -> dict[str, Tensor]:
+        arguments = {"attention_mask": mask, **pages}
         if places:
             arguments["position_ids"] = _positions(mask, plan)
         if takes_globals:
@@ -233,11 +235,12 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
 
     def pad(values: Tensor, fill: int) -> Tensor:
         gaps = {"right": (0, length - short), "left": (length - short, 0)}
-        return torch.cat([nn.functional.pad(values, gaps[side], value=fill) for side in sides])
+        return torch.cat([nn.functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
 
-    unpadded = run_masked(alone, torch.ones_like(alone), marked)
+    unpadded = run_masked(alone, torch.ones_like(alone), marked, pages)
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
-    padded = run_masked(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
+    padded_pages = {name: pad(values, rule.fill(plan.config, name)) for name, values in pages.items()}
+    padded = run_masked(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0), padded_pages)
     real = {"right": slice(short), "left": slice(-short, None)}
     differences = {
         side: max(float((padded[output][row, real[side]] - state[0]).abs().max()) for output, state in unpadded.items())
@@ -339,6 +342,7 @@ def seeded_inputs(model: Any) -> dict[str, Tensor]:
     if "input_ids" in taken:
         length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
         inputs["input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, length), generator=random)
+        inputs |= seeded_pages(model.config, inputs["input_ids"])
     if "decoder_input_ids" in taken and model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 8), generator=random)
     if not inputs:

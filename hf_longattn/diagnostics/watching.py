@@ -207,7 +207,7 @@ def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> Non
 
 def is_causal(stack: PreTrainedModel) -> bool:
     """Whether its layers look back only."""
-    return any(bool(site.module.is_causal) for site in _sites(stack))
+    return any(site.causal for site in _sites(stack))
 
 
 def _sites(stack: nn.Module) -> list[AttentionSite]:

@@ -49,7 +49,7 @@ class DecoderGraph(ExportedGraph):
         self.model, self.words = model, words
         config = model.config
         sites = attention_sites(model)
-        if config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in sites):
+        if config.is_encoder_decoder or not all(site.causal and not site.cross for site in sites):
             raise ExportError(
                 f"{type(model).__name__} is not a decoder alone, and only such a model has a cache here; leave the task {TASK!r} out."
             )

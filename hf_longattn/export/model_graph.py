@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.architectures import attached_mechanisms
+from ..conversion.model_loading import seeded_pages
 from ..conversion.pooling import SentencePooling
 from ..conversion.text import VerificationText
 from ..mechanisms import Mechanism
+from ..modeling.family.definition import known_family
 from .graphs import Comparison, Int8Inputs, OnePassGraph
 
 MIN_LENGTHS = (2, 129, 513)
@@ -46,10 +48,12 @@ class ModelGraph(OnePassGraph):
         token_type_ids: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
+        bbox: Tensor | None = None,
     ) -> dict[str, Tensor]:
         tensors = self.run(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
             global_attention_mask=global_attention_mask, decoder_input_ids=decoder_input_ids,
+            bbox=bbox,
         )  # fmt: skip
         if self.pooling is not None and "last_hidden_state" in tensors:
             tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
@@ -64,7 +68,8 @@ class ModelGraph(OnePassGraph):
 
     def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
         example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
-        return example, free_sizes(example, shortest, max_length, longest_decoded(self.model, max_length))
+        pages = page_inputs(self.model)
+        return example, free_sizes(example, shortest, max_length, longest_decoded(self.model, max_length), pages)
 
     def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
         for number, (batch, length) in enumerate(COMPARED_SHAPES):
@@ -96,15 +101,24 @@ def longest_decoded(model: Any, max_length: int) -> int:
     return min(max_length, getattr(model.config, "max_decoder_position_embeddings", max_length))
 
 
-def free_sizes(example: dict[str, Tensor], shortest: int, max_length: int, decoder_max: int) -> dict[str, dict[int, Any]]:
-    """The dynamic axes of the inputs: the batch first, the tokens last, and choices between."""
+def page_inputs(model: Any) -> tuple[str, ...]:
+    """The inputs ``(B, N, width)`` of a model of pages next to its token ids."""
+    family = known_family(model.config)
+    return () if family is None else family.page.names
+
+
+def free_sizes(
+    example: dict[str, Tensor], shortest: int, max_length: int, decoder_max: int, pages: Collection[str] = ()
+) -> dict[str, dict[int, Any]]:
+    """The dynamic axes of the inputs: the batch first, the tokens last, and choices between; ``pages`` are inputs ``(B, N, width)``."""
     batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
     length = torch.export.Dim("length", min=shortest, max=max_length)
     decoder_length = torch.export.Dim("decoder_length", min=2, max=decoder_max)
     sizes = {}
     for name, value in example.items():
         tokens = decoder_length if name.startswith("decoder") else length
-        sizes[name] = {0: batch, **({1: choices} if value.dim() == 3 else {}), value.dim() - 1: tokens}
+        several = value.dim() == 3 and name not in pages
+        sizes[name] = {0: batch, **({1: choices} if several else {}), 1 + several: tokens}
     return sizes
 
 
@@ -128,7 +142,7 @@ def example_inputs(
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
     if getattr(config, "global_token_ids", None) and length > 4:
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), **seeded_pages(config, ids)}
     if "token_type_ids" in names:
         second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
         inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)

@@ -41,7 +41,7 @@ from .decoder import TASK as WITH_PAST
 from .decoder import DecoderGraph
 from .graphs import ExportedGraph, OnePassGraph, onnx_runner, runner
 from .int8 import INT8_FILE, measure, quantise
-from .model_graph import ModelGraph
+from .model_graph import ModelGraph, page_inputs
 from .picture_graph import PictureGraph
 from .sound_graph import SoundGraph
 
@@ -223,7 +223,7 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
         names.append("global_attention_mask")
     if getattr(model.config, "is_encoder_decoder", False):
         names.append("decoder_input_ids")
-    return tuple(names)
+    return (*names, *page_inputs(model))
 
 
 def _load(source: Source, class_name: str, task: str | None) -> Any:

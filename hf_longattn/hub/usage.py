@@ -27,6 +27,22 @@ inputs = tokenizer(question, document, truncation="only_second", max_length={len
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """
+_PAGE_QA = """
+question = "Where does the name of the house come from?"
+words = "The house stands on a hill. It is called Larkfield, after the birds that nest there in spring.".split() * 40
+boxes = [[10, 20, 60, 40]] * len(words)  # (left, top, right, bottom) of every word, from 0 to 1000 on its own page
+inputs = tokenizer(
+    question.split(), words, is_split_into_words=True, truncation="only_second", max_length={length}, return_tensors="pt"
+)
+tokens = zip(inputs.sequence_ids(0), inputs.word_ids(0), inputs["input_ids"][0].tolist())
+inputs["bbox"] = torch.tensor(
+    [[boxes[word] if text == 1 else [1000 * (token == tokenizer.sep_token_id)] * 4 for text, word, token in tokens]]
+)
+{globals}with torch.no_grad():
+    outputs = model(**inputs)
+start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
+"""
 _QUESTION = """\
 question = "Where does the name of the house come from?"
 document = "The house stands on a hill. It is called Larkfield, after the birds that nest there in spring. " * 40"""
@@ -252,6 +268,7 @@ class Head:
 
 
 HEADS = {
+    "LayoutLMForQuestionAnswering": Head("AutoModelForDocumentQuestionAnswering", "document-question-answering", _PAGE_QA),
     "ForQuestionAnswering": Head("AutoModelForQuestionAnswering", "question-answering", _QA),
     "ForMaskedLM": Head("AutoModelForMaskedLM", "fill-mask", _MASKED),
     "ForCausalLM": Head("AutoModelForCausalLM", "text-generation", _GENERATE),

@@ -25,7 +25,7 @@ from .attach.token_globals import global_tokens_of, token_rule
 from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, uninitialised_modules
 from .family.config import BASE_ATTENTION
 from .family.definition import Family, PositionTable
-from .family.validation import check_length, check_tables, refuse_scoreless
+from .family.validation import check_length, check_tables, input_of, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
@@ -363,9 +363,11 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         """Refuse inputs that this model cannot run, and complete ``arguments`` by documents, their positions, and a mask.
 
         Raises:
-            MaskError, LengthError: one sentence each.
+            MaskError, LengthError, PageError: one sentence each.
         """
         self.check_globals(arguments)
+        if (tokens := input_of(arguments)) is not None:
+            self.family.page.check(self.config, arguments, (tokens.shape[0], tokens.shape[1]))
         if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
             self.rule_out_packing(arguments)
         if self.runs_mechanisms:

@@ -34,7 +34,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def saved(folder: Path, kind: str) -> Path:
     attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
-    config = LongBertConfig(**SIZES, max_position_embeddings=64, long_attention=attention)
+    family = FAMILIES["layoutlm" if kind.startswith("LayoutLM") else "bert"]
+    config = family.config_class(**SIZES, max_position_embeddings=64, long_attention=attention)
     if kind.startswith("GPT2"):
         config = LongGPT2Config(
             vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=64, long_attention={"mechanism": "window", "window": 8}
@@ -44,16 +45,19 @@ def saved(folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", [*(head for base in ("bert", "gpt2") for head in FAMILIES[base].heads if head != "BertLMHeadModel")])
+@pytest.mark.parametrize(
+    "kind", [*(head for base in ("bert", "gpt2", "layoutlm") for head in FAMILIES[base].heads if head != "BertLMHeadModel")]
+)
 def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "model", kind)
     text = write_model_card(folder).read_text()
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(compile(code, "usage", "exec"), {})  # an error of the snippet is the test's
     printed = capsys.readouterr()
-    assert printed.out.strip() or kind == "BertForQuestionAnswering"  # the span of a random model may be empty
+    marks_question = kind in ("BertForQuestionAnswering", "LayoutLMForQuestionAnswering")
+    assert printed.out.strip() or marks_question  # the span of a random model may be empty
     assert "UNEXPECTED" not in printed.err, "the snippet loads another class than the one that was saved"
-    assert ("global_attention_mask" in code) == (kind == "BertForQuestionAnswering")
+    assert ("global_attention_mask" in code) == marks_question
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,8 @@ class TestPacking:
 
 
 IN_PIECES = (
-    "bert", "big_bird", "camembert", "electra", "esm", "nystromformer", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    "bert", "big_bird", "camembert", "electra", "esm", "layoutlm", "nystromformer", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
 """Those whose layers have a ``feed_forward_chunk``."""
 

@@ -152,7 +152,7 @@ class Cell:
         return self._finished(model, {"input_ids": sequence[None]}, self._labels(model, sequence)[None], chosen, [len(sequence)])
 
     def _labels(self, model: Any, sequence: Tensor) -> Tensor:
-        labels = sequence.roll(3) % 200
+        labels = sequence.roll(3) % (model.config.num_labels if head_of(self.row).endswith("ForTokenClassification") else 200)
         return torch.cat([torch.full_like(labels[:1], -100), labels[1:]])
 
     def _finished(self, model: Any, arguments: dict[str, Any], labels: Tensor, chosen: Tensor, lengths: Sequence[int]) -> dict[str, Any]:
@@ -161,6 +161,8 @@ class Cell:
             arguments["labels"] = labels
         if "globals" in self.layouts:
             arguments["global_attention_mask"] = chosen
+        places_of_ids = FAMILIES[self.base].page.seeded(model.config, 1, 200)  # the same wherever a sequence lies
+        arguments |= {name: places[0][arguments["input_ids"]] for name, places in places_of_ids.items()}
         if two_stacks and FAMILIES[self.base].has_decoder(head_of(self.row)):
             own = [torch.randint(5, 200, (TOKENS_OF_DECODER,), generator=torch.Generator().manual_seed(length)) for length in lengths]
             arguments["decoder_input_ids"] = torch.stack(own)

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import MaskError
-from scripts.dev.tools.small_models import language_model
+from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.reference.small_models import checkpoint_activations
 
 Fields = dict[str, Tensor]
@@ -28,7 +28,10 @@ Call = Callable[[Any, dict[str, Any]], Fields]
 """From a model and its arguments to its outputs."""
 WINDOW = {"mechanism": "window", "window": 16}
 COMPILED = ("bert", "llama", "bart")
-ALONG_THE_TEXT = ("input_ids", "attention_mask", "position_ids", "documents", "labels", "global_attention_mask")
+ALONG_THE_TEXT = (
+    *("input_ids", "attention_mask", "position_ids", "documents", "labels", "global_attention_mask"),
+    *sorted({name for family in TEXT_FAMILIES.values() for name in family.page.names}),
+)
 
 
 @dataclasses.dataclass(frozen=True)

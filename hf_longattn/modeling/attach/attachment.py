@@ -74,7 +74,7 @@ def attach_mechanisms(
         width = input_width(site.module) or _first(site.module, WIDTHS)
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
-        causal = bool(site.module.is_causal)
+        causal = site.causal
         if mechanism.causal not in ("both", causal):
             raise mechanism.wrong_form(causal, f"{site.name} of {type(model).__name__}")
         if mechanism.takes_hidden_states:

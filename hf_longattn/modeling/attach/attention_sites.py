@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,9 +49,14 @@ class AttentionSite:
     shared: bool = False
 
     @property
+    def causal(self) -> bool:
+        """Whether no query sees later keys."""
+        return bool(getattr(self.module, "is_causal", False))
+
+    @property
     def decoding(self) -> bool:
         """Whether it belongs to a decoder."""
-        return bool(self.module.is_causal) or self.cross
+        return self.causal or self.cross
 
     @property
     def in_decoder(self) -> bool:
@@ -96,7 +102,7 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     counted: Counter[tuple[str, bool]] = Counter()
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if not hasattr(module, "is_causal") or "attention" not in kind.lower() or isinstance(module, Mechanism):
+        if "attention" not in kind.lower() or isinstance(module, Mechanism) or not _on_the_interface(module):
             continue
         cross = bool(getattr(module, "is_cross_attention", False)) or bool(
             CROSS_ATTENTION_NAMES.search(f"{name.rpartition('.')[2]} {kind}")
@@ -110,6 +116,15 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         layer = getattr(module, "layer_idx", None)
         sites.append(AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross))
     return sites
+
+
+def _on_the_interface(module: nn.Module) -> bool:
+    """Whether an attention module takes its attention from transformers' AttentionInterface; those of ALIGN, CLAP, LayoutLM and Splinter,
+    which look both ways, do so without ``is_causal``."""
+    if hasattr(module, "is_causal"):
+        return True
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return hasattr(module, "query") and code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import RegistrationError
 from ...naming import load_module, module_names
+from .page_rule import PLAIN_TEXT, PageRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -150,6 +151,7 @@ class Family:
     mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
     grid: how the tokens of an input lie on a grid, in a family that reads pictures.
     audio: how sound becomes frames, in a family that reads sound.
+    page: what the model reads along the tokens besides their ids, in a family that reads pages.
     base_classes: imports the base's model classes by name, where transformers' cannot be built with what can be installed; each is a
         subclass of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
@@ -170,6 +172,7 @@ class Family:
     mixin: type | None = None
     grid: GridRule | None = None
     audio: AudioRule | None = None
+    page: PageRule = PLAIN_TEXT
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
     item_losses: tuple[str, ...] = ()

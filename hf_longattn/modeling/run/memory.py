@@ -37,7 +37,7 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
         if positions is not None:
             raise OptionError("Positions restart in every segment of a model with memory tokens; leave positions out.")
         return TokenMemory()
-    if model.config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in attention_sites(model)):
+    if model.config.is_encoder_decoder or not all(site.causal and not site.cross for site in attention_sites(model)):
         raise MemoryMismatchError(
             f"{type(model).__name__} is no decoder without cross-attention, and a memory holds past tokens only; "
             "use a decoder such as GPT-2 or Llama, or memory tokens (recurrent_memory) in an encoder."

@@ -42,7 +42,7 @@ class Packing(Mode[PackedInputs]):
     name, key = "packed batches", "packing"
 
     def __init__(self, base: Any) -> None:
-        self.causal = any(getattr(site.module, "is_causal", False) for site in attention_sites(base))
+        self.causal = any(site.causal for site in attention_sites(base))
         """Whether it is a decoder, which returns a cache by default."""
         _pool_first_tokens(base)
 

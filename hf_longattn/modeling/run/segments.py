@@ -49,7 +49,7 @@ def check_segment_counts(model: Any, count: int) -> None:
 
 
 ALONG_THE_TEXT = ("token_type_ids",)
-"""Arguments ``(B, N)`` that are cut with the text."""
+"""Arguments ``(B, N)`` of every family that are cut with the text; those of pages are, too."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Text:
         if mask is not None and (mask.dim() != 2 or mask.shape[1] < length):
             raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
         real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask[:, -length:].bool()
-        along = {name: further.pop(name) for name in ALONG_THE_TEXT if further.get(name) is not None}
+        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.page.names) if further.get(name) is not None}
         return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
@@ -183,7 +183,7 @@ def has_segments(model: Any) -> bool:
 
 def is_causal(model: Any) -> bool:
     """Whether this base model writes its memory tokens after a segment, as decoders do."""
-    return any(site.module.is_causal for site in attention_sites(model))
+    return any(site.causal for site in attention_sites(model))
 
 
 def first_memory(model: Any, text: Text, remembered: TokenMemory | None) -> Tensor:
@@ -198,7 +198,10 @@ def _run_segment(model: Any, forward: Forward, segment: Text, memory: Tensor, *,
     around = (memory.shape[1], memory.shape[1] if write else 0)
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)
-    along = {name: nn.functional.pad(value, around) for name, value in segment.along.items()}
+    along = {
+        name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around), value=model.family.page.fill(model.config, name))
+        for name, value in segment.along.items()
+    }
     arguments = {**segment.arguments, "return_dict": True, "use_cache": False}
     return forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
 

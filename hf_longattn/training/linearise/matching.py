@@ -263,4 +263,4 @@ def measured(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, Any]
 
 def shifted(model: PreTrainedModel) -> bool:
     """Whether labels are compared with the outputs one position earlier, as in decoders."""
-    return any(site.module.is_causal for site in attention_sites(model) if not site.cross)
+    return any(site.causal for site in attention_sites(model) if not site.cross)

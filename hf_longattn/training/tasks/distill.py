@@ -222,7 +222,7 @@ class AttentionScores:
     @property
     def causal(self) -> list[bool]:
         """For each layer, whether its queries see past keys alone."""
-        return [bool(site.module.is_causal) for site in self.sites]
+        return [site.causal for site in self.sites]
 
     def projections(self, layer: int) -> tuple[Tensor, Tensor]:
         """Queries, divided by √d, and keys ``(B, H, N, D)`` of a layer, from 0; grouped keys are repeated."""

@@ -106,12 +106,14 @@ class Tester:
         ids = ids.clamp(max=self.vocab_size - 2)
         mask = random_attention_mask([self.batch_size, self.seq_length])
         inputs = {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
+        config = self.get_config()
+        inputs |= long_families.FAMILIES[self.base].page.seeded(config, self.batch_size, self.seq_length)
         if long_families.FAMILIES[self.base].two_stacks:
             inputs["input_ids"] = inputs["input_ids"].clamp(min=3)
             inputs["input_ids"][:, -1] = 2  # classification reads the decoder where the text ends
             inputs["decoder_input_ids"] = inputs["input_ids"]
             inputs["decoder_attention_mask"] = inputs["attention_mask"]
-        return self.get_config(), inputs
+        return config, inputs
 
 
 class PictureTester(Tester):

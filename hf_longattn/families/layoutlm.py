@@ -1,0 +1,37 @@
+"""LongLayoutLM: LayoutLM (Xu et al. 2020), BERT with the box of every token on its page; boxes start anew with each page."""
+
+from transformers.models.layoutlm.configuration_layoutlm import LayoutLMConfig
+from transformers.models.layoutlm.modeling_layoutlm import LayoutLMEncoder
+
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.one_row_mask import ReadsPadding
+from ..modeling.classes import lazy_classes
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.page_rule import BOXES
+
+
+class LongLayoutLMConfig(LongConfig, LayoutLMConfig):
+    """LayoutLMConfig with ``long_attention``."""
+
+    model_type = "long_layoutlm"
+
+
+class LongLayoutLMEncoder(ReadsPadding, LayoutLMEncoder):
+    """LayoutLMEncoder whose layers are given the padding."""
+
+
+class LayoutLMReadsPadding(ReplacedModules):
+    """Replaces the encoder of the base by the class above."""
+
+    replaced = {LayoutLMEncoder: LongLayoutLMEncoder}
+
+
+FAMILY = Family(
+    LongLayoutLMConfig,
+    position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$"),),
+    page=BOXES,
+    mixin=LayoutLMReadsPadding,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,27 @@
+"""The padding in place of the additive masks ``(B, 1, 1, N)`` that some bases make from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...backend import BACKEND, padding_of_row
+from ...private_apis import attention_implementation
+
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object
+
+
+class ReadsPadding(_Module):
+    """Comes before an encoder of the base that is given an additive mask ``(B, 1, 1, N)`` of padding, in graphs as well: for a mechanism,
+    its layers are given the padding."""
+
+    config: Any
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_implementation(self.config) == BACKEND:
+            attention_mask = padding_of_row(attention_mask)
+        return super().forward(hidden_states, attention_mask, *args, **kwargs)

@@ -1,0 +1,140 @@
+"""What models of pages read along the tokens besides their ids: where each lies on its page."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import PageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BOX_LIMIT = 1000
+"""The width and the height of every page, in the units of boxes."""
+BOX_SIDES = ("left", "top", "right", "bottom")
+
+
+@dataclass(frozen=True)
+class PageArgument(ABC):
+    """An argument of ``forward`` with whole numbers ``(B, N, width)`` of every token.
+
+    name: in the signature of ``forward``.
+    """
+
+    name: str
+    noun: ClassVar[str]
+    """What a token's numbers are, in messages."""
+
+    @abstractmethod
+    def width(self, config: Any) -> int:
+        """How many numbers a token has."""
+
+    @abstractmethod
+    def largest(self, config: Any) -> int:
+        """The largest number that the model takes; the smallest is 0."""
+
+    def fill(self, config: Any) -> int:
+        """The number of tokens that lie nowhere: padding, and memory tokens."""
+        return 0
+
+    def seeded(self, config: Any, rows: int, length: int) -> Tensor:
+        """Numbers ``(rows, length, width)`` int64, the same at every call."""
+        import torch
+
+        random = torch.Generator().manual_seed(0)
+        return torch.randint(self.largest(config) + 1, (rows, length, self.width(config)), generator=random)
+
+    def check(self, config: Any, values: Tensor, shape: tuple[int, int]) -> None:
+        """Raise :class:`PageError` unless ``values`` are such numbers of ``shape``, ``(B, N)``, tokens."""
+        from ...engines.common.batch import in_graph
+
+        expected = (*shape, self.width(config))
+        if tuple(values.shape) != expected or values.is_floating_point() or values.is_complex():
+            raise PageError(
+                f"{self.name} has shape {tuple(values.shape)} and dtype {values.dtype}, but must be integers (batch, tokens, "
+                f"{expected[2]}) = {expected}, the {self.noun} of every token."
+            )
+        if not in_graph():
+            self.check_values(config, values)
+
+    def check_values(self, config: Any, values: Tensor) -> None:
+        """Raise :class:`PageError` for integers ``(B, N, width)`` that the model does not take."""
+        limit = self.largest(config)
+        outside = ((values < 0) | (values > limit)).any(-1)
+        if bool(outside.any()):
+            raise PageError(f"{self.name} has the {self.noun} {values[outside][0].tolist()}, {self.advice(limit)}.")
+
+    @abstractmethod
+    def advice(self, limit: int) -> str:
+        """What is wrong with numbers beyond ``limit``, and what to give instead."""
+
+
+@dataclass(frozen=True)
+class Boxes(PageArgument):
+    """The box of every token, ``(left, top, right, bottom)`` from 0 to 1,000 on its own page, whatever the page's size (LayoutLM)."""
+
+    name: str = "bbox"
+    noun: ClassVar[str] = "box"
+
+    def width(self, config: Any) -> int:
+        return len(BOX_SIDES)
+
+    def largest(self, config: Any) -> int:
+        return min(BOX_LIMIT, config.max_2d_position_embeddings - 1)
+
+    def seeded(self, config: Any, rows: int, length: int) -> Tensor:
+        import torch
+
+        corners = super().seeded(config, rows, length).unflatten(-1, (2, 2))
+        return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
+
+    def check_values(self, config: Any, values: Tensor) -> None:
+        super().check_values(config, values)
+        reversed_axes = values[..., 2:] < values[..., :2]
+        if bool(reversed_axes.any()):
+            box = values[reversed_axes.any(-1)][0].tolist()
+            axis = 0 if box[2] < box[0] else 1
+            raise PageError(
+                f"{self.name} has the box {box}, whose {BOX_SIDES[axis + 2]} side lies before its {BOX_SIDES[axis]} one; "
+                f"give ({', '.join(BOX_SIDES)})."
+            )
+
+    def advice(self, limit: int) -> str:
+        return (
+            f"but sides lie from 0 to {limit}; divide pixels by the width and height of their page and multiply them by {limit}, "
+            "page by page"
+        )
+
+
+@dataclass(frozen=True)
+class PageRule:
+    """The arguments of ``forward`` that run along the tokens besides their ids; none in a model of plain text."""
+
+    arguments: tuple[PageArgument, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the arguments."""
+        return tuple(argument.name for argument in self.arguments)
+
+    def fill(self, config: Any, name: str) -> int:
+        """The number of tokens that lie nowhere, for the argument ``name``; 0 for arguments of other kinds."""
+        return next((argument.fill(config) for argument in self.arguments if argument.name == name), 0)
+
+    def seeded(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
+        """Every argument for ``(rows, length)`` tokens, the same at every call."""
+        return {argument.name: argument.seeded(config, rows, length) for argument in self.arguments}
+
+    def check(self, config: Any, arguments: Mapping[str, Any], shape: tuple[int, int]) -> None:
+        """Raise :class:`PageError` for arguments of a forward pass over ``shape``, ``(B, N)``, tokens that the model cannot read."""
+        for argument in self.arguments:
+            if (values := arguments.get(argument.name)) is not None:
+                argument.check(config, values, shape)
+
+
+PLAIN_TEXT = PageRule()
+"""That of a model which reads token ids alone."""
+BOXES = PageRule((Boxes(),))

@@ -1,0 +1,110 @@
+"""LayoutLM: the box of every token on its page goes with its token, however the model is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hf_longattn import LongAttentionConfig, explain, export_checkpoint
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
+from hf_longattn.errors import PageError
+from hf_longattn.families import FAMILIES
+from tests.modes.cells import Cell
+from tests.modes.ways import WAYS
+from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+
+BASE = "layoutlm"
+OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "router logits", "vmap"), "none")}
+"""It is no decoder and no mixture of experts, and transformers' own cannot be mapped either."""
+LONGFORMER = {"mechanism": "longformer", "window": 16}
+
+
+def boxes(config: Any, batch: int, length: int) -> Tensor:
+    return FAMILIES[BASE].page.seeded(config, batch, length)["bbox"]
+
+
+@pytest.mark.parametrize("way", [name for name, way in WAYS.items() if not way.slow])
+def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
+    outcome = Cell(BASE, way).outcome()
+    assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
+
+
+def test_boxes_reach_the_outputs() -> None:
+    """Otherwise the tests with boxes would say nothing."""
+    model, ids = long_model(BASE, None, LONGFORMER), tokens()
+    with torch.no_grad():
+        without, with_boxes = model(ids).last_hidden_state, model(ids, bbox=boxes(model.config, *ids.shape)).last_hidden_state
+    assert (without - with_boxes).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_all_tokens_of_a_page_beyond_the_old_length_are_the_base_with_a_larger_table() -> None:
+    plain = plain_model(BASE, max_position_embeddings=2048)
+    model = long_like(plain, BASE, {"mechanism": "longformer", "window": 4096}, max_position_embeddings=2048)
+    ids, mask = tokens(2, 1500), padding(2, 1500)
+    arguments = {"input_ids": ids, "attention_mask": mask, "bbox": boxes(model.config, 2, 1500)}
+    expected, states = (network(**arguments).last_hidden_state[mask.bool()] for network in (plain, model))
+    assert (expected - states).abs().max() < 1e-5
+
+
+def test_padding_is_read_as_padding_and_no_mask_over_pairs_is_made() -> None:
+    model, mask = long_model(BASE, None, LONGFORMER), padding(2, 100)
+    paths = str(explain(model, {"input_ids": tokens(2), "attention_mask": mask, "bbox": boxes(model.config, 2, 100)}))
+    alone = str(explain(long_model("bert", None, LONGFORMER), {"input_ids": tokens(2), "attention_mask": mask}))
+    assert paths.split("path")[1] == alone.split("path")[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda values: values + 900, r"bbox has the box \[.*\], but sides lie from 0 to 1000; divide pixels by the width and height"),
+        (lambda values: values - 2000, "but sides lie from 0 to 1000"),
+        (lambda values: values[..., [2, 1, 0, 3]], r"whose right side lies before its left one; give \(left, top, right, bottom\)"),
+        (lambda values: values[..., [0, 3, 2, 1]], "whose bottom side lies before its top one"),
+        (lambda values: values[:, :-1], r"must be integers \(batch, tokens, 4\) = \(2, 30, 4\), the box of every token"),
+        (lambda values: values[..., :3], "must be integers"),
+        (lambda values: values / 1000, "dtype torch.float32, but must be integers"),
+    ],
+)
+@pytest.mark.parametrize("mechanisms", [True, False])
+def test_boxes_that_lie_nowhere_are_refused(change: Any, words: str, mechanisms: bool) -> None:
+    model = long_model(BASE, "LayoutLMForTokenClassification", LONGFORMER)
+    if not mechanisms:
+        model.use_base_attention()
+    with pytest.raises(PageError, match=words):
+        model(tokens(2, 30), bbox=change(boxes(model.config, 2, 30)))
+
+
+def test_a_checkpoint_is_converted_verified_with_boxes_and_reverted(tmp_path: Path) -> None:
+    head = "LayoutLMForQuestionAnswering"
+    plain = plain_model(BASE, head, max_position_embeddings=64)
+    plain.save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256)
+    assert report.passed
+    names = {check.name: check.status for check in report.checks}
+    assert names["equal where the mechanism covers the input"] == names["padding changes nothing"] == "passed"
+    model = transformers.AutoModelForDocumentQuestionAnswering.from_pretrained(tmp_path / "long").eval()
+    assert model.config.long_attention == LongAttentionConfig("longformer", window=128)
+    ids, places = tokens(2, 64), boxes(model.config, 2, 64)
+    with torch.no_grad():
+        assert torch.allclose(plain(ids, bbox=places).start_logits, model(ids, bbox=places).start_logits, atol=1e-5)
+        assert model(tokens(1, 256), bbox=boxes(model.config, 1, 256)).start_logits.isfinite().all()
+    assert revert_checkpoint(tmp_path / "long", tmp_path / "again").passed
+    again = transformers.LayoutLMForQuestionAnswering.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in plain.state_dict().items())
+
+
+def test_a_graph_takes_boxes(tmp_path: Path) -> None:
+    """Each comparison with the model has boxes, so a graph without them would fail."""
+    pytest.importorskip("onnxruntime")
+    plain_model(BASE, "LayoutLMForTokenClassification", max_position_embeddings=64).save_pretrained(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=16, max_length=256)
+    for format in ("onnx", "torch"):
+        report = export_checkpoint(tmp_path / "long", tmp_path / format, format=format)
+        assert report.inputs == ("input_ids", "attention_mask", "bbox")
+        assert all(check.status == "passed" for check in report.checks)
