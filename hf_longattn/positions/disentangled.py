@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engines.common.batch import graph_property
 from ..engines.common.distance_term import DistanceTerm, TokenDistanceTerm
 
 
@@ -35,7 +35,7 @@ class Disentangled(TokenDistanceTerm):
         by_query, by_key = (None if table is None else table[list(heads)] for table in (self.by_query, self.by_key))
         return Disentangled(q, k, by_query, by_key, self.scaling, self.buckets)
 
-    @functools.cached_property
+    @graph_property
     def distance_term(self) -> DistanceTerm:
         queries, keys = self.q * self.scaling, self.k * self.scaling
         by_query, by_key = self.by_query, self.by_key

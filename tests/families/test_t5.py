@@ -209,3 +209,8 @@ def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str)
 def test_compiled(base: str) -> None:
     """One graph, without breaks; slow tests have UMT5, whose layers run the same :class:`BucketedAttention`."""
     TestEitherAttention().check_compiled(base)
+
+
+@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
+def test_compiled_with_a_cache() -> None:
+    TestEitherAttention().check_compiled("t5", use_cache=True)

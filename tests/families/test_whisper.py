@@ -134,6 +134,15 @@ def test_one_graph_for_any_length(tmp_path: Path) -> None:
     torch.testing.assert_close(exported(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
+@torch.no_grad()
+def test_a_compiled_model_that_writes_is_one_graph_with_its_cache(tmp_path: Path) -> None:
+    save(tmp_path, encoder_layers=1, decoder_layers=1)
+    model, inputs = of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND), inputs_of(WhisperForConditionalGeneration)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
 def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
     save(tmp_path / "short")
     model = of(WhisperForConditionalGeneration, tmp_path / "short", long_attention=BAND, long_audio_seconds=2)

@@ -152,10 +152,10 @@ class EncoderDecoderContract(ABC):
         assert out.encoder_attentions[0][0, 0, 29, :20].max() == 0
         assert out.cross_attentions[0].min() > 0
 
-    def check_compiled(self, base: str) -> None:
+    def check_compiled(self, base: str, *, use_cache: bool = False) -> None:
         """Called by a test of the module, for the bases whose graphs the quick tests compile."""
         model = self.long_like(self.plain(base), base, LONGFORMER)
-        inputs = {**self.inputs(), "global_attention_mask": torch.eye(2, 40), "use_cache": False}
+        inputs = {**self.inputs(), "global_attention_mask": torch.eye(2, 40), "use_cache": use_cache}
         with torch.no_grad():
             expected = model(**inputs)[self.answer]
             self.equal(expected, torch.compile(model, fullgraph=True, backend="eager")(**inputs)[self.answer])

@@ -19,6 +19,7 @@ from tests.modeling.audio_models import (
     HEADS,
     PADDING_IS_HEARD,
     SECONDS,
+    THREE_CONVOLUTIONS,
     base_model,
     defined,
     frames_of,
@@ -199,6 +200,19 @@ def test_global_frames(tmp_path: Path) -> None:
     found = model(**inputs, global_attention_mask=frames).logits
     torch.testing.assert_close(found, by_option(**inputs).logits)
     assert (found - model(**inputs).logits).abs().max() > 1e-3
+
+
+COMPILED = {"wav2vec2": "Wav2Vec2ForCTC", "wav2vec2-bert": "Wav2Vec2BertForCTC", "wavlm": "WavLMForCTC", "parakeet_ctc": "ParakeetForCTC"}
+"""One of each kind of positions: none in the layers, by distance and query, by distance and gate, and by distance, query and content."""
+
+
+@pytest.mark.parametrize(("base", "head"), COMPILED.items())
+@torch.no_grad()
+def test_a_compiled_model_is_one_graph(base: str, head: str, tmp_path: Path) -> None:
+    saved(base, head, tmp_path, num_hidden_layers=1, **THREE_CONVOLUTIONS)
+    model, inputs = long_model(base, head, tmp_path, long_attention=BAND), inputs_of(base, SECONDS[:1])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -116,3 +116,8 @@ def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
 def test_compiled(base: str) -> None:
     """One graph, without breaks; slow tests have the bases whose layers are written as BART's are."""
     TestEveryBase().check_compiled(base)
+
+
+@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
+def test_compiled_with_a_cache() -> None:
+    TestEveryBase().check_compiled("bart", use_cache=True)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch import graph_property
 from .byte_cache import BYTE_CACHE
 from .grid import Grid
 
@@ -45,7 +46,7 @@ class AxisTerm:
             term = term.masked_fill((q_idx < self.grid.prefix) | (kv_idx < self.grid.prefix), 0)
         return score + term.to(score.dtype)
 
-    @functools.cached_property
+    @graph_property
     def _by_place(self) -> list[Tensor]:
         """The term of every cell for the places of each axis, ``(B, H, cells, places)``."""
         cells = self.queries[:, :, self.grid.prefix :]

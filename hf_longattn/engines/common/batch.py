@@ -24,6 +24,13 @@ Place = tuple[int, int, int]
 Places = Sequence[Place]
 
 
+class graph_property(functools.cached_property[Derived]):
+    """A cached_property that a graph may read, where it is computed each time: Dynamo cannot enter the lock of Python before 3.12."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self.func(instance) if instance is not None and torch.compiler.is_compiling() else super().__get__(instance, owner)
+
+
 class SequenceSpan(NamedTuple):
     """Tokens ``start … stop - 1`` of a row: from its first real token to its last."""
 

@@ -9,7 +9,6 @@ head. Transformer-XL, Shaw, Conformer, DeBERTa (the only one with e) and WavLM's
 from __future__ import annotations
 
 import dataclasses
-import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import roll_left
+from .batch import graph_property, roll_left
 from .call import AttentionCall, BatchTerm, DistanceBias, ScoreMod, TokenTerm
 
 
@@ -78,7 +77,7 @@ class DistanceTerm(BatchTerm):
         of_keys = None if self.of_keys is None else roll_left(self.of_keys, start)
         return dataclasses.replace(self, queries=roll_left(queries, start), keys=roll_left(self.keys, start), of_keys=of_keys)
 
-    @functools.cached_property
+    @graph_property
     def written_out(self) -> ScoreMod:
         """The term as a ``score_mod`` that looks up p_i · r_d and e_j · s_d, which take ``(B, H, N, rows)`` memory each, and c · k_j."""
         by_query, by_key = self.queries @ self.table.mT, self._by_key()
@@ -125,7 +124,7 @@ class _DistanceTermOfHeads(TokenDistanceTerm):
     def __init__(self, term: TokenDistanceTerm, heads: tuple[int, ...]) -> None:
         self.term, self.heads = term, heads
 
-    @functools.cached_property
+    @graph_property
     def distance_term(self) -> DistanceTerm:
         return self.term.distance_term.of_heads(self.heads)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
 
@@ -100,7 +101,7 @@ class LongConfig(_Base):
         self.long_attention = chosen
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "long_attention":
+        if name == "long_attention" and not torch.compiler.is_compiling():  # a cache that is made in a graph renames fields of a copy
             value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self._attending)
@@ -113,6 +114,8 @@ class LongConfig(_Base):
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         values.pop(BASE_ATTENTION, None)
+        if torch.compiler.is_compiling():  # a cache that is made in a graph asks for the names of the base's fields
+            return values
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
         served = serving_window_fields(self.long_attention, *self._attending, base_windows)
         changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())

@@ -1,4 +1,5 @@
-"""The families that read pictures, for the table of ``check_families.py``: their checkpoints, and what is checked differently."""
+"""The families that read pictures, or spectrograms in patches, for the table of ``check_families.py``: their checkpoints, and what is
+checked differently."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from scripts.dev.tools.family_checkpoints import SHAPE, Checkpoint
 from scripts.dev.tools.family_checks import Differs, NotApplicable, Subject
 from scripts.dev.tools.small_models import small_picture_config
 
-PICTURE_FAMILIES = {base: family for base, family in FAMILIES.items() if family.grid is not None and family.grid.input == PIXELS}
-"""The families whose input is pixels, by their base."""
+PICTURE_FAMILIES = {base: family for base, family in FAMILIES.items() if family.grid is not None}
+"""The families whose input is a grid of patches, of pixels or of a spectrogram, by their base."""
 PATCH, SIDE = 8, 8
-"""Pixels of a patch, and patches along each axis of the pictures for which the checkpoints are made."""
+"""Pixels of a patch, and patches along each axis of the pictures for which the checkpoints are made; those of a spectrogram overlap."""
+TASKS = ("ImageClassification", "AudioClassification", "PreTraining")
+"""The heads that are checked, the first that a base has; a base without one is checked as it is."""
 USUAL_PROCESSOR = "ViTImageProcessorPil"
 """Of bases for which transformers names none that needs Pillow alone."""
 
@@ -30,7 +33,7 @@ USUAL_PROCESSOR = "ViTImageProcessorPil"
 def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
     """Save a checkpoint with its image processor through transformers."""
     heads = FAMILIES[base].heads
-    head = next((name for ending in ("ForImageClassification", "ForPreTraining") for name in heads if name.endswith(ending)), None)
+    head = next((name for task in TASKS for name in heads if name.endswith(f"For{task}")), None)
     patch = PATCH // 2 if isinstance(FAMILIES[base].grid, StagedGrid) else PATCH  # DiNAT's has one size alone
     config = small_picture_config(base, SHAPE, patch, PATCH * SIDE // patch)
     torch.manual_seed(0)
@@ -42,34 +45,39 @@ def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
             elif parameter.ndim == 2 and parameter.requires_grad:
                 parameter.mul_(4)
     model.save_pretrained(folder)
+    rule: Any = FAMILIES[base].grid
+    if rule.input != PIXELS:
+        transformers.ASTFeatureExtractor(num_mel_bins=PATCH * SIDE, max_length=PATCH * SIDE).save_pretrained(folder)
+        return Checkpoint(base, type(model).__name__, folder, "ASTFeatureExtractor", SIDE**2)
     towers = (base, base.removesuffix("_vision_model"))
     name = next((names["pil"] for tower in towers if "pil" in (names := IMAGE_PROCESSOR_MAPPING_NAMES.get(tower) or {})), USUAL_PROCESSOR)
     size = {"height": PATCH * SIDE, "width": PATCH * SIDE}
-    rule: Any = FAMILIES[base].grid
     sizes = {"patch_size": PATCH, "max_num_patches": SIDE**2} if rule.shapes else {"size": size, "crop_size": size}
     getattr(transformers, name)(**sizes).save_pretrained(folder)
     return Checkpoint(base, type(model).__name__, folder, name, SIDE**2)
 
 
 class PictureSubject(Subject):
-    """A checkpoint of a family that reads pictures, converted to twice the height and width."""
+    """A checkpoint of a family that reads pictures, converted to twice the height and width; one of spectrograms, to twice the time."""
 
     trained_length = SIDE + 4
     """Patches along each axis of the pictures that are trained on."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         super().__init__(checkpoint, folder)
-        ending = next((ending for ending in ("ImageClassification", "PreTraining") if checkpoint.head.endswith(f"For{ending}")), None)
-        self.auto_class = "AutoModel" if ending is None else f"AutoModelFor{ending}"
+        task = next((task for task in TASKS if checkpoint.head.endswith(f"For{task}")), None)
+        self.auto_class = "AutoModel" if task is None else f"AutoModelFor{task}"
         self.rule: Any = self.family.grid
         self.windows = {"mechanism": "window2d", "window": SIDE}
 
     @property
     def command_options(self) -> list[str]:
         """Windows as large as the picture before, unless the base has an attention that the result keeps."""
-        chosen = [] if self.family.own_attention else ["--mechanism", "window2d", "--option", f"window={SIDE}"]
         config = self.family.base_config_class.from_pretrained(self.checkpoint.folder)
-        return [*chosen, "--image-size", self.rule.typed(self.rule.doubled(self.rule.sizes(config)[0]))]
+        size = self.rule.sizes(config)[0]
+        side = max(self.rule.of_size(config, size).sizes)
+        chosen = [] if self.family.own_attention else ["--mechanism", "window2d", "--option", f"window={side}"]
+        return [*chosen, self.rule.size_flag, self.rule.typed(self.rule.doubled(size))]
 
     def convert(self) -> str:
         self._check_size()
@@ -97,7 +105,7 @@ class PictureSubject(Subject):
         return f"ONNX, {max(check.values['difference'] for check in report.checks):.0e}"
 
     def generate(self) -> str:
-        raise NotApplicable("reads pictures")
+        raise NotApplicable(f"reads {self.rule.noun}s")
 
     def _check_size(self) -> None:
         if self.rule.shapes is not None:
@@ -117,8 +125,11 @@ class PictureSubject(Subject):
         return super()._converted if self.rule.shapes is None else self._loaded
 
     def _inputs(self, batch: int, length: int, *, left: bool = False) -> dict[str, Tensor]:
-        """Pictures of random pixels with ``length`` patches along each axis."""
+        """Pictures of random pixels with ``length`` patches along each axis, or spectrograms of as many pixels along time."""
         config = self.family.config_class.from_pretrained(self._converted)
+        if self.rule.input != PIXELS:
+            bins, frames = PATCH * SIDE, PATCH * length
+            return self.rule.arguments(config, torch.randn(batch, 1, bins, frames, generator=torch.Generator().manual_seed(0)))
         pixels = torch.randn(batch, config.num_channels, *2 * [PATCH * length], generator=torch.Generator().manual_seed(0))
         return self.rule.arguments_for_all(config, pixels)
 

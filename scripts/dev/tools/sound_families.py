@@ -88,7 +88,9 @@ class SoundSubject(Subject):
         config = self.family.config_class.from_pretrained(self._converted)
         limit = self.rule.longest(config)
         frames = length if limit is None else min(length, limit)
-        row = self.rule.seeded(config, self.rule.seconds(self.rule.length_of(config, frames)))
+        multiple = self.rule.multiple(config)
+        longest = (self.rule.length_of(config, frames + 1) - 1) // multiple * multiple  # with these frames; Whisper reads no shorter one
+        row = self.rule.seeded(config, self.rule.seconds(longest))
         rows = torch.cat([row.roll(number * 1000, self.rule.time_axis) for number in range(batch)])
         inputs: dict[str, Tensor] = self.rule.arguments(rows)
         if config.is_encoder_decoder:
