@@ -18,16 +18,20 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors
+from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
 from ..hub_errors import DOWNLOAD, translated_errors
 from ..private_apis import attention_implementation, can_set_implementation
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import MECHANISM_ATTRIBUTE
+from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
 from .attach.memory_tokens import recursion_of
 from .attach.weights import shared_parameters
 from .family.config import LongConfig
 
+TOWERS = "towers"
+"""The key of ``long_attention`` for towers apart: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
+TOWER_CONFIG = "_config"
+"""After a tower's name in the field of the model's config that holds the tower's: ``text_config``."""
 MECHANISM_NAME_PART = f".{MECHANISM_ATTRIBUTE}."
 """Part of the name of every parameter of a mechanism."""
 
@@ -59,9 +63,12 @@ def _empty_config(base: Any) -> Any:
     return config_class.__new__(config_class)
 
 
-def mark_generic(config: Any, attention: LongAttentionConfig) -> None:
-    """Write ``long_attention`` into the config of a plain architecture, and have its file marked."""
-    config.long_attention = attention.to_dict()
+def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
+    """Write ``long_attention``, or that of each tower by its name, into the config of a plain architecture, and have its file marked."""
+    if isinstance(attention, LongAttentionConfig):
+        config.long_attention = attention.to_dict()
+    else:
+        config.long_attention = {TOWERS: {name: of_tower.to_dict() for name, of_tower in attention.items()}}
     if not isinstance(config, GenericConfig):
         base: Any = type(config)
         config.__class__ = _generic_class(base)
@@ -135,11 +142,10 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     check_interface(base)
     with checkpoint_errors(f"The config.json of {named!r} is not valid for a {base.__name__}"):
         config = AutoConfig.for_model(**values, name_or_path=str(path))
-    attention = LongAttentionConfig.from_dict(chosen)
-    model, report = load(_loading_class(base, attention), config)
+    model, report = load(_loading_class(base, _read_attention(chosen)), config)
     model.__class__ = base  # the class that loaded it adds no state
     added = {name: values.clone() for name, values in model.state_dict().items() if MECHANISM_NAME_PART in name}
-    enable_long_attention(model, attention)  # again, since buffers that mechanisms compute are not in the files
+    enable_long_attention(model, chosen)  # again, since buffers that mechanisms compute are not in the files
     shared = shared_parameters(model)
     lost = sorted(set(report["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
     if lost:
@@ -158,11 +164,55 @@ def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
         return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"], **options))
 
 
-def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig) -> Any:
+def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
+    """The attention of a model, or that of each tower by its name.
+
+    Raises:
+        OptionError: it names no mechanism, or gives towers and a mechanism for all of them.
+    """
+    if not isinstance(chosen, Mapping) or TOWERS not in chosen:
+        if isinstance(chosen, Mapping) and not ({"mechanism", "layers"} & chosen.keys()):
+            raise OptionError("long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}.")
+        return LongAttentionConfig.from_dict(chosen)
+    if others := sorted(chosen.keys() - {TOWERS}):
+        raise OptionError(f"long_attention gives towers apart and {others[0]!r} for all of them; put {others[0]!r} into each tower.")
+    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
+
+
+def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """The parts of a model with a config of their own, by the name of that config: ``vision_config`` is the tower ``vision``."""
+    towers: dict[str, PreTrainedModel] = {}
+    for field in model.config.sub_configs:
+        config = getattr(model.config, field, None)
+        parts = (module for module in model.modules() if module is not model and isinstance(module, PreTrainedModel))
+        if (tower := next((part for part in parts if part.config is config), None)) is not None:
+            towers[field.removesuffix(TOWER_CONFIG)] = tower
+    return towers
+
+
+def _attached(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> list[PreTrainedModel]:
+    """Attach the mechanisms to ``model``, or to each tower that is named, and return the parts that have them.
+
+    Raises:
+        OptionError: there is no such tower.
+    """
+    if isinstance(attention, LongAttentionConfig):
+        attach_mechanisms(model, attention)
+        return [model]
+    towers = towers_of(model)
+    if unknown := [name for name in attention if name not in towers]:
+        known = f"its towers are {' and '.join(towers)}" if towers else "it has one stack, for which give the mechanism alone"
+        raise OptionError(f"A {type(model).__name__} has no tower {unknown[0]!r}; {known}.{nearest(unknown[0], towers)}")
+    for name, of_tower in attention.items():
+        attach_mechanisms(towers[name], of_tower)
+    return [towers[name] for name in attention]
+
+
+def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> Any:
     """``base`` with mechanisms attached before loading, so that transformers finds their parameters."""
 
     def post_init(self: Any) -> None:
-        attach_mechanisms(self, attention)
+        _attached(self, attention)
         base.post_init(self)
 
     return type(base.__name__, (base,), {"__module__": base.__module__, "post_init": post_init})
@@ -185,32 +235,33 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
     Args:
         model: any model of transformers.
-        long_attention: which mechanism in which layer; encoder and decoder count their layers separately.
+        long_attention: which mechanism in which layer; encoder and decoder count their layers separately. In a model of several towers
+            (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` gives each its own; towers that are not named
+            keep the base's attention.
 
     Returns:
         The same model.
 
     Raises:
         BackendError: the architecture is not on the AttentionInterface, or has no attention; or it is a Long model.
-        UnknownMechanismError, OptionError: from ``long_attention``.
+        UnknownMechanismError, OptionError: from ``long_attention``, or there is no such tower.
     """
-    if isinstance(long_attention, Mapping) and not ({"mechanism", "layers"} & long_attention.keys()):
-        raise OptionError("long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}.")
-    chosen = LongAttentionConfig.from_dict(long_attention)
+    chosen = _read_attention(long_attention)
     check_interface(type(model))
     if isinstance(model.config, LongConfig):
         raise BackendError(
             f"{type(model).__name__} has its mechanisms from its config; load the checkpoint with another long_attention instead."
         )
-    sites = attach_mechanisms(model, chosen)
+    parts = _attached(model, chosen)
+    sites = [site for part in parts for site in attention_sites(part)]
     if recursion_of(model) is not None:
         raise BackendError(
-            f"Mechanism {chosen.mechanism!r} passes memory tokens through a whole model, for which only the Long classes are made; "
+            "A mechanism with memory tokens passes them through a whole model, for which only the Long classes are made; "
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
     if shared := shared_parameters(model):
         model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
-    for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
+    for submodel in [module for part in parts for module in part.modules() if isinstance(module, PreTrainedModel)]:
         submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have separate configs
     deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
     if deaf:

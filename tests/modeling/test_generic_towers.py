@@ -1,0 +1,99 @@
+"""`enable_long_attention` on models of several towers, each with mechanisms of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hf_longattn.errors import OptionError
+from hf_longattn.families import enable_long_attention, load_generic
+from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_on
+from hf_longattn.modeling.generic import towers_of
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+VISION, PATCHES, IMAGE_TOKEN = {**SIZES, "image_size": 32, "patch_size": 4}, 64, 198
+TEXT = {**SIZES, "vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 199}
+WINDOW = {"mechanism": "window", "window": 4}
+FULL = {"mechanism": "full"}
+
+
+def build(case: str) -> tuple[Any, dict[str, Tensor]]:
+    """A small model of a text and a vision tower, and its inputs."""
+    torch.manual_seed(0)
+    ids = torch.randint(5, 190, (2, 40))
+    ids[:, -1] = 199
+    pixels = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    if case == "llava":
+        text = transformers.LlamaConfig(**TEXT, num_key_value_heads=2)
+        config: Any = transformers.LlavaConfig(
+            text_config=text, vision_config=transformers.CLIPVisionConfig(**VISION), image_token_index=IMAGE_TOKEN
+        )
+        ids = torch.cat([torch.full((2, PATCHES), IMAGE_TOKEN), ids], 1)
+        return transformers.LlavaForConditionalGeneration(config).eval(), {"input_ids": ids, **pixels}
+    prefix = {"clip": "CLIP", "siglip": "Siglip"}[case]
+    text, vision = (getattr(transformers, f"{prefix}{tower}Config") for tower in ("Text", "Vision"))
+    config = getattr(transformers, f"{prefix}Config")(text_config=text(**TEXT), vision_config=vision(**VISION))
+    return getattr(transformers, f"{prefix}Model")(config).eval(), {"input_ids": ids, **pixels}
+
+
+def mechanisms(tower: Any) -> set[str]:
+    return {mechanism.name for site in attention_sites(tower) for mechanism in mechanisms_on(site.module).values()}
+
+
+@torch.no_grad()
+def output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    returned = model(**inputs)
+    return returned.logits if "logits" in returned else returned.logits_per_text
+
+
+@pytest.mark.parametrize("case", ["clip", "siglip", "llava"])
+def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
+    model, inputs = build(case)
+    assert set(towers_of(model)) == {"text", "vision"}
+    expected = output(model, inputs)
+    enable_long_attention(model, {"towers": {"text": FULL, "vision": FULL}})
+    assert torch.allclose(output(model, inputs), expected, rtol=0, atol=1e-5)
+    enable_long_attention(model, {"towers": {"text": FULL, "vision": WINDOW}})
+    assert {name: mechanisms(tower) for name, tower in towers_of(model).items()} == {"text": {"full"}, "vision": {"window"}}
+    windowed = output(model, inputs)
+    assert not torch.allclose(windowed, expected, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = load_generic(tmp_path)
+    assert {name: mechanisms(tower) for name, tower in towers_of(again).items()} == {"text": {"full"}, "vision": {"window"}}
+    assert torch.allclose(output(again, inputs), windowed, rtol=0, atol=1e-6)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(output(model, inputs), expected)
+
+
+@pytest.mark.parametrize("case", ["clip", "siglip", "llava"])
+def test_a_tower_that_is_not_named_keeps_its_attention(case: str) -> None:
+    model, inputs = build(case)
+    text = towers_of(model)["text"]
+    expected = output(model, inputs)
+    enable_long_attention(model, {"towers": {"vision": WINDOW}})
+    assert not mechanisms(text)
+    assert text.config._attn_implementation == "sdpa"
+    assert not torch.equal(output(model, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"towers": {"visoin": WINDOW}}, "A CLIPModel has no tower 'visoin'; its towers are .* Did you mean 'vision'?"),
+        ({"towers": {"text": WINDOW}, "mechanism": "window"}, "put 'mechanism' into each tower"),
+    ],
+)
+def test_towers_that_cannot_be_meant_are_refused(chosen: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        enable_long_attention(build("clip")[0], chosen)
+
+
+def test_a_model_of_one_stack_has_no_towers() -> None:
+    model = transformers.BertModel(transformers.BertConfig(**SIZES, vocab_size=50))
+    with pytest.raises(OptionError, match="no tower 'text'; it has one stack"):
+        enable_long_attention(model, {"towers": {"text": WINDOW}})
