@@ -27,6 +27,8 @@ LOGGER = "transformers.hf_longattn"
 """Below transformers' logger, whose verbosity applies."""
 TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
+"""Endings of the names of files that are read as sound."""
 
 BEFORE_UPLOAD: dict[str, Callable[[str, str, str], None]] = {}
 """Functions of a saved model's folder, its repository and what it was loaded from, called before it is pushed. The installed package enters

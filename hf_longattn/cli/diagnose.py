@@ -1,4 +1,4 @@
-"""`longattn diagnose MODEL TEXT`: what a model attends to as its text grows, and what each mechanism would keep of it."""
+"""`longattn diagnose MODEL TEXT`: what a model attends to as its text or sound grows, or on a photo, and what mechanisms would keep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import check_extra
+from ..naming import AUDIO_SUFFIXES
 from ..staging import check_new_file, write_text
 from . import options as flags
 
@@ -29,7 +30,8 @@ def diagnose(
         Path,
         typer.Argument(
             metavar="TEXT",
-            help="A UTF-8 text file, at least as long as the longest length; for a model of pictures, a photo (.jpg, .png …).",
+            help="A UTF-8 text file, at least as long as the longest length; for a model of pictures a photo (.jpg, .png …), for one of "
+            "sound a recording (.wav, .flac …) or a folder of them.",
         ),
     ],
     lengths: Annotated[
@@ -38,6 +40,14 @@ def diagnose(
             metavar="N,N,...",
             help="Numbers of tokens, for example 512,2K,8K.",
             show_default="512,1K,2K,4K,8K as far as model and text reach",
+        ),
+    ] = None,
+    audio_seconds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS,...",
+            help="Durations to which recordings are cut, for example 30 or 15,60,300.",
+            show_default="7.5,15,30 as far as model and recordings reach",
         ),
     ] = None,
     html: Annotated[
@@ -70,7 +80,9 @@ def diagnose(
     within_mechanism: Annotated[
         bool, typer.Option("--within-mechanism", help="Measure the softmax over the keys that each layer's mechanism keeps, not over all.")
     ] = False,
-    queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over the text.")] = 1024,
+    queries: Annotated[
+        int, typer.Option(min=1, help="Queries measured at each length or duration, spread over the text or sounds.")
+    ] = 1024,
     needle: Annotated[
         str | None, typer.Option(help="A sentence to plant in the text.", show_default="one about a secret number of Lisbon")
     ] = None,
@@ -89,7 +101,8 @@ def diagnose(
     """Show how attention dilutes with length, head by head, or where it goes on a photo.
 
     Every layer is shown, with what mechanisms would keep of its attention. The numbers come from the model's own queries and keys. --html
-    writes a page with pictures that opens offline: of a photo, what each layer attends to, drawn over it.
+    writes a page with pictures that opens offline: of a photo, what each layer attends to, drawn over it. Of recordings, lengths are in
+    frames and seconds.
     """
     if (needle is None) != (question is None):
         raise typer.BadParameter("--needle and --question are given together.", param_hint="--needle")
@@ -101,13 +114,23 @@ def diagnose(
     if html is not None:
         check_extra("plot", "matplotlib")
 
+    for_texts = {"--lengths": lengths, "--extend": extend, "--mechanism": mechanism, "--needle": needle, "--no-needle": no_needle,
+                 "--depths": depths != USUAL_DEPTHS}  # fmt: skip
+    files = {"html": html, "save": save, "as_json": as_json}
+    settings: dict[str, Any] = {
+        "candidates": candidate, "queries": queries, "device": device, "revision": revision, "token": token
+    }  # fmt: skip
+    for_sound = {"--audio-seconds": audio_seconds}
     if text.suffix.lower() in PICTURE_SUFFIXES:
-        _diagnose_picture(
-            model, text, html=html, save=save, as_json=as_json, candidate=candidate, queries=queries, device=device, revision=revision,
-            token=token, for_texts={"--lengths": lengths, "--extend": extend, "--mechanism": mechanism, "--needle": needle,
-                                    "--within-mechanism": within_mechanism, "--no-needle": no_needle, "--depths": depths != USUAL_DEPTHS},
-        )  # fmt: skip
+        _refuse({**for_texts, "--within-mechanism": within_mechanism}, f"is for texts, but {str(text)!r} is a picture; leave it out.")
+        _refuse(for_sound, f"is for recordings, but {str(text)!r} is a picture; leave it out.")
+        _diagnose_picture(model, text, **files, **settings)
         return
+    if _holds_sound(text):
+        _refuse(for_texts, f"is for texts, but {str(text)!r} is sound; leave it out, or give durations as --audio-seconds.")
+        _diagnose_sound(model, text, audio_seconds, **files, **settings, within_mechanism=within_mechanism)
+        return
+    _refuse(for_sound, f"is for recordings, but {str(text)!r} is none; leave it out, or give a recording.")
 
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page
@@ -138,19 +161,54 @@ def diagnose(
     )  # fmt: skip
 
 
-def _diagnose_picture(
-    model: str, picture: Path, *, html: Path | None, save: Path | None, as_json: bool, for_texts: dict[str, Any], **settings: Any
-) -> None:
-    """What a model of pictures attends to on a photo."""
-    if chosen := [flag for flag, value in for_texts.items() if value]:
-        raise typer.BadParameter(f"is for texts, but {str(picture)!r} is a picture; leave it out.", param_hint=chosen[0])
+def _holds_sound(path: Path) -> bool:
+    """Whether it is a recording, or a folder with recordings."""
+    if path.is_dir():
+        return any(file.suffix.lower() in AUDIO_SUFFIXES for file in path.rglob("*"))
+    return path.suffix.lower() in AUDIO_SUFFIXES
 
+
+def _refuse(options: dict[str, Any], sentence: str) -> None:
+    """Refuse options of another kind of input."""
+    if chosen := [flag for flag, value in options.items() if value]:
+        raise typer.BadParameter(sentence, param_hint=chosen[0])
+
+
+def _diagnose_picture(model: str, picture: Path, *, html: Path | None, save: Path | None, as_json: bool, **settings: Any) -> None:
+    """What a model of pictures attends to on a photo."""
     from ..diagnostics import diagnose_picture, picture_page
     from .show_diagnosis import show_picture
     from .terminal import report_results
 
-    diagnosis = diagnose_picture(model, picture, candidates=settings.pop("candidate"), **settings)
+    diagnosis = diagnose_picture(model, picture, **settings)
     report_results(
         diagnosis, lambda: show_picture(diagnosis, with_hint=html is None), save=save, as_json=as_json,
         page=html, draw=lambda file: write_text(file, picture_page(diagnosis), overwrite=False),
     )  # fmt: skip
+
+
+def _diagnose_sound(
+    model: str, recordings: Path, durations: str | None, *, html: Path | None, save: Path | None, as_json: bool, **settings: Any
+) -> None:
+    """What a model of sound attends to on recordings."""
+    from ..diagnostics import diagnose_sound, html_page
+    from .show_diagnosis import show_diagnosis
+    from .terminal import progress, report_results
+
+    seconds = None if durations is None else _read_durations(durations)
+    with progress() as show:
+        diagnosis = diagnose_sound(model, recordings, audio_seconds=seconds, progress=show, **settings)
+    report_results(
+        diagnosis, lambda: show_diagnosis(diagnosis, recordings), save=save, as_json=as_json,
+        page=html, draw=lambda file: write_text(file, html_page(diagnosis), overwrite=False),
+    )  # fmt: skip
+
+
+def _read_durations(text: str) -> list[float]:
+    """``"15,60"`` as numbers; raises :class:`typer.BadParameter` for anything else."""
+    try:
+        return [float(seconds) for seconds in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r:.60} are not seconds; give for example 30, or 15,60,300.", param_hint="--audio-seconds"
+        ) from None

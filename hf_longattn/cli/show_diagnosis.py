@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ..diagnostics.diagnosis import NOTHING_FITS, percent
+from ..diagnostics.diagnosis import NOTHING_FITS, in_seconds, percent
 from . import terminal
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ WIDTH = 80
 
 
 def show_diagnosis(diagnosis: Diagnosis, text: Path) -> None:
-    """Conclusion, layers, mechanisms, and what to type; ``text`` is the file that was read."""
+    """Conclusion, layers, mechanisms, and what to type; ``text`` is the file or folder that was read."""
     console = terminal.console(width=WIDTH)
     console.print(diagnosis.conclusion(), style="bold", highlight=False)
-    for sentence in (diagnosis.dilution(), *diagnosis.notes):
+    for sentence in (diagnosis.dilution(), "" if diagnosis.frame_seconds is None else diagnosis.reach(), *diagnosis.notes):
         if sentence:
             console.print(sentence, highlight=False)
     console.print()
@@ -73,8 +73,8 @@ def _layers(diagnosis: Diagnosis) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="mean over the heads of a layer", title_style="dim", title_justify="left")
     table.add_column("layer", justify="right")
     for row in lengths:
-        table.add_column(f"eff. tokens\nof {row.length:,}", justify="right", no_wrap=True)
-    for name in ("largest\nweight", "first\ntokens", *(["needle"] if diagnosis.needle is not None else [])):
+        table.add_column(f"eff. {diagnosis.unit}\nof {row.length:,}", justify="right", no_wrap=True)
+    for name in ("largest\nweight", f"first\n{diagnosis.unit}", *(["needle"] if diagnosis.needle is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
     count = len(diagnosis.last.layers)
     step = -(-count // SHOWN_LAYERS)
@@ -88,8 +88,10 @@ def _layers(diagnosis: Diagnosis) -> Table:
 
 
 def _mechanisms(diagnosis: Diagnosis) -> Table:
-    judged, last = diagnosis.judged.length, diagnosis.last.length
-    title = f"kept of the attention at {judged:,} tokens; cost at {last:,} tokens as a share of full attention's"
+    judged, last = (diagnosis.in_words(row.length) for row in (diagnosis.judged, diagnosis.last))
+    title = f"kept of the attention at {judged}; cost at {last} as a share of full attention's"
+    if diagnosis.frame_seconds is not None:
+        title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_style="dim", title_justify="left")
     table.add_column("mechanism", overflow="fold")
     for name in ("kept", "least (layer)", "cost"):

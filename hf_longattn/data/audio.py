@@ -22,11 +22,10 @@ from torch import Tensor
 
 from hf_longattn.data.files import FileKind, load_labelled_files
 from hf_longattn.errors import AudioError, in_a_line, needs_extra
+from hf_longattn.naming import AUDIO_SUFFIXES
 
 EXTRA = "audio"
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
-"""Endings of the names of files that are read as sound."""
-RECORDINGS = FileKind("recording", "audio", Audio(decode=False), SUFFIXES, "--audio-column")
+RECORDINGS = FileKind("recording", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
 SAMPLES_PER_BLOCK = 1 << 20
 """Samples read at a time, so that memory is bounded by what a file holds and not by what its header says."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)

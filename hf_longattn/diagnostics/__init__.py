@@ -8,6 +8,7 @@ loading     the checkpoint, with more positions if asked
 measure     all of it together
 diagnosis   the result: numbers, conclusion, recommendation, JSON
 pictures    the same for a model of pictures: its attention on one picture, and what mechanisms on the grid would keep
+sounds      the same for a model of sound, by time
 receptive_field  how far a model of pictures or sound looks: features that change when patches or stretches are replaced
 cells       inputs that are cut into such patches or stretches
 page        the result as one HTML page, by a template; charts draws its pictures
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .pictures import picture_page as picture_page
     from .receptive_field import ReceptiveField as ReceptiveField
     from .receptive_field import measure_receptive_field as measure_receptive_field
+    from .sounds import diagnose_sound as diagnose_sound
     from .texts import Needle as Needle
 
 __getattr__, __all__ = public_names(
@@ -45,6 +47,7 @@ __getattr__, __all__ = public_names(
         "page": ("html_page",),
         "pictures": ("PictureDiagnosis", "diagnose_picture", "picture_page"),
         "receptive_field": ("ReceptiveField", "measure_receptive_field"),
+        "sounds": ("diagnose_sound",),
         "texts": ("Needle",),
     },
 )

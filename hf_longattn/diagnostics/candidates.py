@@ -8,10 +8,11 @@ from typing import Any
 
 from ..choice_text import read_choice, write_choice
 from ..engines.common.grid import Grid
-from ..errors import LongAttentionError
+from ..errors import LongAttentionError, OptionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.common.cost import Reading
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
+from ..modeling.family.audio_config import refuse_reading
 from .layer_attention import LayerAttention
 
 USUAL = (
@@ -21,6 +22,8 @@ USUAL = (
     "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
 )  # fmt: skip
 """Compared by default; of mechanisms that are not among them, the default options are."""
+USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
+"""Compared by default for sound, besides those for texts."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,24 @@ def usual_candidates() -> list[Candidate]:
     named = {candidate.mechanism for candidate in usual}
     defaults = [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
     return [Candidate(candidate.mechanism, candidate.options) for candidate in usual] + defaults
+
+
+def usual_for_sound() -> list[Candidate]:
+    """:func:`usual_candidates` that frames of a sound can be read by, narrow windows and :data:`USUAL_CHUNKS`."""
+    named = [Candidate.read(text) for text in ("window:window=32", "window:window=64", *USUAL_CHUNKS)]
+    return [
+        candidate
+        for candidate in [*(Candidate(candidate.mechanism, candidate.options) for candidate in named), *usual_candidates()]
+        if _reads_sound(candidate)
+    ]
+
+
+def _reads_sound(candidate: Candidate) -> bool:
+    try:
+        refuse_reading(candidate.mechanism, candidate.options)
+    except OptionError:
+        return False
+    return True
 
 
 def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:

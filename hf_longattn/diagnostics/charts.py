@@ -137,6 +137,7 @@ class Chart:
 
 def spread_chart(diagnosis: Diagnosis) -> Markup:
     """Effective tokens against length, a line for each layer."""
+    unit = diagnosis.unit
     lengths = [row.length for row in diagnosis.lengths]
     means = [row.number("effective_tokens").nanmean(1).tolist() for row in diagnosis.lengths]
     count = len(means[0])
@@ -144,13 +145,13 @@ def spread_chart(diagnosis: Diagnosis) -> Markup:
     order = sorted(range(count), key=lambda layer: means[-1][layer])
     labelled = set(range(count)) if count <= 12 else {0, count - 1, order[0], order[-1]}
     chart = Chart(
-        "Effective tokens against the length of the text, by layer", *_length_axis(lengths), "effective tokens", (low, lengths[-1]),
-        _decades(low, lengths[-1]),
+        f"Effective {unit} against the length of the {diagnosis.input_noun}, by layer", *_length_axis(diagnosis), f"effective {unit}",
+        (low, lengths[-1]), _decades(low, lengths[-1]),
     )  # fmt: skip
-    chart.line([(length, length, f"all {length:,} tokens equally") for length in lengths], "all", MARK, dashed=True)
+    chart.line([(length, length, f"all {diagnosis.in_words(length)} equally") for length in lengths], "all", MARK, dashed=True)
     for layer in range(count):
         points = [
-            (length, row[layer], f"layer {layer}, {length:,} tokens: {row[layer]:,.1f} effective tokens")
+            (length, row[layer], f"layer {layer}, {diagnosis.in_words(length)}: {row[layer]:,.1f} effective {unit}")
             for length, row in zip(lengths, means, strict=True)
         ]
         chart.line(points, str(layer) if layer in labelled else "", _colour(layer, count))
@@ -176,7 +177,7 @@ def needle_chart(diagnosis: Diagnosis) -> Markup:
     steps = [step * 10.0**power for power in range(-6, 0) for step in (1, 3)]
     ticks = _every_few([(share, f"{100 * share:g} %") for share in steps if share >= low], 5)
     chart = Chart(
-        "Share of the attention on the planted sentence against the length", *_length_axis(lengths), "share of the attention", (low, 1.0),
+        "Share of the attention on the planted sentence against the length", *_length_axis(diagnosis), "share of the attention", (low, 1.0),
         [*ticks, (1.0, percent(1.0))], height=280,
     )  # fmt: skip
     for name, label, colour, shares in lines:
@@ -191,7 +192,8 @@ def cost_chart(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> Markup
     """Attention kept against cost, a mark for each candidate of :meth:`~.diagnosis.Diagnosis.candidate_rows`."""
     cheapest = max(1e-4, min(row.cost for row in rows.values()) / 1.3)
     chart = Chart(
-        "Attention kept against cost, every mechanism", f"cost at {diagnosis.last.length:,} tokens, of full attention's", (cheapest, 1.0),
+        "Attention kept against cost, every mechanism", f"cost at {diagnosis.in_words(diagnosis.last.length)}, of full attention's",
+        (cheapest, 1.0),
         [(share, f"{100 * share:g} %") for share in (0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 1.0) if share >= cheapest],
         "attention kept", (0.0, 1.0), [(share, percent(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)], log_y=False, height=340,
     )  # fmt: skip
@@ -228,9 +230,14 @@ def _colour(number: int, count: int) -> str:
     return to_hex(LAYERS(number / max(1, count - 1)))
 
 
-def _length_axis(lengths: Sequence[int]) -> tuple[str, tuple[float, float], Ticks]:
+def _length_axis(diagnosis: Diagnosis) -> tuple[str, tuple[float, float], Ticks]:
+    lengths = [row.length for row in diagnosis.lengths]
     high = max(lengths[-1], lengths[0] + 1)
-    return "tokens in the text", (lengths[0], high), _every_few([(length, thousands(length)) for length in lengths])
+    return (
+        f"{diagnosis.unit} in the {diagnosis.input_noun}",
+        (lengths[0], high),
+        _every_few([(length, thousands(length)) for length in lengths]),
+    )
 
 
 def _decades(low: float, high: float) -> Ticks:

@@ -97,6 +97,8 @@ class Target:
     length: maximum length of the result.
     positions: how they are extended, if not as a conversion does by itself.
     generic: whether the class has no Long class.
+    audio_seconds: of a model of sound the duration for which it is converted.
+    compare_at: seconds of sound at which a search can judge mechanisms, where there are no recordings so long.
     """
 
     source: str | None
@@ -104,11 +106,19 @@ class Target:
     length: int
     positions: str | None = None
     generic: bool = False
+    audio_seconds: float | None = None
+    compare_at: int | None = None
 
     def flags(self, candidate: Candidate) -> list[str]:
         """The flags of ``longattn convert``."""
+        return [*candidate.flags, *(["--generic"] if self.generic else self.size_flags("--max-length"))]
+
+    def size_flags(self, length_flag: str) -> list[str]:
+        """The flags that say what the result reads; ``length_flag`` names a number of tokens."""
+        if self.audio_seconds is not None:
+            return ["--audio-seconds", f"{self.audio_seconds:g}"]
         positions = [] if self.positions is None else ["--positions", self.positions]
-        return [*candidate.flags, *(["--generic"] if self.generic else ["--max-length", str(self.length), *positions])]
+        return [length_flag, str(self.length), *positions]
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,7 @@ class Diagnosis:
     target: the conversion that is recommended.
     untrained: of candidates for which its positions do not hold without training, why not, by their text; they are not recommended.
     losses: how the loss of held-out text changes with a candidate in every layer, by its text; ``no_loss`` says why there is none.
+    frame_seconds: of a model of sound, whose tokens are frames, the seconds from one to the next; ``text`` names the recordings then.
     """
 
     model: str
@@ -188,6 +199,22 @@ class Diagnosis:
     untrained: Mapping[str, str] = field(default_factory=dict)
     losses: Mapping[str, LossChange] = field(default_factory=dict)
     no_loss: str = ""
+    frame_seconds: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """What tokens are called."""
+        return "tokens" if self.frame_seconds is None else "frames"
+
+    @property
+    def input_noun(self) -> str:
+        """What the model reads."""
+        return "text" if self.frame_seconds is None else "sound"
+
+    def in_words(self, tokens: float, *, digits: int = 0) -> str:
+        """A number of tokens, "512 tokens", or of frames with their duration, "1,499 frames (30 s)"."""
+        count = f"{tokens:,.{digits}f} {self.unit}"
+        return count if self.frame_seconds is None else f"{count} ({in_seconds(tokens * self.frame_seconds)})"
 
     @property
     def last(self) -> LengthDiagnosis:
@@ -270,29 +297,33 @@ class Diagnosis:
         )  # fmt: skip
 
     def search_command(self, text: str) -> str:
-        """The search that goes on from here, with the text in the file ``text``; empty where a search does not take the model."""
+        """The search that goes on from here, with the file or folder ``text``; empty where a search does not take the model."""
         if self.target.source is None or self.target.generic:
             return ""
-        positions = [] if self.target.positions is None else ["--positions", self.target.positions]
         folder = unused_name(f"{self.target.destination}-search")
-        words = ["search", self.target.source, text, "--length", str(self.target.length), *positions, "--output", folder]
+        compared = [] if self.target.compare_at is None else ["--compare-at", str(self.target.compare_at)]
+        words = ["search", self.target.source, text, *self.target.size_flags("--length"), *compared, "--output", folder]
         return shlex.join(["longattn", *words])
 
     def conclusion(self) -> str:
         """What the numbers say at the longest length, in one sentence or two."""
         spread = self.last.number("effective_tokens").nanmean(1)
         widest, narrowest = int(spread.argmax()), int(spread.argmin())
-        sentence = f"At {self.last.length:,} tokens the heads of layer {widest} spread over {_tokens(float(spread[widest]))}"
+        sentence = f"At {self.in_words(self.last.length)} the heads of layer {widest} spread over {self._spread(float(spread[widest]))}"
         if widest != narrowest:
-            sentence += f", those of layer {narrowest} over {_tokens(float(spread[narrowest]))}"
+            sentence += f", those of layer {narrowest} over {self._spread(float(spread[narrowest]))}"
         best = self.recommend()
         if best is None:
             return f"{sentence}."
-        where = "" if best.judged_at == self.last.length else f" at the {best.judged_at:,} tokens that it was trained for"
+        where = "" if best.judged_at == self.last.length else f" at the {self.in_words(best.judged_at)} that it was trained for"
         loss = "" if best.loss is None else f"; {self.loss_sentence(best.loss)}"
         return (
             f"{sentence}; {best.candidate} keeps {percent(best.mass)} of the attention{where}, at {percent(best.cost)} of the cost{loss}."
         )
+
+    def _spread(self, tokens: float) -> str:
+        """A mean of effective tokens in a sentence."""
+        return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(round(tokens, -2 if tokens >= 2000 else 0))
 
     def loss_sentence(self, loss: LossChange) -> str:
         """What a mechanism does to the predictions at the longest length, as a clause."""
@@ -309,12 +340,19 @@ class Diagnosis:
         before, after = (float(diagnosis.number("effective_tokens").nanmean()) for diagnosis in (first, last))
         largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
         growth = math.log(after / before) / math.log(last.length / first.length)
-        kind = "almost as fast as the text" if growth > 0.8 else "more slowly than the text" if growth > 0.2 else "hardly"
+        text = f"the {self.input_noun}"
+        kind = f"almost as fast as {text}" if growth > 0.8 else f"more slowly than {text}" if growth > 0.2 else "hardly grows"
         return (
-            f"From {first.length:,} to {last.length:,} tokens the attention of the average head widens from {before:,.0f} to {after:,.0f} "
-            f"effective tokens ({kind}{' grows' if kind == 'hardly' else ''}), and its largest weight goes from {percent(largest[0])} to "
-            f"{percent(largest[1])}."
+            f"From {first.length:,} to {last.length:,} {self.unit} the attention of the average head widens from {before:,.0f} to "
+            f"{after:,.0f} effective {self.unit} ({kind}), and its largest weight goes from {percent(largest[0])} to {percent(largest[1])}."
         )
+
+    def reach(self) -> str:
+        """How far half of the attention lies, and most of it, at the longest length, one sentence."""
+        mass = stack_heads([layer.distance for layer in self.last.layers]).nanmean((0, 1)).cumsum(0)
+        furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
+        half, most = (self.in_words(distance) for distance in furthest)
+        return f"Half of the attention of the average head lies within {half}, {percent(ENOUGH)} within {most}."
 
     def needle_heads(self, count: int = 5) -> list[tuple[int, int, float]]:
         """``(layer, head, share)`` of the heads with the most mass on the needle at the longest length, mean over depths."""
@@ -338,6 +376,7 @@ class Diagnosis:
             "within_mechanism": self.within_mechanism,
             "trained_length": self.trained_length,
             "first_tokens": SINK,
+            **({} if self.frame_seconds is None else {"frame_seconds": self.frame_seconds, "reach": self.reach()}),
             "conclusion": self.conclusion(),
             "dilution": self.dilution(),
             "notes": list(self.notes),
@@ -431,16 +470,15 @@ def untrained(
     return problems
 
 
+def in_seconds(seconds: float) -> str:
+    """A duration for readers: ``0.02 s``, ``30 s``, ``3,600 s``."""
+    return f"{seconds:,.0f} s" if seconds >= 99.5 else f"{seconds:.3g} s"
+
+
 def percent(share: float) -> str:
     """A share for readers: ``71 %``, ``0.4 %``."""
     value = 100 * share
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
-
-
-def _tokens(count: float) -> str:
-    """A number of tokens in a sentence."""
-    rounded = f"{count:,.1f}" if count < 10 else f"{round(count, -2 if count >= 2000 else 0):,.0f}"
-    return f"{rounded} tokens"
 
 
 def _short(value: float) -> float | None:

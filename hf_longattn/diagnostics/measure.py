@@ -163,7 +163,7 @@ def diagnose(
     causal, target = is_causal(stack), _target(network, loaded, is_long, max(limit or 0, chosen_lengths[-1]), extend)
     rule, before = _position_rule(stack.config, loaded, target, is_long)
     diagnosis = Diagnosis(
-        model=name, model_class=type(network).__name__, text=source.name, device=_device_name(stack), causal=causal,
+        model=name, model_class=type(network).__name__, text=source.name, device=device_name(stack), causal=causal,
         is_long=is_long, trained_length=trained, within_mechanism=within_mechanism, needle=planted,
         candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), target=target, notes=tuple(notes),
         untrained=untrained(chosen, reasons, rule, (before, target.length), causal, *sizes),
@@ -275,7 +275,7 @@ def captured_mass(
     chosen = [Candidate.read(candidate) if isinstance(candidate, str) else candidate for candidate in candidates]
     reasons = dict[str, str]()
     stack, arguments, grid, length = watched_inputs(model, ids)
-    layers = _Layers(chosen, reasons, sampled_rows(length, queries, seed), grid)
+    layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
     with watching(stack, layers.see):
         run_stack(stack, arguments)
     mass = stack_heads([means["captured"] for means in layers.means()])
@@ -285,12 +285,15 @@ def captured_mass(
     )
 
 
-class _Layers:
-    """Sums of every layer of one forward pass."""
+class MeasuredLayers:
+    """Sums of every layer over one forward pass or several of one length.
+
+    rows: the queries that the next pass adds.
+    """
 
     def __init__(self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None) -> None:
         self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
-        self.by_layer: dict[int, Mapping[str, Tensor]] = {}
+        self.sums: dict[int, RowSums] = {}
         self.names: dict[int, tuple[str, str]] = {}
         """The module and the mechanism of each layer."""
         self.shape = (1, 1)
@@ -303,19 +306,39 @@ class _Layers:
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):
                 self.reasons.setdefault(str(candidate), reason)
-        sums = RowSums(layer.length, layer.heads, len(readings))
+        sums = self.sums.setdefault(number, RowSums(layer.length, layer.heads, len(readings)))
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
-        self.by_layer[number], self.names[number] = sums.mean(), (layer.name, layer.mechanism)
+        self.names[number] = (layer.name, layer.mechanism)
 
     def means(self) -> list[dict[str, Tensor]]:
         """The means of every layer, in order; nan for candidates that are not applicable in some layer."""
         missing = [number for number, candidate in enumerate(self.candidates) if str(candidate) in self.reasons]
-        means = [dict(self.by_layer[number]) for number in sorted(self.by_layer)]
+        means = [dict(self.sums[number].mean()) for number in sorted(self.sums)]
         for mean in means:
-            mean["captured"] = mean["captured"].clone()
             mean["captured"][:, missing] = torch.nan
         return means
+
+    def at_length(
+        self, length: int, queries: int, causal: bool, seconds: float, on_needle: Sequence[Tensor] = (), needle_tokens: int = 0
+    ) -> LengthDiagnosis:  # fmt: skip
+        """All layers at one length.
+
+        Args:
+            queries: how many were measured.
+            seconds: that the measurement took.
+            on_needle: mass on the needle in each layer, ``(H, depths)``; none without a needle, of ``needle_tokens``.
+        """
+        layered = []
+        for number, mean in enumerate(self.means()):
+            share = on_needle[number] if on_needle else mean["distance"].new_full((len(mean["entropy"]), 0), torch.nan)
+            numbers = {name: mean[name] for name in MEANS}
+            layered.append(LayerDiagnosis(*self.names[number], numbers, mean["distance"], mean["captured"], share))
+        return LengthDiagnosis(
+            length=length, queries=queries, bins=tuple(distance_bins(length)),
+            layers=tuple(layered), pairs=tuple(costs(self.candidates, self.reasons, length, causal, *self.shape, self.grid)),
+            full_pairs=full_pairs(length, causal), needle_tokens=needle_tokens, needle_uniform=needle_tokens / length, seconds=seconds,
+        )  # fmt: skip
 
 
 def _measure(
@@ -332,11 +355,10 @@ def _measure(
     """All layers at one length, from one pass over the text and one for each depth of the needle; heads of a layer, and their width."""
     start, rows = time.perf_counter(), sampled_rows(length, queries)
     progress(f"{length:,} tokens")
-    layers = _Layers(candidates, reasons, rows)
+    layers = MeasuredLayers(candidates, reasons, rows)
     with watching(stack, layers.see, within_mechanism=within_mechanism):
         run_stack(stack, source.plain(length))
-    means = layers.means()
-    shares, tokens = [], 0
+    shares, tokens = list[list[Tensor]](), 0
     for depth in () if needle is None else needle.depths:
         progress(f"{length:,} tokens, needle at {depth:.0%}")
         planted = source.planted(length, needle, depth, masked=not is_causal(stack))  # type: ignore[arg-type]
@@ -349,21 +371,8 @@ def _measure(
             run_stack(stack, planted.ids)
         shares.append([by_layer[number] for number in sorted(by_layer)])
         tokens = len(planted.needle)
-    layered = []
-    for number, mean in enumerate(means):
-        on_needle = (
-            torch.stack([share[number] for share in shares], -1)
-            if shares
-            else mean["distance"].new_full((len(mean["entropy"]), 0), torch.nan)
-        )
-        numbers = {name: mean[name] for name in MEANS}
-        layered.append(LayerDiagnosis(*layers.names[number], numbers, mean["distance"], mean["captured"], on_needle))
-    causal = is_causal(stack)
-    diagnosis = LengthDiagnosis(
-        length=length, queries=len(rows), bins=tuple(distance_bins(length)), layers=tuple(layered),
-        pairs=tuple(costs(candidates, reasons, length, causal, *layers.shape)), full_pairs=full_pairs(length, causal),
-        needle_tokens=tokens, needle_uniform=tokens / length, seconds=time.perf_counter() - start,
-    )  # fmt: skip
+    on_needle = [torch.stack(depths, -1) for depths in zip(*shares, strict=True)]
+    diagnosis = layers.at_length(length, len(rows), is_causal(stack), time.perf_counter() - start, on_needle, tokens)
     return diagnosis, layers.shape
 
 
@@ -385,7 +394,7 @@ def _is_generic(model: PreTrainedModel) -> bool:
     return not isinstance(model, LongAttentionMixin) and model.config.model_type not in known
 
 
-def _device_name(stack: PreTrainedModel) -> str:
+def device_name(stack: PreTrainedModel) -> str:
     if stack.device.type == "cpu":
         return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     return torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)

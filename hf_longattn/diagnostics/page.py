@@ -15,17 +15,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from .diagnosis import ENOUGH, NOTHING_FITS, CandidateRow, Diagnosis, LengthDiagnosis, percent
+from .diagnosis import ENOUGH, NOTHING_FITS, CandidateRow, Diagnosis, LengthDiagnosis, in_seconds, percent
 from .layer_attention import SINK
 
 VIEWS = {
-    "effective_tokens": ("effective tokens", "As many tokens with equal weights have the same entropy."),
-    "attended_share": ("share of the text attended to", "Effective tokens as a share of the tokens that a query sees."),
+    "effective_tokens": ("effective {unit}", "As many {unit} with equal weights have the same entropy."),
+    "attended_share": ("share of the {text} attended to", "Effective {unit} as a share of the {unit} that a query sees."),
     "largest_weight": ("largest weight", "The largest attention weight of a query."),
-    "first_tokens": ("mass on the first tokens", f"The share of the attention on the first {SINK} tokens, a sink."),
+    "first_tokens": ("mass on the first {unit}", f"The share of the attention on the first {SINK} {{unit}}, a sink."),
     "needle": ("mass on the needle", "The share of the question's attention on the planted sentence."),
 }
-"""What the picture of all heads can show: words and meaning by the name of the number."""
+"""What the picture of all heads can show: words and meaning by the name of the number, with ``{unit}`` for tokens and ``{text}``."""
 SCALED = ("effective_tokens", "needle")
 """Numbers whose darkest cell is the largest of the picture; that of all other numbers is 1."""
 TABLE_WIDTH, LETTER_WIDTH = 384, 7.2
@@ -88,7 +88,7 @@ def html_page(diagnosis: Diagnosis) -> str:
         first_tokens=SINK,
         nothing_fits=NOTHING_FITS,
         spread=spread_chart(diagnosis) if len(diagnosis.lengths) > 1 else "",
-        views={name: words for name, (words, _) in VIEWS.items() if name != "needle" or diagnosis.needle is not None},
+        views={name: _words(diagnosis, name)[0] for name in VIEWS if name != "needle" or diagnosis.needle is not None},
         heads=[table for name in VIEWS for table in _head_tables(diagnosis, name)],
         distances=_distance_tables(diagnosis),
         needle="" if diagnosis.needle is None else needle_chart(diagnosis),
@@ -108,11 +108,17 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
+def _words(diagnosis: Diagnosis, name: str) -> tuple[str, str]:
+    """The words and the meaning of a number of :data:`VIEWS`."""
+    words, meaning = (words.format(unit=diagnosis.unit, text=diagnosis.input_noun) for words in VIEWS[name])
+    return words, meaning
+
+
 def _head_tables(diagnosis: Diagnosis, name: str) -> list[HeatTable]:
     """Layers × heads of a number, one table for each length."""
     if name == "needle" and diagnosis.needle is None:
         return []
-    words, meaning = VIEWS[name]
+    words, meaning = _words(diagnosis, name)
     tables = []
     for row in diagnosis.lengths:
         values = _values(row, name)
@@ -120,7 +126,7 @@ def _head_tables(diagnosis: Diagnosis, name: str) -> list[HeatTable]:
         shares = (known / known.max().clamp(min=1e-9)).clamp(min=0).sqrt() if name in SCALED else known
         texts = [[_cell(value, name) for value in layer] for layer in values.tolist()]
         titles = [[f"layer {layer}, head {head}: {text}" for head, text in enumerate(cells)] for layer, cells in enumerate(texts)]
-        title, heads = f"{words} of every head at {row.length:,} tokens", list(map(str, range(values.shape[1])))
+        title, heads = f"{words} of every head at {diagnosis.in_words(row.length)}", list(map(str, range(values.shape[1])))
         tables.append(HeatTable(f"{name} {row.length}", title, "head", heads, shares.tolist(), texts, titles, meaning))
     return tables
 
@@ -132,12 +138,12 @@ def _distance_tables(diagnosis: Diagnosis) -> list[HeatTable]:
     tables = []
     for row in diagnosis.lengths:
         values = [layer.distance.mean(0).tolist() for layer in row.layers]
-        ranges = [f"distance {low:,}" if low == high else f"distances {low:,} to {high:,}" for low, high in row.bins]
+        ranges = [_distances(diagnosis, low, high) for low, high in row.bins]
         tables.append(
             HeatTable(
                 str(row.length),
-                f"Mass by distance at {row.length:,} tokens",
-                "distance in tokens, from",
+                f"Mass by distance at {diagnosis.in_words(row.length)}",
+                f"distance in {diagnosis.unit}, from",
                 columns=[thousands(low) for low, _ in row.bins],
                 shares=[[math.sqrt(min(1.0, 2 * share)) for share in shares] for shares in values],
                 texts=[[f"{100 * share:.0f}" for share in shares] for shares in values],
@@ -145,9 +151,28 @@ def _distance_tables(diagnosis: Diagnosis) -> list[HeatTable]:
                     [f"layer {layer}: {percent(share)} of the attention at {where}" for share, where in zip(shares, ranges, strict=True)]
                     for layer, shares in enumerate(values)
                 ],
+                meaning=_in_time(diagnosis, [low for low, _ in row.bins if low]),
             )
         )
     return tables
+
+
+def _distances(diagnosis: Diagnosis, low: int, high: int) -> str:
+    """A bin of distances, those of a sound in seconds, too."""
+    distances = f"distance {low:,}" if low == high else f"distances {low:,} to {high:,}"
+    if diagnosis.frame_seconds is None:
+        return distances
+    return f"{distances} ({in_seconds(low * diagnosis.frame_seconds)} to {in_seconds(high * diagnosis.frame_seconds)})"
+
+
+def _in_time(diagnosis: Diagnosis, frames: Sequence[int]) -> str:
+    """How long distances of a sound are, one sentence; empty for a text."""
+    if diagnosis.frame_seconds is None:
+        return ""
+    from .charts import thousands
+
+    durations = [f"{thousands(count)} = {in_seconds(count * diagnosis.frame_seconds)}" for count in frames]
+    return f"In time: {', '.join(durations)}."
 
 
 def _layer_table(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> HeatTable:

@@ -52,8 +52,7 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     """
     if audio_family(getattr(model, "config", None)) is not None:
         raise BackendError(
-            f"{type(model).__name__} reads sound and no text; longattn search measures what mechanisms keep of its attention, and longattn "
-            "probe MODEL talk.wav how far it looks."
+            f"{type(model).__name__} reads sound and no text; give it a recording or a folder: longattn diagnose MODEL talk.wav."
         )
     stack = watched_layers(model)
     if stack.main_input_name != "input_ids":

@@ -8,8 +8,8 @@ from ..conversion.audio_seconds import AudioPlan
 from ..conversion.grid_sizes import GridPlan
 from ..conversion.input_sizes import InputSizes
 from ..diagnostics import Candidate
+from ..diagnostics.candidates import USUAL_CHUNKS, unique_candidates
 from ..diagnostics.candidates import read_candidates as candidates_from
-from ..diagnostics.candidates import unique_candidates
 from ..errors import LongAttentionError, OptionError
 from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import prototype
@@ -32,8 +32,6 @@ USUAL_ON_GRIDS = (
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )  # fmt: skip
 """Tried by default for pictures, besides windows of the source's size, every other mechanism on a grid, and full attention."""
-USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
-"""Tried by default for sound, besides those for texts."""
 FULL = Candidate("full")
 
 

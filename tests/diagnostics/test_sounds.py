@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoFeatureExtractor, BertConfig, BertModel
 
 from hf_longattn.cli import main
-from hf_longattn.diagnostics import measure_receptive_field
-from hf_longattn.errors import CheckpointError, LengthError, OptionError
+from hf_longattn.data.audio import read_audio
+from hf_longattn.diagnostics import diagnose_sound, measure_receptive_field
+from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.families import FAMILIES
-from tests.modeling.audio_models import EVERY_FAMILY, long_model, recording, small_model, smallest_head, with_extractor
+from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
 
 WINDOW = {"mechanism": "window", "left": 3, "right": 3}
 
@@ -80,12 +82,122 @@ def test_what_cannot_be_probed_says_why(tmp_path: Path) -> None:
         measure_receptive_field(tmp_path / "whisper", file)
 
 
-def test_a_diagnosis_says_which_commands_take_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recording(tmp_path_factory.mktemp("talks") / "talk.wav", 4.5)
+
+
+@pytest.mark.parametrize("base", EVERY_FAMILY)
+def test_every_family_is_diagnosed_as_transformers_has_it(base: str, talk: Path, tmp_path: Path) -> None:
+    """What the model attends to is kept by full attention; by a window less, unless the base itself sees no more."""
+    with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))
+    report = diagnose_sound(tmp_path, talk, audio_seconds=[2], candidates=["window:left=3,right=3", "full"], queries=64)
+    rule: Any = FAMILIES[base].audio
+    assert (report.unit, report.is_long, report.model_class) == ("frames", False, smallest_head(base))
+    assert report.frame_seconds is not None
+    assert report.last.length * report.frame_seconds == pytest.approx(2, abs=3 * report.frame_seconds)
+    captured = report.last.captured()
+    assert len(captured) == rule.layers(FAMILIES[base].base_config_class.from_pretrained(tmp_path))
+    torch.testing.assert_close(captured[..., 1], torch.ones_like(captured[..., 1]), rtol=0, atol=1e-5)
+    assert bool((captured[..., 0] > 0).all())
+    assert bool((captured[..., 0] <= captured[..., 1] + 1e-5).all())
+
+
+def test_masses_are_those_of_transformers_weights(talk: Path, tmp_path: Path) -> None:
+    """By distance and by mechanism, mean over the stretches of a recording."""
+    base = with_extractor("wav2vec2", "Wav2Vec2Model", tmp_path)
+    report = diagnose_sound(tmp_path, talk, audio_seconds=[1.5], candidates=["window:left=9,right=4"])
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
+    values = extractor(read_audio(talk, RATE), sampling_rate=RATE, return_tensors="pt").input_values
+    base.set_attn_implementation("eager")
+    with torch.no_grad():
+        passes = [base(stretch, output_attentions=True).attentions for stretch in values.split(24_000, 1)]
+    weights = torch.stack([torch.cat(layers) for layers in zip(*passes, strict=True)]).double().mean(1)  # (layers, H, N, N)
+    distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(weights.shape[-1])
+    kept = (weights * ((distance <= 9) & (distance >= -4))).sum(-1).mean(-1)
+    torch.testing.assert_close(report.last.captured()[..., 0], kept, rtol=0, atol=1e-5)
+    for number, (low, high) in enumerate(report.last.bins):
+        mass = (weights * ((distance.abs() >= low) & (distance.abs() <= high))).sum(-1).mean(-1)
+        measured = torch.stack([layer.distance[:, number] for layer in report.last.layers])
+        torch.testing.assert_close(measured, mass, rtol=0, atol=1e-5)
+
+
+def test_a_long_model_and_its_checkpoint_have_the_same_attention(talk: Path, tmp_path: Path) -> None:
+    with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path)
+    stock = diagnose_sound(tmp_path, talk, candidates=["window:window=32"], queries=50)
+    model = long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path, long_attention={"mechanism": "full"})
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
+    long = diagnose_sound(model, talk, extractor=extractor, candidates=["window:window=32"], queries=50)
+    assert (stock.is_long, long.is_long) == (False, True)
+    torch.testing.assert_close(long.last.captured(), stock.last.captured(), rtol=0, atol=1e-6)
+    assert stock.notes == ("The longest recording has 4.5 seconds; a longer one shows greater distances.",)
+    best = stock.recommend()
+    assert best is not None
+    assert best.flags[-2:] == ("--audio-seconds", "15"), "a conversion is not to sounds shorter than those of the source"
+    assert "--audio-seconds 15 --compare-at 4 " in stock.search_command("talk.wav")
+
+
+def test_longer_sounds_than_the_checkpoint_reads(tmp_path: Path) -> None:
+    with_extractor("whisper", "WhisperModel", tmp_path, max_source_positions=100)
+    report = diagnose_sound(tmp_path, recording(tmp_path / "talk.wav", 3.5), audio_seconds=[1, 3], candidates=["window:window=32"])
+    assert [row.length for row in report.lengths] == [50, 150]
+    assert report.target.flags(report.candidates[0])[-2:] == ["--audio-seconds", "3"]
+    assert (report.trained_length, report.judged.length) == (100, 50)
+    assert "Positions were extended from 2 seconds to 3 seconds without training" in report.notes[0]
+
+
+def test_the_command_diagnoses_sound(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short")
-    file = recording(tmp_path / "talk.wav", 1)
+    typed = ["diagnose", str(tmp_path / "short"), str(talk.parent), "--candidate", "window:window=32", "--candidate", "linear"]
     capsys.readouterr()
-    assert _run(["diagnose", str(tmp_path / "short"), str(file)]) == 1
-    assert "reads sound and no text; longattn search measures what mechanisms keep" in capsys.readouterr().err
+    assert _run([*typed, "--audio-seconds", "1,3", "--html", str(tmp_path / "page.html"), "--save", str(tmp_path / "n.json")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("At 149 frames (2.98 s)", "Half of the attention of the average head lies within", "options count frames of 0.02 s",
+                  "longattn convert", "--audio-seconds 15", "longattn search"):  # fmt: skip
+        assert words in shown
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "tokens" not in page.split("<body")[-1].replace("effective_tokens", "").replace("first_tokens", "")
+    assert "149 frames (2.98 s)" in page
+    assert "16 = 0.32 s" in page
+    numbers = json.loads((tmp_path / "n.json").read_text(encoding="utf-8"))
+    assert (numbers["frame_seconds"], [row["length"] for row in numbers["lengths"]]) == (0.02, [49, 149])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--audio-seconds", "9"], "The longest recording has 4.5 seconds, but 9 are needed"),
+        (["--audio-seconds", "0"], "must be a number of seconds above 0"),
+        (["--audio-seconds", "many"], "are not seconds; give for example 30"),
+        (["--lengths", "512"], "is sound; leave it out, or give durations as --audio-seconds"),
+        (["--candidate", "transformer_xl"], "reads one segment of a text after the other"),
+        (["--candidate", "window2d"], "reads a picture's patches, but a sound is one line"),
+    ],
+)
+def test_a_diagnosis_refuses(options: list[str], sentence: str, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path)
+    capsys.readouterr()
+    assert _run(["diagnose", str(tmp_path), str(talk), *options]) != 0
+    assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_what_reads_something_else_is_refused(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short")
+    (tmp_path / "text.txt").write_text("words " * 100)
+    BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)).save_pretrained(tmp_path / "bert")
+    refusals = {
+        ("short", str(tmp_path / "text.txt")): "reads sound and no text; give it a recording or a folder: longattn diagnose MODEL talk.wav",
+        ("bert", str(talk)): "is of type 'bert', which is not a family of sound; give it a text",
+    }
+    for (model, file), sentence in refusals.items():
+        capsys.readouterr()
+        assert _run(["diagnose", str(tmp_path / model), file]) == 1
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
+        diagnose_sound(small_model("wav2vec2", "Wav2Vec2Model"), talk)
+    with pytest.raises(BackendError, match=r"is watched in LongWav2Vec2Model; load it as that"):
+        diagnose_sound(small_model("wav2vec2", "Wav2Vec2Model"), talk, extractor=AutoFeatureExtractor.from_pretrained(tmp_path / "short"))
 
 
 def _run(arguments: list[str]) -> int:

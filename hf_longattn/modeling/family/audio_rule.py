@@ -121,6 +121,11 @@ class AudioRule:
         hour = self.length(3600)
         return round(hour / self.output_rows(config, hour))
 
+    def frame_seconds(self, config: Any) -> float:
+        """Seconds from a token of the layers with attention to the next."""
+        hour = self.length(3600)
+        return self.seconds(round(hour / self.frames(config, hour)))
+
     def layers(self, config: Any) -> int:
         """The number of layers with attention."""
         return int(encoder_config(config).num_hidden_layers)

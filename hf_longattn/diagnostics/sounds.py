@@ -1,0 +1,225 @@
+"""What a model of sound attends to on recordings, and what each mechanism would keep of it, in frames and seconds.
+
+It is measured as on a text (:mod:`~hf_longattn.diagnostics.measure`); a model of transformers is read by its Long class with the attention
+that it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..configuration import LongAttentionConfig
+from ..conversion import plan_conversion
+from ..conversion.audio_seconds import audio_family, duration
+from ..conversion.config import ConversionConfig
+from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
+from ..conversion.plan import ConversionPlan
+from ..conversion.processors import load_feature_extractor, required_processor
+from ..conversion.sound import RecordedSounds
+from ..conversion.sources.base import Source, open_source
+from ..conversion.sources.quantised import refuse_quantised
+from ..errors import BackendError, OptionError
+from ..modeling.family.audio_config import audio_seconds as checked_seconds
+from ..modeling.family.audio_config import refuse_reading
+from ..modeling.family.definition import FAMILIES, Family, model_name
+from ..staging import unused_name
+from .candidates import read_candidates, usual_for_sound
+from .diagnosis import Diagnosis, LengthDiagnosis, Target
+from .layer_attention import sampled_rows
+from .loading import converted_from, load_for_diagnosis
+from .measure import QUERIES, MeasuredLayers, Progress, device_name, silent
+from .watching import is_causal, run_stack, watched_inputs, watching
+
+SECONDS = (7.5, 15.0, 30.0)
+"""Durations measured by default, as far as model and recordings reach."""
+STRETCHES = 4
+"""Stretches of the recordings that are read of each duration, at most."""
+
+
+@dataclass(frozen=True)
+class SoundModel:
+    """A model of sound for a diagnosis.
+
+    network: with mechanisms. name, class_name: of the checkpoint, and of its class.
+    extractor: its feature extractor.
+    plan: of the conversion by which a model of transformers is read; ``None`` for a Long model.
+    converted_from: the checkpoint to convert, as it is typed; ``None`` if that is not known.
+    """
+
+    network: Any
+    name: str
+    class_name: str
+    extractor: Any
+    plan: ConversionPlan | None = None
+    converted_from: str | None = None
+
+
+@quiet_libraries()
+def diagnose_sound(
+    model: str | Path | nn.Module,
+    recordings: Path,
+    *,
+    extractor: Any | None = None,
+    audio_seconds: Sequence[float] | None = None,
+    queries: int = QUERIES,
+    candidates: Sequence[str] | None = None,
+    within_mechanism: bool = False,
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Measure how the attention of every layer and head of ``model`` spreads over sounds, and what mechanisms would keep of it.
+
+    Numbers are those of :func:`diagnose`, of frames in place of tokens, means over stretches of the recordings. The features of a recording
+    are computed from the whole, and cut afterwards. Memory is linear in the duration.
+
+    Args:
+        model: a checkpoint of a family of sound, long or not (a folder or a Hub repository id), or a Long model in memory. Of an
+            encoder-decoder model the encoder is diagnosed.
+        recordings: a recording, or a folder of them, of which up to :data:`STRETCHES` are read, evenly spread.
+        extractor: the feature extractor of a model in memory.
+        audio_seconds: durations of the stretches; 7.5, 15 and 30 seconds as far as model and recordings reach, if not given.
+        queries: how many are measured at each duration, spread over the stretches.
+        candidates: mechanisms such as ``"window:left=64,right=64"``, in frames; the usual ones and every other mechanism's default if not
+            given.
+        within_mechanism, device, revision, token, progress: as for :func:`diagnose`.
+    Returns:
+        The diagnosis, whose ``frame_seconds`` says what a frame is.
+    Raises:
+        DataError, AudioError: there is no recording, or one cannot be read.
+        LengthError: the recordings or the model end before a duration.
+        CheckpointError: the checkpoint cannot be loaded, or has no feature extractor.
+        BackendError: the model does not read sound.
+        OptionError, UnknownMechanismError: a candidate or setting that does not exist.
+    """
+    if queries < 1:
+        raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
+    if audio_seconds is not None and not audio_seconds:
+        raise OptionError("There is no duration; give for example --audio-seconds 30, or leave it out.")
+    chosen = usual_for_sound() if candidates is None else read_candidates(candidates)
+    for candidate in chosen:
+        refuse_reading(candidate.mechanism, candidate.options)
+    durations = None if audio_seconds is None else sorted({checked_seconds(seconds, "--audio-seconds") for seconds in audio_seconds})
+    if isinstance(model, nn.Module):
+        loaded = SoundModel(model, model_name(model), type(model).__name__, required_processor(extractor, model_name(model), "sound"))
+        sounds = _recorded(_family(model.config, loaded.name), model.config, loaded.extractor, recordings)
+        durations = _usual_durations(sounds) if durations is None else durations
+    else:
+        loaded, sounds, durations = _load(open_source(model, revision=revision, token=token), recordings, durations, device)
+    network, rule = loaded.network, sounds.rule
+    reasons: dict[str, str] = {}
+    measured = []
+    for seconds in durations:
+        start, stretches = time.perf_counter(), sounds.stretches(seconds, STRETCHES)
+        share = -(-queries // len(stretches))
+        layers = MeasuredLayers(chosen, reasons, sampled_rows(1, 1))
+        for number, stretch in enumerate(stretches):
+            (progress or silent)(f"{duration(seconds)}, stretch {number + 1} of {len(stretches)}")
+            stack, arguments, _, frames = watched_inputs(network, rule.arguments(stretch))
+            layers.rows = sampled_rows(frames, share, seed=number)
+            with watching(stack, layers.see, within_mechanism=within_mechanism):
+                run_stack(stack, arguments)
+        causal, count = is_causal(stack), len(layers.rows) * len(stretches)
+        measured.append(layers.at_length(frames, count, causal, time.perf_counter() - start))
+    return Diagnosis(
+        model=loaded.name, model_class=loaded.class_name, text=recordings.resolve().name, device=device_name(stack), causal=causal,
+        is_long=loaded.plan is None, trained_length=_trained_frames(loaded.plan, durations[-1]), within_mechanism=within_mechanism,
+        needle=None, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured),
+        target=_target(loaded, sounds, durations[-1], measured[-1]),
+        notes=tuple(_notes(loaded.plan, sounds, durations[-1], audio_seconds is None)), frame_seconds=rule.frame_seconds(sounds.config),
+    )  # fmt: skip
+
+
+def _load(
+    source: Source, recordings: Path, durations: list[float] | None, device: str | None
+) -> tuple[SoundModel, RecordedSounds, list[float]]:  # fmt: skip
+    """A checkpoint with mechanisms, recordings as it reads them, and the durations that are measured."""
+    model_type = str(source.config.get("model_type"))
+    family = FAMILIES.get(model_type.removeprefix("long_"))
+    if family is None or family.audio is None:
+        raise _reads_no_sound(source.name, model_type, family)
+    refuse_quantised(source)
+    extractor = required_processor(load_feature_extractor(source.folder), source.name, "sound")
+    if "long_attention" in source.config:
+        network: Any = load_for_diagnosis(source.folder, None, device=device).model
+        loaded = SoundModel(network, source.name, type(network).__name__, extractor, converted_from=converted_from(source.folder))
+        sounds = _recorded(family, network.config, extractor, recordings)
+        return loaded, sounds, _usual_durations(sounds) if durations is None else durations
+    target = chosen_device(device)
+    attention = LongAttentionConfig("full") if family.own_attention is None else None  # by default, a conversion keeps the base's own
+    plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
+    sounds = _recorded(family, plan.architecture.source_config, extractor, recordings)
+    durations = _usual_durations(sounds) if durations is None else durations
+    assert plan.sound is not None
+    if durations[-1] > plan.sound.new.seconds:
+        plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1]))
+    network = load_as_result(source, plan.architecture, plan.config).eval().to(target)
+    return SoundModel(network, source.name, plan.architecture.source_class, extractor, plan, source.name), sounds, durations
+
+
+def _family(config: Any, name: str) -> Family:
+    """The family of a model in memory; raises :class:`BackendError` where it does not read sound."""
+    family = audio_family(config)
+    if family is None:
+        raise _reads_no_sound(name, str(getattr(config, "model_type", "")), FAMILIES.get(str(getattr(config, "base_model_type", ""))))
+    return family
+
+
+def _reads_no_sound(name: str, model_type: str, family: Family | None) -> BackendError:
+    if family is not None and family.grid is not None:
+        instead = f"reads {family.grid.noun}s as pictures; longattn search measures what mechanisms keep of its attention"
+    else:
+        instead = "is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2"
+    return BackendError(f"{name!r} is of type {model_type!r}, which {instead}.")
+
+
+def _recorded(family: Family, config: Any, extractor: Any, recordings: Path) -> RecordedSounds:
+    assert family.audio is not None
+    return RecordedSounds(family.audio, config, extractor, recordings, STRETCHES)
+
+
+def _usual_durations(sounds: RecordedSounds) -> list[float]:
+    """:data:`SECONDS` as far as model and recordings reach; what they reach where that is less."""
+    longest = min(sounds.longest, sounds.rule.longest_seconds(sounds.config))
+    return [seconds for seconds in SECONDS if seconds <= longest] or [longest]
+
+
+def _target(loaded: SoundModel, sounds: RecordedSounds, seconds: float, last: LengthDiagnosis) -> Target:
+    """The conversion that a diagnosis recommends: for the longest sounds measured, or those that the model reads already."""
+    rule, config = sounds.rule, sounds.config
+    longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None or loaded.plan.sound is None else loaded.plan.sound.new.seconds
+    name = Path(loaded.converted_from or loaded.class_name).name
+    compare_at = max(1, int(seconds)) if seconds < longest else None
+    return Target(
+        loaded.converted_from, unused_name(f"{name}-{longest:g}s"), last.length, audio_seconds=longest, compare_at=compare_at
+    )  # fmt: skip
+
+
+def _trained_frames(plan: ConversionPlan | None, seconds: float) -> int | None:
+    """The frames of the longest sound that a model of transformers reads, where longer ones are measured."""
+    if plan is None or plan.sound is None or plan.sound.rule.base_reads(plan.architecture.source_config, seconds):
+        return None
+    return plan.sound.old.frames if seconds > plan.sound.old.seconds else None
+
+
+def _notes(plan: ConversionPlan | None, sounds: RecordedSounds, seconds: float, chosen_here: bool) -> list[str]:
+    """What was left out, and what positions do, for readers of the report."""
+    notes = []
+    if chosen_here and seconds < SECONDS[-1] and sounds.longest < SECONDS[-1]:
+        notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")
+    if plan is not None and plan.sound is not None and _trained_frames(plan, seconds) is not None:
+        notes.append(
+            f"Positions were extended from {plan.sound.old.words} to {duration(seconds)} without training: what full attention does in "
+            f"longer sounds was never learned, so mechanisms are judged by what they keep at {plan.sound.old.words} or less."
+        )
+    return notes
+
+
+__all__ = ["diagnose_sound"]
