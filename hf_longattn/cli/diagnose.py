@@ -128,6 +128,15 @@ def diagnose(
         return
     if _holds_sound(text):
         _refuse(for_texts, f"is for texts, but {str(text)!r} is sound; leave it out, or give durations as --audio-seconds.")
+        from ..diagnostics.pictures import reads_spectrograms
+
+        if reads_spectrograms(model, revision=revision, token=token):
+            _refuse(
+                {**for_sound, "--within-mechanism": within_mechanism},
+                "is not for a model of spectrograms, whose feature extractor cuts recordings; leave it out.",
+            )
+            _diagnose_picture(model, text, **files, **settings)
+            return
         _diagnose_sound(model, text, audio_seconds, **files, **settings, within_mechanism=within_mechanism)
         return
     _refuse(for_sound, f"is for recordings, but {str(text)!r} is none; leave it out, or give a recording.")

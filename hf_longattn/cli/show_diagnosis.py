@@ -107,8 +107,9 @@ def _mechanisms(diagnosis: Diagnosis) -> Table:
 def show_picture(diagnosis: PictureDiagnosis, with_hint: bool = True) -> None:
     """What each mechanism keeps of the attention on a picture; ``with_hint``, how to see the layers."""
     console = terminal.console(width=WIDTH)
-    size = " × ".join(map(str, diagnosis.pixels.shape[:2]))
-    console.print(f"{diagnosis.model_class} on {escape(diagnosis.picture)}: {size} pixels, {diagnosis.grid}", style="bold", highlight=False)
+    console.print(
+        f"{diagnosis.model_class} on {escape(diagnosis.picture)}: {diagnosis.size}, {diagnosis.grid}", style="bold", highlight=False
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="kept of the attention", title_style="dim", title_justify="left")
     table.add_column("mechanism", overflow="fold")
     for name in ("kept", "least (layer)", "pairs"):
@@ -124,4 +125,4 @@ def show_picture(diagnosis: PictureDiagnosis, with_hint: bool = True) -> None:
     for name, reason in diagnosis.reasons.items():
         console.print(f"{escape(name)}: {escape(reason)}", style="dim", highlight=False)
     if with_hint:
-        console.print("--html FILE draws the attention of every layer over the picture.", style="dim", highlight=False)
+        console.print(f"--html FILE draws the attention of every layer over the {diagnosis.noun}.", style="dim", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..choice_text import read_choice, write_choice
@@ -23,6 +23,8 @@ USUAL = (
 )  # fmt: skip
 """Compared by default; of mechanisms that are not among them, the default options are."""
 USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
+"""Chunks that are tried by default for sound."""
+USUAL_FOR_SOUND = ("window:window=32", "window:window=64", *USUAL_CHUNKS)
 """Compared by default for sound, besides those for texts."""
 
 
@@ -81,13 +83,9 @@ def usual_candidates() -> list[Candidate]:
 
 
 def usual_for_sound() -> list[Candidate]:
-    """:func:`usual_candidates` that frames of a sound can be read by, narrow windows and :data:`USUAL_CHUNKS`."""
-    named = [Candidate.read(text) for text in ("window:window=32", "window:window=64", *USUAL_CHUNKS)]
-    return [
-        candidate
-        for candidate in [*(Candidate(candidate.mechanism, candidate.options) for candidate in named), *usual_candidates()]
-        if _reads_sound(candidate)
-    ]
+    """:data:`USUAL_FOR_SOUND`, and those of :func:`usual_candidates` by which frames of a sound can be read."""
+    narrow = [replace(Candidate.read(text), by_user=False) for text in USUAL_FOR_SOUND]
+    return [candidate for candidate in [*narrow, *usual_candidates()] if _reads_sound(candidate)]
 
 
 def _reads_sound(candidate: Candidate) -> bool:

@@ -1,4 +1,4 @@
-"""What a model of pictures attends to on one picture, layer by layer, and what mechanisms on its grid would keep of it."""
+"""What a model of pictures attends to on a picture, or one of spectrograms on a recording, and what mechanisms would keep of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_image_processor, required_processor
+from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor
+from ..conversion.sound import read_recordings
+from ..conversion.sources.base import open_source
 from ..data.pictures import read_picture_file
 from ..engines.common.grid import Grid
+from ..errors import OptionError
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.definition import model_name
+from ..modeling.family.definition import FAMILIES, model_name
 from ..modeling.family.grid_config import refuse_line
+from ..modeling.family.grid_rule import PIXELS, GridRule
 from ..modeling.grids import grid_rule
 from .candidates import Candidate, all_readings, read_candidates
 from .layer_attention import LayerAttention, RowSums, sampled_rows
@@ -52,7 +56,9 @@ class PictureLayer:
 class PictureDiagnosis:
     """The attention of a model on one picture.
 
-    picture, pixels: its file, and ``(height, width, 3)`` from 0 to 1 as the model sees it.
+    picture, pixels: its file, and ``(height, width, 3)`` from 0 to 1 as the model sees it; of a spectrogram ``(mel bins, frames, 3)``, from
+        the lowest frequency.
+    noun, size: what it is called, and its size in words.
     grid: the grid of its tokens.
     pairs, full_pairs: query–key pairs of one head for each candidate, and for full attention.
     reasons: why a candidate is not applicable, by the candidate's text.
@@ -69,6 +75,8 @@ class PictureDiagnosis:
     full_pairs: int
     reasons: dict[str, str]
     layers: tuple[PictureLayer, ...]
+    noun: str
+    size: str
 
     @property
     def reader(self) -> str:
@@ -113,16 +121,16 @@ def diagnose_picture(
 
     Args:
         model: a checkpoint of a family of pictures, long or not (a folder or a Hub repository id), or a model in memory.
-        picture: a file that Pillow reads.
-        processor: the image processor of a model in memory.
+        picture: a file that Pillow reads; for a model of spectrograms a recording, which its feature extractor cuts or pads.
+        processor: the image processor, or the feature extractor, of a model in memory.
         candidates: mechanisms on a grid such as ``"window2d:window=14"``; :data:`USUAL` if not given.
         queries: how many are measured, spread over the picture.
         device, revision, token: as for :func:`diagnose`.
     Raises:
         MissingExtraError: Pillow is not installed.
-        DataError: the file cannot be read as a picture: see :func:`read_picture_file`.
+        DataError, AudioError: the file cannot be read: see :func:`read_picture_file` and :func:`read_audio`.
         CheckpointError: the checkpoint cannot be loaded, or has no image processor.
-        BackendError: the model does not read pictures.
+        BackendError: the model reads neither pictures nor spectrograms.
         OptionError, UnknownMechanismError, GridError: a candidate or a setting does not exist, or the picture's size does not fit.
     """
     choices = read_candidates(USUAL if candidates is None else candidates)
@@ -130,17 +138,18 @@ def diagnose_picture(
         refuse_line(candidate.mechanism, candidate.options)
     if candidates is None:
         choices = [replace(candidate, by_user=False) for candidate in choices]
+    folder: Path | None = None
     if isinstance(model, nn.Module):
         network, name = model, model_name(model)
     else:
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
-        network, name = loaded.model, str(model)
-        processor = load_image_processor(loaded.source.folder) if processor is None else processor
+        network, name, folder = loaded.model, str(model), loaded.source.folder
     stack: Any = watched_layers(network)
-    rule = grid_rule(stack)
-    processor = required_processor(processor, name)
-    image = read_picture_file(picture)
-    values = processor(images=image, return_tensors="pt")[rule.input].to(stack.device, stack.dtype)
+    rule = grid_rule(stack, of_pixels=False)
+    if processor is None and folder is not None:
+        processor = load_image_processor(folder) if rule.input == PIXELS else load_feature_extractor(folder)
+    processor = required_processor(processor, name, "pictures" if rule.input == PIXELS else "sound")
+    values = _processed(rule, processor, picture).to(stack.device, stack.dtype)
     _, arguments, grid = watched_on_grid(network, {rule.input: values})
     reasons: dict[str, str] = {}
     layers: dict[int, PictureLayer] = {}
@@ -164,9 +173,10 @@ def diagnose_picture(
     with watching(stack, see):
         run_stack(stack, arguments)
     return PictureDiagnosis(
-        model=name, model_class=type(network).__name__, picture=str(picture), pixels=_as_seen(values[0], processor), grid=grid,
+        model=name, model_class=type(network).__name__, picture=str(picture), pixels=_as_seen(rule, values[0], processor), grid=grid,
         queries=len(rows), candidates=tuple(choices), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
-        reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)),
+        reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)), noun=rule.noun,
+        size=rule.describe(rule.size_of(values)),
     )  # fmt: skip
 
 
@@ -179,8 +189,30 @@ def _attention(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
     return (total / total.sum()).view(grid.sizes)
 
 
-def _as_seen(pixels: Tensor, processor: Any) -> Tensor:
-    """Pixels ``(channels, height, width)`` before their colours were normalised, ``(height, width, 3)`` from 0 to 1."""
+def reads_spectrograms(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> bool:
+    """Whether a checkpoint is one of a family whose pictures are spectrograms of recordings."""
+    model_type = str(open_source(name, revision=revision, token=token).config.get("model_type"))
+    family = FAMILIES.get(model_type.removeprefix("long_"))
+    return family is not None and family.grid is not None and family.grid.input != PIXELS
+
+
+def _processed(rule: GridRule, processor: Any, file: Path) -> Tensor:
+    """The model's input for a picture, or for the spectrogram of a recording."""
+    if rule.input == PIXELS:
+        return torch.as_tensor(processor(images=read_picture_file(file), return_tensors="pt")[rule.input])
+    if file.is_dir():
+        raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is drawn; give one recording.")
+    (sound,) = read_recordings([file], processor.sampling_rate)
+    return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
+
+
+def _as_seen(rule: GridRule, pixels: Tensor, processor: Any) -> Tensor:
+    """Pixels ``(channels, height, width)`` before their colours were normalised, ``(height, width, 3)`` from 0 to 1; of a spectrogram
+    ``(frames, mel bins)`` from its lowest to its highest value, ``(mel bins, frames, 3)``."""
+    if rule.input != PIXELS:
+        values = pixels.float().cpu().mT
+        low, high = values.min(), values.max()
+        return ((values - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
     mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
     return (pixels.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
@@ -194,8 +226,10 @@ def picture_page(diagnosis: PictureDiagnosis) -> str:
     from .charts import attention_on_picture
     from .page import render
 
-    maps = [attention_on_picture(diagnosis.pixels, layer.attention) for layer in diagnosis.layers]
+    from_below = diagnosis.noun != "picture"  # high frequencies are drawn at the top
+    pixels = diagnosis.pixels.flip(0) if from_below else diagnosis.pixels
+    maps = [attention_on_picture(pixels, layer.attention.flip(0) if from_below else layer.attention) for layer in diagnosis.layers]
     return render("picture.html", diagnosis=diagnosis, maps=maps)
 
 
-__all__ = ["PictureDiagnosis", "PictureLayer", "diagnose_picture", "picture_page"]
+__all__ = ["PictureDiagnosis", "PictureLayer", "diagnose_picture", "picture_page", "reads_spectrograms"]

@@ -28,6 +28,7 @@ from ..errors import BackendError, OptionError
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
 from ..modeling.family.definition import FAMILIES, Family, model_name
+from ..modeling.family.grid_rule import PIXELS
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
 from .diagnosis import Diagnosis, LengthDiagnosis, Target
@@ -173,11 +174,11 @@ def _family(config: Any, name: str) -> Family:
 
 
 def _reads_no_sound(name: str, model_type: str, family: Family | None) -> BackendError:
-    if family is not None and family.grid is not None:
-        instead = f"reads {family.grid.noun}s as pictures; longattn search measures what mechanisms keep of its attention"
-    else:
-        instead = "is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2"
-    return BackendError(f"{name!r} is of type {model_type!r}, which {instead}.")
+    kind = f"{name!r} is of type {model_type!r}, which"
+    if family is None or family.grid is None:
+        return BackendError(f"{kind} is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2.")
+    takes = "a photo: longattn diagnose MODEL photo.jpg" if family.grid.input == PIXELS else "diagnose_picture one recording"
+    return BackendError(f"{kind} reads {family.grid.noun}s; give {takes}.")
 
 
 def _recorded(family: Family, config: Any, extractor: Any, recordings: Path) -> RecordedSounds:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoFeatureExtractor, BertConfig, BertModel
+from transformers import ASTFeatureExtractor, AutoFeatureExtractor, BertConfig, BertModel
 
 from hf_longattn.cli import main
 from hf_longattn.data.audio import read_audio
-from hf_longattn.diagnostics import diagnose_sound, measure_receptive_field
+from hf_longattn.diagnostics import diagnose_picture, diagnose_sound, measure_receptive_field
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.families import FAMILIES
+from tests.modeling import grid_models
 from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
 
 WINDOW = {"mechanism": "window", "left": 3, "right": 3}
@@ -198,6 +199,34 @@ def test_what_reads_something_else_is_refused(talk: Path, tmp_path: Path, capsys
         diagnose_sound(small_model("wav2vec2", "Wav2Vec2Model"), talk)
     with pytest.raises(BackendError, match=r"is watched in LongWav2Vec2Model; load it as that"):
         diagnose_sound(small_model("wav2vec2", "Wav2Vec2Model"), talk, extractor=AutoFeatureExtractor.from_pretrained(tmp_path / "short"))
+
+
+def test_a_spectrogram_is_diagnosed_as_a_picture(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a mechanism keeps of transformers' attention weights, and what its class token attends to."""
+    pytest.importorskip("matplotlib")
+    base = "audio-spectrogram-transformer"
+    model = grid_models.saved(base, grid_models.base_model(base), tmp_path / "ast")
+    extractor = ASTFeatureExtractor(num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length)
+    extractor.save_pretrained(tmp_path / "ast")
+    report = diagnose_picture(tmp_path / "ast", talk, candidates=["axial", "full"])
+    model.set_attn_implementation("eager")
+    values = extractor(read_audio(talk, RATE), sampling_rate=RATE, return_tensors="pt").input_values
+    with torch.no_grad():
+        weights = model.eval()(values, output_attentions=True).attentions
+    for layer, expected in zip(report.layers, weights, strict=True):
+        attention = expected[0, :, 0, report.grid.prefix :].mean(0)
+        torch.testing.assert_close(layer.attention.flatten().float(), attention / attention.sum(), rtol=1e-4, atol=1e-6)
+        assert 0 < layer.mass[0] < layer.mass[1] == pytest.approx(1, abs=1e-5)
+    assert report.noun == "spectrogram"
+    assert tuple(report.pixels.shape) == (model.config.num_mel_bins, model.config.max_length, 3)
+    typed = ["diagnose", str(tmp_path / "ast")]
+    assert _run([*typed, str(talk), "--candidate", "axial", "--html", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count('src="data:image/png;base64,') == len(report.layers)
+    capsys.readouterr()
+    assert _run([*typed, str(talk.parent)]) == 1
+    assert "is a folder, but one spectrogram is drawn; give one recording" in capsys.readouterr().err
+    assert _run([*typed, str(talk), "--audio-seconds", "3"]) == 2
+    assert "is not for a model of spectrograms" in " ".join(capsys.readouterr().err.split())
 
 
 def _run(arguments: list[str]) -> int:
