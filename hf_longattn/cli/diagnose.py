@@ -116,7 +116,7 @@ def diagnose(
 
     for_texts = {"--lengths": lengths, "--extend": extend, "--mechanism": mechanism, "--needle": needle, "--no-needle": no_needle,
                  "--depths": depths != USUAL_DEPTHS}  # fmt: skip
-    files = {"html": html, "save": save, "as_json": as_json}
+    files: dict[str, Any] = {"html": html, "save": save, "as_json": as_json}
     settings: dict[str, Any] = {
         "candidates": candidate, "queries": queries, "device": device, "revision": revision, "token": token
     }  # fmt: skip
