@@ -214,7 +214,7 @@ def _diagnose_sound(
 
 
 def _read_durations(text: str) -> list[float]:
-    """``"15,60"`` as numbers; raises :class:`typer.BadParameter` for anything else."""
+    """``"15,60"`` as numbers; anything else is a usage error."""
     try:
         return [float(seconds) for seconds in text.split(",")]
     except ValueError:
