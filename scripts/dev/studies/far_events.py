@@ -1,45 +1,58 @@
-"""Spectrograms whose label needs a sound at the start and others at the end: a small AST that heard seconds, converted to minutes.
+"""Spectrograms whose label needs a sound and others long after it: a small AST that heard seconds, converted to minutes.
 
-At the start there is a hiss in one of three bands of frequencies. At the end a rising, a falling and a pulsed tone sound together, one in
-each band, and the label is the kind of that in the band of the hiss. Between them voices say digits. In the control recordings the hiss is
-left out: no model can be better than chance.
+There is a hiss in one of three bands of frequencies. Later a rising, a falling and a pulsed tone sound together, one in each band, and the
+label is the kind of that in the band of the hiss. In short recordings they are anywhere, in longer ones about half the recording apart.
+Around them voices say digits. In the control recordings the hiss is left out: no model can be better than chance.
 
-A spectrogram is a grid of frequency and time: patches of 16 mel bins and 0.32 s, four in a column.
+A spectrogram is a grid of frequency and time: patches of 16 mel bins and 0.5 s, four in a column. As by AST's extractor, levels are
+normalised by one mean and one deviation of all recordings: those of each recording, or of each of its mel bins, would tell every patch of a
+short one, but not of a long one, in which band the hiss is.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification
+from transformers.audio_utils import mel_filter_bank
 
 from hf_longattn.data.audio import Samples
 
 from .far_running import FULL, Stage, run_study
-from .far_sounds import MARGIN, ROWS_PER_SECOND, Placed, Sound, SoundTask, babble, in_chunks, whole, with_hints, with_sounds
+from .far_sounds import MARGIN, Placed, Sound, SoundTask, babble, in_chunks, long_babble, whole, with_hints, with_sounds
 from .far_systems import POSITION_SCALE, waves
 from .far_task import Shown, System, converted, plain
 from .speech_synthesis import HELD_OUT, LEVEL, RATE, TRAINED
 
 FEATURES, PATCH = 64, 16
 """Mel bins, and mel bins and rows of a patch."""
+ROWS_PER_SECOND = 32
+"""Rows of a spectrogram in a second."""
+WINDOW = 512
+"""Samples whose spectrum a row is."""
+QUIETEST = 1e-6
+"""The power below which all is silence."""
+SCALED = 60.0
+"""Seconds of digits whose levels give the mean and deviation."""
 BANDS = ((640, 1140), (1260, 2100), (2300, 3800))
 """The frequencies in Hz of each band: those of the second, third and fourth row of patches."""
 RISING, FALLING, PULSED = range(3)
-SOUNDING = (1.0, 1.4)
+SOUNDING = (1.5, 2.0)
 """Shortest and longest duration of the tones in seconds."""
 SPREAD = 3.0
 """Decibels by which a sound is louder or quieter than words, at most."""
-HISSING = 0.6
+HISSING = 1.0
 """Seconds of the hiss."""
-DELAY = 0.4
-"""The most seconds from the margin at an end of the recording to the hiss, or from the tones to the margin at the other."""
+ANYWHERE = 8.0
+"""Seconds of a recording in which sounds are anywhere. In longer ones the tones start at least half of the rest after the hiss."""
 
 
 def hiss(band: tuple[int, int], random: np.random.Generator) -> Samples:
@@ -71,6 +84,36 @@ def tone(kind: int, band: tuple[int, int], seconds: float, random: np.random.Gen
     return at_level(wave, random)
 
 
+def places(seconds: float, sounding: float, random: np.random.Generator) -> tuple[float, float]:
+    """Where the hiss and the tones that sound so long start, each pair of places as likely as another."""
+    least = HISSING + 2 * MARGIN + max(0.0, seconds - ANYWHERE) / 2
+    before, between = np.sort(random.uniform(0, seconds - 2 * MARGIN - least - sounding, 2))
+    return MARGIN + float(before), MARGIN + float(between) + least
+
+
+def levels(recordings: Sequence[Samples]) -> Tensor:
+    """``(recordings, rows, mel bins)``: the logarithms of power."""
+    samples = torch.from_numpy(np.stack(recordings))
+    spectra = torch.stft(samples, WINDOW, RATE // ROWS_PER_SECOND, window=torch.hann_window(WINDOW), return_complex=True)
+    rows = samples.shape[1] * ROWS_PER_SECOND // RATE
+    power = spectra[..., :rows].abs().square().transpose(1, 2) @ mel_filters()
+    return power.clamp(min=QUIETEST).log()
+
+
+@functools.cache
+def mel_filters() -> Tensor:
+    """``(frequencies, mel bins)``."""
+    scale = {"norm": "slaney", "mel_scale": "slaney"}
+    return torch.from_numpy(mel_filter_bank(WINDOW // 2 + 1, FEATURES, 0.0, RATE / 2, RATE, **scale)).float()
+
+
+@functools.cache
+def mean_and_deviation() -> tuple[float, float]:
+    """The levels of digits that the voices of training say."""
+    of_digits = levels([long_babble(TRAINED)[: round(SCALED * RATE)]])
+    return of_digits.mean().item(), of_digits.std().item()
+
+
 class HintedClassifier(ASTForAudioClassification):
     """A small model with a head for the labels of patches, by which it starts to learn; it is not saved."""
 
@@ -91,15 +134,16 @@ class Events(SoundTask):
 
     name = "events"
     classes = 3
-    easy_first = True
+    easy_share = 0.5
     features = FEATURES
     hinted_rows = FEATURES // PATCH
-    hint_classes = 3 + 3 + 1 + 1
-    """Tones of each kind in the band of the hiss, those in other bands, the hiss, and the rest."""
+    hint_classes = 3 + 3 + 1 + 1 + 1
+    """Tones of each kind in the band of the hiss, those in other bands, the hiss, the rest of its band, and the rest."""
     defaults = {
-        "systems": ["chunks", "chunks-max", "windows", "global", "one-full", FULL],
-        "stages": [Stage(16, 1024, 16), Stage(64, 384, 8), Stage(240, 64, 2)], "short_size": 4, "halved": 0.0, "short_batch": 32,
-        "short_minutes": 1.0, "test_examples": 60, "other_examples": 12, "memory_batch": 1,
+        "systems": ["chunks", "chunks-max", "global", "axial", "one-full", FULL],
+        "stages": [Stage(16, 768, 16), Stage(32, 384, 16), Stage(64, 256, 8), Stage(128, 128, 4), Stage(240, 96, 2)],
+        "short_size": 8, "halved": 0.0, "short_batch": 32, "short_minutes": 1.5, "test_examples": 60, "other_examples": 12,
+        "memory_batch": 1,
     }  # fmt: skip
 
     def recording(self, shown: Shown, random: np.random.Generator) -> tuple[Samples, int, Sequence[Placed]]:
@@ -108,15 +152,27 @@ class Events(SoundTask):
         seconds, is_easy = random.uniform(*SOUNDING), random.random() < shown.easy
         tones = [tone(kind, band, seconds, random) for kind, band in zip(kinds, BANDS, strict=True)]
         chord = tones[named] if is_easy else tones[0] + tones[1] + tones[2]
-        first, last = (MARGIN + random.uniform(0, DELAY) for _ in range(2))
+        hissing_from, chord_from = places(shown.size, seconds, random)
         nothing = self.hint_classes - 1
-        others = [nothing if is_easy else len(kinds) + kind for kind in kinds]
-        of_bands = [*others[:named], kinds[named], *others[named + 1 :]]
-        placed: list[Placed] = [(Sound(chord, shown.size - last - seconds), (nothing, *of_bands))]
+
+        def in_band(label: int, others: Sequence[int] = (nothing,) * len(BANDS)) -> tuple[int, ...]:
+            return (nothing, *others[:named], label, *others[named + 1 :])
+
+        tones_elsewhere = [nothing if is_easy else len(kinds) + kind for kind in kinds]
+        placed: list[Placed] = [
+            (Sound(chord, chord_from), in_band(kinds[named], tones_elsewhere)),
+            (Sound(hiss(BANDS[named], random), hissing_from), in_band(2 * len(kinds))),
+        ]
+        if shown.control:
+            placed.pop()
+        samples = with_sounds(babble(random, voices, shown.size), [sound for sound, _ in placed], random)
         if not shown.control:
-            hissing = [2 * len(kinds) if band == named else nothing for band in range(len(BANDS))]
-            placed.append((Sound(hiss(BANDS[named], random), first), (nothing, *hissing)))
-        return with_sounds(babble(random, voices, shown.size), [sound for sound, _ in placed], random), kinds[named], placed
+            placed.insert(0, (Sound(samples, 0.0), in_band(nothing - 1)))
+        return samples, kinds[named], placed
+
+    def spectrograms(self, recordings: Sequence[Samples]) -> Tensor:
+        mean, deviation = mean_and_deviation()
+        return (levels(recordings) - mean) / deviation
 
     def inputs(self, features: Tensor) -> Tensor:
         return features
@@ -133,7 +189,8 @@ class Events(SoundTask):
         )  # fmt: skip
         model = HintedClassifier(config, self.hint_classes)
         table = model.audio_spectrogram_transformer.embeddings.position_embeddings
-        table.data[0, 2:] = POSITION_SCALE * waves(self.hinted_rows, self.columns(args.short_size), args.width)
+        of_rows = waves(self.hinted_rows, 1, args.width)  # of columns it learns what it needs: sounds are anywhere
+        table.data[0, 2:] = POSITION_SCALE * of_rows.repeat_interleave(self.columns(args.short_size), 0)
         return model
 
     def systems(self, args: argparse.Namespace) -> dict[str, System]:
@@ -156,6 +213,10 @@ class Events(SoundTask):
             "windows": System("window2d without a global token", with_attention({**window, "prefix_tokens": "reads"}), whole),
             "global": System("window2d with global class and distillation tokens", with_attention(window), whole),
             "last-full": System("window2d, the last layer full", with_attention({**window, "layers": {last: full}}), whole),
+            "axial": System("axial in every layer", with_attention({"mechanism": "axial"}), whole),
+            "one-axial": System(
+                "window2d, the layer before the last axial", with_attention({**window, "layers": {last - 1: {"mechanism": "axial"}}}), whole
+            ),
             "one-full": System("window2d, the layer before the last full", with_attention({**window, "layers": {last - 1: full}}), whole),
             FULL: System("full attention", with_attention(full), whole),
         }
@@ -169,9 +230,9 @@ class Events(SoundTask):
 
     def sentence(self, size: int) -> str:
         return (
-            f"Spectrograms of {size} s: at the start there is a hiss in one of three bands of frequencies, and at the end a rising, a "
-            "falling and a pulsed tone sound together, one in each band; the label is the kind of that in the band of the hiss, chance "
-            "33 %. Between them voices say digits. In the control the hiss is left out."
+            f"Spectrograms of {size} s: there is a hiss in one of three bands of frequencies, and at least {(size - ANYWHERE) / 2:.0f} s "
+            "later a rising, a falling and a pulsed tone sound together, one in each band; the label is the kind of that in the band of "
+            "the hiss, chance 33 %. Around them voices say digits. In the control the hiss is left out."
         )
 
 

@@ -136,6 +136,10 @@ class SoundTask(Task):
     def recording(self, shown: Shown, random: np.random.Generator) -> tuple[Samples, int, Sequence[Placed]]:
         """The samples of a recording, its label, and the sounds that were put into it."""
 
+    def spectrograms(self, recordings: Sequence[Samples]) -> Tensor:
+        """``(recordings, rows, features)`` of recordings of one length."""
+        return log_mel(recordings, self.features)
+
     @abc.abstractmethod
     def inputs(self, features: Tensor) -> Tensor:
         """The model's input of log-mel features ``(B, rows, features)``."""
@@ -147,7 +151,7 @@ class SoundTask(Task):
     def batch(self, shown: Shown, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """The model's input and labels ``(count,)``, or with hints ``(count, 1 + tokens)``."""
         recordings, labels, sounds = zip(*(self.recording(shown, random) for _ in range(count)), strict=True)
-        inputs, rows = self.inputs(log_mel(recordings, self.features)), torch.tensor(labels)
+        inputs, rows = self.inputs(self.spectrograms(recordings)), torch.tensor(labels)
         if not shown.hints:
             return inputs, rows
         columns = self.columns(shown.size)

@@ -15,7 +15,21 @@ import torch
 
 pytest.importorskip("sklearn")
 from scripts.dev.studies import far_running, far_sounds, speech_synthesis
-from scripts.dev.studies.far_events import BANDS, FALLING, PULSED, RISING, SOUNDING, Events, hiss, tone
+from scripts.dev.studies.far_events import (
+    ANYWHERE,
+    BANDS,
+    FALLING,
+    HISSING,
+    PULSED,
+    RISING,
+    ROWS_PER_SECOND,
+    SOUNDING,
+    Events,
+    hiss,
+    levels,
+    places,
+    tone,
+)
 from scripts.dev.studies.far_running import arguments
 from scripts.dev.studies.far_sounds import MARGIN, Sound, SoundTask, babble, hint_labels, in_chunks, log_mel, with_sounds
 from scripts.dev.studies.far_speech import FRAMES_PER_SECOND, Keywords, Voices, far_starts
@@ -136,9 +150,36 @@ def test_sounds_of_a_band_are_in_its_row_of_patches(number: int) -> None:
     for sound in (tone(FALLING, BANDS[number], 1.0, random), hiss(BANDS[number], random)):
         samples = (0.01 * random.standard_normal(2 * RATE)).astype(np.float32)
         samples[RATE : RATE + len(sound)] += sound
-        rows = log_mel([samples], Events.features)[0].unflatten(1, (Events.hinted_rows, -1))
-        rise = rows[55:78].mean((0, 2)) - rows[5:45].mean((0, 2))
+        rows = levels([samples])[0].unflatten(1, (Events.hinted_rows, -1))
+        sounding = slice(round(1.1 * ROWS_PER_SECOND), round(1.9 * ROWS_PER_SECOND))
+        quiet = slice(round(0.1 * ROWS_PER_SECOND), round(0.9 * ROWS_PER_SECOND))
+        rise = rows[sounding].mean((0, 2)) - rows[quiet].mean((0, 2))
         assert rise.argmax() == 1 + number
+
+
+def test_events_are_anywhere_in_short_recordings_and_half_the_rest_apart_in_longer_ones() -> None:
+    random = np.random.default_rng(0)
+    for seconds in (8, 16, 240):
+        drawn = np.array([places(seconds, SOUNDING[1], random) for _ in range(400)])
+        apart = drawn[:, 1] - drawn[:, 0] - HISSING
+        assert drawn[:, 0].min() >= MARGIN
+        assert apart.min() >= 2 * MARGIN + (seconds - ANYWHERE) / 2 - 1e-9
+        assert drawn[:, 1].max() + SOUNDING[1] + MARGIN <= seconds + 1e-9
+        assert np.ptp(drawn, 0).min() > 0.8 * (apart.max() - apart.min())
+
+
+@needs_espeak
+def test_a_hiss_changes_the_spectrogram_nowhere_else() -> None:
+    """Levels are not normalised over the recording, which would tell each patch of a short one where the hiss is."""
+    task = Events()
+    full, control = (task.recording(Shown(8, control=left_out), np.random.default_rng(3)) for left_out in (False, True))
+    sound = full[2][-1][0]
+    spectrogram, without = task.spectrograms([full[0], control[0]])
+    times = torch.arange(len(spectrogram)) / ROWS_PER_SECOND
+    near = (times > sound.start - 0.2) & (times < sound.end + 0.2)
+    changed = (spectrogram - without).abs().amax(1) > 1e-3
+    assert changed[near].any()
+    assert not changed[~near].any()
 
 
 @needs_espeak
