@@ -140,7 +140,7 @@ class Events(SoundTask):
     hint_classes = 3 + 3 + 1 + 1 + 1
     """Tones of each kind in the band of the hiss, those in other bands, the hiss, the rest of its band, and the rest."""
     defaults = {
-        "systems": ["chunks", "chunks-max", "global", "axial", "one-full", FULL],
+        "systems": ["chunks", "chunks-max", "half-full", FULL],
         "stages": [Stage(16, 768, 16), Stage(32, 384, 16), Stage(64, 256, 8), Stage(128, 128, 4), Stage(240, 96, 2)],
         "short_size": 8, "halved": 0.0, "short_batch": 32, "short_minutes": 1.5, "test_examples": 60, "other_examples": 12,
         "memory_batch": 1,
@@ -214,10 +214,12 @@ class Events(SoundTask):
             "global": System("window2d with global class and distillation tokens", with_attention(window), whole),
             "last-full": System("window2d, the last layer full", with_attention({**window, "layers": {last: full}}), whole),
             "axial": System("axial in every layer", with_attention({"mechanism": "axial"}), whole),
-            "one-axial": System(
-                "window2d, the layer before the last axial", with_attention({**window, "layers": {last - 1: {"mechanism": "axial"}}}), whole
-            ),
             "one-full": System("window2d, the layer before the last full", with_attention({**window, "layers": {last - 1: full}}), whole),
+            "half-full": System(
+                "window2d, every second layer full",
+                with_attention({**window, "layers": {layer: full for layer in range(0, args.layers, 2)}}),
+                whole,
+            ),
             FULL: System("full attention", with_attention(full), whole),
         }
 
