@@ -217,7 +217,7 @@ class Events(SoundTask):
             "one-full": System("window2d, the layer before the last full", with_attention({**window, "layers": {last - 1: full}}), whole),
             "half-full": System(
                 "window2d, every second layer full",
-                with_attention({**window, "layers": {layer: full for layer in range(0, args.layers, 2)}}),
+                with_attention({**window, "layers": dict.fromkeys(range(0, args.layers, 2), full)}),
                 whole,
             ),
             FULL: System("full attention", with_attention(full), whole),
