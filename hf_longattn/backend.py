@@ -31,7 +31,7 @@ from .errors import BackendError, DerivativeError, MaskError
 from .mechanisms.common.base import Mechanism
 from .memory import AttendingLayer
 from .naming import BACKEND, LOGGER
-from .private_apis import attentions_collected
+from .private_apis import attentions_collected, tensor_version
 
 Derived = TypeVar("Derived")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
@@ -299,14 +299,15 @@ def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
     """
     if mask is None or mask.dim() != 4 or mask.shape[1:3] != (1, 1) or q_len == 1 or in_graph():
         return mask
-    version = -1 if mask.is_inference() else mask._version
+    version = None if mask.is_inference() else tensor_version(mask)
     known = getattr(mask, "_long_padding", None)
-    if known is None or known[0] != version or version < 0:
+    if known is None or version is None or known[0] != version:
         row = mask[:, 0, 0]
         weighs = mask.dtype != torch.bool and bool(((row != 0) & (row > HIDDEN)).any())
-        known = version, mask if weighs else padding_of_row(mask)
+        known = version, weighs, None if weighs else padding_of_row(mask)
         mask._long_padding = known  # type: ignore[attr-defined]
-    return known[1]
+    _, weighs, padding = known
+    return mask if weighs else padding
 
 
 def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:
