@@ -303,8 +303,8 @@ class DeclaredReach:
     def _stock(self, config: Any, sites: Sequence[AttentionSite]) -> list[LayerReach]:
         """The reach of attention on transformers' interface, by what a config that is not ours says of windows."""
         if self.sounds is not None:
-            own = self.sounds.own_attention
-            attention = LongAttentionConfig("full") if own is None else own(config)
+            attention_of = self.sounds.own_attention
+            attention = LongAttentionConfig("full") if attention_of is None else attention_of(config)
             return [self._of_site(self._mechanism(*attention.for_layer(site.layer)), False, None) for site in sites]
         kinds = config.__dict__.get("layer_types") or [FULL] * getattr(config, "num_hidden_layers", 0)
         reaches = []

@@ -205,8 +205,8 @@ def _table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
             f" {', '.join(known)}.{nearest(positions, known)}"
         )
     rule = unasked if positions == "auto" else positions
-    kept = stretched_from(rule)
-    return rule if kept is None else f"{STRETCH}:{kept}"
+    kept_rows = stretched_from(rule)
+    return rule if kept_rows is None else f"{STRETCH}:{kept_rows}"
 
 
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, length: StackLength) -> RopePlan:

@@ -297,7 +297,7 @@ class Diagnosis:
         )  # fmt: skip
 
     def search_command(self, text: str) -> str:
-        """The search that goes on from here, with the file or folder ``text``; empty where a search does not take the model."""
+        """The search command to run next, with the file or folder ``text``; empty where a search does not take the model."""
         if self.target.source is None or self.target.generic:
             return ""
         folder = unused_name(f"{self.target.destination}-search")

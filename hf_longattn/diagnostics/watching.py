@@ -143,7 +143,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
     """
     with evaluating(stack), with_mechanisms(stack):
         windows, passed = _own_windows(stack), itertools.count()
-        own = _own_mechanisms(stack)
+        own_mechanisms = _own_mechanisms(stack)
 
         def start(module: nn.Module, args: Any) -> None:
             nonlocal passed
@@ -158,8 +158,8 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
                 raise LengthError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
             window = windows[site.layer] if site.layer < len(windows) else None
             within = _in_window(window, call.causal) if window is not None else None
-            if own is not None:
-                within = own(site.layer, q).kept_keys(q, k, call)
+            if own_mechanisms is not None:
+                within = own_mechanisms(site.layer, q).kept_keys(q, k, call)
             if within_mechanism:
                 within = mechanism.kept_keys(q, k, call)
                 if within is None:

@@ -193,8 +193,8 @@ def unchanged_rows(strategy: str, rows: int) -> int:
     have the same outputs."""
     if strategy in DROPPED:
         return 0
-    kept = stretched_from(strategy)
-    return min(rows, kept + 1) if kept is not None else rows if keeps_old_rows(strategy) else 1
+    kept_rows = stretched_from(strategy)
+    return min(rows, kept_rows + 1) if kept_rows is not None else rows if keeps_old_rows(strategy) else 1
 
 
 def extend_table(
@@ -222,10 +222,10 @@ def extend_table(
     Raises:
         PositionError: unknown strategy, a table that would shrink, or one without rows beyond its offset.
     """
-    kept = stretched_from(strategy)
+    kept_rows = stretched_from(strategy)
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
-    if kept is not None:
-        extend = partial(_stretch, kept=kept)
+    if kept_rows is not None:
+        extend = partial(_stretch, kept=kept_rows)
     if extend is None and strategy not in DROPPED:
         known = [*STRATEGIES, STRETCH, *DROPPED]
         raise PositionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(known)}.{nearest(strategy, known)}")
@@ -262,8 +262,8 @@ def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str =
     Raises:
         PositionError: unknown strategy, or a table that would grow.
     """
-    kept = stretched_from(strategy)
-    if strategy not in SHORTER and kept is None:
+    kept_rows = stretched_from(strategy)
+    if strategy not in SHORTER and kept_rows is None:
         raise PositionError(f"Unknown way {strategy!r} to shorten positions; expected {' or '.join(SHORTER)}.{nearest(strategy, SHORTER)}")
     if not offset < new_rows <= weight.shape[0]:
         raise PositionError(f"A position table of {weight.shape[0]} rows cannot be shortened to {new_rows}.")
@@ -271,5 +271,5 @@ def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str =
     if strategy == "truncate" or new_rows == weight.shape[0]:
         return weight[:new_rows].contiguous()
     trained, rows = weight[offset:], new_rows - offset
-    shortened = _before_interpolation(trained, rows) if kept is None else _before_stretching(trained, rows, kept)
+    shortened = _before_interpolation(trained, rows) if kept_rows is None else _before_stretching(trained, rows, kept_rows)
     return torch.cat([weight[:offset], shortened]).contiguous()

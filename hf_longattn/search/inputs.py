@@ -109,9 +109,8 @@ class SearchSpectrograms(SearchInputs):
 
     def __init__(self, recordings: object, plan: ConversionPlan, count: int) -> None:
         assert plan.grid is not None
-        path = _recordings(recordings, plan)
+        path, self.extractor = _recordings(recordings, plan)
         self.rule, self.config, self.name = plan.grid.rule, plan.architecture.source_config, path.name
-        self.extractor = required_processor(load_feature_extractor(plan.source.folder), plan.source.name, "sound")
         files = evenly_spread(audio_files(path), count)
         self.sounds = read_recordings(files, self.extractor.sampling_rate)
 
@@ -137,9 +136,8 @@ class SearchSounds(SearchInputs):
 
     def __init__(self, recordings: object, plan: ConversionPlan, count: int) -> None:
         assert plan.sound is not None
-        path = _recordings(recordings, plan)
+        path, extractor = _recordings(recordings, plan)
         self.rule, self.config, self.name = plan.sound.rule, plan.architecture.source_config, path.name
-        extractor = required_processor(load_feature_extractor(plan.source.folder), plan.source.name, "sound")
         self.sounds = RecordedSounds(self.rule, self.config, extractor, path, count)
 
     def pieces(self, size: AudioDuration, count: int) -> list[dict[str, Tensor]]:
@@ -154,10 +152,11 @@ class SearchSounds(SearchInputs):
         return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
 
 
-def _recordings(recordings: object, plan: ConversionPlan) -> Path:
-    """The file or the folder of recordings.
+def _recordings(recordings: object, plan: ConversionPlan) -> tuple[Path, Any]:
+    """The file or the folder of recordings, and the feature extractor that reads them for the model.
 
     Raises:
+        CheckpointError: the model has no feature extractor.
         OptionError: there is none, or it is something else than a path.
     """
     if not isinstance(recordings, Path):
@@ -165,7 +164,7 @@ def _recordings(recordings: object, plan: ConversionPlan) -> Path:
             f"{plan.source.name!r} reads sound, by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn "
             "search` in place of the text, to --mechanism auto as --search-audio, in Python as a Path."
         )
-    return recordings
+    return recordings, required_processor(load_feature_extractor(plan.source.folder), plan.source.name, "sound")
 
 
 def search_inputs(inputs: object, plan: ConversionPlan, count: int) -> SearchInputs:

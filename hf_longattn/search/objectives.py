@@ -102,8 +102,8 @@ class Divergence:
         """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
         for arguments, places in zip(self.inputs, self.places, strict=True):
-            given = arguments if self.reads_text else with_decoder_input(model, arguments)
-            logits = getattr(model(**given), "logits", None)
+            inputs = arguments if self.reads_text else with_decoder_input(model, arguments)
+            logits = getattr(model(**inputs), "logits", None)
             if not isinstance(logits, Tensor):
                 raise OptionError(
                     f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "

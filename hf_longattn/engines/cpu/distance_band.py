@@ -109,7 +109,7 @@ def _items(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask
 
 
 def _groups(item: Item, left: int, right: int, chunk: int) -> Iterator[Group]:
-    """The blocks of a band; with ``chunk``, those of chunks of so many tokens."""
+    """The blocks of a band; with ``chunk``, those of chunks of this many tokens."""
     if chunk:
         return chunk_groups(item.q_len, item.kv_len, item.shift, chunk, left + 1 - chunk, causal=right == 0)
     return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
@@ -315,7 +315,7 @@ class _FarCall(NamedTuple):
         return _few_backward(of_scores, p, tables.of_queries, index, totals.of_queries), torch.cat(list(stretches), 2)
 
     def _stretches(self) -> Iterator[slice]:
-        """All keys, so many at a time that each pair may take a row of a table."""
+        """All keys, in slices so short that each pair may take a row of a table."""
         queries, keys = self.distance.shape
         step = max(1, PAIRS_PER_COLUMN_CALL // queries)
         return (slice(start, min(start + step, keys)) for start in range(0, keys, step))
