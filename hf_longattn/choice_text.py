@@ -5,6 +5,7 @@
     RULES    0-5=window:window=64;6-11=full        numbered: layers or heads, counted from 0
              0-5:window=64;11:mechanism=full       numbered, changing options of the default mechanism
              window:window=256,window:window=256,full      or  2*window:window=256,full       not numbered: repeated in turn
+    TOWERS   text=window:window=64,vision=full     towers of a model, each with a choice
 
 A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. Everything is read into plain
 mappings such as ``{"mechanism": "window", "window": "256"}``; the options of the mechanisms check and convert the values.
@@ -15,10 +16,10 @@ Nothing here knows which mechanisms there are, so that the command line refuses 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from .errors import OptionError
+from .errors import OptionError, nearest
 
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
 REPEATED = re.compile(r"\s*(\d+)\s*\*(.*)", re.DOTALL | re.ASCII)
@@ -26,6 +27,8 @@ HIGHEST_LAYER = 9999
 """Largest number of a layer or head: above any model's, and it bounds what a typo can allocate."""
 IN_TURN = "in_turn"
 """Key of ``layers`` for the mechanisms that layers take in turn."""
+TOWERS = ("text", "vision", "audio", "video", "speech", "qformer", "backbone", "encoder", "decoder")
+"""Names of towers: in transformers, those of the config fields that hold a tower's config (``text_config``)."""
 OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
 
@@ -80,6 +83,38 @@ def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
     if not rules:
         raise OptionError(f"{text!r} names no mechanism; write for example 0-5=window:window=64;6-11=full.")
     return rules
+
+
+def read_towers(text: str, known: Collection[str] = TOWERS) -> dict[str, dict[str, Any]]:
+    """``text=window:window=64,dilation=2,vision=full`` as ``{"text": {"mechanism": "window", …}, "vision": {"mechanism": "full"}}``.
+
+    A piece between commas that begins with the name of a tower and "=" starts a tower; any other is an option of the tower before it.
+    Values with such signs go in brackets: ``vision=full:layers=[0-5=window:window=64;6-11=window2d]``.
+
+    Args:
+        known: the names of towers that may be given.
+
+    Raises:
+        OptionError: an unknown tower, one that is given twice or without a mechanism, or no tower at all.
+    """
+    example = "write for example text=full,vision=window:window=64"
+    towers: dict[str, str] = {}
+    for piece in split(text, ","):
+        name, sign, value = (part.strip() for part in piece.partition("="))
+        if sign and name in known:
+            if name in towers:
+                raise OptionError(f"The tower {name!r} is given twice; put all its options after one {name}=.")
+            if not value:
+                raise OptionError(f"The tower {name!r} has no mechanism; {example}.")
+            towers[name] = value
+        elif not towers or len(split(value, "=")) > 1:  # an option's value has no such sign outside brackets
+            meant = f"{name!r} is not a tower; expected {', '.join(known)}" if sign else f"{piece.strip()!r} names no tower"
+            raise OptionError(f"{meant}; {example}.{nearest(name, known) if sign else ''}")
+        else:
+            towers[next(reversed(towers))] += f",{piece}"
+    if not towers:
+        raise OptionError(f"{text!r} names no tower; {example}.")
+    return {name: read_choice(value) for name, value in towers.items()}
 
 
 def read_numbers(where: str | int | Sequence[int]) -> list[int]:
