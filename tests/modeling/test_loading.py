@@ -60,7 +60,7 @@ def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path / "short")
     rows = plain.config.max_position_embeddings * 4
-    longer = converted(tmp_path / "short", base, rows)
+    longer = converted(tmp_path / "short", base, rows, position_extension="tile")
     assert type(longer).__name__ == f"Long{HEAD[base]}"
     inputs = head_inputs(HEAD[base], length=200, pad_token=plain.config.pad_token_id)
     real = inputs["attention_mask"].bool()
@@ -124,7 +124,8 @@ def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: P
     plain = plain_model(base)
     plain.save_pretrained(tmp_path)
     family = families.FAMILIES[base]
-    config = family.config_class.from_pretrained(tmp_path, max_position_embeddings=700, long_attention=COVERING)
+    changes = {"position_extension": "tile", "long_attention": COVERING}
+    config = family.config_class.from_pretrained(tmp_path, max_position_embeddings=700, **changes)
     model = family.model_class(head).from_pretrained(tmp_path, config=config)
     inner = getattr(model, model.base_model_prefix, model).state_dict()
     expected = {name: weight for name, weight in plain.state_dict().items() if "pooler" not in name and name in inner}

@@ -121,10 +121,11 @@ class TestEveryBase:
 
     def test_saved_bytes(self, base: str, tmp_path: Path) -> None:
         model = long_model(base, LANGUAGE_MODELS[base], tie_word_embeddings=True)
-        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        predicts = LANGUAGE_MODELS[base] != MODEL_MAPPING_NAMES[base]
+        assert not predicts or model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.save_pretrained(tmp_path / "once")
         read = type(model).from_pretrained(tmp_path / "once")
-        assert read.get_output_embeddings().weight is read.get_input_embeddings().weight
+        assert not predicts or read.get_output_embeddings().weight is read.get_input_embeddings().weight
         read.save_pretrained(tmp_path / "twice")
         for name in ("model.safetensors", "config.json"):
             assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()

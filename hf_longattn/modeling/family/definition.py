@@ -240,8 +240,8 @@ class Family:
         return {name: f"{prefix}{name}" for name in names if self._is_model(name) and "pretrained" not in name.lower()}
 
     def _is_model(self, name: str) -> bool:
-        """Whether the base's class ``name`` is a model of its own; an encoder is where the family says so (Parakeet's)."""
-        return bool(MODEL_NAME.search(name)) or (name in self.classes and name.endswith("Encoder"))
+        """Whether the base's class ``name`` is a model of its own: by its name, or where the family lists it (CLIP's with a projection)."""
+        return bool(MODEL_NAME.search(name)) or name in self.classes
 
     @property
     def reads_text(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from hf_longattn.modeling.family.definition import FAMILIES
 
@@ -94,8 +95,9 @@ PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadM
 
 
 def language_model(base: str) -> str:
-    """The model class of ``base`` that predicts tokens."""
-    return next(head for ending in PREDICT_TOKENS for head in FAMILIES[base].heads if head.endswith(ending))
+    """The model class of ``base`` that predicts tokens; its base model where none does (CLIP's text model)."""
+    heads = (head for ending in PREDICT_TOKENS for head in FAMILIES[base].heads if head.endswith(ending))
+    return next(heads, MODEL_MAPPING_NAMES[base])
 
 
 @functools.cache

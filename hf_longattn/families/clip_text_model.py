@@ -1,0 +1,64 @@
+"""LongCLIPText: the text tower of CLIP (Radford et al. 2021), causal, positions in one learned table, read at the first end of text.
+
+77 positions become 248, or any other number, as in Long-CLIP (Zhang et al. 2024): the first 20 rows are kept and the others stretched.
+A folder of the whole CLIP is read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.utils import ModelOutput
+
+from ..modeling.attach.attention_sites import attention_sites
+from ..modeling.classes import lazy_classes
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
+
+if TYPE_CHECKING:
+    from ..modeling.mixin import LongAttentionMixin as _Base
+else:
+    _Base = object
+
+
+class LongCLIPTextConfig(LongConfig, CLIPTextConfig):
+    """CLIPTextConfig with ``long_attention``."""
+
+    model_type = "long_clip_text_model"
+    default_extension = "stretch:20"
+
+
+class LongCLIPTextMixin(_Base):
+    """Marks the attention as causal, as the base calls it, and reads the text at its end whatever ran in parts."""
+
+    def post_init(self) -> None:
+        for site in attention_sites(self):
+            site.module.is_causal = True  # the base says so in each call instead
+        super().post_init()
+
+    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """As the mixin's; rows that were packed, or read in segments, are pooled from the joined hidden states."""
+        ids = arguments.get("input_ids")
+        outputs = super()._run(base_forward, arguments)
+        if not isinstance(outputs, ModelOutput) or outputs.get("pooler_output") is None or ids is None:
+            return outputs
+        ids = ids.view(-1, ids.shape[-1]).int()
+        end = self.config.eos_token_id
+        places = (ids if end == 2 else (ids == end).int()).argmax(-1)  # configs of 2023 say 2, and the end has the highest id
+        states = outputs["last_hidden_state"]
+        outputs["pooler_output"] = states[torch.arange(len(states), device=states.device), places.to(states.device)]
+        return outputs
+
+
+FAMILY = Family(
+    LongCLIPTextConfig,
+    position_tables=(PositionTable(r"position_embedding\.weight$"),),
+    package="clip",
+    classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
+    mixin=LongCLIPTextMixin,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())
