@@ -281,6 +281,7 @@ HEADS = {
     "ForPreTraining": Head("AutoModelForPreTraining", None, _OUTPUTS),
     "MTModel": Head("AutoModelForSeq2SeqLM", "translation", _SUMMARY),
     "DoubleHeadsModel": Head("", None, _OUTPUTS),  # without an Auto class
+    "ModelWithProjection": Head("", "feature-extraction", _OUTPUTS),
     "Model": Head("AutoModel", "feature-extraction", _HIDDEN),
 }
 """Ending of a class's name -> how its models are run."""
@@ -291,6 +292,7 @@ PICTURE_HEADS = {
     "ForPreTraining": Head("AutoModelForPreTraining", None, _PICTURE_OUTPUTS),
     "ForSemanticSegmentation": Head("AutoModelForSemanticSegmentation", "image-segmentation", _PICTURE_OUTPUTS),
     "Backbone": Head("", "image-feature-extraction", _PICTURE_MAPS),  # AutoBackbone takes repositories only
+    "ModelWithProjection": Head("", "image-feature-extraction", _PICTURE_OUTPUTS),
     "Model": Head("AutoModel", "image-feature-extraction", _PICTURE_STATES),
 }
 """The same for models of pictures."""

@@ -16,7 +16,7 @@ from transformers.models.esm.configuration_esm import get_default_vocab_list
 
 from hf_longattn.families import FAMILIES
 from scripts.dev import ROOT
-from scripts.dev.tools.small_models import Shape, language_model, small_config
+from scripts.dev.tools.small_models import Shape, language_model, predicts_tokens, small_config
 
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext-2" / "valid.txt"
 CHARACTERS = 300_000
@@ -41,12 +41,16 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """ "encoder", "decoder", "encoder-decoder", "pictures" or "sound"."""
+        """ "encoder", "decoder", "encoder-decoder", "embedder" of texts (CLIP's), "pictures" or "sound"."""
         if FAMILIES[self.base].grid is not None:
             return "pictures"
         if FAMILIES[self.base].audio is not None:
             return "sound"
-        return "encoder-decoder" if FAMILIES[self.base].two_stacks else "encoder" if self.head.endswith("ForMaskedLM") else "decoder"
+        if FAMILIES[self.base].two_stacks:
+            return "encoder-decoder"
+        if not predicts_tokens(self.base):
+            return "embedder"
+        return "encoder" if self.head.endswith("ForMaskedLM") else "decoder"
 
 
 def make_checkpoint(base: str, folder: Path) -> Checkpoint:

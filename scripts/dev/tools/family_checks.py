@@ -19,6 +19,7 @@ from hf_longattn import export_checkpoint
 from hf_longattn.conversion.long_models.base import checkpoint_converters
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
+from hf_longattn.positions import moves_rows
 from scripts.dev.tools.family_checkpoints import ROOT, Checkpoint, training_text
 
 PASSED, FAILED, NOT_RUN, NOT_APPLICABLE = "passed", "failed", "not run", "not applicable"
@@ -52,9 +53,8 @@ class Subject:
         self.checkpoint, self.folder = checkpoint, folder
         self.family = FAMILIES[checkpoint.base]
         self.long_class = self.family.model_class(checkpoint.head)
-        self.auto_class = {"encoder": "AutoModelForMaskedLM", "decoder": "AutoModelForCausalLM"}.get(
-            checkpoint.kind, "AutoModelForSeq2SeqLM"
-        )
+        auto_classes = {"encoder": "AutoModelForMaskedLM", "decoder": "AutoModelForCausalLM", "embedder": "AutoModel"}
+        self.auto_class = auto_classes.get(checkpoint.kind, "AutoModelForSeq2SeqLM")
 
     def run(self, name: str) -> Cell:
         """The cell of one check; never raises what the checked code raises."""
@@ -134,8 +134,8 @@ class Subject:
         return f"{'ONNX' if format == 'onnx' else 'torch.export'}, {max(check.values['difference'] for check in report.checks):.0e}"
 
     def generate(self) -> str:
-        if self.checkpoint.kind == "encoder":
-            raise NotApplicable("an encoder")
+        if self.checkpoint.kind in ("encoder", "embedder"):
+            raise NotApplicable(f"an {self.checkpoint.kind}")
         model, inputs = self._long(), self._inputs(2, 100, left=True)
         inputs.pop("decoder_input_ids", None)
         settings = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
@@ -163,14 +163,18 @@ class Subject:
         """A window of all that the base sees, and nothing beyond, at four times the length."""
         length = self.checkpoint.length
         takes_globals = self.checkpoint.kind == "encoder" and (self.long_class.hands_globals_down or self.long_class.marks_globals)
-        window = length if self.checkpoint.kind == "decoder" else 2 * (length - 1)
+        window = length if self.checkpoint.kind in ("decoder", "embedder") else 2 * (length - 1)
         chosen = ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
         command = [*([] if self._has_converter else chosen), "--max-length", str(GROWTH * length)]
-        # scaled rotary positions, which `auto` takes for global tokens, are not equal to the base's
+        if moves_rows(self.family.config_class.default_extension):
+            command += ["--positions", "tile"]  # stretched positions are not equal to the base's
+        # scaled rotary positions, which `auto` takes for global tokens, are not equal to the base's either
         return [*command, "--positions", "rope:none"] if self.family.rope else command
 
     def _trained(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """The loss of a step."""
+        if self.checkpoint.kind == "embedder":
+            return model(**inputs)[0].square().mean()
         return model(**inputs, labels=inputs.get("decoder_input_ids", inputs["input_ids"])).loss
 
     @property
@@ -203,9 +207,10 @@ class Subject:
         return inputs
 
     def _logits(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        arguments = {} if self.checkpoint.kind == "encoder" else {"use_cache": False}
+        arguments = {} if self.checkpoint.kind in ("encoder", "embedder") else {"use_cache": False}
         with torch.no_grad():
-            return model(**inputs, **arguments).logits
+            outputs = model(**inputs, **arguments)
+        return outputs[0] if self.checkpoint.kind == "embedder" else outputs.logits
 
     def _equal(self, expected: Tensor, measured: Tensor, inputs: dict[str, Tensor]) -> str:
         """The largest difference at real tokens, in words."""

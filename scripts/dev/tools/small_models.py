@@ -100,6 +100,11 @@ def language_model(base: str) -> str:
     return next(heads, MODEL_MAPPING_NAMES[base])
 
 
+def predicts_tokens(base: str) -> bool:
+    """Whether a model class of ``base`` predicts tokens."""
+    return language_model(base) != MODEL_MAPPING_NAMES[base]
+
+
 @functools.cache
 def default_config(base: str, **values: Any) -> tuple[Any, dict[str, Any]]:
     """The config of an architecture with these values, and its fields; made once, to be read."""
