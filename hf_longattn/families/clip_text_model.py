@@ -7,21 +7,19 @@ A folder of the whole CLIP is read as well.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from transformers.utils import ModelOutput
 
 from ..modeling.attach.attention_sites import attention_sites
+from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import Family, PositionTable
-
-if TYPE_CHECKING:
-    from ..modeling.mixin import LongAttentionMixin as _Base
-else:
-    _Base = object
 
 
 class LongCLIPTextConfig(LongConfig, CLIPTextConfig):
@@ -31,12 +29,24 @@ class LongCLIPTextConfig(LongConfig, CLIPTextConfig):
     default_extension = "stretch:20"
 
 
-class LongCLIPTextMixin(_Base):
+class LongCLIPTextEmbeddings(CLIPTextEmbeddings):
+    """CLIPTextEmbeddings that take packed rows longer than the table, in which every text has the first positions."""
+
+    def forward(self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
+        if input_ids is None or position_ids is None:
+            return super().forward(input_ids, position_ids, inputs_embeds)
+        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+class LongCLIPTextMixin(ReplacedModules):
     """Marks the attention as causal, as the base calls it, and reads the text at its end whatever ran in parts."""
+
+    replaced = {CLIPTextEmbeddings: LongCLIPTextEmbeddings}
 
     def post_init(self) -> None:
         for site in attention_sites(self):
-            site.module.is_causal = True  # the base says so in each call instead
+            attention: Any = site.module
+            attention.is_causal = True  # the base says so in each call instead
         super().post_init()
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
