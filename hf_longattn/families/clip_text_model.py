@@ -59,7 +59,7 @@ class LongCLIPTextMixin(ReplacedModules):
         end = self.config.eos_token_id
         places = (ids if end == 2 else (ids == end).int()).argmax(-1)  # configs of 2023 say 2, and the end has the highest id
         states = outputs["last_hidden_state"]
-        outputs["pooler_output"] = states[torch.arange(len(states), device=states.device), places.to(states.device)]
+        outputs["pooler_output"] = states[torch.arange(states.shape[0], device=states.device), places.to(states.device)]
         return outputs
 
 
