@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.page_words import text_encoding
 from ..errors import CheckpointError, checkpoint_errors
 from ..reading import read_text
 
@@ -121,7 +122,7 @@ def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list
         CheckpointError: the tokenizer fails.
     """
     with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
-        return list(tokenizer(text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
+        return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
 
 
 def excerpt(text: str, count: int) -> str:

@@ -21,7 +21,7 @@ from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED
 from .sound import VerificationSound
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
-from .text import VerificationText, excerpt, load_tokenizer
+from .text import VerificationText, excerpt, load_tokenizer, token_ids
 from .verify_audio import check_feature_extractor, check_sound
 from .verify_grid import check_extractor, check_on_grid, check_processor
 from .verify_loss import LOSS, LossCheck
@@ -128,7 +128,8 @@ def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> l
         written = load_tokenizer(result)
     except CheckpointError as error:
         return [Check("tokenizer", FAILED, str(error).rstrip("."))]
-    same = written is not None and written(text.text[:20_000])["input_ids"] == text.source_tokenizer(text.text[:20_000])["input_ids"]
+    start = text.text[:20_000]
+    same = written is not None and token_ids(written, start) == token_ids(text.source_tokenizer, start)
     limit = getattr(written, "model_max_length", None)
     good = same and (limit == plan.new_length or not plan.new_length)
     if not same:

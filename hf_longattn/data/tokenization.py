@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from hf_longattn.data.page_words import reads_words, text_encoding
 from hf_longattn.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token without loss."""
-LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
-"""A text's first word, and words after it, by which is seen how a tokenizer reads words that are given one by one."""
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that a tokenizer puts before and after a text; none where the text's own tokens change between them."""
-    body, framed = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))
+    body, framed = (list(text_encoding(tokenizer, "a", add_special_tokens=added)["input_ids"]) for added in (False, True))
     for start in range(len(framed) - len(body) + 1):
         if framed[start : start + len(body)] == body:
             return framed[:start], framed[start + len(body) :]
@@ -116,18 +115,6 @@ def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
         return tokenizer
     with_space.pad_token = tokenizer.pad_token
     return with_space
-
-
-def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
-    """Whether words that are given one by one have the ids that they have inside a text; those of ``original``, if it is another."""
-    lead = (original or tokenizer)(LEAD, add_special_tokens=False)["input_ids"]
-    for word in WORDS:
-        ids = (original or tokenizer)(f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
-        encoded = tokenizer([LEAD, word], is_split_into_words=True, add_special_tokens=False)
-        alone = [token for token, number in zip(encoded["input_ids"], encoded.word_ids(), strict=True) if number == 1]
-        if ids[: len(lead)] == lead and ids[len(lead) :] != alone:
-            return False
-    return True
 
 
 def word_windows(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.sources.base import Source
-from ..conversion.text import load_tokenizer, verification_text
+from ..conversion.text import load_tokenizer, token_ids, verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
@@ -116,7 +116,7 @@ class CompressionInput:
             ids = torch.randint(5, model.config.vocab_size, (1, LONG_LENGTH * 4), generator=torch.Generator().manual_seed(config.seed))
             origin = "seeded token ids, since the model has no tokenizer"
         else:
-            ids = torch.tensor([tokenizer(text, truncation=False, verbose=False)["input_ids"]])
+            ids = torch.tensor([token_ids(tokenizer, text)])
         if ids.shape[1] < MIN_TOKENS:
             raise LengthError(
                 f"The text {origin!r} has {ids.shape[1]} tokens, but at least {MIN_TOKENS} are needed; give a longer one with --text."

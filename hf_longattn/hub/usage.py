@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..configuration import LongAttentionConfig
+from ..data.page_words import BOXES, PATHS, word_argument
 from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
@@ -21,7 +22,7 @@ from ..reading import is_generic, named_class, plain_names, read_json_object
 
 _QA = """
 {question}
-inputs = tokenizer(question, document, truncation="only_second", max_length={length}, return_tensors="pt")
+inputs = tokenizer(question, document{words}, truncation="only_second", max_length={length}, return_tensors="pt")
 {globals}with torch.no_grad():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
@@ -43,6 +44,11 @@ inputs["bbox"] = torch.tensor(
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """
+_PLACES = {
+    BOXES: "[[10, 20, 60, 40]] * {count}",  # (left, top, right, bottom) of every word, from 0 to 1000 on its own page
+    PATHS: '["/html/body/p"] * {count}',
+}
+"""The places of words that a tokenizer takes, by its argument."""
 _QUESTION = """\
 question = "Where does the name of the house come from?"
 document = "The house stands on a hill. It is called Larkfield, after the birds that nest there in spring. " * 40"""
@@ -79,7 +85,7 @@ output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """
 _DOCUMENT = """
-inputs = tokenizer({document} * 50, truncation=True, max_length={length}, return_tensors="pt")
+inputs = tokenizer({texts}, truncation=True, max_length={length}, return_tensors="pt")
 """
 _SUMMARY = f"""{_DOCUMENT}\
 output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
@@ -325,6 +331,7 @@ AUTO_CLASSES = {
 }
 """The Hub's name of a task -> the Auto class that loads its models."""
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 PREPROCESSOR = "preprocessor_config.json"
 """The file of an image processor, or of a feature extractor."""
 SAMPLING_RATE = 16_000
@@ -439,6 +446,7 @@ def snippet(
         domain=domain_of(config, metadata),
         evidence=bool(config.get("has_evidence_heads")),
         candidates=config.get("id2label") == CANDIDATE_LABEL,
+        words_with=tokenizer_words(folder),
     )
 
 
@@ -455,6 +463,7 @@ def usage(
     domain: Domain = DOMAINS["text"],
     evidence: bool = False,
     candidates: bool = False,
+    words_with: str | None = None,
 ) -> str | None:
     """The snippet of a transformers model.
 
@@ -468,6 +477,7 @@ def usage(
         domain: what it reads.
         evidence: it reads questions and documents with the marks of HotpotQA.
         candidates: it scores candidates that are read with the documents.
+        words_with: the argument in which its tokenizer takes the places of words; ``None`` for one that takes text.
     """
     head = head_of(architecture)
     if head is None or (trusts_code and not head.auto_class):
@@ -485,8 +495,16 @@ def usage(
     code += f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()\n"
     code += f'model = PeftModel.from_pretrained(model, {_quoted(name)}, subfolder="{ADAPTER.parent}").eval()\n' if adapted else ""
     pair = 'choice, document, truncation="only_second"' if question_first else 'document, choice, truncation="only_first"'
+    texts, words = f"{domain.document} * 50", ""
+    if words_with is not None:
+        places = f"{words_with}={_PLACES[words_with]}"
+        count = 50 * len(domain.document.strip('"').split())
+        texts = f"{domain.document}.split() * 50, {places.format(count=count)}"
+        words = f".split(), {places.format(count='len(document.split())')}"
     code += body.format(
         length=length,
+        texts=texts,
+        words=words,
         globals=_QA_GLOBALS if is_long and takes_globals else "",
         question=_MARKED_QUESTION if evidence else _QUESTION,
         document=domain.document,
@@ -494,6 +512,17 @@ def usage(
         pair=pair,
     )
     return re.sub(r"\n{3,}", "\n\n", code).strip()
+
+
+def tokenizer_words(folder: Path) -> str | None:
+    """The argument in which the tokenizer of a folder takes the places of words (LayoutLMv3, MarkupLM); ``None`` where it takes text."""
+    import transformers
+
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        return None
+    named = read_json_object(folder / TOKENIZER_CONFIG).get("tokenizer_class")
+    tokenizer_class = getattr(transformers, named, None) if isinstance(named, str) else None
+    return word_argument(tokenizer_class) if isinstance(tokenizer_class, type) else None
 
 
 def grid_family(config: Mapping[str, Any]) -> Family | None:

@@ -62,7 +62,10 @@ class PageArgument(ABC):
 
     def check_values(self, config: Any, values: Tensor) -> None:
         """Raise :class:`PageError` for integers ``(B, N, width)`` that the model does not take."""
-        limit = self.largest(config)
+        self.check_range(values, self.largest(config))
+
+    def check_range(self, values: Tensor, limit: int) -> None:
+        """Raise :class:`PageError` for numbers below 0 or above ``limit``."""
         outside = ((values < 0) | (values > limit)).any(-1)
         if bool(outside.any()):
             raise PageError(f"{self.name} has the {self.noun} {values[outside][0].tolist()}, {self.advice(limit)}.")
@@ -92,21 +95,57 @@ class Boxes(PageArgument):
         return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
 
     def check_values(self, config: Any, values: Tensor) -> None:
-        super().check_values(config, values)
-        reversed_axes = values[..., 2:] < values[..., :2]
-        if bool(reversed_axes.any()):
-            box = values[reversed_axes.any(-1)][0].tolist()
-            axis = 0 if box[2] < box[0] else 1
-            raise PageError(
-                f"{self.name} has the box {box}, whose {BOX_SIDES[axis + 2]} side lies before its {BOX_SIDES[axis]} one; "
-                f"give ({', '.join(BOX_SIDES)})."
-            )
+        check_boxes(self.name, values, self.largest(config))
 
     def advice(self, limit: int) -> str:
         return (
             f"but sides lie from 0 to {limit}; divide pixels by the width and height of their page and multiply them by {limit}, "
             "page by page"
         )
+
+
+def check_boxes(name: str, boxes: Tensor, limit: int = BOX_LIMIT) -> None:
+    """Raise :class:`PageError` for integer boxes ``(…, 4)`` that lie on no page: beyond ``limit``, or with sides in another order.
+
+    Args:
+        name: what messages call them.
+    """
+    rule = Boxes(name)
+    rule.check_range(boxes, limit)
+    reversed_axes = boxes[..., 2:] < boxes[..., :2]
+    if bool(reversed_axes.any()):
+        box = boxes[reversed_axes.any(-1)][0].tolist()
+        axis = 0 if box[2] < box[0] else 1
+        raise PageError(
+            f"{name} has the box {box}, whose {BOX_SIDES[axis + 2]} side lies before its {BOX_SIDES[axis]} one; "
+            f"give ({', '.join(BOX_SIDES)})."
+        )
+
+
+@dataclass(frozen=True)
+class TreePaths(PageArgument):
+    """The path of every token in the tree of a web page, from the root on: a number for each level, filled up to the deepest one
+    (MarkupLM).
+
+    limit: the config's field with how many numbers there are.
+    padding: the config's field with the number of levels below the token.
+    """
+
+    limit: str
+    padding: str
+    noun: ClassVar[str] = "path"
+
+    def width(self, config: Any) -> int:
+        return int(config.max_depth)
+
+    def largest(self, config: Any) -> int:
+        return int(getattr(config, self.limit)) - 1
+
+    def fill(self, config: Any) -> int:
+        return int(getattr(config, self.padding))
+
+    def advice(self, limit: int) -> str:
+        return f"but numbers lie from 0 to {limit}; make paths by the checkpoint's own MarkupLMProcessor"
 
 
 @dataclass(frozen=True)
@@ -138,3 +177,9 @@ class PageRule:
 PLAIN_TEXT = PageRule()
 """That of a model which reads token ids alone."""
 BOXES = PageRule((Boxes(),))
+MARKUP_PATHS = PageRule(
+    (
+        TreePaths("xpath_tags_seq", "max_xpath_tag_unit_embeddings", "tag_pad_id"),
+        TreePaths("xpath_subs_seq", "max_xpath_subs_unit_embeddings", "subs_pad_id"),
+    )
+)

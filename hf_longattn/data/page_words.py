@@ -1,0 +1,153 @@
+"""The words of a page, each with its box or its path, as the tokenizer of a model of pages reads them.
+
+Tokenizers of LayoutLMv2, LayoutLMv3, LayoutXLM and UDOP take ``boxes=`` of the words, that of MarkupLM takes ``xpaths=``; to all others
+(those of LayoutLM and most of LiLT) boxes are unknown, and tokens get those of their words afterwards.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from ..errors import PageError
+from ..modeling.family.page_rule import BOX_LIMIT, check_boxes
+
+BOXES, PATHS = "boxes", "xpaths"
+"""Arguments of tokenizers with a place of every word."""
+SEPARATOR_BOX, NO_BOX = (BOX_LIMIT,) * 4, (0,) * 4
+"""Boxes of the separator and of tokens that lie nowhere, as LayoutLM was trained with them."""
+WORDS_PER_LINE, LINES_PER_PAGE = 10, 50
+LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
+"""A text's first word, and words after it, by which is seen how a tokenizer reads words that are given one by one."""
+
+Box = Sequence[int]
+
+
+def word_argument(tokenizer: PreTrainedTokenizerBase | type) -> str | None:
+    """The argument, ``boxes`` or ``xpaths``, in which a tokenizer takes the place of every word; ``None`` where it takes text alone."""
+    tokenizer_class: Any = tokenizer if isinstance(tokenizer, type) else type(tokenizer)
+    parameters = inspect.signature(tokenizer_class.__call__).parameters
+    if BOXES in parameters or hasattr(tokenizer_class, "call_boxes"):
+        return BOXES
+    return PATHS if PATHS in parameters else None
+
+
+def plain_boxes(count: int) -> list[list[int]]:
+    """Boxes of ``count`` words in reading order, ten to a line and 50 lines to a page, which they start anew."""
+    width, height = BOX_LIMIT // WORDS_PER_LINE, BOX_LIMIT // LINES_PER_PAGE
+    corners = [(width * (word % WORDS_PER_LINE), height * (word // WORDS_PER_LINE % LINES_PER_PAGE)) for word in range(count)]
+    return [[left, top, left + width - 10, top + height - 5] for left, top in corners]
+
+
+def plain_paths(count: int) -> list[str]:
+    """Paths of ``count`` words, ten to a paragraph."""
+    return [f"/html/body/p[{word // WORDS_PER_LINE}]/span[{word % WORDS_PER_LINE}]" for word in range(count)]
+
+
+def page_encoding(
+    tokenizer: PreTrainedTokenizerBase,
+    words: str | Sequence[str],
+    boxes_or_paths: Sequence[Box] | Sequence[str] | None = None,
+    *,
+    question: str | None = None,
+    **tokenizer_kwargs: Any,
+) -> BatchEncoding:
+    """One page, or the pages of one document, as a model of pages reads them.
+
+    Args:
+        tokenizer: of any model; without ``boxes=`` or ``xpaths=`` it must be a fast one.
+        words: of the page, or its text.
+        boxes_or_paths: of every word, ``(left, top, right, bottom)`` from 0 to 1,000 on its own page, or a path in the tree
+            (``/html/body/p[2]``) where the tokenizer takes ``xpaths``; those of a plain page if left out.
+        question: read before the page, whose tokens lie nowhere.
+        tokenizer_kwargs: others of ``tokenizer(...)``: ``truncation``, ``max_length``, ``stride``, ``return_overflowing_tokens``,
+            ``return_tensors`` …
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and ``bbox`` ``(N, 4)``, or ``xpath_tags_seq`` and ``xpath_subs_seq`` ``(N, depth)``; in lists,
+        with a batch axis where tensors or overflowing tokens are returned. ``word_ids(row)`` and ``sequence_ids(row)`` say which token
+        is which word's.
+
+    Raises:
+        PageError: there are no words, or not one box or path for each, or boxes that lie on no page.
+    """
+    words = words.split() if isinstance(words, str) else list(words)
+    if not any(word.strip() for word in words):
+        raise PageError("The page has no words; read it with OCR (or give its text) before it is encoded, or leave it out.")
+    argument = word_argument(tokenizer)
+    if boxes_or_paths is None:
+        boxes_or_paths = plain_paths(len(words)) if argument == PATHS else plain_boxes(len(words))
+    places: list[Any] = list(boxes_or_paths)
+    if len(places) != len(words):
+        one, many = ("path", "paths") if argument == PATHS else ("box", "boxes")
+        raise PageError(f"The page has {len(words)} words, but {len(places)} {many}; give one {one} for every word.")
+    if argument != PATHS:
+        places = _checked_boxes(places)
+    if argument is not None:
+        texts = [words] if question is None else [question, words]
+        return tokenizer(*texts, **{argument: places}, **tokenizer_kwargs)
+    return _with_boxes(tokenizer, words, places, question, **tokenizer_kwargs)
+
+
+def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
+    """What ``tokenizer(text, …)`` gives, also from a tokenizer that takes words with a place each: those of a plain page."""
+    if word_argument(tokenizer) is None:
+        return tokenizer(text, **tokenizer_kwargs)
+    return page_encoding(tokenizer, text, **tokenizer_kwargs)
+
+
+def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
+    """Whether words that are given one by one have the ids that they have inside a text; those of ``original``, if it is another."""
+    lead = (original or tokenizer)(LEAD, add_special_tokens=False)["input_ids"]
+    for word in WORDS:
+        ids = (original or tokenizer)(f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
+        encoded = tokenizer([LEAD, word], is_split_into_words=True, add_special_tokens=False)
+        alone = [token for token, number in zip(encoded["input_ids"], encoded.word_ids(), strict=True) if number == 1]
+        if ids[: len(lead)] == lead and ids[len(lead) :] != alone:
+            return False
+    return True
+
+
+def _checked_boxes(boxes: Sequence[Any]) -> list[list[int]]:
+    import torch
+
+    lists = [box.tolist() if hasattr(box, "tolist") else list(box) for box in boxes]
+    wrong = next((box for box in lists if len(box) != 4 or any(isinstance(side, float) and not side.is_integer() for side in box)), None)
+    if wrong is not None:
+        raise PageError(f"The box {wrong} is not four whole numbers; give (left, top, right, bottom), scaled to 0 to {BOX_LIMIT}.")
+    whole = [[int(side) for side in box] for box in lists]
+    check_boxes("boxes", torch.tensor(whole), BOX_LIMIT)
+    return whole
+
+
+def _with_boxes(
+    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], boxes: list[list[int]], question: str | None, **tokenizer_kwargs: Any
+) -> BatchEncoding:
+    """The encoding of a tokenizer that knows no boxes, and the boxes of its tokens."""
+    if not tokenizer.is_fast:
+        raise PageError(
+            f"{type(tokenizer).__name__} does not say which token is which word's, so that boxes cannot be laid on tokens; load the fast "
+            "tokenizer of the checkpoint (tokenizer.json)."
+        )
+    tensors = tokenizer_kwargs.pop("return_tensors", None)
+    read = list(words) if reads_words(tokenizer) else [f" {word}" for word in words]
+    texts = [read] if question is None else [question.split(), read]
+    encoding = tokenizer(*texts, is_split_into_words=True, **tokenizer_kwargs)
+    rows = [_token_boxes(tokenizer, row, boxes, len(texts) - 1) for row in encoding.encodings]
+    batched = bool(encoding["input_ids"]) and isinstance(encoding["input_ids"][0], list)
+    encoding["bbox"] = rows if batched else rows[0]
+    return encoding.convert_to_tensors(tensors, prepend_batch_axis=not batched)
+
+
+def _token_boxes(tokenizer: PreTrainedTokenizerBase, row: Any, boxes: list[list[int]], page: int) -> list[list[int]]:
+    """The boxes of a row's tokens; ``page`` is the number of the text that has the page's words, after the question."""
+    tokens = zip(row.ids, row.word_ids, row.sequence_ids, strict=True)
+    return [
+        boxes[word]
+        if text == page and word is not None
+        else list(SEPARATOR_BOX if token == tokenizer.sep_token_id and text is None else NO_BOX)
+        for token, word, text in tokens
+    ]
