@@ -58,7 +58,7 @@ CONVERSION = (
     ("plan",),
     ("inspection", "writing", "folders", "pictures", "sound"),
     ("verify_loss",),
-    ("verify", "verify_outputs", "verify_sizes", "verify_audio", "verify_grid"),
+    ("verify", "verify_outputs", "verify_generic", "verify_sizes", "verify_audio", "verify_grid"),
     ("native",),
     ("convert", "revert"),
     ("__init__",),

@@ -15,7 +15,7 @@ from .terminal import say
 __all__ = ["add_command"]
 
 _CONVERSION = (
-    "search_text", "search_images", "search_audio", "decoder_mechanism", "max_decoder_length", "max_shard_size", "allow_pickle",
+    "search_text", "search_images", "search_audio", "towers", "decoder_mechanism", "max_decoder_length", "max_shard_size", "allow_pickle",
     "merge_adapter", "generic", "verify_text", "verify_audio", "init_from_text", "native", "remote_code", "bundle_user_code", "revision",
     "token", "private",
 )  # fmt: skip

@@ -145,10 +145,19 @@ def parse_mechanism(rule: str | None, flag: str = "--decoder-mechanism") -> dict
         return None if rule is None else read_choice(rule)
 
 
+def parse_towers(towers: str | None) -> dict[str, Any] | None:
+    """`text=window:window=64,vision=full` -> {"text": {"mechanism": "window", "window": "64"}, "vision": {"mechanism": "full"}}."""
+    from ..choice_text import read_towers
+
+    with _bad_parameter("--towers"):
+        return None if towers is None else read_towers(towers)
+
+
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "options": parse_options,
     "layers": parse_layers,
     "decoder_long_attention": parse_mechanism,
+    "towers": parse_towers,
 }
 """How the values of settings that are no plain values are read."""
 

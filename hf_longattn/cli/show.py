@@ -57,7 +57,10 @@ def show_plan(plan: ConversionPlan) -> None:
     console.print()
     if plan.choice is not None:
         console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
-    console.print(plan.attention.table(plan.shape.layers), highlight=False)
+    for name, tower in plan.towers.items():
+        console.print(f"tower {name}, {_counts(tower.counts())}\n{tower.attention.table(tower.shape.layers)}\n", highlight=False)
+    if not plan.towers:
+        console.print(plan.attention.table(plan.shape.layers), highlight=False)
     if plan.decoder is not None:
         console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
         console.print(plan.config.decoder_attention.table(plan.config.decoder_layers), highlight=False)
@@ -74,6 +77,9 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one."""
     from ..conversion.flops import LENGTHS, compare_mechanisms, compare_on_grids, compare_on_sounds, matrix_speed
 
+    if plan.towers:  # no input goes through all of them
+        terminal.print_json(plan.to_dict()) if as_json else show_plan(plan)
+        return
     values: dict[str, Any]
     unit = "sequence"
     if plan.sound is not None:

@@ -158,6 +158,13 @@ class ConversionConfig(Settings):
     long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
         None, "A whole configuration in place of mechanism, options and layers.", flag="-", planned=True
     )
+    towers: Mapping[str, Any] | None = setting(
+        None,
+        "Mechanisms of a model of several towers, each with its options: text=window:window=64,vision=window2d.",
+        unset="each tower's default",
+        metavar="TOWER=MECHANISM[:NAME=VALUE,...],...",
+        planned=True,
+    )
     decoder_long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
         None,
         "Self-attention of the decoder of an encoder-decoder model, for example window:window=256.",
@@ -232,7 +239,7 @@ class ConversionConfig(Settings):
         if self.layers is not None and "layers" in (self.options or {}):
             raise OptionError("The option 'layers' was given twice; give it once.")
         if self.mechanism == AUTO:
-            contradicting = [name for name in ("options", "layers", "long_attention") if getattr(self, name)]
+            contradicting = [name for name in ("options", "layers", "long_attention", "towers") if getattr(self, name)]
             if contradicting or self.generic:
                 raise OptionError(
                     "--mechanism auto chooses mechanisms and options itself, to which "
@@ -241,6 +248,10 @@ class ConversionConfig(Settings):
         elif any(value is not None for value in (self.budget, self.search_text, self.search_images, self.search_audio)):
             raise OptionError(
                 "--budget, --search-text, --search-images and --search-audio are for --mechanism auto; add it, or leave them out."
+            )
+        if self.towers is not None and self.names_attention:
+            raise OptionError(
+                "--towers gives each tower its mechanism, so --mechanism, --option and --layers do not apply; leave them out, or --towers."
             )
         if self.generic and self.remote_code:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
@@ -280,7 +291,7 @@ class ConversionConfig(Settings):
             check_early(str(self.mechanism), self.options or {})
         layers = self.layers or {}
         numbered = [choice for where, choice in layers.items() if where != IN_TURN]
-        for choice in (*layers.get(IN_TURN, ()), *numbered, self.decoder_long_attention):
+        for choice in (*layers.get(IN_TURN, ()), *numbered, self.decoder_long_attention, *(self.towers or {}).values()):
             if isinstance(choice, Mapping) and "mechanism" in choice:
                 check_early(choice["mechanism"], {name: value for name, value in choice.items() if name != "mechanism"})
 

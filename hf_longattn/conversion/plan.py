@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.sliding_window import own_windows, with_own_windows
-from ..modeling.generic import mark_generic
+from ..modeling.generic import TOWER_CONFIG, TOWERS, mark_generic, towers_of
 from ..options import RELATIVE
 from ..positions import DROPPED
 from ..positions.relative import relative_kind
@@ -96,6 +96,8 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
     refuse_other_settings(architecture, request)
+    if request.towers is not None:
+        raise OptionError(f"--towers is for models of several towers, and a {architecture.source_class} has one stack; give --mechanism.")
     if not architecture.family.reads_text:
         decide = plan_sound if architecture.family.grid is None else plan_grid
         return _plan_other_inputs(opened, architecture, request, cast, decide(opened, architecture, request))
@@ -205,7 +207,7 @@ def _plan_other_inputs(
 
 @dataclass(frozen=True)
 class ConversionPlan(ResultPlan):
-    """Everything that is decided before a byte is written."""
+    """Everything that is decided before a byte is written; `attention`, `shape` and `costs` of towers are in their plans."""
 
     attention: LongAttentionConfig
     position_change: str  # why positions below the old length change the outputs; empty if they do not
@@ -216,6 +218,7 @@ class ConversionPlan(ResultPlan):
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
+    towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
 
     @cached_property
     def native_twin(self) -> TwinChoice | None:
@@ -243,7 +246,7 @@ class ConversionPlan(ResultPlan):
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
             **({"generic": True} if self.generic else {}),
-            "long_attention": self.attention.to_dict(),
+            "long_attention": self._attention(),
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
@@ -254,7 +257,13 @@ class ConversionPlan(ResultPlan):
             **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
             **self.sizes(),
             "costs": [asdict(cost) for cost in self.costs],
+            **({"towers": {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}),
         }
+
+    def _attention(self) -> dict[str, Any]:
+        if self.towers:
+            return {TOWERS: {name: tower.attention.to_dict() for name, tower in self.towers.items()}}
+        return self.attention.to_dict()
 
     def _decoder(self) -> dict[str, Any]:
         assert self.decoder is not None
@@ -275,17 +284,18 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     for flag, size in {"--image-size": request.image_size, "--audio-seconds": request.audio_seconds}.items():
         if size is not None:
             raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
-    counted = isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int)
-    windows = own_windows(architecture.source_config) if counted else []
-    attention = with_own_windows(request.attention() if request.names_attention else None, windows)
-    config, length, rule, position_change = _generic_config(architecture, attention, request.positions, request.max_length)
+    chosen = _generic_attention(architecture.source_config, request)
+    full = LongAttentionConfig("full")
+    reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(_text_tower(architecture.source_config), full)
+    config, length, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, request.max_length)
     if cast is not None:
         config.dtype = cast
-    skeleton = architecture.skeleton(config)
+    skeleton: Any = architecture.skeleton(config)
     tensors = plan_tensors(source, architecture, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
+    attention = chosen if isinstance(chosen, LongAttentionConfig) else next(iter(chosen.values()))
     shape = generic_shape(skeleton)
     warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new or None), length, causal=shape.causal)
-    return ConversionPlan(
+    plan = ConversionPlan(
         source=source,
         architecture=architecture,
         config=config,
@@ -301,12 +311,67 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
         warnings=tuple(warnings),
         generic=True,
     )
+    if isinstance(chosen, LongAttentionConfig):
+        return plan
+    plans = {name: _plan_of_tower(plan, name, of_tower, skeleton) for name, of_tower in chosen.items()}
+    return replace(plan, towers=plans, warnings=tuple(warning for tower in plans.values() for warning in tower.warnings))
+
+
+def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
+    """The attention of a plain class, or of each tower that is named; layers whose windows are the base's keep them."""
+
+    def windows(stack: Any) -> list[int | None]:
+        return own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else []
+
+    if request.towers is None:
+        return with_own_windows(request.attention() if request.names_attention else None, windows(config))
+    configs = {name: getattr(config, f"{name}{TOWER_CONFIG}", None) for name in request.towers}
+    return {name: with_own_windows(of_tower, windows(configs[name])) for name, of_tower in request.towers.items()}
+
+
+def _text_tower(config: Any) -> str:
+    """The name of the tower that reads texts; empty where there is none."""
+    text = config.get_text_config()
+    return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
+
+
+def _plan_of_tower(plan: ConversionPlan, name: str, attention: LongAttentionConfig, skeleton: Any) -> ConversionPlan:
+    """What of the plan of a plain class is about one tower."""
+    tower = towers_of(skeleton)[name]
+    prefix = next(prefix for prefix, module in skeleton.named_modules() if module is tower)
+    reads_text = name == _text_tower(plan.config)
+    length = StackLength(plan.old_length, plan.new_length) if reads_text else StackLength(0, 0)
+    shape = generic_shape(tower)
+    layers = layer_mechanisms(attention, shape, length.new or None)
+    return replace(
+        plan,
+        config=tower.config,
+        attention=attention,
+        shape=shape,
+        old_length=length.old,
+        new_length=length.new,
+        positions=plan.positions if reads_text else UNCHANGED,
+        position_change=plan.position_change if reads_text else "",
+        tensors=tuple(tensor for tensor in plan.tensors if tensor.name.startswith(f"{prefix}.")),
+        warnings=tuple(position_warnings(plan.positions, attention, layers, length, causal=shape.causal)) if reads_text else (),
+    )
+
+
+UNCHANGED = "as they were"
+"""The rule for positions that a plain class keeps."""
 
 
 def _generic_config(
-    architecture: GenericArchitecture, attention: LongAttentionConfig, positions: str, max_length: int | None
+    architecture: GenericArchitecture,
+    attention: LongAttentionConfig | Mapping[str, LongAttentionConfig],
+    reading: LongAttentionConfig,
+    positions: str,
+    max_length: int | None,
 ) -> tuple[Any, StackLength, str, str]:
     """The config of the result, its lengths (0 if the config does not say), the rule for positions, and why they change the outputs.
+
+    Args:
+        reading: the attention of the stack that reads texts.
 
     Raises:
         PositionError, LengthError: more positions than the source has, unless they are rotary.
@@ -314,24 +379,25 @@ def _generic_config(
     config = architecture.source_config.__class__.from_dict(architecture.source_config.to_dict())
     config.architectures = [architecture.source_class]
     mark_generic(config, attention)
-    said = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    said = getattr(text, "max_position_embeddings", None)
     old = said if isinstance(said, int) else 0
     new = old if max_length is None else int(max_length)
-    if isinstance(getattr(config, "rope_parameters", None), dict) and old:
+    if isinstance(getattr(text, "rope_parameters", None), dict) and old:
         if new < old:
             raise LengthError(
                 f"The source takes {old} tokens and conversion only extends it: a maximum length of {new} is too small, give at least "
                 f"{old}."
             )
-        rope = plan_rotary(config, attention, positions, StackLength(old, new))
-        config.rope_parameters, config.max_position_embeddings = rope.parameters, rope.max_position_embeddings
+        rope = plan_rotary(text, reading, positions, StackLength(old, new))
+        text.rope_parameters, text.max_position_embeddings = rope.parameters, rope.max_position_embeddings
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
         return config, StackLength(old, new), f"rope:{rope.kind}", position_change
     if new != old or positions != "auto":
         raise PositionError(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
         )
-    return config, StackLength(old, old), "as they were", ""
+    return config, StackLength(old, old), UNCHANGED, ""
 
 
 SEGMENTS = ("global_first_segment", "global_second_segment")

@@ -23,9 +23,10 @@ from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, excerpt, load_tokenizer, token_ids
 from .verify_audio import check_feature_extractor, check_sound
+from .verify_generic import check_generic
 from .verify_grid import check_extractor, check_on_grid, check_processor
 from .verify_loss import LOSS, LossCheck
-from .verify_outputs import check_generic, check_outputs, choose_lengths, why_no_gradients
+from .verify_outputs import check_outputs, choose_lengths, why_no_gradients
 from .writing import source_values
 
 Step = Callable[[], list[Check]]

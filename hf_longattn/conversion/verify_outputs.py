@@ -12,29 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.call import AttentionCall
-from ..errors import CheckpointError
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with
 from ..private_apis import attention_implementation
-from .architectures import attached_mechanisms
 from .flops import cost_at, layer_mechanisms
 from .long_models.base import CheckpointConverter, Probe
 from .model_loading import (
     available_memory,
-    load_plain,
     load_result,
     load_source,
     newly_initialised,
     outputs,
     seeded_pages,
-    weights_in_files,
 )
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .report import FAILED, PASSED, SKIPPED, TOLERANCE, Check, equality
-from .sources.base import open_source
 from .text import VerificationText
 from .verify_loss import LossCheck
 
@@ -265,106 +258,6 @@ def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
     """Positions counted from the first real token; padding has the first position."""
     offset = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
     return (mask.cumsum(-1) - 1).clamp(min=0) + offset
-
-
-# Architectures without a family: --generic.
-
-TOKENS = 48
-SAMPLES = 4000
-"""Audio samples for Wav2Vec2 and similar models."""
-
-
-def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = None) -> list[Check]:
-    """For an architecture without a family: outputs are equal with the class's attention, and finite with the mechanisms.
-
-    `scratch`: if given, the weights stay in their files, see `load_source`, except those of the mechanisms.
-
-    Raises:
-        CheckpointError: the class takes inputs of an unknown kind.
-    """
-    source: Any = load_plain(plan.source, plan.architecture, plan.cast, scratch)
-    inputs = seeded_inputs(source)
-    implementation = attention_implementation(source.config)
-    expected = run_inputs(source, inputs)
-    del source
-    model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)
-    seen: dict[str, bool] = {}
-    for name, mechanism in attached_mechanisms(model).items():
-        mechanism.register_forward_pre_hook(_note_covers(name, seen))
-    with_mechanism = run_inputs(model, inputs)
-    windows = plan.source.config.get("sliding_window") is not None or plan.source.config.get("layer_types") is not None
-    covered = bool(seen) and all(seen.values()) and not windows
-    for submodel in [module for module in model.modules() if hasattr(module, "set_attn_implementation")]:
-        submodel.set_attn_implementation(implementation)
-    plain = run_inputs(model, inputs)
-    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-
-    def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
-        largest, relative = difference(expected, measured)
-        detail = f"outputs for {shapes}, {how}: largest difference from the source {largest:.1e}"
-        return equality(name, detail, relative, {"max_abs_difference": largest}, why)
-
-    finite = all_finite(with_mechanism)
-    not_covered = "" if covered else "the mechanism does not cover the input"
-    return [
-        compare("equal with the source's attention", plain, "the class's attention", plan.position_change),
-        compare("with the mechanism", with_mechanism, "long attention", plan.position_change or not_covered),
-        Check("finite", PASSED if finite else FAILED, f"outputs for {shapes} are {'' if finite else 'not '}finite"),
-    ]
-
-
-def _from_files(result: Path, scratch: Path) -> Any:
-    weights = weights_in_files(open_source(result).tensors, scratch)
-
-    def load(model_class: Any, config: Any) -> tuple[Any, Any]:
-        loading = weights.loading(model_class)
-        model, info = loading.from_pretrained(result, config=config, dtype=torch.float32, output_loading_info=True)
-        weights.give_to(model, in_memory=MECHANISM_NAME_PART)
-        return model, info
-
-    return load_generic_with(load, result, str(result))
-
-
-def seeded_inputs(model: Any) -> dict[str, Tensor]:
-    """Random inputs for one forward pass, as the class takes them: token ids, an image, audio features or samples."""
-    taken = inspect.signature(type(model).forward).parameters
-    text, vision = model.config.get_text_config(), getattr(model.config, "vision_config", model.config)
-    random = torch.Generator().manual_seed(0)
-    inputs: dict[str, Tensor] = {}
-    if "pixel_values" in taken:
-        size = vision.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        inputs["pixel_values"] = torch.randn(1, vision.num_channels, height, width, generator=random)
-    if "input_features" in taken:
-        inputs["input_features"] = torch.randn(1, model.config.num_mel_bins, 2 * model.config.max_source_positions, generator=random)
-    if "input_values" in taken:
-        inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)
-    if "input_ids" in taken:
-        length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
-        inputs["input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, length), generator=random)
-        inputs |= seeded_pages(model.config, inputs["input_ids"])
-    if "decoder_input_ids" in taken and model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 8), generator=random)
-    if not inputs:
-        raise CheckpointError(
-            f"A {type(model).__name__} takes inputs of an unknown kind, so the result cannot be verified; add --no-verify."
-        )
-    return inputs
-
-
-def run_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name."""
-    with torch.no_grad():
-        returned = model(**inputs, return_dict=True)
-    return {name: value for name, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()}
-
-
-def _note_covers(name: str, seen: dict[str, bool]) -> Any:
-    def hook(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
-        _, k, _, call = args
-        seen[name] = seen.get(name, True) and mechanism.covers(k.shape[2], causal=call.causal)
-
-    return hook
 
 
 # Long models of other architectures (Longformer, BigBird …), compared with transformers' model.

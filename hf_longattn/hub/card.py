@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
+from transformers import AutoConfig
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
@@ -22,8 +23,9 @@ from ..mechanisms import mechanism_info
 from ..mechanisms.common.on_grid import GLOBAL
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.grid_rule import GridRule
+from ..modeling.generic import TOWER_CONFIG, TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
-from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
+from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, plain_names, read_json_object
 from ..staging import staged_file
 from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
 from .usage import (
@@ -160,7 +162,7 @@ def model_card(
     config = read_config(folder)
     report = (read_report(folder) if report is None else report) or {}
     plan = report.get("plan") or {}
-    attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
+    attentions = _attentions(config)
     architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
     task = _task(folder, config)
@@ -170,14 +172,14 @@ def model_card(
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     if task in WIDGETS:
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
-    data = _card_data(folder, task, metadata, is_long=attention is not None)
+    data = _card_data(folder, task, metadata, is_long=bool(attentions))
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
     text = _template().render(
         card_data=data.to_yaml(),
         title=title,
-        introduction=introduction or _introduction(architecture, base, attention, length, plan),
+        introduction=introduction or _introduction(architecture, base, attentions, length, plan),
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
-        layers=attention.table(_layers(config)) if attention else "",
+        layers="\n\n".join(_table_of_layers(name, attention, config) for name, attention in attentions.items()),
         global_tokens=_global_tokens(folder, config),
         checks=[
             {**check, **{key: in_one_line(check[key]) for key in ("name", "status", "detail")}} for check in report.get("checks") or []
@@ -187,7 +189,7 @@ def model_card(
         verified_on=in_one_line(report.get("text") or ""),
         results=_table(rows) or measured.strip(),
         training=training.strip(),
-        limits=[*_limits(config, attention, length, bool(report.get("needs_training"))), *limits],
+        limits=[*_limits(config, attentions, length, bool(report.get("needs_training"))), *limits],
         versions=_versions(report),
     )
     card = ModelCard(text)
@@ -325,16 +327,38 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def _introduction(architecture: str, base: str | None, attention: LongAttentionConfig | None, length: int, plan: dict[str, Any]) -> str:
-    if attention is None:
+def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
+    """The attention of each tower of a model by its name, or that of a model of one stack under an empty name; none of a short model."""
+    chosen = config.get("long_attention")
+    if chosen is not None and TOWERS not in chosen:
+        return {"": LongAttentionConfig.from_dict(chosen)}
+    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in (chosen or {}).get(TOWERS, {}).items()}
+
+
+def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[str, Any]) -> str:
+    """The mechanism of every layer, of a tower if it has a ``name``."""
+    if not name:
+        return attention.table(_layers(config))
+    values = plain_names(config)
+    tower = getattr(AutoConfig.for_model(**values), f"{name}{TOWER_CONFIG}")
+    return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
+
+
+def _introduction(
+    architecture: str, base: str | None, attentions: Mapping[str, LongAttentionConfig], length: int, plan: dict[str, Any]
+) -> str:
+    if not attentions:
         return f"`{architecture}` for inputs of up to {length:,} tokens."
+    named = " and ".join(
+        f"`{attention.mechanism}` attention{f' in the tower {tower}' if tower else ''}" for tower, attention in attentions.items()
+    )
     called = in_one_line(Path(base).name if Path(base).is_absolute() else base) if base else ""
     start = f"Converted from `{called}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
     if plan.get("new_audio_seconds"):
         before, after = (f"{plan[name]:,g}" for name in ("old_audio_seconds", "new_audio_seconds"))
         read = f"sounds of up to {after} seconds ({length:,} frames; its source was trained on up to {before})"
-        return f"{start} for {read}, with `{attention.mechanism}` attention, by hf_longattn."
+        return f"{start} for {read}, with {named}, by hf_longattn."
     if plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
         grown = f", enlarged from pictures of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
@@ -344,7 +368,7 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
     elif plan and not plan["new_length"]:  # a plain class without a maximum length
         grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""
-    return f"{start}{grown}{positions}, with `{attention.mechanism}` attention, by hf_longattn."
+    return f"{start}{grown}{positions}, with {named}, by hf_longattn."
 
 
 def _display_name(source: str) -> str:
@@ -356,7 +380,8 @@ def _display_name(source: str) -> str:
     return cached[-1].removeprefix("models--").replace("--", "/") if cached else path.resolve().name
 
 
-def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
+def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int, needs_training: bool) -> list[str]:
+    attention = attentions.get("")
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
     if family is not None and family.grid is not None:
         values = config_with_defaults(family, config)
@@ -372,8 +397,9 @@ def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, lengt
         limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]
     else:
         limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]
-    if attention is not None and (family is None or family.grid is None):
-        limits.append(f"When `{attention.mechanism}` equals full attention: {mechanism_info(attention.mechanism).exact_when}.")
+    if family is None or family.grid is None:
+        names = dict.fromkeys(of_stack.mechanism for of_stack in attentions.values())
+        limits += [f"When `{name}` equals full attention: {mechanism_info(name).exact_when}." for name in names]
     if needs_training:
         limits.append("As converted, its outputs differ from those of its source: train it before use, as described above.")
     return limits

@@ -190,6 +190,11 @@ def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
     return towers
 
 
+def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
+    """A model and its parts that are models, each of which may have a config of its own."""
+    return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+
+
 def _attached(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> list[PreTrainedModel]:
     """Attach the mechanisms to ``model``, or to each tower that is named, and return the parts that have them.
 
@@ -261,7 +266,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         )
     if shared := shared_parameters(model):
         model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
-    for submodel in [module for part in parts for module in part.modules() if isinstance(module, PreTrainedModel)]:
+    for submodel in [stack for part in parts for stack in stacks_of(part)]:
         submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have separate configs
     deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
     if deaf:

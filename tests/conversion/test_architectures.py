@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import hf_longattn
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.conversion.verify_outputs import seeded_inputs
+from hf_longattn.conversion.verify_generic import seeded_inputs
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError, PositionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.reading import generic_names

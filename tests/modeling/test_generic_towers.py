@@ -17,6 +17,7 @@ from hf_longattn.modeling.generic import towers_of
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 VISION, PATCHES, IMAGE_TOKEN = {**SIZES, "image_size": 32, "patch_size": 4}, 64, 198
+CASES = ["clip", "siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
 TEXT = {**SIZES, "vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 199}
 WINDOW = {"mechanism": "window", "window": 4}
 FULL = {"mechanism": "full"}
@@ -35,6 +36,34 @@ def build(case: str) -> tuple[Any, dict[str, Tensor]]:
         )
         ids = torch.cat([torch.full((2, PATCHES), IMAGE_TOKEN), ids], 1)
         return transformers.LlavaForConditionalGeneration(config).eval(), {"input_ids": ids, **pixels}
+    if case == "pixtral":
+        vision = transformers.PixtralVisionConfig(**{**VISION, "hidden_act": "silu"})
+        text = transformers.MistralConfig(**TEXT, num_key_value_heads=2)
+        config = transformers.LlavaConfig(
+            text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN,
+            vision_feature_layer=-1, vision_feature_select_strategy="full",
+        )  # fmt: skip
+        sizes = torch.tensor([[32, 24], [16, 32]])
+        ids = torch.cat([torch.full((1, 8 * 6 + 4 * 8), IMAGE_TOKEN), ids[:1]], 1)
+        return transformers.LlavaForConditionalGeneration(config).eval(), {"input_ids": ids, **pixels, "image_sizes": sizes}
+    if case.startswith("qwen"):
+        prefix = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[case]
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+        text = {**TEXT, "num_key_value_heads": 2, "rope_parameters": rope, "tie_word_embeddings": False}
+        vision = {"depth": 2, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
+        if case == "qwen2_vl":
+            vision |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+        else:
+            vision |= {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]}
+        special = {"image_token_id": IMAGE_TOKEN, "video_token_id": 197, "vision_start_token_id": 196, "vision_end_token_id": 195}
+        config = getattr(transformers, f"{prefix}Config")(text_config=text, vision_config=vision, **special)
+        grids = torch.tensor([[1, 6, 8], [1, 8, 4]])
+        pictures = [part for patches in grids.prod(1) for part in (torch.full((1, int(patches) // 4), IMAGE_TOKEN), ids[:1, :3])]
+        ids = torch.cat([*pictures, ids[:1]], 1)
+        pixels = {"pixel_values": torch.randn(int(grids.prod(1).sum()), 3 * 2 * 4 * 4), "image_grid_thw": grids}
+        types = {"mm_token_type_ids": (ids == IMAGE_TOKEN).int()}
+        model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
+        return model, {"input_ids": ids, **pixels, **types}
     prefix = {"clip": "CLIP", "siglip": "Siglip"}[case]
     text, vision = (getattr(transformers, f"{prefix}{tower}Config") for tower in ("Text", "Vision"))
     config = getattr(transformers, f"{prefix}Config")(text_config=text(**TEXT), vision_config=vision(**VISION))
@@ -51,7 +80,7 @@ def output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return returned.logits if "logits" in returned else returned.logits_per_text
 
 
-@pytest.mark.parametrize("case", ["clip", "siglip", "llava"])
+@pytest.mark.parametrize("case", CASES)
 def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     model, inputs = build(case)
     assert set(towers_of(model)) == {"text", "vision"}
@@ -70,7 +99,7 @@ def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     assert torch.equal(output(model, inputs), expected)
 
 
-@pytest.mark.parametrize("case", ["clip", "siglip", "llava"])
+@pytest.mark.parametrize("case", CASES)
 def test_a_tower_that_is_not_named_keeps_its_attention(case: str) -> None:
     model, inputs = build(case)
     text = towers_of(model)["text"]
