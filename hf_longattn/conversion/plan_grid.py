@@ -23,7 +23,7 @@ from .flops import ModelShape, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels, read_size
 from .plan_inputs import InputPlan
 from .plan_positions import PositionWarning
-from .processors import FILE, file_of_size, file_with, load_feature_extractor, load_image_processor, picture_size
+from .processors import FILE, file_of_size, file_with, image_files, load_feature_extractor, load_image_processor, picture_size
 from .sources.base import Source
 
 
@@ -222,4 +222,4 @@ def processor_files(source: Source, architecture: Architecture, sizes: GridPlan)
             f"The image processor of {source.name!r} makes pictures of {pixels(processed)}, but its config.json says "
             f"image_size={architecture.source_config.image_size}; correct the size in {FILE}, or image_size."
         )
-    return {FILE: file_of_size(source.folder, processor, sizes.new.size)} if sizes.grows else {}
+    return image_files(source.folder, file_of_size(source.folder, processor, sizes.new.size)) if sizes.grows else {}

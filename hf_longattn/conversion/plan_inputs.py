@@ -81,6 +81,8 @@ INSTEAD = {
 
 def input_kinds(family: Family) -> tuple[str, ...]:
     """What models of a family read."""
+    if family.towers:
+        return tuple(kind for tower in family.towers.values() for kind in input_kinds(tower))
     if family.audio is not None:
         return (SOUND,)
     return (TEXT,) if family.grid is None else (f"{family.grid.noun}s",)

@@ -20,6 +20,8 @@ from .grid_sizes import pixels
 FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
 """The file of a processor, of which transformers 5 makes the feature extractor's a part."""
+IMAGE_PART = "image_processor"
+"""The part of that file that is an image processor's."""
 FIELD_BEFORE = "extended_from"
 """The field with the sizes before the conversion."""
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
@@ -33,11 +35,25 @@ def load_image_processor(folder: Path) -> Any | None:
     """
     from transformers import AutoImageProcessor
 
-    if not (folder / FILE).is_file():
+    if _image_values(folder) is None:  # which refuses a damaged file in its own words
         return None
-    read_json_object(folder / FILE)  # refuses a damaged file in its own words
     with checkpoint_errors(f"The image processor of {str(folder)!r} cannot be loaded"):
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _image_values(folder: Path) -> dict[str, Any] | None:
+    """The values of an image processor, from its own file or from that of a processor that has it as a part; ``None`` without."""
+    if (folder / FILE).is_file():
+        return read_json_object(folder / FILE)
+    part = read_json_object(folder / PROCESSOR_FILE).get(IMAGE_PART) if (folder / PROCESSOR_FILE).is_file() else None
+    return part if isinstance(part, dict) else None
+
+
+def image_files(folder: Path, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The file of an image processor with these values: its own, or that of a processor that has it as a part."""
+    if (folder / FILE).is_file():
+        return {FILE: dict(values)}
+    return {PROCESSOR_FILE: {**read_json_object(folder / PROCESSOR_FILE), IMAGE_PART: dict(values)}}
 
 
 def load_feature_extractor(folder: Path) -> Any | None:
@@ -98,7 +114,7 @@ def file_of_size(folder: Path, processor: Any, size: tuple[int, ...]) -> dict[st
     Raises:
         CheckpointError: it resizes pictures in a way that has no such size.
     """
-    values = read_json_object(folder / FILE)
+    values = _image_values(folder) or {}
     if size == picture_size(processor):
         return values
     crop, resized = _sizes(processor)
@@ -123,7 +139,7 @@ def file_of_size(folder: Path, processor: Any, size: tuple[int, ...]) -> dict[st
 
 def file_with(folder: Path, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the file of an image processor or a feature extractor with other values of these fields, and what they were."""
-    values, changed = read_json_object(folder / FILE), dict(fields)
+    values, changed = _image_values(folder) or {}, dict(fields)
     if not any(values.get(name) for name in TYPE_FIELDS):  # transformers looks it up by the model type, which is another one now
         field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
         changed[field] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
@@ -131,16 +147,14 @@ def file_with(folder: Path, processor: Any, fields: Mapping[str, Any]) -> dict[s
     return {**values, **changed, FIELD_BEFORE: before} if changed else values
 
 
-def file_before(folder: Path) -> dict[str, Any] | None:
-    """The values of a processor's file as they were before :func:`file_of_size`; ``None`` where there is none or nothing was changed."""
-    if not (folder / FILE).is_file():
-        return None
-    values = read_json_object(folder / FILE)
+def files_before(folder: Path) -> dict[str, dict[str, Any]]:
+    """A processor's file as it was before :func:`file_of_size`; empty where there is none or nothing was changed."""
+    values = _image_values(folder) or {}
     before = values.pop(FIELD_BEFORE, None)
     if not isinstance(before, Mapping):
-        return None
+        return {}
     restored = {**values, **before}
-    return {name: value for name, value in restored.items() if value is not None or name not in before}
+    return image_files(folder, {name: value for name, value in restored.items() if value is not None or name not in before})
 
 
 def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:

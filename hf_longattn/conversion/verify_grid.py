@@ -95,7 +95,7 @@ def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictur
     """
     sizes = plan.grid
     assert sizes is not None
-    old, (new, layers, why_no_crops) = sizes.old, _affordable(plan)
+    old, (new, layers, why_no_crops) = sizes.old, affordable_size(plan)
     grows = new.size != old.size
     source: Any
     source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
@@ -139,7 +139,7 @@ class _NewSize(NamedTuple):
     why_no_crops: str
 
 
-def _affordable(plan: ConversionPlan) -> _NewSize:
+def affordable_size(plan: ConversionPlan) -> _NewSize:
     """The new size, or a smaller one between it and the old one, if a large model would take too long."""
     sizes = plan.grid
     assert sizes is not None

@@ -16,9 +16,9 @@ from ..data.page_words import BOXES, PATHS, word_argument
 from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, PIXELS
-from ..reading import is_generic, named_class, plain_names, read_json_object
+from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
 
 _QA = """
 {question}
@@ -144,6 +144,13 @@ _PICTURE_CLASS = """\
 with torch.no_grad():
     logits = model(**inputs).logits
 print(model.config.id2label[logits[0].argmax().item()])
+"""
+_SIMILARITY = """
+texts = ["A long caption starts here.", "Another one."]
+picture = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg")
+inputs = processor(text=texts, images=picture, padding="max_length", truncation=True, max_length={length}, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits_per_image)  # (pictures, texts)
 """
 _RECORDING = """
 samples = np.random.default_rng(0).standard_normal({samples}).astype(np.float32)  # {seconds:g} s; or yours: soundfile.read("talk.wav")[0]
@@ -324,6 +331,8 @@ SPECTROGRAM_HEADS = {
     "Model": Head("AutoModel", "feature-extraction", _PICTURE_STATES),
 }
 """The same for models of spectrograms."""
+TOWER_HEADS = {"Model": Head("AutoModel", "zero-shot-image-classification", _SIMILARITY)}
+"""The same for models of texts and pictures."""
 AUTO_CLASSES = {
     head.task: head.auto_class
     for head in (*SOUND_HEADS.values(), *SPECTROGRAM_HEADS.values(), *HEADS.values(), *PICTURE_HEADS.values())
@@ -379,7 +388,7 @@ def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, 
     if code is None:
         text = f"Import `hf_longattn`, then load it; the class is `{named_class(config, 'AutoModel')}`."
     else:
-        text = (f"With hf_longattn ({INSTALL}):\n\n" if "long_attention" in config else "") + f"```python\n{code}\n```"
+        text = (f"With hf_longattn ({INSTALL}):\n\n" if is_long(config) else "") + f"```python\n{code}\n```"
     return text if "auto_map" not in config else f"{text}\n\n{remote_usage(folder, config, name, metadata, length)}"
 
 
@@ -428,6 +437,8 @@ def snippet(
         start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
         body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
+    if tower_families(config):
+        return tower_usage(folder, config, name, length, trusts_code=trusts_code)
     if (sound := sound_family(config)) is not None:
         return sound_usage(sound, folder, config, name, trusts_code=trusts_code)
     if (grid := grid_family(config)) is not None:
@@ -632,6 +643,24 @@ def sound_usage(family: Family, folder: Path, config: Mapping[str, Any], name: s
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
 
 
+def tower_families(config: Mapping[str, Any]) -> dict[str, Family]:
+    """The family of each tower by its name, of a model of several, long or not; empty for any other model."""
+    family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
+    return {} if family is None else family.towers
+
+
+def tower_usage(folder: Path, config: Mapping[str, Any], name: str, length: int, *, trusts_code: bool = False) -> str | None:
+    """The snippet of a model of texts and pictures; arguments as for :func:`snippet`. ``None`` without a tokenizer and a processor."""
+    head = head_of(named_class(config, "AutoModel"), TOWER_HEADS)
+    if head is None or not (folder / "tokenizer_config.json").is_file() or not any((folder / file).is_file() for file in PROCESSORS):
+        return None
+    lines = ["import torch", *([IMPORT_LINE] if is_long(config) and not trusts_code else []), "from PIL import Image"]
+    lines += [f"from transformers import {head.auto_class}, AutoProcessor", ""]
+    lines += [f"processor = AutoProcessor.from_pretrained({_quoted(name)})"]
+    lines += [f"model = {head.auto_class}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()", ""]
+    return "\n".join(lines) + head.code.format(length=length).rstrip()
+
+
 def config_with_defaults(family: Family, config: Mapping[str, Any]) -> SimpleNamespace:
     """The values of a config file, with the defaults of the family's base for those that it leaves out."""
     return SimpleNamespace(**{**family.base_config_class().to_dict(), **config})
@@ -668,6 +697,9 @@ def head_of(architecture: str, heads: Mapping[str, Head] = HEADS) -> Head | None
 def tokens_of(config: dict[str, Any]) -> int:
     """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
+    if family is not None and family.towers:
+        texts = [name for name, tower in family.towers.items() if tower.reads_text]
+        return max(tokens_of(config.get(tower_field(name)) or {}) for name in texts)
     if family is not None and not family.reads_text:
         return family.longest(config_with_defaults(family, config))
     known = SimpleNamespace(**{"pad_token_id": None, **config})

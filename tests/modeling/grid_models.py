@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.families import FAMILIES
@@ -95,7 +94,7 @@ def resized(base: str, size: tuple[int, int]) -> dict[str, bool]:
 
 def base_model(base: str) -> str:
     """The model class of the base without a head."""
-    return MODEL_MAPPING_NAMES[base]
+    return FAMILIES[base].base_model_name
 
 
 def tensors(outputs: Any) -> list[Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, language_model, small_values
@@ -74,7 +73,7 @@ def long_config(base: str, long_attention: Any, **changes: Any) -> Any:
 def base_class(base: str, head: str | None = None) -> type[PreTrainedModel]:
     import transformers
 
-    return getattr(transformers, head or MODEL_MAPPING_NAMES[base])
+    return getattr(transformers, head or families.FAMILIES[base].base_model_name)
 
 
 def plain_model(base: str, head: str | None = None, **changes: Any) -> Any:

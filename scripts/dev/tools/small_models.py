@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from hf_longattn.modeling.family.definition import FAMILIES
+from hf_longattn.modeling.family.definition import FAMILIES, tower_field
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.rea
 """The families whose input is tokens of a text, by their base."""
 SOUND_FAMILIES = {base: family for base, family in FAMILIES.items() if family.audio is not None}
 """The families whose input is samples or features of a sound, by their base."""
+TOWER_FAMILIES = {base: family for base, family in FAMILIES.items() if family.towers}
+"""The families of models of several towers, by their base."""
 PICTURE_NAMES = {
     "decoder_hidden_size": "width",
     "decoder_num_attention_heads": "heads",
@@ -97,12 +98,12 @@ PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadM
 def language_model(base: str) -> str:
     """The model class of ``base`` that predicts tokens; its base model where none does (CLIP's text model)."""
     heads = (head for ending in PREDICT_TOKENS for head in FAMILIES[base].heads if head.endswith(ending))
-    return next(heads, MODEL_MAPPING_NAMES[base])
+    return next(heads, FAMILIES[base].base_model_name)
 
 
 def predicts_tokens(base: str) -> bool:
     """Whether a model class of ``base`` predicts tokens."""
-    return language_model(base) != MODEL_MAPPING_NAMES[base]
+    return language_model(base) != FAMILIES[base].base_model_name
 
 
 @functools.cache
@@ -172,6 +173,21 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
         sizes |= {"num_mel_bins": patch * side, "max_length": patch * side}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})
+
+
+def small_towers_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
+    """The config of a base of several towers, each of these sizes, whose outputs are of one width.
+
+    Args:
+        values: values of further fields of the towers, of which those are taken that a tower has.
+    """
+    towers = {}
+    for name, family in FAMILIES[base].towers.items():
+        small = small_config if family.reads_text else small_picture_config
+        config = small(family.base_model_type, shape, **{"projection_dim": shape.half, "projection_size": shape.width, **values})
+        towers[tower_field(name)] = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+    known = CONFIG_MAPPING[base]().to_dict()
+    return CONFIG_MAPPING[base](**towers, **({"projection_dim": shape.half} if "projection_dim" in known else {}))
 
 
 def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
