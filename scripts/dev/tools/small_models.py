@@ -7,6 +7,7 @@ needs nothing here. Everything that is no size stays as the architecture has it,
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,10 @@ SOUNDS: dict[str, Any] = {
     ),
 }  # fmt: skip
 """What small models of sound have: no chance, and sizes that fit their width."""
+PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
+"""Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
+BOX_PARTS = 6
+"""The embedding of a box has as many parts of one width in LiLT."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 
@@ -138,6 +143,10 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
         sizes["num_key_value_heads"] = shape.heads if grouped == heads else shape.heads // 2
     if "attention_types" in fields:  # GPT-Neo's pattern of layers
         sizes["attention_types"] = [[["global", "local"], shape.layers // 2], [["global"], shape.layers % 2]]
+    sizes |= {name: size for name, size in PAGES.items() if name in fields}
+    if "channel_shrink_ratio" in fields:
+        multiple = math.lcm(BOX_PARTS, shape.heads * default.channel_shrink_ratio)
+        sizes["hidden_size"] = -(-shape.width // multiple) * multiple
     sizes["vocab_size"] = shape.vocabulary
     table = next(iter(FAMILIES[base].position_tables), None)
     length = "n_positions" if FAMILIES[base].relative else "max_position_embeddings"  # T5's checkpoints have it, its config class not
