@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
@@ -104,7 +105,7 @@ def _load(source: Source) -> nn.Module:
         family = FAMILIES.get(str(source.config.get("model_type")))
         model_class: Any = AutoModel
         if family is not None and family.base_classes is not None:  # transformers' class cannot be built
-            model_class = family.base_class(family.base_model_name)
+            model_class = family.base_class(MODEL_MAPPING_NAMES[family.base_model_type])
         return source.finish(source.load(model_class, dtype=torch.float32))
 
 
