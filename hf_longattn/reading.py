@@ -286,6 +286,11 @@ def generic_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "model_type": GENERIC_TYPE + str(values["model_type"]), **({"architectures": named} if named else {})}
 
 
+def is_long(values: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is one of a Long model, or of a plain one with mechanisms; of towers, each part has its own."""
+    return any("long_attention" in part for part in (values, *values.values()) if isinstance(part, Mapping))
+
+
 def is_generic(values: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is one of a plain architecture with mechanisms."""
     return str(values.get("model_type")).startswith(GENERIC_TYPE)

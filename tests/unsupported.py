@@ -14,7 +14,7 @@ def unsupported(*model_types: str) -> str:
     return CONFIG_MAPPING_NAMES[model_type].removesuffix("Config")
 
 
-ENCODER = unsupported("ernie", "roc_bert", "markuplm")
+ENCODER = unsupported("ernie", "roc_bert")
 """Has BERT's config and learned positions."""
 ROTARY = unsupported("arcee", "seed_oss", "olmo")
 """Has Llama's config and rotary positions."""

@@ -58,9 +58,16 @@ def show_plan(plan: ConversionPlan) -> None:
     if plan.choice is not None:
         console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
     for name, tower in plan.towers.items():
-        console.print(f"tower {name}, {_counts(tower.counts())}\n{tower.attention.table(tower.shape.layers)}\n", highlight=False)
+        console.print(f"tower {name}, {_counts(tower.counts())}", style="bold", highlight=False)
+        _show_attention(tower)
     if not plan.towers:
-        console.print(plan.attention.table(plan.shape.layers), highlight=False)
+        _show_attention(plan)
+
+
+def _show_attention(plan: ConversionPlan) -> None:
+    """The mechanism of every layer, and what it costs."""
+    console = terminal.console()
+    console.print(plan.attention.table(plan.shape.layers), highlight=False)
     if plan.decoder is not None:
         console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
         console.print(plan.config.decoder_attention.table(plan.config.decoder_layers), highlight=False)
@@ -74,12 +81,25 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
-    """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one."""
-    from ..conversion.flops import LENGTHS, compare_mechanisms, compare_on_grids, compare_on_sounds, matrix_speed
+    """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one; of several towers, each."""
+    from ..conversion.flops import matrix_speed
 
-    if plan.towers:  # no input goes through all of them
-        terminal.print_json(plan.to_dict()) if as_json else show_plan(plan)
+    compared = {} if plan.generic and plan.towers else {name: _compared(part) for name, part in (plan.towers or {"": plan}).items()}
+    if as_json:
+        values = {name: {**sizes, "mechanisms": [asdict(row) for row in rows]} for name, (rows, sizes, _, _) in compared.items()}
+        terminal.print_json({**plan.to_dict(), "comparison": values if plan.towers else values[""]})
         return
+    show_plan(plan)
+    for name, (rows, _, headings, unit) in compared.items():
+        if name:
+            terminal.console().print(f"\n{name}", style="bold", highlight=False)
+        show_comparison(rows, headings, matrix_speed(), unit)
+
+
+def _compared(plan: ConversionPlan) -> tuple[Sequence[MechanismCost], dict[str, Any], list[str], str]:
+    """The costs of all mechanisms, the sizes at which they are compared, these in words, and what one input is called."""
+    from ..conversion.flops import LENGTHS, compare_mechanisms, compare_on_grids, compare_on_sounds
+
     values: dict[str, Any]
     unit = "sequence"
     if plan.sound is not None:
@@ -95,11 +115,7 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
         rows = compare_on_grids(plan.attention, plan.shape, sizes)
         values = {"lengths": [size.grid.length for size in sizes], f"{plan.grid.rule.size_name}s": [list(size.size) for size in sizes]}
         headings = ["×".join(map(str, size.size)) for size in sizes]
-    if as_json:
-        terminal.print_json({**plan.to_dict(), "comparison": {**values, "mechanisms": [asdict(row) for row in rows]}})
-        return
-    show_plan(plan)
-    show_comparison(rows, headings, matrix_speed(), unit)
+    return rows, values, headings, unit
 
 
 def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, unit: str = "sequence") -> None:
@@ -145,13 +161,12 @@ def _number(seconds: float) -> str:
 
 def _grown(plan: Mapping[str, Any]) -> str:
     """The longest input of source and result."""
+    if "towers" in plan:
+        return "; ".join(f"{name} {_grown(tower)}" for name, tower in plan["towers"].items())
     old, new = plan["old_length"], plan["new_length"]
     if "new_image_size" in plan:
         before, after = ("×".join(map(str, plan[name])) for name in ("old_image_size", "new_image_size"))
         return f"{before} → {after} pixels, {old:,} → {new:,} tokens"
-    if "new_video_size" in plan:
-        before, after = ("×".join(map(str, plan[name])) for name in ("old_video_size", "new_video_size"))
-        return f"{before} → {after} frames and pixels, {old:,} → {new:,} tokens"
     if "new_spectrogram_size" in plan:
         before, after = (f"{plan[name][1]:,}" for name in ("old_spectrogram_size", "new_spectrogram_size"))
         return f"{before} → {after} frames, {old:,} → {new:,} tokens"
@@ -415,6 +430,14 @@ def _int8(int8: dict[str, Any]) -> str:
 def show_inspection(model: Inspection) -> None:
     """A checkpoint: its model, mechanisms, state and cost."""
     console = terminal.console()
+    if model.towers:
+        facts = [("model", f"{model.source.name}  ({model.class_name}, model type {model.model_type})")]
+        facts.append(("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {len(model.source.tensors)} tensors)"))
+        console.print(_facts(*facts))
+        for name, tower in model.towers.items():
+            console.print(f"\n{name}", style="bold", highlight=False)
+            show_inspection(tower)
+        return
     pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items())
     console.print(
         _facts(

@@ -23,7 +23,7 @@ from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions import DROPPED, extends_learned
-from ..reading import check_config, named_class
+from ..reading import check_config, is_long, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
 from .tensor_files import TensorHeader
@@ -39,7 +39,6 @@ OWN_FIELDS = (
     "global_token_ids",
     "max_decoder_position_embeddings",
     "long_image_size",
-    "long_num_frames",
     "long_max_length",
     "long_audio_seconds",
     "extended_from",
@@ -58,6 +57,7 @@ class Architecture:
     long_class: str  # "LongBertForQuestionAnswering"
     converter: CheckpointConverter | None = None  # for a source of another architecture
     original_config: Any = None  # its config then
+    tower: str | None = None  # its name, for a tower of a model whose folder has others
 
     def original_attention(self) -> LongAttentionConfig | None:
         """The attention equal to that of a source of another architecture; ``None`` for a plain model."""
@@ -155,7 +155,7 @@ def find_architecture(source: Source) -> Architecture:
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
-    if "long_attention" in source.config:
+    if is_long(source.config):
         raise CheckpointError(
             f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was converted from."
         )
@@ -186,7 +186,7 @@ def find_architecture(source: Source) -> Architecture:
             f" the supported {model_type} classes are"
             f" {', '.join(_supported(family, converter, model_type))}."
         )
-    return Architecture(family, config, source_class, family.heads[base_class], converter, original)
+    return Architecture(family, config, source_class, family.heads[base_class], converter, original, source.tower)
 
 
 def _supported(family: Family, converter: CheckpointConverter | None, model_type: str) -> list[str]:
@@ -241,7 +241,8 @@ def generic_architecture(source: Source) -> GenericArchitecture:
         BackendError: it is not on transformers' AttentionInterface.
     """
     model_type = source.config.get("model_type")
-    if model_type in FAMILIES:
+    family = FAMILIES.get(str(model_type))
+    if family is not None and not family.towers:  # plain classes of several towers take mechanisms as well
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")
@@ -329,7 +330,7 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
         taken -= tied
         return 2 * len(taken) - len(expected.keys() - tied)
 
-    base = MODEL_MAPPING_NAMES[family.base_model_type]
+    base = family.base_model_name
     heads = sorted(family.heads.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))
     ordered = [base, *heads]
     return max(ordered, key=fit)

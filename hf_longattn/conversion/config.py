@@ -103,9 +103,6 @@ class ConversionConfig(Settings):
         metavar="PIXELS",
         planned=True,
     )
-    frames: int | None = setting(
-        None, "Number of frames of its videos.", unset="the source's", unit="frames", type=int, minimum=1, planned=True
-    )
     audio_seconds: float | None = setting(
         None,
         "Duration of its sound, verified and reported.",
@@ -188,7 +185,8 @@ class ConversionConfig(Settings):
     positions: str = setting(
         "auto",
         "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS (keeps the first rows) or "
-        "random. Any table: none drops it, alibi replaces it with ALiBi. Pictures: tile or interpolate. Rotary: rope:none, rope:linear, "
+        "random. Any table: none drops it, alibi replaces it with ALiBi. Towers: text=RULE,vision=RULE. "
+        "Pictures: tile or interpolate. Rotary: rope:none, rope:linear, "
         "rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto: tile for tables (pictures: if all windows fit the old size); "
         "rope:none if no layer sees beyond the old length, or else rope:yarn.",
         planned=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..mechanisms import Mechanism
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.inference.pruning import KEPT_HEADS
+from ..reading import is_long
 from .architectures import find_architecture, read_long
 from .audio_seconds import AudioDuration, AudioPlan
 from .flops import (
@@ -28,7 +29,7 @@ from .grid_sizes import GridPlan, GridSize
 from .input_sizes import InputSizes, input_sizes
 from .model_loading import quiet_libraries
 from .plan_audio import with_convolutions
-from .sources.base import Source, open_source
+from .sources.base import Source, TowerSource, open_source
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Inspection:
 
     sound: AudioDuration | None = None
     """The duration of the sound that a model of sound was made for."""
+    towers: dict[str, Inspection] = field(default_factory=dict)
+    """Each tower by its name, in a model of several, of which the other fields describe the text's."""
 
     @property
     def longest_input(self) -> str:
@@ -89,6 +92,7 @@ class Inspection:
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "costs": [asdict(cost) for cost in self.costs],
+            **({"towers": {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}),
         }
 
 
@@ -99,8 +103,16 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     Raises:
         CheckpointError: not a readable checkpoint of a supported family.
     """
-    source = open_source(model, revision=revision, token=token, headers_only=True)
-    config, class_name, family, skeleton = read_long(source) if "long_attention" in source.config else _short(source)
+    return _inspect(open_source(model, revision=revision, token=token, headers_only=True))
+
+
+def _inspect(source: Source) -> Inspection:
+    long = is_long(source.config)
+    if not long and (architecture := find_architecture(source)).family.towers:
+        return _inspect_towers(source, architecture.family, architecture.source_class, long=False)
+    config, class_name, family, skeleton = read_long(source) if long else _short(source)
+    if family.towers:
+        return _inspect_towers(source, family, class_name, long=True)
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     shape, sizes = with_convolutions(shape, skeleton, family, config), input_sizes(family, config)
@@ -121,6 +133,24 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         rule=family.grid,
         sound=sizes.new if isinstance(sizes, AudioPlan) else None,
         kept_heads=dict(getattr(config, KEPT_HEADS, None) or {}),
+    )
+
+
+def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bool) -> Inspection:
+    """A model of several towers."""
+    towers = {}
+    for name, tower in family.towers.items():
+        base = tower.base_model_name
+        towers[name] = _inspect(TowerSource.of(source, name, tower.heads[base] if long else base))
+    longest = max((towers[name] for name, tower in family.towers.items() if tower.reads_text), key=lambda tower: tower.max_length)
+    return replace(
+        longest,
+        source=source,
+        class_name=class_name,
+        model_type=source.config["model_type"],
+        parameters=sum(header.numel for header in source.tensors.values()),
+        nbytes=source.total_bytes,
+        towers=towers,
     )
 
 

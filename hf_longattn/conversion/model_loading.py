@@ -127,6 +127,8 @@ def load_result(
 
     config_instead: replaces its config.
     """
+    if architecture.tower is not None and config_instead is None:
+        config_instead = config  # the folder's is that of the whole model
     arguments = {"use_safetensors": True, **({} if config_instead is None else {"config": config_instead})}
     if scratch is not None:
         tensors = open_source(folder).tensors

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, checkpoint_errors, defined_at
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
+from ..reading import is_long
 from .architectures import Architecture, current_name, read_long
 from .audio_seconds import sound_model
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
@@ -76,7 +77,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     Raises:
         ExportError: a short checkpoint, or one without a twin, with the layer and the reason.
     """
-    if "long_attention" not in source.config:
+    if not is_long(source.config):
         raise ExportError(
             f"{source.name!r} is a short checkpoint, which is its own; convert it first (longattn convert {source.name} DST)."
         )

@@ -12,24 +12,26 @@ import torch
 
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
-from ..errors import LengthError, OptionError, PositionError
+from ..errors import LengthError, OptionError, PositionError, checkpoint_errors
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
+from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.family.sliding_window import own_windows, with_own_windows
-from ..modeling.generic import TOWER_CONFIG, TOWERS, mark_generic, towers_of
+from ..modeling.family.towers_config import check_towers
+from ..modeling.generic import TOWERS, mark_generic, towers_of
 from ..options import RELATIVE
 from ..positions import DROPPED
 from ..positions.relative import relative_kind
 from ..staging import check_destination
-from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
+from .architectures import NAMES, Architecture, GenericArchitecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
 from .plan_audio import plan_sound, with_convolutions
 from .plan_grid import plan_grid
-from .plan_inputs import InputPlan, refuse_other_settings
+from .plan_inputs import SETTINGS, InputPlan, input_kinds, refuse_other_settings
 from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
-from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors
-from .sources.base import Source, open_source
+from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, tensors_with_towers
+from .sources.base import Source, TowerSource, open_source
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
 
@@ -82,6 +84,7 @@ def _plan_chosen(
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     architecture = find_architecture(opened)
     refuse_other_settings(architecture, request)
+    refuse_one_attention(architecture, request)
     attention, choice = choose(opened, request)
     plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
     return replace(plan, choice=choice)
@@ -96,6 +99,8 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
     refuse_other_settings(architecture, request)
+    if architecture.family.towers:
+        return _plan_towers(opened, architecture, request, cast)
     if request.towers is not None:
         raise OptionError(f"--towers is for models of several towers, and a {architecture.source_class} has one stack; give --mechanism.")
     if not architecture.family.reads_text:
@@ -205,6 +210,104 @@ def _plan_other_inputs(
     )
 
 
+def _plan_towers(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+    """The plan of a model of several towers: that of each tower, and what is around them, which does not change."""
+    refuse_one_attention(architecture, request)
+    requests = tower_requests(architecture, request)
+    base_classes = {name: family.base_model_name for name, family in architecture.family.towers.items()}
+    plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part, cast) for name, part in requests.items()}
+    config = _config_of_towers(architecture, {name: plan.config for name, plan in plans.items()})
+    if cast is not None:
+        config.dtype = cast
+    skeleton: Any = architecture.skeleton(config)
+    opened.check_result(skeleton, lambda name: any(plan.architecture.family.table(name) is not None for plan in plans.values()))
+    texts = [plan for plan in plans.values() if plan.architecture.family.reads_text]
+    longest = max(texts, key=lambda plan: plan.new_length)
+    return ConversionPlan(
+        source=opened,
+        architecture=architecture,
+        config=config,
+        old_length=longest.old_length,
+        new_length=longest.new_length,
+        positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
+        tensors=tuple(tensors_with_towers(opened, architecture, skeleton, plans, cast)),
+        max_shard_size=request.max_shard_size,
+        attention=longest.attention,
+        position_change=" and ".join(plan.position_change for plan in texts if plan.position_change),
+        unchanged_tokens=min(plan.unchanged_tokens for plan in texts),
+        shape=longest.shape,
+        costs=(),
+        warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
+        files={name: values for plan in plans.values() for name, values in plan.files.items()},
+        towers=plans,
+    )
+
+
+def refuse_one_attention(architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for an attention of the whole model, where it has several towers."""
+    names = [*architecture.family.towers]
+    if names and (request.names_attention or request.init_from_text is not None):
+        flag = "--init-from-text" if not request.names_attention else "--mechanism, --option and --layers"
+        example = ",".join(f"{name}=MECHANISM" for name in names)
+        raise OptionError(
+            f"The towers of a {architecture.source_class}, {' and '.join(names)}, have mechanisms apart, to which {flag} does not apply; "
+            f"give --towers {example}."
+        )
+
+
+def tower_requests(architecture: Architecture, request: ConversionConfig) -> dict[str, ConversionConfig]:
+    """The settings of each tower by its name, of which those for its kind of input are left.
+
+    Raises:
+        OptionError: there is no such tower.
+        PositionError: one rule for the positions of all towers.
+    """
+    towers, kind = architecture.family.towers, architecture.source_class
+    chosen = request.towers or {}
+    check_towers(chosen, [*towers], kind)
+    rules = {} if request.positions == AUTO else _position_rules(request.positions, [*towers], kind)
+    requests = {}
+    for name, family in towers.items():
+        kinds = set(input_kinds(family))
+        unused: dict[str, Any] = {setting: None for setting, about in SETTINGS.items() if not kinds & set(about.kinds)}
+        attention = chosen.get(name) or {}
+        attention = attention.to_dict() if isinstance(attention, LongAttentionConfig) else attention
+        options = {option: value for option, value in attention.items() if option != "mechanism"}
+        requests[name] = replace(
+            request,
+            **unused,
+            towers=None,
+            mechanism=attention.get("mechanism"),
+            options=options or None,
+            positions=rules.get(name, AUTO),
+        )
+    return requests
+
+
+def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, str]:
+    """``text=stretch:20,vision=tile`` by the towers' names."""
+    rules = dict(piece.partition("=")[::2] for piece in positions.split(","))
+    if "" in rules.values():
+        raise PositionError(
+            f"The towers of a {kind} have positions apart; give --positions {','.join(f'{name}=RULE' for name in towers)}, or some of them."
+        )
+    check_towers(rules, towers, kind)
+    return rules
+
+
+def _config_of_towers(architecture: Architecture, configs: Mapping[str, Any]) -> Any:
+    """The config of the whole result, from those of its towers."""
+    family = architecture.family
+    values = {name: value for name, value in architecture.source_config.to_dict().items() if name not in NAMES}
+    for name, config in configs.items():
+        of_tower = {key: value for key, value in config.to_dict().items() if key not in NAMES}
+        values[tower_field(name)] = {**of_tower, "model_type": config.model_type}
+    with checkpoint_errors(f"The source's config makes no valid {architecture.long_class}"):
+        config = family.config_class.from_dict(values)
+    config.architectures = [architecture.long_class]
+    return config
+
+
 @dataclass(frozen=True)
 class ConversionPlan(ResultPlan):
     """Everything that is decided before a byte is written; `attention`, `shape` and `costs` of towers are in their plans."""
@@ -281,7 +384,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
             "leave them out."
         )
     architecture = generic_architecture(source)
-    for flag, size in {"--image-size": request.image_size, "--frames": request.frames, "--audio-seconds": request.audio_seconds}.items():
+    for flag, size in {"--image-size": request.image_size, "--audio-seconds": request.audio_seconds}.items():
         if size is not None:
             raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
     chosen = _generic_attention(architecture.source_config, request)
@@ -325,7 +428,7 @@ def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionC
 
     if request.towers is None:
         return with_own_windows(request.attention() if request.names_attention else None, windows(config))
-    configs = {name: getattr(config, f"{name}{TOWER_CONFIG}", None) for name in request.towers}
+    configs = {name: getattr(config, tower_field(name), None) for name in request.towers}
     return {name: with_own_windows(of_tower, windows(configs[name])) for name, of_tower in request.towers.items()}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .audio_seconds import AudioPlan
 from .grid_sizes import GridPlan
 from .input_sizes import InputSizes
 from .long_models.base import WeightRenaming
-from .sources.base import Source
+from .sources.base import Source, TowerSource, open_source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
 
@@ -132,6 +133,34 @@ def plan_tensors(
         if name in added:
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
             planned.append(_added(name, shape, dtype, skeleton, sources, cast))
+    return planned
+
+
+def tensors_with_towers(
+    source: Source, architecture: Architecture, skeleton: Any, towers: Mapping[str, ResultPlan], cast: torch.dtype | None
+) -> list[TensorPlan]:
+    """Every tensor of a model of several towers: as their plans say, and what is around them, which does not change.
+
+    Raises:
+        CheckpointError: a tensor around the towers has another shape, or is missing.
+    """
+    planned = []
+    for tower, plan in towers.items():
+        for tensor in plan.tensors:
+            action = "kept" if tensor.action == "renamed" else tensor.action  # in the tower's plan, names have no prefix
+            planned.append(replace(tensor, name=f"{tower_prefix(tower)}{tensor.name}", action=action))
+    of_towers = tuple(map(tower_prefix, towers))
+    expected = {name: tuple(value.shape) for name, value in skeleton.state_dict().items() if not name.startswith(of_towers)}
+    for name, header in source.tensors.items():
+        if name.startswith(of_towers):
+            continue
+        if expected.get(name, header.shape) != header.shape:
+            raise CheckpointError(
+                f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config requires {expected[name]}."
+            )
+        dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
+        planned.append(TensorPlan(name, "kept", dtype, header.shape, header.shape, header))
+    check_complete(expected.keys() - source.tensors.keys(), skeleton, source.name, architecture.family, architecture.source_class)
     return planned
 
 
@@ -269,6 +298,7 @@ class ResultPlan:
     max_shard_size: str | int | None
     other_inputs: InputSizes | None = field(default=None, kw_only=True)  # of source and result, where they are not texts
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
+    towers: Mapping[str, ResultPlan] = field(default_factory=dict, kw_only=True)  # in a model of several, the plan of each
 
     @property
     def grid(self) -> GridPlan | None:
@@ -283,11 +313,15 @@ class ResultPlan:
     @property
     def old_input(self) -> str:
         """The longest input of the source, in words."""
+        if self.towers:
+            return " and ".join(tower.old_input for tower in self.towers.values())
         return _tokens(self.old_length) if self.other_inputs is None else self.other_inputs.old.describe()
 
     @property
     def new_input(self) -> str:
         """The longest input of the result, in words."""
+        if self.towers:
+            return " and ".join(tower.new_input for tower in self.towers.values())
         return _tokens(self.new_length) if self.other_inputs is None else self.other_inputs.new.describe()
 
     @property
@@ -297,7 +331,18 @@ class ResultPlan:
 
     def input_values(self) -> dict[str, Any]:
         """The sizes of inputs that are not texts, JSON-serialisable; empty for a model of text."""
+        if self.towers:
+            return {name: value for tower in self.towers.values() for name, value in tower.input_values().items()}
         return {} if self.other_inputs is None else self.other_inputs.to_dict()
+
+    def position_rule(self, name: str) -> str:
+        """The rule for positions of the tensor ``name``: that of its tower in a model of several."""
+        return next((plan.positions for tower, plan in self.towers.items() if name.startswith(tower_prefix(tower))), self.positions)
+
+    def open_result(self, folder: Path) -> Source:
+        """The written folder, or the tower in it that this plan is of."""
+        opened = open_source(folder)
+        return opened if self.architecture.tower is None else TowerSource.of(opened, self.architecture.tower, self.architecture.long_class)
 
     def counts(self) -> dict[str, int]:
         """Tensors per action."""

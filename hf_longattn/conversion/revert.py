@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
-from ..modeling.family.definition import Family, family_of, length_before_conversion
+from ..modeling.family.definition import Family, family_of, length_before_conversion, tower_field
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
-from ..reading import read_json_object
+from ..reading import is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
 from .audio_seconds import sound_model
 from .config import RevertConfig
@@ -28,7 +28,7 @@ from .folders import open_for_writing, short_name, write_planned
 from .input_sizes import input_sizes
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
-from .plan_tensors import ResultPlan, TensorPlan, parse_dtype
+from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, tensors_with_towers
 from .processors import files_before
 from .report import (
     FAILED,
@@ -41,15 +41,16 @@ from .report import (
     StageProgress,
     equality,
 )
-from .sources.base import ResultInfo, Source, open_source
+from .sources.base import ResultInfo, Source, TowerSource, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
 from .text import VerificationText, verification_text
-from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
+from .verify import Step, VerificationInputs, check_reader, check_tensors, named_step, run_steps, verification_inputs
 from .verify_outputs import difference, length_from_files, part_to_compare
 from .verify_sizes import run_model
+from .verify_towers import VerificationTowers
 
 AUTO = "auto"
 """The positions before the conversion, if the long model still has them."""
@@ -70,6 +71,7 @@ class RevertPlan(ResultPlan):
     warnings: tuple[str, ...]  # what the plain model loses
     changed: str  # why outputs differ even with full attention; empty if they must be equal
     length_before: int | None  # maximum length of the original model; None if the config does not say
+    towers: Mapping[str, RevertPlan] = field(default_factory=dict, kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -97,7 +99,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         LengthError: the length is unknown or not possible.
         PositionError: an unknown way to shorten positions.
     """
-    if "long_attention" not in source.config:
+    if not is_long(source.config):
         raise CheckpointError(
             f"{source.name!r} is not a long checkpoint: its config.json has no long_attention, so there is nothing to revert; "
             "give a converted one."
@@ -110,6 +112,8 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
             f"{positions!r} is not a way to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
         )
     long_config, long_class, family, long_skeleton = read_long(source)
+    if family.towers:
+        return _plan_towers(source, settings, family, long_config, long_class)
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     if not family.reads_text:
@@ -137,7 +141,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {base_class}"):
         config = _base_config(family, long_config, new_length, cast)
     config.architectures = [base_class]
-    architecture = Architecture(family, config, base_class, long_class)
+    architecture = Architecture(family, config, base_class, long_class, tower=source.tower)
     skeleton = _base_skeleton(source, family, base_class, config, long_skeleton)
     restored = Restored(before, long_config.position_extension) if positions == RESTORED and before is not None else None
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
@@ -169,6 +173,44 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         length_before=before,
         other_inputs=sizes,
         files={} if family.reads_text else files_before(source.folder),
+    )
+
+
+def _plan_towers(source: Source, settings: RevertConfig, family: Family, long_config: Any, long_class: str) -> RevertPlan:
+    """The plan of a model of several towers: that of each tower, and what is around them, which does not change."""
+    base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
+    plans: dict[str, RevertPlan] = {}
+    for name, tower in family.towers.items():
+        of_tower = settings if tower.reads_text else replace(settings, max_length=None, verify_text=None, positions=AUTO)
+        plans[name] = plan_reversion(TowerSource.of(source, name, tower.heads[tower.base_model_name]), of_tower)
+    values = {name: value for name, value in long_config.to_dict().items() if name not in NAMES}
+    for name, plan in plans.items():
+        values[tower_field(name)] = {key: value for key, value in plan.config.to_dict().items() if key != "architectures"}
+    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {base_class}"):
+        config = family.base_config_class.from_dict(values)
+    cast = parse_dtype(settings.dtype)
+    if cast is not None:
+        config.dtype = cast
+    config.architectures = [base_class]
+    architecture = Architecture(family, config, base_class, long_class)
+    with checkpoint_errors(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
+        skeleton: Any = family.base_class(base_class)(config)
+    longest = max((plan for name, plan in plans.items() if family.towers[name].reads_text), key=lambda plan: plan.new_length)
+    return RevertPlan(
+        source=source,
+        architecture=architecture,
+        config=config,
+        old_length=longest.old_length,
+        new_length=longest.new_length,
+        positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
+        tensors=tuple(tensors_with_towers(source, architecture, skeleton, plans, cast)),
+        max_shard_size=settings.max_shard_size,
+        long_config=long_config,
+        warnings=tuple(dict.fromkeys(warning for plan in plans.values() for warning in plan.warnings)),
+        changed=" and ".join(plan.changed for plan in plans.values() if plan.changed),
+        length_before=longest.length_before,
+        files={name: values for plan in plans.values() for name, values in plan.files.items()},
+        towers=plans,
     )
 
 
@@ -418,7 +460,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     inputs = verification_inputs(plan, text, origin, settings.verify_audio) if settings.verify else None
     base_class = plan.architecture.source_class
     length = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
-    length = length if plan.grid is None else f"for pictures of {plan.new_input}"
+    length = length if plan.grid is None and not plan.towers else f"for {'' if plan.towers else 'pictures of '}{plan.new_input}"
     length = length if plan.sound is None else "for sounds of any duration"
     return write_planned(
         plan,
@@ -441,17 +483,22 @@ MAX_COMPARED_TOKENS = 1024
 def verify_reversion(plan: RevertPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
-    opened = open_source(result)
+    parts = plan.towers or {"": plan}
     running = choose_running(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
-        steps = [
-            lambda: check_tensors(plan, opened),
-            lambda: _check_positions(plan, opened),
+        steps: list[Step] = [
+            lambda: check_tensors(plan, open_source(result)),
+            *(partial(_check_positions, part, part.open_result(result)) for part in parts.values()),
             lambda: check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not:
-            steps.append(lambda: _check_outputs(plan, result, inputs, scratch))
+            steps += [
+                named_step(name, partial(_check_outputs, part, result, inputs.towers[name], scratch))
+                if isinstance(inputs, VerificationTowers)
+                else partial(_check_outputs, part, result, inputs, scratch)
+                for name, part in parts.items()
+            ]
         return run_steps(steps)
 
 
@@ -488,7 +535,7 @@ def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, s
     expected, headless = _full_attention(plan, None, run, scratch)
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
-    plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
+    plain, _ = load_source(plan.open_result(result), plan.architecture, None, scratch)
     of_plain = run(_compared_part(plan, plain, headless))
     checks = [_compared(name, long_base, expected, of_plain, size, plan.changed)]
     if source is not None:
@@ -503,11 +550,12 @@ Runner = Callable[[Any], dict[str, Tensor]]
 
 def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
     """What runs a model on the inputs, and how long they are, with its unit."""
-    if not isinstance(inputs, VerificationText):
+    if not isinstance(inputs, VerificationText | VerificationTowers):
         size: Any = None if plan.other_inputs is None else plan.other_inputs.new
         arguments = inputs.at(size)
         return lambda model: run_model(model, arguments), (size.tokens, size.unit)
     length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
+    assert isinstance(inputs, VerificationText)
     ids = inputs.tokens(length)
     return lambda model: outputs(model, ids, decoder_tokens=length), (length, "tokens")
 

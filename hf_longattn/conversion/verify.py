@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..positions import unchanged_rows
 from .model_loading import Running, choose_running
-from .pictures import VerificationPictures, VerificationSpectrograms, VerificationVideos, inputs_on_grid
+from .pictures import VerificationPictures, VerificationSpectrograms, inputs_on_grid
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .processors import load_feature_extractor
@@ -27,10 +27,11 @@ from .verify_generic import check_generic
 from .verify_grid import check_extractor, check_on_grid, check_processor
 from .verify_loss import LOSS, LossCheck
 from .verify_outputs import check_outputs, choose_lengths, why_no_gradients
+from .verify_towers import VerificationTowers, check_together
 from .writing import source_values
 
 Step = Callable[[], list[Check]]
-VerificationInputs = VerificationText | VerificationPictures | VerificationSound
+VerificationInputs = VerificationText | VerificationPictures | VerificationSound | VerificationTowers
 """What a result is run on: a class for each kind of input that families have."""
 
 
@@ -64,6 +65,9 @@ def verify(
 def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str | Path | None = None) -> VerificationInputs:
     """The inputs for the family of a plan; `text` and its origin, or a recording, where it reads one."""
     folder, config = plan.source.folder, plan.config
+    if plan.towers:
+        parts: dict[str, Any] = {name: verification_inputs(part, text, origin, recording) for name, part in plan.towers.items()}
+        return VerificationTowers(parts)
     if plan.sound is not None:
         return VerificationSound(plan.sound.rule, config, load_feature_extractor(folder), None if recording is None else Path(recording))
     if plan.grid is None:
@@ -231,7 +235,7 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
     # The old rows are checked without the rule that made the new ones.
     old = read_tensor(tensor.header)
     old = (old if tensor.change is None else tensor.change(old)).to(tensor.dtype)
-    rows = tensor.offset + unchanged_rows(plan.positions, len(old) - tensor.offset)
+    rows = tensor.offset + unchanged_rows(plan.position_rule(tensor.name), len(old) - tensor.offset)
     return [] if _same_bytes(written[:rows], old[:rows]) else [f"{tensor.name} lost its first {rows} rows"]
 
 
@@ -262,6 +266,23 @@ def _sound_steps(plan: ConversionPlan, result: Path, inputs: VerificationSound, 
     return [lambda: check_sound(plan, result, inputs, scratch)]
 
 
+def _tower_readers(plan: ResultPlan, result: Path, inputs: VerificationTowers) -> list[Check]:
+    return [check for name, part in plan.towers.items() for check in check_reader(part, result, inputs.towers[name])]
+
+
+def _tower_steps(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None, given_text: bool) -> list[Step]:
+    steps: list[Step] = []
+    for name, part in plan.towers.items():
+        of_tower = inputs.towers[name]
+        steps += [named_step(name, step) for step in CHECKS[type(of_tower)].outputs(part, result, of_tower, scratch, given_text)]
+    return [*steps, lambda: check_together(plan, result, inputs, scratch)]
+
+
+def named_step(name: str, step: Step) -> Step:
+    """The step with the name of a tower before those of its checks."""
+    return lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]
+
+
 @dataclass(frozen=True)
 class InputChecks:
     """The checks of a result that depend on what it reads.
@@ -277,7 +298,7 @@ class InputChecks:
 CHECKS: dict[type, InputChecks] = {
     VerificationText: InputChecks(check_tokenizer, _text_steps),
     VerificationPictures: InputChecks(check_processor, _grid_steps),
-    VerificationVideos: InputChecks(check_processor, _grid_steps),
     VerificationSpectrograms: InputChecks(check_extractor, _grid_steps),
     VerificationSound: InputChecks(check_feature_extractor, _sound_steps),
+    VerificationTowers: InputChecks(_tower_readers, _tower_steps),
 }

@@ -74,7 +74,7 @@ def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
     if tensor.change is not None:
         values = tensor.change(values)
     if tensor.action in ("extended", "zeroed") and tensor.new_shape is not None:
-        values = extend_table(values, tensor.new_shape[0], offset=tensor.offset, strategy=plan.positions)
+        values = extend_table(values, tensor.new_shape[0], offset=tensor.offset, strategy=plan.position_rule(tensor.name))
     return values.to(tensor.dtype)
 
 

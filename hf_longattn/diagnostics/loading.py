@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
@@ -105,7 +104,7 @@ def _load(source: Source) -> nn.Module:
         family = FAMILIES.get(str(source.config.get("model_type")))
         model_class: Any = AutoModel
         if family is not None and family.base_classes is not None:  # transformers' class cannot be built
-            model_class = family.base_class(MODEL_MAPPING_NAMES[family.base_model_type])
+            model_class = family.base_class(family.base_model_name)
         return source.finish(source.load(model_class, dtype=torch.float32))
 
 

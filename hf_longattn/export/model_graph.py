@@ -49,11 +49,13 @@ class ModelGraph(OnePassGraph):
         global_attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         bbox: Tensor | None = None,
+        xpath_tags_seq: Tensor | None = None,
+        xpath_subs_seq: Tensor | None = None,
     ) -> dict[str, Tensor]:
         tensors = self.run(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
             global_attention_mask=global_attention_mask, decoder_input_ids=decoder_input_ids,
-            bbox=bbox,
+            bbox=bbox, xpath_tags_seq=xpath_tags_seq, xpath_subs_seq=xpath_subs_seq,
         )  # fmt: skip
         if self.pooling is not None and "last_hidden_state" in tensors:
             tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)

@@ -36,6 +36,7 @@ from ..modeling.family.definition import family_of, family_with
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..private_apis import auto_mapping
+from ..reading import is_long
 from ..staging import check_destination, destination_path
 from .decoder import TASK as WITH_PAST
 from .decoder import DecoderGraph
@@ -135,7 +136,12 @@ def export_checkpoint(
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     source, max_length = inspection.source, inspection.max_length
     check_destination(target, *source.protected, overwrite=overwrite)
-    if "long_attention" not in source.config:
+    if inspection.towers:
+        raise ExportError(
+            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.towers)}; save one "
+            f"apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}.from_pretrained({source.name!r}).save_pretrained(...)."
+        )
+    if not is_long(source.config):
         raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
     refuse_quantised(source)
     refuse_adapter(source)

@@ -22,28 +22,31 @@ from ..families import FAMILIES
 from ..mechanisms import mechanism_info
 from ..mechanisms.common.on_grid import GLOBAL
 from ..mechanisms.common.registry import prototype
+from ..modeling.family.definition import tower_field
 from ..modeling.family.grid_rule import GridRule
-from ..modeling.generic import TOWER_CONFIG, TOWERS
+from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
-from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, plain_names, read_json_object
+from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
 from ..staging import staged_file
 from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
 from .usage import (
     GRAPHS,
     HEADS,
-    HEADS_ON_GRIDS,
     PICTURE_HEADS,
     RERANKER,
     SOUND_HEADS,
+    SPECTROGRAM_HEADS,
+    TOWER_HEADS,
     class_to_load,
     config_with_defaults,
     grid_family,
     head_of,
     next_step,
-    rule_of,
+    reads_pictures,
     sentence_kind,
     sound_family,
     tokens_of,
+    tower_families,
     usage_section,
 )
 
@@ -172,7 +175,7 @@ def model_card(
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     if task in WIDGETS:
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
-    data = _card_data(folder, task, metadata, is_long=bool(attentions))
+    data = _card_data(folder, task, metadata, is_long=is_long(config))
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
     text = _template().render(
         card_data=data.to_yaml(),
@@ -203,9 +206,9 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
     grid = grid_family(config)
-    heads = SOUND_HEADS if sound_family(config) is not None else HEADS
+    heads = SOUND_HEADS if sound_family(config) is not None else TOWER_HEADS if tower_families(config) else HEADS
     if grid is not None:
-        heads = HEADS_ON_GRIDS[rule_of(grid).noun]
+        heads = PICTURE_HEADS if reads_pictures(grid) else SPECTROGRAM_HEADS
     head = head_of(class_to_load(folder, named_class(config, "AutoModel")), heads)
     return None if head is None else head.task
 
@@ -299,8 +302,6 @@ REPORT_FIELDS: dict[str, Any] = {
         "positions!": TEXT,
         "old_image_size": [NATURAL],
         "new_image_size": [NATURAL],
-        "old_video_size": [NATURAL],
-        "new_video_size": [NATURAL],
         "old_spectrogram_size": [NATURAL],
         "new_spectrogram_size": [NATURAL],
         "old_audio_seconds": NUMBER,
@@ -331,6 +332,8 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     """The attention of each tower of a model by its name, or that of a model of one stack under an empty name; none of a short model."""
+    if towers := _long_towers(config):
+        return {name: LongAttentionConfig.from_dict(part["long_attention"]) for name, part in towers.items()}
     chosen = config.get("long_attention")
     if chosen is not None and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
@@ -341,8 +344,10 @@ def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[
     """The mechanism of every layer, of a tower if it has a ``name``."""
     if not name:
         return attention.table(_layers(config))
+    if (part := _long_towers(config).get(name)) is not None:
+        return f"tower {name}\n{attention.table(_layers(part))}"
     values = plain_names(config)
-    tower = getattr(AutoConfig.for_model(**values), f"{name}{TOWER_CONFIG}")
+    tower = getattr(AutoConfig.for_model(**values), tower_field(name))
     return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
 
 
@@ -361,12 +366,12 @@ def _introduction(
         before, after = (f"{plan[name]:,g}" for name in ("old_audio_seconds", "new_audio_seconds"))
         read = f"sounds of up to {after} seconds ({length:,} frames; its source was trained on up to {before})"
         return f"{start} for {read}, with {named}, by hf_longattn."
-    if plan.get("new_image_size"):
+    if len(attentions) > 1 and plan.get("new_image_size"):
+        before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
+        grown += f" and from pictures of {before} to {after} pixels"
+    elif plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
         grown = f", enlarged from pictures of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
-    elif plan.get("new_video_size"):
-        before, after = (" × ".join(map(str, plan[size])) for size in ("old_video_size", "new_video_size"))
-        grown = f", enlarged from videos of {before} to {after} frames and pixels ({plan['old_length']:,} to {length:,} tokens)"
     elif plan.get("new_spectrogram_size"):
         before, after = (f"{plan[size][-1]:,}" for size in ("old_spectrogram_size", "new_spectrogram_size"))
         grown = f", extended from spectrograms of {before} to {after} frames ({plan['old_length']:,} to {length:,} tokens)"
@@ -385,15 +390,28 @@ def _display_name(source: str) -> str:
     return cached[-1].removeprefix("models--").replace("--", "/") if cached else path.resolve().name
 
 
+UNTRAINED = "As converted, its outputs differ from those of its source: train it before use, as described above."
+
+
+def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values of each tower of a Long model of several, by its name."""
+    parts = {name: config.get(tower_field(name)) for name in tower_families(config)}
+    return {name: part for name, part in parts.items() if isinstance(part, dict) and "long_attention" in part}
+
+
 def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int, needs_training: bool) -> list[str]:
     attention = attentions.get("")
+    if towers := _long_towers(config):
+        parts = [_limits(part, _attentions(part), tokens_of(part), False) for part in towers.values()]
+        limits = [*dict.fromkeys(limit for of_tower in parts for limit in of_tower)]
+        return [*limits, UNTRAINED] if needs_training else limits
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
     if family is not None and family.grid is not None:
         values = config_with_defaults(family, config)
         rule = family.grid
-        others = "Other multiples of the patch" if rule.reads_photographs else "Other lengths"
+        others = "Other multiples of the patch" if reads_pictures(family) else "Other lengths"
         limits = [f"It was made for {rule.noun}s of {rule.describe(rule.sizes(values)[1])}. {others} run as well, but were not verified."]
-        if attention is not None and family.own_attention is None and rule.reads_pictures:
+        if attention is not None and family.own_attention is None and reads_pictures(family):
             limits.append(_full_attention_on_pictures(family.grid, values, attention))
     elif family is not None and family.audio is not None:
         seconds = family.audio.durations(config_with_defaults(family, config))[1]
@@ -406,7 +424,7 @@ def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig
         names = dict.fromkeys(of_stack.mechanism for of_stack in attentions.values())
         limits += [f"When `{name}` equals full attention: {mechanism_info(name).exact_when}." for name in names]
     if needs_training:
-        limits.append("As converted, its outputs differ from those of its source: train it before use, as described above.")
+        limits.append(UNTRAINED)
     return limits
 
 

@@ -16,9 +16,9 @@ from ..data.page_words import BOXES, PATHS, word_argument
 from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.definition import Family
-from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
-from ..reading import is_generic, named_class, plain_names, read_json_object
+from ..modeling.family.definition import Family, tower_field
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, PIXELS
+from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
 
 _QA = """
 {question}
@@ -133,18 +133,6 @@ inputs = processor(image, return_tensors="pt")
 _PIXELS = """
 inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # pictures, normalised as the model was trained
 """
-_VIDEO = """
-frames = [Image.new("RGB", ({width}, {height}), "white")] * {frames}  # or yours: [Image.open(file).convert("RGB") for file in files]
-inputs = processor(frames, return_tensors="pt")
-"""
-_FRAME_PIXELS = """
-inputs = {{"{input}": torch.rand(1, {frames}, 3, {height}, {width}) * 2 - 1}}  # videos, normalised as the model was trained
-"""
-_VIDEO_OUTPUTS = """\
-inputs["bool_masked_pos"] = torch.arange({cells})[None] % 2 == 1  # what is left out, and rebuilt
-with torch.no_grad():
-    print(model(**inputs).logits.shape)
-"""
 _SOUND = """
 sound = torch.randn({samples}).numpy()  # or yours at {rate:,} samples a second: soundfile.read("sound.wav", dtype="float32")[0]
 inputs = extractor(sound, sampling_rate={rate}, return_tensors="pt")
@@ -156,6 +144,13 @@ _PICTURE_CLASS = """\
 with torch.no_grad():
     logits = model(**inputs).logits
 print(model.config.id2label[logits[0].argmax().item()])
+"""
+_SIMILARITY = """
+texts = ["A long caption starts here.", "Another one."]
+picture = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg")
+inputs = processor(text=texts, images=picture, padding="max_length", truncation=True, max_length={length}, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits_per_image)  # (pictures, texts)
 """
 _RECORDING = """
 samples = np.random.default_rng(0).standard_normal({samples}).astype(np.float32)  # {seconds:g} s; or yours: soundfile.read("talk.wav")[0]
@@ -331,22 +326,16 @@ SOUND_HEADS = {
     "Model": Head("AutoModel", "feature-extraction", _FRAMES),
 }
 """The same for models of sound."""
-VIDEO_HEADS = {
-    "ForVideoClassification": Head("AutoModelForVideoClassification", "video-classification", _PICTURE_CLASS),
-    "ForPreTraining": Head("AutoModelForPreTraining", None, _VIDEO_OUTPUTS),
-    "Model": Head("AutoModel", "feature-extraction", _PICTURE_STATES),
-}
-"""The same for models of videos."""
 SPECTROGRAM_HEADS = {
     "ForAudioClassification": Head("AutoModelForAudioClassification", "audio-classification", _PICTURE_CLASS),
     "Model": Head("AutoModel", "feature-extraction", _PICTURE_STATES),
 }
 """The same for models of spectrograms."""
-HEADS_ON_GRIDS = {"picture": PICTURE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
-"""What a model on a grid reads -> how its models are run."""
+TOWER_HEADS = {"Model": Head("AutoModel", "zero-shot-image-classification", _SIMILARITY)}
+"""The same for models of texts and pictures."""
 AUTO_CLASSES = {
     head.task: head.auto_class
-    for head in (*SOUND_HEADS.values(), *SPECTROGRAM_HEADS.values(), *HEADS.values(), *VIDEO_HEADS.values(), *PICTURE_HEADS.values())
+    for head in (*SOUND_HEADS.values(), *SPECTROGRAM_HEADS.values(), *HEADS.values(), *PICTURE_HEADS.values())
     if head.auto_class and head.task is not None
 }
 """The Hub's name of a task -> the Auto class that loads its models."""
@@ -399,7 +388,7 @@ def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, 
     if code is None:
         text = f"Import `hf_longattn`, then load it; the class is `{named_class(config, 'AutoModel')}`."
     else:
-        text = (f"With hf_longattn ({INSTALL}):\n\n" if "long_attention" in config else "") + f"```python\n{code}\n```"
+        text = (f"With hf_longattn ({INSTALL}):\n\n" if is_long(config) else "") + f"```python\n{code}\n```"
     return text if "auto_map" not in config else f"{text}\n\n{remote_usage(folder, config, name, metadata, length)}"
 
 
@@ -448,12 +437,12 @@ def snippet(
         start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
         body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
+    if tower_families(config):
+        return tower_usage(folder, config, name, length, trusts_code=trusts_code)
     if (sound := sound_family(config)) is not None:
         return sound_usage(sound, folder, config, name, trusts_code=trusts_code)
     if (grid := grid_family(config)) is not None:
-        return (picture_usage if rule_of(grid).reads_photographs else spectrogram_usage)(
-            grid, folder, config, name, trusts_code=trusts_code
-        )
+        return (picture_usage if reads_pictures(grid) else spectrogram_usage)(grid, folder, config, name, trusts_code=trusts_code)
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
     marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
     return usage(
@@ -553,10 +542,9 @@ def grid_family(config: Mapping[str, Any]) -> Family | None:
     return None if family is None or family.grid is None else family
 
 
-def rule_of(family: Family) -> GridRule:
-    """How the inputs of a family lie on a grid, which :func:`grid_family` has found."""
-    assert family.grid is not None
-    return family.grid
+def reads_pictures(family: Family) -> bool:
+    """Whether inputs on a grid are pictures, rather than spectrograms."""
+    return family.grid is not None and family.grid.input == PIXELS
 
 
 def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
@@ -586,10 +574,9 @@ def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], n
 
 
 def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
-    """The snippet of a model of pictures or videos; arguments as for :func:`snippet`."""
+    """The snippet of a model of pictures; arguments as for :func:`snippet`."""
     architecture = named_class(config, "AutoModel")
-    rule = rule_of(family)
-    head = head_of(architecture, HEADS_ON_GRIDS[rule.noun])
+    head = head_of(architecture, PICTURE_HEADS)
     if head is None or (trusts_code and not head.auto_class):
         return None
     ours, processed = "long_attention" in config and not trusts_code, (folder / PREPROCESSOR).is_file()
@@ -604,13 +591,13 @@ def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name:
     lines += [f"processor = AutoImageProcessor.from_pretrained({_quoted(name)})"] if processed else []
     lines += [f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()", ""]
     values = config_with_defaults(family, config)
+    rule: Any = family.grid
     size = rule.sizes(values)[1]
     grid = rule.of_size(values, size)
-    of_pictures, of_videos = (_PICTURE, _PIXELS), (_VIDEO, _FRAME_PIXELS)
-    body = (of_pictures if rule.reads_pictures else of_videos)[not processed] + head.code + (_PIPELINE if classifies else "")
-    patches = f"{' × '.join(map(str, grid.sizes))} patches"
+    body = (_PICTURE if processed else _PIXELS) + head.code + (_PIPELINE if classifies else "")
+    patches = f"{grid.sizes[0]} × {grid.sizes[1]} patches"
     layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
-    code = body.format(height=size[-2], width=size[-1], frames=size[0], input=rule.input, cells=grid.cells, layout=layout)
+    code = body.format(height=size[0], width=size[1], layout=layout)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
 
 
@@ -656,6 +643,24 @@ def sound_usage(family: Family, folder: Path, config: Mapping[str, Any], name: s
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
 
 
+def tower_families(config: Mapping[str, Any]) -> dict[str, Family]:
+    """The family of each tower by its name, of a model of several, long or not; empty for any other model."""
+    family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
+    return {} if family is None else family.towers
+
+
+def tower_usage(folder: Path, config: Mapping[str, Any], name: str, length: int, *, trusts_code: bool = False) -> str | None:
+    """The snippet of a model of texts and pictures; arguments as for :func:`snippet`. ``None`` without a tokenizer and a processor."""
+    head = head_of(named_class(config, "AutoModel"), TOWER_HEADS)
+    if head is None or not (folder / "tokenizer_config.json").is_file() or not any((folder / file).is_file() for file in PROCESSORS):
+        return None
+    lines = ["import torch", *([IMPORT_LINE] if is_long(config) and not trusts_code else []), "from PIL import Image"]
+    lines += [f"from transformers import {head.auto_class}, AutoProcessor", ""]
+    lines += [f"processor = AutoProcessor.from_pretrained({_quoted(name)})"]
+    lines += [f"model = {head.auto_class}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()", ""]
+    return "\n".join(lines) + head.code.format(length=length).rstrip()
+
+
 def config_with_defaults(family: Family, config: Mapping[str, Any]) -> SimpleNamespace:
     """The values of a config file, with the defaults of the family's base for those that it leaves out."""
     return SimpleNamespace(**{**family.base_config_class().to_dict(), **config})
@@ -692,6 +697,9 @@ def head_of(architecture: str, heads: Mapping[str, Head] = HEADS) -> Head | None
 def tokens_of(config: dict[str, Any]) -> int:
     """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
+    if family is not None and family.towers:
+        texts = [name for name, tower in family.towers.items() if tower.reads_text]
+        return max(tokens_of(config.get(tower_field(name)) or {}) for name in texts)
     if family is not None and not family.reads_text:
         return family.longest(config_with_defaults(family, config))
     known = SimpleNamespace(**{"pad_token_id": None, **config})

@@ -22,6 +22,10 @@ DOCSTRING_OF_SOUND = """{base} with the mechanisms of ``config.long_attention``.
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
 the attention of {base} instead.
 """
+DOCSTRING_OF_TOWERS = """{base} whose towers have mechanisms, lengths and sizes apart: ``config.text_config.long_attention`` and so on.
+
+``forward`` takes the arguments of {base}. :meth:`use_base_attention` computes the attention of {base} in every tower instead.
+"""
 DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
 
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
@@ -45,21 +49,24 @@ def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], A
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     """Every Long model class of ``family`` by name, with those of an encoder-decoder's two stacks."""
     from transformers import PreTrainedModel
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     from .attach.weights import inherit_renaming, register_loading
     from .audio import LongAudioMixin, LongAudioModelMixin
     from .grids import LongGridMixin, LongGridModelMixin
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
+    from .towers import LongTowersMixin
 
     package = importlib.import_module(family.base_package)
-    base_model = MODEL_MAPPING_NAMES[family.base_model_type]
+    base_model = family.base_model_name
     parts = family.stacks or family.inner  # which run instead of the base model
-    usual, base_mixin = LongAttentionMixin, LongBaseModelMixin
+    usual: type = LongAttentionMixin
+    base_mixin: type = LongBaseModelMixin
     if family.grid is not None:
         usual, base_mixin = LongGridMixin, LongGridModelMixin
     elif family.audio is not None:
         usual, base_mixin = LongAudioMixin, LongAudioModelMixin
+    elif family.towers:
+        usual = base_mixin = LongTowersMixin
     mixins: dict[str, type] = {base_model: usual if parts or family.holds_encoder else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.bodies), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
@@ -94,7 +101,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": (DOCSTRING if family.audio is None else DOCSTRING_OF_SOUND).format(
+        "__doc__": (DOCSTRING_OF_TOWERS if family.towers else DOCSTRING if family.audio is None else DOCSTRING_OF_SOUND).format(
             base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""
         ),
         "config_class": family.config_class,

@@ -27,11 +27,9 @@ from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
 from .attach.memory_tokens import recursion_of
 from .attach.weights import shared_parameters
 from .family.config import LongConfig
+from .family.definition import TOWER_CONFIG
+from .family.towers_config import TOWERS
 
-TOWERS = "towers"
-"""The key of ``long_attention`` for towers apart: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
-TOWER_CONFIG = "_config"
-"""After a tower's name in the field of the model's config that holds the tower's: ``text_config``."""
 MECHANISM_NAME_PART = f".{MECHANISM_ATTRIBUTE}."
 """Part of the name of every parameter of a mechanism."""
 

@@ -30,6 +30,8 @@ class GlobalsInTheMask(_Base):
     its layers; what else reads the mask in the base takes :func:`unmarked` ones."""
 
     marks_globals: ClassVar[bool] = True
+    marks_four_dimensions: ClassVar[bool] = False
+    """Whether the base's forward gets marked masks as ``(B, 1, 1, N)``, which transformers' mask functions leave as they are."""
 
     @staticmethod
     def with_arguments(base_forward: Any) -> Any:
@@ -78,7 +80,9 @@ def _marked(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     if tokens is None or attention_implementation(model.config) != BACKEND:
         return arguments
     real = torch.ones_like(tokens) if mask is None else mask
-    return {**arguments, MASK: ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)}
+    mask = ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)
+    in_layers = model.marks_four_dimensions and isinstance(model, LongBaseModelMixin)
+    return {**arguments, MASK: mask[:, None, None] if in_layers else mask}
 
 
 def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.families import FAMILIES
-from scripts.dev.tools.small_models import Shape, language_model, small_audio_config, small_config, small_picture_config
+from scripts.dev.tools.small_models import (
+    Shape,
+    language_model,
+    small_audio_config,
+    small_config,
+    small_picture_config,
+    small_towers_config,
+)
 
 Short = Callable[[str, str], Path]
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
@@ -21,7 +28,9 @@ def config_of(base: str) -> Any:
 
 
 def source_config(base: str) -> Any:
-    """A small config of any base, of texts, of pictures or of sound."""
+    """A small config of any base, of texts, of pictures, of sound or of several towers."""
+    if FAMILIES[base].towers:
+        return small_towers_config(base, Shape(layers=2))
     if FAMILIES[base].audio is not None:
         return small_audio_config(base, Shape(layers=2))
     return config_of(base) if FAMILIES[base].grid is None else small_picture_config(base, Shape(layers=4))

@@ -38,6 +38,12 @@ def change_config(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
+def full_attention(base: str) -> dict[str, Any]:
+    """The settings for full attention, of every tower in a model of several."""
+    towers = FAMILIES[base].towers
+    return {"towers": {name: {"mechanism": "full"} for name in towers}} if towers else {"mechanism": "full"}
+
+
 def refusal(folder: Path) -> str:
     """The sentence of the plan, which a conversion says as well."""
     with pytest.raises(CheckpointError) as planned:
@@ -55,7 +61,7 @@ def refusal(folder: Path) -> str:
 def test_every_tensor_of_a_file_is_compared(base: str, head: str, tmp_path: Path) -> None:
     """Every one becomes a parameter or buffer, is a part of one, or is dropped for a reason; none is compared with nothing."""
     folder = saved(base, head, tmp_path / "short")
-    plan = plan_conversion(folder, mechanism="full")
+    plan = plan_conversion(folder, **full_attention(base))
     from_file = [tensor for tensor in plan.tensors if tensor.action not in ("added", "copied")]
     assert {tensor.header.name for tensor in from_file if tensor.header is not None} == plan.source.tensors.keys()
     assert all(tensor.reason for tensor in from_file if tensor.action == "dropped")
@@ -64,13 +70,14 @@ def test_every_tensor_of_a_file_is_compared(base: str, head: str, tmp_path: Path
     assert [name for name in written if not names[name].exists] == []
 
     file = json.loads((folder / "config.json").read_text())
-    values = file.get("encoder_config", file)  # of the layers with attention
+    part = next((name for name in ("encoder_config", "text_config") if name in file), "")
+    values = file.get(part, file)  # of the layers with attention
     sizes = {name: values[name] for name in INNER if name in values} or {"n_inner": None}
     width = values.get("n_embd", values.get("hidden_size"))  # without a size of their own, inner layers are four times as wide
     changed = {name: 8 * width if size is None else 2 * size for name, size in sizes.items()}
-    change_config(folder, **(changed if values is file else {"encoder_config": {**values, **changed}}))
+    change_config(folder, **(changed if values is file else {part: {**values, **changed}}))
     with pytest.raises(CheckpointError, match=r"^(Tensor|The \d+ tensors from) '.* shape .*, but its config requires \("):
-        plan_conversion(folder, mechanism="full")
+        plan_conversion(folder, **full_attention(base))
 
 
 LAYERS = [

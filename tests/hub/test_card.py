@@ -16,8 +16,9 @@ from hf_longattn.data.qa_markers import CANDIDATES, EVIDENCE, SENTENCE, TITLE, a
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, write_model_card
-from hf_longattn.hub.usage import HEADS_ON_GRIDS, INSTALL, SOUND_HEADS, head_of, rule_of, usage
+from hf_longattn.hub.usage import INSTALL, PICTURE_HEADS, SOUND_HEADS, SPECTROGRAM_HEADS, head_of, reads_pictures, usage
 
+PAGES = tuple(base for base, family in FAMILIES.items() if family.page.arguments)
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -34,8 +35,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def saved(folder: Path, kind: str) -> Path:
     attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
-    family = FAMILIES["layoutlm" if kind.startswith("LayoutLM") else "bert"]
-    config = family.config_class(**SIZES, max_position_embeddings=64, long_attention=attention)
+    family = next((FAMILIES[base] for base in PAGES if kind in FAMILIES[base].heads), FAMILIES["bert"])
+    sizes = {**SIZES, "hidden_size": 24} if family.page.arguments else SIZES  # sides of boxes have a sixth of it each
+    config = family.config_class(**sizes, max_position_embeddings=64, long_attention=attention)
     if kind.startswith("GPT2"):
         config = LongGPT2Config(
             vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=64, long_attention={"mechanism": "window", "window": 8}
@@ -46,7 +48,7 @@ def saved(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", [*(head for base in ("bert", "gpt2", "layoutlm") for head in FAMILIES[base].heads if head != "BertLMHeadModel")]
+    "kind", [*(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].heads if head != "BertLMHeadModel")]
 )
 def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "model", kind)
@@ -54,7 +56,7 @@ def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.C
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(compile(code, "usage", "exec"), {})  # an error of the snippet is the test's
     printed = capsys.readouterr()
-    marks_question = kind in ("BertForQuestionAnswering", "LayoutLMForQuestionAnswering")
+    marks_question = kind.endswith("ForQuestionAnswering") and not kind.startswith("GPT2")
     assert printed.out.strip() or marks_question  # the span of a random model may be empty
     assert "UNEXPECTED" not in printed.err, "the snippet loads another class than the one that was saved"
     assert ("global_attention_mask" in code) == marks_question
@@ -166,7 +168,7 @@ def test_every_head_has_a_usage() -> None:
     without = [long for long in texts if not shown(long)]
     for family in FAMILIES.values():
         if family.grid is not None:
-            heads = HEADS_ON_GRIDS[rule_of(family).noun]
+            heads = PICTURE_HEADS if reads_pictures(family) else SPECTROGRAM_HEADS
             without += [long for long in family.heads.values() if head_of(long, heads) is None]
         if family.audio is not None:
             without += [long for long in family.heads.values() if head_of(long, SOUND_HEADS) is None]

@@ -272,7 +272,7 @@ class TestPacking:
 
 
 IN_PIECES = (
-    "bert", "big_bird", "camembert", "electra", "esm", "layoutlm", "nystromformer", "roberta",
+    "bert", "big_bird", "camembert", "electra", "esm", "layoutlm", "markuplm", "nystromformer", "roberta",
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
 """Those whose layers have a ``feed_forward_chunk``."""

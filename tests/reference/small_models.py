@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, language_model, small_values
@@ -34,12 +33,16 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 2.0},
 }
 """What makes a base harder to follow than its default config does; the others need nothing here."""
-APART = ("deberta-v2", "gpt_neo", "gptj", "mpnet", "nystromformer")
-"""Bases with one stack that have separate tests: their attention adds relative positions, takes no global tokens, or is an
-approximation."""
+APART = ("deberta-v2", "gpt_neo", "gptj", "lilt", "mpnet", "nystromformer")
+"""Bases with one stack that have separate tests: their attention adds relative positions, attends with two flows, takes no global tokens,
+or is an approximation."""
 BASES = tuple(base for base, family in TEXT_FAMILIES.items() if not family.two_stacks and base not in APART)
+EAGER = ("gemma2", "markuplm")
+"""Bases that run with eager attention alone: sdpa has no cap on the scores, and MarkupLM does not say that it runs with it."""
 OFF_THE_INTERFACE = ("big_bird",)
-"""Bases whose own attention is not on transformers' AttentionInterface: the Long model calls another kernel, and bits may differ."""
+"""Bases whose own attention is not on transformers' AttentionInterface."""
+OTHER_KERNEL = (*OFF_THE_INTERFACE, "markuplm")
+"""Bases by default without sdpa: the Long model calls another kernel, and bits may differ."""
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
 ALL_HEADS_OF = ("bert", "gpt2")
@@ -54,8 +57,8 @@ def is_quick_head(base: str, head: str) -> bool:
     return base in ALL_HEADS_OF or head in [*families.FAMILIES[base].heads][:2]
 
 
-IMPLEMENTATIONS = {base: ("eager",) if base == "gemma2" else ("sdpa", "eager") for base in BASES}
-"""transformers' own attention implementations that the base runs with; sdpa has no cap on the scores."""
+IMPLEMENTATIONS = {base: ("eager",) if base in EAGER else ("sdpa", "eager") for base in BASES}
+"""transformers' own attention implementations that the base runs with."""
 
 
 def values_of(base: str) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def long_config(base: str, long_attention: Any, **changes: Any) -> Any:
 def base_class(base: str, head: str | None = None) -> type[PreTrainedModel]:
     import transformers
 
-    return getattr(transformers, head or MODEL_MAPPING_NAMES[base])
+    return getattr(transformers, head or families.FAMILIES[base].base_model_name)
 
 
 def plain_model(base: str, head: str | None = None, **changes: Any) -> Any:
@@ -114,7 +117,7 @@ def pair(base: str, head: str | None, long_attention: Any, **changes: Any) -> tu
 def same(base: str, a: Tensor, b: Tensor) -> bool:
     """Whether two results are the same bits, or equal up to rounding where the base computes its attention otherwise."""
     atol = 2e-5 * max(1.0, float(a.abs().max()))
-    return torch.allclose(a, b, atol=atol, rtol=0) if base in OFF_THE_INTERFACE else torch.equal(a, b)
+    return torch.allclose(a, b, atol=atol, rtol=0) if base in OTHER_KERNEL else torch.equal(a, b)
 
 
 def tokens(batch: int = 3, length: int = 100, seed: int = 1) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ...errors import CheckpointError, check_registration
 from ...hub_errors import NO_FOLDER
+from ...modeling.family.definition import tower_field
 from ...naming import load_module, module_names
 from ...reading import check_files, check_name
 from ..tensor_files import WEIGHTS, TensorHeader, read_tensor
@@ -71,6 +72,11 @@ class Source:
     needs_family: ClassVar[bool] = False
     """Whether it can be converted to Long classes only, not with --generic."""
     merges_adapter: ClassVar[bool] = False
+
+    @property
+    def tower(self) -> str | None:
+        """The tower of a model that it is, where others are in the same folder."""
+        return None
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -162,6 +168,38 @@ class WrappedSource(Source):
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
         return self.base.training_hint(max_length)
+
+
+def tower_prefix(name: str) -> str:
+    """What comes before the names of a tower's tensors in the files of the whole model: "text_model."."""
+    return f"{name}_model."
+
+
+@dataclass(frozen=True)
+class TowerSource(WrappedSource):
+    """One tower of a model of several (CLIP's text model), as a checkpoint of its own.
+
+    named: the tower's name.
+    """
+
+    named: str = field(kw_only=True)
+
+    @classmethod
+    def of(cls, source: Source, name: str, class_name: str) -> TowerSource:
+        """The tower ``name`` of a source, which is a model of the class ``class_name``."""
+        prefix, config = tower_prefix(name), source.config.get(tower_field(name)) or {}
+        tensors = {key.removeprefix(prefix): header for key, header in source.tensors.items() if key.startswith(prefix)}
+        return cls.around(source, config={**config, "architectures": [class_name]}, tensors=tensors, loading=None, named=name)
+
+    @property
+    def tower(self) -> str:
+        return self.named
+
+    def load(self, model_class: Any, **arguments: Any) -> Any:
+        return Source.load(self, model_class, **arguments)
+
+    def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
+        """The whole model's source is checked with the whole result."""
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,8 @@ class TwinChoice:
 
 def choose_twin(model: LongModel) -> TwinChoice:
     """The first twin that holds the model, or the reason of the most special one that comes near."""
+    if model.family.towers:
+        return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
     reasons: list[tuple[bool, str]] = []
     other_layer = next((layer for layer in model.layers if not is_full(layer, model.causal)), None)
     for twin in native_twins():

@@ -82,9 +82,9 @@ def attach_mechanisms(
         if mechanism.takes_hidden_states or mechanism.stops_gradients(sys.maxsize):
             _hook_once(site.module, pass_layer_input)
         mechanism = _placed_like(mechanism, site.module)
-        copy_projections(site.module, mechanism)
         if (adapt := getattr(site.module, ADAPTING_METHOD, None)) is not None:
             adapt(mechanism)
+        copy_projections(site.module, mechanism)
         site.put(mechanism)
         if causal and not site.cross:
             _hook_once(site.module, pass_cache_layer)

@@ -37,10 +37,12 @@ class Unchanged(ConversionOps):
 class ExtendPositions(Unchanged):
     """Extends a position table ``(P, d)`` to the config's length, by ``config.position_extension`` if it is learned."""
 
-    def __init__(self, table: PositionTable) -> None:
-        self.table = table
+    def __init__(self, table: PositionTable, config_class: type[Any]) -> None:
+        self.table, self.config_class = table, config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
+        if not isinstance(config, self.config_class):  # of a model that has this one as a tower
+            config = next(part for name in config.sub_configs if isinstance(part := getattr(config, name), self.config_class))
         return {key: self._extended(weight, config) for key, weight in super().convert(input_dict).items()}
 
     def _extended(self, weight: Tensor, config: Any) -> Tensor:
@@ -59,7 +61,7 @@ class ExtendPositions(Unchanged):
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:
     """Zero the position tables of a model that does not use them."""
-    if model.config.position_extension in DROPPED:
+    if family.position_tables and model.config.position_extension in DROPPED:
         for name, parameter in model.named_parameters():
             if family.table(name) is not None:
                 initialization.zeros_(parameter)
@@ -80,7 +82,7 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
     """
     inherited = get_checkpoint_conversion_mapping(base_class.__name__) or get_checkpoint_conversion_mapping(family.base_model_type) or []
     tables = [
-        WeightConverter(source, source, operations=[ExtendPositions(table)])
+        WeightConverter(source, source, operations=[ExtendPositions(table, family.config_class)])
         for table in family.position_tables
         for source in [table.pattern.replace("\\.", ".").rstrip("$")]
     ]
@@ -148,7 +150,14 @@ def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Name of every parameter shared by layers -> the name in the first layer whose mechanism has equal options."""
+    """Name of every parameter shared by layers -> the name in the first layer whose mechanism has equal options; towers share none."""
+    if towers := getattr(model, "towers", None):
+        prefixes = {id(module): name for name, module in model.named_modules()}
+        return {
+            f"{prefixes[id(tower)]}.{name}": f"{prefixes[id(tower)]}.{first_name}"
+            for tower in towers.values()
+            for name, first_name in shared_parameters(tower).items()
+        }
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
     if not any(isinstance(module, Mechanism) and module.shared_by_layers for module in model.modules()):

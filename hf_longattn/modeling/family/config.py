@@ -172,8 +172,8 @@ class LongConfig(_Base):
         """A config file of the base is read as one of ours, also where it is a part of another's (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         part = values.get(cls.base_config_key) if cls.base_config_key else None
-        if isinstance(part, dict) and part.get("model_type", cls.base_model_type) == cls.base_model_type:
-            values = {**part, "model_type": cls.base_model_type}
+        if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (cls.base_model_type, cls.model_type):
+            values = {"model_type": cls.base_model_type, **part}
         if values.get("model_type") == cls.base_model_type:
             base_class: Any = cls.__bases__[-1]
             base = base_class.from_dict(dict(values))

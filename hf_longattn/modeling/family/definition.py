@@ -33,6 +33,8 @@ ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification", "ForAu
 PADDING = 1
 """The id of the padding token of RoBERTa's vocabulary, for a config that does not say; the model itself needs it in the config."""
 
+TOWER_CONFIG = "_config"
+"""After a tower's name in the field of a model's config that holds the tower's: ``text_config``."""
 LENGTHS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
 """What configs call the length of an input; the last two are those of LED and MPT."""
 
@@ -93,6 +95,11 @@ class PositionTable:
     def matches(self, name: str) -> bool:
         """Whether the parameter called ``name`` is this table."""
         return re.search(self.pattern, name) is not None
+
+
+def tower_field(name: str) -> str:
+    """The config's field with the config of a tower: "text" -> "text_config"."""
+    return f"{name}{TOWER_CONFIG}"
 
 
 def without_head(model: Any) -> Any:
@@ -245,8 +252,21 @@ class Family:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the input is the tokens of a text, rather than a picture or sound."""
-        return self.grid is None and self.audio is None
+        """Whether the input is the tokens of a text, rather than a picture or sound, or one for each tower."""
+        return self.grid is None and self.audio is None and not hasattr(self.config_class, "tower_classes")
+
+    @cached_property
+    def base_model_name(self) -> str:
+        """The base's model class without a head; transformers has no ``AutoModel`` for some that are parts of others (SigLIP's text)."""
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+        return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(name for name in self.classes if name.endswith("Model"))
+
+    @property
+    def towers(self) -> dict[str, Family]:
+        """The family of each tower by its name, in a model that is made of several (CLIP: "text" and "vision")."""
+        configs = getattr(self.config_class, "tower_classes", {})
+        return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
     @property
     def holds_encoder(self) -> bool:
@@ -261,9 +281,7 @@ class Family:
     @cached_property
     def stacks(self) -> dict[str, str]:
         """Base name -> Long name of the encoder and the decoder of a base that has both: ``{"BartEncoder": "LongBartEncoder", …}``."""
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-        stem = MODEL_MAPPING_NAMES[self.base_model_type].removesuffix("Model")
+        stem = self.base_model_name.removesuffix("Model")
         names = (self.stack,) if self.stack is not None else (f"{stem}Encoder", f"{stem}Decoder")
         return {name: f"{long_prefix(self.base_model_type)}{name}" for name in names} if self.two_stacks else {}
 
@@ -303,11 +321,15 @@ class Family:
 
     def longest(self, config: Any) -> int:
         """The most tokens of one input of a model with this config, the family's or its base's; special rows of a table do not count.
-        Of a model on a grid, those of the size for which it was made; of a model of sound, the frames of the duration."""
+        Of a model on a grid, those of the size for which it was made; of a model of sound, the frames of the duration; of towers, those
+        of the text."""
         if self.grid is not None:
             return self.grid.longest(config)
         if self.audio is not None:
             return self.audio.most_frames(config)
+        if self.towers:
+            lengths = {name: tower.longest(getattr(config, tower_field(name))) for name, tower in self.towers.items() if tower.reads_text}
+            return max(lengths.values(), default=0)
         alone = self.two_stacks and not config.is_encoder_decoder
         table = next((entry for entry in self.position_tables if entry.decoder == alone), None)
         if table is None:
@@ -444,7 +466,7 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
-    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_num_frames", "long_max_length", "long_audio_seconds")
+    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_max_length", "long_audio_seconds")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
     length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None

@@ -27,6 +27,10 @@ SHAPE = Shape(width=64, layers=4, heads=4, inner=128)
 SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask")
 
 
+PAGE_TAGS = {"MarkupLMTokenizer": {"tags_dict": {tag: number for number, tag in enumerate(("html", "body", "p", "span"))}}}
+"""What a tokenizer of pages is made with."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A saved checkpoint of a base architecture."""
@@ -97,7 +101,7 @@ def trained_tokenizer(base: str, texts: Sequence[str], size: int) -> tuple[Any, 
             raise ValueError("transformers names none")
         if kind is transformers.EsmTokenizer:
             return esm_tokenizer(), described
-        tokenizer = kind().train_new_from_iterator(texts, size)
+        tokenizer = kind(**PAGE_TAGS.get(kind.__name__, {})).train_new_from_iterator(texts, size)
         described = kind.__name__
     except Exception as error:  # tokenizers raise what they like where a vocabulary is missing
         tokenizer = transformers.GPT2Tokenizer(pad_token="<pad>", mask_token="<mask>").train_new_from_iterator(texts, size)

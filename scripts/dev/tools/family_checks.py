@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import export_checkpoint
 from hf_longattn.conversion.long_models.base import checkpoint_converters
+from hf_longattn.data.page_words import text_encoding
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.positions import moves_rows
@@ -196,12 +197,14 @@ class Subject:
         """Rows of real text of different lengths, padded."""
         tokenizer = AutoTokenizer.from_pretrained(self._converted)
         text = "\n".join(training_text())[: 20 * length]
-        ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        ids = text_encoding(tokenizer, text, truncation=True, max_length=length)["input_ids"]
         if ids.count(tokenizer.unk_token_id) > length // 2:  # of proteins
-            ids = tokenizer(text.upper(), truncation=True, max_length=length)["input_ids"]
+            ids = text_encoding(tokenizer, text.upper(), truncation=True, max_length=length)["input_ids"]
         rows = [ids[: len(ids) - 10 * row] for row in range(batch)]
         batch_of = tokenizer.pad({"input_ids": rows}, padding_side="left" if left else "right", return_tensors="pt")
         inputs = {"input_ids": batch_of["input_ids"], "attention_mask": batch_of["attention_mask"]}
+        page = FAMILIES[self.checkpoint.base].page
+        inputs |= page.seeded(AutoConfig.from_pretrained(self._converted), *inputs["input_ids"].shape)
         if self.checkpoint.kind == "encoder-decoder":
             inputs["decoder_input_ids"] = inputs["input_ids"][:, :20].contiguous()
         return inputs

@@ -11,7 +11,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from hf_longattn.export import export_checkpoint
 from hf_longattn.families import FAMILIES
@@ -37,7 +36,7 @@ def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
     patch = PATCH // 2 if isinstance(FAMILIES[base].grid, StagedGrid) else PATCH  # DiNAT's has one size alone
     config = small_picture_config(base, SHAPE, patch, PATCH * SIDE // patch)
     torch.manual_seed(0)
-    model: Any = FAMILIES[base].base_class(head or MODEL_MAPPING_NAMES[base])(config)
+    model: Any = FAMILIES[base].base_class(head or FAMILIES[base].base_model_name)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("bias_table", "rpb", "rel_pos", "register_tokens")):  # zeros in a model that is untrained

@@ -7,14 +7,14 @@ needs nothing here. Everything that is no size stays as the architecture has it,
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from hf_longattn.modeling.family.definition import FAMILIES
+from hf_longattn.modeling.family.definition import FAMILIES, tower_field
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,15 @@ TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.rea
 """The families whose input is tokens of a text, by their base."""
 SOUND_FAMILIES = {base: family for base, family in FAMILIES.items() if family.audio is not None}
 """The families whose input is samples or features of a sound, by their base."""
+TOWER_FAMILIES = {base: family for base, family in FAMILIES.items() if family.towers}
+"""The families of models of several towers, by their base."""
 PICTURE_NAMES = {
     "decoder_hidden_size": "width",
     "decoder_num_attention_heads": "heads",
     "decoder_num_hidden_layers": "layers",
     "decoder_intermediate_size": "inner",
-    "pred_hidden_size": "width",
-    "pred_num_attention_heads": "heads",
-    "pred_num_hidden_layers": "layers",
 }
-"""Fields of the decoder of masked autoencoders, and of the predictor of V-JEPA 2 -> size."""
+"""Fields of the decoder of masked autoencoders -> size."""
 PICTURES: dict[str, Any] = {
     "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True, "use_relative_position_embeddings": True,
     "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
@@ -93,6 +92,10 @@ SOUNDS: dict[str, Any] = {
     ),
 }  # fmt: skip
 """What small models of sound have: no chance, and sizes that fit their width."""
+PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
+"""Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
+BOX_PARTS = 6
+"""The embedding of a box has as many parts of one width in LiLT."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 
@@ -100,12 +103,12 @@ PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadM
 def language_model(base: str) -> str:
     """The model class of ``base`` that predicts tokens; its base model where none does (CLIP's text model)."""
     heads = (head for ending in PREDICT_TOKENS for head in FAMILIES[base].heads if head.endswith(ending))
-    return next(heads, MODEL_MAPPING_NAMES[base])
+    return next(heads, FAMILIES[base].base_model_name)
 
 
 def predicts_tokens(base: str) -> bool:
     """Whether a model class of ``base`` predicts tokens."""
-    return language_model(base) != MODEL_MAPPING_NAMES[base]
+    return language_model(base) != FAMILIES[base].base_model_name
 
 
 @functools.cache
@@ -140,6 +143,10 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
         sizes["num_key_value_heads"] = shape.heads if grouped == heads else shape.heads // 2
     if "attention_types" in fields:  # GPT-Neo's pattern of layers
         sizes["attention_types"] = [[["global", "local"], shape.layers // 2], [["global"], shape.layers % 2]]
+    sizes |= {name: size for name, size in PAGES.items() if name in fields}
+    if "channel_shrink_ratio" in fields:
+        multiple = math.lcm(BOX_PARTS, shape.heads * default.channel_shrink_ratio)
+        sizes["hidden_size"] = -(-shape.width // multiple) * multiple
     sizes["vocab_size"] = shape.vocabulary
     table = next(iter(FAMILIES[base].position_tables), None)
     length = "n_positions" if FAMILIES[base].relative else "max_position_embeddings"  # T5's checkpoints have it, its config class not
@@ -164,7 +171,6 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
     sizes |= {name: getattr(shape, size) for name, size in PICTURE_NAMES.items() if name in fields}
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
     sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
-    sizes |= {"crop_size": patch * side, "num_frames": 4, "frames_per_clip": 4, "tubelet_size": 2, "num_pooler_layers": 1}  # of a video
     if "depths" in fields:  # two stages, each twice as wide as the one before
         sizes |= {"embed_dim": shape.half, "depths": [shape.layers - 1, 1], "num_heads": [shape.heads // 2, shape.heads], "kernel_size": 3}
         sizes |= {"dilations": [[2, *[1] * (shape.layers - 2)], [1]], "out_indices": [1, 2]}
@@ -176,6 +182,21 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
         sizes |= {"num_mel_bins": patch * side, "max_length": patch * side}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})
+
+
+def small_towers_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
+    """The config of a base of several towers, each of these sizes, whose outputs are of one width.
+
+    Args:
+        values: values of further fields of the towers, of which those are taken that a tower has.
+    """
+    towers = {}
+    for name, family in FAMILIES[base].towers.items():
+        small = small_config if family.reads_text else small_picture_config
+        config = small(family.base_model_type, shape, **{"projection_dim": shape.half, "projection_size": shape.width, **values})
+        towers[tower_field(name)] = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+    known = CONFIG_MAPPING[base]().to_dict()
+    return CONFIG_MAPPING[base](**towers, **({"projection_dim": shape.half} if "projection_dim" in known else {}))
 
 
 def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:

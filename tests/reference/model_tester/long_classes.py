@@ -41,7 +41,9 @@ OWN: dict[str, dict[str, Any]] = {
     "esm": {"mask_token_id": 4, "position_embedding_type": "rotary"},
 }
 """What the suite should meet and the default config of a base has not."""
-WITHOUT_LOSS = ("ForImageClassificationWithTeacher", "BeitForMaskedImageModeling", "ForXVector", "ForAudioFrameClassification")
+WITHOUT_LOSS = (
+    "ForImageClassificationWithTeacher", "BeitForMaskedImageModeling", "ForXVector", "ForAudioFrameClassification", "ModelWithProjection",
+)  # fmt: skip
 """Ends of the names of classes that are for inference, or get no labels from the suite; their base's own tests leave them out of these:"""
 MAPPED_WITH_A_HEAD = ("beit", "data2vec-vision")
 """Bases whose renaming of tensors shows in models with a head only."""

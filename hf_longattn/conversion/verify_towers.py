@@ -1,0 +1,97 @@
+"""Run source and result of a model of several towers on a text and a picture together, and compare their similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .flops import layer_mechanisms, mechanisms_on
+from .model_loading import load_result, load_source
+from .pictures import VerificationPictures
+from .plan import ConversionPlan
+from .report import FAILED, PASSED, Check, equality
+from .text import VerificationText
+from .verify_grid import affordable_size
+from .verify_outputs import all_finite, choose_lengths, difference
+from .verify_sizes import run_model
+
+LONGEST_CAPTION = 512
+"""Most tokens of the text whose similarity with a picture is compared."""
+
+
+@dataclass(frozen=True)
+class VerificationTowers:
+    """What each tower of a model is run on, by its name."""
+
+    towers: Mapping[str, VerificationText | VerificationPictures]
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.towers.items())
+
+
+def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None = None) -> list[Check]:
+    """Similarities of the longest text whose positions did not change and a picture of the old size; the loss at the new sizes.
+
+    `scratch`: if given, the weights stay in their files, see `load_source`.
+    """
+    length, why = _caption_length(plan)
+    old = _arguments(plan, inputs, length)
+    source, _ = load_source(plan.source, plan.architecture, plan.cast, scratch)
+    expected = run_model(source, old)
+    del source
+    model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
+    covered = all(_covers(part, length) for part in plan.towers.values())
+    if not covered:
+        model.use_base_attention()
+    how = "with long attention" if covered else "with full attention"
+    measured = run_model(model, old)
+    largest, relative = difference(expected, measured)
+    pictures = " and ".join(part.old_input for part in plan.towers.values() if part.other_inputs is not None)
+    similarity = float((measured["logits_per_text"] - expected["logits_per_text"]).abs().max())
+    detail = f"similarity of a text of {length} tokens and a picture of {pictures}, {how}: it differs from the source's by {similarity:.1e}"
+    values = {"length": length, "max_abs_difference": largest, "similarity_difference": similarity}
+    checks = [equality("similarities of text and picture equal", detail, relative, values, why)]
+    model.set_attn_implementation("longattn")
+    new = _arguments(plan, inputs)
+    with torch.no_grad():
+        returned = model(**new, return_loss=True, return_dict=True)
+    finite = all_finite({name: returned[name] for name in ("loss", "logits_per_text")})
+    detail = f"similarity and loss at the new sizes are {'' if finite else 'not '}finite"
+    return [*checks, Check("finite at the new sizes", PASSED if finite else FAILED, detail)]
+
+
+def _caption_length(plan: ConversionPlan) -> tuple[int, str]:
+    """The longest text that is compared, and why its outputs may differ."""
+    if plan.position_change and plan.unchanged_tokens <= 1:
+        return min(plan.old_length, LONGEST_CAPTION), plan.position_change
+    return min(plan.unchanged_tokens if plan.position_change else plan.old_length, plan.old_length, LONGEST_CAPTION), ""
+
+
+def _arguments(plan: ConversionPlan, inputs: VerificationTowers, length: int | None = None) -> dict[str, Tensor]:
+    """The arguments of ``forward``: a text of ``length`` tokens with its end, and inputs of the old size; ``None`` is the new sizes."""
+    arguments: dict[str, Tensor] = {}
+    for name, part in plan.towers.items():
+        of_tower = inputs.towers[name]
+        if isinstance(of_tower, VerificationText):
+            ids = of_tower.tokens(choose_lengths(part).new if length is None else length).clone()
+            if isinstance(end := getattr(part.config, "eos_token_id", None), int) and end < part.config.vocab_size:
+                ids[:, -1] = end
+            arguments["input_ids"] = ids
+        else:
+            size: Any = affordable_size(part).size if length is None else part.grid and part.grid.old
+            arguments |= of_tower.at(size)
+    return arguments
+
+
+def _covers(plan: ConversionPlan, length: int) -> bool:
+    """Whether every layer of a tower is full attention on a text of ``length`` tokens, or on an input of the old size."""
+    if plan.grid is not None:
+        layers = mechanisms_on(plan.grid.old, plan.attention, plan.shape)
+        return all(layer.covers(grid.length) for layer, grid in zip(layers, plan.grid.old.layers, strict=True))
+    return all(layer.covers(length, plan.shape.causal) for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))

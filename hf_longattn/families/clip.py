@@ -1,0 +1,21 @@
+"""LongCLIP: CLIP (Radford et al. 2021), a text tower and a vision tower, each with its own mechanisms, lengths and sizes."""
+
+from transformers.models.clip.configuration_clip import CLIPConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.towers_config import LongTowersConfig
+from .clip_text_model import LongCLIPTextConfig
+from .clip_vision_model import LongCLIPVisionConfig
+
+
+class LongCLIPConfig(LongTowersConfig, CLIPConfig):
+    """CLIPConfig with the towers' Long configs."""
+
+    model_type = "long_clip"
+    tower_classes = {"text": LongCLIPTextConfig, "vision": LongCLIPVisionConfig}
+
+
+FAMILY = Family(LongCLIPConfig, classes=("CLIPModel",))
+
+__getattr__ = lazy_classes(FAMILY, globals())

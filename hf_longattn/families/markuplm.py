@@ -1,0 +1,37 @@
+"""LongMarkupLM: MarkupLM (Li et al. 2022), RoBERTa with the path of every token in the tree of a web page."""
+
+from transformers.models.markuplm.configuration_markuplm import MarkupLMConfig
+from transformers.models.markuplm.modeling_markuplm import MarkupLMEncoder
+
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.one_row_mask import ReadsPadding
+from ..modeling.classes import lazy_classes
+from ..modeling.family.config import LongConfig
+from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.page_rule import MARKUP_PATHS
+
+
+class LongMarkupLMConfig(LongConfig, MarkupLMConfig):
+    """MarkupLMConfig with ``long_attention``."""
+
+    model_type = "long_markuplm"
+
+
+class LongMarkupLMEncoder(ReadsPadding, MarkupLMEncoder):
+    """MarkupLMEncoder whose layers are given the padding."""
+
+
+class MarkupLMReadsPadding(ReplacedModules):
+    """Replaces the encoder of the base by the class above."""
+
+    replaced = {MarkupLMEncoder: LongMarkupLMEncoder}
+
+
+FAMILY = Family(
+    LongMarkupLMConfig,
+    position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
+    page=MARKUP_PATHS,
+    mixin=MarkupLMReadsPadding,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,110 @@
+"""The config of a Long model of several towers (CLIP: of a text and of a picture), each with a Long config of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+
+from ...errors import OptionError, nearest
+from ...naming import BACKEND
+from .config import DEFAULTS, LongConfig
+from .definition import tower_field
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig as _Base
+else:
+    _Base = object
+
+TOWERS = "towers"
+"""The key of ``long_attention`` for towers apart: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
+
+
+class LongTowersConfig(_Base):
+    """Comes before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
+
+    The mechanisms, lengths and sizes of a tower are those of its config, ``config.text_config.long_attention``, and are written there.
+
+    long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets that of towers by name; those that are not named
+        keep theirs, by default their family's.
+
+    ``from_pretrained`` also reads the folder of a plain model of the base.
+    """
+
+    base_model_type: ClassVar[str]
+    tower_classes: ClassVar[Mapping[str, type[LongConfig]]]
+    """The name of a tower -> its Long config."""
+    score_cap: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "tower_classes" in vars(cls):
+            cls.sub_configs_defaults = {tower_field(name): config_class for name, config_class in cls.tower_classes.items()}
+        super().__init_subclass__(**kwargs)
+        base: Any = cls.__bases__[-1]
+        if hasattr(base, "model_type") and not issubclass(base, LongTowersConfig):
+            cls.base_model_type = base.model_type
+            strict(cls)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        chosen = self._read_attention(kwargs.pop("long_attention", None) or {})
+        for name, config_class in self.tower_classes.items():
+            field = tower_field(name)
+            setattr(self, field, _tower_values(getattr(self, field), config_class, chosen.get(name)))
+        super().__post_init__(**kwargs)
+
+    def _read_attention(self, long_attention: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The attention of towers by name.
+
+        Raises:
+            OptionError: it gives a mechanism for all towers, or names a tower that does not exist.
+        """
+        kind, known = type(self).__name__, [*self.tower_classes]
+        if others := sorted(set(long_attention) - {TOWERS}):
+            raise OptionError(
+                f"The towers of a {kind} have mechanisms apart, and {others[0]!r} is given for all of them; give long_attention as "
+                f"{{'towers': {{{known[0]!r}: {{'mechanism': 'window', 'window': 64}}}}}}."
+            )
+        chosen: Mapping[str, Any] = long_attention.get(TOWERS) or {}
+        check_towers(chosen, known, kind)
+        return chosen
+
+    @property
+    def towers(self) -> dict[str, LongConfig]:
+        """The config of each tower by its name."""
+        return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
+
+    def resolve_implementation(self, requested: str | None) -> str:
+        """The attention implementation of the whole model when ``requested`` is chosen; the config of each tower resolves it again."""
+        return BACKEND if requested in (None, *DEFAULTS) else str(requested)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the base's; a ``long_attention`` in the keyword arguments is read with the dictionary."""
+        chosen = kwargs.pop("long_attention", None)
+        return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A config file of the base is read as one of ours."""
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if values.get("model_type") == cls.base_model_type:
+            values["model_type"] = cls.model_type
+        return values, kwargs
+
+
+def check_towers(chosen: Mapping[str, Any], known: list[str], kind: str) -> None:
+    """Raise :class:`OptionError` for a tower that a model or config called ``kind`` does not have."""
+    if unknown := next((name for name in chosen if name not in known), None):
+        raise OptionError(f"A {kind} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}")
+
+
+def _tower_values(config: Any, config_class: type[LongConfig], long_attention: Any) -> dict[str, Any]:
+    """The values of a tower's Long config, from a config of the base or of ours, or a mapping; with another attention if one is given."""
+    values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
+    if values.pop("model_type", config_class.base_model_type) == config_class.base_model_type and "long_attention" not in values:
+        base: Any = config_class.__bases__[-1]
+        length = getattr(base.from_dict(dict(values)), "max_position_embeddings", None)
+        if length is not None:
+            values.setdefault("extended_from", {"max_position_embeddings": length})
+    return values if long_attention is None else {**values, "long_attention": long_attention}

@@ -1,0 +1,98 @@
+"""What a Long model of several towers adds to its base: each tower is its own family's Long model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import MaskError
+from ..naming import BACKEND, TAGS
+from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation, tie_parameters
+from .attach.weights import drop_tables, freeze_tables, shared_parameters
+from .family.definition import tower_field
+from .family.validation import check_tables
+from .mixin import TEXT_ARGUMENTS, LongAttentionMixin
+
+if TYPE_CHECKING:
+    from typing import Self
+
+REFUSED_ARGUMENTS = ("global_attention_mask", *TEXT_ARGUMENTS)
+
+
+class LongTowersMixin(LongAttentionMixin):
+    """Comes before the base's model class, whose towers are ``text_model``, ``vision_model`` … of the config's ``tower_classes``."""
+
+    @staticmethod
+    def with_arguments(base_forward: Any) -> Any:
+        """``base_forward``, which hands its keywords to every tower, without arguments of texts."""
+        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+
+        @functools.wraps(base_forward)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            for name in REFUSED_ARGUMENTS:
+                if kwargs.pop(name, None) is not None:
+                    raise MaskError(
+                        f"{name} is for texts, and {type(self).__name__} hands it to every tower; call get_text_features(input_ids, "
+                        f"{name}=...) and get_image_features instead."
+                    )
+            return self._run(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
+
+        return forward
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        for tower in config.towers.values():
+            if attention_implementation(tower) is None:  # the base's class, which a tower is at first, would choose its own
+                setattr(tower, IMPLEMENTATION_FIELD, BACKEND)
+        super().__init__(config, *args, **kwargs)
+
+    def post_init(self) -> None:
+        """Called at the end of the base's ``__init__``: mechanisms are attached to each tower as in a model of its own."""
+        for name, tower in self.towers.items():
+            module: Any = tower
+            module.__class__ = self.family.towers[name].long_class_of(type(tower))
+            module.after_class_swap()
+            module.post_init()
+        if shared := shared_parameters(self):
+            tie_parameters(self, shared)
+        super(LongAttentionMixin, self).post_init()
+        self.add_model_tags(list(TAGS))
+
+    @property
+    def towers(self) -> dict[str, LongAttentionMixin]:
+        """The Long model of each tower by its name."""
+        return {name: getattr(self, f"{name}_model") for name in self.family.towers}
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As the base's; then what was not loaded of each tower."""
+        super().initialize_weights()
+        for tower in self.towers.values():
+            drop_tables(tower, tower.family)
+
+    def use_base_attention(self, implementation: str | None = None) -> None:
+        """Compute the plain base's attention in every tower; see :meth:`LongAttentionMixin.use_base_attention`."""
+        for tower in self.towers.values():
+            tower.use_base_attention(implementation)
+
+    @property
+    def runs_mechanisms(self) -> bool:
+        """Whether the mechanisms of every tower run."""
+        return all(tower.runs_mechanisms for tower in self.towers.values())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As the base's; the position tables of a plain base's checkpoint are extended to the length of each tower's config.
+
+        Raises:
+            PositionError: a tower's config is shorter than the checkpoint.
+        """
+        for name, family in cls.family.towers.items():
+            config = getattr(kwargs.get("config"), tower_field(name), None)
+            check_tables(family, pretrained_model_name_or_path, {**kwargs, "config": config})
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        for tower in (loaded[0] if isinstance(loaded, tuple) else loaded).towers.values():
+            freeze_tables(tower, tower.family)
+        return loaded

@@ -1,0 +1,165 @@
+"""Conversion of models of several towers: each is planned, verified and reverted with its own settings, and both together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion, revert_checkpoint
+from hf_longattn.cli import main
+from hf_longattn.conversion import inspect_checkpoint
+from hf_longattn.errors import ExportError, LongAttentionError
+from scripts.dev.tools.small_models import Shape, small_towers_config
+
+SHAPE = Shape(width=32, layers=2, heads=4, inner=48, tokens=77)
+SIZE, NEW_SIZE, NEW_LENGTH = 32, 64, 248
+TOWERS = {"text": {"mechanism": "window", "window": 64}, "vision": {"mechanism": "window2d"}}
+LINES = ["a photo of a cat", "a photo of a dog on a bench in the park", "two cats and one dog"] * 20
+
+
+def save_processor(folder: Path, processor: str) -> Any:
+    """A tokenizer and an image processor, in its own file or as a part of a processor's."""
+    tokenizer = transformers.CLIPTokenizer().train_new_from_iterator(LINES, 90)
+    tokenizer.model_max_length = SHAPE.tokens
+    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    if processor == "together":
+        transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    else:
+        images.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A small CLIP whose image processor is in a file of its own ("apart"), or in that of the processor ("together")."""
+    folders: dict[str, Path] = {}
+
+    def make(processor: str = "apart") -> Path:
+        if processor not in folders:
+            folders[processor] = tmp_path_factory.mktemp(processor)
+            tokenizer = save_processor(folders[processor], processor)
+            ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            torch.manual_seed(0)
+            config = small_towers_config("clip", replace(SHAPE, vocabulary=len(tokenizer)), initializer_factor=10.0, **ids)
+            transformers.CLIPModel(config).save_pretrained(folders[processor])
+        return folders[processor]
+
+    return make
+
+
+@pytest.mark.parametrize("processor", ["apart", "together"])
+def test_there_and_back(processor: str, short: Callable[[str], Path], tmp_path: Path) -> None:
+    source = short(processor)
+    settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
+    report = convert_checkpoint(source, tmp_path / "long", **settings)
+    checks = {check.name: check for check in report.checks}
+    assert report.passed
+    assert report.needs_training
+    assert {name for name, check in checks.items() if check.status == "passed"} >= {
+        "tensors", "tokenizer", "image processor", "text: equal where positions are unchanged", "text: finite at the new length",
+        "vision: equal where the mechanism covers the input", "vision: equal at the new size with full attention",
+        "similarities of text and picture equal", "finite at the new sizes",
+    }  # fmt: skip
+    assert checks["similarities of text and picture equal"].values["similarity_difference"] <= 1e-5  # of logits, fourteen times the cosine
+    assert report.plan["towers"]["text"]["positions"] == "stretch:20"
+    assert report.plan["long_attention"]["towers"]["vision"]["mechanism"] == "window2d"
+    assert report.plan["new_length"] == NEW_LENGTH
+    assert report.plan["new_image_size"] == [NEW_SIZE, NEW_SIZE]
+    card = (tmp_path / "long" / "README.md").read_text()
+    assert "`window` attention in the tower text and `window2d` attention in the tower vision" in card
+    assert "pipeline_tag: zero-shot-image-classification" in card
+
+    pipeline = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path / "long"))
+    assert type(pipeline.model).__name__ == "LongCLIPModel"
+    assert pipeline.tokenizer.model_max_length == NEW_LENGTH
+    picture = transformers.image_utils.PIL.Image.new("RGB", (50, 70), "red")
+    assert {row["label"] for row in pipeline(picture, candidate_labels=["a cat", "a dog " * 30])} == {"a cat", "a dog " * 30}
+
+    with pytest.warns(UserWarning, match="solved back to the 77 positions"):
+        back = revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert back.passed
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
+    table = "text_model.embeddings.position_embedding.weight"
+    assert torch.allclose(after.pop(table), before.pop(table), rtol=0, atol=1e-6)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], values) for name, values in before.items())
+    files = ["config.json", "preprocessor_config.json" if processor == "apart" else "processor_config.json"]
+    for name in files:
+        assert json.loads((tmp_path / "back" / name).read_text()) == json.loads((source / name).read_text()), name
+
+
+def test_every_tower_without_a_choice_has_its_default(short: Callable[[str], Path]) -> None:
+    plan = plan_conversion(short("apart"), image_size=NEW_SIZE)
+    assert {name: tower.attention.mechanism for name, tower in plan.towers.items()} == {"text": "longformer", "vision": "window2d"}
+    assert (plan.old_length, plan.new_length) == (SHAPE.tokens, SHAPE.tokens)
+    assert plan.counts()["kept"] == len(plan.source.tensors)
+
+
+def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
+    settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
+    plan = plan_conversion(short("apart"), positions="text=tile,vision=interpolate", **settings)
+    assert {name: tower.positions for name, tower in plan.towers.items()} == {"text": "tile", "vision": "interpolate"}
+    assert plan.positions_exact
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mechanism": "window"}, r"text and vision, have mechanisms apart, to which --mechanism, --option and --layers does not apply"),
+        ({"towers": {"txt": {"mechanism": "full"}}}, r"A CLIPModel has no tower 'txt'; its towers are text and vision\."),
+        ({"towers": {"vision": {"mechanism": "window"}}}, r"window.*neighbours along a text, and a picture has none"),
+        ({"positions": "tile"}, r"have positions apart; give --positions text=RULE,vision=RULE"),
+        ({"positions": "txt=tile"}, r"has no tower 'txt'"),
+        ({"positions": "text=tile,vision=stretch"}, r"'stretch' does not apply to the positions of pictures"),
+        ({"max_length": 76}, r"takes 77 tokens and conversion only extends it"),
+        ({"image_size": 30}, r"30"),
+        ({"audio_seconds": 30}, r"but a CLIPModel reads text and pictures; give its length as --max-length 4096"),
+        ({"init_from_text": "text.txt"}, r"--init-from-text"),
+        ({"native": True}, r"no native twin: the towers of a LongCLIPModel have mechanisms apart"),
+    ],
+)
+def test_bad_settings_are_a_sentence(settings: dict[str, Any], sentence: str, short: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(LongAttentionError, match=sentence):
+        convert_checkpoint(short("apart"), tmp_path / "long", **settings)
+    assert not (tmp_path / "long").exists()
+
+
+def test_towers_of_a_model_of_one_stack_are_refused(tmp_path: Path) -> None:
+    transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(LongAttentionError, match="--towers is for models of several towers, and a BertModel has one stack"):
+        plan_conversion(tmp_path, towers=TOWERS)
+
+
+def run(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code
+
+
+def test_on_the_command_line(short: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--towers", "text=window:window=64,vision=window2d", "--max-length", str(NEW_LENGTH), "--image-size", str(NEW_SIZE)]
+    run(["plan", str(short("apart")), *flags])
+    shown = capsys.readouterr().out
+    assert "248 tokens and 64 × 64 pixels" in " ".join(shown.split())
+    assert "window2d" in shown
+    run(["plan", str(short("apart")), *flags, "--json"])
+    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    assert comparison.keys() == {"text", "vision"}
+    run(["convert", str(short("apart")), str(tmp_path / "long"), *flags, "--no-verify"])
+    assert "text 77 → 248 tokens; vision 32×32 → 64×64 pixels" in " ".join(capsys.readouterr().out.split())
+    run(["inspect", str(tmp_path / "long")])
+    assert {"LongCLIPModel,", "LongCLIPTextModel,", "LongCLIPVisionModel,"} <= set(capsys.readouterr().out.replace("(", " ").split())
+    assert inspect_checkpoint(short("apart")).towers.keys() == {"text", "vision"}
+    with pytest.raises(
+        ExportError, match=r"has the towers text and vision; save one apart: hf_longattn\.LongCLIPTextModel\.from_pretrained"
+    ):
+        export_checkpoint(tmp_path / "long", tmp_path / "graph")

@@ -1,0 +1,105 @@
+"""MarkupLM: the path of every token in the tree of a web page goes with its token, however the model is called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
+from hf_longattn.data.page_words import page_encoding
+from hf_longattn.errors import PageError
+from hf_longattn.families import FAMILIES
+from tests.byte_tokenizer import train_tokenizer
+from tests.modes.cells import Cell
+from tests.modes.ways import WAYS
+from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+
+BASE = "markuplm"
+WINDOW = {"mechanism": "window", "window": 16}
+OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "gradient checkpointing", "router logits", "vmap"), "none")}
+"""It is no decoder and no mixture of experts, and transformers' own can neither be mapped nor checkpointed."""
+
+
+def paths(config: Any, batch: int, length: int) -> dict[str, Tensor]:
+    return FAMILIES[BASE].page.seeded(config, batch, length)
+
+
+@pytest.mark.parametrize("way", [name for name, way in WAYS.items() if not way.slow])
+def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
+    outcome = Cell(BASE, way).outcome()
+    assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
+
+
+def test_tags_and_subscripts_reach_the_outputs() -> None:
+    model, ids = long_model(BASE, None, WINDOW), tokens()
+    both = paths(model.config, *ids.shape)
+    with torch.no_grad():
+        given = model(ids, **both).last_hidden_state
+        for name in both:
+            without = {other: values for other, values in both.items() if other != name}
+            assert (given - model(ids, **without).last_hidden_state).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["xpath_tags_seq", "xpath_subs_seq"])
+def test_paths_that_the_model_does_not_have_are_refused(name: str) -> None:
+    model, ids = long_model(BASE, None, WINDOW), tokens()
+    values = paths(model.config, *ids.shape)[name]
+    with pytest.raises(PageError, match=rf"{name} has the path \[.*\], but numbers lie from 0 to .*MarkupLMProcessor"):
+        model(ids, **{name: values + 2000})
+    with pytest.raises(PageError, match="the path of every token"):
+        model(ids, **{name: values[..., :-1]})
+
+
+def test_a_checkpoint_is_converted_verified_with_paths_and_reverted(tmp_path: Path) -> None:
+    plain = plain_model(BASE, "MarkupLMForQuestionAnswering", max_position_embeddings=66)
+    plain.save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256)
+    assert report.passed
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long").eval()
+    ids = tokens(2, 64)
+    with torch.no_grad():
+        expected = plain(ids, **paths(plain.config, 2, 64)).start_logits
+        assert torch.allclose(expected, model(ids, **paths(model.config, 2, 64)).start_logits, atol=1e-5)
+        assert model(tokens(1, 256), **paths(model.config, 1, 256)).start_logits.isfinite().all()
+    assert revert_checkpoint(tmp_path / "long", tmp_path / "again").passed
+
+
+@torch.no_grad()
+def test_all_tokens_of_a_page_beyond_the_old_length_are_the_base_with_a_larger_table() -> None:
+    plain = plain_model(BASE, max_position_embeddings=1024)
+    model = long_like(plain, BASE, {"mechanism": "longformer", "window": 2048}, max_position_embeddings=1024)
+    ids, mask = tokens(2, 900), padding(2, 900)
+    arguments = {"input_ids": ids, "attention_mask": mask, **paths(model.config, 2, 900)}
+    expected, states = (network(**arguments).last_hidden_state[mask.bool()] for network in (plain, model))
+    assert (expected - states).abs().max() < 1e-5
+
+
+def test_a_folder_with_a_processor_is_converted_by_its_own_tokenizer(tmp_path: Path) -> None:
+    """MarkupLM's tokenizer takes words with paths; its processor's file says nothing about lengths."""
+    source, result = tmp_path / "short", tmp_path / "long"
+    vocabulary = json.loads(train_tokenizer(["a river and a lighthouse"] * 2, 300).backend_tokenizer.to_str())["model"]["vocab"]
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    tags = {"html": 0, "body": 1, "p": 2, "span": 3}
+    tokenizer = transformers.MarkupLMTokenizer(vocab=vocabulary, merges=[], tags_dict=tags, max_depth=4, model_max_length=64, **special)
+    numbers = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(tokenizer)}
+    plain_model(BASE, "MarkupLMForTokenClassification", max_position_embeddings=65, **numbers).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    feature_extractor = {"feature_extractor_type": "MarkupLMFeatureExtractor", "processor_class": "MarkupLMProcessor"}
+    (source / "preprocessor_config.json").write_text(json.dumps(feature_extractor))
+    report = convert_checkpoint(source, result, mechanism="longformer", window=128, max_length=256)
+    assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
+    assert "English text" in report.text
+    assert (result / "preprocessor_config.json").read_bytes() == (source / "preprocessor_config.json").read_bytes()
+    model, written = (auto.from_pretrained(result) for auto in (transformers.AutoModelForTokenClassification, transformers.AutoTokenizer))
+    assert isinstance(written, transformers.MarkupLMTokenizer)
+    assert written.model_max_length == 256
+    page = page_encoding(written, "a river and a lighthouse " * 100, truncation=True, return_tensors="pt")
+    assert page["input_ids"].shape == (1, 256)
+    with torch.no_grad():
+        assert model.eval()(**page).logits.isfinite().all()
