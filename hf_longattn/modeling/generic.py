@@ -25,6 +25,8 @@ from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, pl
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
 from .attach.memory_tokens import recursion_of
+from .attach.patch_places import hook_patch_places
+from .attach.text_globals import TEXT_GLOBAL, make_text_global
 from .attach.weights import shared_parameters
 from .family.config import LongConfig
 from .family.definition import TOWER_CONFIG
@@ -172,7 +174,7 @@ def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtte
         if isinstance(chosen, Mapping) and not ({"mechanism", "layers"} & chosen.keys()):
             raise OptionError("long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}.")
         return LongAttentionConfig.from_dict(chosen)
-    if others := sorted(chosen.keys() - {TOWERS}):
+    if others := sorted(chosen.keys() - {TOWERS, TEXT_GLOBAL}):
         raise OptionError(f"long_attention gives towers apart and {others[0]!r} for all of them; put {others[0]!r} into each tower.")
     return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
 
@@ -240,7 +242,9 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model: any model of transformers.
         long_attention: which mechanism in which layer; encoder and decoder count their layers separately. In a model of several towers
             (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` gives each its own; towers that are not named
-            keep the base's attention.
+            keep the base's attention. Next to the towers, ``"text_global": True`` makes all tokens but those of pictures global in the
+            language model of LLaVA, Qwen-VL and others, whose mechanism must take global tokens. Pictures that are packed into one row
+            (Pixtral, Qwen-VL) each have their own grid and windows; where Qwen2.5-VL's layers have windows, a mechanism works in each.
 
     Returns:
         The same model.
@@ -266,6 +270,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
     for submodel in [stack for part in parts for stack in stacks_of(part)]:
         submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have separate configs
+        hook_patch_places(submodel)
     deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
     if deaf:
         raise BackendError(
@@ -273,6 +278,9 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
         )
     mark_generic(model.config, chosen)
+    if isinstance(long_attention, Mapping) and long_attention.get(TEXT_GLOBAL):
+        make_text_global(model, towers_of(model).get("text"))
+        model.config.long_attention = {**model.config.long_attention, TEXT_GLOBAL: True}
     return model
 
 

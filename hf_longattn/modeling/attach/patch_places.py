@@ -1,0 +1,188 @@
+"""Where the patches of pictures lie in a vision tower without a Long class: hooks that tell its attention modules.
+
+A tower whose pictures have one size (CLIP, SigLIP) runs on one grid. Towers that pack pictures of different sizes into one row (Qwen-VL,
+Pixtral) say how many patches each has: Qwen-VL's attention modules run every picture alone, on patches in the order of their merging, and
+Pixtral's take a mask of all pairs. Their pictures become documents of one call instead, each in raster order on a grid of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...backend import BACKEND, GRID, for_one_pass
+from ...engines.common.grid import RUNNING_GRID, Grid
+from ...errors import GridError
+from ...private_apis import attention_implementation
+from ..family.definition import known_family
+from .attention_sites import attention_sites, mechanisms_on
+
+PLACES = "patch_places"
+"""The keyword by which a tower tells its attention modules where the patches of packed pictures lie."""
+OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
+"""Keywords for where each sequence of a row begins: of attention modules that run each alone, and of attention functions."""
+PIXELS, GRIDS_ARGUMENT, SIZES_ARGUMENT = "pixel_values", "grid_thw", "image_sizes"
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a module."""
+
+
+class PatchPlaces:
+    """The places of packed patches.
+
+    Args:
+        coordinates: ``(N, axes)``: frame, row and column of every patch in its picture, in the order of the patches.
+        offsets: ``(pictures + 1,)``, where each picture begins.
+    """
+
+    def __init__(self, coordinates: Tensor, offsets: Tensor) -> None:
+        self.coordinates, self.offsets = coordinates, offsets
+        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor | None, tuple[Grid, ...]]] = {}
+
+    def layout(self, offsets: Tensor) -> tuple[Tensor, Tensor | None, tuple[Grid, ...]]:
+        """For rows whose sequences (pictures, or windows in them) begin at ``offsets``: the offsets for all layers, the order that brings
+        each sequence into raster order (``None``: it is), and the grid of each.
+
+        Raises:
+            GridError: the patches of a sequence are not a rectangle.
+        """
+        borders = tuple(offsets.tolist())
+        if borders not in self._known:
+            grids, orders = [], []
+            for start, stop in itertools.pairwise(borders):
+                places = self.coordinates[start:stop]
+                first, last = places.amin(0), places.amax(0)
+                sizes = tuple((last - first + 1).tolist())
+                grid = Grid(sizes[1:] if sizes[0] == 1 else sizes)
+                grid.check(stop - start)
+                strides = torch.tensor([sizes[1] * sizes[2], sizes[2], 1])
+                grids.append(grid)
+                orders.append(((places - first) * strides).sum(1).argsort() + start)
+            order = torch.cat(orders).to(offsets.device)
+            sorted_already = bool((order == torch.arange(len(order), device=order.device)).all())
+            self._known[borders] = for_one_pass(offsets), None if sorted_already else order, tuple(grids)
+        return self._known[borders]
+
+
+def hook_patch_places(stack: PreTrainedModel) -> None:
+    """Have a stack that reads pictures tell its attention modules where their patches lie; nothing for other stacks."""
+    taken = inspect.signature(type(stack).forward).parameters
+    packs = GRIDS_ARGUMENT in taken or (SIZES_ARGUMENT in taken and hasattr(stack.config, "patch_size"))
+    family = known_family(stack.config)
+    if not packs and (family is None or family.grid is None or family.grid.input not in taken):
+        return
+    if vars(stack).get("tells_patch_places"):
+        return
+    stack.tells_patch_places = True
+    stack.register_forward_pre_hook(_tell_places if packs else _tell_grid, with_kwargs=True)
+    for site in attention_sites(stack):
+        if packs:
+            site.module.register_forward_pre_hook(pack_pictures, with_kwargs=True)
+            site.module.register_forward_hook(restore_order, with_kwargs=True)
+        else:
+            site.module.register_forward_pre_hook(_enter_grid, with_kwargs=True)
+            site.module.register_forward_hook(_leave_grid, always_call=True)
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's ``forward`` by name."""
+    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _runs_mechanisms(module: Any) -> bool:
+    return attention_implementation(getattr(module, "config", None)) == BACKEND
+
+
+def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook of a tower whose pictures have one size."""
+    family: Any = known_family(stack.config)
+    if not _runs_mechanisms(stack) or GRID in kwargs:
+        return None
+    return args, {**kwargs, GRID: family.grid.of_input(stack.config, _arguments(stack, args, kwargs))}
+
+
+def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of an attention module: the grid, for those that hand no keywords to their attention function (SigLIP)."""
+    if GRID in kwargs and not torch.compiler.is_dynamo_compiling():
+        RUNNING_GRID.set(kwargs[GRID])
+
+
+def _leave_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if not torch.compiler.is_dynamo_compiling():
+        RUNNING_GRID.set(None)
+
+
+def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook of a tower that packs pictures."""
+    if not _runs_mechanisms(tower):
+        return None
+    arguments = _arguments(tower, args, kwargs)
+    grids = arguments.get(GRIDS_ARGUMENT)
+    places = _raster_places(tower, arguments) if grids is None else _merged_places(tower, grids)
+    return args, {**kwargs, PLACES: places}
+
+
+def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
+    """The places of pictures of ``grids (pictures, 3)`` frames, rows and columns, whose patches lie in the order in which they are merged,
+    or in that of windows, and of whose frames each is attended to alone."""
+    from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module
+
+    grids = grids.cpu()
+    coordinates = get_vision_position_ids(grids, tower.spatial_merge_size, include_temporal=True)
+    if hasattr(tower, "permute_input_for_window_attn"):
+        windows, _ = get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+        coordinates = tower.permute_input_for_window_attn(coordinates, windows, seq_len=len(coordinates))
+    lengths = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
+    return PatchPlaces(coordinates, _offsets(lengths))
+
+
+def _raster_places(tower: Any, arguments: dict[str, Any]) -> PatchPlaces:
+    """The places of pictures ``(B, channels, height, width)``, each of which fills ``image_sizes`` from the first row and column on."""
+    pixels, sizes = arguments[PIXELS], arguments.get(SIZES_ARGUMENT)
+    sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
+    cells = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
+    if any(0 in size for size in cells):
+        raise GridError(f"A picture is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
+    coordinates = torch.cat([torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells])
+    return PatchPlaces(coordinates, _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device))
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook of an attention module of packed pictures: one call for all of them, each a document in raster order on its grid.
+
+    A module that runs every picture alone keeps doing so for mechanisms that read no grid.
+    """
+    places: PatchPlaces | None = kwargs.get(PLACES)
+    runs_alone = OFFSETS in kwargs
+    if places is None or (runs_alone and not any(mechanism.reads_grid for mechanism in mechanisms_on(module).values())):
+        return None
+    offsets, order, grids = places.layout(kwargs[OFFSETS] if runs_alone else places.offsets)
+    changes: dict[str, Any] = {PACKED_OFFSETS: offsets, GRID: grids}
+    if runs_alone:
+        changes[OFFSETS] = offsets[[0, -1]]
+    elif "attention_mask" in kwargs:  # which says no more than that
+        changes["attention_mask"] = None
+    kwargs = {**kwargs, **changes}
+    if order is None:
+        return args, kwargs
+    kwargs["position_embeddings"] = tuple(table[order] for table in kwargs["position_embeddings"])
+    if args:
+        return (args[0][order], *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"][order]}
+
+
+def restore_order(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of an attention module of packed pictures: its output in the order of its input."""
+    if PLACES not in kwargs or PACKED_OFFSETS not in kwargs:
+        return None
+    order = kwargs[PLACES].layout(kwargs[PACKED_OFFSETS])[1]
+    return None if order is None else output[order.argsort()]

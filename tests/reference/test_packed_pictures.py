@@ -1,0 +1,185 @@
+"""Pictures of different sizes in one call of a vision tower, against transformers' own modules under dense masks, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.vision_utils import get_vision_window_index
+
+from hf_longattn.families import enable_long_attention
+from hf_longattn.modeling.generic import towers_of
+from tests.modeling.test_generic_towers import build
+
+WHOLE_ROWS = "reference_flash_rows"
+"""An attention implementation by whose name transformers hands over whole rows, with the borders of their sequences."""
+CASES = ["pixtral", "qwen2_vl", "qwen2_5_vl"]
+Sees = Callable[[Tensor, Tensor], Tensor]
+"""Places of queries and of keys ``(…, 2)`` -> whether the one sees the other."""
+MECHANISMS: dict[str, tuple[dict[str, Any], Sees]] = {
+    "local2d": ({"mechanism": "local2d", "radius": 1}, lambda q, k: ((q - k).abs() <= 1).all(-1)),
+    "wide and low": ({"mechanism": "local2d", "radius": [0, 2]}, lambda q, k: ((q - k).abs() <= torch.tensor([0, 2])).all(-1)),
+    "window2d": ({"mechanism": "window2d", "window": 3}, lambda q, k: (q // 3 == k // 3).all(-1)),
+    "axial": ({"mechanism": "axial"}, lambda q, k: (q == k).any(-1)),
+}
+
+
+def places(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Row and column of every patch in its picture ``(N, 2)``, in the order of the tower's patches, one after the other."""
+    if case == "pixtral":
+        sizes = [(height // 4, width // 4) for height, width in inputs["image_sizes"].tolist()]
+        return torch.tensor([(row, column) for rows, columns in sizes for row in range(rows) for column in range(columns)])
+    grids = inputs["image_grid_thw"]
+    listed = [
+        (2 * block_row + row, 2 * block_column + column)
+        for frames, rows, columns in grids.tolist()
+        for _ in range(frames)
+        for block_row in range(rows // 2)
+        for block_column in range(columns // 2)
+        for row in range(2)
+        for column in range(2)
+    ]
+    patches = torch.tensor(listed)
+    if case == "qwen2_vl":
+        return patches
+    order, _ = get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+    return patches.unflatten(0, (-1, 4))[order].flatten(0, 1)
+
+
+def under_mask(patches: Tensor, sees: Sees) -> Any:
+    """transformers' eager attention under the dense mask of a mechanism on every sequence of a row."""
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any) -> Any:
+        offsets = kwargs["cu_seq_lens_q"].long()
+        numbers = torch.bucketize(torch.arange(len(patches)), offsets[1:], right=True)
+        first = torch.stack([patches[numbers == number].amin(0) for number in range(len(offsets) - 1)])
+        within = patches - first[numbers]  # windows are grids of their own
+        seen = (numbers[:, None] == numbers) & sees(within[:, None], within[None])
+        scores = query @ key.mT * scaling
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    return attend
+
+
+@torch.no_grad()
+def features(tower: Any, case: str, inputs: dict[str, Tensor]) -> Tensor:
+    if case == "pixtral":
+        return tower(inputs["pixel_values"], image_sizes=inputs["image_sizes"]).last_hidden_state
+    return tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+
+
+def double(case: str) -> tuple[Any, dict[str, Tensor]]:
+    model, inputs = build(case)
+    return model.double(), {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_picture_is_on_its_own_grid(case: str, name: str) -> None:
+    model, inputs = double(case)
+    attention, sees = MECHANISMS[name]
+    tower = towers_of(model)["vision"]
+    AttentionInterface.register(WHOLE_ROWS, under_mask(places(case, tower, inputs), sees))
+    plain, tower.config._attn_implementation = tower.config._attn_implementation, WHOLE_ROWS
+    expected = features(tower, case, inputs)
+    tower.config._attn_implementation = plain
+    full = features(tower, case, inputs)
+    enable_long_attention(model, {"towers": {"vision": attention}})
+    measured = features(tower, case, inputs)
+    assert torch.allclose(measured, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(measured, full, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_window_of_the_sequence_stays_in_its_picture(case: str) -> None:
+    """Without a grid, a mechanism counts patches in the order in which the tower has them."""
+    model, inputs = double(case)
+    tower = towers_of(model)["vision"]
+    order = torch.arange(len(places(case, tower, inputs)))[:, None].expand(-1, 2)
+    AttentionInterface.register(WHOLE_ROWS, under_mask(order, lambda q, k: ((q - k).abs() <= 3).all(-1)))
+    plain, tower.config._attn_implementation = tower.config._attn_implementation, WHOLE_ROWS
+    expected = features(tower, case, inputs)
+    tower.config._attn_implementation = plain
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "window", "window": 6}}})
+    assert torch.allclose(features(tower, case, inputs), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pictures_are_as_if_each_were_alone(case: str) -> None:
+    model, inputs = double(case)
+    tower = towers_of(model)["vision"]
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "neighborhood", "kernel_size": 2}}})
+    together = features(tower, case, inputs)
+    if case == "pixtral":
+        sizes = inputs["image_sizes"]
+        alone = [
+            features(tower, case, {"pixel_values": picture[None, :, :height, :width], "image_sizes": torch.tensor([[height, width]])})
+            for picture, (height, width) in zip(inputs["pixel_values"], sizes.tolist(), strict=True)
+        ]
+        assert torch.allclose(together, torch.cat(alone, 1), rtol=0, atol=1e-12)
+        return
+    grids = inputs["image_grid_thw"]
+    parts = zip(inputs["pixel_values"].split(grids.prod(1).tolist()), grids, strict=True)
+    alone = [features(tower, case, {"pixel_values": patches, "image_grid_thw": grid[None]}) for patches, grid in parts]
+    assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+def test_frames_of_a_video_are_each_on_a_grid() -> None:
+    model, inputs = double("qwen2_vl")
+    tower = towers_of(model)["vision"]
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "local2d", "radius": 1}}})
+    patches = inputs["pixel_values"][:48]
+    video = features(tower, "qwen2_vl", {"pixel_values": patches, "image_grid_thw": torch.tensor([[2, 4, 6]])})
+    frames = [
+        features(tower, "qwen2_vl", {"pixel_values": part, "image_grid_thw": torch.tensor([[1, 4, 6]])}) for part in patches.split(24)
+    ]
+    assert torch.allclose(video, torch.cat(frames), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["clip", "siglip", "llava"])
+def test_pictures_of_one_size_are_on_one_grid(case: str) -> None:
+    """Of SigLIP, whose attention modules hand no keywords on, too; class tokens are before the grid."""
+    model, inputs = double(case)
+    tower = towers_of(model)["vision"]
+    prefix = 0 if case == "siglip" else 1
+    places = torch.tensor([(row, column) for row in range(8) for column in range(8)])
+    seen = torch.ones(prefix + 64, prefix + 64, dtype=torch.bool)
+    seen[prefix:, prefix:] = ((places[:, None] - places[None]).abs() <= 2).all(-1)
+    mask = torch.where(seen, 0.0, -torch.inf).double()[None, None]
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any) -> Any:
+        weights = (query @ key.mT * scaling + mask).softmax(-1)
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    AttentionInterface.register(WHOLE_ROWS, attend)
+    tower.set_attn_implementation("eager")
+    for stack in [tower, *(module for module in tower.modules() if hasattr(module, "config"))]:
+        stack.config._attn_implementation = WHOLE_ROWS
+    with torch.no_grad():
+        expected = tower(inputs["pixel_values"]).last_hidden_state
+    tower.config._attn_implementation = "sdpa"
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "local2d", "radius": 2}}})
+    with torch.no_grad():
+        assert torch.allclose(tower(inputs["pixel_values"]).last_hidden_state, expected, rtol=0, atol=1e-12)
+
+
+def gradient(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
+    tower.zero_grad()
+    arguments = {"grid_thw": inputs["image_grid_thw"]} if case == "qwen2_vl" else {}
+    tower(inputs["pixel_values"], **arguments).last_hidden_state.sin().sum().backward()
+    return next(value.grad for name, value in tower.named_parameters() if name.endswith(("qkv.weight", "q_proj.weight"))).clone()
+
+
+@pytest.mark.parametrize("case", ["siglip", "qwen2_vl"])
+def test_layers_that_are_computed_again_know_the_grid(case: str) -> None:
+    model, inputs = double(case)
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "local2d", "radius": 1}}})
+    tower = towers_of(model)["vision"].train()
+    expected = gradient(case, tower, inputs)
+    tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert torch.allclose(gradient(case, tower, inputs), expected, rtol=0, atol=1e-12)
