@@ -45,7 +45,7 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes", "input_sizes"),
+    ("config", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes", "series_lengths", "input_sizes"),
     ("sources",),
     ("long_models",),
     ("architectures",),
@@ -56,7 +56,7 @@ CONVERSION = (
     ("plan_grid",),
     ("plan_audio",),
     ("plan",),
-    ("inspection", "writing", "folders", "pictures", "sound"),
+    ("inspection", "writing", "folders", "pictures", "sound", "seeded_inputs"),
     ("verify_loss",),
     ("verify", "verify_outputs", "verify_generic", "verify_sizes", "verify_audio", "verify_grid", "verify_towers"),
     ("native",),

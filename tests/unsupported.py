@@ -34,3 +34,11 @@ ENCODER_DECODER = unsupported("blenderbot", "plbart")
 """Has an encoder and a decoder with BART's names of sizes."""
 OWN_ATTENTION = unsupported("bloom", "codegen", "mpt")
 """Does not take its attention from transformers' AttentionInterface."""
+SERIES = unsupported("timesfm2_5")
+"""Reads time series in patches, with rotary positions."""
+CHANNELS = unsupported("patchtst")
+"""Reads time series of several channels in patches, with a table of positions."""
+LAGS = unsupported("time_series_transformer", "informer")
+"""Reads time series with the features of each step, by an encoder and a decoder."""
+SYNTHESIS = unsupported("csm")
+"""Writes speech: a decoder of frames, one of the codebooks of a frame, and a codec of sound."""

@@ -172,6 +172,8 @@ def _grown(plan: Mapping[str, Any]) -> str:
         return f"{before} → {after} frames, {old:,} → {new:,} tokens"
     if "new_audio_seconds" in plan:
         return f"{plan['old_audio_seconds']:,g} → {plan['new_audio_seconds']:,g} seconds, {old:,} → {new:,} frames"
+    if "new_context_length" in plan:
+        return f"{plan['old_context_length']:,} → {plan['new_context_length']:,} steps, {old:,} → {new:,} tokens"
     length = f"{new} tokens" if new else "any number of tokens"
     return f"{old} → {length}" if old else length
 

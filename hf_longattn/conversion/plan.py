@@ -31,6 +31,7 @@ from .plan_grid import plan_grid
 from .plan_inputs import SETTINGS, InputPlan, input_kinds, refuse_other_settings
 from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, tensors_with_towers
+from .series_lengths import SeriesPlan
 from .sources.base import Source, TowerSource, open_source
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
@@ -320,6 +321,7 @@ class ConversionPlan(ResultPlan):
     unchanged_tokens: int = 0  # where positions change outputs, the longest text whose outputs they do not change
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
+    series: SeriesPlan | None = None  # the steps of a plain class that reads time series
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
 
@@ -354,6 +356,7 @@ class ConversionPlan(ResultPlan):
             "old_length": self.old_length,
             "new_length": self.new_length,
             **self.input_values(),
+            **({} if self.series is None else self.series.to_dict()),
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
@@ -390,7 +393,14 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     chosen = _generic_attention(architecture.source_config, request)
     full = LongAttentionConfig("full")
     reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(_text_tower(architecture.source_config), full)
-    config, length, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, request.max_length)
+    series = SeriesPlan.of(architecture.model_class, architecture.source_config, request.max_length)
+    if series is None:
+        length = _text_length(architecture.source_config, request.max_length)
+    else:
+        length = StackLength(series.old.tokens, series.new.tokens)
+    config, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, length)
+    if series is not None:
+        config.context_length = series.new.steps
     if cast is not None:
         config.dtype = cast
     skeleton: Any = architecture.skeleton(config)
@@ -413,6 +423,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
         costs=(),
         warnings=tuple(warnings),
         generic=True,
+        series=series,
     )
     if isinstance(chosen, LongAttentionConfig):
         return plan
@@ -464,14 +475,21 @@ UNCHANGED = "as they were"
 """The rule for positions that a plain class keeps."""
 
 
+def _text_length(config: Any, max_length: int | None) -> StackLength:
+    """The tokens that source and result take, 0 if the source's config does not say."""
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
+    old = said if isinstance(said, int) else 0
+    return StackLength(old, old if max_length is None else int(max_length))
+
+
 def _generic_config(
     architecture: GenericArchitecture,
     attention: LongAttentionConfig | Mapping[str, LongAttentionConfig],
     reading: LongAttentionConfig,
     positions: str,
-    max_length: int | None,
-) -> tuple[Any, StackLength, str, str]:
-    """The config of the result, its lengths (0 if the config does not say), the rule for positions, and why they change the outputs.
+    length: StackLength,
+) -> tuple[Any, str, str]:
+    """The config of the result, the rule for positions, and why they change the outputs.
 
     Args:
         reading: the attention of the stack that reads texts.
@@ -483,24 +501,23 @@ def _generic_config(
     config.architectures = [architecture.source_class]
     mark_generic(config, attention)
     text = config.get_text_config()
-    said = getattr(text, "max_position_embeddings", None)
-    old = said if isinstance(said, int) else 0
-    new = old if max_length is None else int(max_length)
-    if isinstance(getattr(text, "rope_parameters", None), dict) and old:
-        if new < old:
+    if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
+        if length.new < length.old:
             raise LengthError(
-                f"The source takes {old} tokens and conversion only extends it: a maximum length of {new} is too small, give at least "
-                f"{old}."
+                f"The source takes {length.old} tokens and conversion only extends it: a maximum length of {length.new} is too small, give "
+                f"at least {length.old}."
             )
-        rope = plan_rotary(text, reading, positions, StackLength(old, new))
-        text.rope_parameters, text.max_position_embeddings = rope.parameters, rope.max_position_embeddings
+        rope = plan_rotary(text, reading, positions, length)
+        text.rope_parameters = rope.parameters
+        if length.new != length.old:
+            text.max_position_embeddings = rope.max_position_embeddings
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
-        return config, StackLength(old, new), f"rope:{rope.kind}", position_change
-    if new != old or positions != "auto":
+        return config, f"rope:{rope.kind}", position_change
+    if length.new != length.old or positions != "auto":
         raise PositionError(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
         )
-    return config, StackLength(old, old), UNCHANGED, ""
+    return config, UNCHANGED, ""
 
 
 SEGMENTS = ("global_first_segment", "global_second_segment")

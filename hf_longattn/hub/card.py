@@ -306,6 +306,8 @@ REPORT_FIELDS: dict[str, Any] = {
         "new_spectrogram_size": [NATURAL],
         "old_audio_seconds": NUMBER,
         "new_audio_seconds": NUMBER,
+        "old_context_length": NATURAL,
+        "new_context_length": NATURAL,
     },
     "checks": [{"name!": TEXT, "status!": TEXT, "detail!": TEXT, "values": _VALUES}],
     "versions": "an object of text",
@@ -375,6 +377,9 @@ def _introduction(
     elif plan.get("new_spectrogram_size"):
         before, after = (f"{plan[size][-1]:,}" for size in ("old_spectrogram_size", "new_spectrogram_size"))
         grown = f", extended from spectrograms of {before} to {after} frames ({plan['old_length']:,} to {length:,} tokens)"
+    elif plan.get("new_context_length"):
+        before, after = (f"{plan[steps]:,}" for steps in ("old_context_length", "new_context_length"))
+        grown = f", extended from series of {before} to {after} steps ({plan['old_length']:,} to {length:,} tokens)"
     elif plan and not plan["new_length"]:  # a plain class without a maximum length
         grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""

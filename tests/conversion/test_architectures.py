@@ -18,12 +18,26 @@ from typer.testing import CliRunner
 import hf_longattn
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.conversion.verify_generic import seeded_inputs
+from hf_longattn.conversion.seeded_inputs import seeded_inputs
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError, PositionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.reading import generic_names
 from tests.trained import tokenizer_of
-from tests.unsupported import DECODER, ENCODER_DECODER, IMAGES, OWN_ATTENTION, ROTARY, SLIDING, SPECTROGRAMS, SPEECH, TEXT_AND_IMAGES
+from tests.unsupported import (
+    CHANNELS,
+    DECODER,
+    ENCODER_DECODER,
+    IMAGES,
+    LAGS,
+    OWN_ATTENTION,
+    ROTARY,
+    SERIES,
+    SLIDING,
+    SPECTROGRAMS,
+    SPEECH,
+    SYNTHESIS,
+    TEXT_AND_IMAGES,
+)
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
@@ -40,6 +54,30 @@ SAMPLES = {
     "vocab_size": 200, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 1,
     "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4,
 }  # fmt: skip
+STEPS = {
+    "patch_length": 8, "context_length": 128, "horizon_length": 8, "output_quantile_len": 8, "num_hidden_layers": 2, "hidden_size": 32,
+    "intermediate_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 4,
+}  # fmt: skip
+STEPS_OF_CHANNELS = {
+    "patch_length": 8, "patch_stride": 8, "context_length": 128, "prediction_length": 8, "num_input_channels": 2, "num_hidden_layers": 2,
+    "d_model": 32, "num_attention_heads": 4, "ffn_dim": 64,
+}  # fmt: skip
+STEPS_WITH_FEATURES = {
+    "prediction_length": 8, "context_length": 32, "lags_sequence": [1, 2, 7], "num_time_features": 2, "d_model": 32, "encoder_layers": 2,
+    "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+}  # fmt: skip
+CODES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+CODEC = {
+    **CODES, "num_key_value_heads": 4, "model_type": "mimi", "num_filters": 8, "num_residual_layers": 1, "upsampling_ratios": [4, 2],
+    "codebook_size": 64, "vector_quantization_hidden_dimension": 16, "codebook_dim": 16, "num_quantizers": 4,
+    "num_semantic_quantizers": 1, "head_dim": 8, "sliding_window": 20, "upsample_groups": 32, "max_position_embeddings": 200,
+}  # fmt: skip
+FRAMES = {
+    **CODES, "num_codebooks": 4, "vocab_size": 68, "text_vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 90,
+    "bos_token_id": 91, "audio_token_id": 92, "audio_eos_token_id": 93, "codebook_pad_token_id": 66, "codebook_eos_token_id": 0,
+    "depth_decoder_config": {**CODES, "num_codebooks": 4, "vocab_size": 68, "backbone_hidden_size": 32, "max_position_embeddings": 5},
+    "codec_config": CODEC,
+}  # fmt: skip
 DETECTOR = f"{IMAGES}ForObjectDetection"
 IMAGE_TYPE, OWN_ATTENTION_TYPE = (getattr(transformers, f"{name}Config").model_type for name in (IMAGES, OWN_ATTENTION))
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -50,6 +88,10 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     f"{SPEECH}Model": (f"{SPEECH}Config", SAMPLES, 6),
     f"{DECODER}ForCausalLM": (f"{DECODER}Config", TEXT, 2),
     f"{ROTARY}ForCausalLM": (f"{ROTARY}Config", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
+    f"{SERIES}ModelForPrediction": (f"{SERIES}Config", STEPS, 2),
+    f"{CHANNELS}ForPrediction": (f"{CHANNELS}Config", STEPS_OF_CHANNELS, 2),
+    f"{LAGS}ForPrediction": (f"{LAGS}Config", STEPS_WITH_FEATURES, 6),
+    f"{SYNTHESIS}ForConditionalGeneration": (f"{SYNTHESIS}Config", FRAMES, 8),
 }
 """Class -> its config, and how many attention modules it has."""
 
@@ -97,6 +139,8 @@ def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -
     read = hf_longattn.load_generic(tmp_path / "again").state_dict()
     assert all(torch.equal(read[key], values) for key, values in model.state_dict().items())
 
+    if name.startswith(SERIES):  # transformers renames its weights by the model type, which is another one in this folder
+        return
     plain = getattr(transformers, name).from_pretrained(tmp_path / "long")  # the class asked for by its name; transformers warns
     assert torch.allclose(run(plain), run(getattr(transformers, name).from_pretrained(source)), atol=1e-6)
     assert (run(plain) - run(model)).abs().max() > 0
@@ -124,9 +168,37 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
     assert scaled(torch.randint(5, 200, (1, 200))).logits.isfinite().all()
 
 
+def test_a_maximum_length_counts_the_steps_of_a_series(tmp_path: Path) -> None:
+    source = saved(f"{SERIES}ModelForPrediction", tmp_path / "plain", infer_is_positive=False)
+    full = {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}}
+    report = convert_checkpoint(source, tmp_path / "long", generic=True, long_attention=full, max_length=256, positions="rope:none")
+    lengths = {name: report.plan[name] for name in ("old_context_length", "new_context_length", "old_length", "new_length")}
+    assert lengths == {"old_context_length": 128, "new_context_length": 256, "old_length": 16, "new_length": 32}
+    details = {check.name: check.detail for check in report.checks}
+    assert "past_values [1, 128]" in details["equal with the source's attention"]
+    assert "past_values [1, 256]" in details["finite"]
+    assert "extended from series of 128 to 256 steps (16 to 32 tokens)" in (tmp_path / "long" / "README.md").read_text()
+
+    short, long = getattr(transformers, f"{SERIES}ModelForPrediction").from_pretrained(source), hf_longattn.load_generic(tmp_path / "long")
+    assert (long.config.context_length, long.config.max_position_embeddings) == (256, 32)
+    series = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def forecast(model: Any, values: torch.Tensor) -> torch.Tensor:
+        return model(past_values=values).mean_predictions
+
+    assert torch.allclose(forecast(long, series[:, 128:]), forecast(short, series[:, 128:]), atol=1e-4)  # the steps before it are padding
+    changed = torch.cat([series[:, :64] + 1, series[:, 64:]], 1)
+    assert torch.equal(forecast(short, changed), forecast(short, series))
+    assert not torch.allclose(forecast(long, changed), forecast(long, series), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "error", "sentence"),
     [
+        (f"{SERIES}ModelForPrediction", {"max_length": 64}, LongAttentionError, "looks at 128 steps and conversion only extends it"),
+        (f"{SERIES}ModelForPrediction", {"max_length": 250}, LongAttentionError, "patches of 8 steps, and 250 is not a multiple; give 256"),
+        (f"{CHANNELS}ForPrediction", {"max_length": 256}, PositionError, f"cannot change the positions of a {CHANNELS}ForPrediction"),
         (
             DETECTOR,
             {"max_length": 4096},

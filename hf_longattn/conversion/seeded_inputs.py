@@ -1,0 +1,133 @@
+"""Random inputs for one forward pass of any class of transformers, the same at every call.
+
+What a class reads is told by the arguments of its ``forward``, and of what size by its config.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..errors import CheckpointError
+from ..modeling.generic import towers_of
+from .model_loading import seeded_pages
+from .series_lengths import SERIES_INPUT
+
+TOKENS, DECODER_TOKENS = 48, 8
+SAMPLES = 4000
+"""Audio samples for Wav2Vec2 and similar models."""
+GRIDS = ((1, 4, 6), (1, 2, 4))
+"""Frames, height and width of pictures of different sizes, in patches of the language model."""
+IMAGE_TOKEN, VIDEO_TOKEN = "image_token_id", "video_token_id"
+"""The config's fields with the tokens in place of which a language model reads pictures."""
+
+
+def seeded_inputs(model: Any) -> dict[str, Any]:
+    """Random inputs for one forward pass, as the class takes them: token ids, images, audio features or samples, or a time series.
+
+    Raises:
+        CheckpointError: the class takes inputs of an unknown kind.
+    """
+    taken = inspect.signature(type(model).forward).parameters
+    config, random = model.config, torch.Generator().manual_seed(0)
+    text = config.get_text_config()
+    inputs: dict[str, Any] = {}
+    if "pixel_values" in taken:
+        inputs |= _seeded_pictures(model, random)
+    if "input_features" in taken:
+        inputs["input_features"] = torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions, generator=random)
+    if "input_values" in taken and "input_ids" not in taken:  # next to text they are a recording to go on from, which may be left out
+        inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)
+    if "input_ids" in taken:
+        length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
+        inputs["input_ids"] = _ids(text, length, random)
+        inputs |= seeded_pages(config, inputs["input_ids"])
+        if getattr(config, IMAGE_TOKEN, None) is not None and "pixel_values" in inputs:
+            inputs |= _with_image_tokens(model, inputs)
+    if "decoder_input_ids" in taken and config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = _ids(text, DECODER_TOKENS, random)
+    if SERIES_INPUT in taken:
+        decodes = "future_time_features" in taken  # from the future itself, which other classes take for a loss
+        names = taken.keys() if decodes else taken.keys() - {"future_values"}
+        inputs |= {name: values for name, values in _series(config, random).items() if name in names}
+    if not inputs:
+        raise CheckpointError(
+            f"A {type(model).__name__} takes inputs of an unknown kind, so the result cannot be verified; add --no-verify."
+        )
+    return inputs
+
+
+def _ids(text: Any, length: int, random: Generator) -> Tensor:
+    """Token ids; the first few of a vocabulary are special tokens."""
+    return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, length), generator=random)
+
+
+def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
+    """Random pictures: one of the config's size, or two of different sizes where a tower takes them so."""
+    taken = inspect.signature(type(model).forward).parameters
+    vision = getattr(model.config, "vision_config", model.config)
+    channels = next(getattr(vision, name) for name in ("num_channels", "in_channels") if hasattr(vision, name))
+    if "image_grid_thw" in taken:  # rows of patches, those that become a token of the language model next to one another
+        merge, patch = vision.spatial_merge_size, vision.patch_size
+        grids = torch.tensor([(frames, height * merge, width * merge) for frames, height, width in GRIDS])
+        patches = int(grids.prod(1).sum())
+        pixels = torch.randn(patches, channels * vision.temporal_patch_size * patch * patch, generator=random)
+        return {"pixel_values": pixels, "image_grid_thw": grids}
+    tower = towers_of(model).get("vision")
+    if tower is not None and "image_sizes" in inspect.signature(type(tower).forward).parameters and "image_sizes" in taken:
+        sizes = torch.tensor([(height * vision.patch_size, width * vision.patch_size) for _, height, width in GRIDS])
+        height, width = sizes.amax(0).tolist()
+        return {"pixel_values": torch.randn(len(GRIDS), channels, height, width, generator=random), "image_sizes": sizes}
+    size = vision.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"pixel_values": torch.randn(1, channels, height, width, generator=random)}
+
+
+def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``input_ids`` after as many image tokens for each picture as it has features, and a token of text after each picture."""
+    image, taken = getattr(model.config, IMAGE_TOKEN), inspect.signature(type(model).forward).parameters
+    with torch.no_grad():
+        features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
+    ids = inputs["input_ids"]
+    special = torch.tensor([token for token in (image, getattr(model.config, VIDEO_TOKEN, None)) if token is not None])
+    ids = torch.where(torch.isin(ids, special), ids.min(), ids)
+    pictures = [part for of_picture in features for part in (ids.new_full((1, len(of_picture)), image), ids[:, :1])]
+    ids = torch.cat([*pictures, ids], 1)
+    return {"input_ids": ids, **({"mm_token_type_ids": (ids == image).int()} if "mm_token_type_ids" in taken else {})}
+
+
+def _series(config: Any, random: Generator) -> dict[str, Any]:
+    """What models of time series read: the past, what is known of it and of the future, and the future itself, from which some decode."""
+    past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
+    future = config.horizon_length if hasattr(config, "horizon_length") else config.prediction_length
+    channels = getattr(config, "num_input_channels", None)
+    if channels is None and (inputs := getattr(config, "input_size", 1)) > 1:
+        channels = inputs
+    values = (1, past) if channels is None else (1, past, channels)
+    features = getattr(config, "num_time_features", 0)
+    return {
+        SERIES_INPUT: torch.randn(values, generator=random),
+        "past_observed_mask": torch.ones(values),
+        "past_values_padding": torch.zeros(1, past, dtype=torch.long),
+        "past_time_features": torch.randn(1, past, features, generator=random),
+        "future_time_features": torch.randn(1, future, features, generator=random),
+        "future_values": torch.randn(1, future, *values[2:], generator=random),
+        "freq": torch.zeros(1, 1, dtype=torch.long),
+        "forecast_context_len": past,  # a result that looks at more steps pads no others in front of them
+    }
+
+
+def run_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All floating-point tensors that one forward pass returns, by name; what the model draws at random is the same at every call."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        returned = model(**inputs, return_dict=True)
+    tensors: dict[str, Tensor] = {}
+    for name, value in returned.items():
+        parts = {f"{name}[{index}]": part for index, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        tensors |= {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()}
+    return tensors
