@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers.models.moonshine_streaming.configuration_moonshine_streaming import (
     MoonshineStreamingConfig,
@@ -51,13 +52,9 @@ class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEnc
     model_type = "long_moonshine_streaming_encoder"
     decoder_positions: ClassVar[int | None] = None
 
-    def _attention_without_choice(self) -> LongAttentionConfig:
+    @property
+    def _own_attention(self) -> LongAttentionConfig:
         return own_attention(self)
-
-    def resolve_implementation(self, requested: str | None) -> str:
-        """The implementation of the model: transformers' class builds the encoder, and asks for its default."""
-        default = requested == "sdpa" and not self.__dict__.get(BASE_ATTENTION)
-        return super().resolve_implementation(None if default else requested)
 
 
 class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConfig):
@@ -112,9 +109,12 @@ class MoonshineWithWindows(ReplacedModules):
     }
 
     def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
-        outputs = super()._run(base_forward, arguments)
         if not isinstance(self, MoonshineStreamingEncoder):
-            return outputs
+            return super()._run(base_forward, arguments)
+        plain = vars(self.config).get(BASE_ATTENTION) or attention_implementation(self.config) == BACKEND
+        if not plain and arguments.get("attention_mask") is None:  # without one, the base leaves its windows out
+            arguments["attention_mask"] = torch.ones_like(arguments["input_values"], dtype=torch.long)
+        outputs = super()._run(base_forward, arguments)
         if isinstance(outputs, tuple):
             return tuple(entry[:, 0, 0] if isinstance(entry, Tensor) and entry.dim() == 4 else entry for entry in outputs)
         if outputs.attention_mask is not None and outputs.attention_mask.dim() == 4:

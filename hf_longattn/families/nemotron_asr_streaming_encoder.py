@@ -14,6 +14,7 @@ from transformers.models.nemotron_asr_streaming.configuration_nemotron_asr_strea
 from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming import (
     NemotronAsrStreamingEncoder,
     NemotronAsrStreamingEncoderAttention,
+    NemotronAsrStreamingEncoderBlock,
     NemotronAsrStreamingEncoderRelPositionalEncoding,
 )
 
@@ -46,9 +47,6 @@ class LongNemotronAsrStreamingEncoderConfig(LongAudioConfig, NemotronAsrStreamin
 
     model_type = "long_nemotron_asr_streaming_encoder"
 
-    def _attention_without_choice(self) -> LongAttentionConfig:
-        return own_attention(self)
-
 
 class LongNemotronPositions(NearPositions, NemotronAsrStreamingEncoderRelPositionalEncoding):
     """Sinusoids of the distances that any layer sees, of sounds of any length."""
@@ -73,6 +71,21 @@ class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
         return attend(self, hidden_states, position_embeddings, padding, **kwargs)
 
 
+class LongNemotronBlock(NemotronAsrStreamingEncoderBlock):
+    """NemotronAsrStreamingEncoderBlock that reads a mask of numbers as well, which eager attention has: transformers' takes its zeros, the
+    pairs that are seen, for those that are not."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, all_masked_rows: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        if attention_mask is not None and attention_mask.is_floating_point():
+            seen = attention_mask == 0
+            all_masked_rows = ~seen.any(-1)
+            attention_mask = seen | all_masked_rows[..., None]  # frames of padding, whose states mean nothing, but must be numbers
+        states: Tensor = super().forward(hidden_states, attention_mask, all_masked_rows, **kwargs)
+        return states
+
+
 class NemotronOnTheBackend(OnTheBackend):
     """Replaces modules of the base by the classes above. Its encoder hands down a mask of four dimensions, which transformers takes as it
     is, where it would make one of frames × frames."""
@@ -80,6 +93,7 @@ class NemotronOnTheBackend(OnTheBackend):
     hands_globals_down = True
     replaced = {
         NemotronAsrStreamingEncoderAttention: LongNemotronAttention,
+        NemotronAsrStreamingEncoderBlock: LongNemotronBlock,
         NemotronAsrStreamingEncoderRelPositionalEncoding: LongNemotronPositions,
     }
 

@@ -95,7 +95,10 @@ def test_without_a_mask_the_base_drops_its_windows_and_the_long_model_keeps_them
     inputs = inputs_of(1)
     masked, mask = plain(**inputs).last_hidden_state, inputs.pop("attention_mask")
     assert bool(mask.all())
-    torch.testing.assert_close(model(**inputs).last_hidden_state, masked, rtol=1e-5, atol=1e-5)
+    for implementation in ("longattn", "eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        assert model.config.encoder_config._attn_implementation == implementation
+        torch.testing.assert_close(model(**inputs).last_hidden_state, masked, rtol=1e-5, atol=1e-5)
     assert (plain(**inputs).last_hidden_state - masked).abs().max() > 1e-2
     model.use_base_attention()
     torch.testing.assert_close(model(**inputs, attention_mask=mask).last_hidden_state, masked, rtol=1e-5, atol=1e-5)

@@ -110,6 +110,20 @@ def test_a_conversion_keeps_the_chunks_and_comes_back(transducer: bool, tmp_path
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (tmp_path / "short" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("padding", [0, 110])
+@torch.no_grad()
+def test_eager_attention_sees_the_same_chunks(padding: int, tmp_path: Path) -> None:
+    """transformers' own sees what is hidden, since it takes a mask of numbers for one of truth values."""
+    save(tmp_path)
+    model, inputs = LongNemotronAsrStreamingEncoder.from_pretrained(tmp_path).eval(), inputs_of(padding=padding)
+    expected = model(**inputs)
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+    outputs = model(**inputs)
+    sound = torch.ones(2, 31, dtype=torch.bool) if outputs.attention_mask is None else outputs.attention_mask.bool()
+    torch.testing.assert_close(outputs.last_hidden_state[sound], expected.last_hidden_state[sound], rtol=1e-4, atol=1e-5)
+
+
 def test_caches_and_other_lookaheads_are_the_base_s(tmp_path: Path) -> None:
     plain = save(tmp_path)
     model = LongNemotronAsrStreamingEncoder.from_pretrained(tmp_path).eval()

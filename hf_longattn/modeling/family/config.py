@@ -33,8 +33,9 @@ DEFAULTS = ("sdpa", "eager")
 class LongConfig(_Base):
     """Comes before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
-    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, written to ``config.json`` as a mapping. By default that of
-        :meth:`default_attention`, the base's sliding window if all layers have one, otherwise Longformer's defaults. Layers with a sliding
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, written to ``config.json`` as a mapping. By default the mechanisms
+        equal to the base's attention where the family says which (``Family.own_attention``), that of :meth:`default_attention`, the
+        base's sliding window if all layers have one, otherwise Longformer's defaults. Layers with a sliding
         window of the base keep it unless they are named (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError`
         for a layer that does not exist, and for a mechanism without the causal (bidirectional) form that is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
@@ -156,7 +157,18 @@ class LongConfig(_Base):
     def _computes_as_base(self) -> bool:
         """Whether every layer's mechanism computes what the base's attention does."""
         layers, causal = self._attending
+        own_attention = self._own_attention
+        if own_attention is not None:
+            return self.long_attention.same_layers(own_attention, layers)
         return equals_base(self.long_attention, own_windows(self)[:layers], causal)
+
+    @property
+    def _own_attention(self) -> LongAttentionConfig | None:
+        """The mechanisms equal to the base's attention, where that is neither full attention nor sliding windows."""
+        from .definition import known_family
+
+        family = known_family(self)
+        return None if family is None or family.own_attention is None else family.own_attention(self)
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
@@ -165,7 +177,8 @@ class LongConfig(_Base):
 
     def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
         """The attention of this config if none was chosen."""
-        return self.default_attention()
+        own_attention = self._own_attention
+        return self.default_attention() if own_attention is None else own_attention
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

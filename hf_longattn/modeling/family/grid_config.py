@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...configuration import LongAttentionConfig
 from ...errors import OptionError
 from ...mechanisms.common.registry import mechanism_class, prototype
 from ...options import ORDER
 from .config import LongEncoderConfig
-from .definition import family_of
 from .grid_rule import image_size
 
 INTERPOLATE, TILE = "interpolate", "tile"
@@ -19,8 +16,7 @@ INTERPOLATE, TILE = "interpolate", "tile"
 class LongGridConfig(LongEncoderConfig):
     """Comes before the base's config class: ``class LongViTConfig(LongGridConfig, ViTConfig)``.
 
-    long_attention: as in a text model; by default the mechanisms equal to the base's attention where that is not full attention
-        (``Family.own_attention``), otherwise ``window2d``.
+    long_attention: as in a text model; by default ``window2d`` where the base's attention is full.
     image_size: the base's, unchanged: the size of the pictures for which the position table was trained.
     long_image_size: ``(height, width)`` of the pictures for which the model was converted, in pixels. Others are read as well.
     position_extension: what the positions of a larger picture are: ``"interpolate"``, the table resized by the base's own method, or
@@ -46,17 +42,6 @@ class LongGridConfig(LongEncoderConfig):
         """Set the size for which the model was converted; ``values``, the other fields, lose it."""
         size = values.pop("long_image_size", None)
         self.long_image_size = None if size is None else list(image_size(size))
-
-    def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
-        own_attention = family_of(self).own_attention
-        return super()._attention_without_choice() if own_attention is None else own_attention(self)
-
-    @property
-    def _computes_as_base(self) -> bool:
-        own_attention = family_of(self).own_attention
-        if own_attention is None:
-            return super()._computes_as_base
-        return self.long_attention.same_layers(own_attention(self), self.num_hidden_layers)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

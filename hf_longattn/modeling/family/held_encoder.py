@@ -46,8 +46,11 @@ class LongHeldEncoderConfig(LongAudioConfig):
             setattr(self.__dict__[ENCODER], name, value)
             return
         super().__setattr__(name, value)
+        encoder = self.__dict__.get(ENCODER)
+        if name == IMPLEMENTATION_FIELD and isinstance(encoder, self.encoder_class) and encoder.__dict__.get(IMPLEMENTATION_FIELD) is None:
+            setattr(encoder, IMPLEMENTATION_FIELD, value)  # transformers' class builds the encoder, and would ask for its own default
         if name == "long_attention":
-            encoder = self.__dict__[ENCODER]
+            assert encoder is not None
             encoder.long_attention = self.long_attention
             setattr(encoder, IMPLEMENTATION_FIELD, self.__dict__.get(IMPLEMENTATION_FIELD))  # asked for before the mechanisms were known
 

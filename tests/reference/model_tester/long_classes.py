@@ -177,7 +177,7 @@ class AudioTester(Tester):
             return config
         family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window", "window": 4}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
-            chosen = {"mechanism": "full"}
+            chosen = {"mechanism": "full"} if family.own_attention is None else family.own_attention(config)
         elif family.own_attention is not None:
             chosen = None
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
