@@ -324,10 +324,11 @@ def show_receptive_field(field: ReceptiveField) -> None:
     """How much features change by distance from a patch that was replaced, and how far that reaches."""
     console = terminal.console()
     sound = field.cell_seconds is not None
-    noun = "sound" if sound else "picture"
-    files = f"{len(field.pictures)} {'recordings' if sound else 'pictures'}" if len(field.pictures) > 1 else "".join(field.pictures)
-    read = f"{field.image_size[0] / field.patch[0] * (field.cell_seconds or 0):,.3g} s" if sound else f"{_sides(field.image_size)} pixels"
-    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if sound else f"patches of {_sides(field.patch)} pixels"
+    noun = "sound" if sound else field.noun
+    files = f"{len(field.pictures)} {'recording' if sound else noun}s" if len(field.pictures) > 1 else "".join(field.pictures)
+    duration = f"{field.image_size[0] / field.patch[0] * (field.cell_seconds or 0):,.3g} s"
+    read = duration if sound else f"{_sides(field.image_size)} {field.units}"
+    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if sound else f"patches of {_sides(field.patch)} {field.units}"
     console.print(
         _facts(
             ("model", f"{field.model}  ({field.model_class})"),

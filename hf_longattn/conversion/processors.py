@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torch import Tensor
 from ..errors import CheckpointError, GridError, checkpoint_errors
 from ..reading import read_json_object
 from .grid_sizes import pixels
+
+if TYPE_CHECKING:
+    from ..data.audio import Samples
+    from ..modeling.family.grid_rule import GridRule
 
 FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
@@ -99,6 +103,13 @@ def sized_pixels(processor: Any, folder: Path, pictures: Sequence[Any], size: tu
             f"set do_resize and size in its {FILE}."
         )
     return torch.cat(values)
+
+
+def spectrograms(extractor: Any, sounds: Sequence[Samples], rule: GridRule, size: tuple[int, ...]) -> Tensor:
+    """Spectrograms ``(B, frames, mel bins)`` of this ``size``, mel bins and frames, to which the feature extractor cuts or pads sounds."""
+    sized = type(extractor).from_dict({**extractor.to_dict(), **rule.extractor_fields(size)})
+    settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
+    return torch.cat([sized(sound, **settings)[rule.input] for sound in sounds])
 
 
 def picture_size(processor: Any) -> tuple[int, int] | None:

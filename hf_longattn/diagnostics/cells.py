@@ -51,7 +51,7 @@ class PictureCells:
         if hasattr(stack, "out_features"):
             kind = type(stack).__name__
             raise BackendError(f"A {kind} returns feature maps of several layers; probe {kind.replace('Backbone', 'Model')} instead.")
-        rule: Any = family_of(stack).grid
+        rule: Any = family_of(stack, of_pixels=False).grid
         self.rule, self.stack = rule, stack
         grid = rule.of_size(stack.config, tuple(values.shape[2:]))
         self.tokens, self.grid = grid.length, rule.output_grid(stack.config, grid)

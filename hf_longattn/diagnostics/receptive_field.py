@@ -30,8 +30,8 @@ from ..configuration import LongAttentionConfig
 from ..conversion.audio_seconds import audio_family
 from ..conversion.grid_sizes import read_size
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor, sized_pixels
-from ..conversion.sound import RecordedSounds
+from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor, sized_pixels, spectrograms
+from ..conversion.sound import RecordedSounds, read_recordings
 from ..conversion.sources.base import open_source
 from ..data.audio import audio_files
 from ..data.files import evenly_spread
@@ -43,6 +43,7 @@ from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.definition import FAMILIES, Family, model_name
+from ..modeling.family.grid_rule import IMAGE_SIZE, PIXELS
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
 from .cells import cells_of, stack_of_layers
@@ -116,13 +117,14 @@ class ReceptiveField:
     """The effective receptive field of a model of pictures or of sound.
 
     pictures: names of the files; empty for pixels, or for an input of sound. image_size: height and width that the model read; of sound,
-        samples or rows of features.
-    grid: of its features. patch: pixels of a cell of that grid along each axis.
+        samples or rows of features; of a spectrogram, mel bins and frames.
+    grid: of its features. patch: pixels of a cell of that grid along each axis; of a spectrogram, from one patch to the next.
     mechanisms: of its layers, without repetitions; empty for a model with its base's attention.
     samples: patches replaced in each picture. share: see :meth:`FeatureChanges.reach`.
     measured: what the model does. full: the same weights with the base's attention, if that is something else; full attention in most
         families, and called ``base_attention``.
-    cell_seconds: of sound, from a frame to the next; ``None`` for pictures.
+    cell_seconds: of sound, from a frame to the next; ``None`` for pictures and spectrograms.
+    noun, size_name, units: what an input on a grid of patches is called, its size in files, and what that counts.
     """
 
     model: str
@@ -139,6 +141,9 @@ class ReceptiveField:
     full: FeatureChanges | None
     base_attention: str = FULL_ATTENTION
     cell_seconds: float | None = None
+    noun: str = "picture"
+    size_name: str = IMAGE_SIZE
+    units: str = "pixels"
 
     @property
     def cell(self) -> str:
@@ -178,7 +183,7 @@ class ReceptiveField:
             "model": self.model,
             "class": self.model_class,
             **(
-                {"pictures": list(self.pictures), "image_size": list(self.image_size)}
+                {f"{self.noun}s": list(self.pictures), self.size_name: list(self.image_size)}
                 if self.cell_seconds is None
                 else {"recordings": list(self.pictures), "length": self.image_size[0], "frame_seconds": self.cell_seconds}
             ),
@@ -230,7 +235,8 @@ def measure_receptive_field(
             image processor makes them, ``(B, channels, height, width)``, which a model in memory needs, also where it reads them as lists
             of patches; or an input of sound without padding as the feature extractor makes it.
         image_size: of files, in pixels: 1024, or "768x1024"; by default the size for which the model was made.
-        audio_seconds: of recordings, each of which is cut to this duration; by default :data:`SECONDS`, or the longest recording.
+        audio_seconds: of recordings, each of which is cut to this duration; by default :data:`SECONDS`, or the longest recording. For a
+            model of spectrograms, to which its feature extractor pads shorter ones, by default that for which it was made.
         samples: patches that are replaced in each picture, one at a time.
         baseline: measure a Long model with the attention of its base as well, which is full attention in most families and costs what
             that costs.
@@ -257,24 +263,28 @@ def measure_receptive_field(
     else:
         family = _checked_family(model, revision, token, image_size, audio_seconds)
         files = () if isinstance(pictures, Tensor) else tuple(_files(family, pictures))
-        images = [read_picture_file(file) for file in files] if family.grid is not None else []
+        images = [read_picture_file(file) for file in files] if not _reads_recordings(family) else []
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
         if isinstance(pictures, Path) and family.audio is not None:
             pictures = _sounds(network, loaded.source.folder, name, pictures, audio_seconds)
+        elif files and not images:
+            pictures = _spectrograms(network, loaded.source.folder, name, files, audio_seconds)
         elif files:
             pictures = _pixels(network, loaded.source.folder, name, images, image_size)
     assert isinstance(pictures, Tensor)
     stack = stack_of_layers(network)
+    audio = audio_family(network.config)
+    rule: Any = family_of(stack, of_pixels=False).grid if audio is None else audio.audio
     values = pictures.to(stack.device, stack.dtype)
+    values = rule.pixels_of_input(values) if audio is None else values
     cells = cells_of(network, values)
-    grid, audio = cells.grid, audio_family(network.config)
-    rule: Any = family_of(stack).grid if audio is None else audio.audio
+    grid = cells.grid
     replaced = [random_replacements(grid, samples, f"{seed} {number}") for number in range(len(values))]
     measured = feature_changes(network, values, replaced, progress)
     mechanisms = [site.mechanism for site in attention_sites(stack)] if has_mechanisms(stack) else []
     names = tuple(dict.fromkeys(str(mechanism.name) for mechanism in mechanisms if isinstance(mechanism, Mechanism)))
-    own, full = (family_of(stack) if audio is None else audio).own_attention, None
+    own, full = (family_of(stack, of_pixels=False) if audio is None else audio).own_attention, None
     of_base = LongAttentionConfig(FULL) if own is None else own(stack.config)
     if baseline and mechanisms and not stack.config.long_attention.same_layers(of_base, rule.layers(stack.config)):
         with attention_of(stack, of_base):
@@ -283,7 +293,8 @@ def measure_receptive_field(
         model=name, model_class=type(network).__name__, pictures=tuple(map(str, files)), grid=grid, patch=cells.sides, mechanisms=names,
         image_size=tuple(values.shape[1 + axis] for axis in cells.axes), samples=len(replaced[0]), seed=seed, share=SHARE,
         measured=measured, full=full, base_attention=FULL_ATTENTION if own is None else OWN_ATTENTION,
-        cell_seconds=None if audio is None else rule.seconds(cells.sides[0]),
+        **({name: getattr(rule, name) for name in ("noun", "size_name", "units")} if audio is None
+           else {"cell_seconds": rule.seconds(cells.sides[0])}),
     )  # fmt: skip
 
 
@@ -390,16 +401,22 @@ def _checked_family(
             f"{str(model)!r} is of type {model_type!r}, which is not a family of pictures or sound; leave the photo and --images out to "
             "probe it with texts, or give a model such as a ViT or a Wav2Vec2."
         )
-    if family.audio is not None and image_size is not None:
-        raise OptionError(f"{str(model)!r} reads sound, to which --image-size does not apply; give --audio-seconds 30, or leave it out.")
-    if family.grid is not None and audio_seconds is not None:
-        raise OptionError(f"{str(model)!r} reads {family.grid.noun}s, to which --audio-seconds does not apply; leave it out.")
+    noun = "sound" if family.grid is None else f"{family.grid.noun}s"
+    if _reads_recordings(family) and image_size is not None:
+        raise OptionError(f"{str(model)!r} reads {noun}, to which --image-size does not apply; give --audio-seconds 30, or leave it out.")
+    if not _reads_recordings(family) and audio_seconds is not None:
+        raise OptionError(f"{str(model)!r} reads {noun}, to which --audio-seconds does not apply; leave it out.")
     return family
+
+
+def _reads_recordings(family: Family) -> bool:
+    """Whether inputs are made of recordings: sound, or spectrograms."""
+    return family.grid is None or family.grid.input != PIXELS
 
 
 def _files(family: Family, inputs: Path) -> list[Path]:
     """The files that are read of a folder, or the one that is given."""
-    return evenly_spread(picture_files(inputs) if family.audio is None else audio_files(inputs), PICTURES)
+    return evenly_spread(audio_files(inputs) if _reads_recordings(family) else picture_files(inputs), PICTURES)
 
 
 def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: float | None) -> Tensor:
@@ -420,6 +437,26 @@ def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: fl
     if not (has_mechanisms(network) or rule.base_reads(config, duration)):
         duration = rule.durations(config)[0]
     return torch.cat(sounds.stretches(duration, PICTURES))
+
+
+def _spectrograms(network: Any, folder: Path, name: str, files: Sequence[Path], seconds: float | None) -> Tensor:
+    """Spectrograms of recordings as the model reads them, cut or padded to one duration, ``(B, frames, mel bins)``.
+
+    Raises:
+        GridError: the position table of a model of transformers is for another duration.
+        CheckpointError: there is no feature extractor.
+    """
+    stack = stack_of_layers(network)
+    rule, config = family_of(stack, of_pixels=False).grid, stack.config
+    assert rule is not None
+    size = rule.sizes(config)[1] if seconds is None else rule.of_seconds(config, checked_seconds(seconds, "--audio-seconds"))
+    if rule.of_size(config, size) != rule.of_size(config, rule.sizes(config)[0]) and not has_mechanisms(stack):
+        raise GridError(
+            f"{name!r} has positions for spectrograms of {rule.typed(rule.sizes(config)[0])} s; leave --audio-seconds out, or probe what "
+            f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
+        )
+    extractor = required_processor(load_feature_extractor(folder), name, "sound")
+    return spectrograms(extractor, read_recordings(files, extractor.sampling_rate), rule, size)
 
 
 def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_size: Any | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..conversion.audio_seconds import AudioDuration
 from ..conversion.grid_sizes import GridSize
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor, sized_pixels
+from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor, sized_pixels, spectrograms
 from ..conversion.sound import RecordedSounds, read_recordings
 from ..data.audio import audio_files
 from ..data.files import evenly_spread
@@ -116,9 +116,8 @@ class SearchSpectrograms(SearchInputs):
 
     def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:
         """Up to ``count`` spectrograms of this size."""
-        sized = type(self.extractor).from_dict({**self.extractor.to_dict(), **self.rule.extractor_fields(size.size)})
-        settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
-        return [{self.rule.input: sized(sound, **settings)[self.rule.input]} for sound in self.sounds[:count]]
+        rows = spectrograms(self.extractor, self.sounds[:count], self.rule, size.size)
+        return [{self.rule.input: row} for row in rows.split(1)]
 
 
 class SearchSounds(SearchInputs):

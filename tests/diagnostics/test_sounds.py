@@ -13,7 +13,7 @@ from transformers import ASTFeatureExtractor, AutoFeatureExtractor, BertConfig, 
 from hf_longattn.cli import main
 from hf_longattn.data.audio import read_audio
 from hf_longattn.diagnostics import diagnose_picture, diagnose_sound, measure_receptive_field
-from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
+from hf_longattn.errors import BackendError, CheckpointError, GridError, LengthError, OptionError
 from hf_longattn.families import FAMILIES
 from tests.modeling import grid_models
 from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
@@ -227,6 +227,36 @@ def test_a_spectrogram_is_diagnosed_as_a_picture(talk: Path, tmp_path: Path, cap
     assert "is a folder, but one spectrogram is drawn; give one recording" in capsys.readouterr().err
     assert _run([*typed, str(talk), "--audio-seconds", "3"]) == 2
     assert "is not for a model of spectrograms" in " ".join(capsys.readouterr().err.split())
+
+
+def test_how_far_patches_of_a_spectrogram_look(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Patches overlap, so that the one before a place that is replaced changes, too."""
+    base, folder = "audio-spectrogram-transformer", tmp_path / "ast"
+    model = grid_models.saved(base, grid_models.base_model(base), folder)
+    size = (model.config.num_mel_bins, model.config.max_length)
+    extractor = ASTFeatureExtractor(num_mel_bins=size[0], max_length=size[1])
+    extractor.save_pretrained(folder)
+    field = measure_receptive_field(folder, talk, samples=12)
+    assert (field.image_size, field.patch, field.cell_seconds, field.full) == (size, (3, 3), None, None)
+    assert field.measured.furthest == max(field.grid.sizes) - 1
+    near = {"mechanism": "local2d", "radius": 1, "prefix_tokens": "none"}
+    long = grid_models.long_model(base, grid_models.base_model(base), folder, long_attention=near)
+    values = extractor(read_audio(talk, RATE), sampling_rate=RATE, return_tensors="pt").input_values
+    measured = measure_receptive_field(long, values, samples=12)
+    assert measured.measured.furthest == model.config.num_hidden_layers + 1
+    assert measured.full is not None
+    assert measured.full.changes == pytest.approx(field.measured.changes, rel=1e-4)
+    with pytest.raises(GridError, match=r"has positions for spectrograms of 0\.32 s; leave --audio-seconds out"):
+        measure_receptive_field(folder, talk, audio_seconds=0.96)
+    long.save_pretrained(folder)
+    capsys.readouterr()
+    saved = tmp_path / "field.json"
+    assert _run(["probe", str(folder), str(talk), "--samples", "2", "--audio-seconds", "0.96", "--save", str(saved)]) == 0
+    assert "32 × 96 mel bins × frames" in " ".join(capsys.readouterr().out.split())
+    record = json.loads(saved.read_text(encoding="utf-8"))
+    assert (record["spectrograms"], record["spectrogram_size"]) == ([str(talk)], [32, 96])
+    with pytest.raises(OptionError, match="reads spectrograms, to which --image-size does not apply; give --audio-seconds"):
+        measure_receptive_field(folder, talk, image_size=64)
 
 
 def _run(arguments: list[str]) -> int:

@@ -136,6 +136,10 @@ class GridRule:
         """The size of the inputs of ``forward``."""
         return tuple(pixels.shape[-len(self.axes) :])
 
+    def pixels_of_input(self, values: Tensor) -> Tensor:
+        """Inputs of ``forward`` that are no patches as pixels ``(B, channels, …)``."""
+        return values
+
     def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
         """The part of this ``size`` of inputs of ``forward``, from ``corner`` on."""
         for axis, (start, side) in enumerate(zip(corner, size, strict=True)):
@@ -391,6 +395,9 @@ class SpectrogramGrid(GridRule):
     def size_of(self, pixels: Tensor) -> tuple[int, ...]:
         return pixels.shape[-1], pixels.shape[-2]
 
+    def pixels_of_input(self, values: Tensor) -> Tensor:
+        return values.mT[:, None]
+
     def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
         return super().crop(pixels.mT, corner, size).mT
 
@@ -421,6 +428,13 @@ class SpectrogramGrid(GridRule):
     def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
         """The arguments of ``forward`` for spectrograms ``(B, 1, mel bins, frames)``."""
         return {self.input: pixels[:, 0].mT.contiguous()}
+
+    def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
+        return self.arguments(config, pixels)
+
+    def output_cell(self, config: Any) -> tuple[int, ...]:
+        """Mel bins and frames from one patch to the next."""
+        return self.step(config)
 
 
 def image_size(size: Any) -> tuple[int, ...]:
