@@ -12,22 +12,19 @@ short one, but not of a long one, in which band the hiss is.
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification
-from transformers.audio_utils import mel_filter_bank
 
 from hf_longattn.data.audio import Samples
 
 from .far_running import FULL, Stage, run_study
-from .far_sounds import MARGIN, Placed, Sound, SoundTask, babble, in_chunks, long_babble, whole, with_hints, with_sounds
+from .far_sounds import MARGIN, FixedScale, Placed, Sound, SoundTask, babble, in_chunks, whole, with_hints, with_sounds
 from .far_systems import POSITION_SCALE, waves
 from .far_task import Shown, System, converted, plain
 from .speech_synthesis import HELD_OUT, LEVEL, RATE, TRAINED
@@ -36,12 +33,7 @@ FEATURES, PATCH = 64, 16
 """Mel bins, and mel bins and rows of a patch."""
 ROWS_PER_SECOND = 32
 """Rows of a spectrogram in a second."""
-WINDOW = 512
-"""Samples whose spectrum a row is."""
-QUIETEST = 1e-6
-"""The power below which all is silence."""
-SCALED = 60.0
-"""Seconds of digits whose levels give the mean and deviation."""
+SCALE = FixedScale(FEATURES, ROWS_PER_SECOND, window=512)
 BANDS = ((640, 1140), (1260, 2100), (2300, 3800))
 """The frequencies in Hz of each band: those of the second, third and fourth row of patches."""
 RISING, FALLING, PULSED = range(3)
@@ -89,29 +81,6 @@ def places(seconds: float, sounding: float, random: np.random.Generator) -> tupl
     least = HISSING + 2 * MARGIN + max(0.0, seconds - ANYWHERE) / 2
     before, between = np.sort(random.uniform(0, seconds - 2 * MARGIN - least - sounding, 2))
     return MARGIN + float(before), MARGIN + float(between) + least
-
-
-def levels(recordings: Sequence[Samples]) -> Tensor:
-    """``(recordings, rows, mel bins)``: the logarithms of power."""
-    samples = torch.from_numpy(np.stack(recordings))
-    spectra = torch.stft(samples, WINDOW, RATE // ROWS_PER_SECOND, window=torch.hann_window(WINDOW), return_complex=True)
-    rows = samples.shape[1] * ROWS_PER_SECOND // RATE
-    power = spectra[..., :rows].abs().square().transpose(1, 2) @ mel_filters()
-    return power.clamp(min=QUIETEST).log()
-
-
-@functools.cache
-def mel_filters() -> Tensor:
-    """``(frequencies, mel bins)``."""
-    scale = {"norm": "slaney", "mel_scale": "slaney"}
-    return torch.from_numpy(mel_filter_bank(WINDOW // 2 + 1, FEATURES, 0.0, RATE / 2, RATE, **scale)).float()
-
-
-@functools.cache
-def mean_and_deviation() -> tuple[float, float]:
-    """The levels of digits that the voices of training say."""
-    of_digits = levels([long_babble(TRAINED)[: round(SCALED * RATE)]])
-    return of_digits.mean().item(), of_digits.std().item()
 
 
 class HintedClassifier(ASTForAudioClassification):
@@ -171,8 +140,7 @@ class Events(SoundTask):
         return samples, kinds[named], placed
 
     def spectrograms(self, recordings: Sequence[Samples]) -> Tensor:
-        mean, deviation = mean_and_deviation()
-        return (levels(recordings) - mean) / deviation
+        return SCALE.normalised(recordings)
 
     def inputs(self, features: Tensor) -> Tensor:
         return features

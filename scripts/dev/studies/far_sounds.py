@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import ParakeetFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
 
 from hf_longattn.data.audio import Hearing, Samples
 
 from .far_task import Labelled, Read, Shown, Task
-from .speech_synthesis import RATE, Voice, long_digits
+from .speech_synthesis import RATE, TRAINED, Voice, long_digits
 
 MARGIN = 0.1
 """Seconds of noise before and after what is put into a recording."""
@@ -25,6 +26,10 @@ BABBLE = 1_800.0
 """Seconds of digits from which recordings are cut."""
 ROWS_PER_SECOND = 50
 """Rows of log-mel features in a second."""
+QUIETEST = 1e-6
+"""The power below which all is silence."""
+SCALED = 60.0
+"""Seconds of digits whose levels give the mean and deviation of :class:`FixedScale`."""
 UNLIKELY = -1e4
 """The logit of a class that only tokens have."""
 
@@ -85,6 +90,47 @@ def log_mel(recordings: Sequence[Samples], features: int) -> Tensor:
     """``(recordings, rows, features)`` of recordings of one length."""
     rows = len(recordings[0]) * ROWS_PER_SECOND // RATE
     return hearing(features).inputs(list(recordings))["input_features"][:, :rows]
+
+
+class FixedScale(NamedTuple):
+    """Log-mel features normalised by one mean and one deviation of all recordings, as by AST's extractor: what is in a recording changes
+    the features of its own time alone.
+
+    features: mel bins.
+    rows_per_second: rows of features in a second.
+    window: samples whose spectrum a row is.
+    """
+
+    features: int
+    rows_per_second: int
+    window: int
+
+    def levels(self, recordings: Sequence[Samples]) -> Tensor:
+        """``(recordings, rows, mel bins)`` of recordings of one length: the logarithms of power."""
+        samples = torch.from_numpy(np.stack(recordings))
+        step, shape = RATE // self.rows_per_second, torch.hann_window(self.window)
+        spectra = torch.stft(samples, self.window, step, window=shape, return_complex=True)
+        power = spectra[..., : samples.shape[1] // step].abs().square().transpose(1, 2) @ mel_filters(self.window, self.features)
+        return power.clamp(min=QUIETEST).log()
+
+    def normalised(self, recordings: Sequence[Samples]) -> Tensor:
+        """``(recordings, rows, mel bins)`` of recordings of one length."""
+        mean, deviation = mean_and_deviation(self)
+        return (self.levels(recordings) - mean) / deviation
+
+
+@functools.cache
+def mel_filters(window: int, features: int) -> Tensor:
+    """``(frequencies, mel bins)``."""
+    scale = {"norm": "slaney", "mel_scale": "slaney"}
+    return torch.from_numpy(mel_filter_bank(window // 2 + 1, features, 0.0, RATE / 2, RATE, **scale)).float()
+
+
+@functools.cache
+def mean_and_deviation(scale: FixedScale) -> tuple[float, float]:
+    """The levels of digits that the voices of training say."""
+    of_digits = scale.levels([long_babble(TRAINED)[: round(SCALED * RATE)]])
+    return of_digits.mean().item(), of_digits.std().item()
 
 
 def in_chunks(rows: int, pooling: Literal["mean", "max"]) -> Read:

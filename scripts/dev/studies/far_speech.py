@@ -21,13 +21,15 @@ from transformers import Wav2Vec2BertConfig, Wav2Vec2BertForSequenceClassificati
 from hf_longattn.data.audio import Samples
 
 from .far_running import FULL, Stage, run_study
-from .far_sounds import MARGIN, ROWS_PER_SECOND, Placed, Sound, SoundTask, babble, in_chunks, whole, with_hints, with_sounds
+from .far_sounds import MARGIN, ROWS_PER_SECOND, FixedScale, Placed, Sound, SoundTask, babble, in_chunks, whole, with_hints, with_sounds
 from .far_task import Shown, System, converted, plain
-from .speech_synthesis import HELD_OUT, RATE, TRAINED, VARIANTS, Voice, say
+from .speech_synthesis import ACCENTS, HELD_OUT, RATE, TRAINED, VARIANTS, Voice, say
 
 FEATURES, STACKED = 40, 4
 """Log-mel features of a row, and rows of a frame."""
 FRAMES_PER_SECOND = ROWS_PER_SECOND / STACKED
+SCALE = FixedScale(features=64, rows_per_second=ROWS_PER_SECOND, window=512)
+"""The features of voices: 16 Hz between frequencies, which tell pitches apart."""
 REACH = 32
 """Frames that a window sees on each side, 2.6 s."""
 APART = 64
@@ -68,7 +70,7 @@ class SpeechTask(SoundTask):
     def small_model(self, args: argparse.Namespace, seed: int) -> HintedClassifier:
         config = Wav2Vec2BertConfig(
             hidden_size=args.width, num_hidden_layers=args.layers, num_attention_heads=max(1, args.width // 32),
-            intermediate_size=2 * args.width, feature_projection_input_dim=FEATURES * STACKED, classifier_proj_size=args.width,
+            intermediate_size=2 * args.width, feature_projection_input_dim=self.features * STACKED, classifier_proj_size=args.width,
             conv_depthwise_kernel_size=9, layerdrop=0.0, final_dropout=0.0, conformer_conv_dropout=0.0, apply_spec_augment=False,
             num_labels=self.classes,
         )  # fmt: skip
@@ -143,47 +145,55 @@ def far_starts(seconds: float, durations: Sequence[float], random: np.random.Gen
 
 
 class Voices(SpeechTask):
-    """Whether a phrase is said by one voice or by two, near the start and near the end."""
+    """Whether a phrase is said by one speaker or by two, near the start and near the end.
+
+    A small model starts to learn from labels of frames: who says the phrase first, and when it is said again, both speakers.
+    """
 
     name = "voices"
     phrase = "this is my voice"
     classes = 2
-    pitches = (20, 40, 60, 80)
-    speeds = (140, 155, 170)
-    hint_classes = len(pitches) * len(VARIANTS) + 1
+    features = SCALE.features
+    speakers = tuple(zip(VARIANTS, (35, 5, 20, 50, 65, 80, 95), strict=True))
+    """The variant of espeak-ng and the pitch of each."""
+    speeds, pitches = range(130, 185, 5), (-3, 0, 3)
+    """Words a minute, and by how much a speaker's pitch is another one each time."""
+    held_out_accents = (2, 4)
+    hint_classes = len(speakers) + len(speakers) ** 2 + 1
     ends = 1 / 8
     """Share of the recording at each end in which the phrase starts, or stops."""
 
     def recording(self, shown: Shown, random: np.random.Generator) -> tuple[Samples, int, Sequence[Placed]]:
-        voices = HELD_OUT if shown.held_out else TRAINED
-        first, second = (divmod(int(number), len(self.pitches)) for number in random.permutation(len(voices) * len(self.pitches))[:2])
-        is_same = int(random.integers(2))
-        speakers = (first, first if is_same else second)
-        phrases = [
-            say(self.phrase, Voice(voices[number].name, int(random.choice(self.speeds)), self.pitches[pitch])) for number, pitch in speakers
-        ]
+        accents = [accent for number, accent in enumerate(ACCENTS) if (number in self.held_out_accents) == shown.held_out]
+        accent, is_same = accents[int(random.integers(len(accents)))], int(random.integers(2))
+        first, second = (int(number) for number in random.permutation(len(self.speakers))[:2])
+        second = first if is_same else second
+        phrases = [self.said(accent, speaker, random) for speaker in (first, second)]
         room = max(shown.size * self.ends - MARGIN, 0.0)
         from_start, from_end = (MARGIN + random.uniform(0, room) for _ in range(2))
         starts = (from_start, shown.size - from_end - len(phrases[1]) / RATE)
-        placed = [
-            (Sound(samples, start), (VARIANTS.index(variant_of(voices[number])) * len(self.pitches) + pitch,))
-            for samples, start, (number, pitch) in zip(phrases, starts, speakers, strict=True)
-        ]
+        labels = (first, len(self.speakers) * (1 + first) + second)
+        placed = [(Sound(phrase, start), (label,)) for phrase, start, label in zip(phrases, starts, labels, strict=True)]
         if shown.control:
             placed.pop()
-        return with_sounds(babble(random, voices, shown.size), [sound for sound, _ in placed], random), is_same, placed
+        background = babble(random, HELD_OUT if shown.held_out else TRAINED, shown.size)
+        return with_sounds(background, [sound for sound, _ in placed], random), is_same, placed
+
+    def said(self, accent: str, speaker: int, random: np.random.Generator) -> Samples:
+        """The phrase by a speaker at any speed, a little higher or lower."""
+        variant, pitch = self.speakers[speaker]
+        return say(self.phrase, Voice(f"{accent}{variant}", int(random.choice(self.speeds)), pitch + int(random.choice(self.pitches))))
+
+    def spectrograms(self, recordings: Sequence[Samples]) -> Tensor:
+        return SCALE.normalised(recordings)
 
     def sentence(self, size: int) -> str:
         return (
-            f'Recordings of {size} s in which "{self.phrase}" is said near the start and near the end, at any of {len(self.speeds)} '
-            "speeds; the label is whether the voice is the same, chance 50 %. Between them voices say digits. In the control the second "
-            "phrase is left out."
+            f'Recordings of {size} s in which "{self.phrase}" is said near the start and near the end by any of {len(self.speakers)} '
+            f"speakers, at any of {len(self.speeds)} speeds and a little higher or lower each time; the label is whether the speaker is "
+            "the same, chance 50 %. Between them voices say digits. Recordings that are measured have accents that were not heard in "
+            "training. In the control the second phrase is left out."
         )
-
-
-def variant_of(voice: Voice) -> str:
-    """The speaker of a voice, whatever the accent: espeak-ng's variant."""
-    return "".join(voice.name.partition("+")[1:])
 
 
 TASKS = (Keywords, Voices)

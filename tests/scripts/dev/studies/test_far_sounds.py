@@ -23,10 +23,10 @@ from scripts.dev.studies.far_events import (
     PULSED,
     RISING,
     ROWS_PER_SECOND,
+    SCALE,
     SOUNDING,
     Events,
     hiss,
-    levels,
     places,
     tone,
 )
@@ -89,10 +89,14 @@ def test_labels_of_voices_are_balanced_and_the_same_voice_says_the_phrase() -> N
     drawn = [task.recording(Shown(8, held_out=True), random) for _ in range(200)]
     same = [label for _, label, _ in drawn]
     assert 0.4 < np.mean(same) < 0.6
-    for _, label, ((first, voice), (second, other)) in drawn:
-        assert voice == other or not label
+    count, pairs = len(task.speakers), Counter[tuple[int, ...]]()
+    for _, label, ((first, (speaker,)), (second, (pair,))) in drawn:
+        assert divmod(pair - count, count)[0] == speaker < count
+        assert (divmod(pair - count, count)[1] == speaker) == label
         assert first.end < second.start
-        assert max(*voice, *other) < task.hint_classes - 1
+        assert pair < task.hint_classes - 1
+        pairs[speaker, (pair - count) % count] += 1
+    assert len(pairs) > 0.6 * count**2
     durations = {label: np.mean([len(placed[0][0].samples) for _, kind, placed in drawn if kind == label]) for label in (0, 1)}
     assert abs(durations[0] - durations[1]) < 0.1 * durations[0]
 
@@ -150,7 +154,7 @@ def test_sounds_of_a_band_are_in_its_row_of_patches(number: int) -> None:
     for sound in (tone(FALLING, BANDS[number], 1.0, random), hiss(BANDS[number], random)):
         samples = (0.01 * random.standard_normal(2 * RATE)).astype(np.float32)
         samples[RATE : RATE + len(sound)] += sound
-        rows = levels([samples])[0].unflatten(1, (Events.hinted_rows, -1))
+        rows = SCALE.levels([samples])[0].unflatten(1, (Events.hinted_rows, -1))
         sounding = slice(round(1.1 * ROWS_PER_SECOND), round(1.9 * ROWS_PER_SECOND))
         quiet = slice(round(0.1 * ROWS_PER_SECOND), round(0.9 * ROWS_PER_SECOND))
         rise = rows[sounding].mean((0, 2)) - rows[quiet].mean((0, 2))
