@@ -70,7 +70,7 @@ MODELING = (
     ("run",),
     ("inference",),
     ("mixin",),
-    ("audio", "grids", "marked_mask", "towers"),
+    ("audio", "grids", "marked_mask", "multimodal", "towers"),
     ("classes",),
     ("generic",),
     ("__init__",),

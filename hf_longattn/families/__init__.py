@@ -15,6 +15,11 @@ _public_name, __all__ = public_names(
     {
         ".modeling.family.definition": ("AttentionNames", "FAMILIES", "Family", "PositionTable"),
         ".modeling.family.registration": ("register",),
+        ".modeling.multimodal": (
+            *("LongMultimodalConfig", "LongMultimodalModel", "LongMultimodalForSequenceClassification"),
+            *("LongMultimodalForTokenClassification", "LongMultimodalForQuestionAnswering"),
+            *("LongMultimodalForImageClassification", "LongMultimodalForAudioClassification"),
+        ),
         ".modeling.generic": ("enable_long_attention", "load_generic"),
     },
 )

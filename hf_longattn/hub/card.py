@@ -37,6 +37,7 @@ from .usage import (
     SOUND_HEADS,
     SPECTROGRAM_HEADS,
     TOWER_HEADS,
+    backbone_of,
     class_to_load,
     config_with_defaults,
     grid_family,
@@ -165,7 +166,8 @@ def model_card(
     config = read_config(folder)
     report = (read_report(folder) if report is None else report) or {}
     plan = report.get("plan") or {}
-    attentions = _attentions(config)
+    backbone = backbone_of(config)
+    attentions = _attentions(backbone)
     architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
     task = _task(folder, config)
@@ -182,7 +184,7 @@ def model_card(
         title=title,
         introduction=introduction or _introduction(architecture, base, attentions, length, plan),
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
-        layers="\n\n".join(_table_of_layers(name, attention, config) for name, attention in attentions.items()),
+        layers="\n\n".join(_table_of_layers(name, attention, backbone) for name, attention in attentions.items()),
         global_tokens=_global_tokens(folder, config),
         checks=[
             {**check, **{key: in_one_line(check[key]) for key in ("name", "status", "detail")}} for check in report.get("checks") or []

@@ -18,6 +18,7 @@ from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, PIXELS
+from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
 
 _QA = """
@@ -694,8 +695,15 @@ def head_of(architecture: str, heads: Mapping[str, Head] = HEADS) -> Head | None
     return next((head for ending, head in heads.items() if architecture.endswith(ending)), None)
 
 
+def backbone_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the backbone of a model of several modalities; of any other model its own."""
+    text_config = config.get("text_config")
+    return text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
+
+
 def tokens_of(config: dict[str, Any]) -> int:
     """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
+    config = backbone_of(config)
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
     if family is not None and family.towers:
         texts = [name for name, tower in family.towers.items() if tower.reads_text]

@@ -86,7 +86,7 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
     """The scores after a run as rows of the card's table; those of a baseline are rows with a system, and no metadata.
     ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
     settings = log["settings"]
-    sources = settings.get("data") or settings.get("text") or settings.get("tasks") or []
+    sources = settings.get("data") or settings.get("text") or settings.get("tasks") or [settings.get("task_file", "")]
     validation = settings.get("validation") or f"{', '.join(sources)} (held out)"
     name = validation if isinstance(validation, str) else ", ".join(validation)
     dataset = Path(name).name if Path(name).exists() else name

@@ -24,6 +24,16 @@ from ...private_apis import enter_class, enter_config, lazy_mappings, mapped_nam
 from .definition import FAMILIES, family_names, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
+MULTIMODAL, MULTIMODAL_TYPE = "LongMultimodal", "long_multimodal"
+MULTIMODAL_CLASSES = {
+    "MODEL_MAPPING": "Model",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": "ForSequenceClassification",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING": "ForTokenClassification",
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING": "ForQuestionAnswering",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "ForImageClassification",
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "ForAudioClassification",
+}
+"""Tables of Auto classes, and the classes of a model of several modalities in them; it has no base in transformers."""
 
 
 def register_configs() -> None:
@@ -33,14 +43,21 @@ def register_configs() -> None:
     for base in family_names(CONFIG_MAPPING_NAMES):
         CONFIG_MAPPING_NAMES[f"long_{base}"] = f"{long_prefix(base)}{CONFIG_MAPPING_NAMES[base]}"
         enter_config(CONFIG_MAPPING, module_name(f"long_{base}"), _families())
+    CONFIG_MAPPING_NAMES[MULTIMODAL_TYPE] = f"{MULTIMODAL}Config"
+    enter_config(CONFIG_MAPPING, MULTIMODAL_TYPE, _families())
 
 
 def register_models() -> None:
     """Every ``AutoModel…`` that knows a base knows its Long class of the same head."""
     from transformers.models.auto import modeling_auto
 
-    for table in lazy_mappings(modeling_auto):
+    known = lazy_mappings(modeling_auto)
+    for table in known:
         _enter(table, long=True)
+    for name, head in MULTIMODAL_CLASSES.items():
+        table = getattr(modeling_auto, name)
+        if any(table is other for other in known):
+            enter_class(table, MULTIMODAL_TYPE, f"{MULTIMODAL}{head}", f"{MULTIMODAL}Config", MULTIMODAL_TYPE, _families())
 
 
 def register_tokenizers() -> None:

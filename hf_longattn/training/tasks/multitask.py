@@ -8,55 +8,91 @@ A batch is of one task, drawn by the tasks' sizes and a temperature. The result 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
-from hf_longattn.data.batching import DocumentCollator, TokenCollator
+from hf_longattn.data.audio import Hearing
+from hf_longattn.data.batching import CountedPasses, DocumentCollator, TokenCollator
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.words import tag_names, to_windows
-from hf_longattn.errors import OptionError, nearest
+from hf_longattn.errors import OptionError, in_a_line, nearest
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.family.grid_rule import image_size
 from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.modeling.multimodal import ImageInput
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import label_config, load_head, load_model, load_start
+from hf_longattn.training.loading import label_config, load_model
+from hf_longattn.training.modalities import LOADERS, Start, load_multimodal_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
-from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
+from hf_longattn.training.tasks.classify import NO_LENGTH, ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
-LOADERS = {"classify": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification, "qa": AutoModelForQuestionAnswering}
-HEAD_SCORES = {"classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question")}
+HEAD_SCORES = {
+    "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "picture"),
+    "audio": ("accuracy", "recording"),
+}  # fmt: skip
 """What each kind of head is judged by, and what is counted."""
+DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
+    "classify": (ClassificationDataArguments, {}),
+    "tokens": (TokenDataArguments, {}),
+    "qa": (QADataArguments, {}),
+    "images": (ClassificationDataArguments, {"images": True}),
+    "audio": (ClassificationDataArguments, {"audio": True}),
+}
+"""The data arguments of each kind of task, and those that it always has."""
+WITHOUT_EFFECT = ("packing", "long_documents", "max_question_tokens", "images", "audio")
+"""Options of single tasks that a file of tasks does not take."""
 Scores = dict[str, float]
+
+
+@dataclass
+class MultiTaskModelArguments(ModelArguments):
+    """What a training starts from, and the embedders that a model of texts gets for pictures and recordings."""
+
+    image_size: list[int] = argument(
+        [], "Height and width of the pictures (one number: both), for a model of texts that is to read pictures; the converted model's own "
+        "image processor resizes them."
+    )  # fmt: skip
+    patch_size: int = argument(16, "Pixels of a side of a patch, which is one token.")
+    patch_order: str = argument("raster", "Order of the patches in the line that the backbone reads: raster, columns or hilbert.")
+    mel_bins: int = argument(0, "Mel bins of spectrograms (80 is usual), for a model of texts that is to hear recordings; 0 = none.")
+    frame_stride: int = argument(8, "Frames of 10 ms that become one token, a power of two.")
+
+    def check(self) -> None:
+        super().check()
+        if len(self.image_size) > 2:
+            raise OptionError(f"image_size must be a height and a width, not {len(self.image_size)} numbers")
+        unused = next((name for name in ("patch_size", "patch_order") if name in self.explicit and not self.image_size), None)
+        if unused is not None:
+            raise OptionError(f"{unused} is of an embedder of pictures; add --image_size, or leave it out")
+        if "frame_stride" in self.explicit and not self.mel_bins:
+            raise OptionError("frame_stride is of an embedder of recordings; add --mel_bins, or leave it out")
 
 
 @dataclass
@@ -64,8 +100,12 @@ class MultiTaskDataArguments(DataArguments):
     """The data of several tasks."""
 
     tasks: list[str] = argument(
-        [], "Two or more NAME=KIND:DATA; KIND is classify, tokens or qa, DATA as for that task, for example topic=classify:reviews.csv "
-        "ask=qa:mandarjoshi/trivia_qa:rc."
+        [], "Two or more NAME=KIND:DATA; KIND is classify, tokens, qa, images or audio, DATA as for that task (images and audio: as for "
+        "classify), for example topic=classify:reviews.csv ask=qa:mandarjoshi/trivia_qa:rc."
+    )  # fmt: skip
+    task_file: str = argument(
+        "", "A .yaml or .json file of tasks: NAME with kind, data and options of that task, such as label_column, validation, augmentation "
+        "or resample."
     )  # fmt: skip
     validation: list[str] = argument(
         [], "NAME=DATA for each task that is evaluated on other data, for example names=dev.conll; the others hold out a tenth of theirs."
@@ -74,12 +114,13 @@ class MultiTaskDataArguments(DataArguments):
 
     def check(self) -> None:
         super().check()
-        if len(self.tasks) < 2:
-            raise OptionError("multitask needs two tasks or more; add --tasks NAME=KIND:DATA NAME=KIND:DATA")
-        self.named_tasks()
+        if len(self.tasks) < 2 and not self.task_file:
+            raise OptionError("multitask needs two tasks or more; add --tasks NAME=KIND:DATA NAME=KIND:DATA, or --task_file FILE.yaml")
+        if len(tasks := self.task_data()) < 2:
+            raise OptionError(f"multitask needs two tasks or more, not {', '.join(tasks) or 'none'}; add another to {self.task_file}")
 
     def named_tasks(self) -> dict[str, tuple[str, str, str]]:
-        """Kind, data and validation ("" for none) of each task, by its name.
+        """Kind, data and validation ("" for none) of each task of ``tasks``, by its name.
 
         Raises:
             OptionError: what is no task, or validation data of none.
@@ -91,8 +132,7 @@ class MultiTaskDataArguments(DataArguments):
             kind, _, data = rest.partition(":")
             if not name.isidentifier() or not data or name in tasks:
                 raise OptionError(f"a task is NAME=KIND:DATA, with a name that no other task has, not {text!r}")
-            if kind not in LOADERS:
-                raise OptionError(f"the kind of task {name!r} must be one of {', '.join(LOADERS)}, not {kind!r}.{nearest(kind, LOADERS)}")
+            check_kind(name, kind)
             first, _, second = data.rpartition(":")
             if Path(first).is_file():
                 raise OptionError(f"the task {text!r} names a second file; give it by --validation {name}={second}")
@@ -101,6 +141,70 @@ class MultiTaskDataArguments(DataArguments):
             name = next(iter(validation))
             raise OptionError(f"--validation takes NAME=DATA of one of the tasks {', '.join(tasks)}, not {name!r}.{nearest(name, tasks)}")
         return tasks
+
+    def task_data(self) -> dict[str, tuple[str, Any]]:
+        """The kind of every task, and its data arguments as the task alone has them, by its name.
+
+        Raises:
+            OptionError: what is no task, or has options that its kind does not take.
+            MissingExtraError: a library that reads its data is not installed.
+        """
+        entries: dict[str, dict[str, Any]] = {
+            name: {"kind": kind, "data": data, "validation": validation} for name, (kind, data, validation) in self.named_tasks().items()
+        }
+        for name, entry in read_task_file(self.task_file).items() if self.task_file else ():
+            if name in entries:
+                raise OptionError(f"the task {name!r} is in --tasks and in {self.task_file}; leave one of both out")
+            entries[name] = entry
+        shared = {name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples")}
+        return {name: (entry["kind"], task_arguments(name, {**shared, **entry})) for name, entry in entries.items()}
+
+
+def check_kind(name: str, kind: Any) -> None:
+    """Raise :class:`OptionError` for a kind of task that does not exist."""
+    if kind not in DATA_OF:
+        raise OptionError(f"the kind of task {name!r} must be one of {', '.join(DATA_OF)}, not {kind!r}.{nearest(str(kind), DATA_OF)}")
+
+
+def read_task_file(file: str) -> dict[str, dict[str, Any]]:
+    """The entries of a file of tasks, by their names; paths of data are as they are there.
+
+    Raises:
+        OptionError: it cannot be read, or an entry is not one of a task.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"the file of tasks {file!r} cannot be read ({in_a_line(error)}); give a .yaml or .json file") from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise OptionError(f"{file!r} is not a file of tasks; write NAME: {{kind: classify, data: reviews.csv}} for each")
+    for name, entry in content.items():
+        if not str(name).isidentifier():
+            raise OptionError(f"{file!r} has a task {name!r}; give it a name of letters, digits and _")
+        check_kind(name, entry.get("kind"))
+    return content
+
+
+def task_arguments(name: str, entry: Mapping[str, Any]) -> Any:
+    """The data arguments of a task: those of the command for this task alone.
+
+    Args:
+        name: the task's.
+        entry: ``kind``, ``data`` and further options by their names.
+
+    Raises:
+        OptionError: an option that does not exist, or a value that the task refuses.
+    """
+    arguments, always = DATA_OF[entry["kind"]]
+    values = {key: value for key, value in entry.items() if key != "kind"}
+    known = [field.name for field in fields(arguments) if field.init and field.name not in WITHOUT_EFFECT]
+    if unknown := next((key for key in values if key not in known), None):
+        raise OptionError(f"the task {name!r} has no option {unknown!r}; its options are {', '.join(known)}.{nearest(unknown, known)}")
+    values["data"] = [values["data"]] if isinstance(values.get("data"), str) else list(values.get("data") or [])
+    try:
+        return arguments(**{key: value for key, value in values.items() if value is not None}, **always)
+    except OptionError as error:
+        raise OptionError(f"the task {name!r}: {error}") from error
 
 
 @dataclass
@@ -129,12 +233,13 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
             raise OptionError(f"temperature must be above 0, not {self.temperature}")
 
 
-MULTITASK = (ModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
+MULTITASK = (MultiTaskModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
 
 
 @dataclass
 class TaskHead:
-    """A task's head, inputs and batches, and what scores it. ``settings`` go into the config of the head when it is loaded singly."""
+    """A task's head, inputs and batches, and what scores it. ``settings`` go into the config of the head when it is loaded singly, ``log``
+    into that of the run."""
 
     kind: str
     model: PreTrainedModel
@@ -142,6 +247,7 @@ class TaskHead:
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     scores: Callable[[], Scores]
     settings: dict[str, Any] = field(default_factory=dict)
+    log: dict[str, Any] = field(default_factory=dict)
 
 
 class MultiTaskModel(nn.Module):
@@ -198,6 +304,34 @@ class MixedRows(torch.utils.data.Dataset[dict[str, Any]]):
         return {"task": place[0], **self.tasks[place[0]].rows[place[1]]}
 
 
+class MixedCollator(CountedPasses):
+    """Batches of one task, made by that task's collator; passes over the data are counted for all of them."""
+
+    def __init__(self, tasks: Mapping[str, TaskHead]) -> None:
+        self.count_passes()
+        self.collators = {name: task.collator for name, task in tasks.items()}
+
+    @property
+    def passes(self) -> int:
+        return int(self.counted)
+
+    @passes.setter
+    def passes(self, number: int) -> None:
+        self.counted.fill_(number)
+        for collator in self.collators.values():
+            if isinstance(collator, CountedPasses):
+                collator.passes = number
+
+    def for_evaluation(self) -> MixedCollator:
+        """This one: evaluations are made by the tasks."""
+        return self
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of rows of :class:`MixedRows`."""
+        name = rows[0]["task"]
+        return {"task": name, **self.collators[name]([{key: value for key, value in row.items() if key != "task"} for row in rows])}
+
+
 class TaskBatches(Sampler[list[tuple[str, int]]]):
     """Batches of one task each. An epoch has as many batches as all tasks together; which task a batch is of is drawn with the temperature,
     in an order that depends on the seed and the epoch; each task's inputs come in turn."""
@@ -233,20 +367,19 @@ class MultiTaskTrainer(MeasuringTrainer):
 
     def __init__(self, model: MultiTaskModel, args: MultiTaskTrainingArguments, tasks: Mapping[str, TaskHead], **kwargs: Any) -> None:
         rows = MixedRows(tasks)
-        super().__init__(model, args, measure=self.measured, train_dataset=rows, eval_dataset=rows, data_collator=self.collate, **kwargs)
+        super().__init__(
+            model, args, measure=self.measured, train_dataset=rows, eval_dataset=rows, data_collator=MixedCollator(tasks), **kwargs
+        )
         self.tasks, self.temperature = tasks, args.temperature
-
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of one task."""
-        name = rows[0]["task"]
-        return {"task": name, **self.tasks[name].collator([{key: value for key, value in row.items() if key != "task"} for row in rows])}
 
     def get_train_dataloader(self) -> Any:
         self.accelerator.even_batches = False  # there are as many batches for every process
         sizes, size = {name: len(task.rows) for name, task in self.tasks.items()}, self.args.train_batch_size
         batches = TaskBatches(sizes, size, self.temperature, self.args.seed, self.args.world_size)
         workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
-        loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.collate, num_workers=workers, pin_memory=pinned)
+        loader: Any = DataLoader(
+            self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pinned
+        )
         return self.accelerator.prepare(loader)
 
     def scores(self) -> dict[str, Scores]:
@@ -271,7 +404,7 @@ class MultiTaskTrainer(MeasuringTrainer):
 
 
 def finetune_multitask(
-    model_args: ModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments
+    model_args: MultiTaskModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments
 ) -> dict[str, Any]:
     """Train, and write the model to ``training_args.output_dir``.
 
@@ -279,16 +412,39 @@ def finetune_multitask(
         The log, as written to ``training_log.json``: arguments, versions, scores of every task before and after, Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
-    _, tokenizer = load_start(model_args.model, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    task_data = data_args.task_data()
+    start = load_multimodal_start(
+        model_args.model, {kind for kind, _ in task_data.values()}, new_images(model_args), model_args.mel_bins, model_args.frame_stride
+    )
+    tokenizer = start.tokenizer
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
-    build = {"classify": _classify, "tokens": _tokens, "qa": _qa}
-    tasks = {name: build[kind](run, tokenizer, data, held) for name, (kind, data, held) in data_args.named_tasks().items()}
+    build: dict[str, Callable[..., TaskHead]] = {
+        "classify": _classify,
+        "tokens": _tokens,
+        "qa": _qa,
+        "images": _pictures,
+        "audio": _recordings,
+    }
+    tasks = {name: build[kind](run, start, data) for name, (kind, data) in task_data.items()}
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
     training_args.remove_unused_columns, training_args.ddp_find_unused_parameters = False, True
-    trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=tokenizer, max_minutes=training_args.max_minutes)
+    processors = tokenizer if start.model is None else start.processors
+    trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=processors, max_minutes=training_args.max_minutes)
     before = train(trainer, run, trainer.scores)
-    log = {"tasks": {name: task.kind for name, task in tasks.items()}, "held_out": {"before": before, "after": trainer.scores()}}
+    log = {
+        "tasks": {name: task.kind for name, task in tasks.items()},
+        "inputs": {name: task.log for name, task in tasks.items() if task.log},
+        "held_out": {"before": before, "after": trainer.scores()},
+    }
     return save_run(trainer, run, log, describe_multitask)
+
+
+def new_images(args: MultiTaskModelArguments) -> ImageInput | None:
+    """The pictures of a new embedder; ``None`` = none."""
+    if not args.image_size:
+        return None
+    height, width = image_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
+    return ImageInput((height, width), args.patch_size, order=args.patch_order)
 
 
 def load_multitask_head(name: str, head: str) -> PreTrainedModel:
@@ -318,30 +474,61 @@ def _labels(model: PreTrainedModel) -> list[str]:
     return [model.config.id2label[number] for number in sorted(model.config.id2label)]
 
 
-def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> TaskHead:
-    texts, held_texts = read_labelled(ClassificationDataArguments(data=[data], validation=held, **_limits(run)), run.training.seed)
+def _classify(run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+    texts, held_texts = read_labelled(data, run.training.seed)
     names = label_names(texts, held_texts)
-    model = load_head(LOADERS["classify"], run.model.model, tokenizer, **label_config(names), problem_type="single_label_classification")
-    length = input_length(model, tokenizer, run.data.max_length)
-    rows, held_out = (to_documents(part, tokenizer, length, names) for part in (texts, held_texts))
-    collator = DocumentCollator(tokenizer)
+    model = start.head("classify", **_classes(names))
+    length = input_length(start.reads_text(model), start.tokenizer, data.max_length or run.data.max_length)
+    rows, held_out = (to_documents(part, start.tokenizer, length, names) for part in (texts, held_texts))
+    collator = DocumentCollator(start.tokenizer)
+    return TaskHead("classify", model, rows, collator, _class_scores(model, held_out, collator, held_out["labels"], run))
+
+
+def _pictures(run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+    return _files(run, start, data, "images", start.processors.image_processor)
+
+
+def _recordings(run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+    task = _files(run, start, data, "audio", start.processors.feature_extractor)
+    lengths = task.rows["length"]
+    start.check_longest(Hearing(start.processors.feature_extractor, data.resample, data.mono), task.rows[lengths.index(max(lengths))])
+    return task
+
+
+def _files(run: TaskArguments, start: Start, data: ClassificationDataArguments, kind: str, processor: Any) -> TaskHead:
+    """A task whose inputs are files, read and fed as by ``longattn train classify``."""
+    parts = read_labelled(data, run.training.seed)
+    names = label_names(*parts)
+    model = start.head(kind, **_classes(names))
+    inputs = data.reader.inputs(model, processor, parts, names, data, run.training)
+    labels = [names.index(label) for label in inputs.held_out["label"]]
+    scores = _class_scores(model, inputs.held_out, inputs.eval_collator, labels, run)
+    return TaskHead(kind, model, inputs.train, inputs.collator, scores, log=inputs.log)
+
+
+def _classes(names: list[str]) -> dict[str, Any]:
+    return {**label_config(names), "problem_type": "single_label_classification"}
+
+
+def _class_scores(model: PreTrainedModel, rows: Dataset, collator: Any, labels: Sequence[int], run: TaskArguments) -> Callable[[], Scores]:
+    """What computes the scores of classes on held-out rows with these labels."""
 
     def scores() -> Scores:
-        predictions = [int(logits.argmax()) for logits in predicted(model, held_out, collator, run.training)]
-        references = [{"label": label, "length": -1} for label in held_out["labels"]]
+        predictions = [int(logits.argmax()) for logits in predicted(model, rows, collator, run.training)]
+        references = [{"label": label, "length": NO_LENGTH} for label in labels]
         result = load_metric("long_classification").compute(predictions=predictions, references=references)
         return {name: value for name, value in result.items() if name != "buckets"}
 
-    return TaskHead("classify", model, rows, collator, scores)
+    return scores
 
 
-def _tokens(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> TaskHead:
-    texts, held_texts = read_tagged(TokenDataArguments(data=[data], validation=held, **_limits(run)), run.training.seed)
+def _tokens(run: TaskArguments, start: Start, data: TokenDataArguments) -> TaskHead:
+    texts, held_texts = read_tagged(data, run.training.seed)
     names = tag_names(texts, held_texts)
-    model = load_head(LOADERS["tokens"], run.model.model, tokenizer, **label_config(names))
-    length = input_length(model, tokenizer, run.data.max_length)
-    rows, held_out = (to_windows(part, tokenizer, length, 128, names) for part in (texts, held_texts))
-    collator, columns = TokenCollator(tokenizer), ["word_ids", "document"]
+    model = start.head("tokens", **label_config(names))
+    length = input_length(start.reads_text(model), start.tokenizer, data.max_length or run.data.max_length)
+    rows, held_out = (to_windows(part, start.tokenizer, length, data.stride, names) for part in (texts, held_texts))
+    collator, columns = TokenCollator(start.tokenizer), ["word_ids", "document"]
 
     def scores() -> Scores:
         return tag_scores(predicted(model, held_out.remove_columns(columns), collator, run.training), held_out, held_texts, names)
@@ -349,12 +536,13 @@ def _tokens(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, h
     return TaskHead("tokens", model, rows.remove_columns(columns), collator, scores)
 
 
-def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> TaskHead:
-    model = load_head(LOADERS["qa"], run.model.model, tokenizer)
-    carry_question(model, tokenizer)
-    length = input_length(model, tokenizer, run.data.max_length)
-    form = QAFormat(length, min(128, length // 4))
-    records, validation = read_questions(QADataArguments(data=[data], validation=held, **_limits(run)), run.training.seed)
+def _qa(run: TaskArguments, start: Start, data: QADataArguments) -> TaskHead:
+    tokenizer = start.tokenizer
+    model = start.head("qa")
+    carry_question(start.reads_text(model), tokenizer)
+    length = input_length(start.reads_text(model), tokenizer, data.max_length or run.data.max_length)
+    form = QAFormat(length, min(data.stride, length // 4))
+    records, validation = read_questions(data, run.training.seed)
     rows = training_features(records, tokenizer, form, "windows")
     task = TaskHead("qa", model, rows, QACollator(tokenizer), dict)
 
@@ -371,10 +559,6 @@ def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held:
 
     task.scores = scores
     return task
-
-
-def _limits(run: TaskArguments) -> dict[str, Any]:
-    return {name: getattr(run.data, name) for name in ("max_train_samples", "max_eval_samples")}
 
 
 @torch.no_grad()

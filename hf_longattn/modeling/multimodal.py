@@ -1,0 +1,479 @@
+"""One backbone of texts that reads pictures and recordings as well: embedders of patches and of frames in front of its layers.
+
+A picture is cut into patches, which a convolution embeds and which learned rows and columns place; a spectrogram is shortened by
+convolutions along time. Both enter the backbone as ``inputs_embeds``, after a first token of their kind, and it adds its own positions. So
+its attention runs over patches in one line, which :attr:`ImageInput.order` says.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+
+from ..engines.common.grid import ORDERS, Grid
+from ..engines.common.token_order import token_order
+from ..errors import AudioError, BackendError, GridError, OptionError, nearest
+from ..private_apis import attention_implementation, auto_mapping
+from .attach.attention_sites import layer_mechanisms, with_members
+from .attach.token_globals import takes_globals
+from .family.definition import longest_input
+
+TEXTS, PICTURES, SOUND = "input_ids", "pixel_values", "input_features"
+"""The arguments of ``forward`` with a text, a picture and a recording."""
+CLASS_DROPOUT = 0.1
+"""Dropout before a head, where the config of the backbone has none."""
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The pictures that an embedder reads.
+
+    size: height and width in pixels.
+    patch: pixels of a side of a patch.
+    channels: colours of a pixel.
+    order: of the patches in the line that the backbone reads: raster, columns or hilbert.
+
+    Raises:
+        GridError: sizes that patches do not fill.
+        OptionError: there is no such order.
+    """
+
+    size: tuple[int, int]
+    patch: int
+    channels: int = 3
+    order: str = "raster"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(self.size))
+        if len(self.size) != 2 or min(*self.size, self.patch, self.channels) < 1 or any(side % self.patch for side in self.size):
+            raise GridError(
+                f"pictures of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × {self.patch}; give a "
+                "height and a width that are multiples of the patch, for example 224 224 and 16"
+            )
+        if self.order not in ORDERS:
+            raise OptionError(f"the order of patches must be one of {', '.join(ORDERS)}, not {self.order!r}.{nearest(self.order, ORDERS)}")
+
+    @property
+    def grid(self) -> Grid:
+        """The patches of a picture."""
+        return Grid((self.size[0] // self.patch, self.size[1] // self.patch))
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """The spectrograms that an embedder reads.
+
+    features: numbers of a frame, as the feature extractor makes them.
+    subsampling: frames that become one token: a power of two.
+
+    Raises:
+        OptionError: another number.
+    """
+
+    features: int
+    subsampling: int = 8
+
+    def __post_init__(self) -> None:
+        if self.subsampling < 1 or self.subsampling & (self.subsampling - 1):
+            raise OptionError(f"the frames of a token must be a power of two, such as 8, not {self.subsampling}")
+
+    def tokens(self, frames: int) -> int:
+        """The tokens of a recording, with the first one, which is of its kind."""
+        return 1 + -(-frames // self.subsampling)
+
+
+class LongMultimodalConfig(PreTrainedConfig):
+    """The config of :class:`LongMultimodalModel`.
+
+    text_config: the config of the backbone, which decides width, length and mechanisms.
+    image: the fields of an :class:`ImageInput`; ``None`` = no pictures.
+    audio: the fields of an :class:`AudioInput`; ``None`` = no recordings.
+    pad_token_id: the backbone's.
+    """
+
+    model_type = "long_multimodal"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    image: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, Mapping):
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        if self.pad_token_id is None and self.text_config is not None:
+            self.pad_token_id = getattr(self.text_config, "pad_token_id", None)
+        super().__post_init__(**kwargs)
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """The most tokens of one input; ``None`` = any number."""
+        return None if self.text_config is None else longest_input(self.text_config)
+
+    @property
+    def images(self) -> ImageInput | None:
+        """The pictures that the model reads."""
+        return None if self.image is None else ImageInput(**self.image)
+
+    @property
+    def sound(self) -> AudioInput | None:
+        """The spectrograms that the model reads."""
+        return None if self.audio is None else AudioInput(**self.audio)
+
+    @property
+    def long_image_size(self) -> tuple[int, int] | None:
+        """Height and width of the pictures that the model reads, by the name that a Long config of pictures gives them."""
+        return None if self.images is None else self.images.size
+
+
+@dataclass
+class LongMultimodalOutput(ModelOutput):
+    """What :class:`LongMultimodalModel` computes.
+
+    last_hidden_state: ``(B, N, D)``.
+    token_mask: ``(B, N)``, 1 for tokens that are not padding; ``None`` = all.
+    hidden_states, attentions: the backbone's, where they are asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    token_mask: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Embedder(nn.Module):
+    """Puts a first token before the tokens of a kind of input, and adds to all of them what kind they are of.
+
+    width: of the backbone's embeddings.
+    """
+
+    trained_beside_updates = True
+    """It is new, so LoRA trains it in full."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.kind = nn.Embedding(2, width)  # the first token, and what is added
+
+    def with_first(self, tokens: Tensor) -> Tensor:
+        """``tokens (B, N, D)`` as ``(B, 1 + N, D)``."""
+        first = self.kind.weight[:1].expand(len(tokens), 1, -1)
+        return torch.cat([first, tokens], 1) + self.kind.weight[1]
+
+
+class PatchEmbedder(Embedder):
+    """Pictures as tokens: patches, placed by learned rows and columns."""
+
+    def __init__(self, images: ImageInput, width: int) -> None:
+        super().__init__(width)
+        self.images = images
+        self.patches = nn.Conv2d(images.channels, width, images.patch, images.patch)
+        self.rows = nn.Embedding(images.grid.sizes[0], width)
+        self.columns = nn.Embedding(images.grid.sizes[1], width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``.
+
+        Raises:
+            GridError: pictures of another size.
+        """
+        expected = (self.images.channels, *self.images.size)
+        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
+            raise GridError(
+                f"the pictures are {' × '.join(map(str, pixels.shape[1:]))}, but this model reads {' × '.join(map(str, expected))} "
+                "(colours, height, width); resize them with the model's image processor"
+            )
+        cells = self.patches(pixels.to(self.patches.weight.dtype)).permute(0, 2, 3, 1)
+        cells = (cells + self.rows.weight[:, None] + self.columns.weight).flatten(1, 2)
+        return self.with_first(cells[:, token_order(self.images.grid, self.images.order, cells.device)])
+
+
+class FrameEmbedder(Embedder):
+    """Spectrograms as tokens: every frame is normalised over its features, then convolutions along time halve the frames."""
+
+    def __init__(self, sound: AudioInput, width: int) -> None:
+        super().__init__(width)
+        self.sound = sound
+        self.norm = nn.LayerNorm(sound.features)
+        self.steps = [2] * (sound.subsampling.bit_length() - 1) or [1]
+        inputs = [sound.features, *[width] * (len(self.steps) - 1)]
+        self.convolutions = nn.ModuleList(nn.Conv1d(size, width, 3, step, 1) for size, step in zip(inputs, self.steps, strict=True))
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``features (B, T, F)`` with the mask ``(B, T)`` of their frames as ``(B, 1 + N, D)`` with that of the tokens. Padding is zero
+        before every convolution, so that no token sees it.
+
+        Raises:
+            AudioError: frames of another number of features.
+        """
+        if features.dim() != 3 or features.shape[2] != self.sound.features:
+            raise AudioError(
+                f"the recordings are features of the shape {tuple(features.shape)}, but this model reads (recordings, frames, "
+                f"{self.sound.features}); make them with the model's feature extractor"
+            )
+        frames = self.norm(features.to(self.kind.weight.dtype))
+        for convolution, step in zip(self.convolutions, self.steps, strict=True):
+            frames = frames if mask is None else frames * mask[..., None].to(frames.dtype)
+            frames = F.gelu(convolution(frames.transpose(1, 2))).transpose(1, 2)
+            mask = mask if mask is None else mask[:, ::step]
+        return self.with_first(frames), None if mask is None else F.pad(mask, (1, 0), value=1)
+
+
+class LongMultimodalPreTrainedModel(PreTrainedModel):
+    """What models of several modalities share."""
+
+    config_class = LongMultimodalConfig
+    base_model_prefix = "multimodal"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+
+class LongMultimodalModel(LongMultimodalPreTrainedModel):
+    """A backbone of texts with embedders of pictures and recordings.
+
+        model = LongMultimodalModel.of(LongBertModel.from_pretrained("bert-4096"), images=ImageInput((224, 224), patch=16))
+        model(input_ids=…), model(pixel_values=…)
+
+    Args:
+        text_model: the backbone; by default a new one of the config.
+
+    Raises:
+        BackendError: the backbone reads no embeddings, or has mechanisms on a grid.
+        GridError: pictures have more patches than the backbone has positions.
+    """
+
+    def __init__(self, config: LongMultimodalConfig, text_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.text_model = new_backbone(config.text_config) if text_model is None else text_model
+        check_backbone(self.text_model)
+        width = self.text_model.get_input_embeddings().weight.shape[1]
+        images, sound = config.images, config.sound
+        self.image_embedder = None if images is None else PatchEmbedder(images, width)
+        self.audio_embedder = None if sound is None else FrameEmbedder(sound, width)
+        self.longest = longest_input(self.text_model.config)
+        if images is not None and self.longest is not None and images.grid.cells + 1 > self.longest:
+            raise GridError(
+                f"pictures of {' × '.join(map(str, images.size))} pixels in patches of {images.patch} are {images.grid.cells + 1:,} "
+                f"tokens, but the backbone reads {self.longest:,}; give larger patches, or convert it with --max-length "
+                f"{images.grid.cells + 1}"
+            )
+        self.post_init()
+
+    @classmethod
+    def of(cls, text_model: PreTrainedModel, *, images: ImageInput | None = None, sound: AudioInput | None = None) -> LongMultimodalModel:
+        """A model on a backbone, with new embedders."""
+        inputs = {"image": images, "audio": sound}
+        fields = {name: None if kind is None else dataclasses.asdict(kind) for name, kind in inputs.items()}
+        implementation = attention_implementation(text_model.config)  # which a config sets in its parts, too
+        config = LongMultimodalConfig(text_config=text_model.config, architectures=[cls.__name__], **fields)
+        text_model.set_attn_implementation(implementation)
+        return cls(config, text_model)
+
+    def with_embedders(self, *, images: ImageInput | None = None, sound: AudioInput | None = None) -> LongMultimodalModel:
+        """This model with new embedders of what it does not read yet.
+
+        Raises:
+            OptionError: it has one already.
+        """
+        for kind, embedder in ((images, self.image_embedder), (sound, self.audio_embedder)):
+            if kind is not None and embedder is not None:
+                name = "pictures" if kind is images else "recordings"
+                raise OptionError(f"the model has an embedder of {name} already; leave the options of a new one out")
+        new = type(self).of(self.text_model, images=images or self.config.images, sound=sound or self.config.sound)
+        new.image_embedder, new.audio_embedder = self.image_embedder or new.image_embedder, self.audio_embedder or new.audio_embedder
+        return new
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> LongMultimodalOutput:
+        """The hidden states of texts, of pictures or of recordings.
+
+        Args:
+            input_ids: ``(B, N)``.
+            attention_mask: ``(B, N)`` of tokens, or ``(B, T)`` of frames; 0 for padding.
+            pixel_values: ``(B, C, H, W)``.
+            input_features: ``(B, T, F)``.
+            **kwargs: the backbone's.
+
+        Raises:
+            OptionError: none or several kinds of input.
+            BackendError: an input without an embedder.
+            GridError, AudioError: inputs of another shape, or of more tokens than the backbone reads.
+        """
+        inputs = {TEXTS: input_ids, PICTURES: pixel_values, SOUND: input_features}
+        names = [name for name, value in inputs.items() if value is not None]
+        if len(names) != 1:
+            raise OptionError(f"a batch is of one kind: give one of {', '.join(inputs)}, not {' and '.join(names) or 'none'}")
+        if input_ids is not None:
+            arguments = {TEXTS: input_ids, "attention_mask": attention_mask}
+        else:
+            embeddings, attention_mask = self.embedded(pixel_values, input_features, attention_mask)
+            arguments = {"inputs_embeds": embeddings, "attention_mask": attention_mask}
+            if takes_globals(self.text_model):
+                first = torch.arange(embeddings.shape[1], device=embeddings.device) == 0
+                arguments["global_attention_mask"] = first.long().expand(embeddings.shape[:2])
+        outputs = self.text_model(**arguments, **{**kwargs, "return_dict": True})
+        return LongMultimodalOutput(outputs.last_hidden_state, attention_mask, outputs.get("hidden_states"), outputs.get("attentions"))
+
+    def embedded(self, pixels: Tensor | None, features: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The embeddings ``(B, N, D)`` of pictures or of recordings, and the mask of their tokens; ``None`` = no padding."""
+        if pixels is not None:
+            return self._embedder("image")(pixels), None
+        assert features is not None
+        embeddings, mask = self._embedder("audio")(features, mask)
+        if self.longest is not None and embeddings.shape[1] > self.longest:
+            raise AudioError(
+                f"a recording of {features.shape[1]:,} frames is {embeddings.shape[1]:,} tokens, but the backbone reads {self.longest:,}; "
+                f"cut it, or convert the backbone with --max-length {embeddings.shape[1]}"
+            )
+        return embeddings, mask
+
+    def _embedder(self, name: str) -> nn.Module:
+        embedder = getattr(self, f"{name}_embedder")
+        if embedder is None:
+            kind, option = {"image": ("pictures", "--image-size"), "audio": ("recordings", "--mel-bins")}[name]
+            raise BackendError(f"this model has no embedder of {kind}; train one with longattn train multitask {option} …")
+        return embedder
+
+
+class LongMultimodalHead(LongMultimodalPreTrainedModel):
+    """What the heads share: dropout and a linear layer.
+
+    Args:
+        multimodal: the model that the head is put on; by default a new one of the config.
+    """
+
+    def __init__(self, config: LongMultimodalConfig, multimodal: LongMultimodalModel | None = None) -> None:
+        super().__init__(config)
+        self.multimodal = LongMultimodalModel(config) if multimodal is None else multimodal
+        text_config = self.multimodal.text_model.config
+        self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", CLASS_DROPOUT))
+        self.classifier = nn.Linear(text_config.hidden_size, self.outputs_of(config))
+        self.post_init()
+
+    @staticmethod
+    def outputs_of(config: Any) -> int:
+        """The numbers that the head computes of a token or of an input."""
+        return int(config.num_labels)
+
+
+class _OfInput(LongMultimodalHead):
+    """One class for an input: of the mean of its tokens."""
+
+    def forward(self, labels: Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
+        """The scores of an input's classes, ``(B, classes)``, and with ``labels (B,)`` the loss; ``inputs`` as for the model."""
+        outputs = self.multimodal(**inputs)
+        hidden, mask = outputs.last_hidden_state, outputs.token_mask
+        if mask is None:
+            mean = hidden.mean(1)
+        else:
+            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        logits = self.classifier(self.dropout(mean.to(hidden.dtype)))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class LongMultimodalForSequenceClassification(_OfInput):
+    """Texts with one class each."""
+
+
+class LongMultimodalForImageClassification(_OfInput):
+    """Pictures with one class each."""
+
+    main_input_name = PICTURES
+
+
+class LongMultimodalForAudioClassification(_OfInput):
+    """Recordings with one class each."""
+
+    main_input_name = SOUND
+
+
+class LongMultimodalForTokenClassification(LongMultimodalHead):
+    """Texts whose tokens have a class each."""
+
+    def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
+        """The scores of the tokens' classes, ``(B, N, classes)``, and with ``labels (B, N)`` (-100 = none) the loss."""
+        outputs = self.multimodal(**inputs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class LongMultimodalForQuestionAnswering(LongMultimodalHead):
+    """Answers as spans of a text."""
+
+    @staticmethod
+    def outputs_of(config: Any) -> int:
+        return 2
+
+    def forward(
+        self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any
+    ) -> QuestionAnsweringModelOutput:
+        """The scores of tokens as first and last of the answer, ``(B, N)`` each, and with positions ``(B,)`` the loss."""
+        outputs = self.multimodal(**inputs)
+        starts, ends = self.classifier(self.dropout(outputs.last_hidden_state)).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (F.cross_entropy(starts.float(), start_positions) + F.cross_entropy(ends.float(), end_positions)) / 2
+        return QuestionAnsweringModelOutput(loss, starts, ends, outputs.hidden_states, outputs.attentions)
+
+
+def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """A backbone with random weights."""
+    return AutoModel.from_config(config, **without_pooler(config))
+
+
+def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
+    """The argument with which the base model of a config has no pooler, where its class takes one: heads take the mean of all tokens."""
+    known = auto_mapping(AutoModel)
+    base = known[type(config)] if known is not None and type(config) in known else None
+    base = base[0] if isinstance(base, tuple) else base
+    return {"add_pooling_layer": False} if base is not None and "add_pooling_layer" in inspect.signature(base.__init__).parameters else {}
+
+
+def check_backbone(model: PreTrainedModel) -> None:
+    """Refuse a backbone that cannot read embeddings of patches and frames in one line.
+
+    Raises:
+        BackendError: it does not read texts, has a decoder besides the encoder, or mechanisms on a grid.
+    """
+    name, embeddings = type(model).__name__, model.get_input_embeddings()
+    takes = "inputs_embeds" in inspect.signature(model.forward).parameters
+    if not takes or not isinstance(embeddings, nn.Embedding) or model.config.is_encoder_decoder:
+        raise BackendError(f"{name} is not an encoder or decoder of texts that takes inputs_embeds; take one, such as a converted BERT")
+    if grids := sorted({mechanism.name for mechanism in with_members(layer_mechanisms(model)) if mechanism.reads_grid}):
+        raise BackendError(
+            f"the mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches and frames in one line; "
+            "convert it with a mechanism of one dimension, such as window"
+        )
+
+
+def head_on(head: type[LongMultimodalHead], model: LongMultimodalModel, **fields: Any) -> LongMultimodalHead:
+    """A new head on a model, which it shares with other heads; ``fields`` are of the head's config."""
+    config = copy.deepcopy(model.config)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return head(config, model)

@@ -1,0 +1,302 @@
+"""Text, pictures and recordings with heads on one converted backbone: what is fed, what is saved, runs, bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from hf_longattn.cli.train import train
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.audio import Hearing
+from hf_longattn.errors import AudioError, BackendError, LongAttentionError, OptionError
+from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
+from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks import multitask
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
+from hf_longattn.training.tasks.multitask import MULTITASK, MultiTaskTrainer, finetune_multitask, load_multitask_head
+from tests.training.conftest import FAST, checkpoint
+from tests.training.test_classification import rows, table
+from tests.training.test_pictures import COLOURS, picture_of
+from tests.training.test_processes import ROOT, free_port
+
+RATE = 16_000
+EMBEDDERS: dict[str, Any] = {"image_size": [16, 24], "patch_size": 8, "mel_bins": 20}
+
+
+def tone(pitch: float, number: int, seconds: float = 0.4, rate: int = RATE) -> np.ndarray:
+    """A tone with noise."""
+    generator = np.random.default_rng(number)
+    times = np.arange(int(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * pitch * times) + 0.01 * generator.standard_normal(len(times))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tiny BERT, converted to 160 tokens."""
+    folder = tmp_path_factory.mktemp("backbone")
+    short = checkpoint("mlm", folder / "short", tokenizer)
+    convert_checkpoint(short, folder / "long", mechanism="longformer", max_length=160, window=16, verify=False)
+    return str(folder / "long")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The data of a task of each modality: two topics, two colours, two pitches."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, colour in COLOURS.items():
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            picture_of(colour, number).save(folder / "photos" / name / f"{number}.png")
+    for name, pitch in {"high": 3000.0, "low": 300.0}.items():
+        (folder / "tones" / name).mkdir(parents=True)
+        for number in range(12):
+            soundfile.write(folder / "tones" / name / f"{number}.wav", tone(pitch, number, 0.3 + 0.02 * number), RATE)
+    return {"topic": str(table(folder, rows())), "photo": str(folder / "photos"), "tone": str(folder / "tones")}
+
+
+def lines(tasks: dict[str, str]) -> list[str]:
+    """The tasks as on the command line."""
+    kinds = {"topic": "classify", "photo": "images", "tone": "audio"}
+    return [f"{name}={kinds[name]}:{data}" for name, data in tasks.items()]
+
+
+def settings(model: str, output: Path, tasks: list[str], **changes: Any) -> Any:
+    values = {"model": model, "output_dir": str(output), "tasks": tasks, **EMBEDDERS, **FAST, "max_steps": 2, **changes}
+    return build_arguments(MULTITASK, **values)
+
+
+def test_one_backbone_learns_text_pictures_and_sound(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    """One run; heads load singly, the whole by AutoModel, its processors from the same folder; a run goes on from its checkpoint, and
+    another begins with the trained model."""
+    output = tmp_path / "out"
+    run = {"learning_rate": 5e-3, "per_device_train_batch_size": 4, "save_steps": 30, "gradient_checkpointing": True}
+    run |= {"eval_strategy": "steps", "eval_steps": 30, "load_best_model_at_end": True}
+    log = finetune_multitask(*settings(backbone, output, lines(tasks), max_steps=60, patch_order="hilbert", **run))
+    after = log["held_out"]["after"]
+    assert {name: after[name]["accuracy"] for name in tasks} == dict.fromkeys(tasks, 100.0)
+    assert log["inputs"]["photo"]["input_size"] == [16, 24]
+    card = (output / "README.md").read_text()
+    assert "heads: `topic` (classify), `photo` (images), `tone` (audio)" in card
+
+    whole = AutoModel.from_pretrained(output)
+    assert isinstance(whole, LongMultimodalModel)
+    photo, sound, topic = (load_multitask_head(str(output), name).eval() for name in ("photo", "tone", "topic"))
+    assert isinstance(photo, LongMultimodalForImageClassification)
+    for head in (photo, sound, topic):
+        assert all(torch.equal(tensor, head.multimodal.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    pixels = AutoImageProcessor.from_pretrained(output)(picture_of(COLOURS["red"], 99), return_tensors="pt")
+    assert photo.config.id2label[photo(**pixels).logits.argmax().item()] == "red"
+    heard = Hearing(AutoFeatureExtractor.from_pretrained(output)).inputs([tone(300.0, 99), tone(3000.0, 99, 0.5)])
+    assert [sound.config.id2label[number] for number in sound(**heard).logits.argmax(-1).tolist()] == ["low", "high"]
+    text = AutoTokenizer.from_pretrained(output)("for while break continue " * 8, return_tensors="pt")
+    assert topic.config.id2label[topic(**text).logits.argmax().item()] == "loops"
+
+    resumed = finetune_multitask(*settings(backbone, output, lines(tasks), max_steps=62, patch_order="hilbert", resume=True, **run))
+    assert max(entry.get("step", 0) for entry in resumed["history"]) == 62
+    values = {"model": str(output), "output_dir": str(tmp_path / "next"), "tasks": lines(tasks), **FAST, "max_steps": 1}
+    finetune_multitask(*build_arguments(MULTITASK, **values))
+    single = {"model": str(output), "output_dir": str(tmp_path / "single"), "data": [tasks["photo"]], "images": True, **FAST}
+    finetune_classification(*build_arguments(CLASSIFICATION, **single, max_steps=1))
+    assert isinstance(AutoModelForImageClassification.from_pretrained(tmp_path / "single"), LongMultimodalForImageClassification)
+
+
+def test_what_is_fed_is_what_the_single_tasks_feed(
+    backbone: str, tasks: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows, the held-out rows and the batches of every task, tensor by tensor, as its own command makes them."""
+    trainers: list[MultiTaskTrainer] = []
+    monkeypatch.setattr(multitask, "train", lambda trainer, *_: trainers.append(trainer))
+    monkeypatch.setattr(multitask, "save_run", lambda trainer, run, log, describe: log)
+    monkeypatch.setattr(MultiTaskTrainer, "scores", lambda self: {})
+    finetune_multitask(*settings(backbone, tmp_path / "out", lines(tasks)))
+    (tmp_path / "start").mkdir()
+    trainers[0].model.models["photo"].multimodal.save_pretrained(tmp_path / "start")
+    trainers[0].processing_class.save_pretrained(tmp_path / "start")
+    for name, kind in {"topic": {"packing": False}, "photo": {"images": True}, "tone": {"audio": True}}.items():
+        values = {"model": str(tmp_path / "start"), "output_dir": str(tmp_path / name), "data": [tasks[name]], **FAST, **kind}
+        batches = single_batches(build_arguments(CLASSIFICATION, **values), monkeypatch)
+        task = trainers[0].tasks[name]
+        shared_batches = [trainers[0].data_collator([{"task": name, **row} for row in part]) for part in pairs(task.rows)]
+        assert len(batches) == len(shared_batches)
+        for batch, shared in zip(batches, shared_batches, strict=True):
+            assert shared.pop("task") == name
+            assert batch.keys() == shared.keys()
+            assert all(torch.equal(batch[key], shared[key]) for key in batch)
+
+
+def pairs(data: Any) -> list[list[dict[str, Any]]]:
+    """Rows two at a time, in their order."""
+    return [[data[place] for place in range(first, min(first + 2, len(data)))] for first in range(0, len(data), 2)]
+
+
+def single_batches(arguments: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """All batches of two that ``longattn train classify`` makes of its rows, in their order."""
+    trainers: list[Any] = []
+    module = sys.modules[finetune_classification.__module__]
+    monkeypatch.setattr(module, "train", lambda trainer, *_: trainers.append(trainer))
+    monkeypatch.setattr(module.ClassificationTrainer, "scores", lambda self, data: {})
+    monkeypatch.setattr(module, "save_run", lambda *_: {})
+    finetune_classification(*arguments)
+    return [trainers[0].data_collator(part) for part in pairs(trainers[0].train_dataset)]
+
+
+def test_a_file_names_tasks_with_their_columns(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    tones = sorted(Path(tasks["tone"]).rglob("*.wav"))
+    listed = "".join(f"{file},{file.parent.name}\n" for file in tones)
+    (tmp_path / "tones.csv").write_text(f"file,pitch\n{listed}")
+    entries = {
+        "photo": {"kind": "images", "data": tasks["photo"], "augmentation": "none"},
+        "tone": {"kind": "audio", "data": [str(tmp_path / "tones.csv")], "audio_column": "file", "label_column": "pitch"},
+    }
+    (tmp_path / "tasks.json").write_text(json.dumps(entries))
+    arguments = settings(backbone, tmp_path / "out", [], task_file=str(tmp_path / "tasks.json"))
+    kinds = {name: (kind, data.audio_column, data.label_column) for name, (kind, data) in arguments[1].task_data().items()}
+    assert kinds == {"photo": ("images", "audio", "label"), "tone": ("audio", "file", "pitch")}
+    log = finetune_multitask(*arguments)
+    assert log["held_out"]["after"]["tone"]["n"] == 2
+    assert log["inputs"]["photo"]["augmented"] is False
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    """Each takes every second batch, of whichever task; one process with twice as many batches a step ends with the same weights."""
+    shutil.copytree(backbone, tmp_path / "backbone")
+    config = json.loads((tmp_path / "backbone" / "config.json").read_text())
+    without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "backbone" / "config.json").write_text(json.dumps({**config, **without_dropout}))
+    line = ["--model", str(tmp_path / "backbone"), "--tasks", *lines(tasks), "--image-size", "16", "24", "--patch-size", "8"]
+    line += ["--mel-bins", "20", "--max-steps", "4", "--threads", "1", "--no-bf16", "--learning-rate", "1e-3", "--save-strategy", "no"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    for count in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(free_port())]
+        command = [sys.executable, *launcher, "-m", "hf_longattn", "train", "multitask", *line, "--output", str(tmp_path / f"{count}")]
+        command += ["--gradient_accumulation_steps", str(2 // count)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
+        assert not done.returncode, done.stderr[-3000:]
+    alone, together = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, together[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("photo: {kind: pictures, data: a}", "the kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'pictures'"),
+        ("photo: {kind: image, data: a}", r"Did you mean 'images'"),
+        ("photo: {data: a}", "the kind of task 'photo' must be one of .*, not None"),
+        ("photo: {kind: images, data: a, colum: b}", r"the task 'photo' has no option 'colum'"),
+        ("photo: {kind: images, data: a, audio_column: b}", "the task 'photo': audio_column is an option for recordings"),
+        ("photo: {kind: images}", "the task 'photo': no data given"),
+        ("photo: {kind: images, data: a}", "two tasks or more, not photo"),
+        ("9: {kind: images, data: a}", "give it a name of letters"),
+        ("- photo", "is not a file of tasks"),
+        ("photo: [", "cannot be read"),
+    ],
+)
+def test_bad_files_of_tasks_are_a_sentence(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "tasks.yaml").write_text(content)
+    with pytest.raises(OptionError, match=words):
+        settings("m", tmp_path / "out", [], task_file=str(tmp_path / "tasks.yaml"))
+
+
+def test_a_missing_file_of_tasks_and_a_task_twice_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"tasks\.yaml' cannot be read"):
+        settings("m", tmp_path / "out", [], task_file=str(tmp_path / "tasks.yaml"))
+    (tmp_path / "tasks.yaml").write_text("photo: {kind: images, data: a}")
+    with pytest.raises(OptionError, match="the task 'photo' is in --tasks and in"):
+        settings("m", tmp_path / "out", ["photo=images:b"], task_file=str(tmp_path / "tasks.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"image_size": [], "patch_size": 16},
+            r"kind images reads pictures, and '.*' has no embedder of pictures; add --image_size",
+        ),
+        ({"mel_bins": 0}, r"kind audio reads recordings, and '.*' has no embedder of recordings; add --mel_bins"),
+        ({"mel_bins": 4}, "mel_bins must be from 8"),
+        ({"image_size": [16, 23]}, r"pictures of 16 × 23 pixels are not filled by patches of 8 × 8"),
+        ({"image_size": [256], "patch_size": 4}, r"are 4,097 tokens, but the backbone reads 160; .*--max-length 4097"),
+        ({"patch_order": "hilberd"}, r"Did you mean 'hilbert'"),
+        ({"frame_stride": 3}, "must be a power of two, such as 8, not 3"),
+    ],
+)
+def test_a_modality_that_the_model_cannot_read_is_a_sentence(
+    changes: dict[str, Any], words: str, backbone: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(LongAttentionError, match=words) as refusal:
+        finetune_multitask(*settings(backbone, tmp_path / "out", lines(tasks), **changes))
+    assert "\n" not in str(refusal.value)
+
+
+def test_embedders_without_a_task_are_a_sentence(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="mel_bins is for tasks of kind audio"):
+        finetune_multitask(*settings(backbone, tmp_path / "out", lines(tasks)[:2]))
+    for name in ("patch_size", "frame_stride"):
+        with pytest.raises(OptionError, match=f"{name} is of an embedder"):
+            build_arguments(MULTITASK, model="m", output_dir=str(tmp_path), tasks=lines(tasks)[:2], **{name: 2})
+
+
+def test_bad_pictures_and_recordings_are_a_sentence(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    """A recording of another rate, and one that is longer than the backbone reads; pictures of other sizes are resized."""
+    for rate, seconds, words in ((8_000, 0.4, "has 8,000 samples a second, but the model reads 16,000"), (RATE, 14.0, "--max-length 176")):
+        folder = tmp_path / f"{rate}"
+        for name, pitch in {"high": 3000.0, "low": 300.0}.items():
+            (folder / name).mkdir(parents=True)
+            for number in range(6):
+                soundfile.write(folder / name / f"{number}.wav", tone(pitch, number, seconds, rate), rate)
+        with pytest.raises(AudioError, match=words):
+            finetune_multitask(*settings(backbone, tmp_path / "out", [*lines(tasks)[:2], f"tone=audio:{folder}"]))
+    for name, colour in COLOURS.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            picture_of(colour, number, (10 + 7 * number, 40)).save(tmp_path / "photos" / name / f"{number}.png")
+    photos = f"photo=images:{tmp_path / 'photos'}"
+    log = finetune_multitask(*settings(backbone, tmp_path / "sizes", [lines(tasks)[0], photos, lines(tasks)[2]]))
+    assert log["inputs"]["photo"]["input_size"] == [16, 24]
+
+
+def test_calls_with_the_wrong_inputs_are_a_sentence(backbone: str) -> None:
+    text_model = AutoModel.from_pretrained(backbone, add_pooling_layer=False)
+    model = LongMultimodalModel.of(text_model).eval()
+    ids, pixels, features = torch.ones(1, 8, dtype=torch.long), torch.zeros(1, 3, 16, 24), torch.zeros(1, 8, 20)
+    with pytest.raises(BackendError, match="this model has no embedder of pictures"):
+        model(pixel_values=pixels)
+    with pytest.raises(BackendError, match="this model has no embedder of recordings"):
+        model(input_features=features)
+    with pytest.raises(OptionError, match="give one of input_ids, pixel_values, input_features, not input_ids and pixel_values"):
+        model(input_ids=ids, pixel_values=pixels)
+    with pytest.raises(OptionError, match="not none"):
+        model()
+    assert torch.equal(model(input_ids=ids).last_hidden_state, text_model(input_ids=ids).last_hidden_state)
+
+
+def test_arguments_on_the_command_line(backbone: str, tasks: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--model", backbone, "--output", str(tmp_path / "out"), "--tasks", *lines(tasks), "--image-size", "16", "24"]
+    line += ["--patch-size", "8", "--mel-bins", "20", "--max-steps", "1", "--threads", "1", "--no-bf16"]
+    assert train("multitask", line) == 0
+    printed = capsys.readouterr().err
+    assert "- photo: held out: accuracy" in printed
+    assert "(2 pictures)" in printed
+    assert "(2 recordings)" in printed
