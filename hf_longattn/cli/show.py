@@ -167,6 +167,9 @@ def _grown(plan: Mapping[str, Any]) -> str:
     if "new_image_size" in plan:
         before, after = ("×".join(map(str, plan[name])) for name in ("old_image_size", "new_image_size"))
         return f"{before} → {after} pixels, {old:,} → {new:,} tokens"
+    if "new_video_size" in plan:
+        before, after = ("×".join(map(str, plan[name])) for name in ("old_video_size", "new_video_size"))
+        return f"{before} → {after} frames and pixels, {old:,} → {new:,} tokens"
     if "new_spectrogram_size" in plan:
         before, after = (f"{plan[name][1]:,}" for name in ("old_spectrogram_size", "new_spectrogram_size"))
         return f"{before} → {after} frames, {old:,} → {new:,} tokens"

@@ -85,6 +85,8 @@ class GridPlan:
         """How the base reads larger inputs than its position table's; empty for one without positions."""
         if not self.rule.has_positions:
             return ""
+        if self.rule.counts_places:
+            return "places counted on its grid"
         return f"{INTERPOLATE_ARGUMENT}=True" if self.rule.interpolates else "its resized position table"
 
     def resized(self, base: Any, size: GridSize) -> AbstractContextManager[dict[str, Any]]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..data.photographs import NAMES, photographs
-from ..modeling.family.grid_rule import PIXELS, GridRule
+from ..modeling.family.grid_rule import GridRule
 from .grid_sizes import GridSize
-from .processors import load_image_processor
+from .processors import processor_of
 
 COLOURS = 3
 
@@ -29,9 +29,9 @@ class VerificationPictures:
     def __init__(self, rule: GridRule, config: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         self.rule, self.config = rule, config
         self.mean, self.std = mean or [0.5] * COLOURS, std or [0.5] * COLOURS
-        reads_colours = rule.input == PIXELS and getattr(config, "num_channels", None) == COLOURS == len(self.mean) == len(self.std)
+        reads_colours = rule.reads_photographs and rule.channels(config) == COLOURS == len(self.mean) == len(self.std)
         self.photographs = photographs() if reads_colours else ()
-        self.why_seeded = "scikit-learn is not installed" if reads_colours else "the model does not read pictures of three colours"
+        self.why_seeded = "scikit-learn is not installed" if reads_colours else f"the model does not read {rule.noun}s of three colours"
 
     def at(self, size: GridSize) -> dict[str, Any]:
         """The arguments of a model for one input of this size."""
@@ -47,7 +47,21 @@ class VerificationPictures:
 
     def describe(self) -> str:
         """What the inputs are, for a report."""
-        return f"scikit-learn's photograph {NAMES[0]}" if self.photographs else f"seeded pictures, since {self.why_seeded}"
+        moved = "" if self.rule.reads_pictures else ", moved from frame to frame"
+        seeded = f"seeded {self.rule.noun}s, since {self.why_seeded}"
+        return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded
+
+
+class VerificationVideos(VerificationPictures):
+    """Inputs of any size for a model that reads videos: a photograph that moves by a pixel from frame to frame."""
+
+    def pixels(self, size: tuple[int, ...]) -> Tensor:
+        """One input ``(1, channels, frames, height, width)``."""
+        if not self.photographs:
+            return self.rule.seeded(self.config, size)
+        frames, height, width = size
+        photograph = super().pixels((height + frames - 1, width + frames - 1))
+        return torch.stack([photograph[..., at : at + height, at : at + width] for at in range(frames)], 2)
 
 
 class VerificationSpectrograms(VerificationPictures):
@@ -59,8 +73,8 @@ class VerificationSpectrograms(VerificationPictures):
 
 def inputs_on_grid(rule: GridRule, config: Any, folder: Path) -> VerificationPictures:
     """The inputs to verify a model with; ``folder`` has its image processor, if it has one."""
-    if rule.input != PIXELS:
+    if not rule.reads_photographs:
         return VerificationSpectrograms(rule, config)
-    processor = load_image_processor(folder)
+    processor = processor_of(rule, folder)[0]
     mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-    return VerificationPictures(rule, config, mean, std)
+    return (VerificationPictures if rule.reads_pictures else VerificationVideos)(rule, config, mean, std)

@@ -387,7 +387,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
             "leave them out."
         )
     architecture = generic_architecture(source)
-    for flag, size in {"--image-size": request.image_size, "--audio-seconds": request.audio_seconds}.items():
+    for flag, size in {"--image-size": request.image_size, "--frames": request.frames, "--audio-seconds": request.audio_seconds}.items():
         if size is not None:
             raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
     chosen = _generic_attention(architecture.source_config, request)

@@ -23,7 +23,7 @@ from .flops import ModelShape, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels, read_size
 from .plan_inputs import InputPlan
 from .plan_positions import PositionWarning
-from .processors import FILE, file_of_size, file_with, image_files, load_feature_extractor, load_image_processor, picture_size
+from .processors import FILE, file_of_size, file_with, image_files, load_feature_extractor, picture_size, processor_of
 from .sources.base import Source
 
 
@@ -61,7 +61,7 @@ def grid_sizes(architecture: Architecture, request: ConversionConfig) -> GridPla
             f"with hf_longattn.{architecture.long_class}.from_pretrained, which takes long_attention."
         )
     old, read = rule.sizes(config)
-    new = read if request.image_size is None else read_size(request.image_size, len(rule.axes))
+    new = rule.enlarged(read, None if request.image_size is None else read_size(request.image_size), request.frames)
     if request.audio_seconds is not None:
         new = rule.of_seconds(config, request.audio_seconds)
     sizes = GridPlan(rule, GridSize.of(rule, config, old), GridSize.of(rule, config, new))
@@ -168,7 +168,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
     numbers: dict[tuple[str, bool], list[int]] = {}
     for number, layer in enumerate(layers):
         name, options = attention.for_layer(number)
-        windowed = layer.grid_blocks(sizes.new.grid) is not None
+        windowed = layer.grid_blocks(sizes.new.grid) is not None or sizes.rule.counts_places
         if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
             numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
     warnings = []
@@ -177,6 +177,9 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
         if rule == TILE:
             problem = f"{name} in {where} sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
             advice = "use --positions interpolate, or train the result"
+        elif sizes.rule.counts_places:
+            problem = f"{name} in {where} sees positions that the source did not meet, beyond its {old} cells"
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
         else:
             problem = (
                 f"{name} in {where} has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et "
@@ -213,13 +216,13 @@ def processor_files(source: Source, architecture: Architecture, sizes: GridPlan)
                 )
         changed = sizes.rule.extractor_fields(sizes.new.size)
         return {FILE: file_with(source.folder, extractor, changed)} if sizes.grows else {}
-    processor = load_image_processor(source.folder)
+    processor, file = processor_of(sizes.rule, source.folder)
     if processor is None:
         return {}
-    processed = picture_size(processor)
-    if processed is not None and processed != sizes.old.size and sizes.rule.interpolates:
+    processed, (old, new) = picture_size(processor), (size.size[-2:] for size in (sizes.old, sizes.new))
+    if processed is not None and processed != old and sizes.rule.checks_processor:
         raise CheckpointError(
             f"The image processor of {source.name!r} makes pictures of {pixels(processed)}, but its config.json says "
-            f"image_size={architecture.source_config.image_size}; correct the size in {FILE}, or image_size."
+            f"{sizes.rule.side}={getattr(architecture.source_config, sizes.rule.side)}; correct the size in {file}, or {sizes.rule.side}."
         )
-    return image_files(source.folder, file_of_size(source.folder, processor, sizes.new.size)) if sizes.grows else {}
+    return image_files(source.folder, file_of_size(source.folder, processor, new, file), file) if new != old else {}

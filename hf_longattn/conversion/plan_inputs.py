@@ -17,7 +17,7 @@ from .config import ConversionConfig
 from .input_sizes import InputSizes
 from .plan_positions import PositionWarning
 
-TEXT, PICTURES, SPECTROGRAMS, SOUND = "text", "pictures", "spectrograms", "sound"
+TEXT, PICTURES, VIDEOS, SPECTROGRAMS, SOUND = "text", "pictures", "videos", "spectrograms", "sound"
 SIZE, SEARCH, VERIFICATION = "size", "search", "verification"
 """What a setting gives, for which other kinds of input may have another setting."""
 
@@ -53,7 +53,8 @@ class InputSetting(NamedTuple):
 
 SETTINGS = {
     "max_length": InputSetting("--max-length counts the tokens of a text", gives=SIZE),
-    "image_size": InputSetting("--image-size is the size of pictures", (PICTURES,), SIZE),
+    "image_size": InputSetting("--image-size is the size of pictures", (PICTURES, VIDEOS), SIZE),
+    "frames": InputSetting("--frames is the number of frames of a video", (VIDEOS,), SIZE),
     "audio_seconds": InputSetting("--audio-seconds is the length of sounds", (SPECTROGRAMS, SOUND), SIZE),
     "max_decoder_length": InputSetting("--max-decoder-length is for the decoder of an encoder-decoder"),
     "decoder_long_attention": InputSetting("--decoder-mechanism is for the decoder of an encoder-decoder"),
@@ -68,6 +69,7 @@ SETTINGS = {
 INSTEAD = {
     (SIZE, TEXT): "give its length as --max-length 4096",
     (SIZE, PICTURES): "give the size as --image-size 1024",
+    (SIZE, VIDEOS): "give the size as --image-size 448 --frames 32",
     (SIZE, SPECTROGRAMS): "give the length as --audio-seconds 30",
     (SIZE, SOUND): "give its duration as --audio-seconds 600",
     (SEARCH, TEXT): "give a text as --search-text",

@@ -6,7 +6,7 @@ kept in it for the way back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, GridError, checkpoint_errors
+from ..modeling.family.grid_rule import GridRule
 from ..reading import read_json_object
 from .grid_sizes import pixels
 
@@ -26,9 +27,13 @@ PROCESSOR_FILE = "processor_config.json"
 """The file of a processor, of which transformers 5 makes the feature extractor's a part."""
 IMAGE_PART = "image_processor"
 """The part of that file that is an image processor's."""
+VIDEO_FILE = "video_preprocessor_config.json"
+"""The file of a video processor, of checkpoints whose frames are not made by an image processor."""
 FIELD_BEFORE = "extended_from"
 """The field with the sizes before the conversion."""
-TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
+TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
+MARGIN = 256 / 224
+"""The shorter side of a frame, in sides of its crop, by V-JEPA 2's video processor."""
 
 
 def load_image_processor(folder: Path) -> Any | None:
@@ -45,19 +50,54 @@ def load_image_processor(folder: Path) -> Any | None:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _image_values(folder: Path) -> dict[str, Any] | None:
-    """The values of an image processor, from its own file or from that of a processor that has it as a part; ``None`` without."""
-    if (folder / FILE).is_file():
-        return read_json_object(folder / FILE)
-    part = read_json_object(folder / PROCESSOR_FILE).get(IMAGE_PART) if (folder / PROCESSOR_FILE).is_file() else None
+def _image_values(folder: Path, file: str = FILE) -> dict[str, Any] | None:
+    """The values of a processor, from its own file or, of an image processor, from that of a processor that has it as a part; ``None``
+    without."""
+    if (folder / file).is_file():
+        return read_json_object(folder / file)
+    has_parts = file == FILE and (folder / PROCESSOR_FILE).is_file()
+    part = read_json_object(folder / PROCESSOR_FILE).get(IMAGE_PART) if has_parts else None
     return part if isinstance(part, dict) else None
 
 
-def image_files(folder: Path, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The file of an image processor with these values: its own, or that of a processor that has it as a part."""
-    if (folder / FILE).is_file():
-        return {FILE: dict(values)}
+def image_files(folder: Path, values: Mapping[str, Any], file: str = FILE) -> dict[str, dict[str, Any]]:
+    """The file of a processor with these values: its own, or that of a processor that has it as a part."""
+    if (folder / file).is_file():
+        return {file: dict(values)}
     return {PROCESSOR_FILE: {**read_json_object(folder / PROCESSOR_FILE), IMAGE_PART: dict(values)}}
+
+
+def load_video_processor(folder: Path) -> Any | None:
+    """What makes the frames of a checkpoint's videos, without torchvision; ``None`` where its folder has no file that says it.
+
+    A video processor is that of VideoMAE on Pillow with the values of the file: the shorter side of every frame resized, its middle
+    cropped, rescaled and normalised, as V-JEPA 2's does with torchvision.
+
+    Raises:
+        CheckpointError: there is one, and transformers cannot load it.
+    """
+    if not (folder / VIDEO_FILE).is_file():
+        return load_image_processor(folder)
+    from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+    values = read_json_object(folder / VIDEO_FILE)
+    crop = values.get("crop_size")
+    side = crop.get("height") if isinstance(crop, Mapping) else crop
+    if isinstance(side, int):
+        sides = crop if isinstance(crop, Mapping) else {"height": side, "width": side}
+        values |= {"crop_size": sides, "size": {"shortest_edge": int(side * MARGIN)}}
+    with checkpoint_errors(f"The video processor of {str(folder)!r} cannot be loaded"):
+        return VideoMAEImageProcessorPil.from_dict(values)
+
+
+PROCESSOR_LOADERS: dict[str, Callable[[Path], Any | None]] = {"picture": load_image_processor, "video": load_video_processor}
+"""What loads the processor of a checkpoint, by what its model reads."""
+
+
+def processor_of(rule: GridRule, folder: Path) -> tuple[Any | None, str]:
+    """The processor in a checkpoint folder of a model of pictures or videos, ``None`` where it has none, and the name of its file."""
+    file = VIDEO_FILE if rule.noun == "video" and (folder / VIDEO_FILE).is_file() else FILE
+    return PROCESSOR_LOADERS.get(rule.noun, load_image_processor)(folder), file
 
 
 def load_feature_extractor(folder: Path) -> Any | None:
@@ -119,13 +159,13 @@ def picture_size(processor: Any) -> tuple[int, int] | None:
     return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
 
 
-def file_of_size(folder: Path, processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
+def file_of_size(folder: Path, processor: Any, size: tuple[int, ...], file: str = FILE) -> dict[str, Any]:
     """The values of a processor's file for pictures of ``size``, height and width.
 
     Raises:
         CheckpointError: it resizes pictures in a way that has no such size.
     """
-    values = _image_values(folder) or {}
+    values = _image_values(folder, file) or {}
     if size == picture_size(processor):
         return values
     crop, resized = _sizes(processor)
@@ -138,19 +178,19 @@ def file_of_size(folder: Path, processor: Any, size: tuple[int, ...]) -> dict[st
     elif resized:
         raise CheckpointError(
             f"The image processor of {str(folder)!r} resizes pictures by {resized}, which gives none of {pixels(size)}; set size to a "
-            f"height and a width in its {FILE}."
+            f"height and a width in its {file}."
         )
     if resized.keys() == {"height", "width"}:
         sides = zip((resized["height"], resized["width"]), ratios, strict=True)
         changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
     elif resized:  # the crop lies in the resized picture, whichever side is the shorter
         changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
-    return file_with(folder, processor, changed)
+    return file_with(folder, processor, changed, file)
 
 
-def file_with(folder: Path, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+def file_with(folder: Path, processor: Any, fields: Mapping[str, Any], file: str = FILE) -> dict[str, Any]:
     """The values of the file of an image processor or a feature extractor with other values of these fields, and what they were."""
-    values, changed = _image_values(folder) or {}, dict(fields)
+    values, changed = _image_values(folder, file) or {}, dict(fields)
     if not any(values.get(name) for name in TYPE_FIELDS):  # transformers looks it up by the model type, which is another one now
         field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
         changed[field] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
@@ -159,13 +199,18 @@ def file_with(folder: Path, processor: Any, fields: Mapping[str, Any]) -> dict[s
 
 
 def files_before(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of a folder's processors, by name, as they were before :func:`file_of_size`; of those that were changed."""
+    return {name: values for file in (FILE, VIDEO_FILE) for name, values in _file_before(folder, file).items()}
+
+
+def _file_before(folder: Path, file: str) -> dict[str, dict[str, Any]]:
     """A processor's file as it was before :func:`file_of_size`; empty where there is none or nothing was changed."""
-    values = _image_values(folder) or {}
+    values = _image_values(folder, file) or {}
     before = values.pop(FIELD_BEFORE, None)
     if not isinstance(before, Mapping):
         return {}
     restored = {**values, **before}
-    return image_files(folder, {name: value for name, value in restored.items() if value is not None or name not in before})
+    return image_files(folder, {name: value for name, value in restored.items() if value is not None or name not in before}, file)
 
 
 def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:

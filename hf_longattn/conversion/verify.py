@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..positions import unchanged_rows
 from .model_loading import Running, choose_running
-from .pictures import VerificationPictures, VerificationSpectrograms, inputs_on_grid
+from .pictures import VerificationPictures, VerificationSpectrograms, VerificationVideos, inputs_on_grid
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .processors import load_feature_extractor
@@ -298,6 +298,7 @@ class InputChecks:
 CHECKS: dict[type, InputChecks] = {
     VerificationText: InputChecks(check_tokenizer, _text_steps),
     VerificationPictures: InputChecks(check_processor, _grid_steps),
+    VerificationVideos: InputChecks(check_processor, _grid_steps),
     VerificationSpectrograms: InputChecks(check_extractor, _grid_steps),
     VerificationSound: InputChecks(check_feature_extractor, _sound_steps),
     VerificationTowers: InputChecks(_tower_readers, _tower_steps),

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
-from ..modeling.family.grid_rule import FRAMES_PER_SECOND
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
 from ..private_apis import attention_implementation
 from .flops import cost_on, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels
@@ -25,7 +25,7 @@ from .model_loading import load_result, load_source, newly_initialised
 from .pictures import COLOURS, VerificationPictures
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .processors import FILE, load_feature_extractor, load_image_processor, picture_size
+from .processors import FILE, load_feature_extractor, picture_size, processor_of
 from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .verify_outputs import FLOPS_AT_NEW_LENGTH, difference, part_to_compare
 from .verify_sizes import SizeChecks, run_model
@@ -40,8 +40,8 @@ def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures
     """The written image processor gives pictures of the new size, whatever size a picture has."""
     name, grid = "image processor", plan.grid
     assert grid is not None
-    size = grid.new.size
-    processor = load_image_processor(result)
+    size, rule = grid.new.size[-2:], grid.rule
+    processor, file = processor_of(rule, result)
     if processor is None:
         advice = f"the source has no image processor, so resize pictures to {pixels(size)} and normalise them as it was trained"
         return [Check(name, SKIPPED, advice)]
@@ -50,20 +50,20 @@ def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures
         return [Check(name, PASSED, "the image processor leaves pictures at their size", {"image_size": None})]
     inputs_tried = [PHOTO_SIZE, size] if math.prod(size) <= PROCESSED_PIXELS else []
     try:
-        sizes = [tuple(_processed(processor, before).shape[-2:]) for before in inputs_tried] or [fixed]
+        sizes = [tuple(_processed(processor, rule, before).shape[-2:]) for before in inputs_tried] or [fixed]
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         return [Check(name, FAILED, f"the image processor of the result does not run: {error}")]
-    wrong = [after for after in sizes if after != size and (grid.rule.interpolates or grid.grows)]
+    wrong = [after for after in sizes if after != size and (rule.checks_processor or grid.grows)]
     if wrong:
-        problem = f"the image processor makes pictures of {pixels(wrong[0])} instead of {pixels(size)}; correct the size in {FILE}"
+        problem = f"the image processor makes pictures of {pixels(wrong[0])} instead of {pixels(size)}; correct the size in {file}"
         return [Check(name, FAILED, problem)]
     before = " and ".join(map(pixels, inputs_tried)) or "any size"
     return [Check(name, PASSED, f"pictures of {before} become pictures of {pixels(sizes[0])}", {"image_size": list(sizes[0])})]
 
 
-def _processed(processor: Any, size: tuple[int, ...]) -> Tensor:
+def _processed(processor: Any, rule: GridRule, size: tuple[int, ...]) -> Tensor:
     picture = torch.zeros(*size, COLOURS, dtype=torch.uint8).numpy()
-    return processor(images=picture, return_tensors="pt")["pixel_values"]
+    return processor(picture if rule.reads_pictures else [picture] * 2, return_tensors="pt")["pixel_values"]
 
 
 def check_extractor(plan: ResultPlan, result: Path, inputs: VerificationPictures) -> list[Check]:
@@ -206,7 +206,8 @@ def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
 
 
 def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: GridPlan, new: GridSize) -> dict[tuple[int, ...], Tensor]:
-    """Row and column of every whole window -> the patches' features that the source without prefix tokens computes of it."""
+    """The place of every whole window, such as row and column -> the patches' features that the source without prefix tokens computes of
+    it."""
     prefix = new.grid.prefix
 
     def cells_only(module: Any, args: Any, output: Any) -> Any:
@@ -214,7 +215,7 @@ def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: GridPlan, n
 
     rule, (name, pixels_of_all) = sizes.rule, next(iter(inputs.items()))
     sides = [cells * step for cells, step in zip(sizes.old.grid.sizes, rule.step(base.config), strict=True)]
-    hook = base.embeddings.register_forward_hook(cells_only)
+    hooks = [base.embeddings.register_forward_hook(cells_only)] if prefix else []
     try:
         crops: dict[tuple[int, ...], Tensor] = {}
         windows = [range(after // before) for after, before in zip(new.grid.sizes, sizes.old.grid.sizes, strict=True)]
@@ -224,7 +225,8 @@ def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: GridPlan, n
             crops[place] = run_model(base, {name: crop})["last_hidden_state"]
         return crops
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _check_crops(
@@ -235,11 +237,12 @@ def _check_crops(
     if "last_hidden_state" not in states:
         raise CheckpointError(f"The result returns no last_hidden_state, but {', '.join(states)}; add --no-verify.")
     cells = states["last_hidden_state"][:, new.grid.prefix :].unflatten(1, new.grid.sizes)
-    rows, columns = sizes.old.grid.sizes
-    measured = {
-        place: cells[:, place[0] * rows : (place[0] + 1) * rows, place[1] * columns : (place[1] + 1) * columns].flatten(1, 2)
-        for place in crops
-    }
+    measured = {}
+    for place in crops:
+        window = cells
+        for axis, (number, side) in enumerate(zip(place, sizes.old.grid.sizes, strict=True), 1):
+            window = window.narrow(axis, number * side, side)
+        measured[place] = window.flatten(1, -2)
     largest, relative = difference(
         {str(place): crop for place, crop in crops.items()}, {str(place): window for place, window in measured.items()}
     )

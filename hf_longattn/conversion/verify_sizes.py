@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..mechanisms import Mechanism
+from ..modeling.family.definition import known_family
 from .input_sizes import InputSize, InputSizes
 from .plan import ConversionPlan
 from .report import FAILED, PASSED, Check, equality
@@ -31,6 +32,8 @@ def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
     """All floating-point tensors that one forward pass returns, by name, those in tuples as well (the maps of a backbone)."""
     arguments = with_decoder_input(model, inputs)
+    if (family := known_family(model.config)) is not None and family.grid is not None:
+        arguments = family.grid.arguments_of_head(model, arguments)
     with torch.set_grad_enabled(gradients):
         returned = dict(model(**arguments, return_dict=True))
     for name, entries in list(returned.items()):

@@ -6,91 +6,44 @@ that the mechanism shows it. The decoder of ``ViTMAEForPreTraining`` reads all p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.vit_mae.configuration_vit_mae import ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, ViTMAEDecoder, ViTMAEDecoderOutput
 
-from ..backend import BACKEND, GRID, for_one_pass, longattn_attention_forward
-from ..configuration import LongAttentionConfig
+from ..backend import GRID
 from ..engines.common.grid import Grid
 from ..errors import GridError
 from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
 from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
-from ..modeling.family.grid_config import TILE, LongGridConfig, refuse_line
+from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, GridRule
 from ..modeling.grids import InterpolationOnGrid, LongGridModelMixin, grid_of_input, tiled_positions
-from ..private_apis import attention_implementation
-
-PLACES = "places"
-"""The keyword for the places of the tokens ``(B, K)`` on their grid, and the mask ``(B, N)`` of the places that are taken."""
 
 
-class LongViTMAEConfig(LongGridConfig, ViTMAEConfig):
+class LongViTMAEConfig(LongMaskedAutoencoderConfig, ViTMAEConfig):
     """ViTMAEConfig with ``long_attention``; ``decoder_long_attention`` is that of the decoder, ``None`` for full attention."""
 
     model_type = "long_vit_mae"
-
-    if TYPE_CHECKING:
-        decoder_long_attention: LongAttentionConfig | None
-    else:
-        decoder_long_attention = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
-        super().__post_init__(**kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "decoder_long_attention" and value is not None:
-            value = LongAttentionConfig.from_dict(value)
-            value.check_forms(self.decoder_num_hidden_layers, False)
-            for layer in range(self.decoder_num_hidden_layers):
-                refuse_line(*value.for_layer(layer))
-        super().__setattr__(name, value)
-
-    def to_dict(self) -> dict[str, Any]:
-        values, attention = super().to_dict(), self.decoder_long_attention
-        return values if attention is None else {**values, "decoder_long_attention": attention.to_dict()}
-
-    @property
-    def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the decoder."""
-        return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
-
-    @property
-    def _computes_as_base(self) -> bool:
-        decoder = self.decoder_attention
-        full = all(decoder.for_layer(layer)[0] == "full" for layer in range(self.decoder_num_hidden_layers))
-        return full and super()._computes_as_base
 
 
 class LongViTMAEAttention(ViTMAEAttention):
     """ViTMAEAttention of tokens in any order, some of whose places are empty."""
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, places: tuple[Tensor, Tensor | None] | None = None, **kwargs: Any
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, places: Places | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        mechanism: Any = getattr(self, "long_attention", None)
-        on_grid = mechanism is not None and mechanism.reads_grid
-        if places is None or not on_grid or attention_implementation(self.config) != BACKEND:
+        if places is None or not needs_places(self):
             return super().forward(hidden_states, attention_mask, **kwargs)
-        index, mask = places
-        length = kwargs[GRID].length
-        if attention_mask is not None:
-            mask = attention_mask.new_zeros(index.shape[0], length).scatter(1, index, attention_mask)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        qkv = (projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        at = index[:, :, None, None]
-        query, key, value = (x.new_zeros(x.shape[0], length, *x.shape[2:]).scatter(1, at.expand_as(x), x).transpose(1, 2) for x in qkv)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = longattn_attention_forward(self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **kwargs)
-        output = output.gather(1, at.expand(-1, -1, *output.shape[2:])).flatten(2)
-        if weights is not None:
-            weights = weights.gather(2, index[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
-            weights = weights.gather(3, index[:, None, None].expand(-1, weights.shape[1], weights.shape[2], -1))
+        output, weights = attend_at_places(self, query, key, value, places, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs)
         return self.o_proj(output), weights  # type: ignore[return-value]
 
 
@@ -151,17 +104,13 @@ class ViTMAEOnItsGrid(ReplacedModules):
                 arguments[PLACES] = self._places(grid, arguments)
         return super()._run(base_forward, arguments)
 
-    def _places(self, grid: Grid, arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def _places(self, grid: Grid, arguments: dict[str, Any]) -> Places:
         """The places of the tokens that the base keeps, by the noise that it would draw itself."""
         pixels = arguments["pixel_values"]
         if arguments.get("noise") is None:
             arguments["noise"] = torch.rand(pixels.shape[0], grid.cells, device=pixels.device)
         count = int(grid.cells * (1 - self.config.mask_ratio))
-        cells = arguments["noise"].argsort(1)[:, :count] + grid.prefix
-        index = torch.cat([torch.arange(grid.prefix, device=cells.device).expand(cells.shape[0], -1), cells], 1)
-        if count == grid.cells:
-            return index, None
-        return index, for_one_pass(torch.zeros(cells.shape[0], grid.length, dtype=torch.bool, device=cells.device).scatter(1, index, True))
+        return places_of_cells(arguments["noise"].argsort(1)[:, :count], grid)
 
 
 FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, grid=GridRule(prefix=1, noise="noise", adds_positions=False))

@@ -32,10 +32,10 @@ from .metadata import check_metadata, inherited_metadata, read_card, source_card
 from .usage import (
     GRAPHS,
     HEADS,
+    HEADS_ON_GRIDS,
     PICTURE_HEADS,
     RERANKER,
     SOUND_HEADS,
-    SPECTROGRAM_HEADS,
     TOWER_HEADS,
     backbone_of,
     class_to_load,
@@ -43,7 +43,7 @@ from .usage import (
     grid_family,
     head_of,
     next_step,
-    reads_pictures,
+    rule_of,
     sentence_kind,
     sound_family,
     tokens_of,
@@ -210,7 +210,7 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     grid = grid_family(config)
     heads = SOUND_HEADS if sound_family(config) is not None else TOWER_HEADS if tower_families(config) else HEADS
     if grid is not None:
-        heads = PICTURE_HEADS if reads_pictures(grid) else SPECTROGRAM_HEADS
+        heads = HEADS_ON_GRIDS[rule_of(grid).noun]
     head = head_of(class_to_load(folder, named_class(config, "AutoModel")), heads)
     return None if head is None else head.task
 
@@ -304,6 +304,8 @@ REPORT_FIELDS: dict[str, Any] = {
         "positions!": TEXT,
         "old_image_size": [NATURAL],
         "new_image_size": [NATURAL],
+        "old_video_size": [NATURAL],
+        "new_video_size": [NATURAL],
         "old_spectrogram_size": [NATURAL],
         "new_spectrogram_size": [NATURAL],
         "old_audio_seconds": NUMBER,
@@ -376,6 +378,9 @@ def _introduction(
     elif plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
         grown = f", enlarged from pictures of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
+    elif plan.get("new_video_size"):
+        before, after = (" × ".join(map(str, plan[size])) for size in ("old_video_size", "new_video_size"))
+        grown = f", enlarged from videos of {before} to {after} frames and pixels ({plan['old_length']:,} to {length:,} tokens)"
     elif plan.get("new_spectrogram_size"):
         before, after = (f"{plan[size][-1]:,}" for size in ("old_spectrogram_size", "new_spectrogram_size"))
         grown = f", extended from spectrograms of {before} to {after} frames ({plan['old_length']:,} to {length:,} tokens)"
@@ -416,9 +421,9 @@ def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig
     if family is not None and family.grid is not None:
         values = config_with_defaults(family, config)
         rule = family.grid
-        others = "Other multiples of the patch" if reads_pictures(family) else "Other lengths"
+        others = "Other multiples of the patch" if rule.reads_photographs else "Other lengths"
         limits = [f"It was made for {rule.noun}s of {rule.describe(rule.sizes(values)[1])}. {others} run as well, but were not verified."]
-        if attention is not None and family.own_attention is None and reads_pictures(family):
+        if attention is not None and family.own_attention is None and rule.reads_pictures:
             limits.append(_full_attention_on_pictures(family.grid, values, attention))
     elif family is not None and family.audio is not None:
         seconds = family.audio.durations(config_with_defaults(family, config))[1]

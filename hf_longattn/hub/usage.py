@@ -17,7 +17,7 @@ from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, tower_field
-from ..modeling.family.grid_rule import FRAMES_PER_SECOND, PIXELS
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
 
@@ -133,6 +133,18 @@ inputs = processor(image, return_tensors="pt")
 """
 _PIXELS = """
 inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # pictures, normalised as the model was trained
+"""
+_VIDEO = """
+frames = [Image.new("RGB", ({width}, {height}), "white")] * {frames}  # or yours: [Image.open(file).convert("RGB") for file in files]
+inputs = processor(frames, return_tensors="pt")
+"""
+_FRAME_PIXELS = """
+inputs = {{"{input}": torch.rand(1, {frames}, 3, {height}, {width}) * 2 - 1}}  # videos, normalised as the model was trained
+"""
+_VIDEO_OUTPUTS = """\
+inputs["bool_masked_pos"] = torch.arange({cells})[None] % 2 == 1  # what is left out, and rebuilt
+with torch.no_grad():
+    print(model(**inputs).logits.shape)
 """
 _SOUND = """
 sound = torch.randn({samples}).numpy()  # or yours at {rate:,} samples a second: soundfile.read("sound.wav", dtype="float32")[0]
@@ -327,6 +339,12 @@ SOUND_HEADS = {
     "Model": Head("AutoModel", "feature-extraction", _FRAMES),
 }
 """The same for models of sound."""
+VIDEO_HEADS = {
+    "ForVideoClassification": Head("AutoModelForVideoClassification", "video-classification", _PICTURE_CLASS),
+    "ForPreTraining": Head("AutoModelForPreTraining", None, _VIDEO_OUTPUTS),
+    "Model": Head("AutoModel", "feature-extraction", _PICTURE_STATES),
+}
+"""The same for models of videos."""
 SPECTROGRAM_HEADS = {
     "ForAudioClassification": Head("AutoModelForAudioClassification", "audio-classification", _PICTURE_CLASS),
     "Model": Head("AutoModel", "feature-extraction", _PICTURE_STATES),
@@ -334,9 +352,11 @@ SPECTROGRAM_HEADS = {
 """The same for models of spectrograms."""
 TOWER_HEADS = {"Model": Head("AutoModel", "zero-shot-image-classification", _SIMILARITY)}
 """The same for models of texts and pictures."""
+HEADS_ON_GRIDS = {"picture": PICTURE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
+"""What a model on a grid reads -> how its models are run."""
 AUTO_CLASSES = {
     head.task: head.auto_class
-    for head in (*SOUND_HEADS.values(), *SPECTROGRAM_HEADS.values(), *HEADS.values(), *PICTURE_HEADS.values())
+    for head in (*SOUND_HEADS.values(), *SPECTROGRAM_HEADS.values(), *HEADS.values(), *VIDEO_HEADS.values(), *PICTURE_HEADS.values())
     if head.auto_class and head.task is not None
 }
 """The Hub's name of a task -> the Auto class that loads its models."""
@@ -443,7 +463,9 @@ def snippet(
     if (sound := sound_family(config)) is not None:
         return sound_usage(sound, folder, config, name, trusts_code=trusts_code)
     if (grid := grid_family(config)) is not None:
-        return (picture_usage if reads_pictures(grid) else spectrogram_usage)(grid, folder, config, name, trusts_code=trusts_code)
+        return (picture_usage if rule_of(grid).reads_photographs else spectrogram_usage)(
+            grid, folder, config, name, trusts_code=trusts_code
+        )
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
     marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
     return usage(
@@ -543,9 +565,10 @@ def grid_family(config: Mapping[str, Any]) -> Family | None:
     return None if family is None or family.grid is None else family
 
 
-def reads_pictures(family: Family) -> bool:
-    """Whether inputs on a grid are pictures, rather than spectrograms."""
-    return family.grid is not None and family.grid.input == PIXELS
+def rule_of(family: Family) -> GridRule:
+    """How the inputs of a family lie on a grid, which :func:`grid_family` has found."""
+    assert family.grid is not None
+    return family.grid
 
 
 def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
@@ -575,9 +598,10 @@ def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], n
 
 
 def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
-    """The snippet of a model of pictures; arguments as for :func:`snippet`."""
+    """The snippet of a model of pictures or videos; arguments as for :func:`snippet`."""
     architecture = named_class(config, "AutoModel")
-    head = head_of(architecture, PICTURE_HEADS)
+    rule = rule_of(family)
+    head = head_of(architecture, HEADS_ON_GRIDS[rule.noun])
     if head is None or (trusts_code and not head.auto_class):
         return None
     ours, processed = "long_attention" in config and not trusts_code, (folder / PREPROCESSOR).is_file()
@@ -592,13 +616,13 @@ def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name:
     lines += [f"processor = AutoImageProcessor.from_pretrained({_quoted(name)})"] if processed else []
     lines += [f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()", ""]
     values = config_with_defaults(family, config)
-    rule: Any = family.grid
     size = rule.sizes(values)[1]
     grid = rule.of_size(values, size)
-    body = (_PICTURE if processed else _PIXELS) + head.code + (_PIPELINE if classifies else "")
-    patches = f"{grid.sizes[0]} × {grid.sizes[1]} patches"
+    of_pictures, of_videos = (_PICTURE, _PIXELS), (_VIDEO, _FRAME_PIXELS)
+    body = (of_pictures if rule.reads_pictures else of_videos)[not processed] + head.code + (_PIPELINE if classifies else "")
+    patches = f"{' × '.join(map(str, grid.sizes))} patches"
     layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
-    code = body.format(height=size[0], width=size[1], layout=layout)
+    code = body.format(height=size[-2], width=size[-1], frames=size[0], input=rule.input, cells=grid.cells, layout=layout)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
 
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from .family.definition import Family, known_family
 from .family.grid_config import TILE
-from .family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
+from .family.grid_rule import INTERPOLATE_ARGUMENT, PATCH_MASK, GridRule, image_size
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
-PATCH_MASK = "bool_masked_pos"
-"""The argument of heads that rebuild masked patches. Their loss reads the size of the picture from the config."""
+HANDED: ContextVar[Mapping[str, Any] | None] = ContextVar("handed", default=None)
+"""Keywords of the call that runs in this thread, for a module that the base's ``forward`` hands none to (VideoMAE's encoder)."""
+HANDED_ATTRIBUTE = "handed"
+"""The attribute of such a module with its keywords while ``torch.compile`` follows a call, since it follows no context variable."""
 CHECKPOINTING = "_gradient_checkpointing_func"
 """The attribute by which transformers' layers know the function that computes them again for the backward pass."""
 
@@ -97,7 +101,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 def family_of(model: Any, *, of_pixels: bool = True) -> Family:
     """The family of a model of pictures, long or not.
 
-    of_pixels: refuse spectrograms, too.
+    of_pixels: refuse videos and spectrograms, too.
 
     Raises:
         BackendError: it reads no pictures on a grid of patches.
@@ -105,7 +109,7 @@ def family_of(model: Any, *, of_pixels: bool = True) -> Family:
     family = known_family(model.config)
     if family is None or family.grid is None:
         raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a text instead.")
-    if of_pixels and family.grid.input != PIXELS:
+    if of_pixels and not family.grid.reads_pictures:
         raise BackendError(f"{type(model).__name__} reads {family.grid.noun}s, not pictures; give a model of pictures.")
     return family
 
@@ -128,7 +132,7 @@ class InterpolationOnGrid:
 def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
     """How a model of pictures cuts them into patches, all of which are on one grid in every call.
 
-    of_pixels: refuse spectrograms, too.
+    of_pixels: refuse videos and spectrograms, too.
 
     Raises:
         BackendError: it reads no pictures on one grid of patches.
@@ -168,6 +172,30 @@ def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
         yield
     finally:
         RUNNING_GRID.reset(token)
+
+
+@contextmanager
+def handing(module: nn.Module, keywords: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context :func:`handed` gives ``module`` these keywords, in this thread."""
+    if torch.compiler.is_dynamo_compiling():
+        setattr(module, HANDED_ATTRIBUTE, keywords)
+        try:
+            yield
+        finally:
+            setattr(module, HANDED_ATTRIBUTE, None)
+        return
+    token = HANDED.set(keywords)
+    try:
+        yield
+    finally:
+        HANDED.reset(token)
+
+
+def handed(module: nn.Module) -> Mapping[str, Any]:
+    """The keywords of :func:`handing`."""
+    if torch.compiler.is_dynamo_compiling():
+        return getattr(module, HANDED_ATTRIBUTE, None) or {}
+    return HANDED.get() or {}
 
 
 def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
@@ -239,7 +267,21 @@ def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tenso
     return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
 
 
-def tiled_cells(cells: Tensor, rows: int, columns: int) -> Tensor:
-    """``cells (B, r, c, D)`` repeated along both axes, ``(B, rows, columns, D)``."""
-    repeats = -(-rows // cells.shape[1]), -(-columns // cells.shape[2])
-    return cells.repeat(1, *repeats, 1)[:, :rows, :columns]
+def tiled_cells(cells: Tensor, *sizes: int) -> Tensor:
+    """``cells (B, *cells of the table, D)`` repeated along every axis, ``(B, *sizes, D)``."""
+    repeats = [-(-size // side) for size, side in zip(sizes, cells.shape[1:-1], strict=True)]
+    cells = cells.repeat(1, *repeats, 1)
+    for axis, size in enumerate(sizes, 1):
+        cells = cells.narrow(axis, 0, size)
+    return cells
+
+
+def interpolated_frames(cells: Tensor, *sizes: int) -> Tensor:
+    """``cells (1, time, height, width, D)`` of a table, interpolated: linearly along time, then bicubically, ``(1, *sizes, D)``."""
+    if cells.shape[1] != sizes[0]:
+        lines = interpolate(cells[0].flatten(1, 2).permute(1, 2, 0), sizes[0], mode="linear", align_corners=False)
+        cells = lines.permute(2, 0, 1).unflatten(1, tuple(cells.shape[2:4]))[None]
+    if tuple(cells.shape[2:4]) != sizes[1:]:
+        pictures = interpolate(cells[0].permute(0, 3, 1, 2), sizes[1:], mode="bicubic", align_corners=False)
+        cells = pictures.permute(0, 2, 3, 1)[None]
+    return cells

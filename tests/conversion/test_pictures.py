@@ -105,6 +105,8 @@ def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
     size = {"image_size": 64 if rule.trained_pixels is None else 256}  # some configs do not say that of the source
     if base in grid_models.SPECTROGRAMS:
         size = {"audio_seconds": 0.64}
+    if base in grid_models.VIDEOS:
+        size = {"image_size": 48, "frames": 8}
     report = convert_checkpoint(tmp_path / head, tmp_path / "long", **size)
     checks = statuses(report)
     example = (tmp_path / "long" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
@@ -432,7 +434,7 @@ def test_a_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path:
 def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_longattn.conversion import plan_grid
 
-    monkeypatch.setattr(plan_grid, "file_of_size", lambda folder, processor, size: values(folder, FILE))
+    monkeypatch.setattr(plan_grid, "file_of_size", lambda folder, processor, size, file: values(folder, FILE))
     with pytest.raises(CheckpointError, match="makes pictures of 32 × 32 pixels instead of 64 × 64"):
         convert_checkpoint(saved(), tmp_path / "long", image_size=64)
     assert not (tmp_path / "long").exists()

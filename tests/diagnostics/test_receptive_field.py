@@ -20,6 +20,7 @@ from hf_longattn.diagnostics.receptive_field import FeatureChanges, random_repla
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, GridError, LongAttentionError, OptionError
 from hf_longattn.evaluation.probes import probe_model
+from hf_longattn.families import FAMILIES
 
 from ..evaluation.probes.small import byte_tokenizer, small_decoder
 from ..modeling import grid_models
@@ -138,7 +139,7 @@ def test_full_attention_is_measured_next_to_it_and_the_layers_run_their_mechanis
     )
 
 
-PICTURES = [base for base in grid_models.BASES if base not in ("siglip2_vision_model", *grid_models.SPECTROGRAMS)]
+PICTURES = [base for base in grid_models.BASES if FAMILIES[base].grid.reads_pictures and base != "siglip2_vision_model"]
 
 
 @pytest.mark.parametrize("base", PICTURES)

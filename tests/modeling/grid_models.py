@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
+from hf_longattn.private_apis import IMPLEMENTATION_FIELD, attention_implementation
 from scripts.dev.tools.small_models import Shape, small_picture_config
 
 BASES = [name for name in FAMILIES if FAMILIES[name].grid is not None]
 SPECTROGRAMS = [name for name in BASES if FAMILIES[name].grid.noun == "spectrogram"]
 """Bases whose only axis that grows is time; a picture's width stands for the number of frames."""
+VIDEOS = [name for name in BASES if FAMILIES[name].grid.noun == "video"]
+"""Bases of videos of ``FRAMES`` frames, two to a tubelet; a size is that of a frame."""
+FRAMES = 4
 HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
 SHAPE = Shape(layers=4, inner=64)
 PATCH, SIDE = 4, 8
@@ -45,11 +52,17 @@ def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
     return FAMILIES[base].model_class(head).from_pretrained(folder, **config).eval()
 
 
-def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """Pictures of this many pixels, as the base reads them."""
+def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed: int = 0, head: str = "") -> dict[str, Tensor]:
+    """Pictures of this many pixels, as the base's ``head`` reads them."""
     generator = torch.Generator().manual_seed(seed)
     if base in SPECTROGRAMS:
         return {"input_values": torch.randn(batch, size[1], BINS, generator=generator)}
+    if base in VIDEOS:
+        inputs = {FAMILIES[base].grid.input: torch.randn(batch, FRAMES, 3, *size, generator=generator)}
+        if not head.endswith("ForPreTraining"):
+            return inputs
+        cells = FRAMES // 2 * (size[0] // PATCH) * (size[1] // PATCH)
+        return {**inputs, "bool_masked_pos": torch.rand(batch, cells, generator=generator).argsort(1) < cells // 2}
     pixels = torch.randn(batch, 3, *size, generator=generator)
     rows, columns = size[0] // PATCH, size[1] // PATCH
     if FAMILIES[base].grid.shapes is not None:
@@ -61,7 +74,8 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
 
 def grid_of(base: str, config: Any, size: tuple[int, int]) -> Grid:
     """The grid of pictures of this many pixels."""
-    return FAMILIES[base].grid.of_size(config, (BINS, size[1]) if base in SPECTROGRAMS else size)
+    of_video = (FRAMES, *size) if base in VIDEOS else size
+    return FAMILIES[base].grid.of_size(config, (BINS, size[1]) if base in SPECTROGRAMS else of_video)
 
 
 def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
@@ -103,6 +117,14 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in value if isinstance(tensor, Tensor)]
 
 
+def seeing_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    """SDPA with the mask that :func:`seeing` puts on a module to whose ``forward`` none can be given."""
+    return sdpa_attention_forward(module, query, key, value, vars(module).get("visible_pairs"), **kwargs)
+
+
+AttentionInterface.register("seeing", seeing_attention)
+
+
 @contextmanager
 def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
     """A base whose attention module of layer i sees the pairs ``visible[i]`` (N, N) or ``(B, 1, N, N)``, by a dense mask."""
@@ -119,7 +141,23 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
 
         return hook
 
-    sites = attention_sites(model)
+    sites = [site for site in attention_sites(model) if "predictor." not in site.name]
+    if "attention_mask" not in inspect.signature(type(sites[0].module).forward).parameters:
+        for site in sites:
+            allowed = visible[site.layer % len(visible)]
+            site.module.visible_pairs = allowed if allowed.dim() == 4 else allowed[None, None]
+        configs = list({id(site.module.config): site.module.config for site in sites}.values())
+        before = [attention_implementation(config) for config in configs]
+        for config in configs:
+            setattr(config, IMPLEMENTATION_FIELD, "seeing")
+        try:
+            yield
+        finally:
+            for config, implementation in zip(configs, before, strict=True):
+                setattr(config, IMPLEMENTATION_FIELD, implementation)
+            for site in sites:
+                del site.module.visible_pairs
+        return
     handles = [site.module.register_forward_pre_hook(restrict(visible[site.layer % len(visible)]), with_kwargs=True) for site in sites]
     try:
         yield
@@ -129,8 +167,8 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
 
 
 def defined(model: Any, grid: Any) -> list[Tensor]:
-    """What every layer of a Long model sees on a grid, ``(N, N)`` bool each."""
+    """What every layer of a Long model with a mechanism on a grid sees there, ``(N, N)`` bool each."""
     index = torch.arange(grid.length)
     zero = torch.zeros((), dtype=torch.long)
-    masks = [mechanism.mask_on(grid)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model)]
+    masks = [mechanism.mask_on(grid)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model) if mechanism.needs_grid]
     return [torch.as_tensor(mask).broadcast_to(grid.length, grid.length) for mask in masks]

@@ -466,7 +466,7 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
-    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_max_length", "long_audio_seconds")
+    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_num_frames", "long_max_length", "long_audio_seconds")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
     length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None

@@ -21,6 +21,8 @@ INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
 """The argument of ``forward`` by which a base resizes its position table."""
 PADDING_ARGUMENT = "pixel_attention_mask"
 """The argument of ``forward`` with the patches that are real, ``(B, patches)``, of models that take the shapes of their inputs."""
+PATCH_MASK = "bool_masked_pos"
+"""The argument of ``forward`` with the patches that a head rebuilds, ``(B, patches)`` bool."""
 MASK_RATIO = "mask_ratio"
 """The config's field with the share of patches that the base leaves out by noise."""
 
@@ -51,6 +53,8 @@ class GridRule:
         ``"none"``.
     noun: what an input is called.
     size_name: what its size is called in reports.
+    side: the config's field with the size of its inputs.
+    counts_places: whether positions are the places themselves, which a larger input goes on counting.
     size_flag: how users give its size to a conversion.
     units: what its size counts.
     """
@@ -72,6 +76,8 @@ class GridRule:
     resizes: Literal["square", "none"] = "square"
     noun: str = "picture"
     size_name: str = IMAGE_SIZE
+    side: str = IMAGE_SIZE
+    counts_places: bool = False
     size_flag: str = "--image-size"
     units: str = "pixels"
 
@@ -110,6 +116,31 @@ class GridRule:
     def doubled(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Twice the size along each axis that can grow."""
         return tuple(2 * side for side in size)
+
+    def enlarged(self, size: tuple[int, ...], pixels: tuple[int, ...] | None, frames: int | None) -> tuple[int, ...]:
+        """An input's ``size`` with as many pixels along height and width, and as many frames, as a request names; ``None`` is as it was.
+
+        Raises:
+            GridError: frames of something that is not a video.
+        """
+        if frames is not None:
+            raise GridError(f"{frames} frames were given, but the model reads {self.noun}s, which have none; leave --frames out.")
+        return pixels or size
+
+    @property
+    def reads_photographs(self) -> bool:
+        """Whether inputs are made of pictures: one, or the frames of a video."""
+        return self.noun in ("picture", "video")
+
+    @property
+    def checks_processor(self) -> bool:
+        """Whether inputs have the size that the config says, so that an image processor which makes others contradicts it."""
+        return self.interpolates
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether an input is a picture, rather than a video or a spectrogram."""
+        return self.noun == "picture"
 
     def extractor_fields(self, size: tuple[int, ...]) -> dict[str, Any]:
         """The fields of the feature extractor's file that say how large inputs it makes; none where an image processor makes them."""
@@ -204,6 +235,10 @@ class GridRule:
         if self.noise is not None:
             arguments[self.noise] = torch.arange(float(grid.cells), device=pixels.device).expand(len(pixels), -1)
         return arguments
+
+    def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of ``forward`` of a model, with those that its head needs besides its input."""
+        return dict(arguments)
 
     @contextmanager
     def leaving_nothing_out(self, model: Any) -> Iterator[None]:

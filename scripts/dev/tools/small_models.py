@@ -72,8 +72,11 @@ PICTURE_NAMES = {
     "decoder_num_attention_heads": "heads",
     "decoder_num_hidden_layers": "layers",
     "decoder_intermediate_size": "inner",
+    "pred_hidden_size": "width",
+    "pred_num_attention_heads": "heads",
+    "pred_num_hidden_layers": "layers",
 }
-"""Fields of the decoder of masked autoencoders -> size."""
+"""Fields of the decoder of masked autoencoders, and of the predictor of V-JEPA 2 -> size."""
 PICTURES: dict[str, Any] = {
     "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True, "use_relative_position_embeddings": True,
     "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
@@ -171,6 +174,7 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
     sizes |= {name: getattr(shape, size) for name, size in PICTURE_NAMES.items() if name in fields}
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
     sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
+    sizes |= {"crop_size": patch * side, "num_frames": 4, "frames_per_clip": 4, "tubelet_size": 2, "num_pooler_layers": 1}  # of a video
     if "depths" in fields:  # two stages, each twice as wide as the one before
         sizes |= {"embed_dim": shape.half, "depths": [shape.layers - 1, 1], "num_heads": [shape.heads // 2, shape.heads], "kernel_size": 3}
         sizes |= {"dilations": [[2, *[1] * (shape.layers - 2)], [1]], "out_indices": [1, 2]}

@@ -1,0 +1,179 @@
+"""LongVideoMAE: masked autoencoder of videos (Tong et al. 2022), tubelets of patches without a class token; positions are a fixed table of
+sinusoids by the number of a token. A larger video has those of the places in the old one: interpolated, linearly along time and bicubically
+along height and width (as Unmasked Teacher and InternVideo2), or repeated along all axes. A mask leaves cells out: the encoder reads the
+others, the decoder those and then the ones left out, so mechanisms compare places, wherever tokens are in the sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.videomae.configuration_videomae import VideoMAEConfig
+from transformers.models.videomae.modeling_videomae import (
+    VideoMAEDecoder,
+    VideoMAEDecoderOutput,
+    VideoMAEEmbeddings,
+    VideoMAEEncoder,
+    VideoMAEPatchEmbeddings,
+    VideoMAESelfAttention,
+)
+
+from ..backend import BACKEND, COLLECT_WEIGHTS, GRID
+from ..errors import MaskError
+from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
+from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig, LongVideoConfig
+from ..modeling.family.grid_rule import PATCH_MASK
+from ..modeling.family.video_rule import VideoGrid
+from ..modeling.grids import LongGridModelMixin, grid_of_input, handed, handing, interpolated_frames, tiled_cells
+from ..private_apis import attention_implementation
+
+KEYWORDS = (GRID, COLLECT_WEIGHTS, PLACES)
+"""What attention modules are told, and the base's models do not hand down."""
+
+
+class LongVideoMAEConfig(LongMaskedAutoencoderConfig, LongVideoConfig, VideoMAEConfig):
+    """VideoMAEConfig with ``long_attention``; ``decoder_long_attention`` is that of the decoder, ``None`` for full attention."""
+
+    model_type = "long_videomae"
+
+
+class LongVideoMAESelfAttention(VideoMAESelfAttention):
+    """VideoMAESelfAttention of cells in any order, some of which may be left out."""
+
+    def forward(self, hidden_states: Tensor, places: Places | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states)
+        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
+        kwargs["dropout"] = self.dropout_prob if self.training else 0.0
+        if places is None or not needs_places(self):
+            return attend_by_mechanism(self, query, key, value, None, scaling=self.scaling, **kwargs)
+        return attend_at_places(self, query, key, value, places, scaling=self.scaling, **kwargs)
+
+
+class LongVideoMAEDecoderSelfAttention(LongVideoMAESelfAttention):
+    """That of the decoder."""
+
+    in_decoder = True
+
+
+class LongVideoMAEPatchEmbeddings(VideoMAEPatchEmbeddings):
+    """VideoMAEPatchEmbeddings of videos of any size."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.projection(pixel_values.transpose(1, 2)).flatten(2).transpose(1, 2)
+
+
+class LongVideoMAEEmbeddings(VideoMAEEmbeddings):
+    """VideoMAEEmbeddings of videos of any size."""
+
+    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tensor:
+        table = positions(self.config, self.position_embeddings, RULE.size_of(pixel_values))
+        embeddings = self.patch_embeddings(pixel_values)
+        embeddings = embeddings + table.to(embeddings)
+        if bool_masked_pos is None:
+            return embeddings
+        return embeddings[~bool_masked_pos].reshape(embeddings.shape[0], -1, embeddings.shape[2])
+
+
+class LongVideoMAEEncoder(VideoMAEEncoder):
+    """VideoMAEEncoder that tells its layers where tokens lie."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        return super().forward(hidden_states, **{**handed(self), **kwargs})
+
+
+class LongVideoMAEDecoder(VideoMAEDecoder):
+    """VideoMAEDecoder that tells its layers where tokens lie."""
+
+    def forward(self, hidden_states: Tensor, return_token_num: int) -> VideoMAEDecoderOutput:
+        keywords = handed(self)
+        for layer in self.decoder_layers:
+            hidden_states = layer(hidden_states, **keywords)
+        return VideoMAEDecoderOutput(logits=self.head(self.norm(hidden_states[:, -return_token_num:])))
+
+
+class VideoMAEOnItsGrid(ReplacedModules):
+    """Replaces modules of the base by the classes above, and tells them the grid and the places of a mask's cells."""
+
+    replaced = {
+        VideoMAESelfAttention: LongVideoMAESelfAttention,
+        VideoMAEPatchEmbeddings: LongVideoMAEPatchEmbeddings,
+        VideoMAEEmbeddings: LongVideoMAEEmbeddings,
+        VideoMAEEncoder: LongVideoMAEEncoder,
+        VideoMAEDecoder: LongVideoMAEDecoder,
+    }
+
+    def adapt_module(self, name: str, module: Any) -> None:
+        if isinstance(module, LongVideoMAESelfAttention) and ".decoder_layers." in f".{name}":
+            module.__class__ = LongVideoMAEDecoderSelfAttention
+            module.config = self.config  # the decoder's is a copy, which would keep its implementation
+
+    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+        model: Any = self
+        mask: Any = arguments.get(PATCH_MASK)
+        grid: Any = grid_of_input(self, arguments)
+        order = None if mask is None or grid is None else _order(mask, grid.cells)
+
+        def run(base: Any, **keywords: Any) -> Any:
+            if isinstance(base, LongGridModelMixin):
+                below = {name: keywords.pop(name) for name in KEYWORDS if name in keywords}
+                if order is not None and model.runs_mechanisms:
+                    below[PLACES] = places_of_cells(order[:, : int((~mask[0]).sum())], grid)
+                with handing(base.encoder, below):
+                    return base_forward(base, **keywords)
+            if order is None or not hasattr(base, "decoder"):
+                return base_forward(base, **keywords)
+            resized = copy.copy(base)  # with the same modules
+            resized.position_embeddings = positions(base.config, base.position_embeddings, RULE.size_of(arguments[RULE.input]))
+            with handing(base.decoder, {GRID: grid, PLACES: places_of_cells(order, grid)} if model.runs_mechanisms else {}):
+                return base_forward(resized, **keywords)
+
+        return super()._run(run, arguments)
+
+
+def positions(config: Any, table: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The table ``(1, cells, D)`` of a video of ``size`` from that of the videos that the base was trained with."""
+    old, new = (RULE.of_size(config, video).sizes for video in (RULE.sizes(config)[0], size))
+    extended = tiled_cells if getattr(config, "position_extension", None) == TILE else interpolated_frames
+    return extended(table.unflatten(1, old), *new).flatten(1, 3)
+
+
+def _order(mask: Tensor, cells: int) -> Tensor:
+    """The cells ``(B, N)`` in raster order, those that are left first.
+
+    Raises:
+        MaskError: the mask is of other cells, or does not leave equally many out of every video.
+    """
+    if mask.shape[1:] != (cells,) or (not torch.compiler.is_compiling() and len(set(mask.sum(1).tolist())) > 1):
+        raise MaskError(
+            f"{PATCH_MASK} has shape {tuple(mask.shape)}, but must be (batch, {cells}), bool, with equally many cells left out of every "
+            "video; make it from the video's number of tubelets and patches."
+        )
+    return mask.int().argsort(dim=1, stable=True)
+
+
+@contextmanager
+def _resized(base: Any, size: tuple[int, ...]) -> Iterator[None]:
+    """The base of transformers reads videos of this size, whose positions are its table's, interpolated."""
+    embeddings, table = base.embeddings, base.embeddings.position_embeddings
+    patches = embeddings.patch_embeddings
+    before = patches.image_size
+    embeddings.position_embeddings, patches.image_size = positions(base.config, table, size), size[1:]
+    try:
+        yield
+    finally:
+        embeddings.position_embeddings, patches.image_size = table, before
+
+
+RULE = VideoGrid(resizing=_resized)
+FAMILY = Family(LongVideoMAEConfig, mixin=VideoMAEOnItsGrid, grid=RULE)
+
+__getattr__ = lazy_classes(FAMILY, globals())

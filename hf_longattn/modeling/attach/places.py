@@ -1,0 +1,58 @@
+"""Attention of tokens that are some of the cells of a grid, in any order: masked autoencoders leave cells out (ViT-MAE, VideoMAE)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backend import BACKEND, GRID, for_one_pass, longattn_attention_forward
+from ...engines.common.grid import Grid
+from ...private_apis import attention_implementation
+
+Places = tuple[Tensor, Tensor | None]
+"""The places of the tokens ``(B, K)`` on their grid, and the mask ``(B, N)`` of the places that are taken; ``None`` where all are."""
+PLACES = "places"
+"""The keyword for the :data:`Places` of an attention module's tokens."""
+
+
+def places_of_cells(cells: Tensor, grid: Grid) -> Places:
+    """The places of a prefix and of ``cells (B, K)``, numbered in raster order."""
+    index = cells + grid.prefix
+    if grid.prefix:
+        index = torch.cat([torch.arange(grid.prefix, device=cells.device).expand(cells.shape[0], -1), index], 1)
+    if cells.shape[1] == grid.cells:
+        return index, None
+    return index, for_one_pass(torch.zeros(cells.shape[0], grid.length, dtype=torch.bool, device=cells.device).scatter(1, index, True))
+
+
+def needs_places(module: Any) -> bool:
+    """Whether the mechanism of an attention module compares the places of tokens on a grid."""
+    mechanism = getattr(module, "long_attention", None)
+    return mechanism is not None and mechanism.reads_grid and attention_implementation(module.config) == BACKEND
+
+
+def attend_at_places(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, places: Places, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The ``longattn`` backend on query, key and value ``(B, H, K, D)`` of the tokens at ``places``.
+
+    Args:
+        attention_mask: padding, ``(B, K)``.
+        kwargs: of the attention function, with the grid.
+    Returns:
+        ``(B, K, H · D)``, and the weights ``(B, H, K, K)`` where they are asked for.
+    """
+    index, mask = places
+    length = kwargs[GRID].length
+    if attention_mask is not None:
+        mask = attention_mask.new_zeros(index.shape[0], length).scatter(1, index, attention_mask)
+    at = index[:, None, :, None]
+    query, key, value = (x.new_zeros(*x.shape[:2], length, x.shape[3]).scatter(2, at.expand_as(x), x) for x in (query, key, value))
+    output, weights = longattn_attention_forward(module, query, key, value, mask, **kwargs)
+    output = output.gather(1, index[:, :, None, None].expand(-1, -1, *output.shape[2:])).flatten(2)
+    if weights is not None:
+        weights = weights.gather(2, at.expand(-1, weights.shape[1], -1, weights.shape[3]))
+        weights = weights.gather(3, index[:, None, None].expand(-1, weights.shape[1], weights.shape[2], -1))
+    return output, weights

@@ -1,0 +1,152 @@
+"""How the tokens of a video lie on a grid of time, height and width: a tubelet of frames and a patch of pixels are one token."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...engines.common.grid import Grid
+from ...errors import GridError
+from .grid_rule import PATCH_MASK, GridRule, image_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FRAMES_FLAG = "--frames"
+"""How users give the number of frames to a conversion."""
+FRAME_AXIS, CHANNEL_AXIS = 1, 2
+"""Axes of the input of ``forward``, ``(B, frames, channels, height, width)``."""
+
+
+@dataclass(frozen=True)
+class VideoGrid(GridRule):
+    """The grid of a video ``(B, frames, channels, height, width)``, which the patch embedding cuts into tubelets of patches that do not
+    overlap. Sizes are ``(frames, height, width)``.
+
+    frames: the config's field with the frames of the videos for which positions were trained; ``side`` is that with their pixels.
+    colours: the config's field with the numbers of a pixel.
+    repeats_frames: whether the base repeats a video with fewer frames than a tubelet until it has one for each frame (V-JEPA 2).
+    leaves_out: the argument of ``forward`` of the base that leaves out what predicts hidden states from others, all of which it sees twice.
+    resizing: the model of transformers below its head reads videos of another size within this context, which gets it and that size.
+    """
+
+    axes: tuple[str, ...] = ("time", "height", "width")
+    interpolates: bool = False
+    resizes: Literal["square", "none"] = "none"
+    noun: str = "video"
+    size_name: str = "video_size"
+    units: str = "frames × pixels"
+    frames: str = "num_frames"
+    colours: str = "num_channels"
+    repeats_frames: bool = False
+    leaves_out: str = ""
+    resizing: Callable[[Any, tuple[int, ...]], Any] | None = None
+
+    def patch(self, config: Any) -> tuple[int, ...]:
+        sides = image_size(config.patch_size)
+        return (int(config.tubelet_size), *(sides if len(sides) == 2 else sides * 2))
+
+    def channels(self, config: Any) -> int:
+        return int(getattr(config, self.colours))
+
+    def describe(self, size: tuple[int, ...]) -> str:
+        return f"{size[0]} frames of {size[1]} × {size[2]} pixels"
+
+    def typed(self, size: tuple[int, ...]) -> str:
+        return f"{'x'.join(map(str, size[1:] if size[1] != size[2] else size[1:2]))} {FRAMES_FLAG} {size[0]}"
+
+    @contextmanager
+    def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+        if self.resizing is None:
+            yield {}
+            return
+        with self.resizing(base, size):
+            yield {}
+
+    @property
+    def checks_processor(self) -> bool:
+        return True
+
+    def fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any]:
+        return {"long_image_size": list(size[-2:]), **({"long_num_frames": size[0]} if len(size) == len(self.axes) else {})}
+
+    def enlarged(self, size: tuple[int, ...], pixels: tuple[int, ...] | None, frames: int | None) -> tuple[int, ...]:
+        return (frames or size[0], *(pixels or size[1:]))
+
+    def size_of(self, pixels: Tensor) -> tuple[int, ...]:
+        return pixels.shape[FRAME_AXIS], *pixels.shape[-2:]
+
+    def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        for axis, start, side in zip((FRAME_AXIS, -2, -1), corner, size, strict=True):
+            pixels = pixels.narrow(axis, start, side)
+        return pixels
+
+    def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        sides = image_size(getattr(config, self.side))
+        trained = (int(getattr(config, self.frames)), *(sides if len(sides) == 2 else sides * 2))
+        pixels, frames = getattr(config, "long_image_size", None), getattr(config, "long_num_frames", None)
+        return trained, self.enlarged(trained, None if pixels is None else image_size(pixels), frames)
+
+    def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
+        """The arguments of ``forward`` for ``pixels (B, channels, frames, height, width)``."""
+        return {self.input: pixels.transpose(1, 2).contiguous()}
+
+    def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
+        return {**self.arguments(config, pixels), **({self.leaves_out: True} if self.leaves_out else {})}
+
+    def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments without a predictor, and with every second patch left out where the model's ``forward`` needs such a mask
+        (VideoMAE's pre-training)."""
+        import torch
+
+        parameters = inspect.signature(type(model).forward).parameters
+        arguments = {**arguments, **({self.leaves_out: True} if self.leaves_out in parameters else {})}
+        parameter = parameters.get(PATCH_MASK)
+        if parameter is None or parameter.default is not parameter.empty or PATCH_MASK in arguments:
+            return dict(arguments)
+        pixels = arguments[self.input]
+        cells = self.of_size(model.config, self.size_of(pixels)).cells
+        mask = torch.arange(cells, device=pixels.device) % 2 == 1
+        return {**arguments, PATCH_MASK: mask.expand(len(pixels), -1)}
+
+    def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
+        """The grid of a video of this many frames and pixels.
+
+        Raises:
+            GridError: fewer frames than a tubelet, or frames or pixels that tubelets or patches do not divide.
+        """
+        frames, tubelet = size[0], self.patch(config)[0]
+        if self.repeats_frames and 0 < frames < tubelet:
+            frames *= tubelet
+        if frames < tubelet:
+            raise GridError(f"A video has {_frames(frames)}, fewer than the {tubelet} of a tubelet; give at least {tubelet}.")
+        if frames % tubelet:
+            raise GridError(
+                f"A video has {_frames(frames)}, which is not a multiple of the tubelet's {tubelet}; leave frames out, for example "
+                f"read {frames - frames % tubelet}."
+            )
+        return super().of_size(config, (frames, *size[1:]))
+
+    def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
+        pixels = arguments.get(self.input)
+        if pixels is None:
+            return None
+        if pixels.dim() != len(self.axes) + 2:
+            what = "a picture" if pixels.dim() in (3, 4) else "no video"
+            raise GridError(
+                f"{self.input} has shape {tuple(pixels.shape)}, which is {what}; a video is (batch, frames, channels, height, width), for "
+                f"example a picture that stands still: pixels[:, None].repeat(1, {config.tubelet_size}, 1, 1, 1)."
+            )
+        if pixels.shape[CHANNEL_AXIS] != self.channels(config):
+            raise GridError(
+                f"{self.input} has shape {tuple(pixels.shape)}, but must be (batch, frames, channels, height, width) with "
+                f"{self.channels(config)} channels; move the axes, for example with pixels.movedim(-1, 2)."
+            )
+        return super().of_input(config, arguments)
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' if count != 1 else ''}"
