@@ -22,6 +22,7 @@ from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
+from tests.towers import save_clip
 from tests.training import speech
 from tests.warm import run_fresh
 
@@ -216,6 +217,30 @@ def test_the_code_about_speech_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(codes) >= 3
     assert len(names["chunked"].seams) > 1
     assert "frames ahead" in capsys.readouterr().out
+
+
+def test_the_code_about_captions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Pillow, datasets = pytest.importorskip("PIL.Image"), pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    save_clip(tmp_path / "openai" / "clip-vit-base-patch32")
+    windows = {"text": {"mechanism": "window", "window": 128}, "vision": {"mechanism": "window2d"}}
+    settings: dict[str, Any] = {"max_length": 248, "image_size": 64, "verify": False}
+    hf_longattn.convert_checkpoint("openai/clip-vit-base-patch32", "clip-248", towers=windows, **settings)
+    texts = ["a photo of a cat " * 40 + last for last in ("and one dog", "and two dogs", "in the park", "on a bench")]
+    colours = ("red", "green", "blue", "black")
+    rows = [{"image": Pillow.new("RGB", (70, 50), colour), "text": text} for colour, text in zip(colours, texts, strict=True)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, data_dir, split: rows)
+    names: dict[str, Any] = {}
+    for code in python_of(ROOT / "docs" / "how-to" / "captions.md"):
+        steps = 'learning_rate=1e-3, max_steps=4, logging_steps=1, use_cpu=True, report_to="none"'
+        brief = code.replace("size=64", "size=4").replace("learning_rate=1e-5", steps)
+        exec(compile(brief, "captions.md", "exec"), names)
+    losses = [row["loss"] for row in names["trainer"].state.log_history if "loss" in row]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    saved = hf_longattn.LongCLIPModel.from_pretrained("clip-248-trained")
+    assert saved.config.text_config.long_attention.mechanism == "window"
+    assert (tmp_path / "clip-248-trained" / "tokenizer.json").is_file()
 
 
 def test_the_walks_through_the_code_name_what_is_there() -> None:

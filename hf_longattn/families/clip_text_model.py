@@ -7,10 +7,10 @@ A folder of the whole CLIP is read as well.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from transformers.utils import ModelOutput
@@ -21,6 +21,11 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import Family, PositionTable
 
+if TYPE_CHECKING:
+    _Module: Any = nn.Module
+else:
+    _Module = object
+
 
 class LongCLIPTextConfig(LongConfig, CLIPTextConfig):
     """CLIPTextConfig with ``long_attention``."""
@@ -29,13 +34,17 @@ class LongCLIPTextConfig(LongConfig, CLIPTextConfig):
     default_extension = "stretch:20"
 
 
-class LongCLIPTextEmbeddings(CLIPTextEmbeddings):
-    """CLIPTextEmbeddings that take packed rows longer than the table, in which every text has the first positions."""
+class TakesPackedRows(_Module):
+    """Comes before a base's embeddings of texts: takes packed rows longer than the table, in which every text has the first positions."""
 
     def forward(self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
         if input_ids is None or position_ids is None:
             return super().forward(input_ids, position_ids, inputs_embeds)
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+class LongCLIPTextEmbeddings(TakesPackedRows, CLIPTextEmbeddings):
+    """CLIPTextEmbeddings that take packed rows longer than the table."""
 
 
 class LongCLIPTextMixin(ReplacedModules):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,10 @@ from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion, 
 from hf_longattn.cli import main
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import ExportError, LongAttentionError
-from scripts.dev.tools.small_models import Shape, small_towers_config
+from tests.towers import SHAPE, save_clip
 
-SHAPE = Shape(width=32, layers=2, heads=4, inner=48, tokens=77)
-SIZE, NEW_SIZE, NEW_LENGTH = 32, 64, 248
+NEW_SIZE, NEW_LENGTH = 64, 248
 TOWERS = {"text": {"mechanism": "window", "window": 64}, "vision": {"mechanism": "window2d"}}
-LINES = ["a photo of a cat", "a photo of a dog on a bench in the park", "two cats and one dog"] * 20
-
-
-def save_processor(folder: Path, processor: str) -> Any:
-    """A tokenizer and an image processor, in its own file or as a part of a processor's."""
-    tokenizer = transformers.CLIPTokenizer().train_new_from_iterator(LINES, 90)
-    tokenizer.model_max_length = SHAPE.tokens
-    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
-    if processor == "together":
-        transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    else:
-        images.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +27,10 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A small CLIP whose image processor is in a file of its own ("apart"), or in that of the processor ("together")."""
     folders: dict[str, Path] = {}
 
-    def make(processor: str = "apart") -> Path:
+    def make(processor: str) -> Path:
         if processor not in folders:
             folders[processor] = tmp_path_factory.mktemp(processor)
-            tokenizer = save_processor(folders[processor], processor)
-            ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            torch.manual_seed(0)
-            config = small_towers_config("clip", replace(SHAPE, vocabulary=len(tokenizer)), initializer_factor=10.0, **ids)
-            transformers.CLIPModel(config).save_pretrained(folders[processor])
+            save_clip(folders[processor], together=processor == "together")
         return folders[processor]
 
     return make

@@ -89,7 +89,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def saved_base(base: str, folder: Path) -> Any:
     torch.manual_seed(0)
-    plain = AutoModel.from_config(small_config(base, SHAPE, pad_token_id=1)).eval()
+    plain = FAMILIES[base].base_class(FAMILIES[base].base_model_name)(small_config(base, SHAPE, pad_token_id=1)).eval()
     plain.save_pretrained(folder)
     return plain
 

@@ -22,6 +22,7 @@ from tests.reference.small_models import (
     SHAPE,
     head_inputs,
     is_quick_head,
+    long_config,
     long_like,
     plain_config,
     plain_model,
@@ -43,8 +44,8 @@ def converted(folder: Path, base: str, rows: int, **changes: Any) -> Any:
 
 
 def auto_class(base: str) -> Any:
-    """The Auto class that gives the head of ``HEAD``."""
-    name = auto_class_name(plain_config(base), HEAD[base])
+    """The Auto class that gives the Long class of the head of ``HEAD``."""
+    name = auto_class_name(long_config(base, None), families.FAMILIES[base].heads[HEAD[base]])
     assert name is not None
     return getattr(transformers, name)
 

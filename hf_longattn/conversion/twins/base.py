@@ -161,7 +161,8 @@ def stem_of(model_type: str) -> str:
     """The start of the names of its classes: ``"roberta"`` -> ``"Roberta"``."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    return str(MODEL_MAPPING_NAMES[model_type]).removesuffix("Model")
+    family = FAMILIES.get(model_type)
+    return str(MODEL_MAPPING_NAMES[model_type] if family is None else family.base_model_name).removesuffix("Model")
 
 
 TWINS: dict[str, NativeTwin] = {}

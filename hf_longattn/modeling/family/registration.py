@@ -53,7 +53,7 @@ def register_models() -> None:
 
     known = lazy_mappings(modeling_auto)
     for table in known:
-        _enter(table, long=True)
+        _enter(table, long=True, complete=table is modeling_auto.MODEL_MAPPING)
     for name, head in MULTIMODAL_CLASSES.items():
         table = getattr(modeling_auto, name)
         if any(table is other for other in known):
@@ -100,11 +100,14 @@ def _families() -> ModuleType:
     return importlib.import_module(f"{PACKAGE}.families")
 
 
-def _enter(table: Any, *, long: bool) -> None:
-    """Enter every Long model type into a table, with the name of its Long class, or with the base's, which transformers finds in itself."""
+def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
+    """Enter every Long model type into a table, with the name of its Long class, or with the base's, which transformers finds in itself.
+
+    complete: also where transformers has no base model, since it is a part of others (SigLIP's text).
+    """
     names, configs = mapped_names(table)
     for base in family_names(configs):
-        entry = names.get(base)
+        entry = names.get(base, f"{configs[base].removesuffix('Config')}Model" if complete else None)
         heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
         if entry is None or (long and not all(head.startswith(_first_word(configs[base])) for head in heads)):
             continue

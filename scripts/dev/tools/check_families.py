@@ -30,6 +30,7 @@ from scripts.dev.tools.picture_families import PICTURE_FAMILIES, PictureSubject,
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from scripts.dev.tools.sound_families import SOUND_FAMILIES, SoundSubject, make_sound_checkpoint
+from scripts.dev.tools.tower_families import TOWER_FAMILIES, TowersSubject, make_towers_checkpoint
 
 TITLES = {
     "convert": "convert",
@@ -60,6 +61,7 @@ KINDS = (
     (PICTURE_FAMILIES, make_picture_checkpoint, PictureSubject),
     (SOUND_FAMILIES, make_sound_checkpoint, SoundSubject),
     (TEXT_FAMILIES, make_checkpoint, family_checks.Subject),
+    (TOWER_FAMILIES, make_towers_checkpoint, TowersSubject),
 )
 """Families of one kind of input, how a checkpoint of one is made, and what is checked of it."""
 PASSED, FAILED, NOT_RUN = family_checks.PASSED, family_checks.FAILED, family_checks.NOT_RUN
@@ -98,6 +100,8 @@ def said(cell: dict[str, Any]) -> str:
 
 def suite_cell(base: str, suite: dict[str, Any]) -> dict[str, Any]:
     """What transformers' suite found, as `run_transformers_tests` stored it."""
+    if base in TOWER_FAMILIES:
+        return {"status": family_checks.NOT_APPLICABLE, "detail": "runs on each tower"}
     entry = suite.get(f"long_{base}")
     if entry is None:
         return {"status": NOT_RUN, "detail": f"python -m scripts.dev.tools.run_transformers_tests {base} --output scripts/dev/results"}

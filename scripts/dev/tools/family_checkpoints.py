@@ -45,7 +45,9 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """ "encoder", "decoder", "encoder-decoder", "embedder" of texts (CLIP's), "pictures" or "sound"."""
+        """ "encoder", "decoder", "encoder-decoder", "embedder" of texts (CLIP's), "pictures", "sound" or "towers"."""
+        if FAMILIES[self.base].towers:
+            return "towers"
         if FAMILIES[self.base].grid is not None:
             return "pictures"
         if FAMILIES[self.base].audio is not None:

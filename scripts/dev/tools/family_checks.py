@@ -164,7 +164,8 @@ class Subject:
         """A window of all that the base sees, and nothing beyond, at four times the length."""
         length = self.checkpoint.length
         takes_globals = self.checkpoint.kind == "encoder" and (self.long_class.hands_globals_down or self.long_class.marks_globals)
-        window = length if self.checkpoint.kind in ("decoder", "embedder") else 2 * (length - 1)
+        embeds_causally = self.checkpoint.kind == "embedder" and getattr(self.family.config_class, "is_decoder", True)
+        window = length if self.checkpoint.kind == "decoder" or embeds_causally else 2 * (length - 1)
         chosen = ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
         command = [*([] if self._has_converter else chosen), "--max-length", str(GROWTH * length)]
         if moves_rows(self.family.config_class.default_extension):

@@ -1,0 +1,21 @@
+"""LongSiglip: SigLIP (Zhai et al. 2023), a text tower and a vision tower, each with its own mechanisms, lengths and sizes."""
+
+from transformers.models.siglip.configuration_siglip import SiglipConfig
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.towers_config import LongTowersConfig
+from .siglip_text_model import LongSiglipTextConfig
+from .siglip_vision_model import LongSiglipVisionConfig
+
+
+class LongSiglipConfig(LongTowersConfig, SiglipConfig):
+    """SiglipConfig with the towers' Long configs."""
+
+    model_type = "long_siglip"
+    tower_classes = {"text": LongSiglipTextConfig, "vision": LongSiglipVisionConfig}
+
+
+FAMILY = Family(LongSiglipConfig, classes=("SiglipModel",))
+
+__getattr__ = lazy_classes(FAMILY, globals())

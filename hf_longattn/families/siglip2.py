@@ -1,0 +1,21 @@
+"""LongSiglip2: SigLIP 2 with pictures of different sizes (NaFlex), a text tower and a vision tower with their own mechanisms."""
+
+from transformers.models.siglip2.configuration_siglip2 import Siglip2Config
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.definition import Family
+from ..modeling.family.towers_config import LongTowersConfig
+from .siglip2_text_model import LongSiglip2TextConfig
+from .siglip2_vision_model import LongSiglip2VisionConfig
+
+
+class LongSiglip2Config(LongTowersConfig, Siglip2Config):
+    """Siglip2Config with the towers' Long configs."""
+
+    model_type = "long_siglip2"
+    tower_classes = {"text": LongSiglip2TextConfig, "vision": LongSiglip2VisionConfig}
+
+
+FAMILY = Family(LongSiglip2Config, classes=("Siglip2Model",))
+
+__getattr__ = lazy_classes(FAMILY, globals())

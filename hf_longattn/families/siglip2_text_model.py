@@ -1,0 +1,38 @@
+"""LongSiglip2Text: the text tower of SigLIP 2 (Tschannen et al. 2025), that of SigLIP with another vocabulary."""
+
+from transformers.models.siglip2.configuration_siglip2 import Siglip2TextConfig
+from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2TextEmbeddings
+
+from ..modeling.classes import lazy_classes
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
+from .clip_text_model import TakesPackedRows
+from .siglip2_vision_model import LongSiglip2Attention
+from .siglip_text_model import ReadsLastToken
+
+
+class LongSiglip2TextConfig(LongEncoderConfig, Siglip2TextConfig):
+    """Siglip2TextConfig with ``long_attention``."""
+
+    model_type = "long_siglip2_text_model"
+
+
+class LongSiglip2TextEmbeddings(TakesPackedRows, Siglip2TextEmbeddings):
+    """Siglip2TextEmbeddings that take packed rows longer than the table."""
+
+
+class Siglip2ReadsLastToken(ReadsLastToken):
+    """Replaces modules of the base by the classes above."""
+
+    replaced = {Siglip2Attention: LongSiglip2Attention, Siglip2TextEmbeddings: LongSiglip2TextEmbeddings}
+
+
+FAMILY = Family(
+    LongSiglip2TextConfig,
+    position_tables=(PositionTable(r"position_embedding\.weight$"),),
+    package="siglip2",
+    classes=("Siglip2TextModel",),
+    mixin=Siglip2ReadsLastToken,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -1,0 +1,67 @@
+"""LongSiglipText: the text tower of SigLIP (Zhai et al. 2023), bidirectional, positions in one learned table, read at the last position.
+
+It was trained on texts padded to 64 tokens without a mask: call the tokenizer with ``padding="max_length"`` and leave ``attention_mask``
+out. With a mask, a text is read at its last token. A folder of the whole SigLIP is read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.models.siglip.configuration_siglip import SiglipTextConfig
+from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipTextEmbeddings
+from transformers.utils import ModelOutput
+
+from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import lazy_classes
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
+from .clip_text_model import TakesPackedRows
+from .siglip_vision_model import LongSiglipAttention
+
+
+class LongSiglipTextConfig(LongEncoderConfig, SiglipTextConfig):
+    """SiglipTextConfig with ``long_attention``."""
+
+    model_type = "long_siglip_text_model"
+
+
+class LongSiglipTextEmbeddings(TakesPackedRows, SiglipTextEmbeddings):
+    """SiglipTextEmbeddings that take packed rows longer than the table."""
+
+
+class ReadsLastToken(ReplacedModules):
+    """Reads a text at its last token whatever ran in parts: at the last position without a mask, as the base does."""
+
+    replaced: ClassVar[dict[type, type]] = {SiglipAttention: LongSiglipAttention, SiglipTextEmbeddings: LongSiglipTextEmbeddings}
+    head: nn.Module
+
+    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        mask = arguments.get("attention_mask")
+        outputs = super()._run(base_forward, arguments)
+        if not isinstance(outputs, ModelOutput) or outputs.get("pooler_output") is None:
+            return outputs
+        states = outputs["last_hidden_state"]
+        outputs["pooler_output"] = self.head(states[:, -1] if mask is None or mask.dim() != 2 else _last_states(states, mask))
+        return outputs
+
+
+def _last_states(states: Tensor, mask: Tensor) -> Tensor:
+    """The states ``(B, D)`` of the last token of each row that ``mask (B, N)`` does not leave out."""
+    numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    places = (mask.ne(0) * numbers).argmax(-1).to(states.device)
+    return states[torch.arange(states.shape[0], device=states.device), places]
+
+
+FAMILY = Family(
+    LongSiglipTextConfig,
+    position_tables=(PositionTable(r"position_embedding\.weight$"),),
+    package="siglip",
+    classes=("SiglipTextModel",),
+    mixin=ReadsLastToken,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())
