@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -392,7 +392,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
             raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
     chosen = _generic_attention(architecture.source_config, request)
     full = LongAttentionConfig("full")
-    reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(_text_tower(architecture.source_config), full)
+    reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(_text_tower(architecture.source_config, chosen), full)
     series = SeriesPlan.of(architecture.model_class, architecture.source_config, request.max_length)
     if series is None:
         length = _text_length(architecture.source_config, request.max_length)
@@ -443,9 +443,11 @@ def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionC
     return {name: with_own_windows(of_tower, windows(configs[name])) for name, of_tower in request.towers.items()}
 
 
-def _text_tower(config: Any) -> str:
-    """The name of the tower that reads texts; empty where there is none."""
+def _text_tower(config: Any, names: Iterable[str]) -> str:
+    """The name of the tower that reads texts, of those that are named where it has the model's own config; empty where there is none."""
     text = config.get_text_config()
+    if text is config:
+        return next((name for name in names if tower_field(name) not in config.sub_configs), "")
     return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
@@ -453,7 +455,7 @@ def _plan_of_tower(plan: ConversionPlan, name: str, attention: LongAttentionConf
     """What of the plan of a plain class is about one tower."""
     tower = towers_of(skeleton)[name]
     prefix = next(prefix for prefix, module in skeleton.named_modules() if module is tower)
-    reads_text = name == _text_tower(plan.config)
+    reads_text = name == _text_tower(plan.config, [name])
     length = StackLength(plan.old_length, plan.new_length) if reads_text else StackLength(0, 0)
     shape = generic_shape(tower)
     layers = layer_mechanisms(attention, shape, length.new or None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..backend import BACKEND
 from ..engines.common.call import AttentionCall
 from ..mechanisms.common.base import Mechanism
-from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with, stacks_of, towers_of
+from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with, set_implementation, towers_of
 from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
 from .model_loading import load_plain, weights_in_files
@@ -45,10 +45,10 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     parts = {name: towers_of(model)[name] for name in plan.towers} or {"": model}
     alone = {}
     for name, tower in parts.items() if len(parts) > 1 else ():
-        _set_implementation((part for part in parts.values() if part is not tower), implementation)
+        for part in parts.values():
+            set_implementation(part, BACKEND if part is tower else implementation, is_tower=True)
         alone[name] = _run_and_note_covers(model, inputs)
-        _set_implementation(parts.values(), BACKEND)
-    _set_implementation([model], implementation)
+    set_implementation(model, implementation, is_tower=False)
     plain = run_inputs(model, inputs)
 
     def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
@@ -96,13 +96,6 @@ def _note_covers(name: str, seen: dict[str, bool]) -> Any:
         seen[name] = seen.get(name, True) and mechanism.covers(k.shape[2], causal=call.causal)
 
     return hook
-
-
-def _set_implementation(parts: Iterable[nn.Module], implementation: str | None) -> None:
-    """The attention implementation of parts of a model, each of which may have configs of its own."""
-    for part in parts:
-        for stack in stacks_of(part):
-            stack.set_attn_implementation(implementation)
 
 
 def _own_windows(config: Mapping[str, Any]) -> bool:

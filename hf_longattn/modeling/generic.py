@@ -32,6 +32,8 @@ from .family.config import LongConfig
 from .family.definition import TOWER_CONFIG
 from .family.towers_config import TOWERS
 
+OWN_STACK = "_model"
+"""After the name of a tower that has the model's own config."""
 MECHANISM_NAME_PART = f".{MECHANISM_ATTRIBUTE}."
 """Part of the name of every parameter of a mechanism."""
 
@@ -180,14 +182,27 @@ def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtte
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """The parts of a model with a config of their own, by the name of that config: ``vision_config`` is the tower ``vision``."""
+    """The parts of a model with a config of their own, by the name of that config: ``vision_config`` is the tower ``vision``.
+
+    Next to them, a part with the model's own config and none of them inside, by its name: CSM's ``backbone_model`` is the tower
+    ``backbone``.
+    """
     towers: dict[str, PreTrainedModel] = {}
     for field in model.config.sub_configs:
         config = getattr(model.config, field, None)
         parts = (module for module in model.modules() if module is not model and isinstance(module, PreTrainedModel))
         if (tower := next((part for part in parts if part.config is config), None)) is not None:
             towers[field.removesuffix(TOWER_CONFIG)] = tower
+    for name, part in model.named_children() if towers else ():
+        if isinstance(part, PreTrainedModel) and part.config is model.config and not set(towers.values()) & set(part.modules()):
+            towers[name.removesuffix(OWN_STACK)] = part
     return towers
+
+
+def set_implementation(part: PreTrainedModel, implementation: str | None, *, is_tower: bool) -> None:
+    """Set the attention implementation of a model, or of one of its towers alone, whose config may have those of other towers in it."""
+    for stack in stacks_of(part):
+        stack.set_attn_implementation({"": implementation} if is_tower else implementation)
 
 
 def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
@@ -268,9 +283,10 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         )
     if shared := shared_parameters(model):
         model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
-    for submodel in [stack for part in parts for stack in stacks_of(part)]:
-        submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have separate configs
-        hook_patch_places(submodel)
+    for part in parts:
+        set_implementation(part, BACKEND, is_tower=part is not model)
+        for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
+            hook_patch_places(stack)
     deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
     if deaf:
         raise BackendError(

@@ -1,0 +1,82 @@
+"""`longattn convert --generic` of a model that writes speech: the same frames as the plain class, through a cache, and the same sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import hf_longattn
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_on
+from hf_longattn.modeling.generic import towers_of
+from tests.conversion.test_architectures import FRAMES
+from tests.unsupported import SYNTHESIS
+
+CODEBOOK = {"vocab_size": 64, "codebook_pad_token_id": 63}  # frames that the codec can decode, whatever random weights choose
+PROMPT, NEW = 24, 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech") / "plain"
+    values = {**FRAMES, **CODEBOOK, "depth_decoder_config": {**FRAMES["depth_decoder_config"], "vocab_size": CODEBOOK["vocab_size"]}}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{SYNTHESIS}Config")(**values)
+    getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration")(config).save_pretrained(folder)
+    return folder
+
+
+def plain(source: Path) -> Any:
+    return getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration").from_pretrained(source).eval()
+
+
+@torch.no_grad()
+def frames(model: Any, **arguments: Any) -> Any:
+    """What the model says after a prompt, greedily."""
+    ids = torch.randint(5, 90, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    return model.generate(ids, max_new_tokens=NEW, do_sample=False, depth_decoder_do_sample=False, **arguments)
+
+
+def mechanisms(model: Any) -> set[str]:
+    return {mechanism.name for site in attention_sites(model) for mechanism in mechanisms_on(site.module).values()}
+
+
+def test_frames_and_sound_are_those_of_the_source_within_the_window(source: Path, tmp_path: Path) -> None:
+    report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="window", window=PROMPT + NEW)
+    assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
+    short, long = plain(source), hf_longattn.load_generic(tmp_path / "long")
+    expected: Tensor = frames(short)
+    assert expected.shape == (1, NEW, FRAMES["num_codebooks"])
+    assert torch.equal(frames(long), expected)
+    [sound], [expected_sound] = frames(long, output_audio=True), frames(short, output_audio=True)
+    assert torch.allclose(sound, expected_sound, atol=1e-6)
+
+
+def test_the_backbone_is_a_tower_next_to_the_decoder_of_a_frame_and_the_codec(source: Path, tmp_path: Path) -> None:
+    towers = {"backbone": {"mechanism": "window", "window": 8}}
+    report = convert_checkpoint(source, tmp_path / "long", generic=True, towers=towers, max_length=256)
+    statuses = {check.name: check.status for check in report.checks}
+    assert statuses["equal with the source's attention"] == "passed"
+    assert statuses["with the mechanism"] == "needs training"  # windows are shorter than the input
+    model = hf_longattn.load_generic(tmp_path / "long")
+    parts = towers_of(model)
+    assert {name: mechanisms(part) for name, part in parts.items()} == {"backbone": {"window"}, "depth_decoder": set(), "codec": set()}
+    assert {name: part.config._attn_implementation for name, part in parts.items()} == {
+        "backbone": "longattn",
+        "depth_decoder": "sdpa",
+        "codec": "sdpa",
+    }
+    assert model.config.max_position_embeddings == 256
+    assert (report.plan["old_length"], report.plan["new_length"]) == (64, 256)
+    assert not torch.equal(frames(model), frames(plain(source)))
+    codes = torch.randint(1, CODEBOOK["vocab_size"], (1, NEW, FRAMES["num_codebooks"]), generator=torch.Generator().manual_seed(0))
+    backbone, cache = model.backbone_model, transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        one_pass = backbone(input_ids=codes).last_hidden_state
+        steps = [backbone(input_ids=codes[:, [step]], past_key_values=cache).last_hidden_state for step in range(NEW)]
+    assert torch.allclose(torch.cat(steps, 1), one_pass, atol=1e-5)
