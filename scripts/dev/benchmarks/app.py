@@ -37,11 +37,13 @@ Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")
 Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
 Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")]
+Base = Annotated[str, typer.Option(help="The family: bert, or layoutlm with the box of every token.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
 WithMemory = Annotated[
     bool, typer.Option("--memory", help="Also measure peak memory, each length in a fresh process, and fit its exponent.")
 ]
+ProcessorTime = Annotated[bool, typer.Option("--processor-time", help="Processor time, where others use the machine; with --threads 1.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of inputs and weights.")]
@@ -132,8 +134,9 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
 
 
 def measure(
-    kind: str, option: list[str], lengths: str, against: str, repeats: int, memory: bool, threads: int | None, folder: Path, **fields: Any
-) -> None:
+    kind: str, option: list[str], lengths: str, against: str, repeats: int, memory: bool, threads: int | None, folder: Path,
+    processor_time: bool = False, **fields: Any,
+) -> None:  # fmt: skip
     """Run, print and store; a refusal is one sentence and exit code 1."""
     from .case import Case
     from .run import run_attention, run_model
@@ -142,7 +145,9 @@ def measure(
         case = Case(options=parse_options(option), **fields)
         names = [name.strip() for name in against.split(",") if name.strip()]
         run = run_attention if kind == "attention" else run_model
-        finish(run(case, parse_lengths(lengths), names, repeats=repeats, memory=memory, log=typer.echo), folder)
+        finish(
+            run(case, parse_lengths(lengths), names, repeats=repeats, memory=memory, processor_time=processor_time, log=typer.echo), folder
+        )
 
 
 @contextmanager
@@ -188,7 +193,14 @@ def attention(
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention, transformers' Longformer."""
-    fields = {"mechanism": mechanism, "backward": backward, "causal": causal, "num_globals": num_globals, "dtype": dtype, "batch": batch}
+    fields: dict[str, Any] = {
+        "mechanism": mechanism,
+        "backward": backward,
+        "causal": causal,
+        "num_globals": num_globals,
+        "dtype": dtype,
+        "batch": batch,
+    }
     fields |= {"heads": heads, "head_dim": head_dim, "device": device, "seed": seed}
     measure("attention", option, lengths, against, repeats, memory, threads, output_dir, **fields)
 
@@ -200,6 +212,7 @@ def _model_command(name: str, summary: str, backward: bool) -> None:
         lengths: Lengths = "512,1024,4096",
         against: Against = "sdpa,hf-longformer",
         layers: Layers = 12,
+        base: Base = "bert",
         num_globals: Globals = 0,
         dtype: Dtype = "fp32",
         batch: Batch = 1,
@@ -207,14 +220,15 @@ def _model_command(name: str, summary: str, backward: bool) -> None:
         head_dim: HeadDim = 64,
         repeats: Repeats = 5,
         memory: WithMemory = False,
+        processor_time: ProcessorTime = False,
         threads: Threads = None,
         device: Device = "cpu",
         seed: Seed = 0,
         output_dir: OutputDir = Path("scripts/dev/results"),
     ) -> None:
         fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
-        fields |= {"head_dim": head_dim, "device": device, "seed": seed, "backward": backward}
-        measure("model", option, lengths, against, repeats, memory, threads, output_dir, **fields)
+        fields |= {"head_dim": head_dim, "device": device, "seed": seed, "backward": backward, "base": base}
+        measure("model", option, lengths, against, repeats, memory, threads, output_dir, processor_time, **fields)
 
     app.command(name, help=summary)(command)
 

@@ -36,6 +36,8 @@ class Case:
     backward: bool = False
     seed: int = 0
     device: str = "cpu"
+    base: str = "bert"
+    """The family of whole models."""
     grid: tuple[int, ...] = ()
     """Sizes of the grid on which the tokens lie, if they do."""
 

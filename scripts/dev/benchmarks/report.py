@@ -60,6 +60,7 @@ class BenchmarkResult:
     kind: str
     case: Case
     lengths: list[int]
+    clock: str = "time"
     checks: list[Check] = dataclasses.field(default_factory=list)
     timings: list[Timing] = dataclasses.field(default_factory=list)
     ratios: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -81,7 +82,8 @@ class BenchmarkResult:
         marks = [f"globals{case.num_globals}"] * bool(case.num_globals) + ["causal"] * case.causal
         marks += ["backward"] * (case.backward and self.kind == "attention") + [case.device.split(":")[0]] * (case.device != "cpu")
         marks += ["memory"] * bool(self.memory)
-        return "-".join([self.kind, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
+        bases = [case.base] * (case.base != "bert")
+        return "-".join([self.kind, *bases, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
 
     def to_dict(self) -> dict[str, Any]:
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

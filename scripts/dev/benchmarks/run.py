@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ def run_attention(case: Case, lengths: Sequence[int], against: Sequence[str], **
         case: shapes, dtype, mechanism and options; its length is replaced by each of ``lengths``.
         lengths: tokens.
         against: names of implementations (see :func:`.implementations.list_implementations`).
-        settings: ``repeats`` (timed rounds, default 5), ``memory`` (measure peak memory too), ``log`` (called with progress lines).
+        settings: ``repeats`` (timed rounds, default 5), ``memory`` (measure peak memory too), ``processor_time`` (in place of
+            time, where the machine is shared), ``log`` (called with progress lines).
 
     Raises:
         OptionError: for an unknown implementation, mechanism or option.
@@ -51,12 +53,13 @@ def _run(
     *,
     repeats: int = 5,
     memory: bool = False,
+    processor_time: bool = False,
     log: Log = lambda line: None,
 ) -> BenchmarkResult:
     if not lengths or min(lengths) < 1 or repeats < 1:
         raise OptionError("A benchmark needs at least one length and one repeat, all of them 1 or more; for example --lengths 1024,4096.")
     kind = "attention" if name == "attention" else "model"
-    result = BenchmarkResult(name, case, list(lengths))
+    result = BenchmarkResult(name, case, list(lengths), clock="processor time" if processor_time else "time")
     for length in lengths:
         inputs = build_inputs(kind, case.at(length=length))
         candidates = _build(kind, inputs, against, length, result, log)
@@ -67,7 +70,8 @@ def _run(
             log(f"{length:>7} {check.implementation:<22} {check.what}: {check.error:.1e} (allowed {check.tolerance:.0e}){verdict}")
         if not result.equal:
             return result
-        timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, device=case.device)
+        clock = time.process_time if processor_time else time.perf_counter
+        timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, device=case.device, clock=clock)
         timings = {timing.implementation: timing for timing in timed}
         result.timings += timed
         for candidate in candidates:

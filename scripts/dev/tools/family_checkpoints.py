@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.models.esm.configuration_esm import get_default_vocab_list
 
 from hf_longattn.families import FAMILIES
 from scripts.dev import ROOT
-from scripts.dev.tools.small_models import Shape, language_model, predicts_tokens, small_config
+from scripts.dev.tools.small_models import Shape, small_config, token_model
 
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext-2" / "valid.txt"
 CHARACTERS = 300_000
@@ -45,7 +46,7 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """ "encoder", "decoder", "encoder-decoder", "embedder" of texts (CLIP's), "pictures", "sound" or "towers"."""
+        """ "encoder", "labels" of tokens, "decoder", "encoder-decoder", "embedder" of texts (CLIP's), "pictures", "sound" or "towers"."""
         if FAMILIES[self.base].towers:
             return "towers"
         if FAMILIES[self.base].grid is not None:
@@ -54,7 +55,9 @@ class Checkpoint:
             return "sound"
         if FAMILIES[self.base].two_stacks:
             return "encoder-decoder"
-        if not predicts_tokens(self.base):
+        if self.head.endswith("ForTokenClassification"):
+            return "labels"
+        if self.head == MODEL_MAPPING_NAMES[self.base]:
             return "embedder"
         return "encoder" if self.head.endswith("ForMaskedLM") else "decoder"
 
@@ -66,7 +69,7 @@ def make_checkpoint(base: str, folder: Path) -> Checkpoint:
     tokenizer.add_special_tokens(missing)
     config = config_of(base, tokenizer)
     torch.manual_seed(0)
-    model = getattr(transformers, language_model(base))(config)
+    model = getattr(transformers, token_model(base))(config)
     # initial values of trained size: with those of an untrained model attention hardly shows in the outputs; T5's are large
     factor = 1 if hasattr(config, "initializer_factor") else 4
     with torch.no_grad():
@@ -78,7 +81,7 @@ def make_checkpoint(base: str, folder: Path) -> Checkpoint:
     length = tables[0].tokens(config) if tables else FAMILIES[base].base_length(config)
     tokenizer.model_max_length = length
     tokenizer.save_pretrained(folder)
-    return Checkpoint(base, language_model(base), folder, described, length)
+    return Checkpoint(base, token_model(base), folder, described, length)
 
 
 def config_of(base: str, tokenizer: Any) -> Any:

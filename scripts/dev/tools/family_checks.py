@@ -27,6 +27,8 @@ PASSED, FAILED, NOT_RUN, NOT_APPLICABLE = "passed", "failed", "not run", "not ap
 TOLERANCE = 1e-4
 """Largest difference called equal, relative to the largest output (at least 1)."""
 GROWTH = 4
+ENCODERS = ("encoder", "labels")
+"""Kinds of encoders with an output for every token."""
 Cell = dict[str, str]
 
 
@@ -55,6 +57,7 @@ class Subject:
         self.family = FAMILIES[checkpoint.base]
         self.long_class = self.family.model_class(checkpoint.head)
         auto_classes = {"encoder": "AutoModelForMaskedLM", "decoder": "AutoModelForCausalLM", "embedder": "AutoModel"}
+        auto_classes["labels"] = "AutoModelForTokenClassification"
         self.auto_class = auto_classes.get(checkpoint.kind, "AutoModelForSeq2SeqLM")
 
     def run(self, name: str) -> Cell:
@@ -130,12 +133,12 @@ class Subject:
         return self._equal(self._logits(model, inputs), self._logits(compiled, inputs), inputs)
 
     def export(self) -> str:
-        format = "onnx" if self.checkpoint.kind == "encoder" else "torch"
+        format = "onnx" if self.checkpoint.kind in ENCODERS else "torch"
         report = export_checkpoint(self._converted, self.folder / "graph", format=format, overwrite=True)
         return f"{'ONNX' if format == 'onnx' else 'torch.export'}, {max(check.values['difference'] for check in report.checks):.0e}"
 
     def generate(self) -> str:
-        if self.checkpoint.kind in ("encoder", "embedder"):
+        if self.checkpoint.kind in (*ENCODERS, "embedder"):
             raise NotApplicable(f"an {self.checkpoint.kind}")
         model, inputs = self._long(), self._inputs(2, 100, left=True)
         inputs.pop("decoder_input_ids", None)
@@ -163,7 +166,7 @@ class Subject:
     def command_options(self) -> list[str]:
         """A window of all that the base sees, and nothing beyond, at four times the length."""
         length = self.checkpoint.length
-        takes_globals = self.checkpoint.kind == "encoder" and (self.long_class.hands_globals_down or self.long_class.marks_globals)
+        takes_globals = self.checkpoint.kind in ENCODERS and (self.long_class.hands_globals_down or self.long_class.marks_globals)
         embeds_causally = self.checkpoint.kind == "embedder" and getattr(self.family.config_class, "is_decoder", True)
         window = length if self.checkpoint.kind == "decoder" or embeds_causally else 2 * (length - 1)
         chosen = ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
@@ -177,7 +180,8 @@ class Subject:
         """The loss of a step."""
         if self.checkpoint.kind == "embedder":
             return model(**inputs)[0].square().mean()
-        return model(**inputs, labels=inputs.get("decoder_input_ids", inputs["input_ids"])).loss
+        labels = inputs.get("decoder_input_ids", inputs["input_ids"])
+        return model(**inputs, labels=labels % model.config.num_labels if self.checkpoint.kind == "labels" else labels).loss
 
     @property
     def _has_converter(self) -> bool:
@@ -211,7 +215,7 @@ class Subject:
         return inputs
 
     def _logits(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        arguments = {} if self.checkpoint.kind in ("encoder", "embedder") else {"use_cache": False}
+        arguments = {} if self.checkpoint.kind in (*ENCODERS, "embedder") else {"use_cache": False}
         with torch.no_grad():
             outputs = model(**inputs, **arguments)
         return outputs[0] if self.checkpoint.kind == "embedder" else outputs.logits

@@ -97,6 +97,8 @@ SOUNDS: dict[str, Any] = {
 """What small models of sound have: no chance, and sizes that fit their width."""
 PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
 """Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
+PATCH = 8
+"""The height and width of a patch of a page's picture."""
 BOX_PARTS = 6
 """The embedding of a box has as many parts of one width in LiLT."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
@@ -112,6 +114,13 @@ def language_model(base: str) -> str:
 def predicts_tokens(base: str) -> bool:
     """Whether a model class of ``base`` predicts tokens."""
     return language_model(base) != FAMILIES[base].base_model_name
+
+
+def token_model(base: str) -> str:
+    """The model class of ``base`` with outputs for every token: that which predicts tokens or, where none does, labels of tokens; its base
+    model without either."""
+    labels = (head for head in FAMILIES[base].heads if head.endswith("ForTokenClassification"))
+    return language_model(base) if predicts_tokens(base) else next(labels, language_model(base))
 
 
 @functools.cache
@@ -147,6 +156,9 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
     if "attention_types" in fields:  # GPT-Neo's pattern of layers
         sizes["attention_types"] = [[["global", "local"], shape.layers // 2], [["global"], shape.layers % 2]]
     sizes |= {name: size for name, size in PAGES.items() if name in fields}
+    if "coordinate_size" in fields:  # four sides, and the width and the height, make the width of LayoutLMv3
+        sizes |= {"shape_size": shape.width // 8, "coordinate_size": (shape.width - 2 * (shape.width // 8)) // 4}
+        sizes |= {"input_size": 4 * PATCH, "patch_size": PATCH}
     if "channel_shrink_ratio" in fields:
         multiple = math.lcm(BOX_PARTS, shape.heads * default.channel_shrink_ratio)
         sizes["hidden_size"] = -(-shape.width // multiple) * multiple

@@ -1,4 +1,4 @@
-"""transformers' BERT with scaled_dot_product_attention: what people run today."""
+"""transformers' BERT, or another base, with scaled_dot_product_attention: what people run today."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .inputs import ModelImplementation, ModelInputs
 
 
 @register_implementation("model", "sdpa")
-class BertSdpa(ModelImplementation):
-    summary = "BertModel of transformers with attn_implementation='sdpa', full attention"
+class EncoderSdpa(ModelImplementation):
+    summary = "BertModel (or another base) of transformers with attn_implementation='sdpa', full attention"
     computes = "full"
 
     def build(self, inputs: ModelInputs) -> Any:
-        return inputs.bert
+        return inputs.plain

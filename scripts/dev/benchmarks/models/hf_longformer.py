@@ -27,7 +27,7 @@ class HFLongformer(ModelImplementation):
         self.tokens = attention.resolved_globals
         sizes = inputs.sizes() | {"max_position_embeddings": case.length + OFFSET, "pad_token_id": 1, "layer_norm_eps": 1e-12}
         model = LongformerModel(LongformerConfig(**sizes, type_vocab_size=2, attention_window=window), add_pooling_layer=False)
-        weights: dict[str, Tensor] = dict(inputs.bert.state_dict())
+        weights: dict[str, Tensor] = {name: x for name, x in inputs.plain.state_dict().items() if not name.startswith("pooler.")}
         table = weights["embeddings.position_embeddings.weight"]
         weights["embeddings.position_embeddings.weight"] = torch.cat([table[:OFFSET], table])
         for name in list(weights):
@@ -39,7 +39,7 @@ class HFLongformer(ModelImplementation):
         return model
 
     def trains(self, name: str) -> bool:
-        return "_global." not in name or self.tokens is not None
+        return super().trains(name) and ("_global." not in name or self.tokens is not None)
 
     def arguments(self) -> dict[str, Any]:
         return {} if self.tokens is None else {"global_attention_mask": self.tokens.long()}

@@ -1,4 +1,4 @@
-"""One plain BERT with random weights, which every implementation copies, and the tokens that they all read."""
+"""One plain encoder with random weights, which every implementation copies, and the tokens that they all read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import MODEL_MAPPING
+
+from hf_longattn.families import FAMILIES
 
 from ..case import Case
 from ..implementations import Implementation
@@ -15,14 +17,19 @@ VOCABULARY = 30522
 
 
 class ModelInputs:
-    """Weights and tokens for one case. ``bert`` is the plain model with positions up to the case's length."""
+    """Weights and tokens for one case. ``plain`` is transformers' model of the case's base with positions up to its length."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         torch.manual_seed(case.seed)
-        self.bert = self.place(BertModel(BertConfig(**self.sizes(), attn_implementation="sdpa"), add_pooling_layer=False))
+        self.family = FAMILIES[case.base]
+        config = self.family.base_config_class(**self.sizes(), attn_implementation="sdpa")
+        self.plain = self.place(MODEL_MAPPING[type(config)](config))
         generator = torch.Generator().manual_seed(case.seed)
         self.input_ids = torch.randint(1000, VOCABULARY, (case.batch, case.length), generator=generator).to(case.device)
+        pages = self.family.page.seeded(config, case.batch, case.length)
+        self.pages = {name: values.to(case.device) for name, values in pages.items()}
+        """The boxes, or what else the base reads of every token."""
         self.upstream = torch.randn(case.batch, case.length, case.hidden_size, generator=generator).to(case.device, case.torch_dtype)
         self.global_attention_mask: Tensor | None = None
         if case.num_globals:
@@ -60,16 +67,16 @@ class ModelImplementation(Implementation):
         self.upstream = inputs.upstream
 
     def build(self, inputs: ModelInputs) -> Any:
-        """The model with the weights of ``inputs.bert``."""
+        """The model with the weights of ``inputs.plain``."""
         raise TypeError(f"{type(self).__name__} has no build()")
 
     def trains(self, name: str) -> bool:
-        """Whether this parameter takes part in the forward pass."""
-        return True
+        """Whether the hidden states depend on this parameter."""
+        return not name.startswith("pooler.")
 
     def arguments(self) -> dict[str, Any]:
         """Further arguments of the forward call."""
         return {}
 
     def forward(self) -> Tensor:
-        return self.model(self.inputs.input_ids, **self.arguments()).last_hidden_state
+        return self.model(self.inputs.input_ids, **self.inputs.pages, **self.arguments()).last_hidden_state

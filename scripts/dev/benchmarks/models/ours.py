@@ -1,23 +1,21 @@
-"""LongBert with the case's mechanism."""
+"""The Long model of the case's base with its mechanism."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from hf_longattn.families import LongBertConfig, LongBertModel
 
 from ..implementations import register_implementation
 from .inputs import ModelImplementation, ModelInputs
 
 
 @register_implementation("model", "longattn")
-class LongBert(ModelImplementation):
-    summary = "LongBertModel of this package"
+class LongEncoder(ModelImplementation):
+    summary = "LongBertModel (or that of another base) of this package"
 
     def build(self, inputs: ModelInputs) -> Any:
-        config = LongBertConfig(**inputs.sizes(), long_attention={"mechanism": inputs.case.mechanism, **inputs.case.options})
-        model = LongBertModel(config, add_pooling_layer=False)
-        model.load_state_dict(inputs.bert.state_dict(), strict=False)  # a mechanism's own parameters keep their start values
+        config = inputs.family.config_class(**inputs.sizes(), long_attention={"mechanism": inputs.case.mechanism, **inputs.case.options})
+        model = inputs.family.long_class_of(type(inputs.plain))(config)
+        model.load_state_dict(inputs.plain.state_dict(), strict=False)  # a mechanism's own parameters keep their start values
         return model
 
     def arguments(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Verification of whole models: each against plain BERT under the mechanism's mask as a dense 4-D mask."""
+"""Verification of whole models: each against the plain one under the mechanism's mask as a dense 4-D mask."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hf_longattn.engines.cpu.flash import additive_mask
+
 from ..case import AttentionInputs
 from ..definition import mask_of
 from ..implementations import Implementation
@@ -14,7 +16,7 @@ from ..verify import Check, difference
 from .inputs import ModelInputs
 
 DENSE_LENGTH = 2048
-"""Longest input for which BERT runs under a dense mask."""
+"""Longest input for which the plain model runs under a dense mask."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-1, "fp16": 2e-2}
 
 
@@ -30,7 +32,7 @@ def verify_model(inputs: ModelInputs, candidates: Sequence[Implementation]) -> l
         if candidate.computes == "mechanism" and mask is None:
             continue
         if candidate.computes not in expected:
-            expected[candidate.computes] = _bert_under(mask if candidate.computes == "mechanism" else None, inputs)
+            expected[candidate.computes] = _plain_under(mask if candidate.computes == "mechanism" else None, inputs)
         found = candidate.run(case.backward)
         checks.append(
             Check(
@@ -47,16 +49,25 @@ def verify_model(inputs: ModelInputs, candidates: Sequence[Implementation]) -> l
     return checks
 
 
-def _bert_under(mask: Any, inputs: ModelInputs) -> list[Any]:
+def _plain_under(mask: Any, inputs: ModelInputs) -> list[Any]:
     index = torch.arange(inputs.case.length, device=inputs.input_ids.device)
     dense = None
     if mask is not None:
         batch = torch.arange(inputs.case.batch, device=index.device).view(-1, 1, 1, 1)
         zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=index.device)
         dense = mask(batch, zero, index.view(1, 1, -1, 1), index.view(1, 1, 1, -1)).expand(inputs.case.batch, 1, -1, -1)
+
+    def see(encoder: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """The mask in place of that which the model made of padding."""
+        named = dict(zip(("hidden_states", "attention_mask"), arguments, strict=False)) | keywords
+        mask = named["attention_mask"] if dense is None else additive_mask(~dense, inputs.case.torch_dtype)
+        return (), {**named, "attention_mask": mask}
+
+    hook = inputs.plain.encoder.register_forward_pre_hook(see, with_kwargs=True)
     with torch.set_grad_enabled(inputs.case.backward):
-        output = inputs.bert(inputs.input_ids, attention_mask=dense).last_hidden_state
+        output = inputs.plain(inputs.input_ids, **inputs.pages).last_hidden_state
+    hook.remove()
     if not inputs.case.backward:
         return [output]
-    words = inputs.bert.embeddings.word_embeddings.weight
+    words = inputs.plain.embeddings.word_embeddings.weight
     return [output.detach(), *torch.autograd.grad(output, [words], inputs.upstream)]
