@@ -9,6 +9,7 @@ from .common.axis_term import AxisTerm
 from .common.call import AttentionCall, DistanceBias, Pattern
 from .common.dense import dense_attention, repeat_heads, same_dtype
 from .common.distance_term import distance_term_of, with_terms_written_out
+from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
@@ -56,7 +57,11 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
+    terms: tuple[Tensor | None, int, Tensor | None, Tensor | None] = None, 0, None, None
+    if isinstance(bias, DistanceBias):
+        terms = bias.table, bias.ahead, None, None
+    elif isinstance(bias, PlaceTerm):
+        terms = None, 0, bias.places, bias.stacked_tables()
     run = cpu_band if in_operator(q, k, v, terms[0]) else band_forward
     return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
 

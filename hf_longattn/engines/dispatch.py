@@ -22,10 +22,11 @@ from torch import Tensor
 from ..naming import LOGGER
 from .common.axis_term import AxisTerm
 from .common.batch import in_graph
-from .common.call import AttentionCall, DistanceBias, Pattern
+from .common.call import AttentionCall, DistanceBias, Pattern, ScoreMod
 from .common.derivatives import no_fused_kernels
 from .common.distance_term import DistanceTerm, TokenDistanceTerm
 from .common.grid_bias import GridBias
+from .common.place_term import PlaceTerm
 from .cpu.band import Plan, band_plan
 from .cuda.flex_kernel import NoKernel
 
@@ -91,7 +92,7 @@ class DispatchContext:
         if self.call.score_mod is None or self.call.dropout or self.failed or self.few_pairs:
             return False
         if self.device == "cpu":
-            return isinstance(self.call.score_mod, DistanceBias) or _no_cpu_distances(self) is None
+            return _band_takes(self.call.score_mod) or _no_cpu_distances(self) is None
         return _no_flex(self) is None
 
     @functools.cached_property
@@ -168,11 +169,20 @@ def _no_fused_cpu(context: DispatchContext, exports: bool = False) -> str | None
     return "the fused kernel has no dropout" if context.call.dropout else None
 
 
+def _band_takes(score_mod: ScoreMod | None) -> bool:
+    """Whether the CPU's band kernel adds a score term to its blocks: one by distance, or by places whose tables need no gradients."""
+    return isinstance(score_mod, DistanceBias) or (isinstance(score_mod, PlaceTerm) and not score_mod.learned)
+
+
 def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
     if (why := _no_fused_cpu(context, exports=not takes_bias)) is not None:
         return why
-    if context.call.score_mod is not None and not (takes_bias and isinstance(context.call.score_mod, DistanceBias)):
-        return "the fused kernel adds no score term other than a bias by distance" if takes_bias else "the fused kernel adds no score term"
+    if context.call.score_mod is not None and not (takes_bias and _band_takes(context.call.score_mod)):
+        return (
+            "the fused kernel adds no score term other than a bias by distance or place"
+            if takes_bias
+            else "the fused kernel adds no score term"
+        )
     return "the bias of its tiles needs gradients" if context.learned_bias else None
 
 

@@ -23,18 +23,30 @@ from scripts.dev.tools.native_cases import long_attention
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+OF_PAGES: dict[str, dict[str, Any]] = {
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "input_size": 16, "patch_size": 8},
+    "lilt": {"hidden_size": 48},
+    "markuplm": {"max_depth": 4},
+}
+"""Sizes of the places that they read of every token; they have no head over words."""
 FULL, WINDOW = {"mechanism": "full"}, {"mechanism": "window", "window": 16}
 BASES = tuple(base for base, family in FAMILIES.items() if any(table.offset == "padding" for table in family.position_tables))
 TABLE = "embeddings.position_embeddings.weight"
 
 
-def saved(folder: Path, base: str, pad: int, head: str = "ForMaskedLM", **values: Any) -> Path:
+def head_of(base: str) -> str:
+    """The ending of the class that has logits of every token."""
+    return "ForTokenClassification" if base in OF_PAGES else "ForMaskedLM"
+
+
+def saved(folder: Path, base: str, pad: int, **values: Any) -> Path:
     """A short checkpoint of ``base`` whose padding token has the id ``pad``."""
+    values = {**OF_PAGES.get(base, {}), **values}
     config = transformers.AutoConfig.for_model(
         base, **{**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "mask_token_id": 4, **values}
     )
     torch.manual_seed(0)
-    model = getattr(transformers, next(name for name in FAMILIES[base].heads if name.endswith(head)))(config)
+    model = getattr(transformers, next(name for name in FAMILIES[base].heads if name.endswith(head_of(base))))(config)
     with torch.no_grad():  # the usual initial values hardly let positions show in the outputs
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -66,7 +78,7 @@ def table(folder: Path) -> Tensor:
 
 
 def test_every_base_that_counts_so_is_meant() -> None:
-    assert set(BASES) == {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "esm"}
+    assert set(BASES) == {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "esm", *OF_PAGES}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +101,8 @@ def test_there_and_back(base: str, pad: int, positions: str, tmp_path: Path) -> 
     values = json.loads((tmp_path / "long" / "config.json").read_text())
     assert (values["max_position_embeddings"], tokens_of(values)) == (NEW + pad + 1, NEW)
 
-    short, long = (transformers.AutoModelForMaskedLM.from_pretrained(folder) for folder in (source, tmp_path / "long"))
+    auto_class = getattr(transformers, f"AutoModel{head_of(base)}")
+    short, long = (auto_class.from_pretrained(folder) for folder in (source, tmp_path / "long"))
     inputs = padded(OLD, pad)
     if positions != "interpolate":
         torch.testing.assert_close(logits(long, inputs), logits(short, inputs), atol=1e-4, rtol=1e-4)

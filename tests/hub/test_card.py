@@ -36,7 +36,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def saved(folder: Path, kind: str) -> Path:
     attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
     family = next((FAMILIES[base] for base in PAGES if kind in FAMILIES[base].heads), FAMILIES["bert"])
-    sizes = {**SIZES, "hidden_size": 24} if family.page.arguments else SIZES  # sides of boxes have a sixth of it each
+    sizes = {**SIZES, "hidden_size": 24, "coordinate_size": 4, "shape_size": 4} if family.page.arguments else SIZES
     config = family.config_class(**sizes, max_position_embeddings=64, long_attention=attention)
     if kind.startswith("GPT2"):
         config = LongGPT2Config(

@@ -19,8 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import MaskError
-from hf_longattn.families import FAMILIES
-from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predicts_tokens
+from scripts.dev.tools.small_models import TEXT_FAMILIES, token_model
 from tests.reference.small_models import checkpoint_activations
 
 Fields = dict[str, Tensor]
@@ -77,9 +76,7 @@ def head_of(row: str) -> str:
     """The class that a row of the table calls: ``base`` stands for the one that predicts tokens, or labels of tokens where none does,
     ``base:class`` for that class."""
     base, _, head = row.partition(":")
-    if head or predicts_tokens(base):
-        return head or language_model(base)
-    return next((name for name in FAMILIES[base].heads if name.endswith("ForTokenClassification")), language_model(base))
+    return head or token_model(base)
 
 
 def decodes(row: str) -> bool:

@@ -1,4 +1,5 @@
-"""LongMPNet, LongDebertaV2 and LongLilt against transformers' own, whose attention is not on the interface and adds terms to its scores."""
+"""LongMPNet, LongDebertaV2, LongLilt and LongLayoutLMv3 against transformers' own, whose attention is not on the interface and adds terms
+to its scores."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from tests.reference.small_models import SHAPE, head_inputs, tokens
 
 V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
       "position_buckets": 32, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
-VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3, "lilt": {}}
+VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3, "lilt": {}, "layoutlmv3": {}}
 BY_DISTANCE = ("mpnet", "deberta-v2")
-"""Those whose terms are no product of queries and keys."""
+"""Those whose base takes no global tokens, or not by itself."""
 HEADS = [(base, head) for base in VALUES for head in families.FAMILIES[base].heads]
-BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model"), ("lilt", "LiltModel")]
+BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model"), ("lilt", "LiltModel"), ("layoutlmv3", "LayoutLMv3Model")]
 COVERING = {"mechanism": "window", "window": 800, "layers": {1: {"mechanism": "full"}}}
 
 
@@ -100,7 +101,7 @@ def test_the_default_is_a_window(base: str) -> None:
     assert families.FAMILIES[base].config_class().long_attention.mechanism == "window"
 
 
-@pytest.mark.parametrize(("base", "head"), [row for row in BASE_MODELS if row[0] in BY_DISTANCE])
+@pytest.mark.parametrize(("base", "head"), [row for row in BASE_MODELS if row[0] != "lilt"])
 def test_a_mechanism_without_scores_is_refused(base: str, head: str) -> None:
     with pytest.raises(OptionError, match="has no scores"):
         pair(base, head, {"mechanism": "performer"})

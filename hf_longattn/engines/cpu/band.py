@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ from ...private_apis import has_amx
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DistanceBias, Pattern
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from ..common.place_term import PlaceTerm
 from .dense_mask import visible_mask
 from .flash import (
     MAX_PLAIN_KEYS,
@@ -269,6 +270,8 @@ class Item(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+    term: PlaceTerm | None = None
+    """What is added to the scores by the places of the kept keys, if anything."""
 
     @property
     def q_len(self) -> int:
@@ -286,6 +289,14 @@ class Item(NamedTuple):
         """Which queries are padding between real tokens, ``(1, 1, Nq, 1)``."""
         return (hole[..., self.shift : self.shift + self.q_len] != 0)[..., None]
 
+    def add_term(self, mask: Tensor | None, rows: Any, columns: Any) -> Tensor | None:
+        """``mask`` with the term of queries and keys at these indices of the queries and the kept keys."""
+        if self.term is None:
+            return mask
+        places = self.term.places
+        added = self.term.over(places[:, self.shift :][:, rows], places[:, columns])
+        return added if mask is None else added.add_(mask)
+
     def global_rows(self) -> Tensor:
         """The queries that are global tokens."""
         assert self.globals is not None
@@ -294,17 +305,19 @@ class Item(NamedTuple):
 
 
 def items(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, in_blocks: Callable[[Item], bool]
-) -> Iterator[Item]:
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, in_blocks: Callable[[Item], bool],
+    term: PlaceTerm | None = None,
+) -> Iterator[Item]:  # fmt: skip
     """The batch without its outer padding; rows without a real token are skipped (their outputs are zeros).
 
     Args:
         in_blocks: whether an item's queries are cut into blocks, for which the rows of a batch run one by one.
+        term: of all keys.
     """
     everything, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
     if key_mask is None and global_mask is None:
         index = (everything, everything, everything)
-        item = Item(by_query=index, by_key=index, shift=earlier, hole=None, globals=None, q=q, k=k, v=v)
+        item = Item(by_query=index, by_key=index, shift=earlier, hole=None, globals=None, q=q, k=k, v=v, term=term)
         if len(q) == 1 or not in_blocks(item):
             yield item
             return
@@ -323,14 +336,15 @@ def items(
         chosen = None if global_mask is None else global_mask[row, start:stop].nonzero()[:, 0]
         columns = chosen if chosen is not None and len(chosen) else None
         by_query, by_key = (at, everything, slice(first - earlier, stop - earlier)), (at, everything, slice(start, stop))
-        yield Item(by_query, by_key, first - start, hole, columns, q[by_query], k[by_key], v[by_key])
+        of_row = None if term is None else term.of_sequence(row, start, stop)
+        yield Item(by_query, by_key, first - start, hole, columns, q[by_query], k[by_key], v[by_key], of_row)
 
 
 BandCall = tuple[Group, Tensor | None, Tensor | None]
 """Blocks of one call of the kernel, their mask and, for a bias, their distances."""
 
 
-def _band_calls(item: Item, band: BandSettings, plan: Plan) -> Sequence[BandCall]:
+def _band_calls(item: Item, band: BandSettings, plan: Plan) -> Iterable[BandCall]:
     """The band as calls of the kernel."""
     if plan.dense:
         visible = visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, item.globals, band.dtype)
@@ -339,6 +353,8 @@ def _band_calls(item: Item, band: BandSettings, plan: Plan) -> Sequence[BandCall
         sizes = (item.q_len, item.kv_len, item.shift, band.left, band.right)
         key = ("calls of a band", *sizes, plan.block, plan.queries, band.dtype)
         calls = BYTE_CACHE.get(key, lambda: list(_unbiased_calls(plan, item.shift, band)))
+    if item.term is not None:
+        return _placed_calls(item, item.term, calls)
     if item.hole is None and band.bias is None:
         return calls
     biased: dict[tuple[int, int, int], tuple[Tensor | None, Tensor | None]] = {}
@@ -353,6 +369,17 @@ def _band_calls(item: Item, band: BandSettings, plan: Plan) -> Sequence[BandCall
         hole = None if item.hole is None else group.keys(item.hole)[:, :, None]
         changed.append((group, mask if hole is None else hole if mask is None else mask + hole, distance))
     return changed
+
+
+def _placed_calls(item: Item, term: PlaceTerm, calls: Iterable[BandCall]) -> Iterator[BandCall]:
+    """Calls with the term of places in their masks, which differs from block to block: one at a time, so that memory is that of one."""
+    places = term.places[:, None]
+    for group, mask, _ in calls:
+        placed = term.over(group.queries(places[:, :, item.shift :])[:, 0], group.keys(places)[:, 0])
+        for hiding in (mask, None if item.hole is None else group.keys(item.hole)[:, :, None]):
+            if hiding is not None:
+                placed.add_(hiding)
+        yield group, placed, None
 
 
 def _unbiased_calls(plan: Plan, shift: int, band: BandSettings) -> Iterator[BandCall]:
@@ -376,13 +403,15 @@ ColumnCall = tuple[int, int, Tensor | None, Tensor | None]
 """First query row, last one + 1, mask and, for a bias, distances of a call over the global columns."""
 
 
-def column_calls(item: Item, columns: Tensor, band: BandSettings) -> Sequence[ColumnCall]:
+def column_calls(item: Item, columns: Tensor, band: BandSettings) -> Iterable[ColumnCall]:
     """Stretches of query rows that need the global columns.
 
     Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
     """
     key = ("columns", item.q_len, item.shift, band.pattern, band.bias is None, tuple(columns.tolist()), band.dtype)
     calls = BYTE_CACHE.get(key, lambda: list(_find_column_calls(item, columns, band)))
+    if item.term is not None:
+        return ((first, last, item.add_term(mask, slice(first, last), columns), None) for first, last, mask, _ in calls)
     if band.bias is None:
         return calls
     return [(first, last, band.add_bias(mask, distance), distance) for first, last, mask, distance in calls]
@@ -419,7 +448,7 @@ def row_mask(item: Item, rows: Tensor, band: BandSettings) -> tuple[Tensor | Non
     if band.causal:
         ahead = additive_mask(distance < 0, band.dtype)[None, None]
         mask = ahead if mask is None else mask + ahead
-    return band.add_bias(mask, distance), distance
+    return item.add_term(band.add_bias(mask, distance), rows, slice(None)), distance
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -440,6 +469,7 @@ def _is_doubled(q: Tensor) -> bool:
 def band_forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None = None, ahead: int = 0,
+    places: Tensor | None = None, tables: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention over ``i - left … i + right`` and global tokens.
 
@@ -449,6 +479,7 @@ def band_forward(
         global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
         global_rows: whether the global tokens also see every key.
         bias, ahead: added to the scores by distance, as :class:`DistanceBias` says.
+        places, tables: added to the scores by places, as :class:`PlaceTerm` says; tables as its :meth:`~PlaceTerm.stacked_tables`.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
@@ -457,7 +488,8 @@ def band_forward(
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band)):
+    term = _term(places, tables, lse.dtype)
+    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band), term):
         plan = _plan(item, band)
         of_item, leaves_out_later = (out[item.by_query], lse[item.by_query]), item.causal(band, plan)
         for g, mask, _ in _band_calls(item, band, plan):
@@ -472,6 +504,10 @@ def band_forward(
         if item.hole is not None:
             of_item[0].masked_fill_(item.padding_rows(item.hole), 0)
     return out, lse
+
+
+def _term(places: Tensor | None, tables: Tensor | None, dtype: torch.dtype) -> PlaceTerm | None:
+    return None if places is None or tables is None else PlaceTerm(places, tuple(tables.to(dtype)))
 
 
 def _globals_forward(item: Item, columns: Tensor, band: BandSettings, out: Tensor, lse: Tensor) -> None:
@@ -528,6 +564,7 @@ class _BackwardState(NamedTuple):
 @torch.library.custom_op(f"{OPERATORS}::cpu_band_backward", mutates_args=(), device_types="cpu")
 def cpu_band_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
+    places: Tensor | None, tables: Tensor | None,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None, ahead: int, of_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`cpu_band` with respect to q, k, v and, with ``of_bias``, the bias (otherwise empty), in time and memory linear
@@ -537,7 +574,8 @@ def cpu_band_backward(
     band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
     for x in (dq, dk, dv):
         x.zero_()
-    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band, backward=True)):
+    term = _term(places, tables, lse.dtype)
+    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band, backward=True), term):
         at, keys = item.by_query, item.by_key
         into = _BackwardState(grad[at], out[at], lse[at], dq[at], dk[keys], dv[keys], dbias if of_bias else None)
         plan = _plan(item, band, backward=True)
@@ -587,18 +625,18 @@ def _like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, global_mask, *ctx.settings, bias, ctx.ahead = inputs
+    q, k, v, key_mask, global_mask, *ctx.settings, bias, ctx.ahead, places, tables = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, key_mask, global_mask, bias, *output)
+    ctx.save_for_backward(q, k, v, key_mask, global_mask, bias, places, tables, *output)
 
 
 @one_gradient_at_a_time()
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, global_mask, bias, out, lse = ctx.saved_tensors
+    q, k, v, key_mask, global_mask, bias, places, tables, out, lse = ctx.saved_tensors
     of_bias = bias is not None and ctx.needs_input_grad[10]
-    settings = (*ctx.settings, bias, ctx.ahead, of_bias)
+    settings = (places, tables, *ctx.settings, bias, ctx.ahead, of_bias)
     dq, dk, dv, dbias = cpu_band_backward(grad, q, k, v, out, lse, key_mask, global_mask, *settings)
-    gradients = dq, dk, dv, None, None, None, None, None, None, None, dbias.to(bias.dtype) if of_bias else None, None
+    gradients = dq, dk, dv, None, None, None, None, None, None, None, dbias.to(bias.dtype) if of_bias else None, None, None, None
     return first_derivatives_only(gradients)
 
 

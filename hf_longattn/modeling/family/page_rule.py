@@ -150,9 +150,13 @@ class TreePaths(PageArgument):
 
 @dataclass(frozen=True)
 class PageRule:
-    """The arguments of ``forward`` that run along the tokens besides their ids; none in a model of plain text."""
+    """The arguments of ``forward`` that run along the tokens besides their ids; none in a model of plain text.
+
+    picture: the argument with the picture of the page of every row, which does not run along the tokens; empty without one.
+    """
 
     arguments: tuple[PageArgument, ...] = ()
+    picture: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -172,11 +176,18 @@ class PageRule:
         for argument in self.arguments:
             if (values := arguments.get(argument.name)) is not None:
                 argument.check(config, values, shape)
+        pictures = arguments.get(self.picture)
+        if pictures is not None and len(pictures) != shape[0]:
+            raise PageError(
+                f"{self.picture} has {len(pictures)} pictures for {shape[0]} texts; give every text of a batch its picture, or none: "
+                "texts without one belong into a batch of their own."
+            )
 
 
 PLAIN_TEXT = PageRule()
 """That of a model which reads token ids alone."""
 BOXES = PageRule((Boxes(),))
+BOXES_AND_PICTURE = PageRule((Boxes(),), picture="pixel_values")
 MARKUP_PATHS = PageRule(
     (
         TreePaths("xpath_tags_seq", "max_xpath_tag_unit_embeddings", "tag_pad_id"),

@@ -1,0 +1,188 @@
+"""LongLayoutLMv3: LayoutLMv3 (Huang et al. 2022), RoBERTa with the box of every token and, where there is a picture, its patches.
+
+Scores have biases for buckets of distances along the text and along both sides of the page, which stay those of the short model; boxes
+start anew with each page. Patches follow the text and are global: every token sees all of them, and each sees all tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.layoutlmv3.configuration_layoutlmv3 import LayoutLMv3Config
+from transformers.models.layoutlmv3.modeling_layoutlmv3 import LayoutLMv3Encoder, LayoutLMv3Layer, LayoutLMv3SelfAttention
+from transformers.pytorch_utils import apply_chunking_to_forward
+
+from ..backend import BACKEND
+from ..engines.common.batch import in_graph
+from ..engines.common.place_term import PlaceTerm
+from ..errors import MaskError, OptionError, PageError
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
+from ..modeling.attach.memory_tokens import MemoryTokens
+from ..modeling.classes import lazy_classes
+from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.page_rule import BOXES_AND_PICTURE
+from ..modeling.family.validation import input_of
+from ..private_apis import attention_implementation
+
+LEFT, BOTTOM = 0, 3
+"""The sides of a box between which distances on a page are."""
+
+
+class LongLayoutLMv3Config(LongEncoderConfig, LayoutLMv3Config):
+    """LayoutLMv3Config with ``long_attention``."""
+
+    model_type = "long_layoutlmv3"
+
+
+class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
+    """LayoutLMv3Encoder that makes its biases a term of the scores, and the patches global."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        bbox: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        patch_height: int | None = None,
+        patch_width: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, bbox, attention_mask, position_ids, patch_height, patch_width, **kwargs)
+        if patch_height is not None:
+            patches = 1 + patch_height * int(patch_width or 0)
+            kwargs["global_attention_mask"] = self.with_patches(kwargs.get("global_attention_mask"), hidden_states, patches)
+        term = self.place_term(hidden_states, bbox, position_ids)
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, attention_mask, rel_pos=term, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def with_patches(self, tokens: Tensor | None, hidden_states: Tensor, patches: int) -> Tensor:
+        """The global tokens ``(B, N)`` of texts, ``None`` for none, and those of ``patches`` after each.
+
+        Raises:
+            PageError: a mechanism has no global tokens.
+        """
+        batch, length, _ = hidden_states.shape
+        for layer in self.layer:
+            mechanism = layer.attention.self.long_attention
+            if not mechanism.takes_globals and not mechanism.covers(length):
+                raise PageError(
+                    f"The picture of a page is seen through global tokens, which mechanism {mechanism.name!r} does not have; leave "
+                    "pixel_values out, or choose one that has them, for example mechanism='longformer'."
+                )
+        text = hidden_states.new_zeros(batch, length - patches, dtype=torch.long) if tokens is None else tokens.long()
+        return F.pad(text, (0, patches), value=1)
+
+    def place_term(self, hidden_states: Tensor, bbox: Tensor | None, position_ids: Tensor | None) -> PlaceTerm | None:
+        """The biases of both kinds; ``None`` in a model without.
+
+        Args:
+            hidden_states: ``(B, N, C)``, whose dtype they have.
+            bbox: ``(B, N, 4)``, of all tokens.
+            position_ids: ``(B, N)``, which start anew with the patches.
+        """
+        axes, layers, limits = list[Tensor](), list[nn.Module](), list[tuple[int, int]]()
+        if self.has_relative_attention_bias and position_ids is not None:
+            axes.append(position_ids)
+            layers.append(self.rel_pos_bias)
+            limits.append((self.rel_pos_bins, self.max_rel_pos))
+        if self.has_spatial_attention_bias and bbox is not None:
+            axes += [bbox[..., LEFT], bbox[..., BOTTOM]]
+            layers += [self.rel_pos_x_bias, self.rel_pos_y_bias]
+            limits += [(self.rel_2d_pos_bins, self.max_rel_2d_pos)] * 2
+        if not axes:
+            return None
+        tables = (self.table(layer, *limit, hidden_states.dtype, hidden_states.device) for layer, limit in zip(layers, limits, strict=True))
+        return PlaceTerm(torch.stack(torch.broadcast_tensors(*axes), -1), tuple(tables))
+
+    @torch.no_grad()
+    def table(self, layer: nn.Module, bins: int, furthest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """``(H, 2·furthest + 1)``: the biases of the distances up to ``furthest``, from which on all have the last bucket. Divided as the
+        base divides them; like there, they take no gradient."""
+        distances = torch.arange(-furthest, furthest + 1, device=device)
+        buckets = self.relative_position_bucket(distances, num_buckets=bins, max_distance=furthest)
+        biases = layer(F.one_hot(buckets, bins).to(dtype))  # the weight of a layer that is optimised for inference cannot be read
+        return biases.t() / (self.config.hidden_size // self.config.num_attention_heads) ** 0.5
+
+
+class LongLayoutLMv3Layer(LayoutLMv3Layer):
+    """LayoutLMv3Layer that hands keyword arguments down to its attention."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        rel_pos: Any = None,
+        rel_2d_pos: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        attended = self.attention(hidden_states, attention_mask, rel_pos=rel_pos, rel_2d_pos=rel_2d_pos, **kwargs)
+        return apply_chunking_to_forward(self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attended)
+
+
+class LongLayoutLMv3SelfAttention(LayoutLMv3SelfAttention):
+    """The projections of LayoutLMv3SelfAttention with the mechanism."""
+
+    config: Any
+    is_causal = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rel_pos: Any = None,
+        rel_2d_pos: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if attention_implementation(self.config) != BACKEND:
+            return super().forward(hidden_states, attention_mask, rel_pos, rel_2d_pos, **kwargs)
+        if self.long_attention.shard is not None:
+            raise MaskError(
+                "The biases of LayoutLMv3 need the boxes of all tokens, so that its sequences are not split across processes; leave "
+                "sequence_parallel out."
+            )
+        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
+        return attend_by_mechanism(self, query, key, value, attention_mask, position_bias=rel_pos, **kwargs)
+
+
+class LayoutLMv3OnTheBackend(OnTheBackend):
+    """Replaces modules of the base by the classes above."""
+
+    hands_globals_down = True
+    replaced = {
+        LayoutLMv3Encoder: LongLayoutLMv3Encoder,
+        LayoutLMv3Layer: LongLayoutLMv3Layer,
+        LayoutLMv3SelfAttention: LongLayoutLMv3SelfAttention,
+    }
+
+    def check_inputs(self, arguments: dict[str, Any]) -> None:
+        """As of every base model; rows of several texts, or with padding, may be longer than the table, by which the base counts."""
+        super().check_inputs(arguments)
+        tokens, embeddings = input_of(arguments), getattr(self, "embeddings", None)
+        if tokens is not None and embeddings is not None and not in_graph() and tokens.shape[1] > embeddings.position_ids.shape[1]:
+            embeddings.position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]
+
+    def post_init(self) -> None:
+        super().post_init()
+        if any(isinstance(module, MemoryTokens) for module in self.modules()):
+            raise OptionError(
+                "Memory tokens are put before inputs_embeds, which LayoutLMv3 does not take without a picture; choose a mechanism without "
+                "them, for example mechanism='longformer'."
+            )
+
+
+FAMILY = Family(
+    LongLayoutLMv3Config,
+    position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
+    page=BOXES_AND_PICTURE,
+    mixin=LayoutLMv3OnTheBackend,
+)
+
+__getattr__ = lazy_classes(FAMILY, globals())
