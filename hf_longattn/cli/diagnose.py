@@ -18,6 +18,8 @@ __all__ = ["diagnose"]
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the names of files that are read as pictures."""
 
+VIDEO_SUFFIXES = (".npy", ".mp4", ".mov", ".avi", ".mkv", ".webm")
+"""Endings of the names of files that are read, or refused, as videos."""
 USUAL_DEPTHS = "0.1,0.5,0.9"
 
 
@@ -31,7 +33,7 @@ def diagnose(
         typer.Argument(
             metavar="TEXT",
             help="A UTF-8 text file, at least as long as the longest length; for a model of pictures a photo (.jpg, .png …), for one of "
-            "sound a recording (.wav, .flac …) or a folder of them.",
+            "sound a recording (.wav, .flac …) or a folder of them, for one of videos a folder of frames or an array (.npy).",
         ),
     ],
     lengths: Annotated[
@@ -121,9 +123,10 @@ def diagnose(
         "candidates": candidate, "queries": queries, "device": device, "revision": revision, "token": token
     }  # fmt: skip
     for_sound = {"--audio-seconds": audio_seconds}
-    if text.suffix.lower() in PICTURE_SUFFIXES:
-        _refuse({**for_texts, "--within-mechanism": within_mechanism}, f"is for texts, but {str(text)!r} is a picture; leave it out.")
-        _refuse(for_sound, f"is for recordings, but {str(text)!r} is a picture; leave it out.")
+    if text.suffix.lower() in PICTURE_SUFFIXES or _holds_frames(text):
+        what = "a picture" if text.suffix.lower() in PICTURE_SUFFIXES else "a video"
+        _refuse({**for_texts, "--within-mechanism": within_mechanism}, f"is for texts, but {str(text)!r} is {what}; leave it out.")
+        _refuse(for_sound, f"is for recordings, but {str(text)!r} is {what}; leave it out.")
         _diagnose_picture(model, text, **files, **settings)
         return
     if _holds_sound(text):
@@ -175,6 +178,13 @@ def _holds_sound(path: Path) -> bool:
     if path.is_dir():
         return any(file.suffix.lower() in AUDIO_SUFFIXES for file in path.rglob("*"))
     return path.suffix.lower() in AUDIO_SUFFIXES
+
+
+def _holds_frames(path: Path) -> bool:
+    """Whether it is a video: a folder of pictures, an array, or a file of a codec."""
+    if path.is_dir():
+        return any(file.suffix.lower() in PICTURE_SUFFIXES for file in path.iterdir())
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _refuse(options: dict[str, Any], sentence: str) -> None:

@@ -42,6 +42,9 @@ def search(
             metavar="PIXELS", help="Size of the result's pictures: 1024, or height and width, 768x1024.", show_default="the checkpoint's"
         ),
     ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Number of frames of the result's videos.", show_default="the checkpoint's")
+    ] = None,
     audio_seconds: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Duration of the result's sounds.", show_default="the checkpoint's")
     ] = None,
@@ -108,6 +111,7 @@ def search(
                 budget=budget,
                 length=length,
                 image_size=image_size,
+                frames=frames,
                 audio_seconds=audio_seconds,
                 candidates=candidate,
                 mode=mode,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..data.videos import VIDEO_FILE, frame_processor, frames_as_pixels
 from ..errors import CheckpointError, GridError, checkpoint_errors
 from ..modeling.family.grid_rule import GridRule
 from ..reading import read_json_object
@@ -27,13 +28,9 @@ PROCESSOR_FILE = "processor_config.json"
 """The file of a processor, of which transformers 5 makes the feature extractor's a part."""
 IMAGE_PART = "image_processor"
 """The part of that file that is an image processor's."""
-VIDEO_FILE = "video_preprocessor_config.json"
-"""The file of a video processor, of checkpoints whose frames are not made by an image processor."""
 FIELD_BEFORE = "extended_from"
 """The field with the sizes before the conversion."""
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
-MARGIN = 256 / 224
-"""The shorter side of a frame, in sides of its crop, by V-JEPA 2's video processor."""
 
 
 def load_image_processor(folder: Path) -> Any | None:
@@ -68,26 +65,16 @@ def image_files(folder: Path, values: Mapping[str, Any], file: str = FILE) -> di
 
 
 def load_video_processor(folder: Path) -> Any | None:
-    """What makes the frames of a checkpoint's videos, without torchvision; ``None`` where its folder has no file that says it.
-
-    A video processor is that of VideoMAE on Pillow with the values of the file: the shorter side of every frame resized, its middle
-    cropped, rescaled and normalised, as V-JEPA 2's does with torchvision.
+    """What makes the frames of a checkpoint's videos, :func:`frame_processor` for a video processor; ``None`` where its folder has no file
+    that says it.
 
     Raises:
         CheckpointError: there is one, and transformers cannot load it.
     """
     if not (folder / VIDEO_FILE).is_file():
         return load_image_processor(folder)
-    from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
-
-    values = read_json_object(folder / VIDEO_FILE)
-    crop = values.get("crop_size")
-    side = crop.get("height") if isinstance(crop, Mapping) else crop
-    if isinstance(side, int):
-        sides = crop if isinstance(crop, Mapping) else {"height": side, "width": side}
-        values |= {"crop_size": sides, "size": {"shortest_edge": int(side * MARGIN)}}
     with checkpoint_errors(f"The video processor of {str(folder)!r} cannot be loaded"):
-        return VideoMAEImageProcessorPil.from_dict(values)
+        return frame_processor(read_json_object(folder / VIDEO_FILE))
 
 
 PROCESSOR_LOADERS: dict[str, Callable[[Path], Any | None]] = {"picture": load_image_processor, "video": load_video_processor}
@@ -150,6 +137,26 @@ def spectrograms(extractor: Any, sounds: Sequence[Samples], rule: GridRule, size
     sized = type(extractor).from_dict({**extractor.to_dict(), **rule.extractor_fields(size)})
     settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
     return torch.cat([sized(sound, **settings)[rule.input] for sound in sounds])
+
+
+def sized_frames(rule: GridRule, processor: Any, folder: Path, videos: Sequence[Sequence[Any]], size: tuple[int, ...], name: str) -> Tensor:
+    """Videos, each a list of as many frames, at ``size``, as a checkpoint's processor makes them, ``(B, channels, frames, height, width)``.
+
+    Raises:
+        CheckpointError: the processor resizes frames in a way that has no such size.
+        GridError: the processor makes frames of another size.
+    """
+    file = processor_of(rule, folder)[1]
+    values = file_of_size(folder, processor, size[-2:], file)
+    sized = frame_processor(values) if file == VIDEO_FILE else type(processor).from_dict(values)
+    pixels_of_videos = [frames_as_pixels(sized, frames) for frames in videos]
+    made = {tuple(video.shape[-2:]) for video in pixels_of_videos}
+    if wrong := made - {size[-2:]}:
+        raise GridError(
+            f"The processor in {str(folder)!r} makes frames of {pixels(wrong.pop())} where {pixels(size[-2:])} are needed by {name!r}; set "
+            f"do_resize and size in its {file}."
+        )
+    return torch.cat(pixels_of_videos).transpose(1, 2)
 
 
 def picture_size(processor: Any) -> tuple[int, int] | None:

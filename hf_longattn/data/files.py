@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, Features, Value
 from pyarrow.compute import struct_field
 
 from hf_longattn.data.sources import DataError, check_column, label_folders, label_reader, read_source, saved_by_datasets
 
+Entry = TypeVar("Entry")
 CELL = {"bytes": Value("binary"), "path": Value("string")}
 """A file in a row, as ``datasets.Image`` and ``datasets.Audio`` store it; the latter's own cells cannot be written without torchcodec."""
 
@@ -55,9 +57,9 @@ class FileKind:
         return files
 
 
-def evenly_spread(files: list[Path], count: int) -> list[Path]:
-    """At most ``count`` of the files, evenly spread from the first to the last."""
-    return files if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
+def evenly_spread(files: Sequence[Entry], count: int) -> list[Entry]:
+    """At most ``count`` of the files, or of other entries, evenly spread from the first to the last."""
+    return list(files) if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
 
 
 def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor
+from ..conversion.processors import load_feature_extractor, processor_of, required_processor
 from ..conversion.sound import read_recordings
 from ..conversion.sources.base import open_source
 from ..data.pictures import read_picture_file
+from ..data.videos import frames_as_pixels, read_video
 from ..engines.common.grid import Grid
 from ..errors import OptionError
 from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.definition import FAMILIES, model_name
 from ..modeling.family.grid_config import refuse_line
-from ..modeling.family.grid_rule import PIXELS, GridRule
+from ..modeling.family.grid_rule import GridRule
 from ..modeling.grids import grid_rule
 from .candidates import Candidate, all_readings, read_candidates
 from .layer_attention import LayerAttention, RowSums, sampled_rows
@@ -121,7 +122,8 @@ def diagnose_picture(
 
     Args:
         model: a checkpoint of a family of pictures, long or not (a folder or a Hub repository id), or a model in memory.
-        picture: a file that Pillow reads; for a model of spectrograms a recording, which its feature extractor cuts or pads.
+        picture: a file that Pillow reads; for a model of videos a folder of frames, or an array; for a model of spectrograms a recording,
+            which its feature extractor cuts or pads.
         processor: the image processor, or the feature extractor, of a model in memory.
         candidates: mechanisms on a grid such as ``"window2d:window=14"``; :data:`USUAL` if not given.
         queries: how many are measured, spread over the picture.
@@ -147,9 +149,9 @@ def diagnose_picture(
     stack: Any = watched_layers(network)
     rule = grid_rule(stack, of_pixels=False)
     if processor is None and folder is not None:
-        processor = load_image_processor(folder) if rule.input == PIXELS else load_feature_extractor(folder)
-    processor = required_processor(processor, name, "pictures" if rule.input == PIXELS else "sound")
-    values = _processed(rule, processor, picture).to(stack.device, stack.dtype)
+        processor = processor_of(rule, folder)[0] if rule.reads_photographs else load_feature_extractor(folder)
+    processor = required_processor(processor, name, f"{rule.noun}s" if rule.reads_photographs else "sound")
+    values = _processed(rule, stack.config, processor, picture).to(stack.device, stack.dtype)
     _, arguments, grid = watched_on_grid(network, {rule.input: values})
     reasons: dict[str, str] = {}
     layers: dict[int, PictureLayer] = {}
@@ -172,8 +174,9 @@ def diagnose_picture(
 
     with watching(stack, see):
         run_stack(stack, arguments)
+    seen = _as_seen(rule, values[0], processor, grid.sizes[0])
     return PictureDiagnosis(
-        model=name, model_class=type(network).__name__, picture=str(picture), pixels=_as_seen(rule, values[0], processor), grid=grid,
+        model=name, model_class=type(network).__name__, picture=str(picture), pixels=seen, grid=grid,
         queries=len(rows), candidates=tuple(choices), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
         reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)), noun=rule.noun,
         size=rule.describe(rule.size_of(values)),
@@ -193,12 +196,14 @@ def reads_spectrograms(name: str | Path, *, revision: str | None = None, token: 
     """Whether a checkpoint is one of a family whose pictures are spectrograms of recordings."""
     model_type = str(open_source(name, revision=revision, token=token).config.get("model_type"))
     family = FAMILIES.get(model_type.removeprefix("long_"))
-    return family is not None and family.grid is not None and family.grid.input != PIXELS
+    return family is not None and family.grid is not None and not family.grid.reads_photographs
 
 
-def _processed(rule: GridRule, processor: Any, file: Path) -> Tensor:
-    """The model's input for a picture, or for the spectrogram of a recording."""
-    if rule.input == PIXELS:
+def _processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+    """The model's input for a picture, for a video, or for the spectrogram of a recording."""
+    if rule.noun == "video":
+        return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
+    if rule.reads_pictures:
         return torch.as_tensor(processor(images=read_picture_file(file), return_tensors="pt")[rule.input])
     if file.is_dir():
         raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is drawn; give one recording.")
@@ -206,14 +211,17 @@ def _processed(rule: GridRule, processor: Any, file: Path) -> Tensor:
     return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
 
 
-def _as_seen(rule: GridRule, pixels: Tensor, processor: Any) -> Tensor:
-    """Pixels ``(channels, height, width)`` before their colours were normalised, ``(height, width, 3)`` from 0 to 1; of a spectrogram
-    ``(frames, mel bins)`` from its lowest to its highest value, ``(mel bins, frames, 3)``."""
-    if rule.input != PIXELS:
+def _as_seen(rule: GridRule, pixels: Tensor, processor: Any, tubelets: int) -> Tensor:
+    """Pixels ``(channels, height, width)`` before their colours were normalised, ``(height, width, 3)`` from 0 to 1; of a video the first
+    frame of every tubelet, side by side; of a spectrogram ``(frames, mel bins)`` from its
+    lowest to its highest value, ``(mel bins, frames, 3)``."""
+    if not rule.reads_photographs:
         values = pixels.float().cpu().mT
         low, high = values.min(), values.max()
         return ((values - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
     mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+    if pixels.dim() == 4:
+        pixels = torch.cat(list(pixels[:: -(-len(pixels) // tubelets)]), -1)
     return (pixels.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
 
@@ -226,10 +234,16 @@ def picture_page(diagnosis: PictureDiagnosis) -> str:
     from .charts import attention_on_picture
     from .page import render
 
-    from_below = diagnosis.noun != "picture"  # high frequencies are drawn at the top
+    from_below = diagnosis.noun == "spectrogram"  # high frequencies are drawn at the top
     pixels = diagnosis.pixels.flip(0) if from_below else diagnosis.pixels
-    maps = [attention_on_picture(pixels, layer.attention.flip(0) if from_below else layer.attention) for layer in diagnosis.layers]
+    attentions = [_drawn(layer.attention) for layer in diagnosis.layers]
+    maps = [attention_on_picture(pixels, attention.flip(0) if from_below else attention) for attention in attentions]
     return render("picture.html", diagnosis=diagnosis, maps=maps)
+
+
+def _drawn(attention: Tensor) -> Tensor:
+    """The attention on the cells ``(rows, columns)``; on those of a video with its tubelets side by side."""
+    return attention if attention.dim() == 2 else torch.cat(list(attention), 1)
 
 
 __all__ = ["PictureDiagnosis", "PictureLayer", "diagnose_picture", "picture_page", "reads_spectrograms"]

@@ -30,12 +30,21 @@ from ..configuration import LongAttentionConfig
 from ..conversion.audio_seconds import audio_family
 from ..conversion.grid_sizes import read_size
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor, sized_pixels, spectrograms
+from ..conversion.processors import (
+    load_feature_extractor,
+    load_image_processor,
+    processor_of,
+    required_processor,
+    sized_frames,
+    sized_pixels,
+    spectrograms,
+)
 from ..conversion.sound import RecordedSounds, read_recordings
 from ..conversion.sources.base import open_source
 from ..data.audio import audio_files
 from ..data.files import evenly_spread
 from ..data.pictures import picture_files, read_picture_file
+from ..data.videos import read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
 from ..mechanisms import Mechanism
@@ -43,7 +52,7 @@ from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.definition import FAMILIES, Family, model_name
-from ..modeling.family.grid_rule import IMAGE_SIZE, PIXELS
+from ..modeling.family.grid_rule import IMAGE_SIZE
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
 from .cells import cells_of, stack_of_layers
@@ -231,9 +240,9 @@ def measure_receptive_field(
 
     Args:
         model: a checkpoint of a family of pictures or sound, long or not (a folder or a Hub repository id), or a model in memory.
-        pictures: a photo or a recording, or a folder of them, of which up to :data:`PICTURES` are read, evenly spread; or pixels as the
-            image processor makes them, ``(B, channels, height, width)``, which a model in memory needs, also where it reads them as lists
-            of patches; or an input of sound without padding as the feature extractor makes it.
+        pictures: a photo, a video (a folder of frames, or an array) or a recording, or a folder of them, of which up to :data:`PICTURES`
+            are read, evenly spread; or pixels as the image processor makes them, ``(B, channels, height, width)``, which a model in memory
+            needs, also where it reads them as lists of patches; or an input of sound without padding as the feature extractor makes it.
         image_size: of files, in pixels: 1024, or "768x1024"; by default the size for which the model was made.
         audio_seconds: of recordings, each of which is cut to this duration; by default :data:`SECONDS`, or the longest recording. For a
             model of spectrograms, to which its feature extractor pads shorter ones, by default that for which it was made.
@@ -263,11 +272,13 @@ def measure_receptive_field(
     else:
         family = _checked_family(model, revision, token, image_size, audio_seconds)
         files = () if isinstance(pictures, Tensor) else tuple(_files(family, pictures))
-        images = [read_picture_file(file) for file in files] if not _reads_recordings(family) else []
+        images = [read_picture_file(file) for file in files] if family.grid is not None and family.grid.reads_pictures else []
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
         if isinstance(pictures, Path) and family.audio is not None:
             pictures = _sounds(network, loaded.source.folder, name, pictures, audio_seconds)
+        elif files and not _reads_recordings(family) and not images:
+            pictures = _videos(network, loaded.source.folder, name, files, image_size)
         elif files and not images:
             pictures = _spectrograms(network, loaded.source.folder, name, files, audio_seconds)
         elif files:
@@ -411,12 +422,15 @@ def _checked_family(
 
 def _reads_recordings(family: Family) -> bool:
     """Whether inputs are made of recordings: sound, or spectrograms."""
-    return family.grid is None or family.grid.input != PIXELS
+    return family.grid is None or not family.grid.reads_photographs
 
 
 def _files(family: Family, inputs: Path) -> list[Path]:
     """The files that are read of a folder, or the one that is given."""
-    return evenly_spread(audio_files(inputs) if _reads_recordings(family) else picture_files(inputs), PICTURES)
+    if _reads_recordings(family):
+        return evenly_spread(audio_files(inputs), PICTURES)
+    assert family.grid is not None
+    return evenly_spread(picture_files(inputs) if family.grid.reads_pictures else video_places(inputs), PICTURES)
 
 
 def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: float | None) -> Tensor:
@@ -457,6 +471,23 @@ def _spectrograms(network: Any, folder: Path, name: str, files: Sequence[Path], 
         )
     extractor = required_processor(load_feature_extractor(folder), name, "sound")
     return spectrograms(extractor, read_recordings(files, extractor.sampling_rate), rule, size)
+
+
+def _videos(network: Any, folder: Path, name: str, places: Sequence[Path], image_size: Any | None) -> Tensor:
+    """Videos as the model reads them, with as many frames as it was made for, ``(B, frames, channels, height, width)``.
+
+    Raises:
+        DataError: a video cannot be read, or has too few frames.
+        CheckpointError: there is no processor.
+    """
+    stack = stack_of_layers(network)
+    rule, config = family_of(stack, of_pixels=False).grid, stack.config
+    assert rule is not None
+    size = rule.enlarged(rule.sizes(config)[1], None if image_size is None else read_size(image_size), None)
+    rule.of_size(config, size)
+    processor = required_processor(processor_of(rule, folder)[0], name, "videos")
+    videos = [read_video(place, size[0]) for place in places]
+    return sized_frames(rule, processor, folder, videos, size, name).transpose(1, 2)
 
 
 def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_size: Any | None) -> Tensor:

@@ -28,7 +28,6 @@ from ..errors import BackendError, OptionError
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
 from ..modeling.family.definition import FAMILIES, Family, model_name
-from ..modeling.family.grid_rule import PIXELS
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
 from .diagnosis import Diagnosis, LengthDiagnosis, Target
@@ -177,7 +176,8 @@ def _reads_no_sound(name: str, model_type: str, family: Family | None) -> Backen
     kind = f"{name!r} is of type {model_type!r}, which"
     if family is None or family.grid is None:
         return BackendError(f"{kind} is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2.")
-    takes = "a photo: longattn diagnose MODEL photo.jpg" if family.grid.input == PIXELS else "diagnose_picture one recording"
+    inputs = {"picture": "a photo: longattn diagnose MODEL photo.jpg", "video": "its frames: longattn diagnose MODEL frames/"}
+    takes = inputs.get(family.grid.noun, "diagnose_picture one recording")
     return BackendError(f"{kind} reads {family.grid.noun}s; give {takes}.")
 
 

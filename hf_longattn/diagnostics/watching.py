@@ -103,7 +103,7 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
             f"The layers of a {type(stack).__name__} are on different grids, which are not watched together; look at "
             "hf_longattn.explain(model, inputs) instead."
         )
-    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
+    return stack, {**rule.arguments_of_head(stack, inputs), **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
 
 
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..conversion.audio_seconds import AudioDuration, AudioPlan
 from ..conversion.config import ConversionConfig
-from ..conversion.grid_sizes import GridPlan, GridSize, pixels, read_size
+from ..conversion.grid_sizes import GridPlan, GridSize, read_size
 from ..conversion.input_sizes import InputSize
 from ..conversion.sources.base import Source
 from ..conversion.text import verification_text
@@ -66,6 +66,7 @@ class SearchConfig:
             "budget": str(self.budget or self.full_layers),
             "mode": MODES[self.full_layers is not None], "length": self.conversion.max_length, "positions": self.conversion.positions,
             **({} if size is None else {"image_size": str(size)}),
+            **({} if self.conversion.frames is None else {"frames": self.conversion.frames}),
             **({} if self.conversion.audio_seconds is None else {"audio_seconds": self.conversion.audio_seconds}),
             "candidates": list(map(str, candidates)), "score": self.score, "objective": self.objective,
             "transfer_steps": self.transfer_steps, "pieces": self.pieces, "queries": self.queries, "compare_at": self.compare_at,
@@ -117,10 +118,11 @@ class SearchConfig:
     def _size_compared(self, sizes: GridPlan, model: SearchedModel) -> GridSize:
         if self.compare_at is None:
             return sizes.new
-        size = read_size(self.compare_at, len(sizes.rule.axes))
+        size = sizes.rule.enlarged(sizes.new.size, read_size(self.compare_at), None)
         if any(side > largest for side, largest in zip(size, sizes.new.size, strict=True)):
             raise LengthError(
-                f"Candidates are compared on pictures of up to {pixels(sizes.new.size)}, which the result reads, not of {pixels(size)}; "
+                f"Candidates are compared on {sizes.noun}s of up to {sizes.rule.describe(sizes.new.size)}, which the result reads, not of "
+                f"{sizes.rule.describe(size)}; "
                 "change --compare-at, or leave it out."
             )
         return GridSize.of(sizes.rule, model.original.architecture.source_config, size)

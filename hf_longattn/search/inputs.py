@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,22 @@ from torch import Tensor
 from ..conversion.audio_seconds import AudioDuration
 from ..conversion.grid_sizes import GridSize
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import load_feature_extractor, load_image_processor, required_processor, sized_pixels, spectrograms
+from ..conversion.processors import (
+    load_feature_extractor,
+    load_image_processor,
+    processor_of,
+    required_processor,
+    sized_frames,
+    sized_pixels,
+    spectrograms,
+)
 from ..conversion.sound import RecordedSounds, read_recordings
 from ..data.audio import audio_files
 from ..data.files import evenly_spread
 from ..data.photographs import photographs
 from ..data.pictures import picture_files, read_picture_file
+from ..data.videos import read_video, video_places
 from ..errors import OptionError
-from ..modeling.family.grid_rule import PIXELS
 
 
 class SearchInputs(ABC):
@@ -91,6 +99,43 @@ class SearchPictures(SearchInputs):
             values = sized_pixels(self.processor, self.folder, self.pictures, size.size, self.rule.input)
             self._pieces[size] = [self.rule.arguments(self.config, picture) for picture in values.split(1)]
         return self._pieces[size][:count]
+
+
+class SearchVideos(SearchInputs):
+    """Videos as inputs of a model: folders of frames, or arrays.
+
+    Args:
+        videos: a video, or a folder of them.
+        plan, count: as for :class:`SearchPictures`.
+    Raises:
+        DataError: there is no video.
+        CheckpointError: the model has no processor.
+        OptionError: something else than a path.
+    """
+
+    unit = "video"
+
+    def __init__(self, videos: object, plan: ConversionPlan, count: int) -> None:
+        assert plan.grid is not None
+        if not isinstance(videos, Path):
+            raise OptionError(
+                f"{plan.source.name!r} reads videos, by which mechanisms are chosen; give a folder of frames or an array (.npy), or a "
+                "folder of these, to `longattn search` in place of the text, to --mechanism auto as --search-images, in Python as a Path."
+            )
+        self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
+        self.processor, self.name = required_processor(processor_of(self.rule, self.folder)[0], plan.source.name, "videos"), videos.name
+        self.places, self.model = evenly_spread(video_places(videos), count), plan.source.name
+
+    def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:
+        """Up to ``count`` videos of this size.
+
+        Raises:
+            DataError: a video cannot be read, or has too few frames.
+            GridError: the processor makes frames of another size.
+        """
+        videos = (read_video(place, size.size[0]) for place in self.places[:count])
+        sized = (sized_frames(self.rule, self.processor, self.folder, [video], size.size, self.model) for video in videos)
+        return [self.rule.arguments(self.config, values) for values in sized]
 
 
 class SearchSpectrograms(SearchInputs):
@@ -171,7 +216,13 @@ def search_inputs(inputs: object, plan: ConversionPlan, count: int) -> SearchInp
     if plan.sound is not None:
         return SearchSounds(inputs, plan, count)
     assert plan.grid is not None
-    return (SearchPictures if plan.grid.rule.input == PIXELS else SearchSpectrograms)(inputs, plan, count)
+    return ON_GRIDS[plan.grid.rule.noun](inputs, plan, count)
+
+
+ON_GRIDS: dict[str, Callable[[object, ConversionPlan, int], SearchInputs]] = {
+    "picture": SearchPictures, "video": SearchVideos, "spectrogram": SearchSpectrograms,
+}  # fmt: skip
+"""What a model on a grid reads -> its inputs."""
 
 
 def digest(folder: Path) -> str:

@@ -52,6 +52,7 @@ def search_design(
     budget: str | float | Budget = "0.25",
     length: int | None = None,
     image_size: str | int | Sequence[int] | None = None,
+    frames: int | None = None,
     audio_seconds: float | None = None,
     candidates: Sequence[str | Candidate] | None = None,
     mode: str = "mechanisms",
@@ -83,13 +84,15 @@ def search_design(
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of pictures a picture or
-            a folder of pictures (``Path``), for one of sound a recording or a folder of recordings.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of pictures a picture or a
+            folder of pictures (``Path``), for one of videos a folder of frames, an array (.npy) or a folder of these, for one of sound a
+            recording or a folder of recordings.
         output: the folder of the search, with report, picture and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
         budget: of the attention of all layers for one text: a share of full attention's time (0.25), seconds ("1.5s") or memory ("200MB");
             in the mode "full-layers" the number of layers that keep the checkpoint's attention.
         length: of the target, in tokens; the checkpoint's own if not given.
         image_size: of the target's pictures, 1024, or height and width, "768x1024"; the checkpoint's own if not given.
+        frames: of the target's videos; the checkpoint's own if not given.
         audio_seconds: of the target's sounds; the checkpoint's own if not given.
         candidates: mechanisms such as ``"window:window=256"``; usual ones if not given. In the mode "full-layers" the one that the other
             layers run.
@@ -136,7 +139,8 @@ def search_design(
         score="kl" if full_layers else score, objective=objective, trials=trials, workers=workers, transfer_steps=transfer_steps,
         pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=str(chosen_device(device)),
         conversion=ConversionConfig(
-            max_length=length, image_size=image_size, audio_seconds=audio_seconds, positions=positions, revision=revision, token=token,
+            max_length=length, image_size=image_size, frames=frames, audio_seconds=audio_seconds, positions=positions, revision=revision,
+            token=token,
         ),
     )  # fmt: skip
     if full_layers and (config.candidates is None or len(config.candidates) != 1 or trials):
@@ -354,7 +358,10 @@ class Search:
         compared = self.length if isinstance(self.length, int) else self.length.tokens
         settings = {
             "max_length": config.conversion.max_length,
-            "image_size": None if config.conversion.image_size is None or not isinstance(sizes, GridPlan) else size_text(sizes.new.size),
+            "image_size": None
+            if config.conversion.image_size is None or not isinstance(sizes, GridPlan)
+            else size_text(sizes.new.size[-2:]),
+            "frames": config.conversion.frames,
             "audio_seconds": config.conversion.audio_seconds,
             "positions": None if config.conversion.positions == "auto" else config.conversion.positions,
         }

@@ -1,4 +1,4 @@
-"""Fine-tune to classify long documents, large pictures (--images) or long recordings (--audio)."""
+"""Fine-tune to classify long documents, large pictures (--images), videos (--videos) or long recordings (--audio)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForVideoClassification,
     EvalPrediction,
     PreTrainedModel,
 )
@@ -22,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
@@ -39,6 +41,7 @@ from hf_longattn.data.pictures import (
     load_labelled_pictures,
 )
 from hf_longattn.data.sources import DataError, class_names, held_back, load_labelled
+from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
@@ -52,10 +55,11 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 OPTIONS_OF = {
     "texts": ("text_column", "packing", "max_length"),
     "pictures": ("image_column", "augmentation"),
+    "videos": (),
     "recordings": ("audio_column", "resample", "mono"),
 }
 """Options that only one kind of data has."""
-FLAGS = {"pictures": "images", "recordings": "audio"}
+FLAGS = {"pictures": "images", "videos": "videos", "recordings": "audio"}
 """The option that says that the data are of a kind; texts have none."""
 NO_LENGTH = -1
 """The length of a picture, and of a document whose length is not known, for the metric."""
@@ -78,6 +82,10 @@ class ClassificationDataArguments(LabelledDataArguments):
     augmentation: str = argument(
         "", "Random changes of the pictures in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
+    videos: bool = argument(
+        False, "Classify videos, with a model that reads them (VideoMAE, V-JEPA 2), short or converted: one sub-folder per label, of "
+        "folders of numbered frames and of arrays (.npy)."
+    )  # fmt: skip
     audio: bool = argument(False, "Classify recordings, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
     audio_column: str = argument("audio", "The column that holds the recordings, or their paths relative to the table.")
     resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
@@ -93,17 +101,19 @@ class ClassificationDataArguments(LabelledDataArguments):
 
     def check(self) -> None:
         super().check()
-        if self.images and self.audio:
-            raise OptionError("images and audio are two kinds of data; leave one of both out")
+        if len(kinds := [name for name in FLAGS.values() if getattr(self, name)]) > 1:
+            raise OptionError(f"{' and '.join(kinds[:2])} are two kinds of data; leave one of both out")
         kind = self.reader.kind
         for other, names in OPTIONS_OF.items():
             if other != kind and (unused := next((name for name in names if name in self.explicit), None)) is not None:
                 advice = f"add --{FLAGS[other]}" if other in FLAGS else f"leave it out, or leave --{FLAGS[kind]} out"
                 raise OptionError(f"{unused} is an option for {other}; {advice}")
         column = self.reader.column
-        if getattr(self, column) == self.label_column:
+        if column and getattr(self, column) == self.label_column:
             raise OptionError(f"{column} and label_column are both {self.label_column!r}; name two columns")
         check_augmentation(self.augmentation)
+        if self.videos:
+            check_extra(EXTRA, "PIL")
         if self.images:
             check_extra(EXTRA, "PIL", *(["torchvision"] if self.augmentation not in ("", "none") else []))
         if self.audio:
@@ -112,7 +122,7 @@ class ClassificationDataArguments(LabelledDataArguments):
     @property
     def reader(self) -> Reader:
         """The reader of the data."""
-        return PICTURES if self.images else RECORDINGS if self.audio else TEXTS
+        return next((reader for reader in (PICTURES, VIDEOS, RECORDINGS) if getattr(self, FLAGS[reader.kind])), TEXTS)
 
 
 @dataclass
@@ -277,6 +287,51 @@ class Pictures(Files):
         return [f"{counted(transparent, 'picture')} with transparent parts, which are shown on white"] if transparent else []
 
 
+class Videos(Files):
+    """Videos, and models that read them."""
+
+    kind, unit, content, column = "videos", "video", "video", ""
+    task, types = "video classification", MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+    head = AutoModelForVideoClassification
+
+    def load_start(self, name: str) -> tuple[Any, Any]:
+        """Config and processor of a checkpoint."""
+        return load_config(name, self.task, self.types, otherwise_of(self.kind)), load_frame_processor(name)
+
+    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
+        """The places of videos of a folder, with the names of their labels."""
+        return load_labelled_videos(source, split=split)
+
+    def inputs(
+        self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
+    ) -> Inputs:
+        """Their pixels, as the processor makes them.
+
+        Raises:
+            CheckpointError: the processor makes frames of another size than the model was converted for.
+            DataError: a video cannot be read, or has too few frames.
+            OptionError: an option that counts tokens.
+        """
+        if training_args.tokens_per_batch:
+            raise OptionError("tokens_per_batch counts the tokens of texts, and videos have as many each; give --batch_size instead")
+        training_args.train_sampling_strategy = "random"
+        collator = VideoCollator.of(model, processor, names)
+        size = checked_frames(model, collator, rows[0]["video"][0])
+        for place in (place for data in rows for place in data["video"]):  # before the training
+            collator.pixels(place)
+        counts = {"train": len(rows[0]), "held_out": len(rows[1])}
+        return Inputs(*rows, collator, collator, {"input_size": list(size), "videos": counts})
+
+    def described(self, log: Mapping[str, Any]) -> str:
+        """What a card says about the inputs of a run."""
+        frames, *sides = log["input_size"]
+        return f"{frames} frames of {' × '.join(map(str, sides))} pixels each"
+
+    def notes(self, log: Mapping[str, Any]) -> list[str]:
+        """What is printed about them at the end of a run."""
+        return []
+
+
 class Recordings(Files):
     """Recordings, and models that hear them."""
 
@@ -328,11 +383,12 @@ class Recordings(Files):
         return [f"{counted(cut, 'recording')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
 
 
-Reader = Texts | Pictures | Recordings
-TEXTS, PICTURES, RECORDINGS = Texts(), Pictures(), Recordings()
+Reader = Texts | Pictures | Videos | Recordings
+TEXTS, PICTURES, VIDEOS, RECORDINGS = Texts(), Pictures(), Videos(), Recordings()
 READS = {
     "texts": ("it reads texts: leave --{flag} out", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
     "pictures": ("it reads pictures: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    "videos": ("it reads videos: add --videos", MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
     "recordings": ("it hears recordings: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
 }
 """What to say of a model of another kind of data, and the types of such models."""
@@ -345,7 +401,7 @@ def otherwise_of(kind: str) -> dict[str, Any]:
 
 def _reader_of(log: Mapping[str, Any]) -> Reader:
     """The reader of the data of a log's run."""
-    return next(reader for reader in (PICTURES, RECORDINGS, TEXTS) if f"{reader.unit}s" in log)
+    return next(reader for reader in (PICTURES, VIDEOS, RECORDINGS, TEXTS) if f"{reader.unit}s" in log)
 
 
 class ClassificationTrainer(TimedTrainer):

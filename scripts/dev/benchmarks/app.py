@@ -275,6 +275,7 @@ def decode(
 def grid(
     mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as local2d:radius=8. Repeatable.")] = [],  # noqa: B006
     sides: Annotated[str, typer.Option(help="Sides of square grids in cells, separated by commas.")] = "64,128",
+    videos: Annotated[bool, typer.Option("--videos", help="Grids of videos of 448 pixels instead: 16 and 32 frames.")] = False,
     heads: Heads = 12,
     head_dim: HeadDim = 64,
     repeats: Repeats = 3,
@@ -282,16 +283,17 @@ def grid(
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """Mechanisms on square grids against SDPA: equal to the definition first, then processor time, forward and with the backward pass."""
+    """Mechanisms on grids against SDPA: equal to the definition first, then processor time, forward and with the backward pass."""
     from .case import Case
-    from .on_grids import MECHANISMS, grid_table, run_on_grids
+    from .on_grids import MECHANISMS, VIDEO_GRIDS, VIDEO_MECHANISMS, grid_table, run_on_grids
     from .report import store_study
 
     with measuring(output_dir, threads):
         case = Case(heads=heads, head_dim=head_dim)
-        record = run_on_grids(mechanism or MECHANISMS, parse_lengths(sides), case, repeats=repeats, memory=memory, log=typer.echo)
+        grids, usual = (VIDEO_GRIDS, VIDEO_MECHANISMS) if videos else (parse_lengths(sides), MECHANISMS)
+        record = run_on_grids(mechanism or usual, grids, case, repeats=repeats, memory=memory, log=typer.echo)
         table = grid_table(record)
-        show(store_study(output_dir / "grid.json", record, table), table)
+        show(store_study(output_dir / ("grid_videos.json" if videos else "grid.json"), record, table), table)
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""Mechanisms on square grids against SDPA over all cells: equal to the definition first, then times of one run, and peak memory."""
+"""Mechanisms on grids of pictures and videos against SDPA over all cells: equal to the definition first, then times of one run, and peak
+memory."""
 
 from __future__ import annotations
 
@@ -25,18 +26,27 @@ MECHANISMS = (
     "neighborhood:kernel_size=17", "neighborhood:kernel_size=13", "neighborhood:kernel_size=33", "neighborhood:kernel_size=7,dilation=2",
     "axial", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
 )  # fmt: skip
-CHECKED_GRIDS = ((48, 48), (37, 41))
-"""Grids on which results are compared with the definition before anything is timed; the second has sides that no window divides."""
+VIDEO_MECHANISMS = (
+    "window2d:window=4+7+7", "window2d:window=8+14+14", "window2d:window=4+7+7,shift=alternate", "local2d:radius=2+3+3",
+    "neighborhood:kernel_size=5+7+7", "neighborhood:kernel_size=6+12+12,stride=2+4+4", "axial",
+    "segmented:block_size=196,integration=pooled,order=tiles:4x7x7",
+)  # fmt: skip
+"""On grids of time, height and width; the one with a stride has sliding tiles."""
+VIDEO_GRIDS = ((8, 28, 28), (16, 28, 28))
+"""16 and 32 frames of 448 pixels, in tubelets of 2 and patches of 16 (VideoMAE, V-JEPA 2)."""
+CHECKED_GRIDS = {2: ((48, 48), (37, 41)), 3: ((8, 16, 16), (7, 15, 13))}
+"""Grids on which results are compared with the definition before anything is timed, by their axes; the second has sides that no window
+divides."""
 
 
 def run_on_grids(
-    mechanisms: Sequence[str], sides: Sequence[int], case: Case, *, repeats: int, memory: bool = False,
+    mechanisms: Sequence[str], sides: Sequence[int | tuple[int, ...]], case: Case, *, repeats: int, memory: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Check and measure each mechanism (``local2d:radius=8``) on square grids.
+    """Check and measure each mechanism (``local2d:radius=8``) on grids.
 
     Args:
-        sides: cells along each axis.
+        sides: cells along both axes of square grids, or along each axis of other ones.
         case: heads and their width; mechanism, options, length and grid are replaced.
         repeats: timed rounds; the median over them is stored.
         memory: measure the peak memory of a forward and backward pass too, in a process for each.
@@ -49,26 +59,37 @@ def run_on_grids(
     """
     cases = {line: _case_of(line, case) for line in mechanisms}
     for line, of_mechanism in cases.items():
-        for grid in CHECKED_GRIDS:
+        for grid in CHECKED_GRIDS[len(sizes_of(sides[0]))]:
             _check(line, of_mechanism.on_grid(grid).at(backward=True))
         log(f"{line:<60} equals its definition")
     results: dict[str, dict[str, Any]] = {line: {"mechanism": line, "times": []} for line in ("sdpa", *mechanisms)}
     for side in sides:
         for backward in (False, True):
-            for line, timing, faster in _timings(cases, case.on_grid((side, side)).at(backward=backward), repeats):
+            for line, timing, faster in _timings(cases, case.on_grid(sizes_of(side)).at(backward=backward), repeats):
                 entry = {"side": side, "backward": backward, "milliseconds": round(timing.median, 1), "times_faster": round(faster, 2)}
                 results[line]["times"].append(entry)
-                log(f"{side:>4}×{side:<4} {'backward' if backward else 'forward':<8} {line:<60} {timing.median:10.1f} ms {faster:7.2f}×")
+                log(f"{name_of(side):<9} {'backward' if backward else 'forward':<8} {line:<60} {timing.median:10.1f} ms {faster:7.2f}×")
     for line in results if memory else ():
         of_line, name = (case, "sdpa") if line == "sdpa" else (cases[line], "longattn")
-        peaks = [measure_memory("attention", name, of_line.on_grid((side, side)).at(backward=True)) for side in sides]
+        peaks = [measure_memory("attention", name, of_line.on_grid(sizes_of(side)).at(backward=True)) for side in sides]
         growth = exponent(peaks)
         results[line] |= {"mebibytes": [round(peak.extra, 1) for peak in peaks], "exponent": None if growth is None else round(growth, 3)}
-        if (divided := sides_of_whole_windows(of_line, sides)) is not None:
+        squares = [side for side in sides if isinstance(side, int)]
+        if squares and (divided := sides_of_whole_windows(of_line, squares)) is not None:
             results[line]["whole_windows"] = whole_window_memory(of_line, divided)
         log(f"{line:<60} {results[line]['mebibytes']} MiB, N^{results[line]['exponent']}")
     about = {key: value for key, value in dataclasses.asdict(case).items() if key in ("heads", "head_dim", "dtype", "batch", "seed")}
     return {"machine": machine(), "kind": "grid", "clock": "processor", "case": about, "sides": list(sides), "results": [*results.values()]}
+
+
+def sizes_of(side: int | Sequence[int]) -> tuple[int, ...]:
+    """The sizes of a grid: of a square one by its side."""
+    return (side, side) if isinstance(side, int) else tuple(side)
+
+
+def name_of(side: int | Sequence[int]) -> str:
+    """A grid in a table, for example "64×64"."""
+    return "×".join(map(str, sizes_of(side)))
 
 
 def sides_of_whole_windows(case: Case, sides: Sequence[int]) -> list[int] | None:
@@ -127,13 +148,13 @@ def grid_table(record: dict[str, Any]) -> str:
     """Mechanisms × grids and passes as times faster than SDPA, and peak memory."""
     sides = record["sides"]
     with_memory = any("mebibytes" in result for result in record["results"])
-    header = ["times as fast as SDPA", *(f"{side}×{side}, {name}" for side in sides for name in ("forward", "with backward"))]
+    header = ["times as fast as SDPA", *(f"{name_of(side)}, {name}" for side in sides for name in ("forward", "with backward"))]
     if with_memory:
-        header += [*(f"MiB, {side}×{side}" for side in sides), "exponent"]
+        header += [*(f"MiB, {name_of(side)}" for side in sides), "exponent"]
     rows = []
     for result in record["results"]:
-        times = {(entry["side"], entry["backward"]): entry for entry in result["times"]}
-        cells = [times[side, backward] for side in sides for backward in (False, True)]
+        times = {(name_of(entry["side"]), entry["backward"]): entry for entry in result["times"]}
+        cells = [times[name_of(side), backward] for side in sides for backward in (False, True)]
         row = [f"`{result['mechanism']}`"]
         if result["mechanism"] == "sdpa":
             row += [f"{entry['milliseconds']:,.0f} ms" for entry in cells]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
@@ -44,8 +43,9 @@ def verify_attention(inputs: AttentionInputs, candidates: Sequence[Implementatio
     """Compare all implementations with the definition; if that is too large to compute, at the longest length at which it is not."""
     case = inputs.case
     if case.length > DENSE_LENGTH and mask_of(inputs) is None:
-        side = math.isqrt(DENSE_LENGTH)
-        inputs = AttentionInputs(case.on_grid((side, side)) if case.grid else case.at(length=DENSE_LENGTH))
+        axes = len(case.grid)
+        sides = (int(DENSE_LENGTH ** (1 / axes) + 1e-9),) * axes if case.grid else ()
+        inputs = AttentionInputs(case.on_grid(sides) if case.grid else case.at(length=DENSE_LENGTH))
         return verify_attention(inputs, [type(candidate)(inputs) for candidate in candidates])  # type: ignore[call-arg]
     heads = list(range(case.heads)) if case.length <= ALL_HEADS_LENGTH else sorted({0, case.heads - 1})
     definitions = {

@@ -1,0 +1,104 @@
+"""Models of videos in the rooms of pictures: search, audit, diagnosis, probe and training, by folders of frames and arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hf_longattn
+from hf_longattn.audit import audit_reach
+from hf_longattn.cli import main
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.sources import DataError
+from hf_longattn.diagnostics import diagnose_picture, measure_receptive_field, picture_page
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.errors import OptionError
+from tests.conversion.test_videos import saved
+
+CLASSIFIERS = [("videomae", "VideoMAEForVideoClassification"), ("vjepa2", "VJEPA2ForVideoClassification")]
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Two labels with three videos each: folders of frames, of which one is an array."""
+    random = np.random.default_rng(0)
+    for shade, label in enumerate(("dark", "light")):
+        for number in range(3):
+            values = random.integers(0, 100, (8, 40, 56, 3), dtype=np.uint8) + 150 * shade
+            folder = tmp_path / "videos" / label / f"clip{number}"
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if number == 2:
+                np.save(folder.with_suffix(".npy"), values.astype(np.uint8))
+                continue
+            folder.mkdir()
+            for frame, picture in enumerate(values.astype(np.uint8)):
+                Image.fromarray(picture).save(folder / f"{frame}.png")
+    return tmp_path / "videos"
+
+
+@pytest.mark.parametrize(("base", "head"), CLASSIFIERS)
+def test_probed_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Path) -> None:
+    source, clip = saved(base, head, tmp_path / "short"), videos / "light" / "clip0"
+    convert_checkpoint(source, tmp_path / "long", mechanism="local2d", radius="1+1+1", image_size=40, frames=8, verify=False)
+    field = measure_receptive_field(tmp_path / "long", clip, samples=3)
+    assert (field.grid, field.image_size, field.noun) == (Grid((4, 10, 10)), (8, 40, 40), "video")
+    assert field.measured.furthest == 4  # a cell in each of four layers
+    assert field.full is not None
+    assert field.full.furthest == 9
+    diagnosis = diagnose_picture(tmp_path / "long", clip)
+    assert (diagnosis.grid, diagnosis.noun, tuple(diagnosis.pixels.shape)) == (Grid((4, 10, 10)), "video", (40, 4 * 40, 3))
+    assert diagnosis.layers[0].attention.shape == (4, 10, 10)
+    assert "<svg" in picture_page(diagnosis) or "<img" in picture_page(diagnosis)
+    audit = audit_reach(tmp_path / "long")
+    assert audit.agrees, audit.to_dict()
+
+
+@pytest.mark.parametrize(("base", "head"), CLASSIFIERS)
+def test_a_mechanism_is_searched_by_videos(base: str, head: str, videos: Path, tmp_path: Path) -> None:
+    source = saved(base, head, tmp_path / "short")
+    candidates = ["local2d:radius=1", "window2d:window=2+4+4"]
+    settings: dict[str, Any] = {"budget": 0.95, "image_size": 40, "frames": 8, "candidates": candidates, "pieces": 2, "queries": 16}
+    result = hf_longattn.search_design(source, videos / "light", **settings)
+    assert result.compared_sizes()["video_size"] == [8, 40, 40]
+    assert {name.partition(":")[0] for name in result.chosen.design.names} <= {"local2d", "window2d"}
+    with pytest.raises(OptionError, match="reads videos, by which mechanisms are chosen; give a folder of frames"):
+        hf_longattn.search_design(source, "a text", **settings)
+    with pytest.raises(DataError, match="has 8 frames, but the model reads 12"):
+        hf_longattn.search_design(source, videos / "light", **{**settings, "frames": 12})
+
+
+@pytest.mark.parametrize(("base", "head"), CLASSIFIERS)
+def test_videos_are_classified(base: str, head: str, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved(base, head, tmp_path / "short")
+    convert_checkpoint(source, tmp_path / "long", image_size=40, frames=8, window="2+5+5", verify=False)
+    torch.manual_seed(0)
+    command = ["train", "classify", "--videos", "--model", str(tmp_path / "long"), "--data", str(videos), "--validation", str(videos)]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--output", str(tmp_path / "trained"), "--max-steps", "2", "--use-cpu"])
+    assert not ended.value.code, capsys.readouterr().err
+    log = json.loads((tmp_path / "trained" / "training_log.json").read_text())
+    assert (log["classes"], log["input_size"], log["videos"]) == (["dark", "light"], [8, 40, 40], {"train": 6, "held_out": 6})
+    with pytest.raises(SystemExit):
+        main([*command[:2], *command[3:], "--output", str(tmp_path / "texts")])
+    assert "it reads videos: add --videos" in capsys.readouterr().err
+
+
+def test_commands_answer_bad_videos_with_a_sentence(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved(*CLASSIFIERS[0], tmp_path / "short")
+    (tmp_path / "clip.mp4").write_bytes(b"?")
+    for command, words in {
+        ("diagnose", str(source), str(tmp_path / "clip.mp4")): "extract its frames, for example with mkdir frames && ffmpeg -i clip.mp4",
+        ("diagnose", str(source), str(videos / "light" / "clip0" / "0.png")): "is a picture, but the model reads videos of 4 frames",
+        ("probe", str(source), str(tmp_path / "clip.mp4")): "extract its frames",
+        ("diagnose", str(source), str(videos / "light" / "clip0"), "--lengths", "8"): "is a video; leave it out",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            main(list(command))
+        assert ended.value.code
+        assert words in " ".join(capsys.readouterr().err.split())
