@@ -12,7 +12,7 @@ import torch
 
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
-from ..errors import LengthError, OptionError, PositionError, checkpoint_errors
+from ..errors import GridError, LengthError, OptionError, PositionError, checkpoint_errors
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.family.sliding_window import own_windows, with_own_windows
@@ -214,6 +214,11 @@ def _plan_other_inputs(
 def _plan_towers(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """The plan of a model of several towers: that of each tower, and what is around them, which does not change."""
     refuse_one_attention(architecture, request)
+    if any(tower.grid is not None and tower.grid.shapes is not None for tower in architecture.family.towers.values()):
+        raise GridError(
+            f"A {architecture.source_class} reads pictures of any size as lists of patches, so that there is no size to convert; load it "
+            f"with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
+        )
     requests = tower_requests(architecture, request)
     base_classes = {name: family.base_model_name for name, family in architecture.family.towers.items()}
     plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part, cast) for name, part in requests.items()}

@@ -42,10 +42,11 @@ class ReadsLastToken(ReplacedModules):
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         mask = arguments.get("attention_mask")
         outputs = super()._run(base_forward, arguments)
-        if not isinstance(outputs, ModelOutput) or outputs.get("pooler_output") is None:
-            return outputs
-        states = outputs["last_hidden_state"]
-        outputs["pooler_output"] = self.head(states[:, -1] if mask is None or mask.dim() != 2 else _last_states(states, mask))
+        states = outputs[0]
+        pooled = self.head(states[:, -1] if mask is None or mask.dim() != 2 else _last_states(states, mask))
+        if not isinstance(outputs, ModelOutput):
+            return (states, pooled, *outputs[2:])
+        outputs["pooler_output"] = pooled
         return outputs
 
 

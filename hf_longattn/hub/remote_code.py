@@ -130,6 +130,8 @@ def _seeds(family: Family, config: Any) -> Iterator[Module]:
 def _mechanisms(config: Any, family: Family) -> set[str]:
     """Every mechanism of the model, with the members of composite ones, and those of default configs, which transformers creates: the
     family's, and the package's, since defaults of transformers, and so the family's, may change with its version."""
+    if family.towers:
+        return set().union(*(_mechanisms(tower, family.towers[name]) for name, tower in config.towers.items()))
     mechanisms = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
     layers = int(config.num_hidden_layers)
     for settings in (config, family.config_class()):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion, 
 from hf_longattn.cli import main
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import ExportError, LongAttentionError
+from scripts.dev.tools.small_models import small_towers_config
 from tests.towers import SHAPE, save_clip
+from tests.warm import run_fresh
+
+SCRIPT = Path(__file__).with_name("towers_alone.py")
+"""Runs a model where the package cannot be imported."""
 
 NEW_SIZE, NEW_LENGTH = 64, 248
 TOWERS = {"text": {"mechanism": "window", "window": 64}, "vision": {"mechanism": "window2d"}}
@@ -143,3 +150,37 @@ def test_on_the_command_line(short: Callable[[str], Path], tmp_path: Path, capsy
         ExportError, match=r"has the towers text and vision; save one apart: hf_longattn\.LongCLIPTextModel\.from_pretrained"
     ):
         export_checkpoint(tmp_path / "long", tmp_path / "graph")
+
+
+def save_siglip(folder: Path, base: str) -> Path:
+    torch.manual_seed(0)
+    config = small_towers_config(base, replace(SHAPE, tokens=64, vocabulary=99), eos_token_id=98, bos_token_id=97, pad_token_id=1)
+    (transformers.SiglipModel if base == "siglip" else transformers.Siglip2Model)(config).save_pretrained(folder)
+    return folder
+
+
+def test_siglip_keeps_all_captions_of_the_old_length(tmp_path: Path) -> None:
+    source = save_siglip(tmp_path / "short", "siglip")
+    report = convert_checkpoint(source, tmp_path / "long", towers=TOWERS, max_length=256, image_size=NEW_SIZE)
+    checks = {check.name: check for check in report.checks}
+    assert report.plan["towers"]["text"]["positions"] == "tile"
+    assert checks["similarities of text and picture equal"].values["length"] == 64
+    assert checks["similarities of text and picture equal"].status == "passed"
+    with pytest.warns(UserWarning, match="in place of window"):
+        assert revert_checkpoint(tmp_path / "long", tmp_path / "back").passed
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], values) for name, values in before.items())
+
+
+def test_pictures_of_any_size_have_none_to_convert(tmp_path: Path) -> None:
+    source = save_siglip(tmp_path / "short", "siglip2")
+    with pytest.raises(LongAttentionError, match=r"no size to convert; load it with hf_longattn\.LongSiglip2Model\.from_pretrained"):
+        plan_conversion(source, max_length=256)
+
+
+def test_bundled_code_has_every_tower(short: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(short("apart"), tmp_path / "long", towers=TOWERS, max_length=NEW_LENGTH, remote_code=True, verify=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = run_fresh(SCRIPT, tmp_path / "long", env={**environment, "HF_HUB_OFFLINE": "1"}, cwd=tmp_path, level="transformers")
+    assert done.stdout.split() == ["LongCLIPTextModel", "True"], done.stderr[-2000:]
