@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
+
 from ...configuration import LongAttentionConfig
 from ...private_apis import IMPLEMENTATION_FIELD
 from .audio_config import LongAudioConfig
@@ -56,6 +58,8 @@ class LongHeldEncoderConfig(LongAudioConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
+        if torch.compiler.is_compiling():  # a cache that is made in a graph asks for the names of the base's fields
+            return values
         base: Any = self.encoder_class.__bases__[-1]
         fields = base().to_dict()
         values[ENCODER] = {name: value for name, value in values[ENCODER].items() if name in fields} | {"model_type": base.model_type}
