@@ -62,15 +62,21 @@ def head_of(base: str) -> str:
     return next((head for ending in ("ForConditionalGeneration", "ForCTC") for head in heads if head.endswith(ending)), next(iter(heads)))
 
 
+def saved_long(base: str, folder: Path) -> Any:
+    """A long model of the family, saved in ``folder``/long."""
+    head = head_of(base)
+    audio_models.saved(base, head, folder / "short", **audio_models.THREE_CONVOLUTIONS)
+    chosen = {} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "window", "left": 9, "right": 4}}
+    model = audio_models.long_model(base, head, folder / "short", **chosen)
+    model.save_pretrained(folder / "long")
+    return model
+
+
 @pytest.mark.usefixtures("programs_loaded_once")
 @pytest.mark.parametrize("base", [pytest.param(base, marks=[] if base in QUICK else pytest.mark.slow) for base in SOUND_FAMILIES])
 def test_every_family_is_a_graph_or_says_in_a_sentence_why_not(base: str, tmp_path: Path) -> None:
     """Of both parities of samples and frames, equal to the model."""
-    head = head_of(base)
-    audio_models.saved(base, head, tmp_path / "short", **audio_models.THREE_CONVOLUTIONS)
-    chosen = {} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "window", "left": 9, "right": 4}}
-    model = audio_models.long_model(base, head, tmp_path / "short", **chosen)
-    model.save_pretrained(tmp_path / "long")
+    model = saved_long(base, tmp_path)
     if hasattr(model, "joint"):
         with pytest.raises(ExportError, match=r"is a transducer, whose .* save its encoder by model.get_encoder\(\)\.save_pretrained"):
             export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
@@ -92,6 +98,16 @@ def test_every_family_is_a_graph_or_says_in_a_sentence_why_not(base: str, tmp_pa
             expected = model(**inputs, return_dict=True)
         for name, output in program(**inputs).items():
             torch.testing.assert_close(output, expected[name.removeprefix("output_")], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["nemotron_asr_streaming_encoder", "parakeet_ctc", "parakeet_encoder"])
+def test_relative_positions_and_chunks_in_onnx(base: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    saved_long(base, tmp_path)
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph", format="onnx")
+    assert [check.status for check in report.checks] == ["passed"] * 3
+    assert report.inputs == ("input_features", "attention_mask")
 
 
 @pytest.mark.slow  # what pads is the same in every head
