@@ -176,8 +176,7 @@ class Voices(SpeechTask):
         placed = [(Sound(phrase, start), (label,)) for phrase, start, label in zip(phrases, starts, labels, strict=True)]
         if shown.control:
             placed.pop()
-        background = babble(random, HELD_OUT if shown.held_out else TRAINED, shown.size)
-        return with_sounds(background, [sound for sound, _ in placed], random), is_same, placed
+        return with_sounds(babble(random, TRAINED, shown.size), [sound for sound, _ in placed], random), is_same, placed
 
     def said(self, accent: str, speaker: int, random: np.random.Generator) -> Samples:
         """The phrase by a speaker at any speed, a little higher or lower."""
