@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,6 @@ class WithoutLengths:
         return super().__call__(rows, return_tensors)  # type: ignore[misc]
 
 
-class TokenCollator(WithoutLengths, DataCollatorForTokenClassification):
-    """transformers' collator, without lengths."""
-
-
 class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):
     """transformers' collator, without lengths."""
 
@@ -70,29 +67,63 @@ class SummaryCollator(WithoutLengths, DataCollatorForSeq2Seq):
     """transformers' collator, without lengths."""
 
 
-class DataCollatorWithGlobals(DataCollatorWithPadding):
-    """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global.
+def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
+    """``(B, length)`` of rows of numbers, or ``(B, length, width)`` of rows of lists, such as the boxes of tokens.
+
+    Args:
+        fill: the number of padding.
+        left: pad on the left.
+    """
+    padded = []
+    for row in map(torch.as_tensor, rows):
+        gap = torch.full((length - len(row), *row.shape[1:]), fill, dtype=row.dtype)
+        padded.append(torch.cat([gap, row] if left else [row, gap]))
+    return torch.stack(padded)
+
+
+class PadsColumns:
+    """Before a collator of transformers: pads the columns along the tokens that tokenizers do not know: those of ``page``, whose padding it
+    gives by their names, and ``marks``, whose padding is 0."""
+
+    page: Mapping[str, int]
+    tokenizer: PreTrainedTokenizerBase
+    marks: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        """A batch as the base makes it, and these columns where rows have them.
+
+        Raises:
+            KeyError: some rows have a column and others do not.
+        """
+        rows = [dict(feature) for feature in features]
+        fills = {**dict.fromkeys(self.marks, 0), **self.page}
+        columns = {name: [row.pop(name) for row in rows] for name in fills if name in rows[0]}
+        arguments = () if return_tensors is None else (return_tensors,)
+        batch = super().__call__(rows, *arguments)  # type: ignore[misc]
+        length, left = batch["input_ids"].shape[1], self.tokenizer.padding_side == "left"
+        return {**batch, **{name: pad_rows(values, fills[name], length, left=left) for name, values in columns.items()}}
+
+
+@dataclass
+class DataCollatorWithGlobals(PadsColumns, DataCollatorWithPadding):
+    """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global, and columns of pages.
 
     A tokenizer pads what it made itself and fails on any other column of lists. Padding is never global. Models whose config says which
     tokens are global (question answering) need no such column.
+
+    Args:
+        page: the columns that a model of pages reads, such as the boxes of tokens, and their padding: see :func:`.pages.page_columns`.
     """
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch of ``(B, N)`` tensors, as the base does, with ``global_attention_mask`` where rows have one.
+    page: Mapping[str, int] = field(default_factory=dict)
+    marks: ClassVar[tuple[str, ...]] = ("global_attention_mask",)
 
-        Raises:
-            KeyError: some rows have the column and others do not.
-        """
-        rows = [dict(feature) for feature in features]
-        if "global_attention_mask" not in rows[0]:
-            return super().__call__(rows)
-        masks = [list(row.pop("global_attention_mask")) for row in rows]
-        batch = super().__call__(rows)
-        length = batch["input_ids"].shape[1]
-        left = self.tokenizer.padding_side == "left"
-        gaps = [[0] * (length - len(mask)) for mask in masks]
-        padded = [gap + mask if left else mask + gap for gap, mask in zip(gaps, masks, strict=True)]
-        return {**batch, "global_attention_mask": torch.tensor(padded)}
+
+@dataclass
+class TokenCollator(WithoutLengths, PadsColumns, DataCollatorForTokenClassification):
+    """transformers' collator, without lengths; ``page`` as in :class:`DataCollatorWithGlobals`."""
+
+    page: Mapping[str, int] = field(default_factory=dict)
 
 
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -15,6 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_longattn.data.batching import pad_rows
+from hf_longattn.data.page_words import word_argument
+from hf_longattn.data.pages import encode_pages, pages_beside
 from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_question
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import LengthError
@@ -35,6 +38,9 @@ class QAFormat:
         global_question: give ``global_attention_mask``: everything before the document is global.
         max_question_tokens: a longer question is cut, with a warning.
         markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.data.qa_markers`.
+        page: the columns with what the model reads of every word besides its text, such as its box, and their padding (see
+            :func:`.pages.page_columns`); records then have ``words`` with boxes or paths. Empty = text alone; None = a
+            :class:`~hf_longattn.evaluation.qa_reader.QAReader` decides by its model and records.
     """
 
     max_length: int = 512
@@ -42,6 +48,7 @@ class QAFormat:
     global_question: bool = False
     max_question_tokens: int = 64
     markers: bool = False
+    page: Mapping[str, int] | None = None
 
 
 @dataclass
@@ -49,7 +56,7 @@ class QAFeature:
     """One model input of length L and where it came from.
 
     Attributes:
-        inputs: input_ids, and token_type_ids and global_attention_mask where they apply; lists of L.
+        inputs: input_ids, and token_type_ids, global_attention_mask and what the model reads of pages where they apply; lists of L.
         offsets: per token the (start, end) characters in the context, equal for a marker; None outside the context.
         spans: first and last token of every correct answer that lies in this input; [(0, 0)], "no answer", without one.
         sentences: of each sentence (HotpotQA) that lies in this input, its number in the record, its marker (or else its last token), and
@@ -58,7 +65,7 @@ class QAFeature:
             one of its supporting sentences lies in this input, 0 if it has none, -1 if they lie elsewhere.
     """
 
-    inputs: dict[str, list[int]]
+    inputs: dict[str, list[Any]]
     offsets: list[tuple[int, int] | None]
     spans: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
     sentences: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -142,22 +149,25 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     document = insert(record["context"], [])
     if form.markers:
         question, document = marked_question(question), marked_document(record)
-    left = form.max_length - len(tokenizer(question, "")["input_ids"])
+    beside = pages_beside(question, tokenizer) if form.page else len(tokenizer(question, "")["input_ids"])
+    left = form.max_length - beside
     if left <= (form.stride or 0):
         raise LengthError(
             f"max_length {form.max_length} leaves {left} tokens for the document beside the question, "
             f"not more than the stride {form.stride or 0}; raise max_length, or lower stride"
         )
-    encoded = tokenizer(
-        question,
-        document.text,
-        truncation="only_second",
-        max_length=form.max_length,
-        stride=form.stride or 0,
-        return_overflowing_tokens=form.stride is not None,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
+    settings: dict[str, Any] = {
+        "truncation": "only_second",
+        "max_length": form.max_length,
+        "stride": form.stride or 0,
+        "return_overflowing_tokens": form.stride is not None,
+        "return_offsets_mapping": True,
+        "verbose": False,
+    }
+    if form.page:
+        encoded = encode_pages(record, question, tokenizer, **settings)
+    else:
+        encoded = tokenizer(question, document.text, **settings)
     if form.stride is None:
         encoded = {key: [value] for key, value in encoded.items()} | {"sequence_ids": [encoded.sequence_ids(0)]}
     else:
@@ -166,15 +176,15 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     return [_feature(record, document, encoded, index, form) for index in range(len(encoded["input_ids"]))]
 
 
-def pad_features(features: Sequence[QAFeature], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pad on the right to the longest: the features' inputs and ``attention_mask``, each ``(B, L)``."""
+def pad_features(features: Sequence[QAFeature], padding: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Pad on the right to the longest: the features' inputs and ``attention_mask``, each ``(B, L)``, or ``(B, L, width)``.
+
+    Args:
+        padding: of inputs for which it is not 0, by their names.
+    """
     length = max(map(len, features))
-    batch = {}
-    for key in features[0].inputs:
-        padding = pad_token_id if key == "input_ids" else 0
-        batch[key] = torch.tensor([feature.inputs[key] + [padding] * (length - len(feature)) for feature in features])
-    batch["attention_mask"] = torch.tensor([[1] * len(feature) + [0] * (length - len(feature)) for feature in features])
-    return batch
+    batch = {key: pad_rows([feature.inputs[key] for feature in features], padding.get(key, 0), length) for key in features[0].inputs}
+    return {**batch, "attention_mask": pad_rows([[1] * len(feature) for feature in features], 0, length)}
 
 
 def pad_targets(features: Sequence[QAFeature]) -> dict[str, torch.Tensor]:
@@ -223,7 +233,12 @@ def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) 
     """Return the question, or its first ``limit`` tokens with a warning."""
     if len(question) <= limit:
         return question
-    offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if word_argument(tokenizer) is None:
+        offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    else:
+        words = question.split()
+        question = " ".join(words)
+        offsets = encode_pages({"words": words}, None, tokenizer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     if len(offsets) <= limit:
         return question
     logger.warning_once(f"Questions of more than {limit} tokens are cut; max_question_tokens (--max-question-tokens) raises the limit.")
@@ -234,7 +249,7 @@ def _feature(record: Mapping[str, Any], document: Marked, encoded: Mapping[str, 
     sequence_ids, origin = encoded["sequence_ids"][index], document.origin
     places = [tuple(span) if sequence == 1 else None for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)]
     first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
-    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids") if key in encoded}
+    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids", *(form.page or ())) if key in encoded}
     if form.global_question:
         inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
     feature = QAFeature(inputs, [None if place is None else (origin[place[0]], origin[place[1]]) for place in places])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -78,11 +79,11 @@ def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFo
 class QACollator(DataCollatorWithGlobals):
     """Batches of question-answering inputs: padded rows, or with ``pack`` one row without padding; the targets beside them are padded."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, page: Mapping[str, int] | None = None) -> None:
+        super().__init__(tokenizer, page=page or {})
         self.pack = pack
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
         """The model's inputs; starts (B, K), ends (B, M), kinds (B,), sentences and supports (B, S), paragraphs and relevant (B, P);
         packed, also lengths (B,)."""
         rows = [{name: value for name, value in row.items() if name not in ("length", "answer_cut")} for row in features]

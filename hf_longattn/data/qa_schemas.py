@@ -1,8 +1,9 @@
 """Questions about documents, from the files and schemas that people have, as records of one schema.
 
 SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA (the release, with its documents in other files, and the Hub), Natural Questions
-(original, simplified and Hub), HotpotQA, and plain ``question``, ``context``, ``answer``. Where the data give answers without their places
-(TriviaQA, plain answers), every occurrence in the document counts as one (distant supervision, Joshi et al. 2017; Clark & Gardner 2018).
+(original, simplified and Hub), HotpotQA, plain ``question``, ``context``, ``answer``, and questions about pages, whose words have boxes
+(DocVQA) or XPaths (WebSRC). Where the data give answers without their places (TriviaQA, DocVQA, plain answers), every occurrence in the
+document counts as one (distant supervision, Joshi et al. 2017; Clark & Gardner 2018).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import gzip
 import json
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +24,9 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers.utils import logging
 
 from hf_longattn.data.answers import normalised_alias, occurrences
+from hf_longattn.data.pages import BOX_COLUMNS, pages_of, word_starts
 from hf_longattn.data.sources import DataError, choose_split, load_or_refuse, load_saved, saved_by_datasets
+from hf_longattn.errors import PageError
 from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
@@ -51,6 +55,10 @@ RECORD = Features(
         "sentences": List(SENTENCE),
         "document": Value("string"),
         "verified": Value("bool"),
+        "words": List(Value("string")),
+        "boxes": List(List(Value("int32"))),
+        "xpaths": List(Value("string")),
+        "pages": List(Value("int32")),
     }
 )
 """What :func:`load_qa` returns."""
@@ -64,6 +72,10 @@ SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id", "QuestionId", "example_id")
 """What the schemas call a question's id."""
+PAGE_IDS = ("id", "questionId", "question_id")
+"""What questions about pages call their id."""
+ANSWER_PAGES = ("answer_page_idx", "answer_page")
+"""What questions about pages call the number of the page with the answer."""
 
 
 class RowError(ValueError):
@@ -85,7 +97,8 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
         A dataset with the columns of :data:`RECORD`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
         texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context, and
         ``paragraphs`` those of their titles. TriviaQA has one record for each question and ``document``, with the question's ``id``;
-        ``verified``: people checked the answer.
+        ``verified``: people checked the answer. Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of
+        each word's page; their context is the words with a space between them.
 
     Raises:
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
@@ -341,6 +354,38 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "answers": spans, "gold": [answer]}
 
 
+def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Words with boxes or xpaths (see :func:`.pages.pages_of`); question, or query; answers as in :func:`_squad`, with their places in the
+    words with a space between them, or as texts, which are then searched for, on the page ``answer_page_idx`` (or ``answer_page``) alone
+    where there is one."""
+    try:
+        pages = pages_of(row)
+    except PageError as error:
+        raise RowError(str(error)) from error
+    question = row.get("question", row.get("query"))
+    question = question.get("en") if isinstance(question, Mapping) else question
+    record = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
+    if "answers" not in row and "answer" not in row:
+        raise RowError("it has neither answers nor answer; give an empty list to questions without an answer")
+    answers = row["answers"] if row.get("answers") is not None else row.get("answer")
+    if isinstance(answers, Mapping) and answers.get("answer_start"):
+        return {**record, **pages.columns(), **_squad({**record, "answers": answers})}
+    texts = answers.get("text", []) if isinstance(answers, Mapping) else answers
+    texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if text not in (None, "")]
+    spans, page = occurrences(pages.text, texts), next((row[name] for name in ANSWER_PAGES if row.get(name) is not None), None)
+    where = "on the pages"
+    if page is not None:
+        starts = word_starts(pages.words)
+        numbers = [pages.numbers[bisect_right(starts, start) - 1] for start in spans["answer_start"]]
+        spans = {
+            name: [value for value, number in zip(values, numbers, strict=True) if number == int(page)] for name, values in spans.items()
+        }
+        where = f"on page {page} (counted as in its data)"
+    if texts and not spans["text"]:
+        raise RowError(f"the answer {texts[0]!r} is not {where}")
+    return {**record, **pages.columns(), "answers": spans, "gold": texts}
+
+
 class Schema(NamedTuple):
     """A shape of data: the columns by which it is recognised, and how a row becomes a record."""
 
@@ -350,6 +395,8 @@ class Schema(NamedTuple):
 
 
 SCHEMAS = (
+    *(Schema("DocVQA", frozenset({question, "words", boxes}), _paged) for boxes in BOX_COLUMNS for question in ("question", "query")),
+    Schema("WebSRC", frozenset({"question", "nodes", "xpaths"}), _paged),
     Schema("HotpotQA", frozenset({"question", "answer", "context", "supporting_facts"}), _hotpot),
     Schema("Natural Questions", frozenset({"document", "question", "annotations"}), _natural),
     Schema("simplified Natural Questions", frozenset({"document_text", "question_text", "annotations"}), _simplified),
@@ -400,7 +447,7 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         "document": "",
         "verified": False,
     }
-    empty |= {"title": "", "context": "", "question": ""}
+    empty |= {"title": "", "context": "", "question": "", "words": [], "boxes": [], "xpaths": [], "pages": []}
     records = []
     try:
         converted = schema.convert(row)

@@ -138,6 +138,17 @@ def word_windows(
     )  # fmt: skip
     owners = encoded.pop("overflow_to_sample_mapping")
     words = [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))]
+    return dict(encoded), words, first_tokens_of_words(words, owners, stride), owners
+
+
+def first_tokens_of_words(words: Sequence[Sequence[int]], owners: Sequence[int], stride: int) -> list[list[bool]]:
+    """Whether each token of windows is its word's first; a word may begin in the window before.
+
+    Args:
+        words: the word of each token, -1 for special tokens.
+        owners: the document of each window.
+        stride: tokens that consecutive windows share.
+    """
     firsts = []
     for window, owner in enumerate(owners):
         before = -1
@@ -148,4 +159,4 @@ def word_windows(
             row.append(word >= 0 and word != before)
             before = word if word >= 0 else before
         firsts.append(row)
-    return dict(encoded), words, firsts, owners
+    return firsts

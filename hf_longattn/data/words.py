@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data.pages import page_windows, placed_words
 from hf_longattn.data.sources import DataError, check_column, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
+from hf_longattn.errors import PageError
 
 CONLL = (".conll", ".iob", ".bio")
 TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
-"""What :func:`read_words` returns."""
+"""What :func:`read_words` returns of documents of text."""
+PLACED = Features({**TAGGED, "boxes": List(List(Value("int32"))), "xpaths": List(Value("string"))})
+"""What :func:`read_words` returns of pages."""
 
 
-def read_words(source: str, split: str, words_column: str, tags_column: str) -> Dataset:
-    """Read tagged documents; those without words are left out.
+def read_words(source: str, split: str, words_column: str, tags_column: str, places_column: str | None = None) -> Dataset:
+    """Read tagged documents; those without words are left out, unless they are pages.
 
     Args:
         source: a CoNLL file (see :func:`read_conll`), or as for :func:`.sources.read_source`.
         words_column, tags_column: lists of the same length; tags are names, or numbers of a ``datasets.ClassLabel``.
+        places_column: the boxes or XPaths of the words, see :func:`.pages.read_pages`; words, tags and boxes may have a list for each
+            page. ``None`` = text alone.
 
     Raises:
-        DataError: it cannot be read, lacks a column, has words without tags, or no words.
+        DataError: it cannot be read, lacks a column, has words without tags or boxes that do not fit, or no words.
     """
     if Path(source).suffix in CONLL:
+        if places_column is not None:
+            raise DataError(f"{source!r} has no boxes of its words; give a .jsonl or .parquet file, or leave --layout out")
         return read_conll(Path(source))
     data = read_source(source, split)
     check_column(data, words_column, source, "--words-column")
     check_column(data, tags_column, source, "--tags-column")
+    if places_column is not None:
+        check_column(data, places_column, source, "--boxes-column")
     feature = data.features[tags_column]
+    while isinstance(feature, List) and isinstance(feature.feature, List):  # a list for each page
+        feature = feature.feature
     names = feature.feature.names if isinstance(feature, List) and isinstance(feature.feature, ClassLabel) else None
 
-    def as_names(row: dict[str, Any], number: int) -> dict[str, list[str]]:
+    def as_names(row: dict[str, Any], number: int) -> dict[str, list[Any]]:
         words, tags = row[words_column], row[tags_column]
+        placed: dict[str, list[Any]] = {}
+        if places_column is not None:
+            try:
+                pages = placed_words(row, words_column, places_column)
+            except PageError as error:
+                raise DataError(f"row {number + 1} of {source}: {error}") from error
+            in_pages = any(isinstance(part, list) for part in words)
+            words, placed = pages.words, {"boxes": pages.boxes, "xpaths": pages.paths}
+            tags = [tag for page in tags or [] for tag in page or []] if in_pages and isinstance(tags, list) else tags
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or None in tags:
             raise DataError(
                 f"row {number + 1} of {source}: {words_column!r} and {tags_column!r} must be lists of the same length, a tag for every word"
             )
         if names is not None and any(not 0 <= tag < len(names) for tag in tags):
             raise DataError(f"row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes")
-        return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags]}
+        return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags], **placed}
 
-    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=TAGGED).filter(lambda row: bool(row["words"]))
+    form = TAGGED if places_column is None else PLACED
+    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=form).filter(lambda row: bool(row["words"]))
     if not len(tagged):
         raise DataError(f"there are no words in {source}")
     return tagged
@@ -83,26 +105,34 @@ def tag_names(*parts: Dataset) -> list[str]:
     return sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag))
 
 
-def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]) -> Dataset:
+def to_windows(
+    data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str], page: Sequence[str] = ()
+) -> Dataset:
     """Model inputs of tagged documents, as many per document as it has windows.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
         names: the tags in the order of their numbers.
+        page: the columns that a model of pages reads, see :func:`.pages.page_columns`; ``data`` then have boxes or XPaths.
 
     Returns:
-        A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``), ``word_ids``
-        (-1 for none), ``document`` (its number) and ``length``.
+        A dataset with the tokenizer's columns and these, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),
+        ``word_ids`` (-1 for none), ``document`` (its number) and ``length``.
     """
     numbers = {name: number for number, name in enumerate(names)}
 
-    def encode(rows: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
-        columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, min(stride, length // 4))
+    def encode(rows: dict[str, list[Any]], numbers_of_rows: list[int]) -> dict[str, list[Any]]:
+        share = min(stride, length // 4)
+        if page:
+            places = [boxes or paths for boxes, paths in zip(rows["boxes"], rows["xpaths"], strict=True)]
+            columns, words, firsts, owners = page_windows(rows["words"], places, tokenizer, length, share)
+        else:
+            columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, share)
         labels = [
             [numbers[rows["tags"][owner][word]] if first else IGNORED for word, first in zip(*window, strict=True)]
             for owner, *window in zip(owners, words, firsts, strict=True)
         ]
-        documents, lengths = [places[owner] for owner in owners], [len(window) for window in words]
+        documents, lengths = [numbers_of_rows[owner] for owner in owners], [len(window) for window in words]
         return {**columns, "labels": labels, "word_ids": words, "document": documents, "length": lengths}
 
     return data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)

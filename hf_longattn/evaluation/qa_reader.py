@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_longattn.data.pages import has_places, page_columns, with_context
 from hf_longattn.data.qa_features import QAFeature, QAFormat, encode_qa, kind_number, pad_features, pad_targets
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_heads import KINDS, chosen_evidence, evidence_scores, qa_loss
@@ -63,6 +64,7 @@ class QAReader:
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
         config = getattr(model, "config", None)
+        self.page = page_columns(config)
         self.null_threshold = getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
 
     def answer(self, record: Mapping[str, Any]) -> str:
@@ -80,6 +82,9 @@ class QAReader:
         return answers
 
     def _read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        records = [with_context(record) for record in records]
+        if len({has_places(record) for record in records}) > 1:
+            raise OptionError("some of the records have words with boxes and others do not; read them in two calls")
         inputs = [_Input(number, feature, record) for number, record in enumerate(records) for feature in self.encode(record)]
         order = sorted(inputs, key=lambda item: len(item.feature), reverse=True)
         with evaluating(self.model):
@@ -94,12 +99,17 @@ class QAReader:
         """The inputs made of a record.
 
         Raises:
-            OptionError: it has no ``question`` or no ``context``.
+            OptionError: it has no ``question``, or neither ``context`` nor ``words``.
+            PageError: its words have no boxes that fit.
         """
+        record = with_context(record)
         if not all(isinstance(record.get(name), str) for name in ("question", "context")):
             known = ", ".join(repr(name) for name, value in record.items() if value is not None)
             raise OptionError(f"a record must have 'question' and 'context', both texts; it has {known or 'nothing'}")
-        return encode_qa(record, self.tokenizer, self.form)
+        form = self.form
+        if form.page is None and has_places(record):
+            form = dataclasses.replace(form, page=self.page)
+        return encode_qa(record, self.tokenizer, form)
 
     def _choose(self, record: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:
         features = [part.feature for part in parts]
@@ -121,9 +131,9 @@ class QAReader:
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[_Input]) -> None:
-        device, padding = self.model.device, self.tokenizer.pad_token_id
+        device, padding = self.model.device, {"input_ids": self.tokenizer.pad_token_id or 0, **self.page}
         features = [item.feature for item in batch]
-        inputs = {key: value.to(device) for key, value in pad_features(features, 0 if padding is None else padding).items()}
+        inputs = {key: value.to(device) for key, value in pad_features(features, padding).items()}
         evidence = getattr(self.model, "evidence", None)
         with torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext():
             outputs = self.model(**inputs, **({"output_hidden_states": True} if evidence is not None else {}))

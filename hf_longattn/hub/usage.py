@@ -45,6 +45,18 @@ inputs["bbox"] = torch.tensor(
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """
+_PAGE_TOKENS = """
+words = "Invoice 7 of Larkfield . Total : 12 euros".split() * 40
+boxes = [[10, 20, 60, 40]] * len(words)  # (left, top, right, bottom) of every word, from 0 to 1000 on its own page
+inputs = tokenizer(words, is_split_into_words=True, truncation=True, max_length={length}, return_tensors="pt")
+tokens = list(zip(inputs.word_ids(0), inputs["input_ids"][0].tolist()))
+inputs["bbox"] = torch.tensor(
+    [[boxes[word] if word is not None else [1000 * (token == tokenizer.sep_token_id)] * 4 for word, token in tokens]]
+)
+with torch.no_grad():
+    labels = model(**inputs).logits[0].argmax(-1).tolist()
+print([(words[word], model.config.id2label[label]) for (word, _), label in zip(tokens, labels) if word is not None])
+"""
 _PLACES = {
     BOXES: "[[10, 20, 60, 40]] * {count}",  # (left, top, right, bottom) of every word, from 0 to 1000 on its own page
     PATHS: '["/html/body/p"] * {count}',
@@ -295,6 +307,7 @@ class Head:
 
 HEADS = {
     "LayoutLMForQuestionAnswering": Head("AutoModelForDocumentQuestionAnswering", "document-question-answering", _PAGE_QA),
+    "LayoutLMForTokenClassification": Head("AutoModelForTokenClassification", "token-classification", _PAGE_TOKENS),
     "ForQuestionAnswering": Head("AutoModelForQuestionAnswering", "question-answering", _QA),
     "ForMaskedLM": Head("AutoModelForMaskedLM", "fill-mask", _MASKED),
     "ForCausalLM": Head("AutoModelForCausalLM", "text-generation", _GENERATE),

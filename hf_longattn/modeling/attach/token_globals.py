@@ -74,14 +74,21 @@ def takes_globals(model: nn.Module) -> bool:
 def question_separator(tokenizer: Any) -> int | None:
     """The special token by which the start of a document after its question can be found; ``None`` if ``tokenizer`` puts none between two
     texts (GPT-2, Llama)."""
-    ids = list(tokenizer("a", "b")["input_ids"])
-    document = list(tokenizer("b", add_special_tokens=False)["input_ids"])
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes
+    if backend is None:
+        ids, document = list(tokenizer("a", "b")["input_ids"]), list(tokenizer("b", add_special_tokens=False)["input_ids"])
+    else:
+        ids, document = _without_padding(backend.encode("a", "b")), _without_padding(backend.encode("b", add_special_tokens=False))
     first = max((place for place in range(len(ids)) if document and ids[place : place + len(document)] == document), default=0)
     if not first or ids[first - 1] not in tokenizer.all_special_ids:
         return None
     row = torch.tensor([ids])
     question = TokenRule(question_separator=ids[first - 1]).question(row, torch.ones_like(row, dtype=torch.bool))
     return ids[first - 1] if int(question.sum()) == first else None
+
+
+def _without_padding(encoding: Any) -> list[int]:
+    return [token for token, is_real in zip(encoding.ids, encoding.attention_mask, strict=True) if is_real]
 
 
 def carry_question(model: nn.Module, tokenizer: Any) -> bool:

@@ -1,6 +1,7 @@
 """Fine-tune for extractive question answering.
 
-The data are in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA.
+The data are in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or questions about pages, whose words have boxes
+(DocVQA).
 Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
 as in BERT's SQuAD 2 fine-tuning. With several correct spans the loss is that of all of them together (Clark & Gardner 2018). HotpotQA's
 yes, no and supporting sentences get heads beside the span's, as in Longformer.
@@ -23,15 +24,29 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
+from transformers import (
+    AutoConfig,
+    AutoModelForDocumentQuestionAnswering,
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerControl,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+)
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import PositionRange, input_length, longest_input
+from hf_longattn.data.page_words import word_argument
+from hf_longattn.data.pages import chosen_columns, has_places
 from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import held_back
+from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
@@ -80,7 +95,8 @@ class QADataArguments(LabelledDataArguments):
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
         "a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
-        "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
+        "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, with question, context and answer, or with "
+        "question, words, boxes and answers (pages, as in DocVQA)."
     )  # fmt: skip
     validation: str = argument(
         "", "Questions to answer before, during (eval_strategy) and after training, all of them, which also tune the no-answer threshold; "
@@ -100,6 +116,10 @@ class QADataArguments(LabelledDataArguments):
         None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
     )
     max_question_tokens: int = argument(64, "Tokens at which a question is cut, with a warning.")
+    layout: bool | None = argument(
+        None, "Give the model the box (DocVQA) or XPath (WebSRC) of every word of the pages; default: yes where the model reads them and "
+        "the data have them."
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
@@ -146,7 +166,10 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     if model_args.heads == "hotpot" or (model_args.heads == "auto" and any(records["sentences"])):
         attach_evidence(model, tokenizer)
         model.config.evidence_paragraphs = supporting_paragraphs(records)
-    form = dataclasses.replace(form, markers=hasattr(model, "evidence"))
+    page = pages_to_read(model, tokenizer, model_args, data_args, records, validation)
+    if page and training_args.windows:
+        raise OptionError("windows: models of pages take no mask of which token sees which; leave --windows out")
+    form = dataclasses.replace(form, markers=hasattr(model, "evidence"), page=page)
     varied = training_args.random_positions or bool(training_args.windows)
     features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
@@ -165,7 +188,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         train_dataset=features,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=QACollator(tokenizer, pack=pack),
+        data_collator=QACollator(tokenizer, pack=pack, page=page),
         max_minutes=training_args.max_minutes,
         positions=PositionRange.of(model) if training_args.random_positions else None,
         windows=training_args.windows,
@@ -196,6 +219,34 @@ def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """
     read = partial(load_qa, skip_bad_rows=args.skip_bad_rows, evidence=args.evidence or None)
     return held_back(args, read, seed, unit="id")
+
+
+def pages_to_read(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments, *parts: Dataset
+) -> dict[str, int]:
+    """The columns of pages that the model is given, see :func:`~hf_longattn.data.pages.page_columns`; none where the data are text, or
+    ``--layout false`` says so.
+
+    Raises:
+        OptionError: ``--layout`` is given with a model of text, HotpotQA's heads or varied inputs; the tokenizer wants boxes.
+        DataError: it is given with texts, or the words of some questions have boxes and those of others do not.
+    """
+    columns = chosen_columns(model.config, model_args.model, data_args.layout)
+    with_places = [has_places(record) for part in parts for record in part.select_columns(["words", "boxes", "xpaths"])]
+    if columns and data_args.layout and not any(with_places):
+        raise DataError(f"--layout: the questions of {', '.join(data_args.data)} have no words with boxes; leave --layout out")
+    if not any(with_places):
+        columns = {}
+    if columns and not all(with_places):
+        raise DataError(
+            f"{with_places.count(False):,} of {len(with_places):,} questions have no words with boxes; give boxes to all, or "
+            "--layout false to read texts alone"
+        )
+    if columns and hasattr(model, "evidence"):
+        raise OptionError("heads hotpot reads texts with markers, which have no boxes; leave it out, or add --layout false")
+    if not columns and word_argument(tokenizer):
+        raise OptionError(f"the tokenizer of {model_args.model!r} reads words with their boxes; give data that have them (DocVQA)")
+    return columns
 
 
 def baseline_scores(
@@ -385,7 +436,10 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     right, where answers keep their positions."""
     with loading(name):
         check_reads_text(name)
-        model = load_model(AutoModelForQuestionAnswering, name, elsewhere=("evidence.",))
+        kind = AutoConfig.from_pretrained(name).model_type
+        of_pages = kind in MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES and kind not in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
+        loader = AutoModelForDocumentQuestionAnswering if of_pages else AutoModelForQuestionAnswering
+        model = load_model(loader, name, elsewhere=("evidence.",))
         tokenizer = AutoTokenizer.from_pretrained(name)
         if getattr(model.config, "has_evidence_heads", False):
             attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))

@@ -19,6 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, chosen_packing
 from hf_longattn.data.lengths import input_length
+from hf_longattn.data.page_words import word_argument
+from hf_longattn.data.pages import chosen_columns
 from hf_longattn.data.sources import DataError, class_names, held_back
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
@@ -46,6 +48,11 @@ class TokenDataArguments(LabelledDataArguments):
     )  # fmt: skip
     words_column: str = argument("tokens", "The column that holds a document's words.")
     tags_column: str = argument("ner_tags", "The column that holds their tags: names (B-PER, I-PER, O) or numbers of classes.")
+    layout: bool | None = argument(None, "Give the model the box (or XPath) of every word; default: yes where the model reads them.")
+    boxes_column: str = argument(
+        "bboxes", "The column that holds the words' boxes, (left, top, right, bottom) from 0 to 1000 on their own page, or in pixels next "
+        "to page_sizes, or width and height; or their XPaths. Words, tags and boxes may have a list for each page (FUNSD)."
+    )  # fmt: skip
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
@@ -54,6 +61,8 @@ class TokenDataArguments(LabelledDataArguments):
         super().check()
         if self.words_column == self.tags_column:
             raise OptionError(f"words_column and tags_column are both {self.words_column!r}; name two columns")
+        if self.layout is False and "boxes_column" in self.explicit:
+            raise OptionError("boxes_column has no effect without layout; leave one of the two out")
 
 
 @dataclass
@@ -81,29 +90,31 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         raise CheckpointError(
             f"the tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer"
         )
-    tokenizer = for_words(tokenizer, model_args.model)
+    columns = chosen_columns(config, model_args.model, data_args.layout)
+    if word_argument(tokenizer) is None:
+        tokenizer = for_words(tokenizer, model_args.model)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
-    texts, held_texts = read_tagged(data_args, training_args.seed)
+    texts, held_texts = read_tagged(data_args, training_args.seed, data_args.boxes_column if columns else None)
     names = class_names(tag_names(texts, held_texts), config)
     model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **label_config(names))
     length = input_length(model, tokenizer, data_args.max_length)
-    rows, held_out = (to_windows(data, tokenizer, length, data_args.stride, names) for data in (texts, held_texts))
+    rows, held_out = (to_windows(data, tokenizer, length, data_args.stride, names, tuple(columns)) for data in (texts, held_texts))
     pack = chosen_packing(model, data_args.packing, training_args)
     training_args.remove_unused_columns = False
-    columns = ["word_ids", "document"]
+    apart = ["word_ids", "document"]
     trainer = TimedTrainer(
         model,
         training_args,
-        train_dataset=rows.remove_columns(columns),
-        eval_dataset=held_out.remove_columns(columns),
+        train_dataset=rows.remove_columns(apart),
+        eval_dataset=held_out.remove_columns(apart),
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer),
-        eval_collator=TokenCollator(tokenizer),
+        data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer, page=columns),
+        eval_collator=TokenCollator(tokenizer, page=columns),
         max_minutes=training_args.max_minutes,
     )
 
     def measure() -> dict[str, Any]:
-        logits = trainer.predict(held_out.remove_columns(columns)).predictions
+        logits = trainer.predict(held_out.remove_columns(apart)).predictions
         return tag_scores(logits, held_out, held_texts, names) if trainer.is_world_process_zero() else {}
 
     before, after = train(trainer, run, measure), measure()
@@ -111,13 +122,16 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     return save_run(trainer, run, log, describe_tokens)
 
 
-def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Documents to train on and to evaluate on, with the columns ``words`` and ``tags`` (names).
+def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None = None) -> tuple[Dataset, Dataset]:
+    """Documents to train on and to evaluate on, with the columns ``words`` and ``tags`` (names), and ``boxes`` and ``xpaths`` where
+    ``places_column`` holds them.
 
     Raises:
         DataError: a missing column, words without tags, or a single tag.
     """
-    data, held_out = held_back(args, lambda source, split: read_words(source, split, args.words_column, args.tags_column), seed)
+    data, held_out = held_back(
+        args, lambda source, split: read_words(source, split, args.words_column, args.tags_column, places_column), seed
+    )
     known = tag_names(data)
     if len(known) < 2:
         raise DataError(f"all words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn")
