@@ -27,14 +27,20 @@ class PictureGraph(OnePassGraph):
 
     def __init__(self, model: nn.Module, pictures: VerificationPictures, size: tuple[int, ...]) -> None:
         arguments = pictures.rule.arguments(pictures.config, pictures.pixels(size))
+        of_head = pictures.rule.arguments_of_head(model, arguments)
+        arguments |= {name: value for name, value in of_head.items() if not isinstance(value, Tensor)}
         super().__init__(model, {name: value for name, value in arguments.items() if not isinstance(value, Tensor)})
         self.pictures, self.size = pictures, size
         self.names = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
 
     def forward(
-        self, pixel_values: Tensor | None = None, input_values: Tensor | None = None, noise: Tensor | None = None
+        self,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        noise: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        return self.run(pixel_values=pixel_values, input_values=input_values, noise=noise)
+        return self.run(pixel_values=pixel_values, input_values=input_values, noise=noise, pixel_values_videos=pixel_values_videos)
 
     @property
     def inputs(self) -> tuple[str, ...]:

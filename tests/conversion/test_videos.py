@@ -12,7 +12,8 @@ from transformers.models.videomae.image_processing_pil_videomae import VideoMAEI
 
 from hf_longattn.conversion import ConversionReport, convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
 from hf_longattn.conversion.processors import FILE, VIDEO_FILE, load_video_processor, picture_size
-from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError
+from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError
+from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
 
 from ..modeling import grid_models
@@ -80,6 +81,17 @@ def test_sliding_windows_of_a_rectangular_video(base: str, head: str, tmp_path: 
     assert any("does not cover" in check.detail or check.status == "needs training" for check in report.checks)
     assert plan_conversion(source, frames=8).to_dict()["new_video_size"] == [8, 32, 32]
     assert plan_conversion(source, image_size=64).to_dict()["new_video_size"] == [4, 64, 64]
+
+
+@pytest.mark.parametrize(("base", "head"), [HEADS[0], HEADS[2]])
+def test_a_twin_reads_videos_of_the_old_size(base: str, head: str, tmp_path: Path) -> None:
+    source = saved(base, head, tmp_path / "short")
+    convert_checkpoint(source, tmp_path / "full", mechanism="full")
+    checks = statuses(export_native(tmp_path / "full", tmp_path / "twin"))
+    assert checks["equal to the long model at 4 frames of 32 × 32 pixels"] == checks["equal gradients"] == "passed"
+    convert_checkpoint(source, tmp_path / "long", mechanism="full", frames=8, verify=False)
+    with pytest.raises(ExportError, match=rf"A plain {head} reads videos of 4 frames of 32 × 32 pixels only"):
+        export_native(tmp_path / "long", tmp_path / "other")
 
 
 class TestRefusals:

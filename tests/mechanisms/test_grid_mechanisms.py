@@ -126,6 +126,9 @@ OF_EACH_AXIS: list[tuple[str, dict[str, Any], Cell]] = [
     ("local2d", {"radius": (1, 4)}, (17, 19)),
     ("local2d", {"radius": (0, 3, 1)}, (6, 7, 8)),
     ("neighborhood", {"kernel_size": (5, 2), "stride": (2, 1), "dilation": (1, 4), "is_causal": (False, True)}, (17, 19)),
+    ("window2d", {"window": (2, 3, 5), "shift": "alternate"}, (6, 7, 8)),
+    ("local2d", {"radius": (1, 2, 3), "chunks": True}, (6, 7, 8)),
+    ("neighborhood", {"kernel_size": (2, 3, 3), "stride": (1, 2, 3), "dilation": (3, 1, 2)}, (6, 7, 8)),
     ("neighborhood", {"kernel_size": (6, 7, 8)}, (6, 7, 8)),
     ("neighborhood", {"kernel_size": (3, 3, 4), "is_causal": (True, False, False)}, (6, 7, 8)),
     ("axial", {"axes": "0+2"}, (6, 7, 8)),
@@ -225,6 +228,23 @@ def test_windows_of_a_neighborhood_slide_inwards() -> None:
     assert windows == [[0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4], [4, 5, 6], [4, 5, 6], [4, 5, 6]]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "tile", "tiles"), [((6, 12, 9), (2, 4, 3), 3), ((9, 5, 10), (3, 1, 2), 3), ((8, 12), (2, 3), 3), ((30,), (3,), 5)]
+)
+def test_sliding_tiles_are_a_neighborhood_with_a_stride_of_a_tile(sizes: Cell, tile: Cell, tiles: int) -> None:
+    """Sliding Tile Attention (Zhang et al. 2025): all queries of a tile see whole tiles, as many along each axis, that slide inwards."""
+    grid = Grid(sizes)
+    mechanism = built("neighborhood", {"kernel_size": tuple(tiles * side for side in tile), "stride": tile}).on(grid)
+    along = []
+    for cells, side in zip(sizes, tile, strict=True):
+        first = [min(max(number - tiles // 2, 0), cells // side - tiles) for number in range(cells // side)]
+        along.append([set(range(first[cell // side] * side, (first[cell // side] + tiles) * side)) for cell in range(cells)])
+    cells = list(itertools.product(*map(range, sizes)))
+    seen = torch.tensor([[all(k in line[q] for line, q, k in zip(along, query, key, strict=True)) for key in cells] for query in cells])
+    positions = torch.arange(grid.length)
+    assert torch.equal(mechanism.mask_mod(False, None)(0, 0, positions[:, None], positions), seen)
+
+
 LARGE: list[tuple[str, dict[str, Any], str]] = [
     ("window2d", {"window": 7}, "windows"),
     ("local2d", {"radius": 3}, "cpu-halo"),
@@ -236,9 +256,21 @@ LARGE: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "path"), LARGE)
-def test_float32_and_bfloat16_on_a_larger_grid(name: str, options: dict[str, Any], path: str) -> None:
-    grid, mechanism, paths = Grid((37, 41), 1), built(name, options), []
+OF_A_VIDEO: list[tuple[str, dict[str, Any], str]] = [
+    ("window2d", {"window": (2, 5, 7)}, "windows"),
+    ("local2d", {"radius": (1, 3, 3)}, "cpu-halo"),
+    ("neighborhood", {"kernel_size": (3, 7, 7), "stride": (1, 2, 3)}, "cpu-halo"),
+    ("neighborhood", {"kernel_size": (3, 6, 6), "stride": (1, 2, 2)}, "cpu-halo"),
+    ("axial", {"axes": "0"}, "windows"),
+    ("axial", {"axes": "both"}, "cpu-gathered"),
+]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name", "options", "path"), [((37, 41), *case) for case in LARGE] + [((7, 17, 13), *case) for case in OF_A_VIDEO]
+)
+def test_float32_and_bfloat16_on_a_larger_grid(sizes: Cell, name: str, options: dict[str, Any], path: str) -> None:
+    grid, mechanism, paths = Grid(sizes, 1), built(name, options), []
     inputs = qkv(grid, dtype=torch.float32)
     wanted = reference_attend(*inputs, mechanism, grid=grid)
     with observe(lambda _, choice: paths.append(choice.path)):

@@ -37,6 +37,17 @@ def test_tiles(height: int, width: int, prefix: int, tile: tuple[int, int]) -> N
     assert order.tolist() == tiles_by_hand(height, width, prefix, tile)
 
 
+def test_tiles_of_a_video() -> None:
+    """Of time, height and width, with empty places where the grid is not a multiple."""
+    grid, order = Grid((4, 3, 6), 1), token_order(Grid((4, 3, 6), 1), "tiles:2x2x3", CPU)
+    expected = [0] + [-1] * 11
+    for tile in itertools.product(range(0, 4, 2), range(0, 3, 2), range(0, 6, 3)):
+        for frame, row, column in itertools.product(*(range(first, first + side) for first, side in zip(tile, (2, 2, 3), strict=True))):
+            expected.append(1 + (frame * 3 + row) * 6 + column if row < 3 else -1)
+    assert order.tolist() == expected
+    assert grid.length == sum(place >= 0 for place in expected)
+
+
 def test_columns_and_raster() -> None:
     assert token_order(Grid((2, 3), 1), "columns", CPU).tolist() == [0, 1, 4, 2, 5, 3, 6]
     assert token_order(Grid((2, 3), 1), "raster", CPU).tolist() == list(range(7))

@@ -14,7 +14,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 from hf_longattn.export import export_checkpoint
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.family.grid_rule import PIXELS, StagedGrid
+from hf_longattn.modeling.family.grid_rule import StagedGrid
 from scripts.dev.tools.family_checkpoints import SHAPE, Checkpoint
 from scripts.dev.tools.family_checks import Differs, NotApplicable, Subject
 from scripts.dev.tools.small_models import small_picture_config
@@ -23,7 +23,7 @@ PICTURE_FAMILIES = {base: family for base, family in FAMILIES.items() if family.
 """The families whose input is a grid of patches, of pixels or of a spectrogram, by their base."""
 PATCH, SIDE = 8, 8
 """Pixels of a patch, and patches along each axis of the pictures for which the checkpoints are made; those of a spectrogram overlap."""
-TASKS = ("ImageClassification", "AudioClassification", "PreTraining")
+TASKS = ("ImageClassification", "VideoClassification", "AudioClassification", "PreTraining")
 """The heads that are checked, the first that a base has; a base without one is checked as it is."""
 USUAL_PROCESSOR = "ViTImageProcessorPil"
 """Of bases for which transformers names none that needs Pillow alone."""
@@ -45,7 +45,11 @@ def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
                 parameter.mul_(4)
     model.save_pretrained(folder)
     rule: Any = FAMILIES[base].grid
-    if rule.input != PIXELS:
+    if rule.noun == "video":
+        crop = {"height": PATCH * SIDE, "width": PATCH * SIDE}
+        transformers.VideoMAEImageProcessorPil(size={"shortest_edge": PATCH * SIDE}, crop_size=crop).save_pretrained(folder)
+        return Checkpoint(base, type(model).__name__, folder, "VideoMAEImageProcessorPil", rule.longest(config))
+    if not rule.reads_pictures:
         transformers.ASTFeatureExtractor(num_mel_bins=PATCH * SIDE, max_length=PATCH * SIDE).save_pretrained(folder)
         return Checkpoint(base, type(model).__name__, folder, "ASTFeatureExtractor", SIDE**2)
     towers = (base, base.removesuffix("_vision_model"))
@@ -76,7 +80,7 @@ class PictureSubject(Subject):
         size = self.rule.sizes(config)[0]
         side = max(self.rule.of_size(config, size).sizes)
         chosen = [] if self.family.own_attention else ["--mechanism", "window2d", "--option", f"window={side}"]
-        return [*chosen, self.rule.size_flag, self.rule.typed(self.rule.doubled(size))]
+        return [*chosen, self.rule.size_flag, *self.rule.typed(self.rule.doubled(size)).split()]
 
     def convert(self) -> str:
         self._check_size()
@@ -126,7 +130,10 @@ class PictureSubject(Subject):
     def _inputs(self, batch: int, length: int, *, left: bool = False) -> dict[str, Tensor]:
         """Pictures of random pixels with ``length`` patches along each axis, or spectrograms of as many pixels along time."""
         config = self.family.config_class.from_pretrained(self._converted)
-        if self.rule.input != PIXELS:
+        if self.rule.noun == "video":
+            shape = (batch, self.rule.channels(config), self.rule.sizes(config)[0][0], *2 * [PATCH * length])
+            return self.rule.arguments(config, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        if not self.rule.reads_pictures:
             bins, frames = PATCH * SIDE, PATCH * length
             return self.rule.arguments(config, torch.randn(batch, 1, bins, frames, generator=torch.Generator().manual_seed(0)))
         pixels = torch.randn(batch, config.num_channels, *2 * [PATCH * length], generator=torch.Generator().manual_seed(0))

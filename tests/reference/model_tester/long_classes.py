@@ -14,7 +14,7 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.family.grid_rule import PIXELS, StagedGrid
+from hf_longattn.modeling.family.grid_rule import StagedGrid
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
@@ -127,7 +127,7 @@ class PictureTester(Tester):
         super().__init__(parent, base, plain)
         self.num_hidden_layers = 4 if base in FOUR_LAYERS else SHAPE.layers
         config, rule = self.get_config(), long_families.FAMILIES[base].grid
-        cells = (self.image_size // self.patch_size) ** 2 if rule.input == PIXELS else rule.of_size(config, rule.sizes(config)[0]).cells
+        cells = (self.image_size // self.patch_size) ** 2 if rule.reads_pictures else rule.of_size(config, rule.sizes(config)[0]).cells
         self.num_masks, self.mask_length = cells // 2, cells
         self.seq_length = int(cells * (1 - getattr(config, "mask_ratio", 0))) + rule.prefix_of(config)
 
@@ -144,7 +144,12 @@ class PictureTester(Tester):
 
     def prepare_config_and_inputs_for_common(self):
         side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].grid
-        if rule.input != PIXELS:  # a spectrogram
+        if rule.noun == "video":
+            config = self.get_config()
+            size = rule.sizes(config)[0]
+            inputs = {rule.input: floats_tensor([self.batch_size, size[0], rule.channels(config), *size[1:]])}
+            return config, inputs
+        if not rule.reads_pictures:  # a spectrogram
             config = self.get_config()
             return config, {rule.input: floats_tensor([self.batch_size, config.max_length, config.num_mel_bins])}
         if rule.shapes is None:
