@@ -60,7 +60,7 @@ CONVERSION = (
     ("verify_loss",),
     ("verify", "verify_outputs", "verify_generic", "verify_sizes", "verify_audio", "verify_grid", "verify_towers"),
     ("native",),
-    ("convert", "revert"),
+    ("convert", "revert", "revert_generic"),
     ("__init__",),
 )
 # And inside `modeling`.

@@ -351,7 +351,8 @@ def text_stack(config: Any, model: nn.Module | None = None) -> Any:
     base: Any = getattr(model, "base_model", model)
     if base is None or chosen is not None:
         with torch.device("meta"), checkpoint_errors("No model can be built from this config"):
-            base = AutoModel.from_config(copy.deepcopy(config))  # building writes into it
+            plain = base is not None and not isinstance(config, LongConfig)  # a tower may have no Auto class
+            base = (type(base) if plain else AutoModel.from_config)(copy.deepcopy(config))  # building writes into it
             if chosen is not None and not isinstance(config, LongConfig):
                 enable_long_attention(base, chosen)
     return encoder_of(base)

@@ -13,7 +13,7 @@ from ..conversion.audio_seconds import audio_family
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
 from ..modeling.family.audio_rule import MASK, AudioRule
-from ..modeling.family.definition import Family, family_of
+from ..modeling.family.definition import Family, known_family
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.stream_rule import Convolution, Section
 
@@ -58,12 +58,13 @@ class AuditPictures:
 
     @classmethod
     def of(cls, config: Any, *, length: int | None, url: str | None) -> AuditPictures | None:
-        """The pictures of a Long model of pictures; ``None`` for any other model.
+        """The pictures of a model of pictures with mechanisms; ``None`` for any other model.
 
         Raises:
             LengthError, OptionError: a length, or a server, which are for texts.
         """
-        rule = getattr(family_of(config), "grid", None) if getattr(config, "base_model_type", None) else None
+        has_mechanisms = getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)
+        rule = getattr(known_family(config), "grid", None) if has_mechanisms else None
         if rule is None:
             return None
         if rule.shapes is not None:

@@ -7,6 +7,7 @@ that a server has cut off: nothing changes where something should.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..configuration import LongAttentionConfig
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.pooling import sentence_pooling
 from ..conversion.sources.folder import has_safetensors, read_config
@@ -24,9 +26,10 @@ from ..conversion.tensor_names import check_complete
 from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors
 from ..export.onnx import LONG_CONFIG
+from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, model_name
 from ..modeling.family.validation import known_length
-from ..modeling.generic import load_generic
+from ..modeling.generic import attention_of_towers, load_generic, mark_generic, towers_of
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
 from .inputs import LONGEST, SHORTEST, AuditInputs, AuditPictures, AuditSounds, sounds_of
@@ -42,7 +45,7 @@ from .targets import (
     ordinary_ids,
     single_words,
 )  # fmt: skip
-from .verdict import ReachAudit, audited
+from .verdict import ReachAudit, TowersAudit, audited
 
 DEFAULT_LENGTH = 2048
 WITH_MASK = (
@@ -67,7 +70,7 @@ def audit_reach(
     timeout: float = 60.0,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> ReachAudit:
+) -> ReachAudit | TowersAudit:
     """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
 
     Sets of tokens are replaced, of a model of pictures patches and of one of sound frames, and outputs that the config lets depend on none
@@ -93,7 +96,7 @@ def audit_reach(
         timeout: seconds to wait for each answer of the server.
         revision, token: of the Hub repository.
     Returns:
-        The audit; ``audit.agrees`` is the verdict.
+        The audit, or those of the towers that have mechanisms apart; ``audit.agrees`` is the verdict.
     Raises:
         LengthError: the length is longer than the model's, or not positive.
         OptionError: contradicting arguments, or a model, graph or server that cannot be run.
@@ -121,6 +124,9 @@ def audit_reach(
         name = str(model)
         folder = _folder(name, weights, revision, token)
         loaded, config = _load(folder, name, weights, attn_implementation)
+    if weights and (towers := attention_of_towers(config)):
+        settings: dict[str, Any] = {"length": length, "exhaustive": exhaustive, "tolerance": tolerance}
+        return _audit_towers(loaded, towers, settings)
     tokenizer = None if folder is None else load_tokenizer(folder)
     stack = text_stack(config, loaded)
     inputs = inputs_of(config, length=length, url=url)
@@ -151,6 +157,31 @@ def audit_reach(
         return result
     agrees = audit(ModelTarget(loaded, inputs.with_mask())).agrees
     return replace(result, note=WITH_MASK) if agrees else result
+
+
+def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], settings: Mapping[str, Any]) -> TowersAudit:
+    """The audit of every tower with mechanisms, as a model of its own.
+
+    Raises:
+        OptionError: no tower can be audited.
+    """
+    audits, notes = {}, []
+    for name, attention in attentions.items():
+        tower = copy.copy(towers_of(model)[name])  # with the same modules; the config is its own
+        tower.config = copy.deepcopy(tower.config)
+        mark_generic(tower.config, attention)
+        if packs_pictures(tower):
+            notes.append(
+                f"The tower {name} packs pictures of different sizes, which are not audited; look at hf_longattn.explain(model, inputs)."
+            )
+            continue
+        of_tower = {**settings, "length": None} if inputs_of(tower.config, length=None, url=None) is not None else settings
+        audit = audit_reach(tower, **of_tower)
+        assert isinstance(audit, ReachAudit)
+        audits[name] = replace(audit, model=f"{model_name(model)}, tower {name}")
+    if not audits:
+        raise OptionError(" ".join(notes))
+    return TowersAudit(audits, tuple(notes))
 
 
 def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInputs | None:

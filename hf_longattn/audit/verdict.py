@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,6 +79,27 @@ class ReachAudit:
         fields = ("model", "subject", "length", "runs", "seconds", "exhaustive", "exhaustive_runs", "noise", "agrees", "note")
         values = {name: getattr(self, name) for name in fields}
         return {**values, "probes": list(self.probes), "stages": [asdict(stage) for stage in self.stages]}
+
+
+@dataclass(frozen=True)
+class TowersAudit:
+    """The audits of the towers of a model by their names.
+
+    notes: which towers were not audited, and why.
+    """
+
+    towers: Mapping[str, ReachAudit]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing contradicts the config."""
+        return all(audit.agrees for audit in self.towers.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        towers = {name: audit.to_dict() for name, audit in self.towers.items()}
+        return {"agrees": self.agrees, "towers": towers, "notes": list(self.notes)}
 
 
 def audited(

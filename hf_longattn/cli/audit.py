@@ -51,6 +51,7 @@ def audit(
     or an input was cut off.
     """
     from ..audit import audit_reach
+    from ..audit.verdict import TowersAudit
     from .show import show_audit
     from .terminal import print_json, say
 
@@ -70,6 +71,19 @@ def audit(
         revision=revision,
         token=token,
     )
+    if isinstance(result, TowersAudit):
+        if plot is not None:
+            raise typer.BadParameter("draws one stack, and this model has towers with mechanisms apart; leave it out.", param_hint="--plot")
+        if as_json:
+            print_json(result.to_dict())
+        else:
+            for audit_of_tower in result.towers.values():
+                show_audit(audit_of_tower)
+            for note in result.notes:
+                say(note)
+        if not result.agrees:
+            raise typer.Exit(1)
+        return
     if plot is not None:
         from .plot import draw_audit
 

@@ -20,8 +20,8 @@ from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
-from ..reading import is_long, read_json_object
-from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
+from ..reading import is_generic, is_long, read_json_object
+from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, read_long
 from .audio_seconds import sound_model
 from .config import RevertConfig
 from .folders import open_for_writing, short_name, write_planned
@@ -41,6 +41,7 @@ from .report import (
     StageProgress,
     equality,
 )
+from .revert_generic import check_plain_outputs, plain_parts
 from .sources.base import ResultInfo, Source, TowerSource, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
@@ -105,6 +106,8 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
             "give a converted one."
         )
     refuse_quantised(source)
+    if is_generic(source.config):
+        return _plan_generic(source, settings)
     cast, positions = parse_dtype(settings.dtype), settings.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
@@ -211,6 +214,25 @@ def _plan_towers(source: Source, settings: RevertConfig, family: Family, long_co
         length_before=longest.length_before,
         files={name: values for plan in plans.values() for name, values in plan.files.items()},
         towers=plans,
+    )
+
+
+def _plan_generic(source: Source, settings: RevertConfig) -> RevertPlan:
+    """For a plain class with mechanisms."""
+    architecture, config, tensors, length, warnings = plain_parts(source, settings)
+    return RevertPlan(
+        source=source,
+        architecture=architecture,
+        config=config,
+        old_length=length,
+        new_length=length,
+        positions=UNCHANGED,
+        tensors=tuple(tensors),
+        max_shard_size=settings.max_shard_size,
+        long_config=config,
+        warnings=tuple(warnings),
+        changed="",
+        length_before=None,
     )
 
 
@@ -466,7 +488,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
         plan,
         ResultInfo(target, base_class, "transformers", plan.new_length, name=str(destination)),
         verify=lambda stage: verify_reversion(plan, stage, inputs) if inputs else [],
-        verified_on=None if inputs is None else inputs.describe(),
+        verified_on=None if inputs is None else "seeded inputs" if is_generic(opened.config) else inputs.describe(),
         settings=settings.to_dict(),
         report_file=REVERT_REPORT,
         clock=clock,
@@ -483,6 +505,8 @@ MAX_COMPARED_TOKENS = 1024
 def verify_reversion(plan: RevertPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
+    if isinstance(plan.architecture, GenericArchitecture):
+        return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
     parts = plan.towers or {"": plan}
     running = choose_running(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:

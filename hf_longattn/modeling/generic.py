@@ -181,6 +181,13 @@ def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtte
     return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
 
 
+def attention_of_towers(config: Any) -> dict[str, LongAttentionConfig]:
+    """The attention of each tower of a plain class by its name; empty where a config gives one for all, or none."""
+    chosen = getattr(config, "long_attention", None)
+    attention = _read_attention(chosen) if isinstance(chosen, Mapping) and TOWERS in chosen else {}
+    return attention if isinstance(attention, dict) else {}
+
+
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
     """The parts of a model with a config of their own, by the name of that config: ``vision_config`` is the tower ``vision``.
 

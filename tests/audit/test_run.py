@@ -22,13 +22,15 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import hf_longattn.families as families
-from hf_longattn import convert_checkpoint, enable_long_attention, export_checkpoint, list_mechanisms
+from hf_longattn import convert_checkpoint, enable_long_attention, export_checkpoint, list_mechanisms, load_generic
 from hf_longattn.audit import audit_reach, run, targets
 from hf_longattn.cli import main
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.modeling.generic import towers_of
 from tests.audit.fakes import WORDS, graph, serving, window
 from tests.grids import grid
+from tests.modeling.test_generic_towers import build
 from tests.reference.small_models import long_config
 from tests.unsupported import ENCODER
 
@@ -106,6 +108,37 @@ def test_a_plain_architecture_with_mechanisms_agrees(tmp_path: Path) -> None:
     assert audit_reach(model, length=160).agrees
     model.set_attn_implementation("sdpa")
     assert "which the config keeps apart" in audit_reach(model, length=160).stages[0].problem
+
+
+def test_the_reach_of_each_tower_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("siglip")[0].save_pretrained(tmp_path / "plain")
+    towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "local2d", "radius": 1}}
+    convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, verify=False)
+    audit = audit_reach(tmp_path / "long")
+    assert audit.agrees
+    assert set(audit.towers) == {"text", "vision"}
+    assert audit.towers["text"].stages[0].measured == (8, 8)
+    assert audit.towers["vision"].stages[0].mechanism.startswith("local2d")
+    model: Any = load_generic(tmp_path / "long")
+    towers_of(model)["text"].set_attn_implementation("sdpa")
+    found = audit_reach(model).towers
+    assert "which the config keeps apart" in found["text"].stages[0].problem
+    assert found["vision"].agrees
+    with pytest.raises(SystemExit) as stopped:
+        main(["audit", str(tmp_path / "long")])
+    assert stopped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tower text" in said
+    assert "tower vision" in said
+
+
+def test_towers_that_pack_pictures_are_named_and_left_out() -> None:
+    model = build("qwen2_vl")[0]
+    towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "local2d", "radius": 1}}
+    audit = audit_reach(enable_long_attention(model, {"towers": towers}), length=64)
+    assert audit.agrees
+    assert set(audit.towers) == {"text"}
+    assert "The tower vision packs pictures of different sizes" in audit.notes[0]
 
 
 def test_a_graph_without_the_window_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

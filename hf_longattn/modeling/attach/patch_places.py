@@ -68,10 +68,15 @@ class PatchPlaces:
         return self._known[borders]
 
 
+def packs_pictures(stack: PreTrainedModel) -> bool:
+    """Whether a stack is a tower that packs pictures of different sizes into one row."""
+    taken = inspect.signature(type(stack).forward).parameters
+    return GRIDS_ARGUMENT in taken or (SIZES_ARGUMENT in taken and hasattr(stack.config, "patch_size"))
+
+
 def hook_patch_places(stack: PreTrainedModel) -> None:
     """Have a stack that reads pictures tell its attention modules where their patches lie; nothing for other stacks."""
-    taken = inspect.signature(type(stack).forward).parameters
-    packs = GRIDS_ARGUMENT in taken or (SIZES_ARGUMENT in taken and hasattr(stack.config, "patch_size"))
+    taken, packs = inspect.signature(type(stack).forward).parameters, packs_pictures(stack)
     family = known_family(stack.config)
     if not packs and (family is None or family.grid is None or family.grid.input not in taken):
         return

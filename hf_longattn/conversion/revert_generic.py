@@ -1,0 +1,71 @@
+"""From a plain class with mechanisms (``--generic``) back to the plain class: its config and weights without those of the mechanisms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig
+
+from ..errors import CheckpointError, OptionError, checkpoint_errors
+from ..modeling.generic import MECHANISM_NAME_PART, load_generic, stacks_of
+from ..private_apis import attention_implementation
+from ..reading import named_class, plain_names, read_json_object
+from .architectures import GenericArchitecture, PlainFamily
+from .config import RevertConfig
+from .model_loading import load_plain
+from .plan_tensors import TensorPlan, parse_dtype
+from .report import REPORT, Check, equality
+from .seeded_inputs import run_inputs, seeded_inputs
+from .sources.base import Source, open_source
+from .verify_outputs import difference
+
+
+def plain_parts(source: Source, settings: RevertConfig) -> tuple[GenericArchitecture, Any, list[TensorPlan], int, list[str]]:
+    """Architecture, config and tensors of the plain model, the tokens that both take, and what is not restored.
+
+    Raises:
+        OptionError: settings for position tables, which a plain class keeps.
+        CheckpointError: the config names no class of transformers.
+    """
+    flags = ["--max-length"] * (settings.max_length is not None) + ["--positions"] * (settings.positions != RevertConfig.positions)
+    if flags:
+        raise OptionError(f"{source.name!r} was converted with --generic, which left its positions as they were; leave {flags[0]} out.")
+    values = {name: value for name, value in plain_names(source.config).items() if name != "long_attention"}
+    base = named_class(values, "")
+    with checkpoint_errors(f"The config.json of {source.name!r} is not valid for a {base}"):
+        config: Any = AutoConfig.for_model(**values)
+    if not hasattr(transformers, base):
+        raise CheckpointError(f"{source.name!r} names the class {base!r}, which transformers {transformers.__version__} does not have.")
+    architecture = GenericArchitecture(PlainFamily(type(config)), config, base, base)
+    cast = parse_dtype(settings.dtype)
+    if cast is not None:
+        config.dtype = cast
+    tensors = []
+    for name, header in source.tensors.items():
+        dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
+        dropped = MECHANISM_NAME_PART in name
+        reason = "not a parameter of the plain model" if dropped else ""
+        shape = None if dropped else header.shape
+        tensors.append(TensorPlan(name, "dropped" if dropped else "kept", dtype, header.shape, shape, header, reason=reason))
+    report = source.folder / REPORT
+    plan = (read_json_object(report).get("plan") if report.is_file() else None) or {}
+    old, new = (int(plan.get(name) or 0) for name in ("old_length", "new_length"))
+    warnings = [f"The rotary positions stay those of the conversion, for {new:,} tokens instead of {old:,}."] if old != new else []
+    return architecture, config, tensors, new, warnings
+
+
+def check_plain_outputs(plan: Any, result: Path) -> list[Check]:
+    """The outputs of the plain model equal those of the source with the class's attention."""
+    long: Any = nn.Module.float(load_generic(plan.source.folder))
+    inputs = seeded_inputs(long)
+    plain: Any = load_plain(open_source(result), plan.architecture, torch.float32)
+    for stack in stacks_of(long):
+        stack.set_attn_implementation(attention_implementation(plain.config))
+    largest, relative = difference(run_inputs(long, inputs), run_inputs(plain, inputs))
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+    detail = f"outputs for {shapes}: largest difference from the source with the class's attention {largest:.1e}"
+    return [equality("equal to the source with the class's attention", detail, relative, {"max_abs_difference": largest})]
