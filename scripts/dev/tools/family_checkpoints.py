@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.models.esm.configuration_esm import get_default_vocab_list
 
@@ -57,7 +56,7 @@ class Checkpoint:
             return "encoder-decoder"
         if self.head.endswith("ForTokenClassification"):
             return "labels"
-        if self.head == MODEL_MAPPING_NAMES[self.base]:
+        if self.head == FAMILIES[self.base].base_model_name:
             return "embedder"
         return "encoder" if self.head.endswith("ForMaskedLM") else "decoder"
 

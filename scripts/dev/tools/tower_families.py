@@ -100,7 +100,10 @@ class TowersSubject(Subject):
             return super()._converted
         folder = self.folder / "loaded"
         if not folder.is_dir():
-            towers = {"text": {"mechanism": "window", "window": 64}, "vision": {"mechanism": "window2d", "window": SIDE}}
+            towers = {
+                "text": {"mechanism": "window", "window": 2 * self.checkpoint.length},
+                "vision": {"mechanism": "window2d", "window": SIDE},
+            }
             config = self.family.config_class.from_pretrained(self.checkpoint.folder, long_attention={"towers": towers})
             config.text_config.max_position_embeddings = GROWTH * self.checkpoint.length
             self.long_class.from_pretrained(self.checkpoint.folder, config=config).save_pretrained(folder)
