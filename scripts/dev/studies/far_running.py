@@ -213,6 +213,8 @@ def run_system(task: Task, args: argparse.Namespace, seed: int, system: System) 
     first, drawn = (next(batches(task, Shown(side), args.memory_batch, 40_000)) for side in (2 * args.short_size, size))
     memory = step_memory(model, logits, first, drawn, task.labelled)
     row: dict[str, Any] = {"MB": memory, BEFORE: test(args.other_examples)}
+    if system.check is not None:
+        row["check"] = system.check(small_folder(task, args, seed), model)
     steps = [math.ceil(part.examples / part.batch) for part in args.stages]
 
     def examples() -> Iterator[tuple[Tensor, Tensor]]:
@@ -296,7 +298,7 @@ def page(result: Mapping[str, Any], task: Task) -> str:
         f"the process held after one over {items} of {task.of_size(2 * small)}. Each system ran in a process of its own.",
         "",
     ]
-    heads = ["before", "after", "points below full attention", *(["points above chunks"] if baseline else []), "control"]
+    heads = ["before", "after", "points below full attention", *([f"points above {task.baseline_word}"] if baseline else []), "control"]
     heads += [f"s a training {task.item}", f"s a {task.item} read", "s in all", "MB"]
     lines += [f"| system | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for name in names_of:
@@ -309,7 +311,8 @@ def page(result: Mapping[str, Any], task: Task) -> str:
             f"{np.mean([sum(part['seconds'] for part in row['stages']) for row in rows]):.0f}", f"{max(row['MB'] for row in rows):.0f}",
         ]  # fmt: skip
         lines.append(f"| {rows[0]['name']}{seeds} | {' | '.join(cells)} |")
-    notes = [*result["notes"], f"Machine: {result['machine']}."]
+    checks = [f"{row['name']}, seed {run['seed']}: {row['check']}." for run in runs for row in run["systems"].values() if "check" in row]
+    notes = [*result["notes"], *checks, f"Machine: {result['machine']}."]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), f"- Command: `{result['command']}`", ""])
 
 

@@ -41,11 +41,13 @@ class System(NamedTuple):
     name: its row in the table.
     load: loads the model of a folder for inputs of a size.
     read: the logits of inputs, ``(B, classes)``, or of tokens, ``(B, tokens or 1 + tokens, classes)``.
+    check: compares the model with the small one of a folder before training, and says what was compared.
     """
 
     name: str
     load: Callable[[Path, int], nn.Module]
     read: Read
+    check: Callable[[Path, nn.Module], str] | None = None
 
 
 class Task(abc.ABC):
@@ -70,6 +72,8 @@ class Task(abc.ABC):
     baselines: ClassVar[tuple[str, ...]] = ()
     """The systems that users have today: the page says by how many points others are above the best of them
     that all seeds have."""
+    baseline_word: ClassVar[str] = "chunks"
+    """What the page calls them in short."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Of the command line, where they are not those of a picture."""
 
