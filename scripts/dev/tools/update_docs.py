@@ -109,7 +109,10 @@ def describe(record: dict[str, Any]) -> str:
     layers = f"{case['layers']} layers, " if record["kind"] != "attention" else ""
     globals_ = f", {case['num_globals']} global tokens" if case["num_globals"] else ""
     shape = f"B={case['batch']}, H={case['heads']}, D={case['head_dim']}, {case['dtype']}"
-    return f"{record['kind'].capitalize()}, `{case['mechanism']}` ({options}{globals_}), {form}, {passes}; {layers}{shape}; median ms."
+    base = f" of {case['base']}" if case.get("base", "bert") != "bert" else ""
+    clock = " of processor time" if record.get("clock", "time") != "time" else ""
+    mechanism = f"`{case['mechanism']}` ({options}{globals_})"
+    return f"{record['kind'].capitalize()}{base}, {mechanism}, {form}, {passes}; {layers}{shape}; median ms{clock}."
 
 
 def recipes() -> str:
