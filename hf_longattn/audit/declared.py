@@ -154,6 +154,12 @@ class StackReach(Reach):
         return tokens
 
 
+def convolution_width(config: Any) -> int:
+    """The tokens of DeBERTa-v2's convolution next to its first layer, 0 without one. Nyströmformer's field of this name is of the mechanism
+    ``nystrom``."""
+    return 0 if hasattr(config, "num_landmarks") else int(getattr(config, "conv_kernel_size", 0))
+
+
 class DeclaredReach:
     """What a config says of every layer of the text's stack: an encoder's, or a decoder's if there is no encoder.
 
@@ -228,7 +234,7 @@ class DeclaredReach:
         holder.config = config
         rule = token_rule(holder) if len(holder) else None
         chosen = None if rule is None else rule.mask(row, torch.ones_like(row, dtype=torch.bool))
-        if self.sounds is None and (width := getattr(config, "conv_kernel_size", 0)):  # DeBERTa-v2's convolution next to its first layer
+        if self.sounds is None and (width := convolution_width(config)):
             convolution = LayerReach(f"convolution over {width} tokens", self.length, True, False, width // 2, width // 2, self._nowhere)
             self.outside.append(convolution)
         return [self._of_site(mechanism, site.decoding, chosen) for mechanism, site in zip(mechanisms, sites, strict=True)]

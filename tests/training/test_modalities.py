@@ -21,9 +21,12 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoTokenizer,
+    BartConfig,
+    BartModel,
     PreTrainedTokenizerBase,
 )
 
+from hf_longattn import LongBertConfig, LongBertModel
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.audio import Hearing
@@ -290,6 +293,18 @@ def test_calls_with_the_wrong_inputs_are_a_sentence(backbone: str) -> None:
     with pytest.raises(OptionError, match="not none"):
         model()
     assert torch.equal(model(input_ids=ids).last_hidden_state, text_model(input_ids=ids).last_hidden_state)
+
+
+def test_backbones_that_cannot_read_patches_in_a_line_are_a_sentence() -> None:
+    """Encoder-decoders, and mechanisms that compare places on a grid."""
+    shape = {"vocab_size": 99, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    bart = BartModel(BartConfig(**shape, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64))
+    with pytest.raises(BackendError, match="BartModel is not an encoder or decoder of texts that takes inputs_embeds"):
+        LongMultimodalModel.of(bart)
+    sizes = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    for attention in ({"mechanism": "window2d", "window": 3}, {"mechanism": "window", "window": 8, "order": "hilbert"}):
+        with pytest.raises(LongAttentionError, match="grid"):
+            LongMultimodalModel.of(LongBertModel(LongBertConfig(**sizes, long_attention=attention)))
 
 
 def test_arguments_on_the_command_line(backbone: str, tasks: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@
 Models are small and have random weights; mechanisms have the options of scripts/dev/tools/native_cases.py, with which one is transformers'
 where there is such an architecture. Every twin is written and compared by `longattn export --format native`, read in an interpreter that
 has transformers but not this package, and written as GGUF where llama.cpp computes the same. Where there is no twin, the cell has the
-reason."""
+reason. Of pictures, videos and sound the table says which twin there is, or why there is none."""
 
 from __future__ import annotations
 
@@ -35,8 +35,15 @@ from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import machine
 
+from .family_reach import OF_THE_BASE
 from .native_cases import long_attention, long_values, save_long
-from .small_models import TEXT_FAMILIES, language_model
+from .small_models import (
+    TEXT_FAMILIES,
+    language_model,
+    small_audio_config,
+    small_picture_config,
+    small_towers_config,
+)
 
 OUTPUT = RESULTS / "native_twins"
 PATTERNS: dict[str, dict[str, Any]] = {
@@ -46,6 +53,10 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }
 """Bases that have windows in some layers: here of a width that small models notice."""
 ATOL = 1e-4
+OTHER_FAMILIES = [base for base in FAMILIES if base not in TEXT_FAMILIES]
+"""Bases that read pictures, videos or sound, or have several towers."""
+OTHER_HEADS = ("ForImageClassification", "ForVideoClassification", "ForAudioClassification", "ForCTC", "ForSequenceClassification")
+"""Heads of these, the first that a base has; a base without one is asked as it is."""
 
 Cell = dict[str, Any]
 Table = dict[str, dict[str, Cell]]
@@ -79,6 +90,25 @@ def cell(base: str, mechanism: str, folder: Path) -> Cell:
         "generated": "the same tokens" if "passed" in generated else "generates no text",
         "gguf": refusal or "yes",
     }
+
+
+def planned_cell(base: str, mechanism: str) -> Cell:
+    """The twin of a base that does not read text, or the reason why there is none, by its config alone; it is compared when it is
+    exported."""
+    family = FAMILIES[base]
+    if family.towers:
+        small = small_towers_config(base)
+    else:
+        small = (small_picture_config if family.grid is not None else small_audio_config)(base)
+    values = {name: value for name, value in small.to_dict().items() if name not in OF_THE_BASE}
+    attention = {"towers": {name: long_attention(mechanism) for name in family.towers}} if family.towers else long_attention(mechanism)
+    try:
+        config = family.config_class(**values, long_attention=attention)
+        head = next((name for task in OTHER_HEADS for name in family.heads if name.endswith(task)), family.base_model_name)
+        choice = choose_twin(LongModel(config, family.heads[head], family))
+    except LongAttentionError as error:
+        return {"reason": str(error)}
+    return {"twin": choice.class_name} if choice.twin is not None else {"reason": choice.reason}
 
 
 def inputs_of(config: Any) -> dict[str, Tensor]:
@@ -151,8 +181,14 @@ def table(bases: list[str], work: Path) -> Table:
     return results
 
 
-def markdown(results: Table, how: str) -> str:
-    """The page."""
+def markdown(results: Table, others: Table, how: str) -> str:
+    """The page.
+
+    Args:
+        results: of bases that read text, compared.
+        others: of the other bases, by their configs.
+        how: where it was made.
+    """
     shown = [mechanism for mechanism, cells in results.items() if any("twin" in result for result in cells.values())]
     without_twin = [mechanism for mechanism in results if mechanism not in shown]
     reasons: dict[str, int] = {}
@@ -193,6 +229,20 @@ def markdown(results: Table, how: str) -> str:
                 differences = (result["outputs"]["max_abs_difference"], result["gradients"]["max_abs_difference"])
                 row = [f"`{mechanism}`", base, result["twin"], *(f"{value:.0e}" for value in differences), result["generated"]]
                 lines.append("| " + " | ".join([*row, f"{result['without_hf_longattn']:.0e}", gguf]) + " |")
+    shown = [mechanism for mechanism, cells in others.items() if any("twin" in result for result in cells.values())]
+    lines += [
+        "",
+        "## Pictures, videos, sound and towers",
+        "",
+        "Which twin there is by the config; `longattn export --format native` compares it when it writes it. The mechanisms without a",
+        f"column ({len(others) - len(shown)} of {len(others)}) have none in any of these families.",
+        "",
+        "| base | " + " | ".join(f"`{mechanism}`" for mechanism in shown) + " |",
+        "|---|" + "---|" * len(shown),
+    ]
+    for base in others[shown[0]]:
+        cells = (others[mechanism][base] for mechanism in shown)
+        lines.append(f"| {base} | " + " | ".join(result.get("twin") or number(result["reason"]) for result in cells) + " |")
     lines += ["", "## Why there is none", ""]
     lines += [f"{place}. {sentence}" for sentence, place in reasons.items()]
     return "\n".join(lines) + "\n"
@@ -200,24 +250,27 @@ def markdown(results: Table, how: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default=",".join(TEXT_FAMILIES), help="bases, separated by commas (default: all)")
+    parser.add_argument("--only", default=",".join(TEXT_FAMILIES), help="bases that read text, separated by commas, or none (default: all)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="path without suffix (default: %(default)s)")
     options = parser.parse_args(arguments)
-    bases = options.only.split(",")
+    bases = [] if options.only == "none" else options.only.split(",")
     if unknown := sorted({*bases} - {*TEXT_FAMILIES}):
         parser.error(f"unknown base {unknown[0]!r}; expected some of {', '.join(TEXT_FAMILIES)}")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as work:
-        results = table(bases, Path(work))
+        results = table(bases, Path(work)) if bases else {}
+    others = {mechanism: {base: planned_cell(base, mechanism) for base in OTHER_FAMILIES} for mechanism in list_mechanisms()}
     where = machine()
     path = options.output.with_suffix(".json")
     stored: Table = json.loads(path.read_text(encoding="utf-8"))["twins"] if path.exists() else {}
-    merged = {mechanism: {**stored.get(mechanism, {}), **row} for mechanism, row in results.items()}
+    merged = {mechanism: {**stored.get(mechanism, {}), **results.get(mechanism, {})} for mechanism in {**stored, **results}}
     results = {mechanism: {base: row[base] for base in TEXT_FAMILIES if base in row} for mechanism, row in merged.items()}
-    path.write_text(json.dumps({"machine": where, "twins": results}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"machine": where, "twins": results, "others": others}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     described = f"{where['processor']} with transformers {where['transformers']}"
-    options.output.with_suffix(".md").write_text(markdown(results, described), encoding="utf-8")
+    options.output.with_suffix(".md").write_text(markdown(results, others, described), encoding="utf-8")
     return 0
 
 

@@ -1,0 +1,76 @@
+"""Every family has a row, and every row all its cells, in every stored table of families: texts, pages, pictures, videos, sound, towers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms import list_mechanisms
+from scripts.dev import RESULTS
+from scripts.dev.tools import check_families, family_reach, native_twins
+from scripts.dev.tools.small_models import TEXT_FAMILIES
+
+
+def stored(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def checked(base: str) -> set[str]:
+    """Columns of the table of families without a cell."""
+    cells = stored("families")["families"].get(base, {}).get("cells", {})
+    return {title for title in check_families.TITLES if title != "model_tester" and not cells.get(title, {}).get("detail")}
+
+
+def tested(base: str) -> set[str]:
+    """The family, unless transformers' own suite ran."""
+    return {base} - {name.removeprefix("long_") for name in stored("model_tester")["families"]}
+
+
+def twinned(base: str) -> set[str]:
+    """Mechanisms without a twin or a reason why there is none."""
+    of_text = base in TEXT_FAMILIES
+    cells = stored("native_twins")["twins" if of_text else "others"]
+    mechanisms = list_mechanisms(grid=False) if of_text else list_mechanisms()
+    found = {mechanism: cells.get(mechanism, {}).get(base, {}) for mechanism in mechanisms}
+    return {mechanism for mechanism, cell in found.items() if not (cell.get("twin") or cell.get("reason"))}
+
+
+def audited(base: str) -> set[str]:
+    """The family, unless its reach was measured, or it is said why not."""
+    row = stored("reach")["families"].get(base, {})
+    return set() if row.get("reason") or row.get("agrees") else {base}
+
+
+TABLES: dict[str, tuple[Callable[[str], set[str]], str]] = {
+    "families": (checked, "scripts.dev.tools.check_families {base}"),
+    "model_tester": (tested, "scripts.dev.tools.run_transformers_tests {base} --output scripts/dev/results"),
+    "native_twins": (twinned, "scripts.dev.tools.native_twins --only {base}"),
+    "reach": (audited, "scripts.dev.tools.family_reach {base}"),
+}
+"""Table -> what it lacks of a family, and the command that completes it; for a family that does not read text, `--only none`."""
+
+
+@pytest.mark.parametrize("base", sorted(FAMILIES))
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_every_family_has_all_cells(table: str, base: str) -> None:
+    lacking, command = TABLES[table]
+    missing = lacking(base)
+    only = base if base in TEXT_FAMILIES or table != "native_twins" else "none"
+    assert not missing, f"{base} lacks {sorted(missing)} in results/{table}.json; type python -m {command.format(base=only)}"
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_a_family_without_a_row_is_named(table: str) -> None:
+    assert TABLES[table][0]("a_new_family")
+
+
+def test_stored_pages_say_what_the_results_say() -> None:
+    reach, twins = stored("reach"), stored("native_twins")
+    assert (RESULTS / "reach.md").read_text(encoding="utf-8") == family_reach.page(reach)
+    described = f"{twins['machine']['processor']} with transformers {twins['machine']['transformers']}"
+    page = native_twins.markdown(twins["twins"], twins["others"], described)
+    assert (RESULTS / "native_twins.md").read_text(encoding="utf-8") == page
