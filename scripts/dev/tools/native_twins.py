@@ -53,6 +53,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }
 """Bases that have windows in some layers: here of a width that small models notice."""
 ATOL = 1e-4
+NOT_COMPARED = "There is a twin by the config, which was not compared yet."
 OTHER_FAMILIES = [base for base in FAMILIES if base not in TEXT_FAMILIES]
 """Bases that read pictures, videos or sound, or have several towers."""
 OTHER_HEADS = ("ForImageClassification", "ForVideoClassification", "ForAudioClassification", "ForCTC", "ForSequenceClassification")
@@ -64,17 +65,13 @@ Table = dict[str, dict[str, Cell]]
 
 def cell(base: str, mechanism: str, folder: Path) -> Cell:
     """One combination, compared; or ``{"reason": sentence}``. The long model and its twin are left in `folder`."""
-    family = FAMILIES[base]
-    changes = {"long_attention": long_attention(mechanism), **PATTERNS.get(base, {})}
-    try:
-        config = family.config_class(**{**long_values(base), **changes})
-    except LongAttentionError as error:
-        return {"reason": str(error)}
+    if (reason := text_refusal(base, mechanism)) is not None:
+        return {"reason": reason}
+    family, changes = FAMILIES[base], PATTERNS.get(base, {})
+    config = family.config_class(**{**long_values(base), "long_attention": long_attention(mechanism), **changes})
     model = LongModel(config, family.heads[language_model(base)], family)
-    choice = choose_twin(model)
-    if choice.twin is None:
-        return {"reason": choice.reason}
-    save_long(folder / "long", base, changes.pop("long_attention"), **changes)
+    choice: Any = choose_twin(model)
+    save_long(folder / "long", base, long_attention(mechanism), **changes)
     checks = export_native(folder / "long", folder / "twin").checks
     generated = [check.status for check in checks if check.name.startswith("generates")]
     outputs = [check.values["max_abs_difference"] for check in checks if check.name.startswith("equal to the long model")]
@@ -90,6 +87,17 @@ def cell(base: str, mechanism: str, folder: Path) -> Cell:
         "generated": "the same tokens" if "passed" in generated else "generates no text",
         "gguf": refusal or "yes",
     }
+
+
+def text_refusal(base: str, mechanism: str) -> str | None:
+    """Why there is no twin of a mechanism in a family that reads text, by the config alone; ``None`` = there is one."""
+    family = FAMILIES[base]
+    try:
+        values = {**long_values(base), "long_attention": long_attention(mechanism), **PATTERNS.get(base, {})}
+        choice = choose_twin(LongModel(family.config_class(**values), family.heads[language_model(base)], family))
+    except LongAttentionError as error:
+        return str(error)
+    return choice.reason if choice.twin is None else None
 
 
 def planned_cell(base: str, mechanism: str) -> Cell:
@@ -206,8 +214,8 @@ def markdown(results: Table, others: Table, how: str) -> str:
         "| base | " + " | ".join(f"`{mechanism}`" for mechanism in shown) + " |",
         "|---|" + "---|" * len(shown),
     ]
-    for base in results[shown[0]]:
-        cells = (results[mechanism][base] for mechanism in shown)
+    for base in results["window"]:
+        cells = (results[mechanism].get(base, {"reason": NOT_COMPARED}) for mechanism in shown)
         lines.append(f"| {base} | " + " | ".join(result.get("twin") or number(result["reason"]) for result in cells) + " |")
     lines += [
         "",
@@ -265,6 +273,10 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.output.with_suffix(".json")
     stored: Table = json.loads(path.read_text(encoding="utf-8"))["twins"] if path.exists() else {}
     merged = {mechanism: {**stored.get(mechanism, {}), **results.get(mechanism, {})} for mechanism in {**stored, **results}}
+    for mechanism in list_mechanisms(grid=False):  # what need not be compared
+        row = merged.setdefault(mechanism, {})
+        refusals = {base: text_refusal(base, mechanism) for base in TEXT_FAMILIES if base not in row}
+        row |= {base: {"reason": reason} for base, reason in refusals.items() if reason is not None}
     results = {mechanism: {base: row[base] for base in TEXT_FAMILIES if base in row} for mechanism, row in merged.items()}
     path.write_text(
         json.dumps({"machine": where, "twins": results, "others": others}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
