@@ -25,7 +25,7 @@ def checked(base: str) -> set[str]:
     return {title for title in check_families.TITLES if title != "model_tester" and not cells.get(title, {}).get("detail")}
 
 
-def tested(base: str) -> set[str]:
+def in_the_suite(base: str) -> set[str]:
     """The family, unless transformers' own suite ran."""
     return {base} - {name.removeprefix("long_") for name in stored("model_tester")["families"]}
 
@@ -35,8 +35,8 @@ def twinned(base: str) -> set[str]:
     of_text = base in TEXT_FAMILIES
     cells = stored("native_twins")["twins" if of_text else "others"]
     mechanisms = list_mechanisms(grid=False) if of_text else list_mechanisms()
-    found = {mechanism: cells.get(mechanism, {}).get(base, {}) for mechanism in mechanisms}
-    return {mechanism for mechanism, cell in found.items() if not (cell.get("twin") or cell.get("reason"))}
+    cells_by_mechanism = {mechanism: cells.get(mechanism, {}).get(base, {}) for mechanism in mechanisms}
+    return {mechanism for mechanism, cell in cells_by_mechanism.items() if not (cell.get("twin") or cell.get("reason"))}
 
 
 def audited(base: str) -> set[str]:
@@ -47,7 +47,7 @@ def audited(base: str) -> set[str]:
 
 TABLES: dict[str, tuple[Callable[[str], set[str]], str]] = {
     "families": (checked, "scripts.dev.tools.check_families {base}"),
-    "model_tester": (tested, "scripts.dev.tools.run_transformers_tests {base} --output scripts/dev/results"),
+    "model_tester": (in_the_suite, "scripts.dev.tools.run_transformers_tests {base} --output scripts/dev/results"),
     "native_twins": (twinned, "scripts.dev.tools.native_twins --only {base}"),
     "reach": (audited, "scripts.dev.tools.family_reach {base}"),
 }
