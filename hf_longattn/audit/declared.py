@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -354,7 +355,7 @@ def text_stack(config: Any, model: nn.Module | None = None) -> Any:
     from transformers import AutoModel
 
     chosen = getattr(config, "long_attention", None)
-    base: Any = getattr(model, "base_model", model)
+    base: Any = None if model is None else base_of(model)
     if base is None or chosen is not None:
         with torch.device("meta"), checkpoint_errors("No model can be built from this config"):
             plain = base is not None and not isinstance(config, LongConfig)  # a tower may have no Auto class
@@ -362,6 +363,13 @@ def text_stack(config: Any, model: nn.Module | None = None) -> Any:
             if chosen is not None and not isinstance(config, LongConfig):
                 enable_long_attention(base, chosen)
     return encoder_of(base)
+
+
+def base_of(model: nn.Module) -> Any:
+    """The model without a head. Some base models (DINOv3) have a part under the name of the base, which does not read their input."""
+    base = getattr(model, "base_model", model)
+    reads_input = getattr(model, "main_input_name", None) in inspect.signature(base.forward).parameters
+    return base if reads_input or not hasattr(model, "main_input_name") else model
 
 
 def encoder_of(base: Any) -> Any:

@@ -22,7 +22,7 @@ from ..errors import LongAttentionError, OptionError, in_a_line, needs_extra
 from ..export.onnx import has_experts
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.inference.optimize import evaluating
-from .declared import encoder_of
+from .declared import base_of, encoder_of
 from .inputs import AuditInputs, AuditSounds
 
 MAX_WORDS = 2000
@@ -285,7 +285,7 @@ class ModelTarget:
 
     def __init__(self, model: nn.Module, inputs: AuditInputs | None = None) -> None:
         self.name, self.inputs = type(model).__name__, inputs
-        self.stack: Any = encoder_of(getattr(model, "base_model", model))
+        self.stack: Any = encoder_of(base_of(model))
         self.rounding = ROUNDING if has_experts(self.stack) else 0.0
 
     @torch.no_grad()

@@ -29,9 +29,6 @@ from ..modeling.family.page_rule import BOXES_AND_PICTURE
 from ..modeling.family.validation import input_of
 from ..private_apis import attention_implementation
 
-LEFT, BOTTOM = 0, 3
-"""The sides of a box between which distances on a page are."""
-
 
 class LongLayoutLMv3Config(LongEncoderConfig, LayoutLMv3Config):
     """LayoutLMv3Config with ``long_attention``."""
@@ -80,20 +77,15 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         return F.pad(text, (0, patches), value=1)
 
     def place_term(self, hidden_states: Tensor, bbox: Tensor | None, position_ids: Tensor | None) -> PlaceTerm | None:
-        """The biases of both kinds; ``None`` in a model without.
-
-        Args:
-            hidden_states: ``(B, N, C)``, whose dtype they have.
-            bbox: ``(B, N, 4)``, of all tokens.
-            position_ids: ``(B, N)``, which start anew with the patches.
-        """
+        """The biases of both kinds, in the dtype of ``hidden_states (B, N, C)``, for ``bbox (B, N, 4)`` and ``position_ids (B, N)`` of all
+        tokens; ``None`` in a model without."""
         axes, layers, limits = list[Tensor](), list[nn.Module](), list[tuple[int, int]]()
         if self.has_relative_attention_bias and position_ids is not None:
             axes.append(position_ids)
             layers.append(self.rel_pos_bias)
             limits.append((self.rel_pos_bins, self.max_rel_pos))
         if self.has_spatial_attention_bias and bbox is not None:
-            axes += [bbox[..., LEFT], bbox[..., BOTTOM]]
+            axes += [bbox[..., 0], bbox[..., 3]]  # left and bottom
             layers += [self.rel_pos_x_bias, self.rel_pos_y_bias]
             limits += [(self.rel_2d_pos_bins, self.max_rel_2d_pos)] * 2
         if not axes:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from hf_longattn import audit_reach
+from hf_longattn.audit import ReachAudit, audit_reach
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES, Family
@@ -87,6 +87,7 @@ def row_of(base: str) -> dict[str, Any]:
         model = small_long_model(base)
         fixed_size = kind == "pictures" or base == "whisper"
         audit = audit_reach(model, length=None if fixed_size else TOKENS)
+        assert isinstance(audit, ReachAudit), "towers are audited as families of their own"
     except LongAttentionError as error:
         return {"kind": kind, "reason": str(error)}
     return {
