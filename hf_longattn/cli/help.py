@@ -15,14 +15,14 @@ from .terminal import say
 __all__ = ["add_command"]
 
 _CONVERSION = (
-    "search_text", "search_images", "search_audio", "towers", "decoder_mechanism", "max_decoder_length", "max_shard_size", "allow_pickle",
-    "merge_adapter", "generic", "verify_text", "verify_audio", "init_from_text", "native", "remote_code", "bundle_user_code", "revision",
-    "token", "private",
+    "search_text", "search_images", "search_audio", "towers", "frames", "decoder_mechanism", "max_decoder_length", "max_shard_size",
+    "allow_pickle", "merge_adapter", "generic", "verify_text", "verify_audio", "init_from_text", "native", "remote_code",
+    "bundle_user_code", "revision", "token", "private",
 )  # fmt: skip
 RARE_OPTIONS: dict[str, tuple[str, ...]] = {
     "convert": _CONVERSION,
     "plan": _CONVERSION,
-    "search": ("transfer_steps", "pieces", "compare_at", "seed", "device", "revision", "token"),
+    "search": ("frames", "transfer_steps", "pieces", "compare_at", "seed", "device", "revision", "token"),
 }
 """By command, the parameters that only ``--help-all`` shows."""
 SHOW_ALL = f"{__name__}.all"

@@ -164,8 +164,8 @@ def find_architecture(source: Source) -> Architecture:
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(converter_class.model_type for converter_class in checkpoint_converters())})
         raise CheckpointError(
-            f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have:"
-            f" {', '.join(known)}.{nearest(model_type, known)}"
+            f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have {len(known)} types, which"
+            f' python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.{nearest(model_type, known)}'
         )
     family = FAMILIES[model_type if converter is None else converter.family]
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):

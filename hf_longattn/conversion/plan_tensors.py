@@ -57,6 +57,11 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
     return renamed
 
 
+def dtype_of(header: TensorHeader, cast: torch.dtype | None) -> torch.dtype:
+    """The dtype of a tensor in the result: ``cast`` for floating-point tensors, unless it is ``None``."""
+    return cast if cast is not None and header.dtype.is_floating_point else header.dtype
+
+
 def plan_tensors(
     source: Source,
     architecture: Architecture,
@@ -94,7 +99,7 @@ def plan_tensors(
     unused: list[ModelName] = []
     for tensor in renamed:
         header = tensor.header
-        dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
+        dtype = dtype_of(header, cast)
         key = keys[header.name]
         reason = _why_dropped(tensor, names.get(tensor.target or ""), {old_length, old_rows}) or _why_tied(key, shared, skeleton)
         if tensor.target is None or reason:
@@ -158,8 +163,7 @@ def tensors_with_towers(
             raise CheckpointError(
                 f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config requires {expected[name]}."
             )
-        dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
-        planned.append(TensorPlan(name, "kept", dtype, header.shape, header.shape, header))
+        planned.append(TensorPlan(name, "kept", dtype_of(header, cast), header.shape, header.shape, header))
     check_complete(expected.keys() - source.tensors.keys(), skeleton, source.name, architecture.family, architecture.source_class)
     return planned
 

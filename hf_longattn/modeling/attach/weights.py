@@ -41,8 +41,10 @@ class ExtendPositions(Unchanged):
         self.table, self.config_class = table, config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
-        if not isinstance(config, self.config_class):  # of a model that has this one as a tower
-            config = next(part for name in config.sub_configs if isinstance(part := getattr(config, name), self.config_class))
+        model_type = self.config_class.model_type  # bundled code may have a class of the same name from each of two repositories
+        if config.model_type != model_type:  # of a model that has this one as a tower
+            parts = (getattr(config, name) for name in config.sub_configs)
+            config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)
         return {key: self._extended(weight, config) for key, weight in super().convert(input_dict).items()}
 
     def _extended(self, weight: Tensor, config: Any) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, nearest
+from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
@@ -44,6 +45,8 @@ class Case:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise OptionError(f"The dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
+        if self.base not in FAMILIES:
+            raise OptionError(f"The family {self.base!r} is not known; choose one such as bert or layoutlm.{nearest(self.base, FAMILIES)}")
         kind = self.device.partition(":")[0]
         if kind not in ("cpu", "cuda"):
             raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.")

@@ -139,7 +139,7 @@ class Subject:
 
     def generate(self) -> str:
         if self.checkpoint.kind in (*ENCODERS, "embedder"):
-            raise NotApplicable(f"an {self.checkpoint.kind}")
+            raise NotApplicable("a head over labels of tokens" if self.checkpoint.kind == "labels" else f"an {self.checkpoint.kind}")
         model, inputs = self._long(), self._inputs(2, 100, left=True)
         inputs.pop("decoder_input_ids", None)
         settings = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
