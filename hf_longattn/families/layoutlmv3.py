@@ -79,27 +79,24 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
     def place_term(self, hidden_states: Tensor, bbox: Tensor | None, position_ids: Tensor | None) -> PlaceTerm | None:
         """The biases of both kinds, in the dtype of ``hidden_states (B, N, C)``, for ``bbox (B, N, 4)`` and ``position_ids (B, N)`` of all
         tokens; ``None`` in a model without."""
-        axes, layers, limits = list[Tensor](), list[nn.Module](), list[tuple[int, int]]()
+        kinds: list[tuple[Tensor, nn.Module, int, int]] = []
         if self.has_relative_attention_bias and position_ids is not None:
-            axes.append(position_ids)
-            layers.append(self.rel_pos_bias)
-            limits.append((self.rel_pos_bins, self.max_rel_pos))
+            kinds.append((position_ids, self.rel_pos_bias, self.rel_pos_bins, self.max_rel_pos))
         if self.has_spatial_attention_bias and bbox is not None:
-            axes += [bbox[..., 0], bbox[..., 3]]  # left and bottom
-            layers += [self.rel_pos_x_bias, self.rel_pos_y_bias]
-            limits += [(self.rel_2d_pos_bins, self.max_rel_2d_pos)] * 2
-        if not axes:
+            for side, layer in ((0, self.rel_pos_x_bias), (3, self.rel_pos_y_bias)):  # left and bottom
+                kinds.append((bbox[..., side], layer, self.rel_2d_pos_bins, self.max_rel_2d_pos))
+        if not kinds:
             return None
-        tables = (self.table(layer, *limit, hidden_states.dtype, hidden_states.device) for layer, limit in zip(layers, limits, strict=True))
-        return PlaceTerm(torch.stack(torch.broadcast_tensors(*axes), -1), tuple(tables))
+        tables = tuple(self.table(layer, bins, furthest, hidden_states) for _, layer, bins, furthest in kinds)
+        return PlaceTerm(torch.stack(torch.broadcast_tensors(*(axis for axis, *_ in kinds)), -1), tables)
 
     @torch.no_grad()
-    def table(self, layer: nn.Module, bins: int, furthest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def table(self, layer: nn.Module, bins: int, furthest: int, like: Tensor) -> Tensor:
         """``(H, 2·furthest + 1)``: the biases of the distances up to ``furthest``, from which on all have the last bucket. Divided as the
         base divides them; like there, they take no gradient."""
-        distances = torch.arange(-furthest, furthest + 1, device=device)
+        distances = torch.arange(-furthest, furthest + 1, device=like.device)
         buckets = self.relative_position_bucket(distances, num_buckets=bins, max_distance=furthest)
-        biases = layer(F.one_hot(buckets, bins).to(dtype))  # the weight of a layer that is optimised for inference cannot be read
+        biases = layer(F.one_hot(buckets, bins).to(like.dtype))  # the weight of a layer that is optimised for inference cannot be read
         return biases.t() / (self.config.hidden_size // self.config.num_attention_heads) ** 0.5
 
 
