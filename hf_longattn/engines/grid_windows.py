@@ -43,7 +43,7 @@ def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
     """The windows of an axis of ``cells``: those that ``(cell + shift) // window`` numbers, equal ones together."""
     first = min(cells, -shift % window)
     parts = [Stretch(0, 1, first)] if first else []
-    windows, rest = divmod(cells - first, window)
+    windows, rest = (cells - first) // window, (cells - first) % window  # no divmod, which graphs with symbolic sizes lack
     if windows:
         parts.append(Stretch(first, windows, window))
     if rest:

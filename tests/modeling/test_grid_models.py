@@ -183,6 +183,18 @@ def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
     torch.testing.assert_close(tensors(compiled(**inputs))[0], tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("base", quickly(COMPILED, ["vit", "videomae"]))
+@torch.no_grad()
+def test_compiled_for_inputs_of_any_size_without_a_graph_break(base: str, tmp_path: Path) -> None:
+    """As PyTorch compiles by itself when a second size comes."""
+    saved(base, base_model(base), tmp_path, **ONE_LAYER)
+    model = long_model(base, base_model(base), tmp_path, long_attention={**WINDOWS, "window": 3})
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in ((40, 48), (48, 56)):
+        inputs = inputs_of(base, size)
+        torch.testing.assert_close(tensors(compiled(**inputs))[0], tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("attention", "of_decoder"), grid(itertools.product(MECHANISMS, MECHANISMS), lambda *pair: pair == MECHANISMS), ids=str
 )

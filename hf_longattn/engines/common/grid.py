@@ -33,7 +33,8 @@ class Grid:
     prefix: int = 0
 
     def __post_init__(self) -> None:
-        integers = all(hasattr(size, "__index__") for size in (*self.sizes, self.prefix))  # a graph's numbers are not int
+        numbers = (*self.sizes, self.prefix)
+        integers = all(isinstance(size, int) or hasattr(size, "__index__") for size in numbers)  # an exported graph's numbers are not int
         if not self.sizes or not integers or min(self.sizes) < 1 or self.prefix < 0:
             raise GridError(
                 f"A grid has sizes {self.sizes!r} and {self.prefix!r} prefix tokens, but every size must be a whole number of at least 1 "
