@@ -308,9 +308,17 @@ def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe
     checkpoint_converters()
     converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
     probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
+    if plan.model.family.read_without_mask:
+        probes = [_without_mask(probe) for probe in probes]
     globals_fit = plan.twin.takes_globals and all(layer.takes_globals for layer in plan.model.layers)
     shown = [probe for probe in probes if ("global_attention_mask" in probe.inputs) <= globals_fit]
     return [probe for probe in shown if "global_attention_mask" in probe.inputs] if plan.model.masked else shown
+
+
+def _without_mask(probe: Probe) -> Probe:
+    """The probe with padding read like other tokens, and compared like these."""
+    inputs = {name: value for name, value in probe.inputs.items() if name != "attention_mask"}
+    return dataclasses.replace(probe, name=f"{probe.name} and no mask", inputs=inputs, real=torch.ones_like(probe.real))
 
 
 def _run_both(plan: TwinPlan, opened: Source, scratch: Path | None, run: Callable[[Any, bool], T]) -> tuple[T, T]:

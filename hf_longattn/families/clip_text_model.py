@@ -78,6 +78,7 @@ FAMILY = Family(
     package="clip",
     classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
     mixin=LongCLIPTextMixin,
+    causal_calls=True,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -8,7 +8,7 @@ from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable
 from .clip_text_model import TakesPackedRows
 from .siglip2_vision_model import LongSiglip2Attention
-from .siglip_text_model import ReadsLastToken
+from .siglip_text_model import READ_WITHOUT_MASK, ReadsLastToken
 
 
 class LongSiglip2TextConfig(LongEncoderConfig, Siglip2TextConfig):
@@ -33,6 +33,7 @@ FAMILY = Family(
     package="siglip2",
     classes=("Siglip2TextModel",),
     mixin=Siglip2ReadsLastToken,
+    read_without_mask=READ_WITHOUT_MASK,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -50,6 +50,9 @@ class ReadsLastToken(ReplacedModules):
         return outputs
 
 
+READ_WITHOUT_MASK = "call it without attention_mask, as it was trained; with a mask it reads a text at the last position, even of padding"
+
+
 def _last_states(states: Tensor, mask: Tensor) -> Tensor:
     """The states ``(B, D)`` of the last token of each row that ``mask (B, N)`` does not leave out."""
     numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device)
@@ -63,6 +66,7 @@ FAMILY = Family(
     package="siglip",
     classes=("SiglipTextModel",),
     mixin=ReadsLastToken,
+    read_without_mask=READ_WITHOUT_MASK,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

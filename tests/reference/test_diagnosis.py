@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_longattn.diagnostics import diagnose
 from hf_longattn.diagnostics.layer_attention import MEANS
-from tests.reference.small_models import BASES, SHAPE, in_float64, long_like, plain_model, tokens
+from tests.reference.small_models import BASES, EAGER, SHAPE, in_float64, long_like, plain_model, tokens
 
 LENGTH = 41
 ROUNDING = 2e-5
@@ -91,9 +91,9 @@ def attentions_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("base", [base for base in BASES if base not in NOT_WATCHED])
 def test_plain_models(base: str) -> None:
     model, ids = in_float64(plain_model(base)), tokens(1, LENGTH)[0]
-    causal = any(getattr(module, "is_causal", False) for module in model.modules())
     attentions = attentions_of(model, ids)
-    model.set_attn_implementation("eager" if base == "gemma2" else "sdpa")
+    causal = not any(weights.triu(1).any() for weights in attentions)
+    model.set_attn_implementation("eager" if base in EAGER else "sdpa")
     with torch.no_grad():
         before = model(input_ids=ids[None])[0]
         check(model, ids, attentions, causal)

@@ -39,7 +39,7 @@ class OwnTwin(NativeTwin):
 
     def note(self, model: LongModel) -> str:
         grouped = any(isinstance(layer, ShiftedWindow) for layer in (*model.layers, *model.decoder_layers))
-        return "it attends to everything in training as well, without shifted groups" if grouped else ""
+        return "it attends to everything in training as well, without shifted groups" if grouped else model.family.read_without_mask
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         return {**model.values(), **_windows(model, band_refusal(model)[1])[1]}
