@@ -49,6 +49,8 @@ QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "bert, bigbird": ("bert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
     "bert, nystrom": ("bert", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
     "modernbert": ("modernbert", FULL, None, {"local_attention": 8}, "ModernBertForMaskedLM"),
+    "clip's text": ("clip_text_model", FULL, None, {}, "CLIPTextModel"),
+    "siglip's text": ("siglip_text_model", FULL, None, {}, "SiglipTextModel"),
 }
 SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "llama, some windows": ("llama", LAST, None, {}, "MinistralForCausalLM"),
@@ -223,6 +225,13 @@ def test_global_tokens_can_be_left_to_the_caller(tmp_path: Path) -> None:
     report = export_native(tmp_path / "long", tmp_path / "twin", global_attention_mask=True)
     assert report.plan["warnings"] == ["Every call must be given the global_attention_mask."]
     assert {check.name for check in report.checks if "global tokens" in check.name}
+
+
+def test_a_twin_that_pools_padding_says_to_leave_masks_out(tmp_path: Path) -> None:
+    save_long(tmp_path / "long", "siglip_text_model", FULL)
+    report = export_native(tmp_path / "long", tmp_path / "twin")
+    assert [warning.partition(",")[0] for warning in report.plan["warnings"]] == ["Call it without attention_mask"]
+    assert all("and no mask" in check.name for check in report.checks if check.name.startswith("equal to the long model"))
 
 
 def test_experts_whose_router_logits_are_returned_generate_with_padding(tmp_path: Path) -> None:
