@@ -55,8 +55,8 @@ class Residues(Task):
     baselines = ("crops",)
     positions: ClassVar[str] = "rotary"
     defaults = {
-        "systems": ["crops", "window", "globals", "last-full", FULL],
-        "stages": [Stage(512, 128, 8), Stage(1024, 128, 8), Stage(2048, 64, 4), Stage(4096, 48, 2)], "short_size": 256, "width": 32,
+        "systems": ["crops", "first-full", FULL],
+        "stages": [Stage(512, 256, 8), Stage(1024, 256, 8), Stage(2048, 256, 8), Stage(4096, 256, 4)], "short_size": 256, "width": 32,
         "layers": 2, "halved": 0.5, "short_batch": 16, "short_minutes": 0.15, "rate": 2e-3, "test_examples": 20, "other_examples": 4,
         "memory_batch": 1,
     }  # fmt: skip
@@ -108,7 +108,7 @@ class Residues(Task):
     def systems(self, args: argparse.Namespace) -> dict[str, System]:
         window = {"mechanism": "window", "window": WINDOW}
         full = {"mechanism": "full"}
-        last_full = {**window, "layers": {args.layers - 1: full}}
+        first_full = {**window, "layers": {0: full}}
         short = plain(EsmForTokenClassification)
 
         def with_attention(attention: Mapping[str, Any]) -> Callable[[Path, int], nn.Module]:
@@ -118,7 +118,7 @@ class Residues(Task):
             "crops": System(f"crops of {args.short_size:,} tokens", short, in_crops(args.short_size)),
             "window": System("window in every layer", with_attention(window), whole),
             "globals": System("longformer, <cls> global", with_attention({**window, "mechanism": "longformer"}), whole),
-            "last-full": System("window, the last layer full", with_attention(last_full), whole),
+            "first-full": System("window, the first layer full", with_attention(first_full), whole),
             FULL: System("full attention", with_attention(full), whole),
         }
 
@@ -138,7 +138,7 @@ class ResiduesWithTable(Residues):
 
     name = "residues_absolute"
     positions = "absolute"
-    defaults = {**Residues.defaults, "systems": ["crops", "globals", "last-full"]}
+    defaults = {**Residues.defaults, "systems": ["crops", "first-full"]}
 
 
 def whole(model: nn.Module, inputs: Tensor, labelled: Labelled) -> Tensor:
