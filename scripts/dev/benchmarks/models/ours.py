@@ -14,7 +14,9 @@ class LongEncoder(ModelImplementation):
 
     def build(self, inputs: ModelInputs) -> Any:
         config = inputs.family.config_class(**inputs.sizes(), long_attention={"mechanism": inputs.case.mechanism, **inputs.case.options})
-        model = inputs.family.long_class_of(type(inputs.plain))(config)
+        long_class = inputs.family.long_class_of(type(inputs.plain))
+        assert long_class is not None, "the plain model is the family's base model"
+        model = long_class(config)
         model.load_state_dict(inputs.plain.state_dict(), strict=False)  # a mechanism's own parameters keep their start values
         return model
 
