@@ -151,6 +151,7 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on sounds of up to {duration(plan.sound.new.seconds)}"}
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")
+    layout = ["--layout"] if plan.architecture.family.page.names else []  # without it, no box or path is read
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
@@ -159,10 +160,11 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     if head.endswith("ForConditionalGeneration"):
         return _command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
     for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):
-        if head.endswith(ending):
-            return _command(task, "--data", "YOUR_TEXTS", output="trained")
+        if head.endswith(ending) and (task == "tokens" or not layout):
+            return _command(task, *layout, "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        return _command("qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
+        questions = "YOUR_QUESTIONS.jsonl" if layout else "YOUR_QUESTIONS.json"
+        return _command("qa", *layout, "--data", questions, "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
     return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}
 
 
