@@ -18,7 +18,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
-from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family
+from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, tower_field
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.inference.pruning import KEPT_HEADS
@@ -201,6 +201,22 @@ def _supported(family: Family, converter: CheckpointConverter | None, model_type
 def _without_names(values: dict[str, Any]) -> dict[str, Any]:
     """Config values without those that identify the source."""
     return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
+
+
+def config_of_towers(config: Any, towers: Mapping[str, Any], config_class: type[Any], class_name: str, origin: str) -> Any:
+    """The config of a whole model for ``class_name``, of class ``config_class``: ``config`` with the configs of its ``towers``.
+
+    Raises:
+        CheckpointError: they make no valid one; ``origin`` says where they come from.
+    """
+    values = {name: value for name, value in config.to_dict().items() if name not in NAMES}
+    for name, tower in towers.items():
+        of_tower = {key: value for key, value in tower.to_dict().items() if key not in NAMES}
+        values[tower_field(name)] = {**of_tower, "model_type": tower.model_type}
+    with checkpoint_errors(f"{origin} makes no valid {class_name}"):
+        result = config_class.from_dict(values)
+    result.architectures = [class_name]
+    return result
 
 
 @dataclass(frozen=True)

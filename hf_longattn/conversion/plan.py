@@ -12,7 +12,7 @@ import torch
 
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
-from ..errors import GridError, LengthError, OptionError, PositionError, checkpoint_errors
+from ..errors import GridError, LengthError, OptionError, PositionError
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.family.sliding_window import own_windows, with_own_windows
@@ -22,7 +22,7 @@ from ..options import RELATIVE
 from ..positions import DROPPED
 from ..positions.relative import relative_kind
 from ..staging import check_destination
-from .architectures import NAMES, Architecture, GenericArchitecture, find_architecture, generic_architecture
+from .architectures import Architecture, GenericArchitecture, config_of_towers, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
@@ -222,7 +222,9 @@ def _plan_towers(opened: Source, architecture: Architecture, request: Conversion
     requests = tower_requests(architecture, request)
     base_classes = {name: family.base_model_name for name, family in architecture.family.towers.items()}
     plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part, cast) for name, part in requests.items()}
-    config = _config_of_towers(architecture, {name: plan.config for name, plan in plans.items()})
+    configs = {name: plan.config for name, plan in plans.items()}
+    family = architecture.family
+    config = config_of_towers(architecture.source_config, configs, family.config_class, architecture.long_class, "The source's config")
     if cast is not None:
         config.dtype = cast
     skeleton: Any = architecture.skeleton(config)
@@ -299,19 +301,6 @@ def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, s
         )
     check_towers(rules, towers, kind)
     return rules
-
-
-def _config_of_towers(architecture: Architecture, configs: Mapping[str, Any]) -> Any:
-    """The config of the whole result, from those of its towers."""
-    family = architecture.family
-    values = {name: value for name, value in architecture.source_config.to_dict().items() if name not in NAMES}
-    for name, config in configs.items():
-        of_tower = {key: value for key, value in config.to_dict().items() if key not in NAMES}
-        values[tower_field(name)] = {**of_tower, "model_type": config.model_type}
-    with checkpoint_errors(f"The source's config makes no valid {architecture.long_class}"):
-        config = family.config_class.from_dict(values)
-    config.architectures = [architecture.long_class]
-    return config
 
 
 @dataclass(frozen=True)

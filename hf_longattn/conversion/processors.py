@@ -150,8 +150,8 @@ def sized_frames(rule: GridRule, processor: Any, folder: Path, videos: Sequence[
     values = file_of_size(folder, processor, size[-2:], file)
     sized = frame_processor(values) if file == VIDEO_FILE else type(processor).from_dict(values)
     pixels_of_videos = [frames_as_pixels(sized, frames) for frames in videos]
-    made = {tuple(video.shape[-2:]) for video in pixels_of_videos}
-    if wrong := made - {size[-2:]}:
+    sizes = {tuple(video.shape[-2:]) for video in pixels_of_videos}
+    if wrong := sizes - {size[-2:]}:
         raise GridError(
             f"The processor in {str(folder)!r} makes frames of {pixels(wrong.pop())} where {pixels(size[-2:])} are needed by {name!r}; set "
             f"do_resize and size in its {file}."

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
-from ..modeling.family.definition import Family, family_of, length_before_conversion, tower_field
+from ..modeling.family.definition import Family, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
 from ..reading import is_generic, is_long, read_json_object
-from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, read_long
+from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
 from .audio_seconds import sound_model
 from .config import RevertConfig
 from .folders import open_for_writing, short_name, write_planned
@@ -186,15 +186,11 @@ def _plan_towers(source: Source, settings: RevertConfig, family: Family, long_co
     for name, tower in family.towers.items():
         of_tower = settings if tower.reads_text else replace(settings, max_length=None, verify_text=None, positions=AUTO)
         plans[name] = plan_reversion(TowerSource.of(source, name, tower.heads[tower.base_model_name]), of_tower)
-    values = {name: value for name, value in long_config.to_dict().items() if name not in NAMES}
-    for name, plan in plans.items():
-        values[tower_field(name)] = {key: value for key, value in plan.config.to_dict().items() if key != "architectures"}
-    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {base_class}"):
-        config = family.base_config_class.from_dict(values)
+    configs = {name: plan.config for name, plan in plans.items()}
+    config = config_of_towers(long_config, configs, family.base_config_class, base_class, f"The config.json of {source.name!r}")
     cast = parse_dtype(settings.dtype)
     if cast is not None:
         config.dtype = cast
-    config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
     with checkpoint_errors(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
         skeleton: Any = family.base_class(base_class)(config)

@@ -118,9 +118,9 @@ def _checked_boxes(boxes: Sequence[Any]) -> list[list[int]]:
     wrong = next((box for box in lists if len(box) != 4 or any(isinstance(side, float) and not side.is_integer() for side in box)), None)
     if wrong is not None:
         raise PageError(f"The box {wrong} is not four whole numbers; give (left, top, right, bottom), scaled to 0 to {BOX_LIMIT}.")
-    whole = [[int(side) for side in box] for box in lists]
-    check_boxes("boxes", torch.tensor(whole), BOX_LIMIT)
-    return whole
+    sides = [[int(side) for side in box] for box in lists]
+    check_boxes("boxes", torch.tensor(sides), BOX_LIMIT)
+    return sides
 
 
 def _with_boxes(

@@ -211,8 +211,8 @@ def checked_frames(model: PreTrainedModel, collator: VideoCollator, place: str) 
 
 def frames_as_pixels(processor: Any, frames: Sequence[Any]) -> Tensor:
     """The frames of a video as a processor makes them, ``(1, frames, channels, height, width)``."""
-    made = torch.as_tensor(processor(list(frames), return_tensors="pt")["pixel_values"])
-    return made if made.dim() == 5 else made[None]
+    values = torch.as_tensor(processor(list(frames), return_tensors="pt")["pixel_values"])
+    return values if values.dim() == 5 else values[None]
 
 
 def frame_processor(values: Mapping[str, Any]) -> Any:

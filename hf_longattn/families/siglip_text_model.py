@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.siglip.configuration_siglip import SiglipTextConfig
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipTextEmbeddings
 from transformers.utils import ModelOutput
 
+from ..engines.common.batch import last_real
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
@@ -43,7 +44,11 @@ class ReadsLastToken(ReplacedModules):
         mask = arguments.get("attention_mask")
         outputs = super()._run(base_forward, arguments)
         states = outputs[0]
-        pooled = self.head(states[:, -1] if mask is None or mask.dim() != 2 else _last_states(states, mask))
+        if mask is None or mask.dim() != 2:
+            pooled = self.head(states[:, -1])
+        else:
+            rows = torch.arange(states.shape[0], device=states.device)
+            pooled = self.head(states[rows, last_real(mask.ne(0)).to(states.device)])
         if not isinstance(outputs, ModelOutput):
             return (states, pooled, *outputs[2:])
         outputs["pooler_output"] = pooled
@@ -51,13 +56,6 @@ class ReadsLastToken(ReplacedModules):
 
 
 READ_WITHOUT_MASK = "call it without attention_mask, as it was trained; with a mask it reads a text at the last position, even of padding"
-
-
-def _last_states(states: Tensor, mask: Tensor) -> Tensor:
-    """The states ``(B, D)`` of the last token of each row that ``mask (B, N)`` does not leave out."""
-    numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    places = (mask.ne(0) * numbers).argmax(-1).to(states.device)
-    return states[torch.arange(states.shape[0], device=states.device), places]
 
 
 FAMILY = Family(

@@ -352,8 +352,8 @@ def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[
         return attention.table(_layers(config))
     if (part := _long_towers(config).get(name)) is not None:
         return f"tower {name}\n{attention.table(_layers(part))}"
-    whole = AutoConfig.for_model(**plain_names(config))
-    tower = getattr(whole, tower_field(name), whole)  # a tower without a config of its own has the model's
+    of_model = AutoConfig.for_model(**plain_names(config))
+    tower = getattr(of_model, tower_field(name), of_model)  # a tower without a config of its own has the model's
     return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
 
 
