@@ -207,7 +207,8 @@ def run_batch(
                 separate_calls=(alone or isinstance(call.grid, tuple)) and not mechanism.is_cross_attention,
                 trims_padding=mechanism.trims_padding,
             )  # fmt: skip
-            packed = run is None and mechanism.takes_documents and call.batch.documents is not None and order is None
+            packs = mechanism.takes_documents if context.device == "cpu" else mechanism.labels_documents
+            packed = run is None and packs and not mechanism.is_cross_attention and call.batch.documents is not None and order is None
             return attend_per_sequence(attention, q, k, v, call, choose("packed rows" if packed else "rows", context))
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:

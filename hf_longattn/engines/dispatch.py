@@ -281,11 +281,13 @@ def _no_split(context: DispatchContext) -> str | None:
 def _not_packed(context: DispatchContext) -> str | None:
     if in_graph():
         return "a graph does not know where sequences start"
-    if context.separate_calls or context.single_call or context.q_len < context.kv_len:
+    if context.separate_calls or context.q_len < context.kv_len:
         return "every document is to be run alone, or the queries are not those of the keys"
+    if context.device != "cpu":
+        return None
     if context.call.batch is not None and any(sequence.holes for sequence in context.call.batch.sequences):
         return "there is padding between the tokens of a document"
-    return _not_on("cpu", context) or no_fused_kernels()
+    return no_fused_kernels()
 
 
 def _no_mask(context: DispatchContext) -> str | None:

@@ -56,7 +56,8 @@ class Cosformer(LinearMechanism):
 
     def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
         """The angles π/2 · position / M."""
-        length, longest = positions.shape[1], self.options.max_length or (self.max_length if call.causal else None)
+        longest, documents = self.options.max_length or (self.max_length if call.causal else None), call.documents
+        length = positions.shape[1] if documents is None else documents.longest
         if longest is None and call.causal:
             raise OptionError(
                 "The causal form of mechanism 'cosformer' weighs distances relative to the longest text, but the model does not say how "
@@ -64,7 +65,10 @@ class Cosformer(LinearMechanism):
             )
         horizon: Tensor | int
         if longest is None:
-            horizon = length if call.key_mask is None else last_real(call.key_mask)[:, None] + 1
+            if documents is not None:
+                horizon = documents.length
+            else:
+                horizon = length if call.key_mask is None else last_real(call.key_mask)[:, None] + 1
         else:
             horizon = longest
             real = positions if call.key_mask is None else positions * call.key_mask

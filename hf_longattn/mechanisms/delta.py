@@ -62,6 +62,7 @@ class Delta(Mechanism):
     stateful = True
     position_dependent = False
     takes_score_mod = False
+    labels_documents = True
     options_type = DeltaOptions
     sample: ClassVar[dict[str, Any]] = {"gate_input": "key"}
     options: DeltaOptions
@@ -116,7 +117,8 @@ class Delta(Mechanism):
                 before = slice(0, first)
                 keys = phi_k[:, :, before]
                 _, kv = gated_delta_rule(keys, keys, v[:, :, before], g[:, :, before], beta[:, :, before], kv)
-            out, kv = gated_delta_rule(phi_q, phi_k[:, :, first:], v[:, :, first:], g[:, :, first:], beta[:, :, first:], kv)
+            documents = None if call.documents is None else call.documents.number
+            out, kv = gated_delta_rule(phi_q, phi_k[:, :, first:], v[:, :, first:], g[:, :, first:], beta[:, :, first:], kv, documents)
             return out.to(q.dtype), {"kv": kv}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:

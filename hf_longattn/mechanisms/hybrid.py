@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import index_grid, repeat_heads, wide
 from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
+from ..engines.segments import Labels, Layout, segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
 from .common.base import Mechanism
@@ -78,6 +80,7 @@ class Hybrid(Mechanism):
     takes_score_mod = False
     bitwise_causal = False
     position_dependent = False
+    labels_documents = True
     options_type = HybridOptions
     sample: ClassVar[dict[str, Any]] = {"window": 16}
 
@@ -167,19 +170,20 @@ class Hybrid(Mechanism):
         pattern, dtype, scale = Pattern.window(self.options.window, call.causal), q.dtype, call.scale_for(self.head_dim)
         mask, drop = call.key_mask, call.dropout
         q, k, v = wide(q), wide(k), wide(v)
-        total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
+        numbers = None if call.documents is None else call.documents.number
+        total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
         gamma = self._gamma(total.dtype)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
             v = drop_keys(v, drop)
             phi_q, phi_k = self.linear.queries(q, call), self.linear.keys(k, call)
             values = _with_ones(v, phi_k.shape[1])
-            far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums)
+            far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums, call)
             if not call.causal:
                 rows = phi_q.shape[2]
                 phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
                 back = None if mask is None else mask.flip(1)[:, :rows]
-                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later).flip(2)
+                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later, call, reverse=True).flip(2)
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
@@ -211,8 +215,14 @@ class Hybrid(Mechanism):
         return min(full_pairs(length, causal), band + length * 2 * self.linear.features_per_head())
 
 
-def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None) -> Tensor:
-    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens before a query; ``sums`` are those of the keys before ``phi_k``."""
+def _beyond(
+    phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None, call: AttentionCall,
+    reverse: bool = False,
+) -> Tensor:  # fmt: skip
+    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens before a query; ``sums`` are those of the keys before ``phi_k``.
+
+    reverse: whether the tokens are those of the call from the last one on.
+    """
     seen = max(0, phi_k.shape[2] - distance)
     rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
@@ -220,6 +230,11 @@ def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: T
         return nothing
     key_mask = None if mask is None else mask[:, :seen]
     phi_k, values = phi_k[:, :, :seen], values[:, :, :seen]
+    if call.documents is not None:
+        phi_k = phi_k if key_mask is None else masked(phi_k, key_mask)
+        layout = _layout(call, distance, phi_q.shape[1] // phi_k.shape[1], reverse)
+        out = segmented_linear_attention(phi_q[:, :, -rows:], phi_k, values, layout, normalise=False)
+        return torch.cat([nothing, out], 2)
     if seen < rows:  # the first queries see nothing but the sums
         phi_k, values = (F.pad(x, (0, 0, rows - seen, 0)) for x in (phi_k, values))
         key_mask = None if key_mask is None else F.pad(key_mask, (rows - seen, 0), value=True)
@@ -230,14 +245,25 @@ def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: T
     return torch.cat([nothing, out], 2)
 
 
+def _layout(call: AttentionCall, distance: int, group: int, reverse: bool) -> Layout:
+    """The pairs within the documents of a call, of queries and the keys ``distance`` tokens before them; kept for all layers."""
+    batch, labels = call.batch, call.documents
+    assert batch is not None
+    assert labels is not None
+    number = labels.number.flip(1) if reverse else labels.number
+    shifted = Labels(number[:, distance:], number[:, : number.shape[1] - distance])
+    return batch.cached(("documents apart", distance, group, reverse), lambda: Layout.of(shifted, group, True))
+
+
 def _with_ones(v: Tensor, heads: int) -> Tensor:
     """Values ``(B, heads, n, D + 1)`` whose last column sums the weights."""
     return F.pad(repeat_heads(v, heads), (0, 1), value=1.0)
 
 
 def local_softmax_terms(
-    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i being the largest s_ij.
 
     Takes time and memory N·(left + right + 64) per head. Plain tiles with their log-sum-exp, the only other path whose sums have gradients,
@@ -248,6 +274,7 @@ def local_softmax_terms(
         real: ``(B, Nk)`` bool, False = padding.
         scale: factor on q·k.
         dropout_p: dropout probability on the terms of the first sum.
+        documents: ``(B, Nk)``, the number of each token's document, outside of which it sees nothing; with as many queries as keys.
     Returns:
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is within reach.
     """
@@ -255,22 +282,26 @@ def local_softmax_terms(
     traced = in_graph()
     if not traced:  # a band wider than the text need not cost more than the text
         left, right = min(left, k.shape[2]), min(right, k.shape[2])
-    starts = range(0, q.shape[2], q.shape[2] if traced else QUERIES_PER_PIECE)
+        size = max(QUERIES_PER_PIECE, accelerator.numbers_at_a_time(q, 0) // (q.shape[0] * q.shape[1] * (left + right + QUERIES_PER_BLOCK)))
+    starts = range(0, q.shape[2], q.shape[2] if traced else size)
     size, first = starts.step, k.shape[2] - q.shape[2]
     pieces = []
     for start in starts:
         rows = q[:, :, start : start + size]
         low, high = first + start - left, first + start + rows.shape[2] + right
         at = slice(max(low, 0), min(high, k.shape[2]))
-        pieces.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p))
+        labels = None if documents is None else (documents[:, start : start + size], documents[:, at])
+        pieces.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p, labels))
     total, weight, largest = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
     return total, weight, largest
 
 
 def _piece(
-    q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The terms of consecutive queries; ``missing`` of their keys lie before the text and are not in ``k``."""
+    q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float,
+    labels: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The terms of consecutive queries; ``missing`` of their keys lie before the text and are not in ``k``; ``labels`` are the documents of
+    queries and keys."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)
     span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK
@@ -281,6 +312,10 @@ def _piece(
     scores = (query @ keys) * scale
     apart = torch.arange(span, device=q.device) - torch.arange(QUERIES_PER_BLOCK, device=q.device)[:, None]
     seen = ((apart >= 0) & (apart <= reach)) & real[:, None, :, None, :]
+    if labels is not None:
+        documents = F.pad(labels[0], (0, rows - length)).unflatten(1, (blocks, QUERIES_PER_BLOCK))
+        others = F.pad(labels[1], (missing, rest)).unfold(1, span, QUERIES_PER_BLOCK)
+        seen = seen & (documents[:, None, ..., None] == others[:, None, :, None])
     scores = scores.masked_fill(~seen, float("-inf"))
     largest = scores.amax(-1, keepdim=True)
     largest = torch.where(largest.isfinite(), largest, 0.0)

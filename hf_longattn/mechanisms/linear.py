@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall
 from ..engines.common.derivatives import no_fused_kernels
 from ..engines.linear import Feature, packed_linear_attention
@@ -41,7 +42,7 @@ class Linear(LinearMechanism):
     options: LinearOptions
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if call.batch is None or call.batch.documents is None:
+        if call.batch is None or call.batch.documents is None or accelerator.accelerated(q):
             return super().forward(q, k, v, call)
         sequences = [
             [

@@ -8,12 +8,14 @@ import pytest
 from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn.engines import dispatch
+from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.cuda import flex
 
 
 @pytest.fixture
 def cuda_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths are chosen as if all tensors were on CUDA."""
+    """Paths and steps are chosen as if all tensors were on CUDA."""
+    monkeypatch.setattr(accelerator, "accelerated", lambda x: True)
     monkeypatch.setattr(dispatch.DispatchContext, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
 
 

@@ -41,6 +41,21 @@ class SequenceSpan(NamedTuple):
     """Whether there is padding between its real tokens."""
 
 
+class DocumentLabels(NamedTuple):
+    """Which document every token belongs to, for operations on whole rows; padding belongs to the document before it."""
+
+    number: Tensor
+    """``(B, N)`` int64, from 0 on in each row."""
+    first: Tensor
+    """``(B, N)`` int64, the first real token of the token's document."""
+    length: Tensor
+    """``(B, N)`` int64, tokens from that one to the last real one of the document."""
+    most: int
+    """Most documents in a row."""
+    longest: int
+    """The greatest length."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """The sequences of ``(B, N)`` tokens.
@@ -61,6 +76,16 @@ class Batch:
     def sequences(self) -> tuple[SequenceSpan, ...]:
         """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
         return tuple(_find_sequences(self.mask, self.documents))
+
+    @property
+    def labels(self) -> DocumentLabels:
+        """The documents by token. Waits for the device once for all layers that share this batch; not available in a graph."""
+        return self.cached("labels", lambda: _label_documents(self.mask, self.documents))
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Where each document begins in the tokens of all rows, one after the other, and their number, ``(documents + 1,)`` int64."""
+        return self.cached("cu_seqlens", lambda: _offsets(self.labels.number))
 
     def cached(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
         """``make()``, called once for all layers that share this batch; in a graph, every time."""
@@ -155,14 +180,8 @@ def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[S
     borders = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
     borders[:, :1] = True
     if documents is not None:
-        numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
-        highest = numbers.cummax(1).values  # padding belongs to the document before it
-        if bool(((numbers < highest) if mask is None else (numbers < highest) & mask).any()):
-            raise MaskError(
-                "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
-                "number the documents in the order of their tokens."
-            )
-        borders[:, 1:] = highest[:, 1:] != highest[:, :-1]
+        borders, descending = _borders(mask, documents)
+        _check_ascending(bool(descending))
     width = like.shape[1]
     part = borders.flatten().cumsum(0) - 1
     places = torch.arange(len(part), device=like.device)
@@ -175,6 +194,42 @@ def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[S
         if count:
             row = start // width
             yield SequenceSpan(row, start - row * width, stop - row * width, count < stop - start)
+
+
+def _borders(mask: Tensor | None, documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a document begins, ``(B, N)`` bool, and whether a real token's number is smaller than one before it, ``()`` bool."""
+    numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
+    highest = numbers.cummax(1).values  # padding belongs to the document before it
+    borders = F.pad(highest[:, 1:] != highest[:, :-1], (1, 0), value=True)
+    return borders, ((numbers < highest) if mask is None else (numbers < highest) & mask).any()
+
+
+def _check_ascending(descending: bool) -> None:
+    if descending:
+        raise MaskError(
+            "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
+            "number the documents in the order of their tokens."
+        )
+
+
+def _label_documents(mask: Tensor | None, documents: Tensor | None) -> DocumentLabels:
+    assert documents is not None
+    borders, descending = _borders(mask, documents)
+    number = borders.cumsum(1) - 1
+    length = number.shape[1]
+    places = torch.arange(length, device=number.device).expand_as(number)
+    earliest, latest = (places, places) if mask is None else (places.masked_fill(~mask, length - 1), places.masked_fill(~mask, 0))
+    first = torch.full_like(number, length - 1).scatter_reduce(1, number, earliest, "amin").gather(1, number)
+    last = torch.zeros_like(number).scatter_reduce(1, number, latest, "amax").gather(1, number)
+    lengths = last - first + 1
+    is_descending, highest, longest = torch.stack([descending.long(), number.max(), lengths.max()]).tolist()
+    _check_ascending(bool(is_descending))
+    return DocumentLabels(number, first, lengths, highest + 1, longest)
+
+
+def _offsets(numbers: Tensor) -> Tensor:
+    begins = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
+    return F.pad(begins, (0, 1), value=numbers.numel())
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:

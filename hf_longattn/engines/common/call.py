@@ -6,7 +6,8 @@ among which :mod:`hf_longattn.engines.dispatch` chooses:
 - **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
 - **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
   documents are bit for bit what they are alone. On the CPU, and for documents everywhere;
-- **packed**: as it is, where the mechanism keeps documents apart by itself, with the bits of each alone but without copying them together;
+- **packed**: as it is, where the mechanism keeps documents apart by itself: on the CPU with the bits of each alone but without copying them
+  together, on a GPU by operations on whole rows;
 - **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ...errors import GridError, MaskError
 from .axis_term import AxisTerm
-from .batch import Batch, SequenceSpan, first_real, in_graph, roll_left, wrapped
+from .batch import Batch, DocumentLabels, SequenceSpan, first_real, in_graph, roll_left, wrapped
 from .byte_cache import BYTE_CACHE
 from .grid import Grid
 from .grid_bias import GridBias
@@ -300,6 +301,11 @@ class AttentionCall:
     def key_mask(self) -> Tensor | None:
         """``(B, Nk)`` bool, True = real token; ``None`` when all are."""
         return None if self.batch is None else self.batch.mask
+
+    @property
+    def documents(self) -> DocumentLabels | None:
+        """The packed documents by token; ``None`` where each row is one sequence."""
+        return None if self.batch is None or self.batch.documents is None else self.batch.labels
 
     def real(self, k: Tensor) -> Tensor:
         """:attr:`key_mask` of the keys ``k (B, H, Nk, D)``, all True where none is padding."""

@@ -2,13 +2,14 @@
 
     o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
 
-A mechanism gives φ for the fast path and κ, written without φ, for the definition. Features are computed for a few hundred tokens at a
-time, so that they stay in the cache and, where no gradient is needed, never exist for the whole text. Features that are exponentials are
-handled by their logarithms: :mod:`.log_features`.
+A mechanism gives φ for the fast path and κ, written without φ, for the definition. On a CPU features are computed for a few hundred tokens
+at a time, so that they stay in the cache and, where no gradient is needed, never exist for the whole text. Features that are exponentials
+are handled by their logarithms: :mod:`.log_features`.
 """
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple, TypeAlias
@@ -16,11 +17,13 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
-from ...engines.common.call import AttentionCall, State
+from ...engines.common.call import AttentionCall, State, attend_per_sequence
 from ...engines.common.dense import repeat_heads, wide
 from ...engines.common.shards import Shard
 from ...engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
+from ...engines.segments import Labels, Layout, segmented_linear_attention
 from ...options import Options
 from .base import Mechanism
 from .layout import full_pairs
@@ -42,7 +45,8 @@ class HeadwiseLinear(nn.Module):
 
 
 FEATURES_PER_PIECE = 1 << 18
-"""Features of one tensor computed at a time, per thread: with fewer, threads wait for one another; with more, the cache overflows."""
+"""Features of one tensor computed at a time on a CPU, per thread: with fewer, threads wait for one another; with more, the cache is too
+small."""
 CausalPiece: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, State | None], tuple[Tensor, State]]
 """The form of :meth:`LinearMechanism.causal_piece`."""
 
@@ -56,6 +60,7 @@ class LinearMechanism(Mechanism):
     takes_score_mod = False
     counts_positions: ClassVar[bool] = False
     """Whether the features depend on the tokens' positions, counted from the first real token."""
+    labels_documents = True
     estimates_exp: ClassVar[bool] = False
     """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""
 
@@ -118,7 +123,35 @@ class LinearMechanism(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, None, call)[0]
+            return self._run(q, k, v, None, call)[0] if call.documents is None else self._of_documents(q, k, v, call)
+
+    def _of_documents(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output for packed documents, computed whole."""
+        labels, tokens = call.documents, slice(0, k.shape[2])
+        assert labels is not None
+        one_by_one = functools.partial(attend_per_sequence, self.forward, q, k, v, call, "split")
+        v = drop_keys(v, call.dropout) if call.dropout else v
+        if call.key_mask is not None:
+            v = v.masked_fill(~call.key_mask[:, None, :, None], 0.0)
+        if self.counts_positions:
+            positions = torch.arange(k.shape[2], device=q.device) - labels.first
+            call = call.replace(positions=self.read_positions(positions, call, resumed=False))
+        phi_k, values = KeyPieces(self, k, v, call).take(tokens)
+        phi_q, phi_k, too_far = self.relative_to_documents(self.queries(wide(q), call), phi_k, call)
+        out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
+        return out.to(q.dtype) if too_far is None or not bool(too_far) else one_by_one()
+
+    def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features whose products are the weights within the documents of a call, up to a factor per row.
+
+        Args:
+            phi_q: ``(B, H, N, F)``, what :meth:`queries` returns.
+            phi_k: ``(B, heads, N, F)``, what :meth:`keys` returns, without padding.
+        Returns:
+            Both, and whether they leave the range of numbers, so that each document must be computed alone, ``()`` bool; ``None`` where
+            they never do.
+        """
+        return phi_q, phi_k, None
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The state is the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``, and where features depend on positions ``seen (B,)``, the
@@ -214,16 +247,26 @@ class LinearMechanism(Mechanism):
         return masked(phi_k, real)
 
     def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
-        """Runs of tokens, each with :data:`FEATURES_PER_PIECE` features or two chunks; a single one in compiled graphs."""
+        """Runs of tokens, each with as many features as are computed at a time, or two chunks; a single one in compiled graphs."""
         if in_graph():
             size = stop - start
         else:
             features = like.shape[0] * like.shape[1] * self.features_per_head()
-            size = max(2 * CHUNK, FEATURES_PER_PIECE * torch.get_num_threads() // features // CHUNK * CHUNK)
+            most = accelerator.numbers_at_a_time(like, FEATURES_PER_PIECE * torch.get_num_threads())
+            size = max(2 * CHUNK, most // features // CHUNK * CHUNK)
         at = start
         while at < stop:
             yield slice(at, min(at + size, stop))
             at += size
+
+
+def documents_layout(call: AttentionCall, group: int) -> Layout:
+    """The pairs of the packed documents of a call, for ``group`` query heads to a key head; kept for all layers."""
+    batch, labels = call.batch, call.documents
+    assert batch is not None
+    assert labels is not None
+    number = labels.number
+    return batch.cached(("documents", group, call.causal), lambda: Layout.of(Labels(number, number), group, call.causal))
 
 
 class KeyPieces(NamedTuple):

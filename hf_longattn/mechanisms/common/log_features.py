@@ -12,9 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
-from ...engines.common.call import State
-from ...engines.common.dense import wide
+from ...engines.common.call import AttentionCall, State
+from ...engines.common.dense import repeat_heads, wide
 from ...engines.common.shards import Shard
 from ...engines.linear import absorb, empty_state, linear_attention, read
 from ...engines.topk import exact_dtype
@@ -57,7 +58,7 @@ class LogLinearMechanism(LinearMechanism):
             source = source._replace(k=source.k.to(exact), v=source.v.to(exact))
             out, after = self.in_pieces(q.to(exact), source, wider, self.causal_piece)
             return out.to(q.dtype), {name: wide(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
-        if q.device.type == "cpu":
+        if not accelerator.accelerated(q):
             return self._watched(q, source, state, _Rises(look=True))
         rises = _Rises(look=False)
         out, after = self._watched(q, source, state, rises)
@@ -92,13 +93,27 @@ class LogLinearMechanism(LinearMechanism):
                 state = self.absorbed(state, rest, values[:, :, piece])
                 outs.append(self.read(phi_q[:, :, piece], state))
             else:
-                queries, keys = _relative_queries(phi_q[:, :, piece], anchor), exp_of(added(rest, anchor[:, :, None], -1))
+                queries, keys = _relative_queries(phi_q[:, :, piece], anchor[:, :, None]), exp_of(added(rest, anchor[:, :, None], -1))
                 out, sums = linear_attention(queries, keys, values[:, :, piece], causal=True, initial_state=_rescaled(state, anchor))
                 state = {**_rescaled({**sums, "log": anchor}, top), "log": top}
                 outs.append(out)
             begin += count
         assert state is not None
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
+
+    def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Relative to the largest of each feature in the document, or to its first real key where later ones must change nothing."""
+        labels = call.documents
+        if not self.logarithms or labels is None:
+            return super().relative_to_documents(phi_q, phi_k, call)
+        with torch.no_grad():
+            at = (labels.first if call.causal else labels.number)[:, None, :, None].expand(phi_k.shape)
+            scales = phi_k
+            if not call.causal:
+                scales = phi_k.new_full((*phi_k.shape[:2], labels.most, phi_k.shape[3]), NO_KEYS).scatter_reduce(2, at, phi_k, "amax")
+            scale = scales.gather(2, at).clamp(min=NO_KEYS)
+            too_far = (phi_k - scale).max() > MAX_LOG_RISE if call.causal else None
+        return _relative_queries(phi_q, scale), exp_of(added(phi_k, scale, -1)), too_far
 
     def absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
         if not self.logarithms:
@@ -108,7 +123,7 @@ class LogLinearMechanism(LinearMechanism):
         return {**absorb(_rescaled(state, top), exp_of(added(phi_k, top[:, :, None], -1)), values), "log": top}
 
     def read(self, phi_q: Tensor, state: State) -> Tensor:
-        return read(_relative_queries(phi_q, _scale_of(state)) if self.logarithms else phi_q, state)
+        return read(_relative_queries(phi_q, _scale_of(state)[:, :, None]) if self.logarithms else phi_q, state)
 
     def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
         if not self.logarithms:
@@ -188,8 +203,9 @@ def _rescaled(state: State, scale: Tensor) -> State:
 
 
 def _relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
-    """Features of queries with logarithms ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, F)``, up to a factor per row."""
-    logs = added(logs, scale.repeat_interleave(logs.shape[1] // scale.shape[1], 1)[:, :, None])
+    """Features of queries with logarithms ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, n or 1, F)``, up to a factor per
+    row."""
+    logs = added(logs, repeat_heads(scale, logs.shape[1]))
     return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
 
 

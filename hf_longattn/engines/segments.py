@@ -1,0 +1,190 @@
+"""Linear attention over several sequences in a row, in one call: for GPUs, where a call for each sequence would cost more than its tokens.
+
+Every token has a label, and a query sees the keys of its label alone. Labels never descend along a row (or never ascend), and the key at a
+position has the label of the query there or an earlier one. Of a chunk's queries, only those of its first label then see keys of earlier
+chunks, which have the last label of those. With U_c, the sum over the keys of the last label of chunk c, chunk c starts with the sum
+
+    S_c = Σ_{c' < c, last label of c' = first label of c} U_c'
+
+by one product with a matrix of zeros and ones, or three where there are many chunks. Nothing is subtracted, so that no sequence loses
+digits to those before it. Both ways, queries of the last label likewise see the keys of the first label of later chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
+from .linear import CHUNK, divided, filled, from_rows, in_rows
+
+CHUNKS_PER_GROUP = 64
+"""Chunks whose sums one matrix adds up; those of groups of so many follow by another."""
+
+
+class Labels(NamedTuple):
+    """The sequences of queries and keys, ``(B, N)`` integers each, as the module says."""
+
+    queries: Tensor
+    keys: Tensor
+
+    def flipped(self) -> Labels:
+        """The labels of the tokens in reverse."""
+        return Labels(self.queries.flip(1), self.keys.flip(1))
+
+
+class Links(NamedTuple):
+    """Whose sums each of n chunks starts with: a matrix of zeros and ones, in groups of chunks."""
+
+    inside: Tensor
+    """``(B, 1, groups, chunks, chunks)`` bool, within a group."""
+    summed: Tensor | None
+    """``(B, 1, groups, 1, chunks)`` bool, the chunks of a group that are summed for later groups; ``None`` for a single group."""
+    groups: Tensor | None
+    """``(B, 1, n, groups)`` bool, the groups whose sum a chunk gets."""
+
+    @classmethod
+    def of(cls, first: Tensor, last: Tensor) -> Links:
+        """The links of chunks whose queries have the ``first (B, n)`` label, and whose keys the ``last`` one."""
+        count, device = first.shape[1], first.device
+        size = min(CHUNKS_PER_GROUP, count)
+        groups = -(-count // size)
+        places = torch.arange(groups * size, device=device).clamp(max=count - 1)
+        wanted, held = (x[:, places].unflatten(1, (groups, size)) for x in (first, last))
+        inside = (wanted[..., :, None] == held[..., None, :]).tril(-1)[:, None]
+        if groups == 1:
+            return cls(inside, None, None)
+        earlier = torch.arange(groups, device=device) < (torch.arange(count, device=device) // size)[:, None]
+        return cls(
+            inside, (held == held[..., -1:])[:, None, :, None], ((first[..., None] == held[:, None, :, -1]) & earlier)[:, None]
+        )  # fmt: skip
+
+    def added(self, sums: Tensor, *, transposed: bool) -> Tensor:
+        """The sums ``(B, H, n, F, D)`` that chunks start with, of each chunk's own; transposed: those of later chunks that want theirs."""
+        count, (groups, size) = sums.shape[2], self.inside.shape[2:4]
+        flat = F.pad(sums.flatten(3), (0, 0, 0, groups * size - count)).unflatten(2, (groups, size))
+        inside = self.inside.to(sums.dtype)
+        out = ((inside.mT if transposed else inside) @ flat).flatten(2, 3)[:, :, :count]
+        if self.summed is not None and self.groups is not None:
+            summed, from_groups = self.summed.to(sums.dtype), self.groups.to(sums.dtype)
+            if transposed:
+                of_groups = from_groups.mT @ flat.flatten(2, 3)[:, :, :count]
+                out = out + (summed.mT @ of_groups.unsqueeze(3)).flatten(2, 3)[:, :, :count]
+            else:
+                out = out + from_groups @ (summed @ flat).squeeze(3)
+        return out.unflatten(-1, sums.shape[3:])
+
+
+class Side(NamedTuple):
+    """What the chunks before or after add."""
+
+    rows: Tensor
+    """``(B, 1, n, g·chunk, 1)`` bool, the queries that see nothing of other chunks."""
+    keys: Tensor
+    """``(B, 1, n, chunk, 1)`` bool, the keys that no other chunk sees."""
+    transposed: bool
+    """Whether the other chunks are the later ones."""
+
+
+class Layout(NamedTuple):
+    """Which pairs see each other; the same for all heads and layers."""
+
+    chunk: int
+    hidden: Tensor
+    """``(B, 1, n, g·chunk, chunk)`` bool, the pairs of a chunk that do not."""
+    links: Links
+    sides: tuple[Side, ...]
+
+    @classmethod
+    def of(cls, labels: Labels, group: int, causal: bool, chunk: int = CHUNK) -> Layout:
+        """The pairs of ``labels``.
+
+        Args:
+            group: query heads for each key head.
+            causal: position i sees no key after i. Otherwise queries and keys have the same labels.
+            chunk: tokens per chunk.
+        """
+        chunk = min(chunk, labels.queries.shape[1])
+        places = torch.arange(-(-labels.queries.shape[1] // chunk) * chunk, device=labels.queries.device)
+        places = places.clamp(max=labels.queries.shape[1] - 1).view(-1, chunk)
+        queries, keys = (x[:, places] for x in labels)
+        hidden = queries[..., :, None] != keys[..., None, :]
+        if causal:
+            hidden = hidden | torch.ones(chunk, chunk, dtype=torch.bool, device=hidden.device).triu(1)
+
+        def side(row: int, key: int) -> Side:
+            rows, others = queries != queries[..., row, None], keys != keys[..., key, None]
+            return Side(rows[:, None, :, :, None].repeat(1, 1, 1, group, 1), others[:, None, :, :, None], row != 0)
+
+        sides = (side(0, -1),) if causal else (side(0, -1), side(-1, 0))
+        return cls(chunk, hidden[:, None].repeat(1, 1, 1, group, 1), Links.of(queries[..., 0], keys[..., -1]), sides)
+
+
+def segmented_linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, layout: Layout, *, normalise: bool = True) -> Tensor:
+    """Σ_j (φ(q_i)·φ(k_j)) v_j over the keys that the layout shows each query, divided by Σ_j φ(q_i)·φ(k_j).
+
+    Args:
+        phi_q: ``(B, H, N, F)``.
+        phi_k: ``(B, H_kv, N, F)``, H_kv dividing H; zeros for keys that are padding.
+        v: ``(B, H_kv, N, D)``, finite.
+        normalise: divide by the sum of the weights; rows without any are zeros.
+    Returns:
+        ``(B, H, N, D)`` in fp32 (fp64 for fp64 inputs).
+    """
+    dtype, (length, width) = torch.promote_types(phi_q.dtype, torch.float32), v.shape[2:]
+    v = v.to(dtype)
+    if normalise:
+        v = F.pad(v, (0, 1), value=1.0)  # whose sum is that of the weights
+    with torch.autocast(v.device.type, enabled=False):
+        q, k, v = (filled(x.to(dtype), layout.chunk) for x in (phi_q, phi_k, v))
+        out = (_Summed.apply(q, k, v, layout) if no_fused_kernels() is None else _summed(q, k, v, layout))[:, :, :length]
+        return divided(out[..., :width], out[..., width:]) if normalise else out
+
+
+class _Summed(torch.autograd.Function):
+    """The function :func:`_summed` with its backward pass, which recomputes everything within and between chunks."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.layout = layout
+        return _summed(q, k, v, layout)
+
+    @staticmethod
+    @one_gradient_at_a_time()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        return *_summed_backward(q, k, v, grads[0], ctx.layout), None
+
+
+def _summed(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """The sums over the keys of whole chunks that each query sees, ``(B, H, N, D)``."""
+    group = q.shape[1] // k.shape[1]
+    rows, keys, values = in_rows(q, group, layout.chunk), in_rows(k, 1, layout.chunk), in_rows(v, 1, layout.chunk)
+    out = (rows @ keys.mT).masked_fill_(layout.hidden, 0.0) @ values
+    for side in layout.sides:
+        sums = layout.links.added(keys.mT @ values.masked_fill(side.keys, 0.0), transposed=side.transposed)
+        out = out + (rows @ sums).masked_fill_(side.rows, 0.0)
+    return from_rows(out, group)
+
+
+def _summed_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    """Gradients of q, k and v."""
+    group = q.shape[1] // k.shape[1]
+    with torch.autocast(q.device.type, enabled=False):
+        rows, keys, values = in_rows(q, group, layout.chunk), in_rows(k, 1, layout.chunk), in_rows(v, 1, layout.chunk)
+        grad = in_rows(grad, group, layout.chunk)
+        scores = (rows @ keys.mT).masked_fill_(layout.hidden, 0.0)
+        d_scores = (grad @ values.mT).masked_fill_(layout.hidden, 0.0)
+        d_q, d_k, d_v = d_scores @ keys, d_scores.mT @ rows, scores.mT @ grad
+        for side in layout.sides:
+            seen, seeing = values.masked_fill(side.keys, 0.0), grad.masked_fill(side.rows, 0.0)
+            sums = layout.links.added(keys.mT @ seen, transposed=side.transposed)
+            d_sums = layout.links.added(rows.mT @ seeing, transposed=not side.transposed)
+            d_q = d_q + seeing @ sums.mT
+            d_k = d_k + seen @ d_sums.mT
+            d_v = d_v + (keys @ d_sums).masked_fill_(side.keys, 0.0)
+    return from_rows(d_q, group), from_rows(d_k, 1), from_rows(d_v, 1)
