@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
+from torch._library.custom_ops import OPDEFS
 from torch.nn.attention.flex_attention import AuxOutput
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info
+from hf_longattn.engines.common import byte_cache
 from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms import Mechanism, check_options
 
@@ -70,14 +71,16 @@ class Devices(TorchDispatchMode):
         return run(operator, args, kwargs or {})
 
 
-OURS: dict[str, Callable[..., Any]] = {}
-"""The functions of our operators, which PyTorch calls without their Python tensors."""
+def our_function(operator: Any) -> Callable[..., Any] | None:
+    """The function of one of our operators, which PyTorch would call without its Python tensors."""
+    found = OPDEFS.get(f"{operator.namespace}::{operator.overloadpacket.__name__}")
+    return None if found is None else found._init_fn
 
 
 def run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operator on the data, on the device that it would be on."""
     name = operator.overloadpacket.__name__
-    if (function := OURS.get(f"{operator.namespace}::{name}")) is not None:
+    if (function := our_function(operator)) is not None:
         with Devices():
             return function(*args, **kwargs)
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -158,16 +161,8 @@ def attempt(name: str, causal: bool, kv_heads: int = HEADS, queries: int = LENGT
         raise RuntimeError("the output is on the CPU")
 
 
-def main() -> None:
-    """Run the mechanisms named on the command line, or all, in a process of their own."""
-    if CHILD not in os.environ:
-        try:
-            os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment(triton=False) | {CHILD: "1"})
-        except Lacking as error:
-            print(json.dumps({"lacking": str(error)}))
-            return
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+def pretend() -> None:
+    """Make this process, for the rest of its life, one in which new tensors may claim to be on a GPU."""
 
     def claiming(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``torch.tensor`` and its like, which are no operators."""
@@ -185,9 +180,22 @@ def main() -> None:
         patches.setattr(torch.cuda, name, lambda value=value: value)
     for function in (torch.tensor, torch.as_tensor):
         patches.setattr(torch, function.__name__, claiming(function))
-    patches.setattr(flex, "fused_flex", fused_flex)
-    for module in [module for name, module in sys.modules.items() if name.startswith("hf_longattn")]:
-        OURS.update({one._qualname: one._init_fn for one in vars(module).values() if isinstance(one, CustomOpDef)})
+    patches.setattr(byte_cache, "tensor_bytes", lambda _: 0)  # which takes plain tensors only
+
+
+def main() -> None:
+    """Run the mechanisms named on the command line, or all, in a process of their own."""
+    if CHILD not in os.environ:
+        try:
+            os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment(triton=False) | {CHILD: "1"})
+        except Lacking as error:
+            print(json.dumps({"lacking": str(error)}))
+            return
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+    pretend()
+    flex.fused_flex = fused_flex  # type: ignore[assignment]
     for name in sys.argv[1:] or list_mechanisms(grid=False):
         form = mechanism_info(name).causal
         forms = [False, True] if form == "both" else [bool(form)]

@@ -1,0 +1,80 @@
+"""What one layer of every mechanism asks of a GPU, as stored by ``python -m scripts.dev.tools.device_counts NAME``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_longattn import list_mechanisms, mechanism_info
+from scripts.dev.tools.device_counts import LAYERS, RESULTS, SETTINGS, page
+
+STORED = json.loads((RESULTS / "device_counts.json").read_text(encoding="utf-8"))
+COUNTED: dict[str, dict[str, Any]] = {**STORED["before"], **STORED["now"]}
+CHOSEN_BY_VALUES = ("adaptive_span", "block_top_k", "lsg", "lsh", "nsa", "routing", "top_k")
+"""Mechanisms whose pairs depend on the values of tokens or parameters, whose number the host may ask for once a layer."""
+WAITING: dict[str, str] = {
+    "adaptive_span": "documents",
+    "bigbird": "padded",
+    "block_top_k": "gradients padded plain",
+    "cosformer": "documents gradients padded plain",
+    "longformer": "gradients padded plain",
+    "lsg": "documents gradients padded plain",
+    "lsh": "documents gradients padded plain",
+    "nsa": "gradients padded plain",
+    "performer": "documents gradients padded plain",
+    "routing": "documents gradients padded plain",
+    "top_k": "documents gradients padded plain",
+    "transformer_xl": "gradients",
+}
+"""Mechanisms that still wait for the device more often, or compute in float64, with the settings in which they do."""
+
+
+def misses(name: str) -> set[str]:
+    """The settings in which a later layer synchronises more than it should, or computes in float64."""
+    allowed = int(name in CHOSEN_BY_VALUES)
+    return {
+        setting
+        for row in COUNTED[name].values()
+        for setting in SETTINGS
+        if "failure" not in row[setting]
+        if sum(row[setting]["later"]["synchronisations"].values()) > allowed or row[setting]["later"]["float64"]
+    }
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_every_mechanism_is_counted(name: str) -> None:
+    form = mechanism_info(name).causal
+    assert set(COUNTED[name]) == ({"both ways", "causal"} if form == "both" else {"causal" if form else "both ways"})
+    for row in COUNTED[name].values():
+        assert all(set(row[setting]) in ({*LAYERS}, {"failure"}) for setting in SETTINGS)
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_later_layers_do_not_wait_for_the_device(name: str) -> None:
+    """The first layer of a padded batch asks where its rows begin; what is left over is named, and no more than that."""
+    assert misses(name) == set(WAITING.get(name, "").split())
+
+
+def test_the_page_is_that_of_the_counts() -> None:
+    assert (RESULTS / "device_counts.md").read_text(encoding="utf-8") == page(STORED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_the_counts_are_those_of_this_checkout(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.dev.tools.device_counts", name, "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "Lacking" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "device_counts.json").read_text(encoding="utf-8"))["now"][name]
+    for form, row in found.items():
+        for setting in SETTINGS:
+            assert row[setting] == COUNTED[name][form][setting], (
+                f"{form}, {setting}: run `python -m scripts.dev.tools.device_counts {name}`"
+            )
