@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY ?= passive
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow test-lowest lint format bench docs gpu-check clean
+.PHONY: help install demo test test-slow test-lowest lint format bench docs site gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -93,8 +93,12 @@ bench: $(READY)  ## measure attention, models and training; results go to script
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
 	$(PY) -m scripts.dev.tools.update_docs
 
+site: $(READY)  ## the documentation as a site, in build/site/docs/index.html
+	$(PY) -m sphinx -W --keep-going -q -c docs . build/site
+	@echo "Open build/site/docs/index.html in a browser."
+
 gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in eight minutes
 	$(PY) scripts/gpu_check.py $(ARGS)
 
 clean:  ## the virtual environment, the caches and the demo's output
-	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt .tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output runs
+	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt .tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output runs build

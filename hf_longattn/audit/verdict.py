@@ -42,12 +42,15 @@ class StageReach:
 class ReachAudit:
     """A finished audit.
 
-    runs, seconds: its cost: how often the model, graph or server ran. exhaustive_runs: how often for all pairs.
-    probes: of an embedding, the positions whose tokens were replaced.
-    noise: largest difference between two equal runs.
-    note: what these runs cannot show, or "".
-    changed, expected: ``(panels, stages, N)`` bool: outputs that changed and that may, in the first runs; for an embedding
-        ``(probes, 1, 1)``.
+    Attributes:
+        runs: how often the model, graph or server ran.
+        seconds: what these runs took.
+        exhaustive_runs: how often it would run for all pairs.
+        probes: of an embedding, the positions whose tokens were replaced.
+        noise: largest difference between two equal runs.
+        note: what these runs cannot show, or "".
+        changed: ``(panels, stages, N)`` bool, the outputs that changed in the first runs; for an embedding ``(probes, 1, 1)``.
+        expected: the same for the outputs that may change.
     """
 
     model: str

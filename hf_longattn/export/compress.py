@@ -43,11 +43,12 @@ REMOVED_METHODS = {
 class CompressionReport:
     """A finished compression.
 
-    measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error), ``seconds`` of one pass at the
-        longest length, and ``bytes`` of the weights.
-    difference: of the outputs of what was read again: from those of the model that was written (quantised, bf16), or of the source without
-        what was pruned; relative to the largest.
-    pruned: what is missing, by layer.
+    Attributes:
+        measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error), ``seconds`` of one pass at
+            the longest length, and ``bytes`` of the weights.
+        difference: of the outputs of what was read again: from those of the model that was written (quantised, bf16), or of the source
+            without what was pruned; relative to the largest.
+        pruned: what is missing, by layer.
     """
 
     destination: Path

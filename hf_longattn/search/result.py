@@ -32,18 +32,29 @@ class LayerRow:
 class SearchResult:
     """The outcome of a search.
 
-    model, text: their names. length: of the target, in tokens. compared_at: tokens at which ``score`` was measured.
-    sizes: of a model of pictures or sound, the size of the target's and of those at which ``score`` was measured.
-    layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
-    full_seconds, full_bytes: of full attention in every layer.
-    chosen: the design; ``reason`` says why, in a sentence.
-    front: the best designs by ``score`` under every budget, cheapest first. uniform: one candidate in every layer. tried: in stage 2.
-    rows: the layers. importance: in the mode full-layers, what restoring each layer gains, in nats of KL divergence.
-    costs: seconds and bytes of one layer, by candidate. reasons: of the candidates that were left out, by candidate.
-    objective: of stage 2, "loss" or "kl"; ``None`` without it.
-    loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training; ``no_loss`` says why
-        it was not measured.
-    settings: with which the search can be repeated. machine: where it ran.
+    Attributes:
+        model: its name.
+        text: the name of what was read.
+        length: of the target, in tokens.
+        compared_at: tokens at which ``score`` was measured.
+        sizes: of a model of pictures or sound, the size of the target's and of those at which ``score`` was measured.
+        layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
+        full_seconds: of full attention in every layer.
+        full_bytes: the same, its memory.
+        chosen: the design.
+        reason: why, in a sentence.
+        front: the best designs by ``score`` under every budget, cheapest first.
+        uniform: designs with one candidate in every layer.
+        tried: the designs of stage 2.
+        rows: the layers.
+        importance: in the mode full-layers, what restoring each layer gains, in nats of KL divergence.
+        costs: seconds and bytes of one layer, by candidate.
+        reasons: why candidates were left out, by candidate.
+        objective: of stage 2, "loss" or "kl"; ``None`` without it.
+        loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training.
+        no_loss: why it was not measured.
+        settings: with which the search can be repeated.
+        machine: where it ran.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The part of docs/mechanisms.md that describes each mechanism: formula, picture, options, cost, source, all from the registry."""
+"""docs/mechanisms/: a page for each mechanism with its formula, picture, options, cost and source, all from the registry."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from hf_longattn.options import RELATIVE, OptionInfo
 from scripts.dev.benchmarks.report import markdown_table
 
 LENGTH = 64
+MADE = "<!-- `make docs` writes this page from the registry -->"
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
 
 
-def sections() -> str:
-    """What all have, and one section per mechanism."""
-    return "\n\n".join([_relative(), *(_section(name) for name in list_mechanisms())])
+def pages() -> dict[str, str]:
+    """The file name of every page, and what it says."""
+    return {page_of(name): f"{MADE}\n\n{_section(name)}\n" for name in list_mechanisms()}
+
+
+def page_of(name: str) -> str:
+    """File name of a mechanism's page, in docs/mechanisms."""
+    return f"{name}.md"
 
 
 def picture_of(name: str) -> str:
@@ -61,15 +67,15 @@ def _section(name: str) -> str:
     ]
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
-    picture = f"![pattern of {name}](pictures/{picture_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
-    return "\n\n".join([f"### {name}", _text(cls), " ".join(facts), picture, table])
+    picture = f"![pattern of {name}](../pictures/{picture_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
+    return "\n\n".join([f"# {name}", _text(cls), " ".join(facts), picture, table])
 
 
 def _own_options(name: str) -> list[OptionInfo]:
     return [option for option in mechanism_info(name).options if option.name != RELATIVE]
 
 
-def _relative() -> str:
+def relative_option() -> str:
     """The option that most mechanisms have, described once."""
     with_it, without = ([name for name in list_mechanisms() if mechanism_class(name).takes_score_mod is takes] for takes in (True, False))
     option = next(option for option in mechanism_info(with_it[0]).options if option.name == RELATIVE)

@@ -29,7 +29,7 @@ from scripts.dev.benchmarks.same_precision import markdown as same_precision_mar
 from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
-from scripts.dev.tools import api_reference, grid_pictures, mechanism_pages, sound_pictures
+from scripts.dev.tools import grid_pictures, mechanism_pages, sound_pictures
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
@@ -140,15 +140,11 @@ def mechanisms() -> str:
     """All mechanisms, one line each."""
     infos = [mechanism_info(name) for name in list_mechanisms()]
     forms = {"both": "both", True: "causal", False: "bidirectional"}
-    rows = [[f"`{i.name}`", i.summary, forms[i.causal], i.cost, i.exact_when, i.paper] for i in infos]
+    rows = [
+        [f"[`{i.name}`](mechanisms/{mechanism_pages.page_of(i.name)})", i.summary, forms[i.causal], i.cost, i.exact_when, i.paper]
+        for i in infos
+    ]
     return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention", "source"], rows))
-
-
-def mechanisms_in_brief() -> str:
-    """What each mechanism attends to, what it costs, and whether it adds parameters."""
-    infos = [mechanism_info(name) for name in list_mechanisms()]
-    rows = [[f"[`{i.name}`](docs/mechanisms.md#{i.name})", i.summary, i.cost, "yes" if i.trains else ""] for i in infos]
-    return left(markdown_table(["mechanism", "what is attended to", "cost", "adds parameters"], rows))
 
 
 def decoding(name: str) -> str:
@@ -261,7 +257,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "gpu": gpu,
     "mechanisms": mechanisms,
-    "mechanisms-brief": mechanisms_in_brief,
     "decode": partial(decoding, "decode"),
     "decode-onnx": partial(decoding, "decode-onnx"),
     "memory": partial(footprint, "memory"),
@@ -273,12 +268,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sound-models": partial(study, "sound_models", sound_table, "python -m scripts.dev.benchmarks sound-models"),
     "recipes": recipes,
     "conversions": conversions,
-    "mechanism-options": mechanism_pages.sections,
+    "mechanism-options": mechanism_pages.relative_option,
     "families": families,
     "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),
     "quality-line": partial(quality_line, "qa"),
     "seams": partial(study_page, "seams"),
-    "reference": api_reference.reference,
     "commands": commands,
 }
 
@@ -294,9 +288,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
     check = parser.parse_args(arguments).check
     stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        before = path.read_text(encoding="utf-8")
-        after = render(before)
+    pages = {ROOT / "docs" / "mechanisms" / name: text for name, text in mechanism_pages.pages().items()}
+    for path in sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *pages}):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        after = pages.get(path) or render(before)
         if after != before:
             stale.append(path)
             if not check:

@@ -1,0 +1,71 @@
+"""The site: `make site` in a clone builds it into build/site, without a network and with every warning as an error."""
+
+from importlib.metadata import version as version_of
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+project = "hf_longattn"
+author = "The hf_longattn authors"
+copyright = "The hf_longattn authors"
+version = release = version_of("hf-longattn")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+root_doc = "docs/index"
+include_patterns = ["docs/**", "scripts/dev/README.md", "scripts/dev/results/*.md", "model_cards/**", "CHANGELOG.md", "CONTRIBUTING.md"]
+exclude_patterns = [".venv*", ".git", ".tmp", "build", "demo_output", "runs", "**/__pycache__"]
+html_theme = "furo"
+html_title = f"hf_longattn {release}"
+html_static_path: list[str] = []
+html_show_sphinx = False
+templates_path: list[str] = []
+
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 4
+copybutton_prompt_text = "$ "
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_preprocess_types = True
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+TORCH = "https://docs.pytorch.org/docs/stable"
+TRANSFORMERS = "https://huggingface.co/docs/transformers/main_classes"
+ELSEWHERE = {
+    "torch.Tensor": f"{TORCH}/tensors.html#torch.Tensor",
+    "Tensor": f"{TORCH}/tensors.html#torch.Tensor",
+    "torch.dtype": f"{TORCH}/tensor_attributes.html#torch.dtype",
+    "torch.device": f"{TORCH}/tensor_attributes.html#torch.device",
+    "torch.nn.Module": f"{TORCH}/generated/torch.nn.Module.html",
+    "nn.Module": f"{TORCH}/generated/torch.nn.Module.html",
+    "transformers.PreTrainedModel": f"{TRANSFORMERS}/model#transformers.PreTrainedModel",
+    "PreTrainedModel": f"{TRANSFORMERS}/model#transformers.PreTrainedModel",
+    "transformers.PreTrainedConfig": f"{TRANSFORMERS}/configuration#transformers.PreTrainedConfig",
+    "transformers.Trainer": f"{TRANSFORMERS}/trainer#transformers.Trainer",
+    "transformers.TrainingArguments": f"{TRANSFORMERS}/trainer#transformers.TrainingArguments",
+}
+"""Names of other projects that signatures mention -> their page. transformers publishes no inventory, and the site is built offline."""
+
+
+def link_elsewhere(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
+    """A link to the project that a name comes from."""
+    address = ELSEWHERE.get(node.get("reftarget", ""))
+    return None if address is None else nodes.reference("", "", content, internal=False, refuri=address)
+
+
+def add_title(app: Sphinx, document: str, source: list[str]) -> None:
+    """A title for stored results that are a table alone: the name of their file."""
+    if document.startswith("scripts/dev/results/") and not source[0].startswith("# "):
+        source[0] = f"# {document.rpartition('/')[2].replace('_', ' ').replace('-', ' ').capitalize()}\n\n{source[0]}"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", add_title)
+    app.connect("missing-reference", link_elsewhere)
