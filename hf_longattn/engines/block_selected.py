@@ -61,7 +61,8 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     filled[..., blocks] = 0
     end = filled.cumsum(-1)
     # A query's slot: after the rows of all lower blocks. Queries without a block go to one slot after the last row.
-    most = count // rows + blocks if in_graph() else int(end[..., -1].max())
+    used = [count // rows + blocks] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
+    most = max(used)
     place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
     place = torch.where(block < blocks, place, most * rows)
     listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, place, query)
@@ -70,5 +71,4 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     keys = (met * block_size)[..., None] + torch.arange(block_size, device=chosen.device)
     keys = torch.where((met < blocks)[..., None] & (keys < length), keys, -1)
     queries = listed[..., :-1].unflatten(-1, (most, rows))
-    used = [most] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
     return [GatherTile(queries[j, :, :, :n], keys[j, :, :, :n]) for j, n in enumerate(used) if n]

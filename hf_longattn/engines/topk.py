@@ -5,6 +5,7 @@ maxima, so the maxima of blocks of 32 are compared first, then those of blocks o
 A float32 product q·k is off by at most γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham 2002, Accuracy and Stability of Numerical Algorithms, §3.1).
 Where the k-th and the next score are further apart than twice that, the choice is that of exact arithmetic; all other rows are ranked again
 in float64. Without the prefilter ``top_k`` takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for forward and backward.
+On a GPU all heads are searched together, and the rows in doubt are counted once, at the end: the only wait for the device.
 
 **Attention.** Scores, softmax and sums over N·k pairs, in memory N·k, by three operations that are each other's gradients and never hold
 more than a slice of the gathered keys:
@@ -31,19 +32,22 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from ..private_apis import has_operator, operator
+from .common import accelerator
 from .common.batch import in_graph
 from .common.call import AttentionCall, ScoreMod
 from .common.dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
 from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
 
 SCORE_CELLS = 1 << 19
-"""Scores per step of a search, so that the results of a step stay within the cache."""
+"""Scores per step of a search on a CPU, so that the results of a step stay within the cache."""
 PREFILTER_WIDTHS = (32, 8)
 """Scores in a block, in the first and in the second round of the prefilter."""
 MIN_PREFILTERED_KEYS = 1024
 """Shortest row that is prefiltered."""
 MAX_GATHERED_NUMBERS = 1 << 20
-"""Most gathered numbers in memory at once where no fused operation gathers them."""
+"""Most gathered numbers in memory at once on a CPU where no fused operation gathers them."""
+MAX_SORTED = 1024
+"""Longest row that an accelerator sorts as a whole."""
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
@@ -61,13 +65,17 @@ def topk(scores: Tensor, k: int) -> Tensor:
     Ties go to the lower index, as in a stable sort.
     """
     length = scores.shape[-1]
-    if k >= length:
+    whole = accelerator.accelerated(scores) and length <= MAX_SORTED and not torch.compiler.is_exporting()
+    if k >= length or whole:
         values, index = scores.sort(dim=-1, descending=True, stable=True)
+        return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
+    if not torch.compiler.is_exporting() and (in_graph() or accelerator.accelerated(scores)):  # no look at the values
+        values, index = _stable(scores, k)
         return index.masked_fill(values == float("-inf"), -1)
     values, index = scores.topk(k + 1, dim=-1)
     if torch.compiler.is_exporting():  # see ranking
         return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
-    if in_graph() or bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
+    if bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
         values, index = _stable(scores, k)
     return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
 
@@ -98,7 +106,7 @@ def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
         key_mask: ``(B, Nk)`` bool, True = real token.
     """
-    if float32_products(q):
+    if float32_products(q) and not (q.shape[2] == 1 and accelerator.accelerated(q)):  # which would wait for the device at every step
         return prefiltered_topk_keys(q, k, key_mask, count, causal, scale)
     return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
@@ -157,6 +165,9 @@ def prefiltered_topk_keys(
     if longest is None:
         longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
     margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
+    if accelerator.accelerated(q):
+        with torch.autocast(q.device.type, enabled=False):
+            return _of_all_heads(q, k, key_mask, margins, count, causal, scale)
     index = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
     with torch.autocast(q.device.type, enabled=False):
         for item in range(batch):
@@ -195,6 +206,44 @@ def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, c
     return chosen
 
 
+def _of_all_heads(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
+    """:func:`prefiltered_topk_keys` in steps of many rows of all heads, with one look at values, at the end."""
+    (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
+    last = torch.arange(kv_len - length, kv_len, device=q.device) if causal else None
+    places = torch.arange(kv_len, device=q.device)
+
+    def scored(queries: Tensor, keys: Tensor, positions: Tensor | None) -> Tensor:
+        """Scores ``(B, H, n, m)`` of ``queries (B, H, n, D)``, which see keys up to ``positions (B or 1, H or 1, n)``."""
+        scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(batch, heads, queries.shape[2], -1)
+        if queries.dtype == torch.float64:
+            scores.mul_(scale)
+        if positions is not None:
+            scores.masked_fill_(places[: keys.shape[2]] > positions[..., None], float("-inf"))
+        return scores if key_mask is None else scores.masked_fill_(~key_mask[:, None, None, : keys.shape[2]], float("-inf"))
+
+    keys = k.float()
+    chosen, doubtful = [], []
+    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * kv_len))
+    for row in range(0, length, step):
+        rows = slice(row, min(row + step, length))
+        stop = kv_len - length + rows.stop if causal else kv_len
+        scores = scored(q[:, :, rows].float() * scale, keys[:, :, :stop], None if last is None else last[None, None, rows])
+        index, doubt = prefiltered_topk(scores.view(-1, stop), min(count, stop), margins[:, :, rows].reshape(-1, 1))
+        chosen.append(F.pad(index, (0, count - index.shape[1]), value=-1).view(batch, heads, -1, count))
+        doubtful.append(doubt.view(batch, heads, -1))
+    best, in_doubt = torch.cat(chosen, 2), torch.cat(doubtful, 2)
+    most = int(in_doubt.sum(2).max())
+    order = in_doubt.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[:, :, :most]
+    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS, 8) // (batch * heads * kv_len))
+    exact = k.double() if most else k
+    for rows in order.split(step, 2) if most else ():
+        queries = q.gather(2, rows[..., None].expand(-1, -1, -1, q.shape[3])).double()
+        index = topk(scored(queries, exact, None if last is None else last[rows]), count)
+        index = F.pad(index, (0, count - index.shape[3]), value=-1).sort(-1).values
+        best = best.scatter(2, rows[..., None].expand(-1, -1, -1, count), index)
+    return best
+
+
 def _hide(scores: Tensor, last: Tensor | None, hidden: Tensor | None, first: int) -> None:
     """Set ``scores (n, m)`` to -inf after column ``last (n, 1)``, none of which is before ``first``, and where ``hidden (Nk,)``."""
     if last is not None:
@@ -211,8 +260,10 @@ class _Visible(Protocol):
 def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
     """The best of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``; columns after ``row + diagonal``, which ``visible`` hides, are not computed."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
-    rows = min(length, max(1, SCORE_CELLS // k.shape[2]))
-    together = max(1, min(heads, SCORE_CELLS // (k.shape[2] * rows)))
+    cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
+    shared = heads if accelerator.accelerated(q) else 1  # by all heads, where a step is not to stay within a cache
+    rows = min(length, max(1, cells // (k.shape[2] * shared)))
+    together = max(1, min(heads, cells // (k.shape[2] * rows)))
     parts = []
     for item in range(batch):
         for first in range(0, heads, together):
@@ -272,8 +323,15 @@ def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
 
 
 def float32_products(x: Tensor) -> bool:
-    """Whether :func:`product_margin` holds for float32 products of ``x``: on a CPU, without a faster, less exact mode."""
-    return x.device.type == "cpu" and x.dtype != torch.float64 and torch.get_float32_matmul_precision() == "highest"
+    """Whether :func:`product_margin` holds for float32 products of ``x``: on a CPU or CUDA, without a faster, less exact mode (TF32)."""
+    if x.dtype == torch.float64 or x.device.type not in ("cpu", "cuda"):
+        return False
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # PyTorch refuses to answer where it was set for one kind of device
+        return False
+    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", "none") if x.device.type == "cuda" else "none"  # not before PyTorch 2.9
+    return exact and chosen in ("none", "ieee")
 
 
 def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: AttentionCall) -> Tensor:
@@ -308,8 +366,8 @@ def _rows_at(x: Tensor, index: Tensor) -> Tensor:
 def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
     out = q.new_empty(index.shape, dtype=_dtype(q))
-    for queries, keys, places, into in _heads(q, k, index, out):
-        if q.device.type == "cpu" and has_operator("pair_scores"):
+    for queries, keys, places, into in _heads(q, k, index, out, k.shape[2]):
+        if not accelerator.accelerated(q) and has_operator("pair_scores"):
             count, size = places.shape  # equal bags: their offsets, and the bag of every entry
             offsets, bags = torch.arange(0, count * size, size), torch.arange(count).repeat_interleave(size)
             weights = operator("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
@@ -324,8 +382,8 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
 def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     """Σ_j w_ij v[index_ij]: ``(B, H, Nq, D)``, float32 at least."""
     out = v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v))
-    for shares, values, places, into in _heads(weights, v, index, out):
-        if v.device.type == "cpu":
+    for shares, values, places, into in _heads(weights, v, index, out, v.shape[2]):
+        if not accelerator.accelerated(v):
             into.copy_(F.embedding_bag(places, values, mode="sum", per_sample_weights=shares))
         else:
             for rows in _slices(places, values):
@@ -337,7 +395,7 @@ def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
 def pair_spread(weights: Tensor, x: Tensor, index: Tensor, kv_len: int) -> Tensor:
     """Σ of w_ij x_i over the pairs with index_ij = m: ``(B, H, kv_len, D)``, float32 at least."""
     out = x.new_zeros((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))
-    for shares, rows_of_x, places, into in _heads(weights, x, index, out):
+    for shares, rows_of_x, places, into in _heads(weights, x, index, out, kv_len):
         for rows in _slices(places, rows_of_x):
             into.index_add_(0, places[rows].flatten(), (shares[rows, :, None] * rows_of_x[rows, None, :]).flatten(0, 1))
     return out
@@ -347,8 +405,16 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The heads of all batch items one by one, the inputs in the dtype of ``out``."""
+def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The heads of all batch items one by one, or as one on an accelerator, the inputs in the dtype of ``out``.
+
+    length: the tokens of a head that ``index`` counts.
+    """
+    if accelerator.accelerated(a):
+        batch, heads = index.shape[:2]
+        first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1, 1) * length
+        yield a.to(out.dtype).flatten(0, 2), b.to(out.dtype).flatten(0, 2), (index + first).flatten(0, 2), out.flatten(0, 2)
+        return
     for item in range(index.shape[0]):
         for head in range(index.shape[1]):
             first, second = (x[item, head].to(out.dtype).contiguous() for x in (a, b))
@@ -357,7 +423,7 @@ def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor) -> Iterator[tuple[T
 
 def _slices(places: Tensor, x: Tensor) -> Iterator[slice]:
     """Slices of rows whose gathered ``places (N, K)`` of ``x (·, D)`` stay within :data:`MAX_GATHERED_NUMBERS` numbers."""
-    step = max(1, MAX_GATHERED_NUMBERS // (places.shape[1] * x.shape[1]))
+    step = max(1, accelerator.numbers_at_a_time(x, MAX_GATHERED_NUMBERS) // (places.shape[1] * x.shape[1]))
     for row in range(0, places.shape[0], step):
         yield slice(row, row + step)
 

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
+from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
 from ..engines.common.shards import Shard
@@ -241,7 +242,8 @@ class NSA(SummarisedMechanism):
         filled = real.any(-1)[:, None, None]
         filled_blocks = self._filled_blocks(call.real(k))
         score_mod = self._at_middles(call.score_mod, real)
-        step = q_len if torch.compiler.is_compiling() else max(1, SCORE_CELLS // (heads * keys.shape[3]))
+        cells = accelerator.numbers_at_a_time(q, SCORE_CELLS * batch, exact.itemsize)
+        step = q_len if torch.compiler.is_compiling() else max(1, cells // (batch * heads * keys.shape[3]))
         selections = []
         for first in range(0, q_len, step):
             rows = torch.arange(kv_len - q_len, kv_len, device=q.device)[first : first + step]

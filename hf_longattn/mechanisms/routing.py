@@ -366,7 +366,8 @@ def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Ten
 
     vectors: ``(B, H, N, D)``; clusters: ``(B, H, N)``; real: ``(B, N)`` bool, True = real token.
     """
-    member = F.one_hot(clusters, num_clusters).float() * real[:, None, :, None]
+    counted = real[:, None, :, None].expand(*clusters.shape, 1).float()
+    member = torch.zeros(*clusters.shape, num_clusters, device=clusters.device).scatter_(-1, clusters[..., None], counted)
     return torch.cat([torch.einsum("bhnc,bhnd->hcd", member, vectors.float()), member.sum((0, 2))[..., None]], -1)
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
@@ -90,7 +91,7 @@ class TopK(SummarisedMechanism):
         count, scale = self.options.num_keys, call.scale_for(q.shape[-1])
         if call.score_mod is not None:
             index = search_keys(q, repeat_heads(k, q.shape[1]), summaries.real, count, True, scale, call.score_mod)
-        elif float32_products(q):
+        elif float32_products(q) and not accelerator.accelerated(q):
             index = prefiltered_topk_keys(q, k, summaries.real, count, True, scale, _largest_norm(summaries, k.shape[2]))
         else:
             index = topk_keys(q, k, summaries.real, count, True, scale)

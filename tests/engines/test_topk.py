@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines import topk as engine
+from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.topk import (
     gather_kv,
     gathered_kv_attention,
@@ -22,13 +25,21 @@ from hf_longattn.engines.topk import (
 
 @pytest.mark.parametrize("k", [1, 3, 10, 40, 64])
 @pytest.mark.parametrize("levels", [2, 5, 10**6], ids=["mostly ties", "some ties", "hardly any"])
-def test_it_is_the_head_of_a_stable_sort(k: int, levels: int) -> None:
+def test_it_is_the_head_of_a_stable_sort(k: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     scores = torch.randint(levels, (5, 7, 40)).double()
-    assert torch.equal(topk(scores, k), scores.argsort(dim=-1, descending=True, stable=True)[..., :k])
+    expected = scores.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    assert torch.equal(topk(scores, k), expected)
+    monkeypatch.setattr(accelerator, "accelerated", lambda x: True)
+    for longest in (20, 1024):
+        monkeypatch.setattr(engine, "MAX_SORTED", longest)
+        assert torch.equal(topk(scores, k), expected)
 
 
-def test_what_is_minus_infinity_is_never_chosen() -> None:
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_what_is_minus_infinity_is_never_chosen(accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "accelerated", lambda x: accelerated)
+    monkeypatch.setattr(engine, "MAX_SORTED", 4)
     scores = torch.tensor([[1.0, float("-inf"), 1.0, 2.0, 1.0], [float("-inf")] * 5])
     assert topk(scores, 2).tolist() == [[3, 0], [-1, -1]]
     assert topk(scores, 4).tolist() == [[3, 0, 2, 4], [-1] * 4]
@@ -49,7 +60,7 @@ def test_steps_of_any_size_find_the_same_keys(causal: bool, monkeypatch: pytest.
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
-def test_float32_finds_what_float64_finds(keys: str, causal: bool) -> None:
+def test_float32_finds_what_float64_finds(keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On rows that are long enough for the comparison of blocks, whatever stands in the way of a clear choice."""
     torch.manual_seed(0)
     # Eighths, so that sums in float64 are exact in any order and equal keys have equal scores.
@@ -68,6 +79,10 @@ def test_float32_finds_what_float64_finds(keys: str, causal: bool) -> None:
     assert torch.equal(found, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(topk_keys(q, k, mask, 6, causal, 0.5), expected)
+    monkeypatch.setattr(accelerator, "accelerated", lambda x: True)
+    for cells in (accelerator.STEP_BYTES, 7000 * 16):
+        monkeypatch.setattr(accelerator, "STEP_BYTES", cells)
+        assert torch.equal(topk_keys(q, k, mask, 6, causal, 0.5), expected), "all heads together, in steps of any size"
 
 
 @pytest.mark.parametrize("length", [5, 1024, 3001, 20000])
@@ -97,8 +112,11 @@ def tensors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("slice_", [1, 1 << 20])
-def test_operations_are_what_they_say(dtype: torch.dtype, slice_: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longattn.engines.topk.MAX_GATHERED_NUMBERS", slice_)
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_operations_are_what_they_say(dtype: torch.dtype, accelerated: bool, slice_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MAX_GATHERED_NUMBERS", slice_)
+    monkeypatch.setattr(accelerator, "accelerated", lambda x: accelerated)
+    monkeypatch.setattr(accelerator, "STEP_BYTES", 16 * slice_)
     q, k, w, index = tensors(dtype)
     one_hot = torch.nn.functional.one_hot(index, 11).to(torch.float64)
     a, b, c = q.double(), k.double(), w.double()
@@ -155,3 +173,17 @@ def test_a_query_that_sees_nothing_is_zero() -> None:
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num()
     torch.testing.assert_close(out, (weights[..., None, :] @ values)[..., 0, :])
     assert (out[:, :, 1] == 0).all()
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize("causal", [False, True])
+def test_top_k_by_the_steps_of_a_gpu(causal: bool) -> None:
+    module = build_mechanism("top_k", num_heads=4, head_dim=16, num_keys=20)
+    tensors = [torch.randn(2, heads, 1100, 16).requires_grad_() for heads in (4, 2, 2)]
+    arguments = {"causal": causal, "padding_mask": torch.arange(1100) < torch.tensor([[1100], [900]])}
+    out, expected = attend(*tensors, module, **arguments), reference_attend(*tensors, module, **arguments).float()
+    rows = arguments["padding_mask"][:, None, :, None]
+    torch.testing.assert_close(out * rows, expected * rows, atol=2e-6, rtol=0)
+    upstream = torch.randn_like(out) * rows
+    for found, wanted in zip(*(torch.autograd.grad(x, tensors, upstream) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)

@@ -185,12 +185,12 @@ def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[S
     width = like.shape[1]
     part = borders.flatten().cumsum(0) - 1
     places = torch.arange(len(part), device=like.device)
-    if mask is not None:
-        part, places = part[mask.flatten()], places[mask.flatten()]
-    firsts = borders.sum().new_full((int(borders.sum()),), like.numel())
-    starts = firsts.scatter_reduce(0, part, places, "amin")
-    stops = torch.zeros_like(firsts).scatter_reduce(0, part, places + 1, "amax")
-    for start, stop, count in torch.stack([starts, stops, part.bincount(minlength=len(firsts))], 1).tolist():
+    real = torch.ones_like(part) if mask is None else mask.flatten().long()
+    sequences = len(like) if documents is None else int(borders.sum())
+    starts = part.new_full((sequences,), like.numel()).scatter_reduce(0, part, torch.where(real > 0, places, like.numel()), "amin")
+    stops = part.new_zeros(sequences).scatter_reduce(0, part, (places + 1) * real, "amax")
+    counts = part.new_zeros(sequences).scatter_add(0, part, real)
+    for start, stop, count in torch.stack([starts, stops, counts], 1).tolist():
         if count:
             row = start // width
             yield SequenceSpan(row, start - row * width, stop - row * width, count < stop - start)
