@@ -1,6 +1,7 @@
 """The block-selected engine: each query sees its own block of keys and the blocks it selected.
 
-On the CPU a path of its own runs blocks as slices; elsewhere the selection becomes tiles of the gathered engine.
+On the CPU a path of its own runs blocks as slices, on CUDA one kernel visits the blocks that the queries of a block select, and elsewhere
+the selection becomes tiles of the gathered engine.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from .common.batch import in_graph
 from .common.call import AttentionCall, GatherTile, rows_of
-from .common.dense import same_dtype
+from .common.dense import repeat_heads, same_dtype
 from .cpu.block_selected import cpu_block_selected
-from .dispatch import DispatchContext, choose
+from .cuda.flex_blocks import flex_block_selected
+from .dispatch import DispatchContext, attempt, choose
 from .gathered import gathered_attention
 
 MAX_ROW_QUERIES = 64
@@ -23,14 +25,21 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     """Softmax attention of every query over its own block and its selected blocks.
 
     Args:
-        q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
-        chosen: ``(B, H, N, K)`` int64, selected blocks other than the query's, no duplicates; -1 is none.
+        q: ``(B, H, N, D)``, and k, v ``(B, H_kv, N, D)``; block m holds the tokens ``m * block_size …``.
+        chosen: ``(B, H_kv, N, K)`` int64, selected blocks other than the query's, no duplicates; -1 is none.
         call: causality leaves out the keys after the query in its own block.
     Returns:
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """
-    length = k.shape[2]
-    if choose("chosen blocks", DispatchContext(q.device.type, length, length, call)) == "cpu-blocks":
+    length, heads = k.shape[2], q.shape[1]
+    context = DispatchContext(q.device.type, length, length, call, dtype=q.dtype, features=q.shape[3])
+    path = choose("chosen blocks", context)
+    if path == "flex-blocks":
+        out, path = attempt("chosen blocks", context, flex_block_selected, *same_dtype(q, k, v), chosen, block_size, call)
+        if out is not None:
+            return out
+    k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
+    if path == "cpu-blocks":
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
         return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
     rows = rows_of(length, block_size, q.device)

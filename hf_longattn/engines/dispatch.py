@@ -39,6 +39,8 @@ DENSE_KEYS = 768
 an estimate."""
 MAX_FLA_FEATURES = 256
 """Most features per head that the tiles of flash-linear-attention's kernels hold."""
+MAX_TABLE_TOKENS = 1 << 15
+"""Longest text of which the kernel looks up in a table what each query selects: an estimate, by what union of blocks it then visits."""
 MIN_FLEX_FEATURES = 16
 """Least width of a head in flex_attention's kernels."""
 DENSE, DENSE_MASKED = "dense", "dense-masked"
@@ -212,6 +214,12 @@ def _no_flex_tiles(context: DispatchContext) -> str | None:
     return _no_flex(context) or ("tiles are laid out by values, which a graph does not know" if torch.compiler.is_compiling() else None)
 
 
+def _no_flex_blocks(context: DispatchContext) -> str | None:
+    if context.kv_len > MAX_TABLE_TOKENS:
+        return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
+    return _no_flex_tiles(context)
+
+
 def _no_fla(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if context.device != "cuda":
         return _not_on("cuda", context)
@@ -319,13 +327,13 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "windows": ((DENSE, _not_covered), ("windows", _no_windows), ("tiles", _last)),
     "lines": ((DENSE, _not_covered), (DENSE_MASKED, _many_cells), ("lines", _no_lines), ("tiles", _last)),
     "halo": ((DENSE, _not_covered), (DENSE_MASKED, _many_cells), ("cpu-halo", _no_cpu_halo), ("halo", _no_halo), ("tiles", _last)),
-    "chosen blocks": (("cpu-blocks", _no_cpu_tiles), ("tiles", _last)),
+    "chosen blocks": (("cpu-blocks", _no_cpu_tiles), ("flex-blocks", _no_flex_blocks), ("tiles", _last)),
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
     "linear": (("linear-fla", lambda context: _no_fla(context, (torch.float32,))), ("linear-chunks", _last)),
     "delta": (("delta-fla", lambda context: _no_fla(context, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = ("flex", "flex-gathered")
+ATTEMPTED_PATHS = ("flex", "flex-gathered", "flex-blocks")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 

@@ -220,8 +220,9 @@ class NSA(SummarisedMechanism):
         if path == DENSE:
             return dense_attention(q, k, v, call)
         with torch.no_grad():
-            chosen = repeat_heads(self._search(q, k, call), heads)
+            chosen = self._search(q, k, call)
         if path == DENSE_MASKED:
+            chosen = repeat_heads(chosen, heads)
             rows, blocks = torch.arange(kv_len - q_len, kv_len, device=q.device), -(-kv_len // size)
             own_block = (rows // size)[:, None].expand(*chosen.shape[:3], 1)
             listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
@@ -229,7 +230,6 @@ class NSA(SummarisedMechanism):
             seen = seen[..., torch.arange(kv_len, device=q.device) // size]
             seen = seen & visible_to_all(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
-        k, v = repeat_heads(k, heads), repeat_heads(v, heads)
         chosen = F.pad(chosen, (0, 0, kv_len - q_len, 0), value=-1)
         return block_selected_attention(pad_queries(q, kv_len), k, v, chosen, size, call)[:, :, kv_len - q_len :]
 

@@ -302,7 +302,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
         ("bigbird", {"block_size": 32}, "flex-gathered"),
         ("segmented", {"block_size": 128}, "flex-gathered"),
         ("segmented", {"block_size": 100}, "plain-gathered"),
-        ("block_top_k", {"block_size": 64}, "plain-gathered"),
+        ("block_top_k", {"block_size": 64}, "flex-blocks"),
         ("linear", {}, "linear-chunks"),
     ],
 )

@@ -1,0 +1,77 @@
+"""CUDA engine: attention to selected blocks of keys by one call of compiled flex_attention.
+
+A block of :data:`BAND_BLOCK` queries visits every block of keys that one of its queries selects, and the mask looks up which of them do.
+Neighbouring queries select much the same blocks, so that few are visited for nothing; what is visited costs no more than in full attention.
+The selection is a table of N × (blocks) truth values for each key head. No value is looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.call import AttentionCall
+from . import flex
+from .flex import BAND_BLOCK, packed
+from .flex_kernel import NoKernel, kind_of
+
+
+def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
+    """The output of :func:`hf_longattn.engines.block_selected.block_selected_attention`, without dropout.
+
+    Raises:
+        NoKernel: the blocks do not fit those of the kernel, or this machine has no such kernel.
+    """
+    if BAND_BLOCK % block_size and block_size % BAND_BLOCK:
+        raise NoKernel(f"blocks of {block_size} tokens do not fit the kernel's of {BAND_BLOCK}")
+    (heads, length), key_mask, score_mod = q.shape[1:3], call.key_mask, call.score_mod
+    causal, group = call.causal, heads // chosen.shape[1]
+    selected = _selected(chosen, block_size, length)
+    touched, full = _kernel_blocks(selected, block_size, causal, key_mask)
+    touched, full = (x.repeat_interleave(group, 1) if group > 1 else x for x in (touched & ~full, full))
+    places = torch.arange(touched.shape[3], device=q.device)
+    by_query, by_key = ((packed(x, places), packed(y, places)) for x, y in ((touched, full), (touched.mT, full.mT)))
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        seen = selected[b, h // group, q_idx, kv_idx // block_size]
+        if causal:
+            seen = seen & (kv_idx <= q_idx)
+        return seen if key_mask is None else seen & key_mask[b, kv_idx]
+
+    mask = flex.block_mask((length, length), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    settings: dict[str, Any] = {} if k.shape[1] == heads else {"enable_gqa": True}
+    kind = "chosen blocks", causal, key_mask is None, kind_of(score_mod)
+    out: Tensor = flex.fused_flex(kind, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
+    return out
+
+
+def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
+    """Which blocks every query sees, its own included, ``(B, H_kv, N, blocks)`` bool, of ``chosen (B, H_kv, N, K)``."""
+    blocks = -(-length // block_size)
+    own_block = (torch.arange(length, device=chosen.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
+    listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
+    return torch.zeros(*chosen.shape[:3], blocks, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
+
+
+def _kernel_blocks(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The kernel's blocks of pairs in which some pair is seen, and in which all are, ``(B, H_kv, n, n)`` bool."""
+    rows = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK))
+    some, every = rows.any(3), rows.all(3)
+    if block_size < BAND_BLOCK:
+        parts = BAND_BLOCK // block_size
+        some, every = (F.pad(x, (0, -x.shape[3] % parts)).unflatten(3, (-1, parts)) for x in (some, every))
+        some, every = some.any(-1), every.all(-1)
+    else:
+        some, every = (x.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : x.shape[2]] for x in (some, every))
+    count = some.shape[2]
+    whole = torch.arange(count, device=some.device) < selected.shape[2] // BAND_BLOCK
+    if causal:
+        lower = torch.ones(count, count, dtype=torch.bool, device=some.device)
+        some, every = some & lower.tril(), every & lower.tril(-1)
+    if key_mask is not None:
+        real = F.pad(key_mask, (0, -key_mask.shape[1] % BAND_BLOCK)).unflatten(1, (-1, BAND_BLOCK))
+        some, whole = some & real.any(-1)[:, None, None], real.all(-1)[:, None, None]
+    return some, every & whole
