@@ -70,7 +70,7 @@ MODELING = (
     ("run",),
     ("inference",),
     ("mixin",),
-    ("audio", "grids", "marked_mask", "multimodal", "towers"),
+    ("audio", "grids", "marked_mask", "multimodal", "page_pipeline", "towers"),
     ("classes",),
     ("generic",),
     ("__init__",),

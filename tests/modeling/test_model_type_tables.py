@@ -37,6 +37,7 @@ ENTERED = {
     "transformers/models/auto/image_processing_auto.py": "transformers.models.auto.image_processing_auto",
     "transformers/models/auto/modeling_auto.py": "transformers.models.auto.modeling_auto",
     "transformers/models/auto/tokenization_auto.py": "transformers.models.auto.tokenization_auto",
+    "transformers/pipelines/document_question_answering.py": "transformers.pipelines",
     "peft/tuners/adaption_prompt/config.py": "peft.tuners.adaption_prompt.config",
     "peft/utils/constants.py": "peft.utils.constants",
     "peft/utils/transformers_weight_conversion.py": "peft.utils.transformers_weight_conversion",

@@ -6,7 +6,8 @@ and ``AutoModel.register`` take classes, which would import both. So names are e
 (``"bert": "BertModel"``) and imports the class on first use from the module noted for the model type, for ``"long_bert"``
 :mod:`hf_longattn.families`. These tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the
 module that defines it is imported: an entry in ``sys.meta_path`` wraps the loader of the modules in :data:`TABLES` for that, and of no
-others; modules that are imported already are filled at once. Nothing of transformers is replaced.
+others; modules that are imported already are filled at once. Nothing of transformers is replaced but the entry of a task, document question
+answering, by a subclass of its pipeline.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MULTIMODAL_CLASSES = {
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "ForAudioClassification",
 }
 """Tables of Auto classes, and the classes of a model of several modalities in them; it has no base in transformers."""
+PAGE_TASK, PAGE_PIPELINE = "document-question-answering", "PageQuestionAnsweringPipeline"
 
 
 def register_configs() -> None:
@@ -155,6 +157,13 @@ def register_response_templates() -> None:
         table[tuple(f"long_{base}" for base in family_names(bases))] = template
 
 
+def register_pipelines() -> None:
+    """``pipeline("document-question-answering")`` reads a LongLayoutLM as its base."""
+    task, name = sys.modules["transformers.pipelines"].PIPELINE_REGISTRY.supported_tasks[PAGE_TASK], f"{PACKAGE}.modeling.page_pipeline"
+    by_name = isinstance(task["impl"], str)
+    task["impl"] = f"{name}.{PAGE_PIPELINE}" if by_name else getattr(importlib.import_module(name), PAGE_PIPELINE)
+
+
 def register_standalone_encoders() -> None:
     """sentence-transformers loads the encoder of a Long encoder-decoder by its Long class, and reads a Long model of sound as its base.
 
@@ -187,6 +196,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.processing_auto": register_processors,
     "transformers.modeling_utils": register_attention,
     "transformers.integrations.awq": register_awq,
+    "transformers.pipelines": register_pipelines,
     "transformers.cli.serving.utils": register_response_templates,
     "peft.utils.constants": register_adapters,
     "peft.utils.transformers_weight_conversion": register_expert_adapters,

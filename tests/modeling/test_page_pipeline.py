@@ -1,0 +1,74 @@
+"""transformers' pipeline for questions about pages gives of a Long model what it gives of the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertTokenizer,
+    LayoutLMConfig,
+    LayoutLMForQuestionAnswering,
+    LayoutLMv3Config,
+    LayoutLMv3ForQuestionAnswering,
+    LayoutLMv3Tokenizer,
+    pipeline,
+)
+
+from hf_longattn import convert_checkpoint
+from hf_longattn.evaluation.qa_reader import QAReader, whole
+from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.training import load_qa_model
+
+QUESTION = "which key ?"
+WORDS = [f"{first}{second}" for first in "abcdefgh" for second in "klmnopqrst"]
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def layoutlm(folder: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *QUESTION.split(), *WORDS]
+    BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=512).save_pretrained(folder)
+    LayoutLMForQuestionAnswering(LayoutLMConfig(vocab_size=len(pieces), **SHAPE)).save_pretrained(folder)
+
+
+def layoutlmv3(folder: Path) -> None:
+    merges = [("Ġ", first) for first in "abcdefgh"] + [(f"Ġ{word[0]}", word[1]) for word in WORDS]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *map(chr, range(33, 127)), "Ġ", *map("".join, merges)]
+    tokenizer = LayoutLMv3Tokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges, model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    config = LayoutLMv3Config(
+        vocab_size=len(pieces), **SHAPE, max_position_embeddings=514, pad_token_id=1, coordinate_size=6, shape_size=4, input_size=32,
+    )  # fmt: skip
+    LayoutLMv3ForQuestionAnswering(config).save_pretrained(folder)
+
+
+def page(count: int) -> list[tuple[str, list[int]]]:
+    """Words with their boxes, as the pipeline takes them."""
+    return [(WORDS[7 * n % 80], [90 * (n % 10), 9 * (n // 10) % 900, 90 * (n % 10) + 80, 9 * (n // 10) % 900 + 8]) for n in range(count)]
+
+
+@pytest.mark.parametrize("make", [layoutlm, layoutlmv3])
+def test_answers_are_those_of_the_base_and_of_the_reader(make: Any, tmp_path: Path) -> None:
+    """On one page those of the base, on more than it reads those of QAReader."""
+    torch.manual_seed(0)
+    make(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=1024, max_length=2048, verify=False)
+    model, tokenizer = load_qa_model(str(tmp_path / "long"))
+    carry_question(model, tokenizer)  # as a training leaves it, so that the model itself makes the question global
+    model.save_pretrained(tmp_path / "long")
+    base, long = (pipeline("document-question-answering", model=str(tmp_path / name), device="cpu") for name in ("short", "long"))
+    assert long.model.config.model_type == f"long_{make.__name__}"
+    expected, answers = (answer({"question": QUESTION, "word_boxes": page(100)}, top_k=5) for answer in (base, long))
+    assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in expected]
+    assert [answer["score"] for answer in answers] == pytest.approx([answer["score"] for answer in expected], rel=1e-3)
+    words, boxes = map(list, zip(*page(600), strict=True))
+    reader = QAReader("long", model, tokenizer, whole(2048), max_answer_tokens=15, n_best=2048)
+    (found,) = long({"question": QUESTION, "word_boxes": page(600)})
+    read = reader.read([{"question": QUESTION, "words": words, "boxes": boxes}])[0].spans[0]
+    starts = [len(" ".join(words[:word])) + (word > 0) for word in (found["start"], found["end"])]
+    assert starts[0] <= read.start < starts[0] + 2
+    assert starts[1] < read.end <= starts[1] + 2
