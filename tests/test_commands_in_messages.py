@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
 import re
@@ -15,9 +14,9 @@ import pytest
 import typer
 
 from hf_longattn.cli import app
-from hf_longattn.errors import LongAttentionError
+from hf_longattn.errors import LongAttentionError, UsageError
 from hf_longattn.tasks import load_task, task_names, task_summary
-from hf_longattn.training.parsing import task_parser
+from hf_longattn.training.parsing import TaskParser, task_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for path in (ROOT / "hf_longattn").rglob("*.py"))
@@ -86,7 +85,7 @@ def commands_of_app() -> dict[str, Any]:
 
 
 @functools.cache
-def parser_of(task: str) -> argparse.ArgumentParser:
+def parser_of(task: str) -> TaskParser:
     return task_parser(load_task(task).arguments, task_summary(task), f"longattn train {task}")
 
 
@@ -120,7 +119,15 @@ def _train_problem(words: list[str], *, whole: bool) -> str:
     flags = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in flags]
     required = [action for action in parser._actions if action.required and not set(action.option_strings) & set(words)]
-    return f"no flag {unknown}" if unknown else f"lacks {required[0].option_strings}" if whole and required else ""
+    if unknown or not whole:
+        return f"no flag {unknown}" if unknown else ""
+    if required:
+        return f"lacks {required[0].option_strings}"
+    try:
+        parser.parse(words[1:])
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def commands_in(text: str) -> Iterator[tuple[list[str], bool]]:

@@ -72,7 +72,8 @@ def page_encoding(
         is which word's.
 
     Raises:
-        PageError: there are no words, or not one box or path for each, or boxes that lie on no page.
+        PageError: there are no words, or not one box or path for each, or boxes that lie on no page; there are boxes where the tokenizer
+            takes paths, or paths where it takes none.
     """
     words = words.split() if isinstance(words, str) else list(words)
     if not any(word.strip() for word in words):
@@ -84,6 +85,9 @@ def page_encoding(
     if len(places) != len(words):
         one, many = ("path", "paths") if argument == PATHS else ("box", "boxes")
         raise PageError(f"The page has {len(words)} words, but {len(places)} {many}; give one {one} for every word.")
+    if any(isinstance(place, str) for place in places) != (argument == PATHS):
+        given, read, other = ("boxes", "XPaths", "LayoutLM") if argument == PATHS else ("XPaths", "boxes", "MarkupLM")
+        raise PageError(f"The words have {given}, but this model reads {read} ({type(tokenizer).__name__}); take a {other} for them.")
     if argument != PATHS:
         places = _checked_boxes(places)
     if argument is not None:

@@ -1,5 +1,5 @@
 """Scores of answers: exact match and F1 by document length and by the answer's position, SQuAD 2's threshold, HotpotQA's facts, TriviaQA's
-questions over several documents; and files of predictions in SQuAD's, HotpotQA's and TriviaQA's formats."""
+questions over several documents, DocVQA's ANLS; and files of predictions in SQuAD's, HotpotQA's and TriviaQA's formats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def score_answers(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer
 
     Returns:
         exact_match, f1 with standard errors, n; ``by_length`` and ``by_position`` (of the answer), both in tokens; with questions
-        without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold; with sentences HotpotQA's sp_* and joint_*.
+        without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold; with sentences HotpotQA's sp_* and joint_*; of
+        questions about pages, whose records have words, DocVQA's anls.
         A question with several documents (TriviaQA) counts once, see :func:`by_question`; document_* are the scores of every document
         alone, as on TriviaQA's Web part, and verified_* those of the questions whose answers people checked.
     """
@@ -58,6 +59,9 @@ def score_answers(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer
         references = [{"answer": (gold_of(record) or [""])[0], "facts": _as_facts(facts_of(record))} for record in records]
         scores = load_metric("hotpot").compute(predictions=predictions, references=references)
         result |= {name: value for name, value in scores.items() if name.startswith(("sp_", "joint_"))}
+    if any(record.get("words") for record in records):
+        scores = load_metric("anls").compute(predictions=texts, references=[gold_of(record) for record in records])
+        result |= {name: scores[name] for name in ("anls", "anls_se")}
     return result
 
 

@@ -236,7 +236,7 @@ def _global_tokens(folder: Path, config: dict[str, Any]) -> str:
     """Which tokens are global by the config, besides those of the mechanism's options; empty for none."""
     separator, marked = config.get("question_separator_id"), config.get("global_token_ids") or []
     named = _token_names(folder, [*([separator] if separator is not None else []), *marked])
-    groups = [f"the question, up to the first `{named.pop(0)}`"] if separator is not None else []
+    groups = [f"a question before the document, up to the first `{named.pop(0)}`"] if separator is not None else []
     groups += [f"every {', '.join(f'`{name}`' for name in named)}"] if named else []
     return " and ".join(groups)
 
@@ -471,7 +471,7 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
     if not rows:
         return ""
     columns = {
-        "system": [row.system for row in rows],
+        "system": [row.system or "this model" for row in rows] if any(row.system for row in rows) else [],
         "dataset": [row.dataset for row in rows],
         "metric": [row.metric for row in rows],
         "value": [row.shown for row in rows],

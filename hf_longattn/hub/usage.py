@@ -324,6 +324,12 @@ HEADS = {
     "Model": Head("AutoModel", "feature-extraction", _HIDDEN),
 }
 """Ending of a class's name -> how its models are run."""
+_WORDS, _SPACED = "words, is_split_into_words", '[f" {{word}}" for word in words], is_split_into_words'
+LILT_HEADS = {
+    "LiltForQuestionAnswering": Head("AutoModelForQuestionAnswering", "question-answering", _PAGE_QA.replace(_WORDS, _SPACED)),
+    "LiltForTokenClassification": Head("AutoModelForTokenClassification", "token-classification", _PAGE_TOKENS.replace(_WORDS, _SPACED)),
+}
+"""LiLT with the tokenizer of a RoBERTa, which takes no boxes, and for which a space belongs to the word."""
 PICTURE_HEADS = {
     "ForImageClassification": Head("AutoModelForImageClassification", "image-classification", _PICTURE_CLASS),
     "ForImageClassificationWithTeacher": Head("", "image-classification", _PICTURE_CLASS),
@@ -526,7 +532,7 @@ def usage(
         candidates: it scores candidates that are read with the documents.
         words_with: the argument in which its tokenizer takes the places of words; ``None`` for one that takes text.
     """
-    head = head_of(architecture)
+    head = head_of(architecture, HEADS if words_with is not None else {**LILT_HEADS, **HEADS})
     if head is None or (trusts_code and not head.auto_class):
         return None
     auto = head.auto_class

@@ -129,6 +129,8 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
             action.help = "Show the usual options, a line each, and exit."
         elif action.option_strings[0].startswith("--no_"):  # HfArgumentParser gives it the help of what it turns off
             action.help = f"Turn --{action.dest} off, which is on by default."
+        elif action.type is string_to_bool and action.nargs is None:  # a switch whose default depends on others: alone it is on
+            action.nargs, action.const = "?", True
     inherited = _library_fields(kinds[2])
     for group in parser._action_groups:
         group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
@@ -145,6 +147,8 @@ class OneLineHelp(argparse.HelpFormatter):
         name = min((name for name in action.option_strings if name.startswith("--")), key=len)
         if action.nargs == 0 or (action.nargs == "?" and action.default is False):
             return name
+        if action.nargs == "?" and action.default is None:
+            return f"{name} [{PLACEHOLDERS[action.type]}]"
         return f"{name} {PLACEHOLDERS.get(action.type, 'TEXT')}{' …' if action.nargs == '+' else ''}"
 
     def _split_lines(self, text: str, width: int) -> list[str]:

@@ -120,11 +120,17 @@ def test_plain_boxes_start_anew_with_each_page() -> None:
         (["a"], [[0, 9, 4, 1]], "whose bottom side lies before its top one"),
         (["a"], [[0.5, 0, 4, 1]], r"The box \[0.5, 0, 4, 1\] is not four whole numbers"),
         (["a"], [[0, 0, 4]], "is not four whole numbers"),
+        (["a"], ["/html/p"], r"The words have XPaths, but this model reads boxes \(\w+\); take a MarkupLM for them"),
     ],
 )
 def test_pages_that_cannot_be_read_are_refused(name: str | None, words: Any, boxes: Any, sentence: str) -> None:
     with pytest.raises(PageError, match=sentence):
         page_encoding(BYTE_PIECES if name is None else tokenizer_of(name), words, boxes)
+
+
+def test_boxes_for_a_model_of_paths_are_refused() -> None:
+    with pytest.raises(PageError, match=r"The words have boxes, but this model reads XPaths \(MarkupLMTokenizer\); take a LayoutLM"):
+        page_encoding(tokenizer_of("MarkupLMTokenizer"), ["a"], [[0, 0, 1, 1]])
 
 
 @pytest.mark.parametrize("name", OF_PAGES)
@@ -139,3 +145,14 @@ def test_the_example_of_a_card_calls_the_tokenizer_as_it_wants_to_be_called(tmp_
     names: dict[str, Any] = {"tokenizer": tokenizer}
     exec("\n".join(lines), names)  # the lines of the card that read a text
     assert names["inputs"]["input_ids"].shape == (1, 64)
+
+
+@pytest.mark.parametrize("head", ["LiltForQuestionAnswering", "LiltForTokenClassification"])
+def test_the_example_of_a_card_of_lilt_reads_words_with_their_boxes(head: str) -> None:
+    code = usage(head, "name", 64, is_long=True, takes_globals=False)
+    assert code is not None
+    names: dict[str, Any] = {"tokenizer": BYTE_PIECES, "torch": torch}
+    exec(code.partition(".eval()\n")[2].partition("with torch")[0], names)  # the lines of the card that read a page
+    places = {"question": names.get("question"), "truncation": "only_second" if "question" in names else True}
+    expected = page_encoding(BYTE_PIECES, names["words"], names["boxes"], **places, max_length=64, return_tensors="pt")
+    assert all(torch.equal(names["inputs"][name], expected[name]) for name in ("input_ids", "bbox"))

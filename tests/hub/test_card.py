@@ -110,7 +110,7 @@ def marked(folder: Path, kind: str, markers: tuple[str, ...], **config: Any) -> 
 def test_a_model_of_hotpotqa_is_shown_its_marks_and_its_global_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = marked(tmp_path / "model", "BertForQuestionAnswering", EVIDENCE, has_evidence_heads=True)
     text = write_model_card(folder).read_text()
-    assert "Global by the config, too: the question, up to the first `</s>` and every `<t>`, `[s]`." in text
+    assert "Global by the config, too: a question before the document, up to the first `</s>` and every `<t>`, `[s]`." in text
     assert "global_attention_mask" not in text
     question = "Where does the name of the house come from?"
     assert f'question = "{marked_question(question)}"' in text
@@ -126,7 +126,7 @@ def test_a_model_of_hotpotqa_is_shown_its_marks_and_its_global_tokens(tmp_path: 
 def test_a_model_of_candidates_is_shown_candidates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = {"id2label": {"0": "candidate"}, "label2id": {"candidate": 0}}
     text = write_model_card(marked(tmp_path / "model", "BertForTokenClassification", CANDIDATES, **labels)).read_text()
-    assert "Global by the config, too: the question, up to the first `</s>`." in text
+    assert "Global by the config, too: a question before the document, up to the first `</s>`." in text
     run_example(text)
     assert capsys.readouterr().out.strip() in ("birds", "a hill")
 

@@ -87,8 +87,10 @@ def test_a_converted_layoutlm_learns_answers_that_boxes_alone_tell(tmp_path: Pat
     }
     log = finetune_qa(*build_arguments(QA, **given, **settings, baseline=short))
     assert log["packed"]
-    assert log["held_out"]["after"]["exact_match"] == 100
-    assert "exact_match" in log["baseline"]
+    assert log["held_out"]["after"]["exact_match"] == log["held_out"]["after"]["anls"] == 100
+    assert {"exact_match", "anls"} <= log["baseline"].keys()
+    assert "pipeline_tag: document-question-answering" in (card := (tmp_path / "out" / "README.md").read_text())
+    assert "type: document-question-answering" in card
     model, saved = AutoModelForDocumentQuestionAnswering.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
     assert model.config.question_separator_id == saved.sep_token_id
     reader = QAReader("row", model, saved, whole(512))

@@ -207,7 +207,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         if model_args.baseline:
             log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
     trainer.accelerator.wait_for_everyone()
-    return save_run(trainer, run, log, describe_qa_training, hub_task="question-answering")
+    return save_run(trainer, run, log, describe_qa_training, hub_task="document-question-answering" if page else "question-answering")
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
@@ -411,13 +411,13 @@ def qa_table(log: dict[str, Any]) -> str:
     lines = []
     for when, scores in log["held_out"].items():
         if scores:
-            names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
+            names = [name for name in ("exact_match", "f1", "anls", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
             shown = ", ".join(score_in_words(scores, name, name) for name in names)
             lines.append(f"{when}: {shown} ({counted(scores['n'], 'question')})")
     after = log["held_out"]["after"]
     if "baseline" in log:
         scores = log["baseline"]
-        shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1"))
+        shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1", "anls") if name in scores)
         lines.append(f"{log['settings']['baseline']} in windows of 512: {shown}")
     if "best_f1_threshold" in after:
         lines.append(
