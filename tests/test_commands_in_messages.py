@@ -197,6 +197,7 @@ def test_commands_in_documents_are_taken(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_say_where_a_clone_is_needed(path: Path) -> None:
-    sections = re.split(r"^#+ ", path.read_text(encoding="utf-8"), flags=re.M)
+    shown = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.S)
+    sections = re.split(r"^#+ ", shown, flags=re.M)
     wrong = [section.splitlines()[0] for section in sections if CHECKOUT.search(section) and not re.search(r"clone|checkout", section)]
     assert not wrong, f"{wrong}: these commands need a clone of the repository; say so"
