@@ -30,7 +30,7 @@ from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
-from ..modeling.family.definition import known_family, without_head
+from ..modeling.family.definition import without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface
@@ -206,8 +206,7 @@ def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> Non
 
 def is_causal(stack: PreTrainedModel) -> bool:
     """Whether its layers look back only."""
-    family = known_family(stack.config)
-    return any(site.causal for site in _sites(stack)) or (family is not None and family.causal_calls)
+    return any(site.causal for site in _sites(stack))
 
 
 def _sites(stack: nn.Module) -> list[AttentionSite]:

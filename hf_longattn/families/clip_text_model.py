@@ -15,7 +15,6 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from transformers.utils import ModelOutput
 
-from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
@@ -48,15 +47,9 @@ class LongCLIPTextEmbeddings(TakesPackedRows, CLIPTextEmbeddings):
 
 
 class LongCLIPTextMixin(ReplacedModules):
-    """Marks the attention as causal, as the base calls it, and reads the text at its end whatever ran in parts."""
+    """Reads the text at its end whatever ran in parts."""
 
     replaced = {CLIPTextEmbeddings: LongCLIPTextEmbeddings}
-
-    def post_init(self) -> None:
-        for site in attention_sites(self):
-            attention: Any = site.module
-            attention.is_causal = True  # the base says so in each call instead
-        super().post_init()
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's; rows that were packed, or read in segments, are pooled from the joined hidden states."""
@@ -78,7 +71,6 @@ FAMILY = Family(
     package="clip",
     classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
     mixin=LongCLIPTextMixin,
-    causal_calls=True,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_longattn.errors import OptionError
 from hf_longattn.families import enable_long_attention, load_generic
-from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_on
+from hf_longattn.modeling.attach.attention_sites import CAUSAL_BY_CALL, attention_sites, mechanisms_on
 from hf_longattn.modeling.generic import towers_of
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -181,3 +181,26 @@ def test_what_is_text_is_known_while_decoding_and_after_loading(case: str, tmp_p
 def test_text_that_cannot_be_global_is_refused(case: str, chosen: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         enable_long_attention(build(case)[0], chosen)
+
+
+CAUSAL_TEXTS = ["CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "XCLIP"]
+
+
+@pytest.mark.parametrize("name", CAUSAL_TEXTS)
+def test_text_towers_that_are_causal_by_each_call_are_known_to_be(name: str) -> None:
+    """Their attention modules say is_causal=False; a mechanism without a causal form would be counted, diagnosed and attached wrongly."""
+    torch.manual_seed(0)
+    model: Any = getattr(transformers, f"{name}TextModel")(getattr(transformers, f"{name}TextConfig")(**TEXT)).eval()
+    assert all(site.causal and not site.module.is_causal for site in attention_sites(model))
+    ids = torch.randint(5, 190, (1, 16))
+    changed = ids.clone()
+    changed[:, 8] += 1
+    with torch.no_grad():
+        before, after = (model(values).last_hidden_state[:, :8] for values in (ids, changed))
+    assert torch.equal(before, after)
+    with pytest.raises(OptionError, match="causal"):
+        enable_long_attention(model, {"mechanism": "nystrom"})
+
+
+def test_each_model_type_that_is_causal_by_its_calls_is_tested() -> None:
+    assert {getattr(transformers, f"{name}TextConfig").model_type for name in CAUSAL_TEXTS} == CAUSAL_BY_CALL

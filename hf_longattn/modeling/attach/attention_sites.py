@@ -31,8 +31,17 @@ SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """The attribute of an attention module with the layers that it serves, if there are several."""
 
 
+CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
+"""Model types whose layers look back only although their attention modules do not say so, but each call of them (``is_causal=True``)."""
 IN_DECODER_ATTRIBUTE = "in_decoder"
 """The attribute of an attention module of a decoder that is not causal."""
+
+
+def is_causal(attention: nn.Module) -> bool:
+    """Whether no query of an attention module sees later keys, as the module or each call of it says."""
+    config = getattr(attention, "config", None)
+    model_type = getattr(config, "base_model_type", getattr(config, "model_type", None))
+    return bool(getattr(attention, "is_causal", False)) or model_type in CAUSAL_BY_CALL
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class AttentionSite:
     @property
     def causal(self) -> bool:
         """Whether no query sees later keys."""
-        return bool(getattr(self.module, "is_causal", False))
+        return is_causal(self.module)
 
     @property
     def decoding(self) -> bool:

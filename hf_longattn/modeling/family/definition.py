@@ -162,7 +162,6 @@ class Family:
     base_classes: imports the base's model classes by name, where transformers' cannot be built with what can be installed; each is a
         subclass of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
-    causal_calls: whether the base's layers look back only although its attention modules do not say so, but each call (CLIP's text model).
     read_without_mask: what to know of texts with a mask, in a base that was trained on padded texts without one (SigLIP); native twins are
         compared without a mask.
     item_losses: model classes of the base, next to a decoder's language models, that hand ``num_items_in_batch`` on to their loss.
@@ -185,7 +184,6 @@ class Family:
     page: PageRule = PLAIN_TEXT
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
-    causal_calls: bool = False
     read_without_mask: str = ""
     item_losses: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from ...engines.common.derivatives import values_mapped
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
 from ...private_apis import assert_in_graph
+from ..attach.attention_sites import is_causal
 from ..family.validation import input_of
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class FindsDocuments(_Base):
     def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
         """Why a traced graph of this model does not take rows of ``length`` tokens with several documents; ``None`` where a mask of
         transformers keeps them apart, which is enough if only distances matter."""
-        causal = any(getattr(module, "is_causal", False) for module in self.modules() if hasattr(module, "long_attention"))
+        causal = any(is_causal(module) for module in self.modules() if hasattr(module, "long_attention"))
         if not causal:
             return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
         for mechanism in self.modules():
