@@ -27,7 +27,7 @@ HIGHEST_LAYER = 9999
 """Largest number of a layer or head: above any model's, and it bounds what a typo can allocate."""
 IN_TURN = "in_turn"
 """Key of ``layers`` for the mechanisms that layers take in turn."""
-TOWERS = ("text", "vision", "audio", "video", "speech", "qformer", "backbone", "encoder", "decoder")
+TOWERS = ("text", "vision", "audio", "video", "speech", "qformer", "backbone", "depth_decoder", "codec", "encoder", "decoder")
 """Names of towers: in transformers, those of the config fields that hold a tower's config (``text_config``)."""
 OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")

@@ -51,6 +51,7 @@ CONVERSION = (
     ("architectures",),
     ("twins",),
     ("flops", "model_loading", "pooling"),
+    ("plain_parts",),
     ("plan_tensors", "plan_positions", "processors"),
     ("plan_inputs",),
     ("plan_grid",),

@@ -58,10 +58,19 @@ def show_plan(plan: ConversionPlan) -> None:
     if plan.choice is not None:
         console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
     for name, tower in plan.towers.items():
-        console.print(f"tower {name}, {_counts(tower.counts())}", style="bold", highlight=False)
+        console.print(f"tower {name}: {tower.new_input}, {_counts(tower.counts())} tensors", style="bold", highlight=False)
         _show_attention(tower)
+    _show_of_plain_class(console, plan)
     if not plan.towers:
         _show_attention(plan)
+
+
+def _show_of_plain_class(console: terminal.Console, model: ConversionPlan | Inspection) -> None:
+    """What is to know of a plain class besides the towers that have mechanisms."""
+    for name in model.other_towers:
+        console.print(f"tower {name}: the attention of its class", style="bold", highlight=False)
+    if model.text_global:
+        console.print("Tokens of texts are global in the language model; those of pictures are not.", highlight=False)
 
 
 def _show_attention(plan: ConversionPlan) -> None:
@@ -92,7 +101,7 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     show_plan(plan)
     for name, (rows, _, headings, unit) in compared.items():
         if name:
-            terminal.console().print(f"\n{name}", style="bold", highlight=False)
+            terminal.console().print(f"\ntower {name}", style="bold", highlight=False)
         show_comparison(rows, headings, matrix_speed(), unit)
 
 
@@ -161,6 +170,8 @@ def _number(seconds: float) -> str:
 
 def _grown(plan: Mapping[str, Any]) -> str:
     """The longest input of source and result."""
+    if "input" in plan:
+        return str(plan["input"])
     if "towers" in plan:
         return "; ".join(f"{name} {_grown(tower)}" for name, tower in plan["towers"].items())
     old, new = plan["old_length"], plan["new_length"]
@@ -186,7 +197,7 @@ def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> Non
     decodes = any(cost.cache_bytes is not None for cost in costs)
     sizes, seconds = ([getattr(cost, name, None) for cost in costs] for name in ("size", "seconds"))
     headings = [
-        *([] if rule is None else [rule.units]),
+        *([] if sizes[0] is None else ["pixels" if rule is None else rule.units]),
         *(["seconds"] if any(seconds) else []),
         "frames" if any(seconds) else "tokens",
         "attention",
@@ -196,7 +207,7 @@ def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> Non
         "activations",
         *(["decode cache"] if decodes else []),
     ]
-    unit = "sound" if any(seconds) else "sequence" if rule is None else rule.noun
+    unit = "sound" if any(seconds) else rule.noun if rule is not None else "sequence" if sizes[0] is None else "picture"
     table = _table(headings, f"operations and memory for one {unit}, computed from the model's shape", justify="right")
     for cost, sides, duration in zip(costs, sizes, seconds, strict=True):
         row = [
@@ -436,20 +447,23 @@ def _int8(int8: dict[str, Any]) -> str:
 def show_inspection(model: Inspection) -> None:
     """A checkpoint: its model, mechanisms, state and cost."""
     console = terminal.console()
+    of_transformers = " of transformers, with mechanisms" if model.generic else ""
+    kind = f"{model.class_name}{of_transformers}, model type {model.model_type}"
     if model.towers:
-        facts = [("model", f"{model.source.name}  ({model.class_name}, model type {model.model_type})")]
-        facts.append(("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {len(model.source.tensors)} tensors)"))
+        facts = [("model", f"{model.source.name}  ({kind})")]
+        facts.append(("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {model.tensors} tensors)"))
         console.print(_facts(*facts))
         for name, tower in model.towers.items():
-            console.print(f"\n{name}", style="bold", highlight=False)
+            console.print(f"\ntower {name}", style="bold", highlight=False)
             show_inspection(tower)
+        _show_of_plain_class(console, model)
         return
     pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items())
     console.print(
         _facts(
-            ("model", f"{model.source.name}  ({model.class_name}, model type {model.model_type})"),
+            ("model", f"{model.source.name}  ({kind})"),
             ("input", f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}"),
-            ("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {len(model.source.tensors)} tensors)"),
+            ("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {model.tensors} tensors)"),
             *([("pruned heads", f"{pruned} kept")] if pruned else []),
         )
     )
@@ -458,7 +472,8 @@ def show_inspection(model: Inspection) -> None:
     console.print()
     if model.states:
         console.print(_state_table(model), highlight=False)
-    show_costs(model.costs, model.rule)
+    if model.costs:
+        show_costs(model.costs, model.rule)
 
 
 def _state_table(model: Inspection) -> Table:

@@ -23,7 +23,7 @@ from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions import DROPPED, extends_learned
-from ..reading import check_config, is_long, named_class
+from ..reading import check_config, is_long, named_class, plain_names
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
 from .tensor_files import TensorHeader
@@ -163,9 +163,10 @@ def find_architecture(source: Source) -> Architecture:
     converter = converter_of(source)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(converter_class.model_type for converter_class in checkpoint_converters())})
+        meant = "" if _class_of(source) is not None else nearest(model_type, known)
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have {len(known)} types, which"
-            f' python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.{nearest(model_type, known)}'
+            f' python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.{meant}'
         )
     family = FAMILIES[model_type if converter is None else converter.family]
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
@@ -274,6 +275,21 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     return GenericArchitecture(PlainFamily(type(config)), config, base.__name__, base.__name__)
 
 
+def read_generic(source: Source) -> GenericArchitecture:
+    """The architecture of a folder that ``--generic`` wrote; its config has ``long_attention``.
+
+    Raises:
+        CheckpointError: the config is invalid, or names no class of transformers.
+    """
+    values = plain_names(source.config)
+    base = named_class(values, "")
+    with checkpoint_errors(f"The config.json of {source.name!r} is not valid for a {base}"):
+        config: Any = AutoConfig.for_model(**values)
+    if not hasattr(transformers, base):
+        raise CheckpointError(f"{source.name!r} names the class {base!r}, which transformers {transformers.__version__} does not have.")
+    return GenericArchitecture(PlainFamily(type(config)), config, base, base)
+
+
 def generic_hint(source: Source) -> str:
     """What can be done with a source without a family, as a relative clause."""
     base = _class_of(source)
@@ -305,11 +321,6 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     check_config(source.config, source.name)
     model_type = source.config.get("model_type")
     family = next((candidate for candidate in FAMILIES.values() if candidate.config_class.model_type == model_type), None)
-    if family is None and "long_attention" in source.config:
-        raise CheckpointError(
-            f"{source.name!r} was converted with --generic and has no Long class to inspect; hf_longattn.load_generic loads it, and its "
-            "conversion_report.json says what was checked."
-        )
     if family is None:
         known = ", ".join(sorted(candidate.config_class.model_type for candidate in FAMILIES.values()))
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; expected one of {known}.")

@@ -168,6 +168,12 @@ class ConversionConfig(Settings):
         metavar="TOWER=MECHANISM[:NAME=VALUE,...],...",
         planned=True,
     )
+    text_global: bool = setting(
+        False,
+        "With --generic and --towers text=MECHANISM: all tokens but those of pictures are global in the language model, whose mechanism "
+        "takes global tokens, as longformer does.",
+        planned=True,
+    )
     decoder_long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
         None,
         "Self-attention of the decoder of an encoder-decoder model, for example window:window=256.",
@@ -256,6 +262,11 @@ class ConversionConfig(Settings):
         if self.towers is not None and self.names_attention:
             raise OptionError(
                 "--towers gives each tower its mechanism, so --mechanism, --option and --layers do not apply; leave them out, or --towers."
+            )
+        if self.text_global and not (self.generic and "text" in (self.towers or {})):
+            raise OptionError(
+                "--text-global is for the language model of a plain class that reads pictures; add --generic and --towers text=longformer, "
+                "or leave it out."
             )
         if self.generic and self.remote_code:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")

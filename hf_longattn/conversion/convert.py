@@ -134,11 +134,12 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     parameters to learn; a classifier on labelled documents or pictures; a question-answering model, or an encoder without a head, on
     questions.
     """
-    if plan.towers:
-        return {"advice": f"fine-tune {{model}} with transformers' Trainer on pairs, for which it returns a loss: {plan.new_input}"}
-    length = f"texts of up to {plan.new_length} tokens"
     if plan.generic:
         return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
+    if plan.towers:
+        pairs = f"pairs of a text and a picture ({plan.new_input})"
+        return {"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"}
+    length = f"texts of up to {plan.new_length} tokens"
     if plan.grid is not None:
         if plan.architecture.source_class.endswith("ForImageClassification"):
             return _command("classify", "--images", "--data", "YOUR_PICTURES", output="trained")

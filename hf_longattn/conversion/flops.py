@@ -20,8 +20,7 @@ from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.registry import mechanism_from, prototype
-from ..modeling.attach.attention_sites import AttentionSite, attention_sites, input_width
-from .architectures import attached_mechanisms
+from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
 from .grid_sizes import GridSize
 from .input_sizes import InputSize
 
@@ -193,13 +192,25 @@ def _shared_layers(sites: Iterable[AttentionSite]) -> Counter[str]:
     return Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
 
 
-def generic_shape(skeleton: nn.Module) -> ModelShape:
-    """The shape of the first layer's attention, for tables of layers."""
-    mechanisms = list(attached_mechanisms(skeleton).values())
-    first, matrices = mechanisms[0], sum(p.numel() for p in skeleton.parameters() if p.ndim == 2)
-    width = first.num_heads * first.head_dim
-    layers = 1 + max(mechanism.layer or 0 for mechanism in mechanisms)
-    return ModelShape(layers, first.num_heads, first.num_heads, first.head_dim, width, 4 * width, False, matrices, 4)
+def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
+    """The shape of a plain model with mechanisms, or of a tower of one, from its first layer and the dtypes of its tensors."""
+    sites = [site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)]
+    first: Any = sites[0].mechanism
+    module: Any = sites[0].module
+    config = getattr(module, "config", None)
+    width = input_width(module) or first.num_heads * first.head_dim
+    embeddings = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
+    return ModelShape(
+        layers=1 + max(site.layer for site in sites),
+        heads=first.num_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or first.num_heads,
+        head_dim=first.head_dim,
+        hidden=width,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * width,
+        causal=all(site.causal for site in sites),
+        matrix_parameters=sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in embeddings),
+        element_bytes=max((dtype.itemsize for dtype in dtypes if dtype.is_floating_point), default=4),
+    )
 
 
 @dataclass(frozen=True)

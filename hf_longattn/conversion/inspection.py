@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms import Mechanism
+from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
+from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.inference.pruning import KEPT_HEADS
-from ..reading import is_long
-from .architectures import find_architecture, read_long
+from ..reading import is_generic, is_long
+from .architectures import find_architecture, read_generic, read_long
 from .audio_seconds import AudioDuration, AudioPlan
 from .flops import (
     DecodeState,
@@ -28,8 +31,10 @@ from .flops import (
 from .grid_sizes import GridPlan, GridSize
 from .input_sizes import InputSizes, input_sizes
 from .model_loading import quiet_libraries
+from .plain_parts import PlainPart, names_by_tower, parts_with_mechanisms, text_length, text_tower
 from .plan_audio import with_convolutions
 from .sources.base import Source, TowerSource, open_source
+from .tensor_files import TensorHeader
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Inspection:
     causal: bool
     parameters: int
     nbytes: int
+    tensors: int
+    """In the files."""
     costs: tuple[LengthCost, ...]
     states: tuple[DecodeState, ...]
     """What each layer keeps while decoding ``max_length`` tokens; empty for a model that does not decode."""
@@ -58,18 +65,27 @@ class Inspection:
     sound: AudioDuration | None = None
     """The duration of the sound that a model of sound was made for."""
     towers: dict[str, Inspection] = field(default_factory=dict)
-    """Each tower by its name, in a model of several, of which the other fields describe the text's."""
+    """Each tower by its name, in a model of several, of which the other fields describe the text's; in a plain class with mechanisms, those
+    that have them."""
+    other_towers: tuple[str, ...] = ()
+    """Those that keep the attention of a plain class."""
+    text_global: bool = False
+    """Whether all tokens but those of pictures are global in the language model of a plain class."""
+    generic: bool = False
+    """Whether it is a plain class with mechanisms."""
+    input_words: str = ""
+    """What is read, where neither a length nor a size says it."""
 
     @property
     def longest_input(self) -> str:
         """The longest input, in words."""
+        if self.input_words:
+            return self.input_words
         if self.sound is not None:
             return f"sounds of {self.sound.describe()}"
-        return (
-            f"up to {self.max_length:,} tokens"
-            if self.grid is None or self.rule is None
-            else f"{self.rule.noun}s of {self.grid.describe()}"
-        )
+        if self.grid is not None and self.rule is not None:
+            return f"{self.rule.noun}s of {self.grid.describe()}"
+        return f"up to {self.max_length:,} tokens" if self.max_length else "any number of tokens"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -77,6 +93,8 @@ class Inspection:
             "model": self.source.name,
             "class": self.class_name,
             "model_type": self.model_type,
+            **({"generic": True} if self.generic else {}),
+            **({"input": self.input_words} if self.input_words else {}),
             "long_attention": self.attention.to_dict(),
             "layers": [{"mechanism": mechanism.name, **mechanism.options.to_dict()} for mechanism in self.mechanisms],
             "decode_states": [asdict(state) for state in self.states],
@@ -92,6 +110,7 @@ class Inspection:
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "costs": [asdict(cost) for cost in self.costs],
+            **({"text_global": True} if self.text_global else {}),
             **({"towers": {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}),
         }
 
@@ -107,6 +126,8 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 
 
 def _inspect(source: Source) -> Inspection:
+    if is_generic(source.config):
+        return _inspect_generic(source)
     long = is_long(source.config)
     if not long and (architecture := find_architecture(source)).family.towers:
         return _inspect_towers(source, architecture.family, architecture.source_class, long=False)
@@ -127,6 +148,7 @@ def _inspect(source: Source) -> Inspection:
         causal=shape.causal,
         parameters=sum(header.numel for header in source.tensors.values()),
         nbytes=source.total_bytes,
+        tensors=len(source.tensors),
         states=tuple(decode_states(mechanisms, shape, max_length)) if shape.causal else (),
         costs=_costs(config, sizes, shape, mechanisms, max_length),
         grid=sizes.new if isinstance(sizes, GridPlan) else None,
@@ -150,7 +172,62 @@ def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bo
         model_type=source.config["model_type"],
         parameters=sum(header.numel for header in source.tensors.values()),
         nbytes=source.total_bytes,
+        tensors=len(source.tensors),
         towers=towers,
+    )
+
+
+def _inspect_generic(source: Source) -> Inspection:
+    """A folder that ``--generic`` wrote: the whole model, or its towers where they have mechanisms apart."""
+    architecture = read_generic(source)
+    config: Any = architecture.source_config
+    skeleton: Any = architecture.skeleton(config)
+    longest = text_length(config)
+    lengths = (min(512, longest), longest)
+    attention = attention_of_towers(config)
+    if not attention:
+        chosen = LongAttentionConfig.from_dict(config.long_attention)
+        dtypes = [header.dtype for header in source.tensors.values()]
+        return _inspect_part(source, PlainPart.of(skeleton, chosen, dtypes, lengths if longest else None), source.tensors)
+    names = names_by_tower([*source.tensors], skeleton, [*attention])
+    tensors = {tower: {name: source.tensors[name] for name in of_tower} for tower, of_tower in names.items()}
+    of_dtype = {tower: [header.dtype for header in of_tower.values()] for tower, of_tower in tensors.items()}
+    parts = parts_with_mechanisms(skeleton, attention, of_dtype, lengths)
+    towers = {name: _inspect_part(source, part, tensors[name]) for name, part in parts.items()}
+    return replace(
+        towers.get(text_tower(config, attention), next(iter(towers.values()))),
+        class_name=architecture.source_class,
+        model_type=config.model_type,
+        parameters=sum(header.numel for header in source.tensors.values()),
+        nbytes=source.total_bytes,
+        tensors=len(source.tensors),
+        towers=towers,
+        text_global=bool(config.long_attention.get(TEXT_GLOBAL)),
+        other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),
+    )
+
+
+def _inspect_part(source: Source, part: PlainPart, tensors: Mapping[str, TensorHeader]) -> Inspection:
+    """A plain model with mechanisms, or a tower of one with these tensors."""
+    sizes = part.sizes
+    state = DecodeState(part.new_length * part.shape.token_bytes, part.shape.token_bytes)  # its cache keeps every token
+    return Inspection(
+        source=source,
+        class_name=type(part.module).__name__,
+        model_type=part.module.config.model_type,
+        attention=part.attention,
+        max_length=part.new_length,
+        mechanisms=tuple(layer_mechanisms(part.attention, part.shape, part.new_length or None)),
+        causal=part.shape.causal,
+        parameters=sum(header.numel for header in tensors.values()),
+        nbytes=sum(header.nbytes for header in tensors.values()),
+        tensors=len(tensors),
+        states=(state,) * part.shape.layers if part.shape.causal and part.new_length else (),
+        costs=part.costs(),
+        grid=None if sizes is None else sizes.new,
+        rule=None if sizes is None else sizes.rule,
+        input_words=part.input_words,
+        generic=True,
     )
 
 

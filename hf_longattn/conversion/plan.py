@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,9 @@ import torch
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
 from ..errors import GridError, LengthError, OptionError, PositionError
+from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.definition import TOWER_CONFIG, tower_field
+from ..modeling.family.definition import tower_field
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import TOWERS, mark_generic, towers_of
@@ -26,11 +27,12 @@ from .architectures import Architecture, GenericArchitecture, config_of_towers, 
 from .config import AUTO, ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
+from .plain_parts import PlainPart, names_by_tower, parts_with_mechanisms, text_length, text_tower
 from .plan_audio import plan_sound, with_convolutions
 from .plan_grid import plan_grid
 from .plan_inputs import SETTINGS, InputPlan, input_kinds, refuse_other_settings
 from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
-from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, tensors_with_towers
+from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, plan_tensors, renamed_tensors, tensors_with_towers
 from .series_lengths import SeriesPlan
 from .sources.base import Source, TowerSource, open_source
 from .text import load_tokenizer
@@ -255,10 +257,10 @@ def refuse_one_attention(architecture: Architecture, request: ConversionConfig) 
     """Raise :class:`OptionError` for an attention of the whole model, where it has several towers."""
     names = [*architecture.family.towers]
     if names and (request.names_attention or request.init_from_text is not None):
-        flag = "--init-from-text" if not request.names_attention else "--mechanism, --option and --layers"
+        flags = "--init-from-text does" if not request.names_attention else "--mechanism, --option and --layers do"
         example = ",".join(f"{name}=MECHANISM" for name in names)
         raise OptionError(
-            f"The towers of a {architecture.source_class}, {' and '.join(names)}, have mechanisms apart, to which {flag} does not apply; "
+            f"The towers of a {architecture.source_class}, {' and '.join(names)}, have mechanisms apart, to which {flags} not apply; "
             f"give --towers {example}."
         )
 
@@ -318,6 +320,7 @@ class ConversionPlan(ResultPlan):
     series: SeriesPlan | None = None  # the steps of a plain class that reads time series
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
+    other_towers: tuple[str, ...] = field(default=(), kw_only=True)  # those of a plain class that keep its attention
 
     @cached_property
     def native_twin(self) -> TwinChoice | None:
@@ -325,6 +328,11 @@ class ConversionPlan(ResultPlan):
         if self.generic:
             return None
         return choose_twin(LongModel(self.config, self.architecture.long_class, self.architecture.family))
+
+    @property
+    def text_global(self) -> bool:
+        """Whether all tokens but those of pictures are global in the language model of a plain class."""
+        return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
 
     @property
     def positions_exact(self) -> bool:
@@ -345,6 +353,7 @@ class ConversionPlan(ResultPlan):
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
             **({"generic": True} if self.generic else {}),
+            **({"input": self.input_words} if self.input_words else {}),
             "long_attention": self._attention(),
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
@@ -362,7 +371,8 @@ class ConversionPlan(ResultPlan):
 
     def _attention(self) -> dict[str, Any]:
         if self.towers:
-            return {TOWERS: {name: tower.attention.to_dict() for name, tower in self.towers.items()}}
+            towers = {name: tower.attention.to_dict() for name, tower in self.towers.items()}
+            return {TOWERS: towers, **({TEXT_GLOBAL: True} if self.text_global else {})}
         return self.attention.to_dict()
 
     def _decoder(self) -> dict[str, Any]:
@@ -386,13 +396,15 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
             raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
     chosen = _generic_attention(architecture.source_config, request)
     full = LongAttentionConfig("full")
-    reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(_text_tower(architecture.source_config, chosen), full)
+    reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(text_tower(architecture.source_config, chosen), full)
     series = SeriesPlan.of(architecture.model_class, architecture.source_config, request.max_length)
     if series is None:
         length = _text_length(architecture.source_config, request.max_length)
     else:
         length = StackLength(series.old.tokens, series.new.tokens)
     config, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, length)
+    if request.text_global:
+        config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
     if series is not None:
         config.context_length = series.new.steps
     if cast is not None:
@@ -400,7 +412,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     skeleton: Any = architecture.skeleton(config)
     tensors = plan_tensors(source, architecture, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
     attention = chosen if isinstance(chosen, LongAttentionConfig) else next(iter(chosen.values()))
-    shape = generic_shape(skeleton)
+    shape = generic_shape(skeleton, [tensor.dtype for tensor in tensors])
     warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new or None), length, causal=shape.causal)
     plan = ConversionPlan(
         source=source,
@@ -421,8 +433,11 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     )
     if isinstance(chosen, LongAttentionConfig):
         return plan
-    plans = {name: _plan_of_tower(plan, name, of_tower, skeleton) for name, of_tower in chosen.items()}
-    return replace(plan, towers=plans, warnings=tuple(warning for tower in plans.values() for warning in tower.warnings))
+    plans = _plans_of_towers(plan, chosen, skeleton)
+    others = tuple(name for name in towers_of(skeleton) if name not in chosen)
+    return replace(
+        plan, towers=plans, other_towers=others, warnings=tuple(warning for tower in plans.values() for warning in tower.warnings)
+    )
 
 
 def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
@@ -437,33 +452,36 @@ def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionC
     return {name: with_own_windows(of_tower, windows(configs[name])) for name, of_tower in request.towers.items()}
 
 
-def _text_tower(config: Any, names: Iterable[str]) -> str:
-    """The name of the tower that reads texts, of those that are named where it has the model's own config; empty where there is none."""
-    text = config.get_text_config()
-    if text is config:
-        return next((name for name in names if tower_field(name) not in config.sub_configs), "")
-    return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
+def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttentionConfig], skeleton: Any) -> dict[str, ConversionPlan]:
+    """What of the plan of a plain class is about each tower of ``attention``."""
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
+    names = names_by_tower([*by_name], skeleton, [*attention])
+    tensors = {tower: [by_name[name] for name in of_tower] for tower, of_tower in names.items()}
+    dtypes = {name: [tensor.dtype for tensor in of_tower] for name, of_tower in tensors.items()}
+    parts = parts_with_mechanisms(skeleton, attention, dtypes, (plan.old_length, plan.new_length))
+    return {name: _plan_of_tower(plan, name, part, tensors[name]) for name, part in parts.items()}
 
 
-def _plan_of_tower(plan: ConversionPlan, name: str, attention: LongAttentionConfig, skeleton: Any) -> ConversionPlan:
+def _plan_of_tower(plan: ConversionPlan, name: str, part: PlainPart, tensors: list[TensorPlan]) -> ConversionPlan:
     """What of the plan of a plain class is about one tower."""
-    tower = towers_of(skeleton)[name]
-    prefix = next(prefix for prefix, module in skeleton.named_modules() if module is tower)
-    reads_text = name == _text_tower(plan.config, [name])
-    length = StackLength(plan.old_length, plan.new_length) if reads_text else StackLength(0, 0)
-    shape = generic_shape(tower)
-    layers = layer_mechanisms(attention, shape, length.new or None)
+    reads_text = name == text_tower(plan.config, [name])
+    length = StackLength(part.old_length, part.new_length)
+    layers = layer_mechanisms(part.attention, part.shape, length.new or None)
+    warnings = position_warnings(plan.positions, part.attention, layers, length, causal=part.shape.causal) if reads_text else ()
     return replace(
         plan,
-        config=tower.config,
-        attention=attention,
-        shape=shape,
+        config=part.module.config,
+        attention=part.attention,
+        shape=part.shape,
         old_length=length.old,
         new_length=length.new,
+        other_inputs=part.sizes,
+        input_words=part.input_words,
         positions=plan.positions if reads_text else UNCHANGED,
         position_change=plan.position_change if reads_text else "",
-        tensors=tuple(tensor for tensor in plan.tensors if tensor.name.startswith(f"{prefix}.")),
-        warnings=tuple(position_warnings(plan.positions, attention, layers, length, causal=shape.causal)) if reads_text else (),
+        tensors=tuple(tensors),
+        costs=part.costs(),
+        warnings=tuple(warnings),
     )
 
 
@@ -473,8 +491,7 @@ UNCHANGED = "as they were"
 
 def _text_length(config: Any, max_length: int | None) -> StackLength:
     """The tokens that source and result take, 0 if the source's config does not say."""
-    said = getattr(config.get_text_config(), "max_position_embeddings", None)
-    old = said if isinstance(said, int) else 0
+    old = text_length(config)
     return StackLength(old, old if max_length is None else int(max_length))
 
 

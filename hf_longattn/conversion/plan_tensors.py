@@ -303,6 +303,7 @@ class ResultPlan:
     other_inputs: InputSizes | None = field(default=None, kw_only=True)  # of source and result, where they are not texts
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
     towers: Mapping[str, ResultPlan] = field(default_factory=dict, kw_only=True)  # in a model of several, the plan of each
+    input_words: str = field(default="", kw_only=True)  # what source and result read, where neither a length nor a size says it
 
     @property
     def grid(self) -> GridPlan | None:
@@ -319,6 +320,8 @@ class ResultPlan:
         """The longest input of the source, in words."""
         if self.towers:
             return " and ".join(tower.old_input for tower in self.towers.values())
+        if self.input_words:
+            return self.input_words
         return _tokens(self.old_length) if self.other_inputs is None else self.other_inputs.old.describe()
 
     @property
@@ -326,6 +329,8 @@ class ResultPlan:
         """The longest input of the result, in words."""
         if self.towers:
             return " and ".join(tower.new_input for tower in self.towers.values())
+        if self.input_words:
+            return self.input_words
         return _tokens(self.new_length) if self.other_inputs is None else self.other_inputs.new.describe()
 
     @property

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig
 
-from ..errors import CheckpointError, OptionError, checkpoint_errors
+from ..errors import OptionError
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, stacks_of
 from ..private_apis import attention_implementation
-from ..reading import named_class, plain_names, read_json_object
-from .architectures import GenericArchitecture, PlainFamily
+from ..reading import read_json_object
+from .architectures import GenericArchitecture, read_generic
 from .config import RevertConfig
 from .model_loading import load_plain
 from .plan_tensors import TensorPlan, parse_dtype
@@ -29,18 +27,14 @@ def plain_parts(source: Source, settings: RevertConfig) -> tuple[GenericArchitec
 
     Raises:
         OptionError: settings for position tables, which a plain class keeps.
-        CheckpointError: the config names no class of transformers.
+        CheckpointError: from :func:`read_generic`.
     """
     flags = ["--max-length"] * (settings.max_length is not None) + ["--positions"] * (settings.positions != RevertConfig.positions)
     if flags:
         raise OptionError(f"{source.name!r} was converted with --generic, which left its positions as they were; leave {flags[0]} out.")
-    values = {name: value for name, value in plain_names(source.config).items() if name != "long_attention"}
-    base = named_class(values, "")
-    with checkpoint_errors(f"The config.json of {source.name!r} is not valid for a {base}"):
-        config: Any = AutoConfig.for_model(**values)
-    if not hasattr(transformers, base):
-        raise CheckpointError(f"{source.name!r} names the class {base!r}, which transformers {transformers.__version__} does not have.")
-    architecture = GenericArchitecture(PlainFamily(type(config)), config, base, base)
+    architecture = read_generic(source)
+    config: Any = architecture.source_config
+    del config.long_attention
     cast = parse_dtype(settings.dtype)
     if cast is not None:
         config.dtype = cast

@@ -65,7 +65,7 @@ def verify(
 def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str | Path | None = None) -> VerificationInputs:
     """The inputs for the family of a plan; `text` and its origin, or a recording, where it reads one."""
     folder, config = plan.source.folder, plan.config
-    if plan.towers:
+    if plan.architecture.family.towers:  # a plain class of several towers has one tokenizer, and runs on seeded inputs
         parts: dict[str, Any] = {name: verification_inputs(part, text, origin, recording) for name, part in plan.towers.items()}
         return VerificationTowers(parts)
     if plan.sound is not None:

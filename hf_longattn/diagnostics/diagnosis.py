@@ -97,6 +97,7 @@ class Target:
     length: maximum length of the result.
     positions: how they are extended, if not as a conversion does by itself.
     generic: whether the class has no Long class.
+    tower: the name of what was diagnosed, in a model of several towers.
     audio_seconds: of a model of sound the duration for which it is converted.
     compare_at: seconds of sound at which a search can judge mechanisms, where there are no recordings so long.
     """
@@ -106,12 +107,14 @@ class Target:
     length: int
     positions: str | None = None
     generic: bool = False
+    tower: str = ""
     audio_seconds: float | None = None
     compare_at: int | None = None
 
     def flags(self, candidate: Candidate) -> list[str]:
         """The flags of ``longattn convert``."""
-        return [*candidate.flags, *(["--generic"] if self.generic else self.size_flags("--max-length"))]
+        chosen = ["--towers", f"{self.tower}={candidate}"] if self.tower else candidate.flags
+        return [*chosen, *(["--generic"] if self.generic else self.size_flags("--max-length"))]
 
     def size_flags(self, length_flag: str) -> list[str]:
         """The flags that say what the result reads; ``length_flag`` names a number of tokens."""
@@ -298,7 +301,7 @@ class Diagnosis:
 
     def search_command(self, text: str) -> str:
         """The search command to run next, with the file or folder ``text``; empty where a search does not take the model."""
-        if self.target.source is None or self.target.generic:
+        if self.target.source is None or self.target.generic or self.target.tower:
             return ""
         folder = unused_name(f"{self.target.destination}-search")
         compared = [] if self.target.compare_at is None else ["--compare-at", str(self.target.compare_at)]

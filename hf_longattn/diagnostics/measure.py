@@ -35,7 +35,9 @@ from .watching import (
     evaluating,
     has_mechanisms,
     is_causal,
+    of_tower,
     run_stack,
+    tower_that_reads,
     watched_inputs,
     watched_stack,
     watching,
@@ -129,6 +131,7 @@ def diagnose(
     else:
         loaded = load_for_diagnosis(model, lengths, extend=extend, mechanism=mechanism, device=device, revision=revision, token=token)
         network, name, tokenizer = loaded.model, str(model), loaded.tokenizer if tokenizer is None else tokenizer
+    whole, (network, tower) = network, tower_that_reads(network, text=True)
     stack = watched_stack(network)
     limit = longest_input(stack.config)
     chosen_lengths = (
@@ -160,10 +163,10 @@ def diagnose(
     for length in chosen_lengths:
         at_length, sizes = _measure(stack, source, length, planted, chosen, reasons, queries, within_mechanism, progress or silent)
         measured.append(at_length)
-    causal, target = is_causal(stack), _target(network, loaded, is_long, max(limit or 0, chosen_lengths[-1]), extend)
+    causal, target = is_causal(stack), _target(whole, tower, loaded, is_long, max(limit or 0, chosen_lengths[-1]), extend)
     rule, before = _position_rule(stack.config, loaded, target, is_long)
     diagnosis = Diagnosis(
-        model=name, model_class=type(network).__name__, text=source.name, device=device_name(stack), causal=causal,
+        model=name, model_class=of_tower(type(whole).__name__, tower), text=source.name, device=device_name(stack), causal=causal,
         is_long=is_long, trained_length=trained, within_mechanism=within_mechanism, needle=planted,
         candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), target=target, notes=tuple(notes),
         untrained=untrained(chosen, reasons, rule, (before, target.length), causal, *sizes),
@@ -177,13 +180,13 @@ LOSSES_TRIED = 3
 """Candidates whose loss is measured, until one is not worse."""
 
 
-def _target(model: Any, loaded: LoadedCheckpoint | None, is_long: bool, length: int, extend: str | None) -> Target:
+def _target(model: Any, tower: str, loaded: LoadedCheckpoint | None, is_long: bool, length: int, extend: str | None) -> Target:
     """The conversion that a diagnosis recommends."""
     named = getattr(model.config, "name_or_path", "") if loaded is None else loaded.source.name
     folder = Path(str(named)) if loaded is None else loaded.source.folder
     source = converted_from(folder) if is_long else known_checkpoint(named) if loaded is None else loaded.source.name
     destination = unused_name(f"{Path(source or type(model).__name__).name}-{length}")
-    return Target(source, destination, length, None if extend in AUTOMATIC else extend, _is_generic(model))
+    return Target(source, destination, length, None if extend in AUTOMATIC else extend, _is_generic(model), tower)
 
 
 def _position_rule(config: Any, loaded: LoadedCheckpoint | None, target: Target, is_long: bool) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from ..modeling.grids import grid_rule
 from .candidates import Candidate, all_readings, read_candidates
 from .layer_attention import LayerAttention, RowSums, sampled_rows
 from .loading import load_for_diagnosis
-from .watching import run_stack, watched_layers, watched_on_grid, watching
+from .watching import of_tower, run_stack, tower_that_reads, watched_layers, watched_on_grid, watching
 
 USUAL = (
     "window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial",
@@ -146,6 +146,7 @@ def diagnose_picture(
     else:
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name, folder = loaded.model, str(model), loaded.source.folder
+    whole, (network, tower) = network, tower_that_reads(network, text=False)
     stack: Any = watched_layers(network)
     rule = grid_rule(stack, of_pixels=False)
     if processor is None and folder is not None:
@@ -176,7 +177,7 @@ def diagnose_picture(
         run_stack(stack, arguments)
     seen = _as_seen(rule, values[0], processor, grid.sizes[0])
     return PictureDiagnosis(
-        model=name, model_class=type(network).__name__, picture=str(picture), pixels=seen, grid=grid,
+        model=name, model_class=of_tower(type(whole).__name__, tower), picture=str(picture), pixels=seen, grid=grid,
         queries=len(rows), candidates=tuple(choices), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
         reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)), noun=rule.noun,
         size=rule.describe(rule.size_of(values)),

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..conversion.audio_seconds import audio_family, sound_model
+from ..conversion.plain_parts import text_tower
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError, OptionError
@@ -30,10 +31,11 @@ from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
-from ..modeling.family.definition import without_head
+from ..modeling.attach.patch_places import packs_pictures
+from ..modeling.family.definition import known_family, without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
-from ..modeling.generic import check_interface
+from ..modeling.generic import check_interface, towers_of
 from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 from ..private_apis import attention_implementation
@@ -60,6 +62,33 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
             f"{type(model).__name__} reads {stack.main_input_name} and no text; give it a picture: longattn diagnose MODEL photo.jpg."
         )
     return stack
+
+
+def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[nn.Module, str]:
+    """The tower of a model of several that reads texts, or pictures of one size, and its name; another model as it is, and an empty name.
+
+    Raises:
+        BackendError: the only towers of pictures read them in all sizes.
+    """
+    towers = towers_of(model) if isinstance(model, PreTrainedModel) else {}
+    reading = text_tower(model.config, towers) if towers else ""
+    if text or not towers:
+        return (towers[reading], reading) if reading in towers else (model, "")
+    others = {name: tower for name, tower in towers.items() if name != reading}
+    on_grid = [name for name, tower in others.items() if (family := known_family(tower.config)) is not None and family.grid is not None]
+    if on_grid:
+        return others[on_grid[0]], on_grid[0]
+    if packing := next((name for name, tower in others.items() if packs_pictures(tower)), None):
+        raise BackendError(
+            f"The tower {packing} of a {type(model).__name__} packs pictures of different sizes, which are not watched; give a text for "
+            "its language model, or look at hf_longattn.explain(model, inputs)."
+        )
+    return model, ""
+
+
+def of_tower(class_name: str, tower: str) -> str:
+    """A class, with the name of its tower that is watched."""
+    return f"{class_name}, tower {tower}" if tower else class_name
 
 
 def watched_layers(model: nn.Module) -> PreTrainedModel:

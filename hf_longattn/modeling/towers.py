@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import MaskError
+from ..errors import LongAttentionError, MaskError
 from ..naming import BACKEND, TAGS
 from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation, tie_parameters
 from .attach.weights import drop_tables, freeze_tables, shared_parameters
@@ -38,7 +38,13 @@ class LongTowersMixin(LongAttentionMixin):
                         f"{name} is for texts, and {type(self).__name__} hands it to every tower; call get_text_features(input_ids, "
                         f"{name}=...) and get_image_features instead."
                     )
-            return self._run(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            if missing := next((name for name in self.inputs_of_towers if arguments.get(name) is None), None):
+                raise LongAttentionError(
+                    f"A {type(self).__name__} compares texts with pictures, and {missing} is missing; give it, or call get_text_features "
+                    "for texts alone, and get_image_features for pictures."
+                )
+            return self._run(base_forward, arguments)
 
         return forward
 
@@ -64,6 +70,11 @@ class LongTowersMixin(LongAttentionMixin):
     def towers(self) -> dict[str, LongAttentionMixin]:
         """The Long model of each tower by its name."""
         return {name: getattr(self, f"{name}_model") for name in self.family.towers}
+
+    @property
+    def inputs_of_towers(self) -> list[str]:
+        """The argument of ``forward`` that each tower reads."""
+        return [str(tower.main_input_name) for tower in self.towers.values()]
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -2,22 +2,73 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 
+from ..conversion.architectures import converter_of
+from ..conversion.plan import open_requested
+from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
 from ..diagnostics.trial_model import TrialModel
+from ..errors import CheckpointError
 from ..modeling.attach.attention_sites import attention_sites
+from ..modeling.family.definition import FAMILIES
+from ..reading import is_generic, is_long
 from .design import Design
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ..conversion.config import ConversionConfig
 
 
 class SearchedModel(TrialModel):
     """A checkpoint that takes one design after the other."""
+
+    @classmethod
+    def open(cls, name: str | Path | Source, config: ConversionConfig, device: torch.device) -> Self:
+        """Open a folder or a Hub repository.
+
+        Raises:
+            CheckpointError: it has several towers, or no Long class.
+        """
+        source = name if isinstance(name, Source) else open_requested(name, config)
+        check_one_stack(source)
+        return super().open(source, config, device)
 
     @property
     def base_design(self) -> Design:
         """The attention that its layers run before the conversion."""
         chosen = map(self.base_attention.for_layer, range(self.layers))
         return Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
+
+
+def check_one_stack(source: Source) -> None:
+    """Raise :class:`CheckpointError` for a checkpoint of several towers, or one without a Long class, which a search does not take."""
+    model_type = str(source.config.get("model_type"))
+    if is_generic(source.config):
+        raise CheckpointError(
+            f"{source.name!r} was written by `longattn convert --generic`, and a search is for Long classes; `longattn diagnose` says what "
+            "mechanisms would keep of its attention."
+        )
+    family = FAMILIES.get(model_type.removeprefix("long_"))
+    if family is not None and family.towers:
+        towers, (first, *_) = " and ".join(family.towers), family.towers
+        stack = family.towers[first]
+        long = is_long(source.config)
+        whole = f"{'hf_longattn' if long else 'transformers'}.{stack.heads[stack.base_model_name] if long else stack.base_model_name}"
+        raise CheckpointError(
+            f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
+            f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
+        )
+    if family is None and converter_of(source) is None and "long_attention" not in source.config:
+        raise CheckpointError(
+            f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn diagnose` says what "
+            "mechanisms would keep of its attention."
+        )
 
 
 def layer_weights(model: nn.Module) -> dict[int, dict[str, Tensor]]:

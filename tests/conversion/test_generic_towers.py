@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, BertTokenizer
 from typer.testing import CliRunner
 
 import hf_longattn
-from hf_longattn import convert_checkpoint, plan_conversion, revert_checkpoint
+from hf_longattn import convert_checkpoint, plan_conversion, revert_checkpoint, search_design
 from hf_longattn.cli.app import app
-from hf_longattn.errors import LongAttentionError, OptionError
+from hf_longattn.conversion import inspect_checkpoint
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.modeling.generic import towers_of
 from tests.modeling.test_generic_towers import build, mechanisms, output
 
@@ -120,3 +121,76 @@ def test_a_model_of_one_stack_has_no_towers(tmp_path: Path) -> None:
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="a BertModel has one stack; give --mechanism"):
         plan_conversion(tmp_path, towers={"text": WINDOW})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_and_an_inspection_say_what_each_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
+    build(case)[0].save_pretrained(tmp_path / "plain")
+    towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "local2d", "radius": 1}}
+    plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
+    text, vision = plan.towers["text"], plan.towers["vision"]
+    sizes = "pictures of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
+    assert vision.new_input == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
+    assert text.new_input == f"{text.config.max_position_embeddings} tokens"
+    assert all(sum(tower.counts().values()) > 10 for tower in plan.towers.values())  # LLaVA's files have older names than the model
+    assert all(cost.attention_flops < cost.full_attention_flops for tower in plan.towers.values() for cost in tower.costs)
+    assert text.shape.causal is (case != "siglip")
+    convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"vision": towers["vision"]}, verify=False)
+    inspected = inspect_checkpoint(tmp_path / "long")
+    assert list(inspected.towers) == ["vision"]
+    assert inspected.other_towers == ("text",)
+    assert (inspected.generic, inspected.class_name) == (True, type(build(case)[0]).__name__)
+    assert inspected.towers["vision"].parameters == vision.parameters
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "long")])
+    said = " ".join(shown.output.split())
+    assert "of transformers, with mechanisms" in said
+    assert "tower text: the attention of its class" in said
+
+
+def test_windows_of_the_base_bound_what_a_layer_costs(tmp_path: Path) -> None:
+    build("qwen2_5_vl")[0].save_pretrained(tmp_path)
+    (cost, *_) = plan_conversion(tmp_path, generic=True, towers={"vision": {"mechanism": "full"}}).towers["vision"].costs
+    patches, window = cost.length, (16 // 4) ** 2  # layer 0 has windows of 16 × 16 pixels, layer 1 is full
+    assert cost.full_attention_flops == cost.attention_flops == 4 * 32 * (patches * window + patches**2)
+
+
+def test_a_folder_with_a_tokenizer_is_converted_and_texts_are_global(tmp_path: Path) -> None:
+    """The tokenizer belongs to the language model, whose vocabulary the vision tower does not have."""
+    model, inputs = build("llava")
+    model.save_pretrained(tmp_path / "plain")
+    words = [f"w{number}" for number in range(190)]
+    BertTokenizer({word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}).save_pretrained(
+        tmp_path / "plain"
+    )
+    arguments = ["--generic", "--towers", "text=longformer:window=8,vision=full", "--text-global"]
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), *arguments])
+    assert done.exit_code == 0, done.output
+    assert "transformers' Trainer on pairs" not in done.output
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]["text_global"] is True
+    assert "Tokens of texts are global" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
+    towers = {"text": {"mechanism": "longformer", "window": 8}, "vision": {"mechanism": "full"}}
+    hf_longattn.enable_long_attention(model, {"towers": towers, "text_global": True})
+    assert torch.allclose(output(hf_longattn.load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
+    for refused in ([*arguments[:2], "text=window", "--text-global"], ["--text-global"]):
+        failed = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), *refused])
+        assert isinstance(failed.exception, OptionError)
+        assert "text=longformer" in str(failed.exception)
+
+
+def test_the_whole_of_a_folder_with_one_attention_is_inspected(tmp_path: Path) -> None:
+    build("siglip")[0].save_pretrained(tmp_path / "plain")
+    convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, mechanism="window", window=4, verify=False)
+    inspected = inspect_checkpoint(tmp_path / "long")
+    assert (inspected.towers, inspected.attention.mechanism, inspected.class_name) == ({}, "window", "SiglipModel")
+
+
+@pytest.mark.parametrize(("case", "settings"), [("siglip", {}), ("siglip", {"generic": True}), ("llava", {})])
+def test_a_search_of_several_towers_says_what_to_type(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    build(case)[0].save_pretrained(tmp_path / "model")
+    folder = tmp_path / "model"
+    if settings:
+        convert_checkpoint(folder, tmp_path / "long", generic=True, towers={"text": WINDOW}, verify=False)
+        folder = tmp_path / "long"
+    said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn diagnose"
+    with pytest.raises(CheckpointError, match=said):
+        search_design(folder, "a text " * 2000, output=tmp_path / "search")

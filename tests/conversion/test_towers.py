@@ -101,7 +101,7 @@ def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"mechanism": "window"}, r"text and vision, have mechanisms apart, to which --mechanism, --option and --layers does not apply"),
+        ({"mechanism": "window"}, r"text and vision, have mechanisms apart, to which --mechanism, --option and --layers do not apply"),
         ({"towers": {"txt": {"mechanism": "full"}}}, r"A CLIPModel has no tower 'txt'; its towers are text and vision\."),
         ({"towers": {"vision": {"mechanism": "window"}}}, r"window.*neighbours along a text, and a picture has none"),
         ({"positions": "tile"}, r"have positions apart; give --positions text=RULE,vision=RULE"),

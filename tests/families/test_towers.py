@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from hf_longattn import families
-from hf_longattn.errors import LengthError, MaskError, OptionError, PositionError
+from hf_longattn.errors import LengthError, LongAttentionError, MaskError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import TOWER_FAMILIES, Shape, small_towers_config
 
@@ -157,3 +157,11 @@ def test_bad_inputs_are_a_sentence(base: str, tmp_path: Path) -> None:
         model(input_ids=captions(KEPT), **pictures(base), global_attention_mask=marks)
     with pytest.raises(PositionError, match=rf"has {TRAINED} positions and the config asks for {TRAINED - 1}"):
         long_model(base, tmp_path, length=TRAINED - 1)
+
+
+@pytest.mark.parametrize("missing", ["input_ids", "pixel_values"])
+def test_a_text_or_a_picture_alone_is_refused_in_a_sentence(base: str, missing: str, tmp_path: Path) -> None:
+    plain_model(base).save_pretrained(tmp_path)
+    inputs = {**pictures(base), "input_ids": captions(TRAINED)}
+    with pytest.raises(LongAttentionError, match=f"compares texts with pictures, and {missing} is missing; give it, or call get_text"):
+        long_model(base, tmp_path)(**{name: value for name, value in inputs.items() if name != missing})

@@ -32,7 +32,8 @@ def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | N
         raise OptionError(f"{TEXT_GLOBAL} is for models that read pictures in place of a token, and a {type(model).__name__} has none.")
     if language_model is None or not takes_globals(language_model):
         raise OptionError(
-            f"{TEXT_GLOBAL} needs a mechanism with global tokens in the tower 'text'; give it for example {{'mechanism': 'longformer'}}."
+            f"{TEXT_GLOBAL} needs a mechanism with global tokens in the tower 'text'; give it longformer, for example (--towers "
+            "text=longformer:window=1024)."
         )
     if vars(model).get("tells_text_tokens"):
         return

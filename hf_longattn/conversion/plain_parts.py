@@ -1,0 +1,145 @@
+"""What a plain class with mechanisms, or one of its towers, reads, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..configuration import LongAttentionConfig
+from ..engines.common.grid import Grid
+from ..modeling.attach.patch_places import packs_pictures
+from ..modeling.family.definition import TOWER_CONFIG, known_family, tower_field
+from ..modeling.generic import towers_of
+from .flops import LengthCost, ModelShape, SizeCost, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to
+from .grid_sizes import GridPlan
+from .tensor_names import names_in_model
+
+ANY_SIZE = "pictures of any size"
+"""What a tower reads that packs pictures into one row."""
+EXAMPLES = (448, 896, 1792)
+"""Height and width in pixels of the pictures of which such a tower's cost is counted."""
+
+
+@dataclass(frozen=True)
+class PlainPart:
+    """A model, or a tower of it, with the attention that it is to have.
+
+    module: on the meta device, with its mechanisms.
+    shape: of its layers.
+    old_length, new_length: the most tokens of source and result; 0 where no config says it.
+    """
+
+    module: Any
+    attention: LongAttentionConfig
+    shape: ModelShape
+    old_length: int
+    new_length: int
+
+    @classmethod
+    def of(cls, module: Any, attention: LongAttentionConfig, dtypes: Iterable[torch.dtype], lengths: tuple[int, int] | None) -> PlainPart:
+        """`lengths` of source and result are those that the config of `module` says where they are `None`."""
+        said = text_length(module.config)
+        part = cls(module, attention, generic_shape(module, dtypes), *((said, said) if lengths is None else lengths))
+        if lengths is None and (sizes := part.sizes) is not None:
+            return replace(part, old_length=sizes.old.tokens, new_length=sizes.new.tokens)
+        return part
+
+    @property
+    def packs(self) -> bool:
+        """Whether pictures of any size are packed into one row."""
+        return packs_pictures(self.module)
+
+    @property
+    def sizes(self) -> GridPlan | None:
+        """The size of pictures that all have one."""
+        family = known_family(self.module.config)
+        rule = None if family is None else family.grid
+        return None if self.packs or rule is None or rule.shapes is not None else GridPlan.of(rule, self.module.config)
+
+    @property
+    def input_words(self) -> str:
+        """What is read, where neither a length nor a size says it."""
+        family = known_family(self.module.config)
+        lists_patches = family is not None and family.grid is not None and family.grid.shapes is not None
+        return ANY_SIZE if self.packs or lists_patches else ""
+
+    def costs(self) -> tuple[LengthCost, ...]:
+        """Of an input of each size that source and result read; of packed pictures, of some sizes; empty where nothing says a size."""
+        if self.packs:
+            return tuple(self._cost_of_picture(side) for side in self._sides())
+        if (sizes := self.sizes) is not None:
+            return tuple(cost_of(size, self.attention, self.shape) for size in sizes.steps(self.module.config))
+        if not self.old_length:
+            return ()
+        layers = layer_mechanisms(self.attention, self.shape, self.new_length)
+        return tuple(
+            self._with_whole_cache(cost_at(length, self.shape, layers)) for length in lengths_up_to(self.old_length, self.new_length)
+        )
+
+    def _with_whole_cache(self, cost: LengthCost) -> LengthCost:
+        """The cache of a plain class keeps every token, whatever the mechanism is."""
+        if cost.cache_bytes is None:
+            return cost
+        return replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes)
+
+    def _sides(self) -> list[int]:
+        """Height and width of square pictures in pixels, multiples of what is merged, or of the base's windows."""
+        config = self.module.config
+        multiple = getattr(config, "window_size", None) or config.patch_size * getattr(config, "spatial_merge_size", 1)
+        most = getattr(config, "image_size", None) or EXAMPLES[-1]
+        sides = [side for side in EXAMPLES if side <= most] or [most]
+        return sorted({max(1, side // multiple) * multiple for side in sides})
+
+    def _cost_of_picture(self, side: int) -> SizeCost:
+        """Of a square picture, each layer of which attends to all patches, or to those of a window of the base alone."""
+        config = self.module.config
+        cells = side // config.patch_size
+        window = getattr(config, "window_size", None)
+        whole = set(getattr(config, "fullatt_block_indexes", ())) if window else set(range(self.shape.layers))
+        costs = []
+        for number, mechanism in enumerate(layer_mechanisms(self.attention, self.shape, None)):
+            inner = cells if number in whole else window // config.patch_size
+            windows, grid = (cells // inner) ** 2, Grid((inner, inner))
+            cost = cost_at(grid.length, self.shape, [mechanism.on(grid)])
+            costs.append((windows * cost.attention_flops, windows * cost.full_attention_flops))
+        of_row = vars(cost_at(cells**2, self.shape, []))
+        of_row["attention_flops"], of_row["full_attention_flops"] = (sum(column) for column in zip(*costs, strict=True))
+        return SizeCost(**{**of_row, "cache_bytes": None}, size=(side, side))
+
+
+def text_length(config: Any) -> int:
+    """The tokens of the longest text, 0 if the config does not say."""
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return said if isinstance(said, int) else 0
+
+
+def text_tower(config: Any, names: Iterable[str]) -> str:
+    """The name of the tower that reads texts, of those that are named where it has the model's own config; empty where there is none."""
+    text = config.get_text_config()
+    if text is config:
+        return next((name for name in names if tower_field(name) not in config.sub_configs), "")
+    return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
+
+
+def names_by_tower(names: Collection[str], skeleton: Any, towers: Collection[str]) -> dict[str, list[str]]:
+    """The names in a file of the tensors of each of these `towers`; files may have older names than the model (LLaVA's)."""
+    modules = towers_of(skeleton)
+    prefixes = {id(module): f"{prefix}." for prefix, module in skeleton.named_modules()}
+    in_model = names_in_model(names, skeleton)
+    return {tower: [name for name in names if in_model[name].name.startswith(prefixes[id(modules[tower])])] for tower in towers}
+
+
+def parts_with_mechanisms(
+    skeleton: Any, attention: Mapping[str, LongAttentionConfig], dtypes: Mapping[str, list[torch.dtype]], lengths: tuple[int, int]
+) -> dict[str, PlainPart]:
+    """Each tower of `attention` by its name; that which reads texts has the `lengths` of source and result."""
+    towers = towers_of(skeleton)
+    return {
+        name: PlainPart.of(
+            towers[name], of_tower, dtypes[name], lengths if name == text_tower(skeleton.config, [name]) and any(lengths) else None
+        )
+        for name, of_tower in attention.items()
+    }
