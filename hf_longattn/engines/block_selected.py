@@ -1,12 +1,16 @@
 """The block-selected engine: each query sees its own block of keys and the blocks it selected.
 
-On the CPU a path of its own runs blocks as slices, on CUDA one kernel visits the blocks that the queries of a block select, and elsewhere
-the selection becomes tiles of the gathered engine.
+On the CPU a path of its own runs blocks as slices. On CUDA one kernel visits the blocks that the queries of a block select, or, where
+flash-linear-attention is installed and many heads share a selection, those of each query. Elsewhere the selection becomes tiles of the
+gathered engine.
 """
 
 from __future__ import annotations
 
+import importlib
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .common.batch import in_graph
@@ -32,8 +36,11 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """
     length, heads = k.shape[2], q.shape[1]
-    context = DispatchContext(q.device.type, length, length, call, dtype=q.dtype, features=q.shape[3])
+    selection = heads // chosen.shape[1], block_size
+    context = DispatchContext(q.device.type, length, length, call, dtype=q.dtype, features=q.shape[3], selection=selection)
     path = choose("chosen blocks", context)
+    if path == "fla-blocks":
+        return fla_block_selected(q, k, v, chosen, block_size, call)
     if path == "flex-blocks":
         out, path = attempt("chosen blocks", context, flex_block_selected, *same_dtype(q, k, v), chosen, block_size, call)
         if out is not None:
@@ -47,6 +54,20 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     if chosen.shape[3]:
         parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
     return gathered_attention(q, k, v, parts, call)
+
+
+def fla_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
+    """The output of causal :func:`block_selected_attention` by a Triton kernel of flash-linear-attention, without padding."""
+    parallel_nsa = importlib.import_module("fla.ops.nsa").parallel_nsa
+    own_block = (torch.arange(q.shape[2], device=q.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
+    count = 1 << chosen.shape[3].bit_length()  # the power of two above, which it needs
+    listed = F.pad(torch.cat([own_block, chosen], -1), (0, count - 1 - chosen.shape[3]), value=-1)
+    queries, keys, values, listed = (x.transpose(1, 2).contiguous() for x in (q, k, v, listed))
+    scale = call.scale_for(q.shape[-1])
+    out: Tensor = parallel_nsa(
+        q=queries, k=keys, v=values, block_indices=listed, block_counts=count, block_size=block_size, scale=scale
+    )  # fmt: skip
+    return out.transpose(1, 2)
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:

@@ -39,6 +39,8 @@ DENSE_KEYS = 768
 an estimate."""
 MAX_FLA_FEATURES = 256
 """Most features per head that the tiles of flash-linear-attention's kernels hold."""
+MIN_FLA_GROUP = 16
+"""Fewest query heads to a selection, and fewest tokens in a block, in flash-linear-attention's kernel for selected blocks."""
 MAX_TABLE_TOKENS = 1 << 15
 """Longest text of which the kernel looks up in a table what each query selects: an estimate, by what union of blocks it then visits."""
 MIN_FLEX_FEATURES = 16
@@ -74,6 +76,8 @@ class DispatchContext:
     """Whether every sequence is a call by itself."""
     trims_padding: bool = False
     """Whether the engine cuts the outer padding off every row by itself."""
+    selection: tuple[int, int] = (1, 1)
+    """How many query heads share a selection of blocks, and the tokens in a block."""
     failed: str = ""
     """The path that turned out not to run on this machine."""
 
@@ -214,6 +218,17 @@ def _no_flex_tiles(context: DispatchContext) -> str | None:
     return _no_flex(context) or ("tiles are laid out by values, which a graph does not know" if torch.compiler.is_compiling() else None)
 
 
+def _no_fla_blocks(context: DispatchContext) -> str | None:
+    if (why := _no_fla(context, (torch.bfloat16, torch.float16))) is not None:
+        return why
+    call, (group, size) = context.call, context.selection
+    if not call.causal or call.key_mask is not None or call.score_mod is not None or call.dropout:
+        return "its kernel is causal, without padding, score terms and dropout"
+    if group < MIN_FLA_GROUP or group.bit_count() > 1 or size < MIN_FLA_GROUP or size.bit_count() > 1:
+        return f"its kernel takes groups of {MIN_FLA_GROUP}, 32 … query heads to a selection, and such blocks"
+    return None
+
+
 def _no_flex_blocks(context: DispatchContext) -> str | None:
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
@@ -327,9 +342,14 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "windows": ((DENSE, _not_covered), ("windows", _no_windows), ("tiles", _last)),
     "lines": ((DENSE, _not_covered), (DENSE_MASKED, _many_cells), ("lines", _no_lines), ("tiles", _last)),
     "halo": ((DENSE, _not_covered), (DENSE_MASKED, _many_cells), ("cpu-halo", _no_cpu_halo), ("halo", _no_halo), ("tiles", _last)),
-    "chosen blocks": (("cpu-blocks", _no_cpu_tiles), ("flex-blocks", _no_flex_blocks), ("tiles", _last)),
+    "chosen blocks": (
+        ("cpu-blocks", _no_cpu_tiles),
+        ("fla-blocks", _no_fla_blocks),
+        ("flex-blocks", _no_flex_blocks),
+        ("tiles", _last),
+    ),
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
-    "linear": (("linear-fla", lambda context: _no_fla(context, (torch.float32,))), ("linear-chunks", _last)),
+    "linear": (("linear-fla", lambda context: _no_fla(context, (torch.float32, torch.bfloat16))), ("linear-chunks", _last)),
     "delta": (("delta-fla", lambda context: _no_fla(context, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""

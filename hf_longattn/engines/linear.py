@@ -9,8 +9,9 @@ so that the backward pass is linear attention once more, forwards for φ(q) and 
 between the passes; the sums over earlier and later chunks are recomputed.
 
 On CUDA the Triton kernels of the optional package flash-linear-attention (extra ``fla``) run outside of compiled graphs (their entry points
-refuse to be traced) for up to 256 features, which is what their tiles hold: linear attention in fp32, the delta rule in half precision. The
-division by the sum of weights is done here, since theirs knows no initial state. The package is imported by name: in a file that is pushed
+refuse to be traced) for up to 256 features, which is what their tiles hold: linear attention in fp32, whose products they round to TF32 (an
+output is off by up to 2·10⁻³ of the largest value), and for bf16 values in bf16 (features are rounded, too: 2·10⁻²); the delta rule in half
+precision. Packed documents are told to them by their offsets. The package is imported by name: in a file that is pushed
 with a model, transformers would require whatever an import statement names.
 """
 
@@ -28,14 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .common import accelerator
-from .common.batch import Place, Places, in_graph
+from .common.batch import Batch, Place, Places, in_graph
 from .common.call import State
-from .common.dense import wide
+from .common.dense import repeat_heads, wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .dispatch import ANY_CALL, DispatchContext, choose
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
+ALIGNED_WIDTH = 16
+"""Numbers of which the kernels load a multiple at once."""
 MAX_LOOPED_CHUNKS = 16
 """Up to this many chunks a loop is faster than a cumulative sum along a middle axis."""
 
@@ -68,6 +71,7 @@ def linear_attention(
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
     dtype = torch.promote_types(phi_q.dtype, torch.float32)
+    given = v
     phi_q, phi_k, v = phi_q.to(dtype), phi_k.to(dtype), v.to(dtype)
     if key_mask is not None:
         phi_k = masked(phi_k, key_mask)
@@ -79,11 +83,9 @@ def linear_attention(
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
-    context = DispatchContext(
-        phi_q.device.type, phi_q.shape[2], phi_k.shape[2], ANY_CALL, dtype=dtype, features=max(phi_q.shape[-1], v.shape[-1])
-    )
-    run = fla_linear_attention if choose("linear", context) == "linear-fla" else chunked_linear_attention
-    out, kv, z = run(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
+    if (kernel := fla_dtype(phi_q, phi_k, given)) is not None:
+        return fla_linear_attention(phi_q, phi_k, v, state, kernel, normalise)
+    out, kv, z = chunked_linear_attention(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
     return out, {"kv": kv, "z": z}
 
 
@@ -96,7 +98,7 @@ def empty_state(phi_k: Tensor, v: Tensor) -> State:
 def absorb(state: State, phi_k: Tensor, v: Tensor) -> State:
     """The state after further keys ``(B, H_kv, n, F)`` and values."""
     with torch.autocast(v.device.type, enabled=False):
-        return {"kv": state["kv"] + phi_k.mT @ v, "z": state["z"] + phi_k.sum(2)}
+        return {"kv": state["kv"] + phi_k.mT @ v.to(phi_k.dtype), "z": state["z"] + phi_k.sum(2)}
 
 
 def read(phi_q: Tensor, state: State, normalise: bool = True) -> Tensor:
@@ -419,27 +421,47 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(steps[-2::-1], 2), steps[-1]
 
 
-def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
-    """The output and sums of :func:`chunked_linear_attention` by Triton kernels, which choose ``chunk`` themselves."""
+def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
+    """The dtype in which the Triton kernels take these features, and ``v`` in its own; ``None`` where they do not run."""
+    dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.promote_types(phi_q.dtype, torch.float32)
+    features = max(phi_q.shape[-1], v.shape[-1])
+    context = DispatchContext(phi_q.device.type, phi_q.shape[2], phi_k.shape[2], ANY_CALL, dtype=dtype, features=features)
+    return dtype if choose("linear", context) == "linear-fla" else None
+
+
+def fla_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, state: State | None, dtype: torch.dtype, normalise: bool, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """The output and state of causal :func:`linear_attention` by Triton kernels, which take tensors in ``dtype``.
+
+    A further column of the values, of ones, sums the weights. The state holds nothing with ``cu_seqlens``, the offsets of the sequences in
+    the tokens of all rows.
+    """
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
-    group = q.shape[1] // k.shape[1]
-    keys, values, sums, state = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v, z, kv))
+    (batch, heads), groups, width = q.shape[:2], k.shape[1], v.shape[3]
+    ones = F.pad(v.new_ones(*v.shape[:3], 1), (0, -(width + 1) % ALIGNED_WIDTH))
+    tensors = [repeat_heads(x.to(dtype), heads).transpose(1, 2).contiguous() for x in (q, k, torch.cat([v, ones], -1))]
+    before = None
+    if cu_seqlens is not None:
+        tensors = [x.flatten(0, 1)[None] for x in tensors]
+    elif state is not None:
+        sums = torch.cat([state["kv"], F.pad(state["z"][..., None], (0, ones.shape[3] - 1))], -1)
+        before = repeat_heads(sums, heads).contiguous()
+    queries, keys, values = tensors
     out, after = chunk_simple_gla(
-        q=q.transpose(1, 2).contiguous(),
-        k=keys.transpose(1, 2).contiguous(),
-        v=values.transpose(1, 2).contiguous(),
-        scale=1.0,
-        initial_state=state.contiguous(),
-        output_final_state=True,
+        q=queries, k=keys, v=values, scale=1.0, initial_state=before, output_final_state=cu_seqlens is None, cu_seqlens=cu_seqlens
     )
-    out = out.transpose(1, 2)
-    if normalise:
-        out = out * inverse_of((q * (keys.cumsum(2) + sums[:, :, None])).sum(-1, keepdim=True))
-    return out, after[:, ::group], z + k.sum(2)
+    out = wide(out.flatten(0, 1).unflatten(0, (batch, -1)).transpose(1, 2))
+    out, weights = out[..., :width], out[..., width : width + 1]
+    out = divided(out, weights) if normalise else out
+    if after is None:
+        return out, {}
+    after = after[:, :: heads // groups]
+    return out, {"kv": after[..., :width], "z": after[..., width]}
 
 
 def gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None, documents: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None, documents: Batch | None = None
 ) -> tuple[Tensor, Tensor]:
     """The causal gated delta rule (Yang et al. 2024, Gated Delta Networks, equation 10 and section 3.3; WY form of Yang et al. 2024b).
 
@@ -461,8 +483,7 @@ def gated_delta_rule(
         g: ``(B, H, N)``, the logarithm of the decay, at most 0.
         beta: ``(B, H, N)``, how much of the old value is replaced; 0, with a g of 0, leaves the state as it was.
         state: ``(B, H, F, D)`` from the tokens before, zeros when None.
-        documents: ``(B, N)`` integers that never descend, the document of every token, each of which starts with a state of zeros; not
-            together with ``state``.
+        documents: the batch whose packed documents start with a state of zeros each; not together with ``state``.
     Returns:
         ``(B, H, N, D)`` and the state after the last token, in fp32 (fp64 for fp64 inputs).
     """
@@ -473,10 +494,14 @@ def gated_delta_rule(
         q.device.type, q.shape[2], k.shape[2], ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])
     )
     if choose("delta", context) == "delta-fla":
-        return fla_gated_delta_rule(q, k, v, g, beta, state)
+        return fla_gated_delta_rule(q, k, v, g, beta, state, documents)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))
-        return _delta_step(q, k, v, g, beta, state) if q.shape[2] == 1 else _delta_chunks(q, k, v, g, beta, state, documents)
+        return (
+            _delta_step(q, k, v, g, beta, state)
+            if q.shape[2] == 1
+            else _delta_chunks(q, k, v, g, beta, state, None if documents is None else documents.labels.number)
+        )
 
 
 def _delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -551,9 +576,16 @@ def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tens
     return states.flatten(2, 3)[:, :, :count], begins[-1]
 
 
-def fla_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def fla_gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, documents: Batch | None = None
+) -> tuple[Tensor, Tensor]:
     """The output and state of :func:`gated_delta_rule` by Triton kernels."""
     chunk_gated_delta_rule = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
-    q, k, v, g, beta = (x.transpose(1, 2).contiguous() for x in (q, k, v, g.float(), beta.to(v.dtype)))
-    out, state = chunk_gated_delta_rule(q, k, v, g, beta, scale=1.0, initial_state=state, output_final_state=True)
-    return out.transpose(1, 2), state
+    tensors = [x.transpose(1, 2).contiguous() for x in (q, k, v, g.float(), beta.to(v.dtype))]
+    if documents is None:
+        out, state = chunk_gated_delta_rule(*tensors, scale=1.0, initial_state=state, output_final_state=True)
+        return out.transpose(1, 2), state
+    tensors, offsets = [x.flatten(0, 1)[None] for x in tensors], documents.cu_seqlens
+    out, after = chunk_gated_delta_rule(*tensors, scale=1.0, initial_state=None, output_final_state=True, cu_seqlens=offsets)
+    last = (documents.labels.number[:, -1] + 1).cumsum(0) - 1  # the last document of each row
+    return out[0].unflatten(0, (len(q), -1)).transpose(1, 2), after[last]

@@ -117,7 +117,7 @@ class Delta(Mechanism):
                 before = slice(0, first)
                 keys = phi_k[:, :, before]
                 _, kv = gated_delta_rule(keys, keys, v[:, :, before], g[:, :, before], beta[:, :, before], kv)
-            documents = None if call.documents is None else call.documents.number
+            documents = None if call.documents is None else call.batch
             out, kv = gated_delta_rule(phi_q, phi_k[:, :, first:], v[:, :, first:], g[:, :, first:], beta[:, :, first:], kv, documents)
             return out.to(q.dtype), {"kv": kv}
 

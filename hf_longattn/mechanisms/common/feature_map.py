@@ -22,7 +22,7 @@ from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State, attend_per_sequence
 from ...engines.common.dense import repeat_heads, wide
 from ...engines.common.shards import Shard
-from ...engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
+from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, fla_linear_attention, linear_attention, masked, read
 from ...engines.segments import Labels, Layout, segmented_linear_attention
 from ...options import Options
 from .base import Mechanism
@@ -138,7 +138,11 @@ class LinearMechanism(Mechanism):
             call = call.replace(positions=self.read_positions(positions, call, resumed=False))
         phi_k, values = KeyPieces(self, k, v, call).take(tokens)
         phi_q, phi_k, too_far = self.relative_to_documents(self.queries(wide(q), call), phi_k, call)
-        out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
+        if call.causal and (kernel := fla_dtype(phi_q, phi_k, values)) is not None:
+            assert call.batch is not None
+            out = fla_linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
+        else:
+            out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
         return out.to(q.dtype) if too_far is None or not bool(too_far) else one_by_one()
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -287,9 +291,9 @@ class KeyPieces(NamedTuple):
         return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Features of these keys and their values; padding adds nothing."""
+        """Features of these keys and their values, in the dtype they have; padding adds nothing."""
         phi_k = self.mechanism.keys(wide(self.k[:, :, tokens]), self.of_tokens(tokens))
-        values = repeat_heads(wide(self.v[:, :, tokens]), phi_k.shape[1])
+        values = repeat_heads(self.v[:, :, tokens], phi_k.shape[1])
         real = self.real(tokens)
         return (phi_k if real is None else self.mechanism.without_padding(phi_k, real)), values
 
