@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .common.batch import in_graph
-from .common.call import AttentionCall, GatherTile, rows_of
+from .common.byte_cache import BYTE_CACHE
+from .common.call import AttentionCall, GatherTile, fixed, rows_of
 from .common.dense import repeat_heads, same_dtype
 from .cpu.block_selected import cpu_block_selected
 from .cuda.flex_blocks import flex_block_selected
@@ -49,8 +50,8 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     if path == "cpu-blocks":
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
         return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
-    rows = rows_of(length, block_size, q.device)
-    parts = [GatherTile(rows, rows, causal=call.causal)]
+    key = "own blocks", length, block_size, call.causal, q.device
+    parts = [*BYTE_CACHE.get(key, lambda: own_blocks(length, block_size, call.causal, q.device))]
     if chosen.shape[3]:
         parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
     return gathered_attention(q, k, v, parts, call)
@@ -68,6 +69,12 @@ def fla_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_si
         q=queries, k=keys, v=values, block_indices=listed, block_counts=count, block_size=block_size, scale=scale
     )  # fmt: skip
     return out.transpose(1, 2)
+
+
+def own_blocks(length: int, block_size: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+    """The tile in which every query attends to its own block."""
+    rows = rows_of(length, block_size, device)
+    return fixed([GatherTile(rows, rows, causal=causal)])
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .common.call import AttentionCall, GatherTile
-from .common.dense import nothing_seen, same_dtype
+from .common.dense import nothing_seen, repeat_heads, same_dtype
 from .common.distance_term import with_terms_written_out
 from .common.plain import plain_gathered
 from .cpu.gathered import cpu_gathered, flat_rules
-from .cuda.flex import flex_gathered
+from .cuda.flex_tiles import flex_gathered
 from .dispatch import DispatchContext, attempt, choose
 
 
@@ -25,7 +25,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
 
     Args:
         q: ``(B, H, Nq, D)``; position i of the queries' axis is position i of the keys' axis.
-        k, v: ``(B, H, Nk, D)``; Nk may exceed Nq, for instance by summaries after the tokens' keys.
+        k, v: ``(B, H_kv, Nk, D)``; Nk may exceed Nq, for instance by summaries after the tokens' keys.
         tiles: the pairs; a tile may list none.
         call: its padding mask, scale, dropout and score term; causality is the tiles'.
     Returns:
@@ -38,13 +38,13 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned, features=q.shape[3])
     path = choose("tiles", context)
+    if path == "flex-gathered":
+        out, path = attempt("tiles", context, flex_gathered, q, k, v, tiles, with_terms_written_out(call))
+        if out is not None:
+            return out
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path == "cpu-gathered":
         rules = flat_rules(tiles)
         queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
         return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, call.scale_for(q.shape[-1]))[0]
-    call = with_terms_written_out(call)
-    if path == "flex-gathered":
-        out, _ = attempt("tiles", context, flex_gathered, q, k, v, tiles, call)
-        if out is not None:
-            return out
-    return plain_gathered(q, k, v, tiles, call)
+    return plain_gathered(q, k, v, tiles, with_terms_written_out(call))

@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.call import AttentionCall, GatherTile, Pattern, plus, remapped, rows_of
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.common import accelerator
+from ..engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, plus, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
@@ -144,10 +146,23 @@ class AdaptiveSpan(Mechanism):
             term = plus(call.score_mod, lambda b, h, q_idx, kv_idx: logarithm(mask(h, q_idx, kv_idx)))
             call = call.replace(score_mod=term)
             return dense_attention(q, k, v, call, mask_mod=lambda b, h, q_idx, kv_idx: mask(h, q_idx, kv_idx) > 0)
+        if accelerator.accelerated(q):
+            return block_sparse_attention(q, k, v, self.pattern(call.causal, longest), self._with_distances(call, longest, dtype, q.device))
         part = self._part(q_len, kv_len, call.causal, dtype, q.device, longest)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         score_mod = remapped(call.score_mod, queries=lambda q_idx: q_idx + (kv_len - q_len))  # tiles number the queries from 0
         return gathered_attention(q, k, v, [part], call.replace(score_mod=score_mod))
+
+    def _with_distances(self, call: AttentionCall, longest: float | None, dtype: torch.dtype, device: torch.device) -> AttentionCall:
+        """The call with the logarithm of the soft mask as a bias by distance."""
+        band = self.pattern(call.causal, longest)
+        distance = torch.arange(-band.right, band.left + 1, device=device)
+        mask = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=device)[:, None], dtype)
+        spans = DistanceBias(logarithm(mask).masked_fill(mask <= 0, float("-inf")), band.right)
+        inner = call.score_mod
+        if inner is None:
+            return call.replace(score_mod=spans)
+        return call.replace(score_mod=lambda score, b, h, q_idx, kv_idx: spans(inner(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx))
 
     def _part(
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, plus
-from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, fixed, plus
+from ..engines.common.dense import dense_attention, grid_of, index_grid
 from ..engines.common.global_rows import global_index
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -203,7 +203,6 @@ class BigBird(MaskedMechanism):
                 exact = torch.promote_types(q.dtype, torch.float32)
                 call = call.replace(score_mod=plus(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log()))
             return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         parts = self.plan(kv_len, tokens, torch.promote_types(q.dtype, torch.float32), call, q.device)
         out = gathered_attention(pad_queries(q, kv_len), k, v, parts, call)
         if call.key_mask is not None and self._zeroes_padding(kv_len):
@@ -217,13 +216,16 @@ class BigBird(MaskedMechanism):
         size, causal, seed = self.options.block_size, call.causal, call.seed
         rows = -(-length // size)
         by_text = None if causal or self.options.blocks_over != "text" else call.key_mask
-        if by_text is not None and (torch.compiler.is_compiling() or not bool(by_text[:, -1].all())):
+        if by_text is not None and call.batch is not None:
             ends = last_real(by_text) + 1
-            return self.blocks(-(-ends // size), rows, causal, device, seed).parts(length, tokens, dtype)
+            shortest = 0 if torch.compiler.is_compiling() else call.batch.cached(("shortest text",), lambda: int(ends.min()))
+            if shortest < length:
+                all_long = -(-shortest // size) > self.full_blocks
+                return self.blocks(-(-ends // size), rows, causal, device, seed).parts(length, tokens, dtype, all_long=all_long)
 
         def make() -> tuple[GatherTile, ...]:
             count = torch.full((1,), rows, device=device)
-            return self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True)
+            return fixed(self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True))
 
         if tokens is not None:
             return make()
@@ -249,6 +251,9 @@ def seeded_blocks(
     """
     row = torch.arange(rows, device=device).view(1, 1, -1)
     head = torch.arange(heads, device=device).view(1, -1, 1)
+    hashes = BYTE_CACHE.get(
+        ("bigbird hashes", seed, heads, rows, count, device), lambda: [_hash(seed, head, row, step) for step in range(count)]
+    )
     if causal:
         low = high = row - window + 1
         left = (low - edge).clamp(min=0)
@@ -259,7 +264,7 @@ def seeded_blocks(
     chosen: list[Tensor] = []
     for step in range(count):
         highest = left - count + step
-        drawn = (_hash(seed, head, row, step) * (highest + 1).clamp(min=0)) >> 31
+        drawn = (hashes[step] * (highest + 1).clamp(min=0)) >> 31
         for earlier in chosen:
             drawn = torch.where(earlier == drawn, highest, drawn)
         chosen.append(torch.where(highest >= 0, drawn, -1))
@@ -339,13 +344,16 @@ class Blocks:
         near = torch.where((near >= edge) & (near < total - edge), near, -1)
         return joined(first, near, (total - edge + ends).expand(-1, -1, self.rows, -1), self.random)
 
-    def parts(self, length: int, tokens: Tensor | None, dtype: torch.dtype, *, even: bool = False) -> tuple[GatherTile, ...]:
+    def parts(
+        self, length: int, tokens: Tensor | None, dtype: torch.dtype, *, even: bool = False, all_long: bool = True
+    ) -> tuple[GatherTile, ...]:
         """The tiles of an input of ``length`` tokens whose sequences start at position 0.
 
         Args:
             tokens: ``(B, length)`` bool, tokens that are global in addition to the blocks.
             dtype: of what is added to the scores.
             even: every sequence has ``rows`` blocks, more than get full attention.
+            all_long: every sequence has more blocks than get full attention.
         """
         if tokens is not None and not bool(tokens.any()):
             tokens = None
@@ -370,7 +378,7 @@ class Blocks:
         ends = self.global_rows(length, tokens, long)
         if ends is not None:
             parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
-        if not (even or causal) and (torch.compiler.is_compiling() or not bool(long.all())):
+        if not (causal or all_long):
             few = min(self.full, rows)
             short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
             parts.append(GatherTile(tokens_of(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))

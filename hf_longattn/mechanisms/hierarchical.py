@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, fixed, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -110,13 +110,13 @@ class Hierarchical(Mechanism):
         centres, last = pyramid.centres(k.device), None if call.key_mask is None or call.score_mod is None else last_real(call.key_mask)
         score_mod = remapped(call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b]))
         call = call.replace(score_mod=score_mod).with_mask(None if counts is None else counts > 0)
-        out = gathered_attention(pad_queries(q, kv_len), repeat_heads(keys, heads), repeat_heads(values, heads), parts, call)
+        out = gathered_attention(pad_queries(q, kv_len), keys, values, parts, call)
         return out[:, :, kv_len - q_len :]
 
     def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """The parts, biased by the logarithm of each pool's token count, and if there is padding the counts ``(B, all levels)``."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
-        parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: pyramid.parts(causal, device))
+        parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: fixed(pyramid.parts(causal, device)))
         if key_mask is not None:
             counts = pyramid.counts(key_mask)
             return weighted(parts, counts.to(dtype)), counts

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, fixed, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index, overwrite_global_rows
@@ -196,7 +196,7 @@ class Lsg(Mechanism):
         path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
         if path == DENSE:
             return dense_attention(q, k, v, call)
-        small, fixed = path == DENSE_MASKED, call.global_mask is None
+        small, given = path == DENSE_MASKED, call.global_mask is not None
         call = call.replace(global_mask=self.resolve_globals(k, call))
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         q = q if small else pad_queries(q, kv_len)
@@ -205,7 +205,7 @@ class Lsg(Mechanism):
             k, v = (F.pad(x, (0, 0, missing, 0)) for x in (k, v))
         if small:
             return self.dense_path(q, k, v, call)
-        max_globals = min(len(set(self.options.global_tokens)), kv_len) if fixed else None
+        max_globals = min(len(set(self.options.global_tokens)), kv_len) if not given else None
         return self.sparse_path(q, k, v, call, max_globals)[:, :, missing + kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, max_globals: int | None) -> Tensor:
@@ -213,7 +213,7 @@ class Lsg(Mechanism):
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
         tokens, real, choosable = call.global_mask, call.key_mask, _choosable(call)
         seen = KeyRows(self.cells, self.beyond, call.causal)
-        parts = [GatherTile(rows, neighbourhoods(length, self.options.block_size, call.causal, q.device), causal=call.causal)]
+        parts = [*self._local_parts(length, call.causal, q.device)]
         every_k, every_v, extended_call, chosen, sparse = k, v, call, None, None
         if self.beyond and self.options.selection in CHOOSING_SELECTIONS:
             with torch.no_grad():
@@ -235,6 +235,15 @@ class Lsg(Mechanism):
         parts.append(GatherTile(rows, keys if sparse is None else joined(sparse, keys), causal=call.causal))
         out = gathered_attention(q, every_k, every_v, parts, extended_call)
         return overwrite_global_rows(out, q, k, v, index, present, call)
+
+    def _local_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """Blocks with their neighbours; kept for the next call."""
+
+        def make() -> tuple[GatherTile, ...]:
+            size = self.options.block_size
+            return fixed([GatherTile(rows_of(length, size, device), neighbourhoods(length, size, causal, device), causal=causal)])
+
+        return BYTE_CACHE.get(("neighbouring blocks", self.options.block_size, length, causal, device), make)
 
     def _empties_runs(self, tokens: Tensor | None, max_globals: int | None) -> bool:
         """Whether a run of ``sparsity_factor`` tokens may be all global, which leaves its mean without tokens."""

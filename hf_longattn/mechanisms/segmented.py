@@ -112,7 +112,6 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
         pooled = summarise(k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1]))
         k, v, call = pooled.appended(k, v, call.replace(causal=False))
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         if choose_pairs(q, k[:, :, :kv_len], call) == DENSE_MASKED:
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
             return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=places)

@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
+from ..engines.common.byte_cache import BYTE_CACHE
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, fixed, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
 from ..engines.common.shards import Locality
@@ -108,11 +109,11 @@ class TransformerXL(GatheredMechanism):
         if not self._stops(k, v):
             return super().forward(q, k, v, call)
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
-        (_, heads, q_len, _), length, causal = q.shape, k.shape[2], call.causal
+        q_len, length, causal = q.shape[2], k.shape[2], call.causal
         remembered = _remembered(k, v, call.detached_kv)
         mods = self._score_mods(q, (k, remembered[0]), call)
         q = pad_queries(q, length)
-        k, v = (repeat_heads(torch.cat(both, 2), heads) for both in zip((k, v), remembered, strict=True))
+        k, v = (torch.cat(both, 2) for both in zip((k, v), remembered, strict=True))
         joint_call = call.replace(score_mod=_folded(mods, length), causal=False)
         if call.key_mask is not None:
             joint_call = joint_call.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
@@ -140,8 +141,13 @@ class TransformerXL(GatheredMechanism):
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The pairs within segments, and those with the memory, whose keys are ``length`` positions further."""
-        blocks, memory = self._rows(length, device)
-        return (*cells(blocks, blocks, causal=causal), *cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False))
+
+        def make() -> tuple[GatherTile, ...]:
+            blocks, memory = self._rows(length, device)
+            own, earlier = cells(blocks, blocks, causal=causal), cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False)
+            return fixed((*own, *earlier))
+
+        return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 
     def _folded_mod(self, length: int, causal: bool) -> MaskMod:
         """:meth:`mask_mod` for keys of which those from ``length`` on are the memory's."""

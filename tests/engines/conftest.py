@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.cuda import flex
+
+from .eager_flex import by_the_lists
 
 
 @pytest.fixture
@@ -24,7 +27,9 @@ def unfused_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     """flex_attention runs uncompiled, which the CPU can do forward and backward; it is not traced for every new shape either."""
 
     def attention(kind: object, *tensors: Any, **settings: Any) -> Any:
-        return flex_attention(*tensors, **settings)
+        if torch.compiler.is_compiling():
+            return flex_attention(*tensors, **settings)
+        return by_the_lists(kind, *tensors, **settings)  # eager flex_attention reads the mask alone
 
     monkeypatch.setattr(flex, "fused_flex", attention)
     monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)

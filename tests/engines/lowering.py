@@ -21,7 +21,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
-from hf_longattn.engines.cuda import flex, flex_kernel
+from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
@@ -91,15 +91,36 @@ def columns(grad: bool = False) -> Case:
     return run
 
 
-def tile(size: int, grad: bool = False) -> Case:
+def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
+    """A tile of whole blocks."""
+
     def run() -> Any:
-        q, k, v = qkv(grad=grad)
+        q, k, v = qkv(grad=grad, **sizes)
         rows = -(-700 // size)
-        lists = [torch.empty(1, 1, rows, *width, device="cuda", dtype=torch.int32) for width in ((), (3,))]
-        queries, keys = (torch.empty(1, 1, rows, width, device="cuda", dtype=torch.long) for width in (size, 3 * size))
-        mod = flex.rules_mod(GatherTile(queries, keys, causal=True, outside=(3, 20)), None)
-        mask = flex.block_mask((700, 700), size, mod, by_query=(tuple(lists), None), by_key=(tuple(lists), None))
-        return fused_flex("tile", q, k, v, block_mask=mask, scale=0.125, **flex._kernel_options(size))
+        lists = torch.empty(1, 1, rows, device="cuda", dtype=torch.int32), torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32)
+        rules = GatherTile(*(torch.empty(0, dtype=torch.long) for _ in range(2)), causal=True, outside=(3, 20))
+        return flex_tiles._attend_blocks(flex_tiles.BlockLayout(rules, size, lists, lists), q, k, v, AttentionCall(), True)
+
+    return run
+
+
+def of_rows(
+    shape: tuple[int, int] = (1, 1), row: int = 50, keys: int = 90, bias: torch.dtype | None = None, learned: bool = False,
+    padded: bool = False, kv_heads: int = 4, term: Callable[[Tensor], ScoreMod] | None = None, **sizes: Any,
+) -> Case:  # fmt: skip
+    """A tile along axes of its own; its places for items and heads have this ``shape``."""
+
+    def run() -> Any:
+        q, k, v = qkv(**sizes)
+        k, v = k[:, :kv_heads], v[:, :kv_heads]
+        rows = -(-700 // row)
+        queries, keys_of_rows = (torch.empty(*shape, rows, width, device="cuda", dtype=torch.long) for width in (row, keys))
+        table = None
+        if bias is not None:
+            table = torch.empty(*shape, rows, row, keys, device="cuda", dtype=bias, requires_grad=learned)
+        mask = torch.empty(2, 700, device="cuda", dtype=torch.bool) if padded else None
+        tile = GatherTile(queries, keys_of_rows, causal=True, outside=(3, 20), bias=table)
+        return flex_tiles.flex_gathered(q, k, v, [tile], AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
 
     return run
 
@@ -139,9 +160,28 @@ for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat
     case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
 CASES["global columns"] = columns()
 CASES["global columns, gradients"] = columns(grad=True)
-for size in flex.TILE_BLOCKS:
-    CASES[f"tiles of {size}"] = tile(size)
-    CASES[f"tiles of {size}, gradients"] = tile(size, grad=True)
+for size in flex_tiles.FORWARD_BLOCKS:
+    CASES[f"tiles of {size}"] = of_blocks(size)
+    CASES[f"tiles of {size}, gradients"] = of_blocks(size, grad=True)
+for name, arguments in {
+    "rows": {},
+    "rows, padded": {"padded": True},
+    "rows by items and heads": {"shape": (2, 4)},
+    "rows by items": {"shape": (2, 1), "padded": True},
+    "wide rows": {"row": 200},
+    "rows with hidden pairs": {"shape": (2, 4), "bias": torch.bool},
+    "rows with a bias": {"shape": (1, 4), "bias": torch.float32},
+    "rows, grouped heads": {"kv_heads": 2},
+    "rows, softcap": {"term": softcap},
+    "rows, a bias for all pairs": {"term": bias},
+    "rows, batch of one": {"batch": 1},
+}.items():
+    CASES[name] = of_rows(**arguments)
+    CASES[f"{name}, gradients"] = of_rows(**arguments, grad=True)
+CASES["rows with a learned bias, gradients"] = of_rows(shape=(1, 4), bias=torch.float32, learned=True, grad=True)
+for width, dtype in ((64, torch.float32), (80, torch.bfloat16), (128, torch.bfloat16), (256, torch.bfloat16)):
+    CASES[f"rows, heads of {width} in {dtype}, gradients"] = of_rows(head_dim=width, dtype=dtype, grad=True)
+    CASES[f"tiles of 128, heads of {width} in {dtype}, gradients"] = of_blocks(128, head_dim=width, dtype=dtype, grad=True)
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 case("heads of 8", head_dim=8)

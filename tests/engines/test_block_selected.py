@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
@@ -15,6 +13,8 @@ from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import nsa
+
+from .eager_flex import by_the_lists
 
 
 @pytest.mark.parametrize(("length", "size", "ranks", "rows"), [(50, 8, 3, 4), (50, 8, 1, 16), (7, 10, 1, 2), (64, 4, 6, 8)])
@@ -70,34 +70,13 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
         torch.testing.assert_close(a, b)
 
 
-def visited(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
-    """The blocks ``(B, H, rows, columns)`` bool that lists name."""
-    listed = torch.where(torch.arange(indices.shape[3]) < counts[..., None], indices.long(), columns)
-    return torch.zeros(*listed.shape[:3], columns + 1, dtype=torch.bool).scatter(-1, listed, True)[..., :-1]
-
-
-def by_the_lists(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float, **_: Any) -> Tensor:
-    """What the compiled kernel computes: softmax over the pairs of full blocks, and those of partial ones that the mask leaves."""
-    (heads, length), size = q.shape[1:3], block_mask.BLOCK_SIZE[0]
-    blocks = -(-length // size)
-    partial = visited(block_mask.kv_num_blocks, block_mask.kv_indices, blocks)
-    full = visited(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, blocks)
-    assert torch.equal(partial.mT, visited(block_mask.q_num_blocks, block_mask.q_indices, blocks)), "those of the backward pass"
-    assert torch.equal(full.mT, visited(block_mask.full_q_num_blocks, block_mask.full_q_indices, blocks))
-    shapes = ((-1, 1, 1, 1), (-1, 1, 1), (-1, 1), (-1,))
-    places = [torch.arange(n).view(shape) for n, shape in zip((len(q), heads, length, length), shapes, strict=True)]
-    partial, full = (x.repeat_interleave(size, 2).repeat_interleave(size, 3)[:, :, :length, :length] for x in (partial, full))
-    assert not (full & ~block_mask.mask_mod(*places)).any()
-    return masked_softmax(q @ repeat_heads(k, heads).mT * scale, (partial & block_mask.mask_mod(*places)) | full) @ repeat_heads(v, heads)
-
-
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("name", "options", "path"), [
     ("nsa", {"block_size": 64, "num_blocks": 5}, "flex-blocks"),
     ("nsa", {"block_size": 128, "num_blocks": 4}, "flex-blocks"),
-    ("nsa", {"block_size": 48, "num_blocks": 5}, "plain-gathered"),
+    ("nsa", {"block_size": 48, "num_blocks": 5}, "flex-gathered"),
     ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex-blocks"),
 ], ids=str)  # fmt: skip
 def test_selected_blocks_on_the_paths_for_cuda(

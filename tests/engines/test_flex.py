@@ -14,19 +14,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, fixed, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
-from hf_longattn.engines.cuda import flex
+from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, packed, transposed
-from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.engines.eager_flex import by_the_lists
 from tests.grids import grid
 from tests.reference.small_models import long_model, tokens
 
@@ -87,16 +86,25 @@ def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:
 def test_only_parts_of_whole_blocks_are_listed() -> None:
     rows = rows_of(300, 64)
     keys = whole_blocks(300, 64, torch.tensor([[0, 4], [1, -1], [3, 1], [2, 3], [4, 0]])[None, None])
-    size, by_query, by_key = flex.block_lists(GatherTile(rows, keys), 300, 300)
-    assert size == 64
-    assert pairs(by_key) == sorted((block, row) for row, block in pairs(by_query))
-    assert pairs(by_query) == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
+    layout = flex_tiles.block_layout(GatherTile(rows, keys), 300, 300)
+    assert layout.size == 64
+    assert pairs(layout.by_key) == sorted((block, row) for row, block in pairs(layout.by_query))
+    assert pairs(layout.by_query) == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
     for queries, others in ((rows_of(300, 48), keys[:, :, :1]), (rows, keys + 1), (rows, keys.flip(-1)), (rows + 1, keys)):
-        assert flex.block_lists(GatherTile(queries, others), 300, 300) is None
-    everything = flex.block_lists(GatherTile(rows[:, :, :1], torch.arange(300).view(1, 1, 1, -1)), 300, 300)
-    assert pairs(everything[1]) == [(0, block) for block in range(5)], "the last block need not be filled up"
-    assert flex.block_lists(GatherTile(rows[:, :, :1], torch.arange(290).view(1, 1, 1, -1)), 300, 300) is None
-    assert flex.block_lists(GatherTile(rows, keys, bias=torch.ones(1, 1, 1, 1, 128, dtype=torch.bool)), 300, 300) is None
+        assert flex_tiles.block_layout(GatherTile(queries, others), 300, 300) is None
+    everything = flex_tiles.block_layout(GatherTile(rows[:, :, :1], torch.arange(300).view(1, 1, 1, -1)), 300, 300)
+    assert pairs(everything.by_query) == [(0, block) for block in range(5)], "the last block need not be filled up"
+    assert flex_tiles.block_layout(GatherTile(rows[:, :, :1], torch.arange(290).view(1, 1, 1, -1)), 300, 300) is None
+
+
+def test_wide_rows_are_cut_into_blocks() -> None:
+    """Of the largest size that a kernel takes; with an empty block of queries, as the last rows of segments have."""
+    rows = rows_of(600, 384)
+    layout = flex_tiles.block_layout(GatherTile(rows, rows), 600, 600)
+    assert layout.size == 128
+    assert pairs(layout.by_query) == [(i, j) for i in range(5) for j in range(5) if i // 3 == j // 3]
+    assert flex_tiles.block_layout(GatherTile(rows_of(600, 192), rows_of(600, 192)), 600, 600).size == 64
+    assert flex_tiles.block_layout(GatherTile(rows_of(600, 192), rows_of(600, 192)), 600, 600, (128,)) is None
 
 
 def cases() -> tuple[list[Tensor], Tensor]:
@@ -115,32 +123,8 @@ def test_rules_and_merging_equal_the_plain_path() -> None:
     keys = whole_blocks(200, 32, torch.arange(7).expand(1, 1, 7, 7))
     parts = [GatherTile(rows, keys, causal=True, inside=(0, 40)), GatherTile(rows, keys, outside=(-60, 60))]
     call = AttentionCall(batch=Batch.of(mask), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (i - j).abs())
-    out = flex.flex_gathered(q, k, v, parts, call)
+    out = flex_tiles.flex_gathered(q, k, v, parts, call)
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
-
-
-def by_the_lists(
-    kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float, score_mod: Any = None, return_aux: Any = None,
-    **_: Any,
-) -> Any:  # fmt: skip
-    """What the compiled kernel computes: softmax over the pairs of full blocks, and those of partial ones that the mask leaves."""
-    size = block_mask.BLOCK_SIZE[0]
-    scores = (q @ k.transpose(-1, -2)) * scale
-
-    def visits(counts: Tensor | None, indices: Tensor | None) -> Tensor:
-        times = torch.zeros_like(scores)
-        for b, h in itertools.product(range(q.shape[0]), range(q.shape[1])):
-            for row, block in pairs((counts, indices), b, h) if counts is not None else ():
-                times[b, h, row * size : (row + 1) * size, block * size : (block + 1) * size] += 1
-        return times
-
-    places = [torch.arange(n).view(shape) for n, shape in zip(scores.shape, ((-1, 1, 1, 1), (-1, 1, 1), (-1, 1), (-1,)), strict=True)]
-    times = visits(block_mask.kv_num_blocks, block_mask.kv_indices) * block_mask.mask_mod(*places)
-    times = times + visits(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
-    scores = scores if score_mod is None else score_mod(scores, *places)
-    lse = (scores + times.log()).logsumexp(-1)
-    out = times * (scores - lse.masked_fill(lse.isinf(), 0)[..., None]).exp() @ v
-    return out if return_aux is None else (out, AuxOutput(lse=lse))
 
 
 def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,14 +134,8 @@ def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = torch.where(torch.rand(2, 2, 4, 3) < 0.7, torch.rand(2, 2, 4, 4).argsort(-1)[..., :3], -1)
     rows = rows_of(200, 64)
     parts = [GatherTile(rows, whole_blocks(200, 64, blocks), outside=(3, 20)), GatherTile(rows, rows, causal=True)]
-    out = flex.flex_gathered(q, k, v, parts, call)
+    out = flex_tiles.flex_gathered(q, k, v, parts, call)
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
-
-
-def test_tiles_that_are_no_whole_blocks_have_no_kernel() -> None:
-    (q, k, v), _ = cases()
-    with pytest.raises(NoKernel, match="not made of whole blocks of 128, 64, 32 tokens"):
-        flex.flex_gathered(q, k, v, [GatherTile(rows_of(200, 48), rows_of(200, 48))], AttentionCall())
 
 
 PATTERN = Pattern.window(160, causal=True)
@@ -235,14 +213,25 @@ def test_the_mask_of_a_shape_is_made_once_for_all_layers() -> None:
 
 def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
     """Tensors made under inference mode cannot be saved for a backward pass."""
-    part = GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))
+    (part,) = fixed([GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))])
+    (other,) = fixed([GatherTile(rows_of(300, 100), rows_of(300, 100))])
     with torch.inference_mode():
         mask = flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu"))
-        found = flex.kept_block_lists(part, 256, 256)
+        found, rows = flex_tiles.kept_block_layout(part, 256, 256, (128,)), flex_tiles.kept_row_layout(other, 300, 300)
     assert found is not None
     assert flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu")) is mask
-    assert flex.kept_block_lists(part, 256, 256) is found
-    assert not any(x.is_inference() for x in (*found[1], *found[2], *(x for x in vars(mask).values() if isinstance(x, torch.Tensor))))
+    assert flex_tiles.kept_block_layout(part, 256, 256, (128,)).by_query is found.by_query
+    assert flex_tiles.kept_row_layout(other, 300, 300) is rows
+    assert not any(
+        x.is_inference()
+        for x in (
+            *found.by_query,
+            *found.by_key,
+            rows.q_place,
+            *rows.touched[0],
+            *(x for x in vars(mask).values() if isinstance(x, torch.Tensor)),
+        )
+    )
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
@@ -301,7 +290,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
         ("per_head", {"heads": "0=window:window=64;1=window:window=32"}, "flex"),
         ("bigbird", {"block_size": 32}, "flex-gathered"),
         ("segmented", {"block_size": 128}, "flex-gathered"),
-        ("segmented", {"block_size": 100}, "plain-gathered"),
+        ("segmented", {"block_size": 100}, "flex-gathered"),
         ("block_top_k", {"block_size": 64}, "flex-blocks"),
         ("linear", {}, "linear-chunks"),
     ],

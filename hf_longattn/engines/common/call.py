@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -225,6 +225,7 @@ class GatherTile:
     inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
     outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another tile has them.
     bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
+    fixed: the positions follow from lengths alone, and the tensors serve later calls too: a GPU's values may be read once for all of them.
 
     A key listed twice for a query, in one row or in two tiles, counts twice: hide it by ``outside`` or ``bias`` where the definition counts
     it once.
@@ -236,6 +237,7 @@ class GatherTile:
     inside: tuple[int, int] | None = None
     outside: tuple[int, int] | None = None
     bias: Tensor | None = None
+    fixed: bool = False
 
     def sees(self, distance: Tensor) -> Tensor:
         """Whether ``causal``, ``inside`` and ``outside`` leave pairs at these distances (query - key) visible."""
@@ -245,6 +247,11 @@ class GatherTile:
         if self.outside is not None:
             seen = seen & ((distance < self.outside[0]) | (distance > self.outside[1]))
         return seen
+
+
+def fixed(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
+    """``tiles`` that are kept for later calls of the same lengths."""
+    return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
 
 
 def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:

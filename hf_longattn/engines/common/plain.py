@@ -114,11 +114,11 @@ def first_rows(x: Tensor, count: int, axis: int = 2) -> Tensor:
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
     """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, with dropout, any ``score_mod`` and learned biases."""
-    outs, lses = zip(*(_tile(q, k, v, tile, call) for tile in tiles), strict=True)
+    outs, lses = zip(*(plain_tile(q, k, v, tile, call) for tile in tiles), strict=True)
     return merged(outs, lses)
 
 
-def _tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
+def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one tile, -inf where a query sees no key."""
     batch, heads, q_len, head_dim = q.shape
     pieces = list(_split_tile(tile, batch * heads))

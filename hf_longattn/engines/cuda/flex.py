@@ -1,13 +1,12 @@
 """CUDA engine: compiled flex_attention over lists of blocks, never a square of blocks.
 
-The blocks of a band follow from its width; global columns are a separate call, and global rows are computed densely. Tiles run here where
-their rows are whole blocks.
+The blocks of a band follow from its width; global columns are a separate call, and global rows are computed densely. Tiles are in
+:mod:`.flex_tiles`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
 from ..common.batch import Batch
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import AttentionCall, GatherTile, Pattern
+from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
 from ..common.global_rows import gather_tokens, global_index, overwrite_global_rows
-from .flex_kernel import NoKernel, fused_flex, kind_of
+from .flex_kernel import fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]
 """Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; the first ``count`` indices of a row are valid."""
@@ -86,8 +85,6 @@ def mask_bytes(mask: BlockMask) -> int:
 
 BAND_BLOCK = 128
 """Block size of a band."""
-TILE_BLOCKS = (128, 64, 32)
-"""Block sizes of tiles that the compiled kernel takes."""
 
 
 def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -212,93 +209,3 @@ def _per_block(mask: Tensor, reduce: Any) -> Tensor:
     missing = -mask.shape[1] % BAND_BLOCK
     blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BAND_BLOCK))
     return blocks.any(-1) if reduce is any else blocks.all(-1)
-
-
-def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout.
-
-    Raises:
-        NoKernel: a tile is not made of whole blocks, or this machine has no such kernel.
-    """
-    key_mask, scale, score_mod = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
-    layouts = []
-    for tile in tiles:
-        layout = kept_block_lists(tile, q.shape[2], k.shape[2])
-        if layout is None:
-            raise NoKernel(f"a tile is not made of whole blocks of {', '.join(map(str, TILE_BLOCKS))} tokens")
-        layouts.append(layout)
-    settings = {"score_mod": score_mod, "scale": scale} | ({} if len(tiles) == 1 else {"return_aux": AuxRequest(lse=True)})
-    outs, lses = [], []
-    for tile, (size, by_query, by_key) in zip(tiles, layouts, strict=True):
-        kind = "tile", key_mask is None, kind_of(score_mod), tile.causal, tile.inside, tile.outside, size
-        mask = block_mask((q.shape[2], k.shape[2]), size, rules_mod(tile, key_mask), by_query=(by_query, None), by_key=(by_key, None))
-        result = fused_flex(kind, q, k, v, block_mask=mask, **settings, **_kernel_options(size))
-        if len(tiles) == 1:
-            return result
-        outs.append(result[0])
-        lses.append(result[1].lse)
-    return merged(outs, lses)
-
-
-Layout = tuple[int, Lists, Lists]
-"""The block size of a tile, its blocks by rows of queries, and by rows of keys."""
-
-
-def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
-    """:func:`block_lists`, cached for the tiles of a static plan, because reading values synchronises with the GPU."""
-    tensors = [x for x in (tile.queries, tile.keys) if not x.is_inference()]
-    if len(tensors) < 2 or torch.compiler.is_compiling() or tile.bias is not None:
-        return block_lists(tile, q_len, kv_len)
-    return BYTE_CACHE.of(
-        tensors,
-        ("block lists", q_len, kv_len),
-        lambda: block_lists(tile, q_len, kv_len),
-        lambda layout: 0 if layout is None else sum(x.nbytes for lists in layout[1:] for x in lists),
-    )
-
-
-def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> Layout | None:
-    """The blocks of a tile; None where its rows are not whole blocks.
-
-    A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
-    """
-    size = tile.queries.shape[3]
-    if size not in TILE_BLOCKS or tile.bias is not None:
-        return None
-    keys = torch.nn.functional.pad(tile.keys, (0, -tile.keys.shape[3] % size), value=-1).unflatten(-1, (-1, size))
-    row, row_whole = _blocks(tile.queries, size, q_len)
-    block, block_whole = _blocks(keys, size, kv_len)
-    empty = (keys < 0).all(-1)
-    if not bool(row_whole.all() & (block_whole | empty).all()):
-        return None
-    batch, heads, rows, width = torch.broadcast_shapes(row[..., None].shape, block.shape)
-    chosen = torch.zeros(batch, heads, -(-q_len // size), width, dtype=torch.bool, device=keys.device)
-    indices = chosen.to(torch.int64)
-    place = row[..., None].expand(batch, heads, rows, width)
-    chosen = chosen.scatter(2, place, (~empty).expand(place.shape))
-    lists = packed(chosen, indices.scatter(2, place, block.clamp(min=0).expand(place.shape)))
-    return size, lists, transposed(lists, -(-kv_len // size))
-
-
-def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
-    """The block of the first position in each list ``index (…, size)``, and whether the list is that whole block."""
-    first = index[..., 0]
-    places = first[..., None] + torch.arange(size, device=index.device)
-    is_whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
-    return first.div(size, rounding_mode="floor"), is_whole
-
-
-def rules_mod(tile: GatherTile, key_mask: Tensor | None) -> Any:
-    """The rules of a tile and the padding as a ``mask_mod``."""
-
-    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        seen = tile.sees(q_idx - kv_idx)
-        return seen if key_mask is None else seen & key_mask[b, kv_idx]
-
-    return mask_mod
-
-
-def _kernel_options(size: int) -> dict[str, Any]:
-    """Options that keep the kernel's tiles within a block; the defaults fit blocks of 128."""
-    names = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
-    return {} if size == 128 else {"kernel_options": dict.fromkeys(names, size)}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...engines.block_sparse import block_sparse_attention, short_mask
 from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ...engines.common.dense import dense_attention, fused_attention, index_grid, repeat_heads
+from ...engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, fixed
+from ...engines.common.dense import dense_attention, fused_attention, index_grid
 from ...engines.common.derivatives import no_fused_kernels
 from ...engines.common.shards import Locality
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
@@ -202,7 +202,7 @@ class GatheredMechanism(MaskedMechanism):
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
         key = (type(self), self.options, self.num_heads, self.head_range, length, causal, device)
-        return BYTE_CACHE.get(key, lambda: self.parts(length, causal, device))
+        return BYTE_CACHE.get(key, lambda: fixed(self.parts(length, causal, device)))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
@@ -215,7 +215,6 @@ class GatheredMechanism(MaskedMechanism):
             return dense_attention(q, k, v, call)
         if path == DENSE_MASKED:
             return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())

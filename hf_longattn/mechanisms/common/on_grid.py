@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import AttentionCall, GatherTile, MaskMod
-from ...engines.common.dense import dense_attention, index_grid, repeat_heads
+from ...engines.common.call import AttentionCall, GatherTile, MaskMod, fixed
+from ...engines.common.dense import dense_attention, index_grid
 from ...engines.common.grid import Grid
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
@@ -155,7 +155,7 @@ class GridMechanism(MaskedMechanism):
 
     def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of the pairs of cells, and those of the prefix; cached."""
-        return BYTE_CACHE.get((type(self), self.options, self.layer_kind, grid, device), lambda: self._plan(grid, device))
+        return BYTE_CACHE.get((type(self), self.options, self.layer_kind, grid, device), lambda: fixed(self._plan(grid, device)))
 
     @property
     def layer_kind(self) -> int:
@@ -180,7 +180,6 @@ class GridMechanism(MaskedMechanism):
             return dense_attention(q, k, v, call)
         if path == DENSE_MASKED:
             return dense_attention(q, k, v, call, mask_mod=self.mask_on(grid))
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         return gathered_attention(q, k, v, self.plan(grid, q.device), call)
 
     def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput
-from torch.utils._pytree import tree_leaves
 
 from hf_longattn import build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.attend import prepare, run_batch
@@ -37,7 +36,7 @@ from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import check_options
 from scripts.dev.benchmarks.report import markdown_table
 from tests.engines import mixed_devices
-from tests.engines.mixed_devices import OnCuda, moved
+from tests.engines.mixed_devices import OnCuda, moved, tree_leaves
 from tests.engines.pretended_h100 import environment
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -197,7 +196,7 @@ def pretend() -> None:
     run = mixed_devices.run
 
     def counted(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if operator is torch.ops.aten._flash_attention_forward.default:
+        if operator.overloadpacket.__name__ == "_flash_attention_forward":
             return flash_attention_forward(*args, **kwargs)
         out = run(operator, args, kwargs)
         if mixed_devices.our_function(operator) is None:

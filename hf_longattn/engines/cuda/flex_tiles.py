@@ -1,0 +1,407 @@
+"""CUDA engine: tiles by compiled flex_attention.
+
+A tile of a fixed pattern whose rows are whole blocks is a list of blocks of the sequence. Any other is computed along axes of its own: the
+queries of its rows one after the other, filled up to whole blocks, and the keys of its rows, gathered once. There a row, or a few short
+ones together, visits its own blocks of keys alone, and the mask looks positions up. No score is ever in memory, and nothing is asked of
+the device but once for a fixed pattern.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask
+
+from ..common.byte_cache import BYTE_CACHE, tensor_bytes
+from ..common.call import AttentionCall, GatherTile
+from ..common.dense import merged, repeat_heads
+from ..common.plain import plain_tile
+from . import flex
+from .flex import Lists, packed, transposed
+from .flex_kernel import kind_of
+
+BLOCK = 128
+"""Block size of gathered rows, and the only one that the kernels of the backward pass take on every GPU."""
+FORWARD_BLOCKS = (128, 64, 32)
+"""Block sizes that the kernels of the forward pass take."""
+FEWEST_QUERIES = 6
+"""Rows of fewer queries are left to plain operations: more than nine tenths of a block's products would be for nothing."""
+Output = tuple[Tensor, Tensor | None]
+"""``(B, H, Nq, D)``, and where there are several tiles its log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing."""
+
+
+def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
+    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout; k and v may have fewer heads.
+
+    Raises:
+        NoKernel: this machine has no such kernel.
+    """
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    of_blocks, others = joined_by_rules(tiles, (q.shape[2], k.shape[2]), FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS)
+    parts: list[Callable[..., Output]] = [functools.partial(_attend_blocks, layout) for layout in of_blocks]
+    parts += [functools.partial(_attend_rows if has_kernel(tile) else _attend_plainly, tile) for tile in others]
+    outs, lses = zip(*(part(q, k, v, call, len(parts) > 1) for part in parts), strict=True)
+    return outs[0] if len(parts) == 1 else merged(outs, lses)
+
+
+def has_kernel(tile: GatherTile) -> bool:
+    """Whether a kernel computes the rows of a tile at less cost than plain operations."""
+    return tile.queries.shape[3] >= FEWEST_QUERIES or tile.queries.shape[2] == 1
+
+
+def _attend_plainly(tile: GatherTile, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
+    return plain_tile(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), tile, call)
+
+
+def _attend(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall, several: bool) -> Output:
+    """By the kernel for this kind of mask and score term."""
+    settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if several else {}
+    if k.shape[1] != q.shape[1]:
+        settings["enable_gqa"] = True
+    size = mask.BLOCK_SIZE[0]
+    if size != BLOCK:  # the defaults fit blocks of 128
+        settings["kernel_options"] = dict.fromkeys(("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size)
+    out = flex.fused_flex((kind, size), q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
+    return (out[0], out[1].lse) if several else (out, None)
+
+
+# Tiles of whole blocks of the sequence.
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockLayout:
+    """Whole blocks of ``size`` tokens by rows of queries and by rows of keys, under the rules of a tile."""
+
+    rules: GatherTile
+    size: int
+    by_query: Lists
+    by_key: Lists
+
+
+def _attend_blocks(layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
+    rules, key_mask, score_mod = layout.rules, call.key_mask, call.score_mod
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        seen = rules.sees(q_idx - kv_idx)
+        return seen if key_mask is None else seen & key_mask[b, kv_idx]
+
+    lists = {"by_query": (layout.by_query, None), "by_key": (layout.by_key, None)}
+    mask = flex.block_mask((q.shape[2], k.shape[2]), layout.size, mask_mod, **lists)
+    kind = "blocks", key_mask is None, kind_of(score_mod), *_rules(rules)
+    return _attend(kind, q, k, v, mask, score_mod, call, several)
+
+
+def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
+    return tile.causal, tile.inside, tile.outside
+
+
+def joined_by_rules(
+    tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int]
+) -> tuple[list[BlockLayout], list[GatherTile]]:
+    """The tiles of whole blocks of these ``sizes``, those under the same rules in one, and the other tiles."""
+    found: dict[Hashable, list[tuple[GatherTile, BlockLayout]]] = {}
+    others = []
+    for tile in tiles:
+        layout = kept_block_layout(tile, *lengths, sizes)
+        if layout is None:
+            others.append(tile)
+        else:
+            found.setdefault((layout.size, *_rules(tile)), []).append((tile, layout))
+    return [_joined(pairs, lengths) for pairs in found.values()], others
+
+
+def _joined(pairs: list[tuple[GatherTile, BlockLayout]], lengths: tuple[int, int]) -> BlockLayout:
+    """One layout with the blocks of all."""
+    (_, first), *more = pairs
+    if not more:
+        return first
+
+    def join() -> BlockLayout:
+        every = [layout.by_query for _, layout in pairs]
+        batch, heads = (max(counts.shape[axis] for counts, _ in every) for axis in (0, 1))
+        indices = torch.cat([x.expand(batch, heads, -1, -1) for _, x in every], -1)
+        chosen = [torch.arange(x.shape[-1], device=x.device) < counts[..., None] for counts, x in every]
+        lists = packed(torch.cat([x.expand(batch, heads, -1, -1) for x in chosen], -1), indices)
+        return dataclasses.replace(first, by_query=lists, by_key=transposed(lists, -(-lengths[1] // first.size)))
+
+    tensors = [x for tile, _ in pairs for x in (tile.queries, tile.keys)]
+    return BYTE_CACHE.of(tensors, ("joined blocks", *lengths, first.size), join, layout_bytes)
+
+
+def layout_bytes(layout: Any) -> int:
+    """Bytes of a layout's own tensors; its tile is kept by others."""
+    return tensor_bytes([x for name, x in vars(layout).items() if name != "rules"]) or 0
+
+
+def kept_block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence[int]) -> BlockLayout | None:
+    """:func:`block_layout` of a fixed tile, found once, because reading values waits for the GPU; ``None`` for any other."""
+    if not tile.fixed or tile.bias is not None:
+        return None
+    found = BYTE_CACHE.of(
+        [tile.queries, tile.keys],
+        ("blocks", q_len, kv_len, *sizes),
+        lambda: (block_layout(dataclasses.replace(tile, fixed=False), q_len, kv_len, sizes),),
+        lambda found: 0 if found[0] is None else layout_bytes(found[0]),
+    )[0]
+    return None if found is None else dataclasses.replace(found, rules=_without_places(tile))
+
+
+def _without_places(tile: GatherTile) -> GatherTile:
+    """The rules of a tile alone, which may be kept without its tensors."""
+    nothing = torch.empty(0, dtype=torch.long)
+    return dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)
+
+
+def block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence[int] = FORWARD_BLOCKS) -> BlockLayout | None:
+    """The blocks of a tile, of the largest of ``sizes`` of which its rows consist; ``None`` where they are not whole blocks.
+
+    A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
+    """
+    for size in sizes:
+        if tile.queries.shape[3] % size == 0 and (lists := block_lists(tile, q_len, kv_len, size)) is not None:
+            return BlockLayout(_without_places(tile), size, lists, transposed(lists, -(-kv_len // size)))
+    return None
+
+
+def block_lists(tile: GatherTile, q_len: int, kv_len: int, size: int) -> Lists | None:
+    """The blocks of ``size`` tokens that each row of blocks visits; ``None`` where the tile is not made of whole ones."""
+    queries = tile.queries.unflatten(-1, (-1, size)).flatten(2, 3)
+    keys = F.pad(tile.keys, (0, -tile.keys.shape[3] % size), value=-1).unflatten(-1, (-1, size))
+    keys = keys.repeat_interleave(queries.shape[2] // keys.shape[2], 2)
+    row, row_whole = _blocks(queries, size, q_len)
+    block, block_whole = _blocks(keys, size, kv_len)
+    empty, unused = (keys < 0).all(-1), (queries < 0).all(-1)
+    if not bool((row_whole | unused).all() & (block_whole | empty).all()):
+        return None
+    batch, heads, rows, width = torch.broadcast_shapes(row[..., None].shape, block.shape)
+    count = -(-q_len // size)
+    chosen = torch.zeros(batch, heads, count + 1, width, dtype=torch.bool, device=keys.device)
+    indices = chosen.to(torch.int64)
+    place = torch.where(unused, count, row)[..., None].expand(batch, heads, rows, width)
+    chosen = chosen.scatter(2, place, (~empty).expand(place.shape))[:, :, :count]
+    return packed(chosen, indices.scatter(2, place, block.clamp(min=0).expand(place.shape))[:, :, :count])
+
+
+def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
+    """The block of the first position in each list ``index (…, size)``, and whether the list is that whole block."""
+    first = index[..., 0]
+    places = first[..., None] + torch.arange(size, device=index.device)
+    is_whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
+    return first.div(size, rounding_mode="floor"), is_whole
+
+
+# Any other tiles, along axes of their own.
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLayout:
+    """The axes of a tile: rows, in groups that fill whole blocks, one after the other.
+
+    queries: ``(B or 1, H or 1, slots)`` int64, positions, -1 for an empty slot; ``None`` where slot i is query i.
+    keys: the same for keys.
+    q_place, k_place: the same as int32, for the mask.
+    q_row, k_row: ``(slots,)`` int32, the row of a slot.
+    q_slot, k_slot: ``(slots,)`` int32, its place in the row.
+    several: whether a block holds slots of several rows.
+    touched: the blocks by rows of queries, and by rows of keys.
+    whole: where they are known, the touched blocks apart: (those for which the mask is asked, those that are seen as a whole), by rows of
+        queries and by rows of keys.
+    """
+
+    queries: Tensor | None
+    keys: Tensor | None
+    q_place: Tensor
+    k_place: Tensor
+    q_row: Tensor
+    k_row: Tensor
+    q_slot: Tensor
+    k_slot: Tensor
+    several: bool
+    touched: tuple[Lists, Lists]
+    whole: tuple[tuple[Lists, Lists], tuple[Lists, Lists]] | None = None
+
+
+def _attend_rows(tile: GatherTile, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
+    layout = kept_row_layout(tile, q.shape[2], k.shape[2])
+    heads, q_len = q.shape[1:3]
+    queries = q if layout.queries is None else at_places(q, layout.queries, heads)
+    keys, values = (k, v) if layout.keys is None else (at_places(x, layout.keys, heads) for x in (k, v))
+    mask_mod, score_mod, kind = _mods(tile, layout, call)
+    lists: dict[str, tuple[Lists, Lists | None]]
+    if layout.whole is None or call.key_mask is not None:
+        lists = {"by_query": (layout.touched[0], None), "by_key": (layout.touched[1], None)}
+    else:
+        lists = {"by_query": layout.whole[0], "by_key": layout.whole[1]}
+    mask = flex.block_mask((queries.shape[2], keys.shape[2]), BLOCK, mask_mod, **lists)
+    kind = "rows", lists["by_query"][1] is None, *kind
+    out, lse = _attend(kind, queries, keys, values, mask, score_mod, call, several)
+    if layout.queries is None:
+        return out, lse
+    place = torch.where(layout.queries >= 0, layout.queries, q_len).expand(*out.shape[:3])  # empty slots go to one row after the last
+    full = out.new_zeros(*out.shape[:2], q_len + 1, out.shape[3]).scatter(2, place[..., None].expand(out.shape), out)
+    if lse is not None:
+        lse = lse.new_full((*out.shape[:2], q_len + 1), float("-inf")).scatter(2, place, lse)[:, :, :q_len]
+    return full[:, :, :q_len], lse
+
+
+def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
+    """Tokens of ``x (B, H_kv, N, D)`` at ``places (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, or with H heads where the places have them.
+
+    Empty slots take tokens all over the sequence, since the backward pass adds up one after the other what is at the same place.
+    """
+    some = torch.arange(places.shape[-1], device=x.device) % x.shape[2]
+    places = torch.where(places >= 0, places, some)
+    if places.shape[:2] == (1, 1):
+        return x[:, :, places[0, 0]]
+    item = torch.arange(x.shape[0], device=x.device)
+    if places.shape[1] == 1:
+        return x.transpose(1, 2)[item[:, None], places[:, 0]].transpose(1, 2)
+    head = torch.arange(heads, device=x.device) // (heads // x.shape[1])
+    return x[item[:, None, None], head[:, None], places]
+
+
+def lookup(table: Tensor) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
+    """``table`` as a function of an index for each of its axes, and which of these it reads: not those of axes of size 1."""
+    read = tuple(size > 1 for size in table.shape)
+    values = table.squeeze()
+
+    def at(*index: Any) -> Tensor:
+        return values[tuple([one for one, is_read in zip(index, read, strict=True) if is_read])]
+
+    return at, read
+
+
+def _mods(tile: GatherTile, layout: RowLayout, call: AttentionCall) -> tuple[Any, Any, tuple[Hashable, ...]]:
+    """The ``mask_mod`` and the ``score_mod`` of a tile's axes, and their kind for :func:`fused_flex`."""
+    key_mask, inner, bias, several = call.key_mask, call.score_mod, tile.bias, layout.several
+    (q_at, q_read), (k_at, k_read) = lookup(layout.q_place), lookup(layout.k_place)
+    q_row, k_row, q_slot, k_slot, rules = layout.q_row, layout.k_row, layout.q_slot, layout.k_slot, _without_places(tile)
+    bias_at, bias_read = (None, None) if bias is None else lookup(bias)
+    hides = bias is not None and bias.dtype == torch.bool
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        key = k_at(b, h, kv_idx)
+        seen = (key >= 0) & rules.sees(q_at(b, h, q_idx) - key)
+        if several:
+            seen = seen & (q_row[q_idx] == k_row[kv_idx])
+        if hides and bias_at is not None:
+            seen = seen & bias_at(b, h, q_row[q_idx], q_slot[q_idx], k_slot[kv_idx])
+        return seen if key_mask is None else seen & key_mask[b, key.clamp(min=0)]
+
+    def score_mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+        if inner is not None:
+            score = inner(score, b, h, q_at(b, h, q_idx).clamp(min=0), k_at(b, h, kv_idx).clamp(min=0))
+        if bias_at is not None and not hides:
+            score = score + bias_at(b, h, q_row[q_idx], q_slot[q_idx], k_slot[kv_idx])
+        return score
+
+    scored = inner is not None or (bias is not None and not hides)
+    kind = key_mask is None, kind_of(inner), *_rules(tile), several, q_read, k_read, bias_read, hides
+    return mask_mod, score_mod if scored else None, kind
+
+
+def kept_row_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
+    """:func:`row_layout`, made once for a fixed tile."""
+    if not tile.fixed:
+        return row_layout(tile)
+    key = "rows", q_len, kv_len, tile.bias is None, *_rules(tile)
+    return BYTE_CACHE.of([tile.queries, tile.keys], key, lambda: trimmed(row_layout(tile), tile, q_len, kv_len), layout_bytes)
+
+
+def row_layout(tile: GatherTile) -> RowLayout:
+    """The axes of a tile, and all blocks of a group of rows for each of its queries. Nothing is asked of the device."""
+    rows, size = tile.queries.shape[2:]
+    together = max(1, BLOCK // size)
+    groups, device = -(-rows // together), tile.keys.device
+    queries, keys = (in_groups(x, groups, together) for x in (tile.queries, tile.keys))
+    q_blocks, k_blocks = (x.shape[2] // (groups * BLOCK) for x in (queries, keys))
+    sides = [in_groups(_numbered(rows, x.shape[3], device), groups, together).clamp(min=0)[:, 0] for x in (tile.queries, tile.keys)]
+    (q_row, q_slot), (k_row, k_slot) = ([y.contiguous() for y in x.to(torch.int32)] for x in sides)
+    lists = BYTE_CACHE.get(("blocks of groups", groups, q_blocks, k_blocks, device), lambda: all_blocks(groups, q_blocks, k_blocks, device))
+    places = queries.to(torch.int32), keys.to(torch.int32)
+    return RowLayout(queries, keys, *places, q_row, k_row, q_slot, k_slot, together > 1, lists)
+
+
+def _numbered(rows: int, size: int, device: torch.device) -> Tensor:
+    """The row and the place in it of every slot, ``(2, 1, rows, size)``."""
+    row, place = torch.arange(rows, device=device)[:, None], torch.arange(size, device=device)
+    return torch.stack([row.expand(rows, size), place.expand(rows, size)])[:, None]
+
+
+def in_groups(index: Tensor, groups: int, together: int) -> Tensor:
+    """Rows ``(b, h, R, T)`` as ``groups`` of ``together`` rows that fill whole blocks, one after the other: ``(b, h, slots)``."""
+    index = F.pad(index, (0, 0, 0, groups * together - index.shape[2]), value=-1).unflatten(2, (groups, together)).flatten(3)
+    return F.pad(index, (0, -index.shape[3] % BLOCK), value=-1).flatten(2)
+
+
+def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) -> tuple[Lists, Lists]:
+    """Every block of queries of a group visits all of its blocks of keys."""
+
+    def lists(rows: int, columns: int) -> Lists:
+        first = torch.arange(groups, device=device).repeat_interleave(rows)[:, None] * columns
+        indices = (first + torch.arange(columns, device=device)).to(torch.int32)[None, None]
+        return torch.full(indices.shape[:3], columns, dtype=torch.int32, device=device), indices
+
+    return lists(q_blocks, k_blocks), lists(k_blocks, q_blocks)
+
+
+def trimmed(layout: RowLayout, tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
+    """``layout`` of a fixed tile without gathering what is in its place already, and without the blocks that the rules leave empty."""
+    assert layout.queries is not None
+    assert layout.keys is not None
+    q_blocks, k_blocks = (x[0].shape[2] for x in layout.touched)
+    width, height = layout.touched[0][1].shape[3], layout.touched[1][1].shape[3]
+    groups = q_blocks // height
+    q_low, q_high, q_filled = _extremes(layout.queries, groups, height)
+    k_low, k_high, k_filled = _extremes(layout.keys, groups, width)
+    q_low, q_high, q_filled = (x[..., :, None] for x in (q_low, q_high, q_filled))
+    k_low, k_high, k_filled = (x[..., None, :] for x in (k_low, k_high, k_filled))
+    nearest, farthest = q_low - k_high, q_high - k_low  # the smallest and the largest query - key
+    touched = (q_high >= 0) & (k_high >= 0)
+    full = q_filled & k_filled & (not layout.several and tile.bias is None)
+    if tile.causal:
+        touched, full = touched & (farthest >= 0), full & (nearest >= 0)
+    if tile.inside is not None:
+        low, high = tile.inside
+        touched, full = touched & (farthest >= low) & (nearest <= high), full & (nearest >= low) & (farthest <= high)
+    if tile.outside is not None:
+        low, high = tile.outside
+        touched, full = touched & ~((nearest >= low) & (farthest <= high)), full & ((farthest < low) | (nearest > high))
+    touched, full = torch.broadcast_tensors(touched, full)
+    in_place = _is_in_place(layout.queries, q_len), _is_in_place(layout.keys, kv_len)
+    counts = [-(-n // BLOCK) if kept else blocks for n, kept, blocks in zip((q_len, kv_len), in_place, (q_blocks, k_blocks), strict=True)]
+    by_query, by_key = layout.touched[0][1], layout.touched[1][1]
+
+    def lists(chosen: Tensor) -> tuple[Lists, Lists]:
+        of_queries = packed(chosen.flatten(2, 3), by_query), packed(chosen.transpose(3, 4).flatten(2, 3), by_key)
+        return tuple((x[:, :, :count], y[:, :, :count]) for (x, y), count in zip(of_queries, counts, strict=True))  # type: ignore[return-value]
+
+    partial, whole = lists(touched & ~full), lists(touched & full)
+    return dataclasses.replace(
+        layout,
+        queries=None if in_place[0] else layout.queries,
+        keys=None if in_place[1] else layout.keys,
+        touched=lists(touched),
+        whole=((partial[0], whole[0]), (partial[1], whole[1])) if bool(full.any()) else None,
+    )
+
+
+def _extremes(places: Tensor, groups: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest and the highest position of every block ``(b, h, groups, blocks)``, and whether all of its slots are filled."""
+    places = places.unflatten(2, (groups, blocks, BLOCK))
+    lowest = torch.where(places < 0, torch.iinfo(places.dtype).max // 4, places).amin(-1)
+    return lowest, places.amax(-1), (places >= 0).all(-1)
+
+
+def _is_in_place(places: Tensor, length: int) -> bool:
+    """Whether slot i holds position i, of a sequence of ``length``, and nothing comes after."""
+    if places.shape[:2] != (1, 1) or places.shape[2] < length:
+        return False
+    expected = torch.arange(places.shape[2], device=places.device)
+    return bool((places[0, 0] == torch.where(expected < length, expected, -1)).all())

@@ -1,0 +1,128 @@
+"""Tiles by flex_attention without a GPU: emulated kernels against the plain path and the definitions, forward and backward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, fixed, rows_of
+from hf_longattn.engines.common.dense import repeat_heads
+from hf_longattn.engines.common.plain import plain_gathered
+from hf_longattn.engines.cuda import flex, flex_tiles
+
+from .eager_flex import by_the_lists
+
+LENGTH = 300
+
+
+def neighbours(rows: Tensor, before: int, after: int) -> Tensor:
+    """Rows with some keys on both sides."""
+    places = rows[..., :1] + torch.arange(-before, rows.shape[-1] + after)
+    return torch.where((places >= 0) & (places < LENGTH), places, -1)
+
+
+def shuffled(*shape: int) -> Tensor:
+    """Different positions in every row of ``(…, T)``, a quarter of the slots empty."""
+    places = torch.rand(*shape[:-1], LENGTH).argsort(-1)[..., : shape[-1]]
+    return torch.where(torch.rand(shape) < 0.25, -1, places)
+
+
+def permuted(batch: int, heads: int, size: int) -> Tensor:
+    """All queries in rows, in another order for every item and head."""
+    order = torch.rand(batch, heads, LENGTH).argsort(-1)
+    return torch.nn.functional.pad(order, (0, -LENGTH % size), value=-1).unflatten(-1, (-1, size))
+
+
+TILES: dict[str, Callable[[], list[GatherTile]]] = {
+    "in order, odd widths": lambda: [GatherTile(rows_of(LENGTH, 50), neighbours(rows_of(LENGTH, 50), 20, 7))],
+    "whole blocks and others": lambda: [
+        GatherTile(rows_of(LENGTH, 128), rows_of(LENGTH, 128), causal=True),
+        GatherTile(rows_of(LENGTH, 30), torch.arange(3, LENGTH, 17).expand(1, 1, 10, -1), outside=(-60, 60)),
+    ],
+    "blocks in two tiles": lambda: [
+        GatherTile(rows_of(LENGTH, 128)[:, :, :2], rows_of(LENGTH, 128)[:, :, :2]),
+        GatherTile(rows_of(LENGTH, 128)[:, :, 2:], rows_of(LENGTH, 128)[:, :, 1:2]),
+    ],
+    "rules": lambda: [
+        GatherTile(rows_of(LENGTH, 150), neighbours(rows_of(LENGTH, 150), 200, 200), causal=True, inside=(-5, 170), outside=(20, 100)),
+    ],
+    "by heads": lambda: [GatherTile(permuted(1, 4, 20), shuffled(1, 4, 15, 33))],
+    "by items": lambda: [GatherTile(permuted(2, 1, 140), shuffled(2, 1, 3, 70), causal=True)],
+    "hidden pairs": lambda: [GatherTile(permuted(2, 4, 16), shuffled(2, 4, 19, 24), bias=torch.rand(2, 4, 19, 16, 24) < 0.6)],
+    "weights of keys": lambda: [GatherTile(rows_of(LENGTH, 64), shuffled(1, 1, 5, 40), bias=torch.randn(1, 1, 5, 1, 40))],
+    "one row for all": lambda: [
+        GatherTile(torch.arange(LENGTH).view(1, 1, 1, -1), torch.tensor([3, 299]).view(1, 1, 1, -1)),
+        GatherTile(torch.tensor([4, 9]).view(1, 1, 1, -1), torch.arange(LENGTH).view(1, 1, 1, -1)),
+    ],
+    "rows of a few": lambda: [
+        GatherTile(rows_of(LENGTH, 3), neighbours(rows_of(LENGTH, 3), 2, 2)),
+        GatherTile(rows_of(LENGTH, 60), neighbours(rows_of(LENGTH, 60), 0, 9)),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "kept", "padded"), [*itertools.product(TILES, [False, True], [False, True])])
+def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradients in float64, with grouped heads and a score term that reads positions."""
+    monkeypatch.setattr(flex, "fused_flex", by_the_lists)
+    torch.manual_seed(0)
+    tiles = TILES[name]()
+    mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [LENGTH - 70]])
+    call = AttentionCall(
+        batch=Batch.of(mask if padded else None), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (h + i - j)
+    )
+    q, *kv = (torch.randn(2, heads, LENGTH, 8, dtype=torch.double, requires_grad=True) for heads in (4, 2, 2))
+    found = flex_tiles.flex_gathered(q, *kv, fixed(tiles) if kept else tiles, call)
+    expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, call)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    weights = torch.randn_like(found)
+    for one, other in zip(*(torch.autograd.grad((out * weights).sum(), (q, *kv)) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
+def test_a_learned_bias_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "fused_flex", by_the_lists)
+    torch.manual_seed(0)
+    bias = torch.randn(1, 4, 1, 50, 77, dtype=torch.double, requires_grad=True)
+    tile = GatherTile(rows_of(LENGTH, 50), neighbours(rows_of(LENGTH, 50), 20, 7), bias=bias)
+    q, k, v = (torch.randn(2, 4, LENGTH, 8, dtype=torch.double) for _ in range(3))
+    outs = (run(q, k, v, [tile], AttentionCall()) for run in (flex_tiles.flex_gathered, plain_gathered))
+    (one,), (other,) = (torch.autograd.grad(out.square().sum(), bias) for out in outs)
+    torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
+def test_nothing_is_asked_of_the_device_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a fixed tile values are read once, of any other never."""
+    monkeypatch.setattr(flex, "fused_flex", by_the_lists)
+    layouts = []
+    monkeypatch.setattr(flex_tiles, "block_layout", lambda *arguments: layouts.append("blocks"))
+    monkeypatch.setattr(flex_tiles, "trimmed", lambda layout, *_, trimmed=flex_tiles.trimmed: layouts.append("rows") or trimmed(layout, *_))
+    q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
+    rows = rows_of(LENGTH, 50)
+    kept, other = fixed([GatherTile(rows, neighbours(rows, 9, 9))]), [GatherTile(rows, neighbours(rows, 9, 9))]
+    for tiles in (kept, other, kept, other):
+        flex_tiles.flex_gathered(q, k, v, tiles, AttentionCall())
+    assert layouts == ["blocks", "rows"]
+
+
+def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
+    rows = rows_of(1024, 256)
+    keys = rows[:, :, :1].expand(-1, -1, 4, -1)
+    everything = torch.arange(1024).view(1, 1, 1, -1)
+    (causal, near, far) = fixed(
+        [
+            GatherTile(everything, everything, causal=True),
+            GatherTile(rows, keys, inside=(0, 300)),
+            GatherTile(rows, keys, outside=(-999, 400)),
+        ]
+    )
+    assert [int(flex_tiles.kept_row_layout(tile, 1024, 1024).touched[0][0].sum()) for tile in (causal, near, far)] == [36, 8, 9]
+    layout = flex_tiles.kept_row_layout(causal, 1024, 1024)
+    assert layout.queries is None
+    assert layout.keys is None
+    assert [int(lists[0].sum()) for lists in layout.whole[0]] == [8, 28]
