@@ -128,16 +128,6 @@ def python_of(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def test_the_code_of_the_readme_runs(small_models: None, capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, Any] = dict(zip("qkv", torch.randn(3, 1, 2, 600, 16).unbind(), strict=True))
-    for code in python_of(ROOT / "README.md"):
-        exec(compile(code, "README.md", "exec"), names)  # an error of the snippet is the test's
-    assert names["hidden_states"].shape == (1, 500, 16)
-    assert capsys.readouterr().out.strip()
-    assert names["model"].config.max_position_embeddings == 4096
-    assert names["output"].shape == (1, 2, 600, 16)
-
-
 def test_the_example_with_trainer_runs(small_models: None, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"text": ["A long document " * number for number in range(1, 9)], "label": [0, 1] * 4})

@@ -82,6 +82,7 @@ class BenchmarkResult:
         marks = [f"globals{case.num_globals}"] * bool(case.num_globals) + ["causal"] * case.causal
         marks += ["backward"] * (case.backward and self.kind == "attention") + [case.device.split(":")[0]] * (case.device != "cpu")
         marks += ["memory"] * bool(self.memory)
+        marks += [f"layers{case.layers}"] * (self.kind != "attention" and case.layers != Case.layers)
         bases = [case.base] * (case.base != "bert")
         return "-".join([self.kind, *bases, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
 

@@ -29,7 +29,7 @@ from scripts.dev.benchmarks.same_precision import markdown as same_precision_mar
 from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
-from scripts.dev.tools import grid_pictures, mechanism_pages, sound_pictures
+from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
@@ -186,42 +186,25 @@ def families() -> str:
     return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
 
 
-def speed_in_brief(name: str) -> str:
-    """How many times as fast as full attention, in one sentence."""
-    record = stored(name)
-    if record is None:
-        return NOT_MEASURED.format(name, "make bench")
-    gains = [f"{row['times_faster']:.1f}× ({row['length']:,} tokens)" for row in record["ratios"] if row["implementation"] == "sdpa"]
-    window, threads = record["case"]["options"]["window"], record["machine"]["threads"]
-    return (
-        f"Speed of one attention layer with a window of {window} tokens, relative to PyTorch's fused full attention on "
-        f"{threads} CPU threads: {', '.join(gains)}."
-    )
+QUESTIONS = {"argument": "which parameter of a distant function an argument becomes", "base": "which module a base class comes from"}
+"""The natural tasks of the reference evaluation, as their questions say it."""
+READERS = {
+    "windows of 512, stride 128": "BERT, overlapping windows of 512",
+    "converted to longformer": "converted to longformer",
+    "longformer, fine-tuned": "the same after minutes of fine-tuning",
+}
 
 
-def quality_line(name: str) -> str:
-    """What a conversion keeps, in one sentence."""
+def quality_brief(name: str) -> str:
+    """Exact match on long files, for the old model, the converted one and the trained one."""
     record = stored(name)
     if record is None:
         return NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa")
-    systems = ("windows of 512, stride 128", "converted to longformer", "longformer, fine-tuned")
-    asked = {
-        "argument": "which parameter of a distant function an argument becomes",
-        "base": "which module a base class comes from",
-        "lookup, 2 hops": "what a variable holds that two distant lines set",
-    }
-    lines = []
-    for group, question in asked.items():
-        row = record["table"].get(group, {})
-        if not set(systems) <= set(row):
-            continue
-        windows, converted, tuned = ("{:.0f} ± {:.0f} %".format(*above(row[system], 1024)) for system in systems)
-        lines.append(f"{question}: {windows}, {converted}, {tuned}")
-    return (
-        "Exact match on questions about source files of 1,024 to 8,192 tokens, for a small 512-token BERT on overlapping windows, "
-        f"converted to longformer for 8,192 tokens, and after minutes of fine-tuning: {'; '.join(lines)} "
-        "([details](docs/how-to/long_qa.md))."
-    )
+    scores = {task: {reader: above(record["table"][task][reader], 1024) for reader in READERS} for task in QUESTIONS}
+    rows = [[label, *("{:.0f} ± {:.0f} %".format(*scores[task][reader][:2]) for task in QUESTIONS)] for reader, label in READERS.items()]
+    counts = " and ".join(f"{scores[task][reader][2]:,}" for task in QUESTIONS for reader in list(READERS)[:1])
+    table = markdown_table(["exact match", *QUESTIONS.values()], rows)
+    return f"{table}\n\n*{counts} questions; ± one standard error ([how it was measured](docs/how-to/long_qa.md)).*"
 
 
 def commands() -> str:
@@ -270,8 +253,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "conversions": conversions,
     "mechanism-options": mechanism_pages.relative_option,
     "families": families,
-    "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),
-    "quality-line": partial(quality_line, "qa"),
+    "quality-brief": partial(quality_brief, "qa"),
     "seams": partial(study_page, "seams"),
     "commands": commands,
 }
@@ -298,10 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
                 path.write_text(after, encoding="utf-8")
     pictures = ROOT / "docs" / "pictures"
     if check:
-        names = [*map(mechanism_pages.picture_of, list_mechanisms()), grid_pictures.FILE, sound_pictures.FILE]
+        names = [*map(mechanism_pages.picture_of, list_mechanisms()), first_look.FILE, grid_pictures.FILE, sound_pictures.FILE]
         stale += [path for name in names if not (path := pictures / name).exists()]
     else:
         mechanism_pages.draw(pictures)
+        if (record := stored(first_look.RESULT)) is not None:
+            first_look.draw(record, pictures / first_look.FILE)
         grid_pictures.draw(pictures / grid_pictures.FILE)
         sound_pictures.draw(pictures / sound_pictures.FILE)
     print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..implementations import register_implementation
+from ..implementations import LeftOut, register_implementation
 from .inputs import ModelImplementation, ModelInputs
+
+CPU_LENGTH = 32_768
+"""Most tokens of a pass on a CPU."""
 
 
 @register_implementation("model", "sdpa")
@@ -14,4 +17,6 @@ class EncoderSdpa(ModelImplementation):
     computes = "full"
 
     def build(self, inputs: ModelInputs) -> Any:
+        if inputs.case.device == "cpu" and inputs.case.length > CPU_LENGTH:
+            raise LeftOut("a pass of full attention takes many minutes")
         return inputs.plain
