@@ -13,7 +13,15 @@ version = release = version_of("hf-longattn")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "scripts/dev/README.md", "scripts/dev/results/*.md", "model_cards/**", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+include_patterns = [
+    "docs/**",
+    "scripts/dev/README.md",
+    "scripts/dev/results/*.md",
+    "model_cards/**",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+]
 exclude_patterns = [".venv*", ".git", ".tmp", "build", "demo_output", "runs", "**/__pycache__"]
 html_theme = "furo"
 html_title = f"hf_longattn {release}"

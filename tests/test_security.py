@@ -72,7 +72,7 @@ def test_a_pickle_that_runs_code_is_refused(allowed: bool, source: Path, tmp_pat
     (source / "model.safetensors").unlink()
     torch.save({**weights, "bert.extra": Runs(marker)}, source / "pytorch_model.bin")
     settings = ConversionConfig(mechanism="window", max_length=256, allow_pickle=allowed)
-    with pytest.raises(Exception, match="weights_only|--allow-pickle"):
+    with pytest.raises(Exception, match=r"weights_only|--allow-pickle"):
         convert_checkpoint(source, tmp_path / "out", settings)
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
