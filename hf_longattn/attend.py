@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .engines.common.batch import Batch, documents_from, in_graph
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
-from .engines.common.dense import nothing_seen
+from .engines.common.dense import dtype_in_attention, nothing_seen
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
@@ -207,9 +207,13 @@ def run_batch(
                 separate_calls=(alone or isinstance(call.grid, tuple)) and not mechanism.is_cross_attention,
                 trims_padding=mechanism.trims_padding,
             )  # fmt: skip
-            packs = mechanism.takes_documents if context.device == "cpu" else mechanism.labels_documents
-            packed = run is None and packs and not mechanism.is_cross_attention and call.batch.documents is not None and order is None
-            return attend_per_sequence(attention, q, k, v, call, choose("packed rows" if packed else "rows", context))
+            kind = "rows"
+            if run is None and order is None and call.batch.documents is not None and not mechanism.is_cross_attention:
+                if mechanism.takes_documents if context.device == "cpu" else mechanism.labels_documents:
+                    kind = "packed rows"
+                elif mechanism.is_plain_band and not (context.separate_calls or context.single_call):
+                    kind, context.dtype, context.features = "packed bands", dtype_in_attention(q), q.shape[3]
+            return attend_per_sequence(attention, q, k, v, call, choose(kind, context))
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:
             raise

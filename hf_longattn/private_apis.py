@@ -38,6 +38,7 @@ ATEN = "torch:ops.aten._"
 GGUF = "transformers.modeling_gguf_pytorch_utils:"
 PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "cpu_flash": (f"{ATEN}scaled_dot_product_flash_attention_for_cpu", f"{ATEN}scaled_dot_product_flash_attention_for_cpu_backward"),
+    "cuda_flash": (f"{ATEN}flash_attention_forward", f"{ATEN}flash_attention_backward"),
     "pair_scores": (f"{ATEN}embedding_bag_per_sample_weights_backward",),
     "packed_linear": (
         "torch:ops.mkldnn._reorder_linear_weight",
@@ -171,6 +172,14 @@ def operator(name: str, which: int = 0) -> Callable[..., Any]:
             raise missing(name)
 
         return refuse
+
+
+def operator_arguments(name: str, which: int = 0) -> frozenset[str]:
+    """The names of an operator's arguments; empty where PyTorch does not have it."""
+    try:
+        return frozenset(argument.name for argument in look_up(name, which).default._schema.arguments)
+    except BackendError:
+        return frozenset()
 
 
 def has_operator(name: str) -> bool:

@@ -106,6 +106,7 @@ def accelerator() -> Any:
 ones = torch.ones(2)
 USES: dict[str, Callable[[], Any]] = {
     "cpu_flash": lambda: apis.operator("cpu_flash")(ones),
+    "cuda_flash": lambda: apis.operator("cuda_flash")(ones),
     "pair_scores": pair_scores,
     "packed_linear": lambda: apis.pack_weight(torch.ones(2, 2)),
     "int8_linear": lambda: apis.int8_product(ones, ones, ones, ones, torch.float32),

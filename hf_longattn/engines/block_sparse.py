@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .common import accelerator
 from .common.axis_term import AxisTerm
-from .common.call import AttentionCall, DistanceBias, Pattern
-from .common.dense import dense_attention, repeat_heads, same_dtype
+from .common.call import AttentionCall, DistanceBias, Pattern, attend_per_sequence
+from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .common.distance_term import distance_term_of, with_terms_written_out
 from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
+from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
 from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, fastest_path
 from .distances import distance_attention, in_operator
@@ -30,13 +32,19 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     device, q_len, kv_len = q.device.type, q.shape[2], k.shape[2]
     if torch.is_autocast_enabled(device):
         q, k, v = same_dtype(q, k, v)
-    if k.shape[1] != q.shape[1]:
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
     context = DispatchContext(device, q_len, kv_len, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
+    if call.batch is not None and call.batch.documents is not None:
+        return _of_documents(q, k, v, context)
     path = choose("band", context)
+    if path == "flash":
+        out, path = attempt("band", context, flash_band, q, k, v, pattern, call)
+        if out is not None:
+            return out
+    if k.shape[1] != q.shape[1]:
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path != "cpu-distances":
         call = with_terms_written_out(call)
     if path == "flex":
@@ -66,12 +74,31 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
 
 
+def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> Tensor:
+    """Packed documents: one call of the flash-attention operator, which takes their offsets, or a call for each."""
+    pattern, call = context.band, context.call
+    if choose("documents", context) == "flash":
+        out, _ = attempt("documents", context, flash_band, q, k, v, pattern, call)
+        if out is not None:
+            return out
+    return attend_per_sequence(lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call, "split")
+
+
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory."""
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
+    if call.batch is not None and call.score_mod is None and accelerator.accelerated(q) and _on_flash(q, k, call):
+        return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
     if call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting:
         return dense_attention(q, k, v, with_terms_written_out(call))
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
+
+
+def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
+    """Whether full attention of a batch with padding or documents runs the flash-attention operator, which needs no N×N mask."""
+    pattern, dtype = Pattern.everything(call.causal), dtype_in_attention(q)
+    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, pattern=pattern, dtype=dtype, features=q.shape[3])
+    return (call.batch is not None and call.batch.documents is not None) or fastest_path("band", context) == "flash"
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:

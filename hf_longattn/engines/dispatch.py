@@ -28,6 +28,7 @@ from .common.distance_term import DistanceTerm, TokenDistanceTerm
 from .common.grid_bias import GridBias
 from .common.place_term import PlaceTerm
 from .cpu.band import Plan, band_plan
+from .cuda.flash_band import LACKS
 from .cuda.flex_kernel import NoKernel
 
 LOG_VARIABLE = "HF_LONGATTN_LOG"
@@ -45,6 +46,10 @@ MAX_TABLE_TOKENS = 1 << 15
 """Longest text of which the kernel looks up in a table what each query selects: an estimate, by what union of blocks it then visits."""
 MIN_FLEX_FEATURES = 16
 """Least width of a head in flex_attention's kernels."""
+MAX_FLASH_FEATURES = 256
+"""Greatest width of a head in PyTorch's flash-attention operator."""
+FLASH_DTYPES = (torch.bfloat16, torch.float16)
+"""Dtypes of PyTorch's flash-attention operator."""
 DENSE, DENSE_MASKED = "dense", "dense-masked"
 ANY_CALL = AttentionCall()
 """The call of choices that do not depend on it."""
@@ -78,8 +83,8 @@ class DispatchContext:
     """Whether the engine cuts the outer padding off every row by itself."""
     selection: tuple[int, int] = (1, 1)
     """How many query heads share a selection of blocks, and the tokens in a block."""
-    failed: str = ""
-    """The path that turned out not to run on this machine."""
+    failed: tuple[tuple[str, str], ...] = ()
+    """The paths that turned out not to run on this machine, and why."""
 
     @property
     def few_pairs(self) -> Any:
@@ -118,6 +123,7 @@ Reason = Callable[[DispatchContext], str | None]
 """Why a path does not run, as a clause; ``None`` where it may."""
 Path = tuple[str, Reason]
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
+NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph holds operations of every runtime only"
 
 
@@ -140,6 +146,8 @@ def _band_leaves_keys_out(context: DispatchContext) -> str | None:
         return "a graph for all lengths cannot ask whether the band covers them"
     if not context.band.covers(context.q_len, context.kv_len):
         return "the band leaves keys out"
+    if context.call.batch is not None and not context.few_pairs and _flash_runs(context):
+        return NEEDS_NO_MASK
     return "the band kernel adds the score term without an N×N matrix" if context.biased else None
 
 
@@ -150,6 +158,8 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return "the band is narrower than some inputs" if band.bounded and not _known(kv_len <= narrow) else None
     if context.few_pairs:
         return None
+    if context.call.global_mask is None and _flash_runs(context):
+        return NEEDS_NO_MASK
     if torch.compiler.is_compiling() or _no_cpu_kernel(context, takes_bias=True) is not None:
         return None if kv_len <= DENSE_KEYS and kv_len <= band.width and not context.biased else MANY_PAIRS
     if context.biased or context.call.key_mask is not None:
@@ -202,6 +212,44 @@ def _no_cpu_distances(context: DispatchContext) -> str | None:
 
 def _no_cpu_tiles(context: DispatchContext) -> str | None:
     return _no_cpu_kernel(context, takes_bias=False)
+
+
+def _no_flash(context: DispatchContext) -> str | None:
+    """Why PyTorch's flash-attention operator does not run a band."""
+    call = context.call
+    if context.device != "cuda":
+        return _not_on("cuda", context)
+    if torch.compiler.is_exporting():
+        return NOT_IN_AN_EXPORTED_GRAPH
+    if call.score_mod is not None:
+        return "the flash-attention operator adds no score term"
+    if context.dtype not in FLASH_DTYPES:
+        return "the flash-attention operator computes in half precision only"
+    if context.features > MAX_FLASH_FEATURES:
+        return f"the flash-attention operator takes heads of up to {MAX_FLASH_FEATURES} numbers"
+    if (why := LACKS or no_fused_kernels()) is not None:
+        return why
+    return None if call.batch is None and call.global_mask is None else _no_flash_sequences(context)
+
+
+def _no_flash_sequences(context: DispatchContext) -> str | None:
+    """Why the operator does not run a band with global tokens, or sequences with padding or several in a row."""
+    batch = context.call.batch
+    if in_graph():
+        return "a graph knows neither where sequences start nor how many tokens are global"
+    if batch is None:
+        return None
+    if batch.documents is not None and context.call.global_mask is not None:
+        return "the global tokens of a document are seen by it alone"
+    if context.q_len != context.kv_len:
+        return "the queries are some tokens of a batch with padding"
+    if any(span.holes for span in batch.sequences):
+        return "there is padding between the tokens of a sequence"
+    return None
+
+
+def _flash_runs(context: DispatchContext) -> bool:
+    return context.device == "cuda" and not any(path == "flash" for path, _ in context.failed) and _no_flash(context) is None
 
 
 def _no_flex(context: DispatchContext) -> str | None:
@@ -322,6 +370,8 @@ ROW_PATHS: tuple[Path, ...] = (("split", _no_split), ("masked", _no_mask), ("rol
 PATHS: dict[str, tuple[Path, ...]] = {
     "rows": ROW_PATHS,
     "packed rows": (("packed", _not_packed), *ROW_PATHS),
+    "packed bands": (("packed", _no_flash), *ROW_PATHS),
+    "documents": (("flash", _no_flash), ("split", _last)),
     "pairs": ((DENSE, _not_covered), (DENSE_MASKED, _many_pairs), ("sparse", _last)),
     "selected": ((DENSE, _not_covered), ("selected", _last)),
     "low-rank": ((DENSE, _not_covered), ("low-rank", _last)),
@@ -330,6 +380,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
         (DENSE_MASKED, _band_is_short),
         ("cpu-band", lambda context: _no_cpu_kernel(context, takes_bias=True)),
         ("cpu-distances", _no_cpu_distances),
+        ("flash", _no_flash),
         ("flex", _no_flex),
         ("blockwise", _last),
     ),
@@ -353,7 +404,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "delta": (("delta-fla", lambda context: _no_fla(context, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = ("flex", "flex-gathered", "flex-blocks")
+ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 
@@ -386,21 +437,25 @@ def choose(kind: str, context: DispatchContext) -> str:
 
 
 def attempt(kind: str, context: DispatchContext, run: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor | None, str]:
-    """The output of ``run(*arguments)``, which is the chosen path, and that path; or ``None`` and the path to run in its place."""
+    """The output of ``run(*arguments)``, which is the chosen path, and that path; or ``None`` and the path to run or attempt in its place,
+    for which the context holds what failed."""
     out, (path, refused) = None, _first(kind, context)
     try:
         out = run(*arguments)
     except NoKernel as error:
-        path, refused = _first(kind, dataclasses.replace(context, failed=path), str(error))
-    _report(path, refused)
+        context.failed = (*context.failed, (path, str(error)))
+        path, refused = _first(kind, context)
+    if out is not None or path not in ATTEMPTED_PATHS:
+        _report(path, refused)
     return out, path
 
 
-def _first(kind: str, context: DispatchContext, failure: str = "") -> tuple[str, list[tuple[str, str]]]:
-    """The first path without a reason against it, and the reasons against those before; ``failure`` is that of the path that failed."""
+def _first(kind: str, context: DispatchContext) -> tuple[str, list[tuple[str, str]]]:
+    """The first path without a reason against it, and the reasons against those before."""
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
-        reason = failure if name == context.failed else reason_of(context)
+        reason = next((why for path, why in context.failed if path == name), None) if context.failed else None
+        reason = reason_of(context) if reason is None else reason
         if reason is None:
             return name, refused
         refused.append((name, reason))

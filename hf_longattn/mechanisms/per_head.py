@@ -105,6 +105,10 @@ class PerHead(Composite):
                 "leave them out (separate_global=False), or use it for the whole layer."
             )
 
+    @property
+    def is_plain_band(self) -> bool:  # type: ignore[override]
+        return self.relative is None and all(member.is_plain_band for member in self.mechanisms)
+
     def takes_distance_terms(self) -> bool:
         return any(member.takes_distance_terms() for member in self.mechanisms)
 

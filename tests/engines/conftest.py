@@ -10,8 +10,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common import accelerator
-from hf_longattn.engines.cuda import flex
+from hf_longattn.engines.cuda import flash_band, flex
 
+from . import flash_operator
 from .eager_flex import by_the_lists
 
 
@@ -33,3 +34,15 @@ def unfused_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(flex, "fused_flex", attention)
     monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
+@pytest.fixture
+def emulated_flash(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """PyTorch's flash-attention operator runs as its definition, also in double precision; the list gets the arguments of its calls."""
+    monkeypatch.setattr(flash_band, "flash_forward", flash_operator.forward)
+    monkeypatch.setattr(flash_band, "flash_backward", flash_operator.backward)
+    monkeypatch.setattr(flash_band, "_refusals", {})
+    monkeypatch.setattr(dispatch, "FLASH_DTYPES", (*dispatch.FLASH_DTYPES, torch.float64))
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(flash_operator, "CALLS", calls)
+    return calls

@@ -25,9 +25,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.engines.common import byte_cache
-from hf_longattn.engines.cuda import flex
+from hf_longattn.engines.cuda import flash_band, flex
 from hf_longattn.mechanisms import Mechanism, check_options
 
+from . import flash_operator
 from .pretended_h100 import Lacking, environment
 
 CUDA = torch.device("cuda", 0)
@@ -136,8 +137,12 @@ def calls(name: str, causal: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from (("plain", {}), ("right padding", {"padding_mask": padded}), ("left padding", {"padding_mask": padded.flip(1)}))
     yield "documents", {"documents": (places // 333).expand(BATCH, -1).contiguous()}
     yield from (("grouped heads", {"kv_heads": 2}), ("one query", {"queries": 1}), ("few queries", {"queries": 40}))
-    if build(name).takes_globals:
-        yield "global tokens", {"global_mask": (places % 97 == 3).expand(BATCH, -1).contiguous()}
+    tokens = {"global_mask": (places % 97 == 3).expand(BATCH, -1).contiguous()} if build(name).takes_globals else {}
+    if tokens:
+        yield "global tokens", tokens
+    half: dict[str, Any] = {"dtype": torch.bfloat16, "kv_heads": 2}
+    yield from (("half precision", half | tokens), ("half precision, padding", half | tokens | {"padding_mask": padded.flip(1)}))
+    yield "half precision, documents", half | {"documents": (places // 333).expand(BATCH, -1).contiguous()}
     if build(name).takes_score_mod:
         yield from ((kind, {"relative": kind}) for kind in ("alibi", "shaw"))
 
@@ -147,13 +152,16 @@ def build(name: str, **options: Any) -> Mechanism:
     return build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, max_length=longest, **options)
 
 
-def attempt(name: str, causal: bool, kv_heads: int = HEADS, queries: int = LENGTH, relative: str | None = None, **arguments: Any) -> None:
+def attempt(
+    name: str, causal: bool, kv_heads: int = HEADS, queries: int = LENGTH, relative: str | None = None, dtype: torch.dtype = torch.float32,
+    **arguments: Any,
+) -> None:  # fmt: skip
     """One call; raises what a GPU would."""
     module = moved(build(name, **({} if relative is None else {"relative": relative})))
     shapes = ((HEADS, queries), (kv_heads, LENGTH), (kv_heads, LENGTH))
-    q, k, v = (OnCuda(torch.randn(BATCH, heads, length, HEAD_DIM)) for heads, length in shapes)
+    q, k, v = (OnCuda(torch.randn(BATCH, heads, length, HEAD_DIM, dtype=dtype)) for heads, length in shapes)
     if module.takes_hidden_states:
-        arguments["hidden_states"] = torch.randn(BATCH, LENGTH, module.hidden_size)
+        arguments["hidden_states"] = torch.randn(BATCH, LENGTH, module.hidden_size, dtype=dtype)
     arguments = {key: OnCuda(value) for key, value in arguments.items()}
     with torch.no_grad(), Devices():
         out = attend(q, k, v, module, causal=causal, **arguments)
@@ -196,6 +204,7 @@ def main() -> None:
 
     pretend()
     flex.fused_flex = fused_flex  # type: ignore[assignment]
+    flash_band.flash_forward = flash_operator.forward
     for name in sys.argv[1:] or list_mechanisms(grid=False):
         form = mechanism_info(name).causal
         forms = [False, True] if form == "both" else [bool(form)]

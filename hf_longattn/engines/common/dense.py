@@ -156,13 +156,15 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def dtype_in_attention(x: Tensor) -> torch.dtype:
+    """The dtype to which scaled_dot_product_attention would cast ``x`` under autocast; otherwise its own."""
+    cast = x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
+
+
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, cast as scaled_dot_product_attention would; otherwise leave the tensors alone."""
-    kind = tensors[0].device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
-    return tensors
+    return tuple(x.to(dtype_in_attention(x)) for x in tensors) if torch.is_autocast_enabled(tensors[0].device.type) else tensors
 
 
 def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:

@@ -111,6 +111,10 @@ class SparseMechanism(MaskedMechanism):
     def trims_padding(self) -> bool:  # type: ignore[override]
         return self.pattern(self.causal is not False).bounded
 
+    @property
+    def is_plain_band(self) -> bool:  # type: ignore[override]
+        return self.only_pattern() and self.relative is None and not self.pattern(self.causal is not False).has_globals
+
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
         """The band and the global rows and columns that the engine visits."""

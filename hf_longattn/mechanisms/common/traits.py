@@ -61,6 +61,9 @@ class Traits(nn.Module):
     """Whether ``forward`` keeps packed documents apart by ``call.documents``, in operations on whole rows: elsewhere than on the CPU, where
     a call for each document would cost more than its tokens."""
 
+    is_plain_band: bool = False
+    """Whether ``forward`` is the band engine alone, without global tokens or score terms, which on a GPU keeps packed documents apart."""
+
     reads_line: ClassVar[bool] = True
     """Whether neighbours along the sequence are something else than other tokens, so that a picture is read in some order."""
     remembers: ClassVar[bool] = False

@@ -31,9 +31,10 @@ from hf_longattn import build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.cuda import flex
+from hf_longattn.engines.cuda import flash_band, flex
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import check_options
+from hf_longattn.private_apis import look_up
 from scripts.dev.benchmarks.report import markdown_table
 from tests.engines import mixed_devices
 from tests.engines.mixed_devices import OnCuda, moved, tree_leaves
@@ -193,11 +194,12 @@ def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwarg
 def pretend() -> None:
     """Make this process count: its GPU is pretended, and fused kernels are stubs."""
     mixed_devices.pretend()
-    run = mixed_devices.run
+    run, flash = mixed_devices.run, look_up("cuda_flash").default
 
     def counted(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if operator.overloadpacket.__name__ == "_flash_attention_forward":
-            return flash_attention_forward(*args, **kwargs)
+        if operator is flash:
+            with mixed_devices.Devices():
+                return flash_attention_forward(*args, **kwargs)
         out = run(operator, args, kwargs)
         if mixed_devices.our_function(operator) is None:
             observe_operator(operator, args, kwargs, out)
@@ -211,6 +213,7 @@ def pretend() -> None:
     mixed_devices.run = counted
     OnCuda.tolist = tolist  # type: ignore[method-assign]
     flex.fused_flex = fused_flex  # type: ignore[assignment]
+    flash_band.refused = lambda *_: None
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
 
 

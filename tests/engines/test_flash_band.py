@@ -1,0 +1,324 @@
+"""PyTorch's flash-attention operator, where there is none: its definition in its place, and its own shapes for fake tensors."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines import block_sparse, dispatch
+from hf_longattn.engines.block_sparse import block_sparse_attention
+from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.call import AttentionCall, Pattern
+from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.cuda import flash_band, flex_kernel
+from hf_longattn.engines.dispatch import DispatchContext, PathChoice
+from tests.grids import grid
+
+from . import flash_operator
+
+LENGTH = 300
+MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "band": ("window", {"window": 64}),
+    "band and columns": ("window", {"window": 64, "num_sinks": 5}),
+    "band, columns and rows": ("longformer", {"window": 32}),
+    "heads of two widths": ("per_head", {"heads": "0-1=window:window=64;2-3=window:window=20"}),
+    "everything": ("full", {}),
+}
+
+
+def tensors(heads: int = 4, head_dim: int = 12, dtype: torch.dtype = torch.float64, length: int = LENGTH) -> list[Tensor]:
+    """q, k, v; heads of 12 numbers are padded to 16."""
+    torch.manual_seed(0)
+    return [torch.randn(2, count, length, head_dim, dtype=dtype, requires_grad=True) for count in (4, heads, heads)]
+
+
+def padding(side: str) -> Tensor:
+    mask = torch.ones(2, LENGTH, dtype=torch.bool)
+    cuts = {"left": slice(0, 90), "right": slice(200, None), "inside": slice(100, 120), "none": slice(0, 0)}
+    mask[0, cuts[side]] = False
+    return mask
+
+
+def assert_equal_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor], rows: Tensor) -> None:
+    torch.testing.assert_close(found * rows, expected * rows, atol=1e-12, rtol=0)
+    upstream = torch.randn_like(found) * rows
+    for gradient, wanted in zip(*(torch.autograd.grad(x, inputs, upstream) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(gradient, wanted, atol=1e-12, rtol=0)
+
+
+def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
+    choices: list[PathChoice] = []
+    with dispatch.observe(lambda _, choice: choices.append(choice)):
+        return run(), choices
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+@pytest.mark.parametrize(
+    ("visited", "causal", "side", "heads"),
+    grid(
+        itertools.product(MECHANISMS, [False, True], ["none", "left", "right"], [4, 2]),
+        lambda visited, causal, side, heads: visited.startswith("band, ") and heads == 2 and side == "left",
+    ),
+)
+def test_outputs_and_gradients_are_those_of_the_definition(visited: str, causal: bool, side: str, heads: int) -> None:
+    inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
+    module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
+    tokens = torch.rand(2, LENGTH) < 0.03 if module.takes_globals else None
+    arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
+    out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
+    assert {choice.path for choice in choices} - {"masked", "rolled"} == {"flash"}
+    assert_equal_with_gradients(out, reference_attend(*inputs, module, **arguments), inputs, mask[:, None, :, None])
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize("visited", ["band", "heads of two widths", "everything"])
+def test_packed_documents_are_one_call(visited: str, emulated_flash: list[dict[str, Any]]) -> None:
+    """With padding after them, before them, and in a row of its own."""
+    inputs, mask, (name, options) = tensors(2), padding("right"), MECHANISMS[visited]
+    mask[1, :7] = False
+    documents = torch.stack([torch.arange(LENGTH) // 70, (torch.arange(LENGTH) > 3).long() + (torch.arange(LENGTH) > 180)])
+    module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
+    arguments = {"padding_mask": mask, "documents": documents, "causal": True}
+    out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
+    assert [choice.path for choice in choices] == ["packed", *["flash"] * (2 if name == "per_head" else 1)]
+    calls = [call for call in emulated_flash if call["q"][0] == 2 * LENGTH]
+    assert len(calls) == len(choices) - 1
+    assert calls[0]["offsets"].tolist() == [0, 70, 140, 200, 300, 307, 481, 600]
+    assert calls[0]["most"] == (174, 174)
+    assert_equal_with_gradients(out, reference_attend(*inputs, module, **arguments), inputs, mask[:, None, :, None])
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+def test_documents_that_the_operator_does_not_take_are_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, documents = tensors(2), torch.arange(LENGTH)[None].expand(2, -1) // 150
+    monkeypatch.setattr(flash_band, "_tried", lambda *_: "it is an old one")
+    monkeypatch.setattr(dispatch, "_no_flex", lambda _: "there is none")
+    out, choices = paths_of(lambda: attend(*inputs, "window", window=64, documents=documents))
+    assert [choice.path for choice in choices] == ["packed", "split", *["dense-masked"] * 4]
+    assert dict(choices[1].refused) == {"flash": "it is an old one"}
+    torch.testing.assert_close(out, reference_attend(*inputs, "window", window=64, documents=documents), atol=1e-12, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_dropout_drops_the_same_weights_in_both_passes(
+    sinks: int, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the band by the operator's own state; those of the columns are drawn here."""
+    q, k, v = tensors()
+    monkeypatch.setattr(flash_band, "COLUMN_CELLS", 4 * 2 * 3 * 100)  # three parts
+    draws = [torch.rand(2, 4, 100, sinks, dtype=torch.float64) for _ in range(3)] if sinks else []
+    waiting = iter(draws)
+    monkeypatch.setattr(torch, "rand_like", lambda _: next(waiting))
+    out = attend(q, k, v, "window", window=64, num_sinks=sinks, dropout_p=0.25)
+    call = emulated_flash[-1]
+    band, columns = (torch.zeros(2, 4, LENGTH, LENGTH, dtype=torch.float64) for _ in range(2))
+    for row in range(2):
+        band[row] = flash_operator._kept(band[row], 0.25, call["state"], row)
+    if sinks:
+        columns[..., :sinks] = (torch.cat(draws, 2) >= 0.25).double() / 0.75
+    near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs() <= 32
+    seen = near | (torch.arange(LENGTH) < sinks)
+    weights = (q @ k.mT * 12**-0.5).masked_fill(~seen, float("-inf")).softmax(-1) * torch.where(near, band, columns)
+    assert (weights[0, 0][near] == 0).double().mean() == pytest.approx(0.25, abs=0.02)
+    assert_equal_with_gradients(out, weights @ v, [q, k, v], torch.ones(()))
+
+
+@pytest.mark.usefixtures("emulated_flash")
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool) -> None:
+    pattern = Pattern(3, 2, causal=False, has_globals=True, global_rows=False)
+    chosen = torch.tensor([[True] + [False] * 10, [False] * 5 + [True, True] + [False] * 4]) if tokens else None
+    batch = Batch.of(torch.arange(11) < torch.tensor([[11], [8]]))
+
+    def run(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        call = AttentionCall(batch=batch, global_mask=chosen, dropout=dropout)
+        return flash_band.flash_band(*inputs, pattern, call)[1:, :, :8]
+
+    inputs = [x.detach()[:, :count, :11, :8].requires_grad_() for x, count in zip(tensors(), (4, 2, 2), strict=True)]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_it_is_part_of_a_whole_graph(dropout: float) -> None:
+    """Forward and backward; of other lengths, too."""
+    torch._dynamo.reset()
+    module = build_mechanism("window", num_heads=4, head_dim=12, window=64)
+    compiled = torch.compile(lambda q, k, v: attend(q, k, v, module, dropout_p=dropout), backend="aot_eager", fullgraph=True, dynamic=True)
+    for length in (300, 420):
+        inputs = tensors(2, length=length)
+        out = compiled(*inputs)
+        if dropout:
+            out.sum().backward()
+        else:
+            assert_equal_with_gradients(out, reference_attend(*inputs, module), inputs, torch.ones(()))
+    torch._dynamo.reset()
+
+
+def test_the_operator_itself_takes_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shapes for tensors that hold nothing."""
+    monkeypatch.setattr(Batch, "sequences", Batch(torch.tensor([[True] * 20, [False] * 5 + [True] * 15])).sequences)
+    with FakeTensorMode():
+        for offsets, dropout in itertools.product((False, True), (0.0, 0.1)):
+            q, k, v = (torch.empty(2, heads, 20, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
+            batch = Batch(torch.empty(2, 20, device="cuda", dtype=torch.bool)) if offsets else None
+            places, longest = (None, 0) if batch is None else flash_band.sequence_offsets(batch, 2, 20, q.device)
+            settings = flash_band.Settings(7, 0, True, 0.125, dropout, longest)
+            rows = [x.transpose(1, 2) for x in (q, k, v)]
+            result = settings.run(*rows, places)
+            assert (result[0].shape, result[0].dtype, result[1].shape) == (rows[0].shape, q.dtype, (2, 4, 20))
+            gradients = settings.gradients(rows[0], *rows, *result[:2], places, *result[2:])
+            assert [x.shape for x in gradients] == [x.shape for x in rows]
+
+
+REFUSALS = [
+    RuntimeError("FlashAttention only supports Ampere GPUs or newer."),
+    RuntimeError("USE_FLASH_ATTENTION was not enabled for build."),
+    NotImplementedError("Could not run 'aten::_flash_attention_forward' with arguments from the 'CUDA' backend."),
+    AssertionError(),
+]
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+@pytest.mark.parametrize("error", REFUSALS, ids=str)
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_operator_that_refuses(
+    error: Exception, backward: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next path runs, from then on without a try, and a warning says so once; what only the backward pass lacks is seen in time."""
+    tries = []
+
+    def refuses(*_: Any, **__: Any) -> None:
+        tries.append(1)
+        raise error
+
+    monkeypatch.setattr(flash_band, "flash_backward" if backward else "flash_forward", refuses)
+    monkeypatch.setattr(block_sparse, "flex_band", blockwise_attention)
+    inputs = tensors(head_dim=16)
+    for _ in range(2):
+        out, choices = paths_of(lambda: attend(*inputs, "window", window=64))
+        assert [choice.path for choice in choices] == ["flex"]
+        assert dict(choices[0].refused)["flash"] == (str(error) or "AssertionError")
+    torch.testing.assert_close(out, reference_attend(*inputs, "window", window=64), atol=1e-12, rtol=0)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == flash_band.__name__]
+    assert "heads of 16 in float64 on cpu" in warning
+    assert len(tries) == 1
+    _, choices = paths_of(lambda: attend(*(x.detach() for x in inputs), "window", window=64))
+    assert [choice.path for choice in choices] == ["flash" if backward else "flex"]
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+def test_results_that_are_not_those_of_the_definition_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a kernel that ignores windows, for example."""
+    unbounded = dict.fromkeys(("window_size_left", "window_size_right"), -1)
+    monkeypatch.setattr(flash_band, "flash_forward", lambda *x, **settings: flash_operator.forward(*x, **settings | unbounded))
+    monkeypatch.setattr(dispatch, "_no_flex", lambda _: "there is none")
+    out, (choice,) = paths_of(lambda: attend(*tensors(), "window", window=64))
+    assert "differ from the definition by" in dict(choice.refused)["flash"]
+    torch.testing.assert_close(out, reference_attend(*tensors(), "window", window=64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+@pytest.mark.parametrize("first", [False, True])
+def test_a_lack_of_memory_is_raised_as_it_is(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first call of all, or in a later one; it says nothing about the kernel."""
+    inputs = [x.detach() for x in tensors()]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    if not first:
+        attend(*inputs, "window", window=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(flash_band, "flash_forward", full)
+        with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate"):
+            attend(*inputs, "window", window=64)
+    _, (choice,) = paths_of(lambda: attend(*inputs, "window", window=64))
+    assert choice.path == "flash"
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_without_triton_and_with_narrow_heads_it_runs(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Cannot find a working triton installation. Either the package is not installed or it is too old.")
+
+    monkeypatch.setattr(flex_kernel, "compiled", lambda _: refuses)
+    inputs = tensors(head_dim=head_dim, dtype=torch.bfloat16)
+    out, (choice,) = paths_of(lambda: attend(*inputs, "window", window=64))
+    assert choice.path == "flash"
+    torch.testing.assert_close(out.double(), reference_attend(*inputs, "window", window=64), atol=2e-2, rtol=0)
+
+
+def test_a_cpu_has_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own operator, asked with tensors of a device for which it is not made."""
+    monkeypatch.setattr(flash_band, "_refusals", {})
+    q = tensors(dtype=torch.bfloat16)[0]
+    with pytest.raises(flex_kernel.NoKernel, match="Could not run 'aten::_flash_attention_forward'"):
+        flash_band.flash_band(q, q, q, Pattern.window(8, causal=True), AttentionCall())
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"dtype": torch.float32}, "the flash-attention operator computes in half precision only"),
+        ({"features": 264}, "the flash-attention operator takes heads of up to 256 numbers"),
+        ({"call": AttentionCall(score_mod=lambda score, *_: score)}, "the flash-attention operator adds no score term"),
+        ({"call": AttentionCall(batch=Batch.of(padding("inside")))}, "there is padding between the tokens of a sequence"),
+        ({"call": AttentionCall(batch=Batch.of(padding("left"))), "q_len": 200}, "the queries are some tokens of a batch with padding"),
+    ],
+)
+def test_why_it_does_not_run(changes: dict[str, Any], reason: str | None) -> None:
+    values = {"q_len": LENGTH, "call": AttentionCall(), "dtype": torch.bfloat16, "features": 64, "pattern": Pattern.window(8, causal=True)}
+    context = DispatchContext("cuda", kv_len=LENGTH, **values | changes)
+    assert dispatch._no_flash(context) == reason
+    refused = dict(dispatch.PATHS["band"])
+    assert (dispatch.fastest_path("band", context) == "flash") == (reason is None)
+    assert list(refused).index("flash") < list(refused).index("flex")
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+def test_in_a_graph_padding_and_global_tokens_are_left_to_flex() -> None:
+    seen: list[str | None] = []
+
+    def run(q: Tensor, mask: Tensor) -> Tensor:
+        for call in (AttentionCall(batch=Batch.of(mask)), AttentionCall(global_mask=mask)):
+            values = {"dtype": q.dtype, "features": 64, "pattern": Pattern.window(8, causal=True)}
+            seen.append(dispatch._no_flash(DispatchContext("cuda", LENGTH, LENGTH, call, **values)))
+        return q
+
+    torch.compile(run, backend="eager")(tensors()[0].detach(), padding("none"))
+    assert set(seen) == {"a graph knows neither where sequences start nor how many tokens are global"}
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+def test_nothing_is_copied_for_tensors_as_projections_store_them() -> None:
+    q, k, v = torch.randn(3, 2, LENGTH, 4, 16, dtype=torch.float64).transpose(2, 3).unbind(0)
+    stored = [flash_band._stored(x, 16) for x in (q, k, v)]
+    assert [x.data_ptr() for x in stored] == [x.data_ptr() for x in (q, k, v)]
+    out = block_sparse_attention(q, k, v, Pattern.window(8, causal=True), AttentionCall(causal=True))
+    assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
+def test_second_derivatives_are_refused_with_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    from hf_longattn.errors import DerivativeError
+
+    caplog.set_level(logging.WARNING)
+    q, k, v = tensors()
+    (gradient,) = torch.autograd.grad(attend(q, k, v, "window", window=64).square().sum(), q, create_graph=True)
+    with pytest.raises(DerivativeError, match="second derivative"):
+        gradient.sum().backward()
