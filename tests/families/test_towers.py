@@ -165,3 +165,14 @@ def test_a_text_or_a_picture_alone_is_refused_in_a_sentence(base: str, missing: 
     inputs = {**pictures(base), "input_ids": captions(TRAINED)}
     with pytest.raises(LongAttentionError, match=f"compares texts with pictures, and {missing} is missing; give it, or call get_text"):
         long_model(base, tmp_path)(**{name: value for name, value in inputs.items() if name != missing})
+
+
+def test_an_implementation_is_chosen_where_every_tower_takes_it(base: str, tmp_path: Path) -> None:
+    plain_model(base).save_pretrained(tmp_path)
+    full = {name: {"mechanism": "full"} for name in TOWERS}
+    model = long_model(base, tmp_path, long_attention={"towers": full})
+    model.set_attn_implementation("eager")
+    assert {config._attn_implementation for config in (model.config, *model.config.towers.values())} == {"eager"}
+    windowed = long_model(base, tmp_path)
+    windowed.set_attn_implementation("eager")
+    assert {config._attn_implementation for config in (windowed.config, *windowed.config.towers.values())} == {"longattn"}

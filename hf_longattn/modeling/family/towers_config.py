@@ -75,8 +75,13 @@ class LongTowersConfig(_Base):
         return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation of the whole model when ``requested`` is chosen; the config of each tower resolves it again."""
-        return BACKEND if requested in (None, *DEFAULTS) else str(requested)
+        """The attention implementation of the whole model when ``requested`` is chosen: that, where every tower takes it; the config of
+        each tower resolves it again."""
+        if requested in (None, BACKEND):
+            return BACKEND
+        towers = [self.__dict__.get(tower_field(name)) for name in self.tower_classes]
+        taken = all(tower.resolve_implementation(requested) == requested for tower in towers if isinstance(tower, LongConfig))
+        return str(requested) if taken or requested not in DEFAULTS else BACKEND
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -100,8 +100,6 @@ def said(cell: dict[str, Any]) -> str:
 
 def suite_cell(base: str, suite: dict[str, Any]) -> dict[str, Any]:
     """What transformers' suite found, as `run_transformers_tests` stored it."""
-    if base in TOWER_FAMILIES:
-        return {"status": family_checks.NOT_APPLICABLE, "detail": "runs on each tower"}
     entry = suite.get(f"long_{base}")
     if entry is None:
         return {"status": NOT_RUN, "detail": f"python -m scripts.dev.tools.run_transformers_tests {base} --output scripts/dev/results"}

@@ -37,8 +37,8 @@ from scripts.dev import ROOT
 
 OURS = ROOT / "tests" / "reference" / "model_tester"
 CACHE = Path.home() / ".cache" / "hf_longattn"
-FAMILIES = tuple(base for base, family in families.FAMILIES.items() if not family.towers)
-"""The families that the suite runs on; of a model of several towers, it runs on each tower."""
+FAMILIES = tuple(families.FAMILIES)
+"""The families that the suite runs on."""
 BACKBONE = "backbone "
 """Comes before the names of the tests of backbones, of which one may have the name of a test of models."""
 REPLACEMENTS = {

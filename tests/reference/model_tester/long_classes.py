@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import unittest
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.family.grid_rule import PATCH_MASK, StagedGrid
-from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config, small_values
+from hf_longattn.modeling.family.grid_rule import INTERPOLATE_ARGUMENT, PADDING_ARGUMENT, PATCH_MASK, StagedGrid
+from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config, small_towers_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
 from ...test_configuration_common import ConfigTester
@@ -27,6 +28,7 @@ BACKBONE = "Backbone"
 FOUR_LAYERS = ("beit", "data2vec-vision")
 """Bases whose heads for segmentation read four of them."""
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "decoder_start_token_id": 2}
+TEXT_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 COMMON = {**TOKENS, "forced_eos_token_id": None, "num_key_value_heads": 2}
 SLIDING = {"query_pre_attn_scalar": 1, "sliding_window": 3}
 OWN: dict[str, dict[str, Any]] = {
@@ -54,8 +56,8 @@ MECHANISMS = {"bart": "longformer", "nystromformer": "window", "mpnet": "window"
 """Of the others it is longformer where there is a masked-language head, and window in decoders."""
 
 ANY_IMPLEMENTATION = (
-    "test_can_set_attention_dynamically", "test_config_attn_implementation_setter", "test_eager_", "test_flash_", "test_flex_",
-    "test_retain_grad_hidden_states_attentions", "test_sdpa_",
+    "test_attn_implementation_", "test_can_set_attention_dynamically", "test_config_attn_implementation_setter", "test_eager_",
+    "test_flash_", "test_flex_", "test_retain_grad_hidden_states_attentions", "test_sdpa_",
 )  # fmt: skip
 """Beginnings of the names of tests that compare attention implementations, which a Long model takes where its
 mechanisms are the base's attention."""
@@ -174,6 +176,32 @@ class PictureTester(Tester):
         }
 
 
+class TowersTester(Tester):
+    """Tiny configs and inputs of one family of towers: as many texts as pictures, and the loss of all pairs of them."""
+
+    image_size, patch_size = 32, 4
+
+    def get_config(self):
+        values = {"patch_size": self.patch_size, "image_size": self.image_size, "num_patches": (self.image_size // self.patch_size) ** 2}
+        config = small_towers_config(self.base, SHAPE, **values, **{name: TOKENS[name] for name in TEXT_TOKENS})
+        if self.plain:
+            return config
+        chosen = {"text": {"mechanism": "window", "window": 4}, "vision": {"mechanism": "window2d", "window": 3}}
+        if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
+            chosen = {name: {"mechanism": "full"} for name in chosen}
+        fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+        return long_families.FAMILIES[self.base].config_class(**fields, long_attention={"towers": chosen})
+
+    def prepare_config_and_inputs_for_common(self):
+        config, towers = self.get_config(), long_families.FAMILIES[self.base].towers
+        inputs = {"input_ids": ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 3) + 3, "return_loss": True}
+        inputs["input_ids"][:, -1] = TOKENS["eos_token_id"]  # at which CLIP's text is read
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        pixels = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
+        pictures = towers["vision"].grid.arguments_for_all(config.vision_config, pixels)
+        return config, {**inputs, **{name: value for name, value in pictures.items() if name != INTERPOLATE_ARGUMENT}}
+
+
 class AudioTester(Tester):
     """Tiny configs and inputs of one family that reads sound; where it writes text, ``decoder_seq_length`` tokens of it."""
 
@@ -215,6 +243,8 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     """The suite on the Long classes of a family, or on the base's own for comparison."""
     family = long_families.FAMILIES[base]
     config_class = family.base_config_class if plain else family.config_class
+    grids = [one.grid for one in (family, *family.towers.values()) if one.grid is not None]
+    patches = next((grid.shapes for grid in grids if grid.shapes is not None), None)
 
     @require_torch
     class FamilyTest(ModelTesterMixin, unittest.TestCase):
@@ -226,27 +256,35 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
         is_encoder_decoder = bool(family.base_config_class.is_encoder_decoder) and not is_transducer(base)
-        test_resize_embeddings = family.reads_text
-        additional_model_inputs = () if family.grid is None or family.grid.shapes is None else ("pixel_attention_mask", family.grid.shapes)
+        test_resize_embeddings = family.reads_text and not family.towers
+        test_attention_outputs = not family.towers  # of two towers with outputs of their own
+        _is_composite = bool(family.towers)
+        additional_model_inputs = () if patches is None else (PADDING_ARGUMENT, patches)
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
 
         def setUp(self) -> None:
             reads_pictures, reads_sound = family.grid is not None, family.audio is not None
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
-            skip_for_a_reason(self, reasons | (SKIPPED["pictures"] if reads_pictures else SKIPPED["sounds"] if reads_sound else {}))
+            kind = "pictures" if reads_pictures else "sounds" if reads_sound else "towers" if family.towers else ""
+            skip_for_a_reason(self, reasons | SKIPPED.get(kind, {}))
             if self._testMethodName.startswith(COUNTS_TOKENS):
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not leaves_patches_out(kind))
             if self._testMethodName.startswith(NEEDS_LOSS):
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
-            self.model_tester = (PictureTester if reads_pictures else AudioTester if reads_sound else Tester)(self, base, plain)
+            testers = {"pictures": PictureTester, "sounds": AudioTester, "towers": TowersTester}
+            self.model_tester = testers.get(kind, Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
             heads = config_class.attribute_map.get("num_attention_heads", "num_attention_heads")
             values = {width: 32, **({heads: 4} if family.rope or not family.reads_text else {})}
+            if family.towers:  # which have the sizes
+                values = {"common_properties": []}
             if family.holds_encoder:  # which has the usual fields
                 values = {}
             if isinstance(family.grid, StagedGrid):  # whose stages have widths, heads and layers of their own
                 values = {"embed_dim": 32, "common_properties": ["patch_size", "num_channels"]}
-            self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=family.reads_text, **values)
+            self.config_tester = ConfigTester(
+                self, config_class=config_class, has_text_modality=family.reads_text and not family.towers, **values
+            )
             if family.holds_encoder and not plain:  # in files, its config is the base's, and long_attention the model's
                 self.config_tester.create_and_test_config_from_and_save_pretrained_composite = lambda: None
 
@@ -307,9 +345,9 @@ def make_backbone(base: str, *, plain: bool) -> type[unittest.TestCase]:
 
 
 def skip_for_a_reason(case: unittest.TestCase, reasons: dict[str, str]) -> None:
-    """Skip a test whose name has a reason."""
-    if case._testMethodName in reasons:
-        case.skipTest(f"skip list: {reasons[case._testMethodName]}")
+    """Skip a test whose name has a reason; a name that ends in a star stands for all that begin so."""
+    if (found := next((name for name in reasons if fnmatch(case._testMethodName, name)), None)) is not None:
+        case.skipTest(f"skip list: {reasons[found]}")
 
 
 PLAIN = (False, True) if os.environ["LONGATTN_WITH_BASE"] == "1" else (False,)

@@ -26,10 +26,8 @@ def checked(base: str) -> set[str]:
 
 
 def in_the_suite(base: str) -> set[str]:
-    """The family, or its towers, unless transformers' own suite ran."""
-    towers = FAMILIES[base].towers.values() if base in FAMILIES else ()
-    names = {tower.base_model_type for tower in towers} or {base}
-    return names - {name.removeprefix("long_") for name in stored("model_tester")["families"]}
+    """The family, unless transformers' own suite ran."""
+    return {base} - {name.removeprefix("long_") for name in stored("model_tester")["families"]}
 
 
 def twinned(base: str) -> set[str]:
