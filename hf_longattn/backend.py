@@ -16,6 +16,7 @@ import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import StaticLayer
 from transformers.utils import logging
 
 from .attend import run_batch
@@ -26,10 +27,13 @@ from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
-from .engines.dispatch import OBSERVERS, PathChoice, notify, running
-from .errors import BackendError, DerivativeError, MaskError
+from .engines.dispatch import DENSE_MASKED, OBSERVERS, PathChoice, notify, running
+from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
+from .mechanisms.common.decoding import Columns
+from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttendingLayer
+from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .naming import BACKEND, LOGGER
 from .private_apis import attentions_collected, tensor_version
 
@@ -37,6 +41,8 @@ Derived = TypeVar("Derived")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
+STATIC_LAYER = "long_static_layer"
+"""Keyword under which the pre-hook passes a layer of a static cache, ours or transformers', that does not attend by itself."""
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"
@@ -60,7 +66,7 @@ UNSUPPORTED_KEYWORDS = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 ADDITIONAL_KEYWORDS = DOCUMENTS.union(
     UNSUPPORTED_KEYWORDS,
-    (CACHE_LAYER, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
+    (CACHE_LAYER, STATIC_LAYER, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
     ("position_bias", "softcap", "global_attention_mask", "output_attentions"),
 )
 """Keywords that ask for more than attention of queries to keys."""
@@ -98,15 +104,33 @@ def longattn_mask(
             )
         )
     causal = mask_function is not masking.bidirectional_mask_function
-    if causal and (isinstance(q_offset, Tensor) or kv_length + kv_offset > q_offset + q_length):  # a static cache has
-        # reserved slots after the last token; the mask's width says how many are filled.
-        total = int(q_offset) + q_length
+    if causal and isinstance(q_offset, Tensor):
+        return for_one_pass(filled_columns(batch_size, kv_length, q_offset + q_length, attention_mask))
+    total: int = q_offset + q_length  # type: ignore[assignment]
+    if causal and kv_length + kv_offset > total:  # a static cache has reserved slots after the last token
         if attention_mask is None:
             return for_one_pass(torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device")))
         return for_one_pass(attention_mask[:, :total])
     if attention_mask is None or (not in_graph() and bool(attention_mask.all())):
         return None
     return for_one_pass(attention_mask)
+
+
+def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The padding mask ``(B, width)`` of a static cache with ``total`` tokens: as wide at every step, with False where no token has come.
+
+    Raises:
+        LengthError: the text is longer than the cache.
+    """
+    filled = torch.arange(width, device=total.device) < total
+    if attention_mask is None:
+        return filled.expand(batch, -1)
+    if attention_mask.shape[1] > width:
+        raise LengthError(
+            f"The text has {attention_mask.shape[1]} tokens, but its static cache has room for {width}; "
+            f"make it with StaticCache(config=model.config, max_cache_len={attention_mask.shape[1]}) or more."
+        )
+    return filled & nn.functional.pad(attention_mask.bool(), (0, width - attention_mask.shape[1]))
 
 
 def longattn_attention_forward(
@@ -169,8 +193,14 @@ def longattn_attention_forward(
     cached = _attend_by_cache(mechanism, query, key, value, attention_mask, call, kwargs) if CACHE_LAYER in kwargs else None
     if cached is not None:
         return cached
+    padding = attention_mask
+    if STATIC_LAYER in kwargs:
+        over_slots = _attend_static(mechanism, query, key, value, attention_mask, call, kwargs)
+        if over_slots is not None:
+            return over_slots, None
+        key, value, padding = _filled(kwargs[STATIC_LAYER], query, key, value, attention_mask)
     bias, softcap = kwargs.get("position_bias"), _softcap(kwargs, query)
-    key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
+    key, value, batch, dense_mask = _align(padding, query.shape[2], key, value)
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
     score_mod = _score_mod(dense_mask, bias, query.shape[2], key.shape[2], softcap)
@@ -181,10 +211,12 @@ def longattn_attention_forward(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key)
+    tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), padding, query.shape[2], key)
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
     if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(key.shape[2]):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
+    if query.shape[2] == 1 and score_mod is None and _steps_by_mask(mechanism, call, kwargs):
+        return _step(mechanism, query, key, value, call), None
     defined = torch.compiler.is_exporting() and mechanism.exports_definition
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if _weights_wanted(kwargs) else None
@@ -232,7 +264,7 @@ def _attend_by_cache(
     if cache is None:
         return None
     padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
-    if padding is not None and values_mapped():
+    if padding is not None and not torch.compiler.is_compiling() and values_mapped():
         raise DerivativeError("A decode cache reads where the padding ends, which torch.vmap does not let it; pass use_cache=False.")
     cache.note_padding(padding)
     batch = None if padding is None else _batch(padding, padding.shape[1])
@@ -246,6 +278,93 @@ def _attend_by_cache(
             notify(PathChoice(f"cache of {cache.keeps}"))
         output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
     return output.transpose(1, 2).contiguous(), weights
+
+
+def _attend_static(
+    mechanism: Mechanism,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    call: AttentionCall,
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache, in shapes that do not depend on the number of tokens;
+    ``None`` where a call over the slots that hold tokens costs less, or is the only one.
+
+    Raises:
+        BackendError: in a graph, where there is no other, and the mechanism is not one of rows of a mask.
+    """
+    layer: StaticLayer = kwargs[STATIC_LAYER]
+    q_len, kv_len = query.shape[2], key.shape[2]
+    if kv_len == q_len:  # the first tokens
+        return None
+    if not in_graph() and not isinstance(layer, StaticWindowLayer) and (reads_for_nothing(query.device) or q_len > FEW_QUERIES):
+        return None
+    if not _steps_by_mask(mechanism, call, kwargs):
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            raise BackendError(
+                f"Mechanism {mechanism.name!r} with these options decodes from this static cache in shapes that change with every token, "
+                "for which there is no one compiled graph; leave torch.compile out (disable_compile=True in generate), or choose a "
+                "mechanism that is a mask or a state, for example window or linear."
+            )
+        return None
+    padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
+    columns = slot_columns(layer, q_len, kv_len)
+    bias, softcap = kwargs.get("position_bias"), _softcap(kwargs, query)
+    score_mod = _score_mod(dense_mask, bias, q_len, tokens_in(layer), softcap)
+    batch = None if padding is None else _batch(padding, padding.shape[1])
+    tokens = kwargs.get("global_attention_mask") if mechanism.takes_globals else None
+    if tokens is not None:
+        width = kv_len if padding is None else padding.shape[1]
+        tokens = nn.functional.pad(tokens != 0, (0, width - tokens.shape[1]))
+    call = call.replace(batch=batch, score_mod=score_mod, global_mask=tokens)
+    return _step(mechanism, query, key, value, call, columns)
+
+
+def reads_for_nothing(device: torch.device) -> bool:
+    """Whether reading a number on this device costs nothing."""
+    return device.type == "cpu"
+
+
+def _steps_by_mask(mechanism: Mechanism, call: AttentionCall, kwargs: dict[str, Any]) -> bool:
+    """Whether new tokens attend by rows of the mechanism's mask."""
+    return (
+        mechanism.steps_by_mask
+        and call.causal
+        and call.dropout == 0
+        and (call.batch is None or call.batch.documents is None)
+        and not _weights_wanted(kwargs)
+        and not torch.compiler.is_exporting()
+    )
+
+
+def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+    """The output ``(B, Nq, H, D)`` of :meth:`Mechanism.attend_step`."""
+    if OBSERVERS and not torch.compiler.is_compiling():
+        with running(mechanism):
+            notify(PathChoice(DENSE_MASKED))
+    return mechanism.attend_step(query, key, value, call, columns).transpose(1, 2).contiguous()
+
+
+def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The keys, values and padding ``(B, tokens)`` of a static cache's slots that hold tokens; waits for the device once in a forward
+    pass."""
+    if key.shape[2] == query.shape[2]:
+        total: Any = key.shape[2]
+    else:
+        total = tokens_in(layer)
+        if isinstance(total, Tensor):
+            tensor = total
+            total = int(tensor) if mask is None else _cached_on(mask, "tokens", lambda: int(tensor))
+    if isinstance(layer, StaticWindowLayer) and key.shape[2] != query.shape[2]:
+        key, value = in_text_order(layer, key, value, query.shape[2])
+    elif key.shape[2] > total:
+        key, value = key[:, :, :total], value[:, :, :total]
+    if mask is None or mask.dim() == 4:
+        return key, value, mask if mask is None else mask[..., :total]
+    wide = mask
+    return key, value, _cached_on(wide, ("filled", total), lambda: for_one_pass(wide[:, :total]))
 
 
 def _sharded(
@@ -432,7 +551,7 @@ def _softcap(kwargs: dict[str, Any], query: Tensor) -> float | Tensor | None:
 
 
 def _score_mod(
-    mask: Tensor | None, bias: Tensor | ScoreMod | None, q_len: int, kv_len: int, softcap: float | Tensor | None
+    mask: Tensor | None, bias: Tensor | ScoreMod | None, q_len: int, kv_len: int | Tensor, softcap: float | Tensor | None
 ) -> ScoreMod | None:
     """A mask and a bias ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; before them, a smooth cap, and
     a bias that is such a change itself."""

@@ -55,6 +55,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "trace_errors": ("torch:_dynamo.exc.UserError",),
     "compile_errors": ("torch:_dynamo.exc.TorchDynamoException",),
     "floats_as_constants": ("torch:_dynamo.config",),
+    "stays_in_place": ("torch:_dynamo.mark_static_address",),
     "tensor_version": ("torch:Tensor._version",),
     "storage_offset": ("torch:UntypedStorage._checkpoint_offset",),
     "has_hooks": ("torch:nn.Module._forward_hooks", "torch:nn.Module._forward_pre_hooks"),
@@ -336,6 +337,19 @@ def floats_as_constants() -> AbstractContextManager[None]:
         warn_missing("floats_as_constants")
         return nullcontext()
     return config.patch(specialize_float=True)
+
+
+def stays_in_place(tensor: Tensor) -> None:
+    """Tell compiled graphs that ``tensor`` is written to where it is, as CUDA graphs need it; nothing inside of one."""
+    import torch._dynamo
+
+    if torch.compiler.is_compiling():
+        return
+    mark = getattr(torch._dynamo, "mark_static_address", None)
+    if mark is None:
+        warn_missing("stays_in_place")
+        return
+    mark(tensor)
 
 
 _fresh = itertools.count(1)

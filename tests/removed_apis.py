@@ -120,6 +120,7 @@ USES: dict[str, Callable[[], Any]] = {
     "trace_errors": apis.trace_errors,
     "compile_errors": apis.compile_errors,
     "floats_as_constants": apis.floats_as_constants,
+    "stays_in_place": lambda: apis.stays_in_place(ones),
     "tensor_version": lambda: apis.tensor_version(ones),
     "storage_offset": lambda: apis.storage_offset(ones),
     "has_hooks": lambda: apis.has_hooks(types.SimpleNamespace()),  # type: ignore[arg-type]

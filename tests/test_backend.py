@@ -269,10 +269,13 @@ class TestMask:
         assert self.mask() is None
 
     def test_a_static_cache_says_how_much_is_filled(self) -> None:
-        for offset in (7, torch.tensor(7)):
-            made = self.mask(kv_length=64, q_offset=offset, q_length=1, mask_function=causal_mask_function)
-            assert made is not None
-            assert made.shape == (2, 8)
+        """Before the first token by the width of the mask; later in a mask that is as wide at every step."""
+        first = self.mask(kv_length=64, q_offset=0, q_length=8, mask_function=causal_mask_function)
+        assert first is not None
+        assert first.shape == (2, 8)
+        later = self.mask(kv_length=64, q_offset=torch.tensor(7), q_length=1, mask_function=causal_mask_function)
+        assert later is not None
+        assert torch.equal(later, (torch.arange(64) < 8).expand(2, -1))
 
     def test_a_mask_that_was_written_to_is_looked_at_again(self) -> None:
         x, mask = torch.randn(1, 4, 8, 8), torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()

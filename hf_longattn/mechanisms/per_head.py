@@ -23,6 +23,7 @@ from ..positions.distances import Extent
 from .common.base import Mechanism
 from .common.composite import Composite, HeadSpec
 from .common.cost import KeptKeys
+from .common.decoding import Columns
 from .common.registry import register_mechanism
 from .window import WindowOptions
 
@@ -120,6 +121,18 @@ class PerHead(Composite):
                 _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
                 member_call = member_call.replace(detached_kv=(detached_k, detached_v))
             outs.append(member(*self._of_heads(heads, q, k, v), member_call))
+        return self._in_order(outs)
+
+    @property
+    def steps_by_mask(self) -> bool:
+        return self.relative is None and self.options.order is None and all(member.steps_by_mask for member in self.mechanisms)
+
+    def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+        outs = []
+        for member, heads in self._heads():
+            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            queries, keys, values = self._of_heads(heads, q, k, v)
+            outs.append(member.attend_step(queries, keys, values, member_call, columns))
         return self._in_order(outs)
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:

@@ -10,12 +10,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer
 
 from ..engines.common.batch import first_real
 from ..engines.common.call import AttentionCall
@@ -135,21 +135,6 @@ class StartsLayer(AttendingLayer, RewindableLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
             self.batch_select_indices(beam_idx.to(self.device))
-
-
-class StaticKeysLayer(StaticLayer):
-    """All keys and values in memory reserved once, for ``cache_implementation="static"``."""
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused, as transformers' static layers have no way back."""
-        refuse_static_crop()
-
-
-def refuse_static_crop() -> NoReturn:
-    """Raise :class:`LengthError`: transformers' graphs hold the number of tokens in a static cache."""
-    raise LengthError(
-        "Tokens of a static cache cannot be taken back; use a DynamicCache(config=model.config), or call the static cache's reset()."
-    )
 
 
 def refuse_restricted_pairs(call: AttentionCall) -> None:

@@ -18,7 +18,8 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from ..naming import BACKEND
-from .cache_layer import StartsLayer, StaticKeysLayer, enter_layer_type, refuse_restricted_pairs
+from .cache_layer import StartsLayer, enter_layer_type, refuse_restricted_pairs
+from .static_cache import StaticKeysLayer
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""

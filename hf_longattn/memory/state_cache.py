@@ -15,7 +15,9 @@ from ..engines.common.call import AttentionCall, State, advanced
 from ..errors import LengthError
 from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
+from ..private_apis import stays_in_place
 from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs
+from .static_cache import refuse_static_crop
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
@@ -241,10 +243,77 @@ class DynamicStateLayer(StateLayer):
 
 
 class StaticStateLayer(StateLayer, StaticLayer):
-    """The layer of :class:`transformers.StaticCache`, whose length bounds nothing here."""
+    """The layer of :class:`transformers.StaticCache`: the state stays where it is in memory, and steps of decoding have one graph.
+
+    max_cache_len: tokens that the cache may be asked for, as the padding mask counts them; the state's size does not depend on it.
+    """
 
     _layer_type = STATE_LAYER
-    is_compileable = False
+    is_compileable = True
+    cumulative_length: Tensor
+    started = False
+    """Whether there are tokens; known without looking at the device."""
+
+    @property
+    def seen(self) -> int:
+        """The number of tokens so far. Waits for the device."""
+        return int(self.cumulative_length)
+
+    @seen.setter
+    def seen(self, count: int) -> None:
+        self.__dict__.setdefault("cumulative_length", torch.tensor(0)).fill_(count)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.cumulative_length = self.cumulative_length.to(self.device)
+        stays_in_place(self.cumulative_length)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Count the new tokens and return their keys and values; the state takes them in :meth:`attend`."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cumulative_length.add_(key_states.shape[2])
+        return key_states, value_states
+
+    def note_padding(self, mask: Tensor | None) -> None:
+        if not torch.compiler.is_compiling():
+            super().note_padding(mask)
+
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self.started or self.state is None or not self._all_started or weights_wanted:
+            out, weights = super().attend(mechanism, q, k, v, call, weights_wanted)
+            self.started = True
+            for tensor in (self.state or {}).values():
+                stays_in_place(tensor)
+            return out, weights
+        refuse_restricted_pairs(call)
+        if call.batch is not None and (mask := call.batch.mask) is not None:
+            count, total = q.shape[2], self.cumulative_length
+            new = call.batch.cached(
+                ("new tokens", count), lambda: mask.index_select(1, torch.arange(count, device=total.device) + (total - count))
+            )
+            call = call.with_mask(new)
+        out, state = mechanism.advance(q, k, v, self.state, call)
+        for name, tensor in state.items():
+            self.state[name].copy_(tensor)
+        return out, None
+
+    def get_seq_length(self) -> Any:
+        return self.cumulative_length if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Those of a layer that keeps everything: the padding mask of all tokens serves every layer of a model."""
+        return self.max_cache_len, 0
 
     def get_max_length(self) -> int:
         return self.max_cache_len
+
+    def reset(self) -> None:
+        super().reset()
+        self.started = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, as transformers' static layers have no way back."""
+        refuse_static_crop()

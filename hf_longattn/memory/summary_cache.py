@@ -19,7 +19,8 @@ from ..engines.topk import gather_kv
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
-from .cache_layer import StartsLayer, StaticKeysLayer
+from .cache_layer import StartsLayer
+from .static_cache import StaticKeysLayer
 
 SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""

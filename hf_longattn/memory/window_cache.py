@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..naming import BACKEND
-from .cache_layer import RewindableLayer, compact, enter_layer_type, refuse_static_crop
+from .cache_layer import RewindableLayer, compact, enter_layer_type
+from .static_cache import StaticWindowLayer
 
 
 class GrowingWindowLayer(RewindableLayer, DynamicSlidingWindowLayer):
@@ -55,22 +56,6 @@ class GrowingWindowLayer(RewindableLayer, DynamicSlidingWindowLayer):
     def renumber(self, count: int) -> None:
         """Count columns from ``count`` on."""
         self.cumulative_length -= count
-
-
-class StaticWindowLayer(StaticSlidingWindowLayer):
-    """The last ``window - 1`` keys and values in memory reserved once, for ``cache_implementation="static"``."""
-
-    def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
-        super().__init__(max_cache_len=max_cache_len, sliding_window=max(window, 2))
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values without reserved slots that are still empty: the mask is made for the first layer and cannot tell them apart."""
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return keys[:, :, : self.cumulative_length_int], values[:, :, : self.cumulative_length_int]
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused, as transformers' static layers have no way back."""
-        refuse_static_crop()
 
 
 def window_layer_type(window: int) -> str:

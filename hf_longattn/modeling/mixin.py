@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, COLLECT_WEIGHTS
+from ..backend import BACKEND, COLLECT_WEIGHTS, filled_columns, for_one_pass
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
@@ -263,9 +263,12 @@ class LongAttentionMixin(_Base):
         return new_memory(self, positions)
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """As the base's, but not with mechanisms: a static cache is cut to its filled part, so its shapes change and each would be
-        compiled."""
-        return not self.runs_mechanisms and super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+        """As the base's, where every mechanism decodes from a static cache in one graph."""
+        valid = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+        if not valid or not self.runs_mechanisms:
+            return valid
+        decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
+        return all(mechanism.decodes_in_graph and mechanism.recursion is None for mechanism in decoding)
 
 
 @contextmanager
@@ -287,6 +290,19 @@ def _counted_padding(model: nn.Module) -> Iterator[None]:
         config.pad_token_id = padding
 
 
+def _in_fixed_shapes(inputs: dict[str, Any]) -> None:
+    """Make the padding and the global tokens of a step over a static cache as wide as the cache, so that every step is the same graph."""
+    cache: Any = inputs.get("past_key_values")
+    mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
+    seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
+    if not isinstance(seen, Tensor) or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return
+    width, new = cache.get_max_length(), inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    inputs["attention_mask"] = filled_columns(len(mask), width, seen + new.shape[1], mask)
+    if tokens is not None:
+        inputs["global_attention_mask"] = nn.functional.pad(tokens, (0, width - tokens.shape[1]))
+
+
 class LongGenerationMixin(_Base):
     """Comes before the other mixins in models that generate."""
 
@@ -302,7 +318,10 @@ class LongGenerationMixin(_Base):
             kwargs["global_attention_mask"] = global_tokens_of(
                 rule, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
             )
-        return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+        if not self.config.is_encoder_decoder and self.runs_mechanisms:
+            _in_fixed_shapes(inputs)
+        return inputs
 
 
 class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
@@ -344,6 +363,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         memory tokens."""
         self.check_inputs(arguments)
         self._find_globals(arguments)
+        arguments |= {name: for_one_pass(arguments[name]) for name in ("global_attention_mask",) if name in arguments}
         if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
         outputs = run_in_modes(IN_SEGMENTS, self, base_forward, arguments, self.modes_of(arguments))

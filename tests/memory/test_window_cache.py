@@ -11,6 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.memory import decode_layer_types, decode_reach, window_layer_type
+from hf_longattn.memory.static_cache import in_text_order, slot_columns
 from tests.reference.small_models import long_config
 
 
@@ -25,15 +26,33 @@ def test_layer_types() -> None:
     assert decode_layer_types(LongAttentionConfig("full"), 3) is None
 
 
-@pytest.mark.parametrize("make", [DynamicCache, lambda config: StaticCache(config=config, max_cache_len=100)], ids=["dynamic", "static"])
-def test_update_returns_what_the_window_sees(make: type) -> None:
-    config = long_config("gpt2", {"mechanism": "window", "window": 6})
-    cache = make(config=config)
+def test_update_returns_what_the_window_sees() -> None:
+    cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
     keys = torch.randn(2, 4, 40, 16)
     for i in range(40):
         found, _ = cache.update(keys[:, :, i : i + 1], keys[:, :, i : i + 1], 0)
         assert torch.equal(found, keys[:, :, max(0, i - 5) : i + 1])
     assert cache.get_seq_length() == 40
+
+
+@pytest.mark.parametrize("pieces", [[1] * 40, [9, *[1] * 31], [3, 2, 1, 1, 4, 20, 1, 8], [40]], ids=str)
+def test_a_static_window_is_a_ring_that_says_where_its_tokens_are(pieces: list[int]) -> None:
+    cache = StaticCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}), max_cache_len=100)
+    keys, at = torch.randn(2, 4, 40, 16), 0
+    layer = cache.layers[0]
+    for count in pieces:
+        place, at = None if layer.keys is None else layer.keys.data_ptr(), at + count
+        found, _ = cache.update(keys[:, :, at - count : at], keys[:, :, at - count : at], 0)
+        kept = slot_columns(layer, count, found.shape[2]).find() if found.shape[2] > count else None
+        where = torch.arange(count) if kept is None else kept[1]
+        assert torch.equal(found[:, :, where < at], keys[:, :, where[where < at]])
+        seen = set(range(max(0, at - 5 - count), at))  # by the first of the new tokens, and all of them
+        assert seen <= set(where.tolist())
+        assert kept is None or kept[0].tolist() == list(range(at - count, at))
+        assert place in (None, layer.keys.data_ptr())
+    assert cache.get_seq_length() == 40
+    ordered, _ = in_text_order(layer, layer.keys, layer.values, 1)
+    assert torch.equal(ordered, keys[:, :, -6:])
 
 
 def test_a_prompt_longer_than_the_window_is_returned_whole() -> None:

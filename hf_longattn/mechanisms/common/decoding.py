@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from torch import Tensor
 
 from ...engines.common.call import AttentionCall, State
 from ...errors import OptionError
 from .traits import Traits
+
+NO_TOKEN = 1 << 40
+"""Column of a slot that holds no token: after every query, so that causality hides it."""
+
+
+class Columns(NamedTuple):
+    """Which tokens the queries and keys of a decoding step are, as columns of the padded batch.
+
+    layout: a name of the arrangement, and its number of keys; equal for the layers of one forward pass whose columns are equal. In
+        ``"all"``, key s is column s.
+    find: the queries ``(Nq,)``, ascending, and the keys ``(S,)`` in any order; slots without a token have a column after the queries',
+        such as :data:`NO_TOKEN`. Called once for all layers of a layout.
+    """
+
+    layout: tuple[str, int]
+    find: Callable[[], tuple[Tensor, Tensor]]
 
 
 class Decoding(Traits):
@@ -14,6 +33,29 @@ class Decoding(Traits):
 
     stateful: bool = False
     """Whether decoding keeps a state of constant size in place of the keys; see :meth:`advance`."""
+
+    @property
+    def steps_by_mask(self) -> bool:
+        """Whether decoding steps may be one call with rows of a mask in place of ``forward``, see :meth:`attend_step`."""
+        return False
+
+    @property
+    def decodes_in_graph(self) -> bool:
+        """Whether a step over a static cache has one compiled graph, whatever is in the cache."""
+        return self.steps_by_mask or self.stateful
+
+    def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+        """Causal attention of the tokens of a decoding step, where :attr:`steps_by_mask`.
+
+        Args:
+            q: ``(B, H, Nq, D)``.
+            k, v: ``(B, H_kv, S, D)``, those of the queries included.
+            call: its padding and its global mask ``(B, N)`` are those of all columns, its score term is one of columns.
+            columns: where queries and keys lie; by default the keys are columns 0 … S - 1, and the queries the last of them.
+        Returns:
+            ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
+        """
+        raise OptionError(f"Mechanism {self.name!r} is not a mask alone, by which a decoding step could be computed.")
 
     def reach(self, causal: bool = True) -> int | None:
         """The number of past keys that a causal query sees, its own included; ``None`` when unbounded. Sizes the decode cache."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Callable, Hashable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...engines.block_sparse import block_sparse_attention, short_mask
+from ...engines.common.batch import first_real, in_graph
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, fixed
-from ...engines.common.dense import dense_attention, fused_attention, index_grid
+from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
 from ...engines.common.shards import Locality
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
@@ -22,6 +24,7 @@ from ...positions.relative import Span
 from ...private_apis import has_hooks
 from .base import Mechanism
 from .cost import KeptKeys
+from .decoding import Columns
 from .layout import band_pairs, full_pairs, global_parts
 from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 
@@ -67,6 +70,63 @@ class MaskedMechanism(Mechanism):
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
 
+    @property
+    def steps_by_mask(self) -> bool:
+        """Whether the mask is all that there is to the mechanism."""
+        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.stateful
+        return plain and (self.relative is not None or not has_hooks(self))
+
+    def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+        """As every mechanism's; what depends on columns alone is made once for all layers of a forward pass."""
+        plain = self.relative is None and call.score_mod is None
+        additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
+        if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
+            return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale)
+        columns = _last_columns(q, k) if columns is None else columns
+        name = ("step", type(self), self.options, self.num_heads, self.head_range, len(q), q.shape[2], columns.layout)
+
+        def make() -> Tensor:
+            seen = self._visible_columns(k, call, columns)
+            if not additive:
+                return seen
+            return torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, torch.finfo(q.dtype).min)
+
+        seen = _made_once((*name, additive and q.dtype, q.device), call, make)
+        if plain:
+            return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale)
+        rows, keys = columns.find()
+        rows, keys = rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1)
+        if call.score_mod is None:
+            return self._attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
+        scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
+        if self.relative is not None:
+            scores = scores + self.relative.term(q, k, (rows - keys)[0], True, call.scale_for(self.head_dim))
+        b, h = (torch.arange(size, device=q.device) for size in q.shape[:2])
+        scores = call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows, keys)
+        return masked_softmax(scores, seen).to(v.dtype) @ repeat_heads(v, q.shape[1])
+
+    def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns) -> Tensor:
+        """The keys ``k (B, H_kv, S, D)`` that each query sees, ``(B or 1, H or 1, Nq, S)`` bool."""
+        rows, keys = (x[None] for x in columns.find())
+        mask, tokens = call.key_mask, call.global_mask
+        real = None
+        if mask is not None:
+            places = keys[0].clamp(max=mask.shape[1] - 1)
+            real = mask if mask.shape[1] == keys.shape[1] and columns.layout[0] == "all" else mask[:, places]
+        hidden = keys > rows[..., None]
+        if mask is not None and self.position_dependent:
+            start = first_real(mask)[:, None]
+            rows, keys = rows - start, keys - start
+            if tokens is not None:
+                tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
+        if self.takes_globals:
+            tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
+        if tokens is not None:
+            rows, keys = (x.clamp(0, tokens.shape[1] - 1) for x in (rows, keys))
+        b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
+        seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
+        return seen if real is None else seen & real[:, None, None, :]
+
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
@@ -79,15 +139,18 @@ class MaskedMechanism(Mechanism):
             ``(B, H, Nq, D)``.
         """
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
-        dtype = q.dtype
         if self.relative is not None:
-            distance = q_positions[:, :, None] - k_positions[:, None, :]
-            term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
-            wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
-            seen = torch.where(seen, term.to(wide), torch.finfo(wide).min)
-            q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        out = fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
-        return out.to(dtype)
+            return self._attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
+        return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
+
+    def _attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall) -> Tensor:
+        """Attention over the keys that are ``seen``, with the relative positions' term of ``distance (B or 1, Nq, S)``."""
+        assert self.relative is not None
+        term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+        wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
+        mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
+        out = fused_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
+        return out.to(q.dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
         """The kept keys that each query sees, ``(B, H or 1, Nq, S)`` bool."""
@@ -96,6 +159,18 @@ class MaskedMechanism(Mechanism):
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
         seen = self.mask_mod(causal, None)(b, h, rows, columns) & real[:, None, None, :]
         return seen & (columns <= rows) if causal else seen
+
+
+def _last_columns(q: Tensor, k: Tensor) -> Columns:
+    q_len, kv_len = q.shape[2], k.shape[2]
+    return Columns(("all", kv_len), lambda: (torch.arange(kv_len - q_len, kv_len, device=k.device), torch.arange(kv_len, device=k.device)))
+
+
+def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Tensor]) -> Tensor:
+    """``make()``, once for all layers of a forward pass whose calls share their padding and their global tokens."""
+    if call.batch is not None:
+        return call.batch.cached((*name, id(call.global_mask)), make)
+    return make() if call.global_mask is not None or in_graph() else BYTE_CACHE.get(name, make)
 
 
 class SparseMechanism(MaskedMechanism):

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import StaticLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY
+from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, STATIC_LAYER
 from ...configuration import LongAttentionConfig
 from ...engines.common.derivatives import differentiated
 from ...errors import BackendError, OptionError
@@ -121,12 +122,15 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass a cache layer that keeps only what the mechanism needs to the attention function."""
-    layers = next((kwargs[name].layers for name in CACHES if hasattr(kwargs.get(name), "layers")), None)
+    """Forward pre-hook: pass a cache layer that keeps only what the mechanism needs, or a static one, to the attention function."""
+    cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
     index = getattr(module, "layer_idx", None)
-    if layers is None or not isinstance(index, int) or index >= len(layers) or not isinstance(layers[index], AttendingLayer):
+    if layers is None or not isinstance(index, int) or index >= len(layers):
         return None
-    return args, {**kwargs, CACHE_LAYER: layers[index]}
+    if isinstance(layers[index], AttendingLayer):
+        return args, {**kwargs, CACHE_LAYER: layers[index]}
+    return (args, {**kwargs, STATIC_LAYER: layers[index]}) if isinstance(layers[index], StaticLayer) else None
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

@@ -49,7 +49,7 @@ class FindsDocuments(_Base):
             return
         shape = (tokens.shape[0], tokens.shape[1])
         documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
-        if seen_before(arguments) and (documents is not None or self._begins_anew(arguments)):
+        if (documents is not None or self._begins_anew(arguments)) and seen_before(arguments):
             raise MaskError(WITH_A_CACHE)
         if documents is None:
             restarts = self._restarts(arguments, shape)
@@ -93,8 +93,14 @@ class FindsDocuments(_Base):
 
     def _begins_anew(self, arguments: dict[str, Any]) -> bool:
         """Whether a row's next token has the first position although the cache holds tokens of that row."""
-        positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments["past_key_values"]
-        if in_graph() or getattr(cache, "positions_restart", False) or not isinstance(positions, Tensor) or positions.dim() != 2:
+        positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get("past_key_values")
+        if (
+            cache is None
+            or in_graph()
+            or getattr(cache, "positions_restart", False)
+            or not isinstance(positions, Tensor)
+            or positions.dim() != 2
+        ):
             return False
         first = positions[:, 0] <= self.first_position_id
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:

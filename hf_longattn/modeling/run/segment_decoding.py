@@ -58,6 +58,11 @@ class SegmentDecoding(Mode["SegmentDecoder"]):
         cached = arguments.get("past_key_values") is not None or arguments.get("use_cache")
         if not cached or not is_causal(model):
             return None
+        if torch.compiler.is_compiling():
+            raise MemoryMismatchError(
+                "A model with memory tokens decodes as many tokens at a time as its rows have left in their segments, for which there is "
+                "no compiled graph; leave torch.compile out (disable_compile=True in generate)."
+            )
         if arguments.get(TOKEN_MEMORY_ARGUMENT) is not None:
             raise MemoryMismatchError("A memory was given together with a cache, which has one already; leave use_cache out.")
         return SegmentDecoder(model, Text.of(model, arguments))

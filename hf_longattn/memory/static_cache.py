@@ -1,0 +1,124 @@
+"""Static cache layers: memory reserved once and shapes that never change, so that every step of decoding is one and the same graph.
+
+How many tokens are in a cache is a number on its device, ``cumulative_length``, which a graph adds to and compares with; nothing waits for
+it. :func:`slot_columns` says which token a slot of a layer holds, of ours as of transformers' own, and the mechanism's mask is asked for
+just these (:meth:`hf_longattn.Mechanism.attend_step`).
+
+A window is a ring: the token of column c lies in slot c modulo w, so that a new token overwrites the one that left the window, and nothing
+is moved.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+
+from ..errors import LengthError
+from ..mechanisms.common.decoding import NO_TOKEN, Columns
+
+
+class StaticKeysLayer(StaticLayer):
+    """All keys and values in memory reserved once, for ``cache_implementation="static"``."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, as transformers' static layers have no way back."""
+        refuse_static_crop()
+
+
+class StaticWindowLayer(StaticLayer):
+    """The last ``window`` keys and values, as a ring, for ``cache_implementation="static"``.
+
+    max_cache_len: tokens that the cache may be asked for, as the padding mask counts them.
+    """
+
+    def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
+        super().__init__(max_cache_len=min(max_cache_len, window))
+        self.longest = max_cache_len
+        self.started = False
+        """Whether there are tokens; known without looking at the device."""
+
+    @property
+    def slots(self) -> int:
+        """Tokens that the ring holds."""
+        return self.max_cache_len
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The first tokens as they are; a single new token with those that it sees, in the ring's order; several after the ring's."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        count, started = key_states.shape[2], self.started
+        before = self.cumulative_length.clone() if started and count > 1 else self.cumulative_length
+        seen = (torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)) if started and count > 1 else None
+        fitting = min(count, self.slots)
+        places = (torch.arange(count - fitting, count, device=self.device) + before) % self.slots
+        self.keys.index_copy_(2, places, key_states[:, :, count - fitting :])
+        self.values.index_copy_(2, places, value_states[:, :, count - fitting :])
+        self.cumulative_length.add_(count)
+        self.started = True
+        if seen is not None:
+            return seen
+        return (self.keys, self.values) if started else (key_states, value_states)
+
+    def held(self, total: Tensor) -> Tensor:
+        """The column in each slot, ``(slots,)``, after ``total`` tokens."""
+        slot, last = torch.arange(self.slots, device=self.device), total - 1
+        column = last - (last - slot) % self.slots
+        return torch.where(column < 0, NO_TOKEN, column)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """That of a layer that keeps everything: the padding mask of all tokens serves every layer of a model."""
+        return self.longest, 0
+
+    def get_max_length(self) -> int:
+        return self.longest
+
+    def reset(self) -> None:
+        super().reset()
+        self.started = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, as transformers' static layers have no way back."""
+        refuse_static_crop()
+
+
+def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
+    """The columns of a call's queries and keys, after ``layer.update`` returned ``kv_len`` keys for ``q_len`` new tokens."""
+    if isinstance(layer, StaticWindowLayer):
+        return Columns(("ring" if kv_len == layer.slots else "ring and more", kv_len), lambda: _in_ring(layer, q_len, kv_len))
+    if isinstance(layer, StaticSlidingWindowLayer):  # what lies beyond its width has been moved out at the front
+        first = max(0, layer.cumulative_length_int - kv_len)
+        return Columns(("rolled", kv_len), lambda: (_last(layer, q_len), torch.arange(first, first + kv_len, device=layer.device)))
+    return Columns(("all", kv_len), lambda: (_last(layer, q_len), torch.arange(kv_len, device=layer.device)))
+
+
+def _last(layer: StaticLayer, count: int) -> Tensor:
+    return torch.arange(count, device=layer.device) + (tokens_in(layer) - count)
+
+
+def _in_ring(layer: StaticWindowLayer, q_len: int, kv_len: int) -> tuple[Tensor, Tensor]:
+    queries, total = _last(layer, q_len), layer.cumulative_length
+    if kv_len == layer.slots:
+        return queries, layer.held(total)
+    return queries, torch.cat([layer.held(total - q_len), queries])
+
+
+def tokens_in(layer: StaticLayer) -> Tensor | int:
+    """The number of tokens that have come so far; of transformers' sliding layer a number that the host counts."""
+    return layer.cumulative_length_int if isinstance(layer, StaticSlidingWindowLayer) else layer.cumulative_length
+
+
+def in_text_order(layer: StaticWindowLayer, k: Tensor, v: Tensor, q_len: int) -> tuple[Tensor, Tensor]:
+    """The keys and values of a ring's slots that hold tokens, in the order of the text. Waits for the device."""
+    _, columns = slot_columns(layer, q_len, k.shape[2]).find()
+    order = columns.argsort()[: int((columns < NO_TOKEN).sum())]
+    return k[:, :, order], v[:, :, order]
+
+
+def refuse_static_crop() -> NoReturn:
+    """Raise :class:`LengthError`: transformers' graphs hold the number of tokens in a static cache."""
+    raise LengthError(
+        "Tokens of a static cache cannot be taken back; use a DynamicCache(config=model.config), or call the static cache's reset()."
+    )
