@@ -54,7 +54,7 @@ NO_KERNEL = {
 }  # fmt: skip
 SYNCHRONISES = {
     "_local_scalar_dense", "nonzero", "is_nonzero", "_unique", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "bincount",
-    "equal", "_linalg_check_errors", "tolist",
+    "equal", "_linalg_check_errors", "tolist", "item",
 }  # fmt: skip
 """Operations whose result, or its shape, the host waits for."""
 MATMULS = {"mm", "bmm", "addmm", "baddbmm"}
