@@ -19,6 +19,7 @@ from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, tower_field
+from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.inference.pruning import KEPT_HEADS
@@ -321,9 +322,17 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     check_config(source.config, source.name)
     model_type = source.config.get("model_type")
     family = next((candidate for candidate in FAMILIES.values() if candidate.config_class.model_type == model_type), None)
+    if model_type == MULTIMODAL_TYPE:
+        raise CheckpointError(
+            f"{source.name!r} is one backbone with embedders and heads of several kinds of input, which this command does not read; load "
+            "it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that it was trained from."
+        )
     if family is None:
-        known = ", ".join(sorted(candidate.config_class.model_type for candidate in FAMILIES.values()))
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; expected one of {known}.")
+        known = [candidate.config_class.model_type for candidate in FAMILIES.values()]
+        raise CheckpointError(
+            f"{source.name!r} is a {model_type!r} model, which is not supported; Long classes have {len(known)} types, which python -c "
+            f'"from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.{nearest(str(model_type), known)}'
+        )
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
     named = named_class(source.config, "none")

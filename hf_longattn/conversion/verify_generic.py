@@ -65,7 +65,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
             compare(
                 f"with the mechanism of the tower {name}",
                 measured,
-                f"{plan.towers[name].attention.mechanism} in the tower {name} alone",
+                f"{_mechanisms(plan.towers[name])} in the tower {name} alone",
                 plan.position_change or why_not_equal(plan.towers[name], covered_alone),
             )
             for name, (measured, covered_alone) in alone.items()
@@ -73,6 +73,11 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         compare("with the mechanism", with_mechanism, "long attention", why_not_equal(plan, covered)),
         Check("finite", PASSED if finite else FAILED, f"outputs for {_shapes(longest)} are {'' if finite else 'not '}finite"),
     ]
+
+
+def _mechanisms(plan: ConversionPlan) -> str:
+    """The names of the mechanisms of a tower's layers."""
+    return " and ".join(dict.fromkeys(plan.attention.for_layer(layer)[0] for layer in range(plan.shape.layers)))
 
 
 def _shapes(inputs: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
 from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input, model_name
+from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name
 from .candidates import Candidate, all_readings, read_candidates, usual_candidates
@@ -393,7 +394,7 @@ def _notes(source: DiagnosisText, chosen_lengths: Sequence[int], limit: int | No
 
 def _is_generic(model: PreTrainedModel) -> bool:
     """Whether conversions take the class with ``--generic`` only."""
-    known = {*FAMILIES, *(converter.model_type for converter in checkpoint_converters())}
+    known = {*FAMILIES, MULTIMODAL_TYPE, *(converter.model_type for converter in checkpoint_converters())}
     return not isinstance(model, LongAttentionMixin) and model.config.model_type not in known
 
 

@@ -34,6 +34,7 @@ from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
+from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface, towers_of
 from ..modeling.grids import grid_rule
@@ -70,7 +71,8 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[nn.Module, str]:
     Raises:
         BackendError: the only towers of pictures read them in all sizes.
     """
-    towers = towers_of(model) if isinstance(model, PreTrainedModel) else {}
+    several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # which has one backbone for all inputs
+    towers = towers_of(model) if several else {}
     reading = text_tower(model.config, towers) if towers else ""
     if text or not towers:
         return (towers[reading], reading) if reading in towers else (model, "")

@@ -31,6 +31,7 @@ from ..families import FAMILIES, Family
 from ..mechanisms import check_options, mechanism_class
 from ..modeling.attach.attention_sites import CROSS_MECHANISM
 from ..modeling.family.definition import family_of
+from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..private_apis import auto_classes, mapped_names
 from ..staging import write_text
 from .card import read_config
@@ -75,6 +76,11 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     place = Path(folder)
     values = read_config(place)
     model_type = values.get("model_type")
+    if model_type == MULTIMODAL_TYPE:
+        raise RemoteCodeError(
+            f"{str(folder)!r} has a backbone that transformers finds by its model type, and bundled code does not enter it there; omit "
+            "--remote-code, and install hf_longattn where the model is loaded."
+        )
     if not isinstance(model_type, str) or not model_type.startswith("long_") or model_type.removeprefix("long_") not in FAMILIES:
         raise CheckpointError(
             f"{str(folder)!r} holds a model of type {model_type!r}, which needs no code of this package; omit --remote-code."

@@ -95,20 +95,29 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
     after = (log.get("held_out") or {}).get("after") or {}
     systems = [("", after), ("baseline: windows of a short model", log.get("baseline"))]
     systems += [(f"head {name}", scores) for name, scores in after.items() if name in log.get("tasks", {})]  # multitask
+    of_heads = _data_of_heads(settings)
     for system, scores in systems:
+        data = of_heads.get(system, dataset)
         for key, metric in PERCENT.items():
             if not scores:
                 continue
             value = scores.get(key)
             if isinstance(value, (int, float)) and math.isfinite(value):
                 more: dict[str, Any] = {"n": scores.get("n"), "standard_error": error_of(scores, key)}
-                rows.append(MeasuredResult(dataset, metric, value, "%", task=task, metric_type=key, system=system, **more))
+                rows.append(MeasuredResult(data, metric, value, "%", task=task, metric_type=key, system=system, **more))
     losses = log.get("held_out_loss") or {}
     loss = losses.get("after")
     if loss is not None and not rows and math.isfinite(loss):
         more = {"n": losses.get("n"), "standard_error": losses.get("standard_error")}
         rows.append(MeasuredResult(dataset, "held-out loss", loss, "nats", task=task, metric_type="loss", **more))
     return rows
+
+
+def _data_of_heads(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What each head of a multitask run that ``--tasks`` names was scored on, by its name in the table."""
+    validation = dict(text.partition("=")[::2] for text in settings.get("validation") or () if "=" in text)
+    named = (text.partition("=")[::2] for text in settings.get("tasks") or ())
+    return {f"head {name}": validation.get(name) or f"{rest.partition(':')[2]} (held out)" for name, rest in named}
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:

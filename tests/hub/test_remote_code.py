@@ -255,6 +255,9 @@ def test_what_is_no_long_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="needs no code of this package"):
         bundle_remote_code(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "long_multimodal"}')
+    with pytest.raises(RemoteCodeError, match="omit --remote-code, and install hf_longattn where the model is loaded"):
+        bundle_remote_code(tmp_path)
 
 
 def test_files_of_an_installed_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

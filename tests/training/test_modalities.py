@@ -28,9 +28,9 @@ from transformers import (
 
 from hf_longattn import LongBertConfig, LongBertModel
 from hf_longattn.cli.train import train
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
 from hf_longattn.data.audio import Hearing
-from hf_longattn.errors import AudioError, BackendError, LongAttentionError, OptionError
+from hf_longattn.errors import AudioError, BackendError, CheckpointError, LongAttentionError, OptionError
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import multitask
@@ -99,6 +99,9 @@ def test_one_backbone_learns_text_pictures_and_sound(backbone: str, tasks: dict[
     assert log["inputs"]["photo"]["input_size"] == [16, 24]
     card = (output / "README.md").read_text()
     assert "heads: `topic` (classify), `photo` (images), `tone` (audio)" in card
+    assert f"| head photo | {tasks['photo']} (held out) | accuracy | 100" in card
+    with pytest.raises(CheckpointError, match=r"one backbone with embedders .* load it with AutoModel and a head with"):
+        inspect_checkpoint(output)
 
     whole = AutoModel.from_pretrained(output)
     assert isinstance(whole, LongMultimodalModel)
