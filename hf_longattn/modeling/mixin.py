@@ -151,7 +151,8 @@ class LongAttentionMixin(_Base):
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         """Resolve the name before transformers looks for kernels, which it would download."""
         chosen = self.config.resolve_implementation(attn_implementation)
-        return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
+        found = super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
+        return self.config.resolve_implementation(found)  # a kernel of the Hub is told windows once it is loaded
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """As the base's, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""

@@ -20,7 +20,9 @@ from scripts.dev.tools.small_models import TEXT_FAMILIES, small_values
 WINDOW = {"mechanism": "window", "window": 6}
 IDS = torch.randint(5, 90, (2, 40), generator=torch.Generator().manual_seed(0))
 STRANGERS = ("mine", "mine_with_mask")
-REFUSED = (*STRANGERS, "flex_attention", "flash_attention_2", "paged|sdpa", "kernels-community/flash-attn2")
+REFUSED = (*STRANGERS, "flex_attention", "paged|sdpa", "paged|flash_attention_2")
+FLASH = ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2")
+"""Implementations that compute plain windows, as soon as they are told them (``test_flash_windows.py``)."""
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +88,11 @@ class TestEveryFamily:
                 with pytest.raises(BackendError, match=says):
                     ask(implementation)
         assert torch.equal(hidden(model), expected)
+
+    def test_flash_attention_is_refused_for_more_than_plain_windows(self, base: str) -> None:
+        for implementation in FLASH:
+            with pytest.raises(BackendError, match=f"'{implementation}' does not compute the mechanism 'window'"):
+                config_of(base, long_attention={**WINDOW, "num_sinks": 2}, attn_implementation=implementation)
 
     def test_the_base_on_purpose_and_back(self, base: str, tmp_path: Path) -> None:
         model = built(base)

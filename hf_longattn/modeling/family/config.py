@@ -126,6 +126,7 @@ class LongConfig(_Base):
         """The attention implementation that runs when ``requested`` is chosen.
 
         Only ``longattn`` knows mechanisms. If they compute what the base's attention computes, any implementation may be chosen.
+        FlashAttention may also where they are plain windows and full attention, since it is told each layer's window.
         Otherwise ``sdpa`` and ``eager``, transformers' defaults, select ``longattn`` too, and any other one is refused, since it would
         compute another attention; ``model.use_base_attention()`` selects that explicitly.
 
@@ -135,8 +136,10 @@ class LongConfig(_Base):
         if requested in (None, PLAIN_BACKEND, BACKEND):
             self.__dict__.pop(BASE_ATTENTION, None)
             return BACKEND
-        if "long_attention" not in self.__dict__ or self.__dict__.get(BASE_ATTENTION) or self._computes_as_base:
+        if "long_attention" not in self.__dict__ or self.base_attention_chosen or self._computes_as_base:
             return str(requested)  # checked again when long_attention is set
+        if requested not in DEFAULTS and self._takes_windows(requested):
+            return str(requested)
         if requested in DEFAULTS:
             logger.warning_once(
                 f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, so {PLAIN_BACKEND!r} "
@@ -161,6 +164,20 @@ class LongConfig(_Base):
         if own_attention is not None:
             return self.long_attention.same_layers(own_attention, layers)
         return equals_base(self.long_attention, own_windows(self)[:layers], causal)
+
+    @property
+    def base_attention_chosen(self) -> bool:
+        """Whether ``model.use_base_attention()`` was called, which leaves the mechanisms out."""
+        return bool(self.__dict__.get(BASE_ATTENTION))
+
+    def _takes_windows(self, implementation: str) -> bool:
+        """Whether an implementation of transformers computes the mechanisms, which are plain windows, as soon as it is told them."""
+        from .flash_windows import takes_windows, tell_windows
+
+        if not takes_windows(self, implementation):
+            return False
+        tell_windows(implementation)
+        return True
 
     @property
     def _own_attention(self) -> LongAttentionConfig | None:
@@ -217,8 +234,10 @@ class LongConfig(_Base):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """As the base's; for the decoder, from which caches are built, with the layer types of its caches."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
-        caching = decoder and not encoder and self._causal and self._runs_mechanisms
-        if not caching or not hasattr(self, "sliding_window") or getattr(config, "layer_types", None) == self._cache_layer_types:
+        if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")):
+            return config
+        caching = self._runs_mechanisms or not (self.base_attention_chosen or self._computes_as_base)
+        if not caching or getattr(config, "layer_types", None) == self._cache_layer_types:
             return config
         config_class: Any = type(config)
         view = object.__new__(_seen_by_caches(config_class))

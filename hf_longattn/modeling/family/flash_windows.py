@@ -1,0 +1,66 @@
+"""Plain windows by transformers' FlashAttention: the function that a model's modules call is told each layer's window.
+
+transformers passes ``sliding_window`` on as a window of ``sliding_window - 1`` keys to either side, of which a causal call leaves out the
+later ones (``modeling_flash_attention_utils.py``). So a causal window of w keys is w, and one of w/2 keys on each side w/2 + 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.utils.generic import is_flash_attention_requested
+
+from ...engines.common.call import UNBOUNDED
+from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.registry import prototype
+
+
+def sliding_window(mechanism: Mechanism, causal: bool) -> int | None:
+    """The ``sliding_window`` with which FlashAttention computes a mechanism, :data:`UNBOUNDED` for full attention; ``None`` where none
+    does."""
+    band = mechanism.band(causal) if mechanism.options.order is None else None
+    if band is None or not (causal or band[0] == band[1]):
+        return None
+    return min(band[0] + 1, UNBOUNDED)
+
+
+def takes_windows(config: Any, requested: str) -> bool:
+    """Whether ``requested`` is a FlashAttention of transformers that, told each layer's window, computes the mechanisms of a Long config:
+    of a text model whose layers have plain windows or full attention, and whose base has FlashAttention."""
+    from .definition import known_family
+
+    if not is_flash_attention_requested(requested_attention_implementation=requested) or "|" in requested:
+        return False
+    family = known_family(config)
+    if family is None or not family.reads_text or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
+        return False
+    layers, causal = config._attending
+    plan = (prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
+    if any(sliding_window(mechanism, causal) is None for mechanism in plan):
+        return False
+    return bool(family.base_class(family.base_model_name)._supports_flash_attn)
+
+
+def tell_windows(implementation: str) -> None:
+    """Have transformers' function of this name, once it is loaded, told the window of every mechanism's module."""
+    attend = AttentionInterface().get(implementation)
+    if attend is not None and not getattr(attend, "tells_windows", False):
+        AttentionInterface.register(implementation, _told(attend))
+
+
+def _told(attend: Any) -> Any:
+    @functools.wraps(attend)
+    def attend_in_window(module: nn.Module, *args: Any, is_causal: bool | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        mechanism: Any = getattr(module, "long_attention", None)
+        if isinstance(mechanism, Mechanism) and not getattr(module.config, "base_attention_chosen", True):
+            causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+            width = sliding_window(mechanism, causal)
+            if width is not None:
+                kwargs["sliding_window"] = None if width == UNBOUNDED else width
+        return attend(module, *args, is_causal=is_causal, **kwargs)
+
+    attend_in_window.tells_windows = True  # type: ignore[attr-defined]
+    return attend_in_window
