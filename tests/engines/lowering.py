@@ -21,7 +21,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
-from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
+from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
@@ -138,6 +138,19 @@ def in_graph(dynamic: bool | None) -> Case:
     return lambda: torch.compile(Attention(), dynamic=dynamic, fullgraph=True)(*qkv())
 
 
+def flash_in_graph(dropout: float = 0.0, grad: bool = False) -> Case:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return block_sparse_attention(q, k, v, PATTERN, AttentionCall(causal=True, dropout=dropout)) * 2
+
+    def run() -> Tensor:
+        q, k, v = qkv(grad=grad)
+        return torch.compile(attend, dynamic=grad or None, fullgraph=True)(q, k[:, :2], v[:, :2])
+
+    return run
+
+
+BY_OPERATOR = ("flash in a graph", "flash in a graph for all lengths, dropout, gradients")
+"""Cases in a user's graph whose kernels are PyTorch's flash-attention operator, and are not generated."""
 case("window")
 case("window, padded", padded=True)
 case("window, gradients", grad=True)
@@ -184,6 +197,8 @@ for width, dtype in ((64, torch.float32), (80, torch.bfloat16), (128, torch.bflo
     CASES[f"tiles of 128, heads of {width} in {dtype}, gradients"] = of_blocks(128, head_dim=width, dtype=dtype, grad=True)
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
+for name in BY_OPERATOR:
+    CASES[name] = flash_in_graph(*(0.1, True) if "dropout" in name else ())
 case("heads of 8", head_dim=8)
 REFUSED = ("heads of 8", "tiles of 64, gradients", "tiles of 32, gradients")
 """Cases that have no kernel, which must be said in the way that lets other paths run. PyTorch has no smaller blocks backward on an H100."""
@@ -200,6 +215,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     kernels = pretend()
+    flash_band.refused = lambda *_: None  # which would ask the operator itself
     for name in sys.argv[1:] or CASES:
         torch._dynamo.reset()
         kernels.clear()
