@@ -16,6 +16,7 @@ from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.engines.segments import Labels, Layout, segmented_linear_attention
 from hf_longattn.errors import MaskError
+from hf_longattn.mechanisms.common.log_features import LogLinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
 LENGTHS = [[70, 1, 130, 99], [200, 100], [1, 1, 1, 297]]
@@ -150,3 +151,25 @@ def test_states_of_all_chunks_side_by_side_are_those_of_the_loop(length: int, mo
     gradients = (torch.autograd.grad(x, leaves, upstream) for x in (found, expected))
     for one, other in zip((*found, *next(gradients)), (*expected, *next(gradients)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize("documents", [None, numbers([150, 150])[None]], ids=["one text", "documents"])
+def test_exponents_far_above_those_of_the_first_key_take_one_step(documents: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a first token with a far longer key: 80 above it, which fp32 holds on both sides of 60."""
+    torch.manual_seed(0)
+    module = build_mechanism("performer", num_heads=2, head_dim=16, num_features=32).eval()
+    q, k, v = (torch.randn(1, 2, LENGTH, 16) for _ in range(3))
+    calls: list[str] = []
+    k[:, :, [0, 150]] *= 26 / k[:, :, [0, 150]].norm(dim=-1, keepdim=True)
+    for name in ("_watched", "forward"):
+        method = getattr(LogLinearMechanism, name)
+        monkeypatch.setattr(LogLinearMechanism, name, lambda *rest, name=name, method=method: calls.append(name) or method(*rest))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out, expected = (run(*leaves, module, causal=True, documents=documents) for run in (attend, reference_attend))
+    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
+    assert calls.count("_watched") == (documents is None)
+    assert calls.count("forward") == 1
+    upstream = torch.randn_like(out)
+    for found, wanted in zip(*(torch.autograd.grad(x, leaves, upstream) for x in (out, expected.float())), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)

@@ -83,7 +83,9 @@ class LogLinearMechanism(LinearMechanism):
             top = _largest(rest, anchor)
             if rises is None:
                 anchor = top
-            elif count > 1 and rises.exceeds(top - anchor):
+            elif not rises.look:
+                anchor = torch.minimum(anchor + MAX_LOG_RISE, top)  # all weights of the first key are exp(-60) or more
+            if rises is not None and count > 1 and rises.exceeds(top - anchor):
                 over = (rest.detach() - anchor[:, :, None]).amax((0, 1, 3)) > MAX_LOG_RISE
                 count = max(int(over.int().argmax()), 1)
                 rest = rest[:, :, :count]
@@ -102,17 +104,18 @@ class LogLinearMechanism(LinearMechanism):
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Relative to the largest of each feature in the document, or to its first real key where later ones must change nothing."""
+        """Relative to the largest of each feature in the document; in the causal form, to at most exp(60) times its first real key, since
+        the first row sees no other."""
         labels = call.documents
         if not self.logarithms or labels is None:
             return super().relative_to_documents(phi_q, phi_k, call)
         with torch.no_grad():
-            at = (labels.first if call.causal else labels.number)[:, None, :, None].expand(phi_k.shape)
-            scales = phi_k
-            if not call.causal:
-                scales = phi_k.new_full((*phi_k.shape[:2], labels.most, phi_k.shape[3]), NO_KEYS).scatter_reduce(2, at, phi_k, "amax")
-            scale = scales.gather(2, at).clamp(min=NO_KEYS)
-            too_far = (phi_k - scale).max() > MAX_LOG_RISE if call.causal else None
+            first, number = (x[:, None, :, None].expand(phi_k.shape) for x in (labels.first, labels.number))
+            empty = phi_k.new_full((*phi_k.shape[:2], labels.most, phi_k.shape[3]), NO_KEYS)
+            scale, too_far = empty.scatter_reduce(2, number, phi_k, "amax").gather(2, number), None
+            if call.causal:
+                scale = torch.minimum(phi_k.gather(2, first).clamp(min=NO_KEYS) + MAX_LOG_RISE, scale)
+                too_far = (phi_k - scale).max() > MAX_LOG_RISE
         return _relative_queries(phi_q, scale), exp_of(added(phi_k, scale, -1)), too_far
 
     def absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
