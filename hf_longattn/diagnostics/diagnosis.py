@@ -1,6 +1,6 @@
 """The result of a diagnosis: numbers for every length, layer and head, what follows from them, and its JSON form.
 
-The JSON object has the keys of :meth:`Diagnosis.to_dict`; its format is described in docs/how-to/diagnose.md and numbered by ``format``.
+The JSON object has the keys of :meth:`Diagnosis.to_dict`; its format is described in docs/api/measure.md and numbered by ``format``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A tiled table repeats after as many rows as the checkpoint was trained for, so t
 query that sees both cannot tell a neighbour from the token at the far end of its window: the keys of one query must span no more than the
 trained length, as in a window of that total width. In a decoder, a query shortly after a repetition begins also sees keys whose positions
 come after its own, which never happened in training; the further back it sees, the more of them, so half the trained length is the bound.
-Global tokens and sinks do not count: they are few, and tell no distances. docs/how-to/positions.md has measurements.
+Global tokens and sinks do not count: they are few, and tell no distances. docs/results/positions.md has measurements.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def brief(record: dict[str, Any]) -> str:
     return (
         "Speed of a model of BERT-base's width, converted to `longformer`, relative to its original **in the same precision**, both after "
         f"`optimize_for_inference`, on one CPU thread, at {' / '.join(f'{n:,}' for n in lengths)} tokens: {', '.join(parts)} "
-        "([details](docs/how-to/compress.md))."
+        "([details](docs/results/compress.md))."
     )
 
 

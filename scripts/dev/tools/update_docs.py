@@ -32,6 +32,11 @@ from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
 from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
+STUDIES = (
+    "compress", "context", "diagnosis", "distillation", "inference", "mlm", "packing", "probes", "retrieval", "seams", "search", "serving",
+    "table5", "tiled",
+)  # fmt: skip
+"""Stored results whose page is a block of its own name."""
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
 
 
@@ -204,7 +209,7 @@ def quality_brief(name: str) -> str:
     rows = [[label, *("{:.0f} ± {:.0f} %".format(*scores[task][reader][:2]) for task in QUESTIONS)] for reader, label in READERS.items()]
     counts = " and ".join(f"{scores[task][reader][2]:,}" for task in QUESTIONS for reader in list(READERS)[:1])
     table = markdown_table(["exact match", *QUESTIONS.values()], rows)
-    return f"{table}\n\n*{counts} questions; ± one standard error ([how it was measured](docs/how-to/long_qa.md)).*"
+    return f"{table}\n\n*{counts} questions; ± one standard error ([how it was measured](docs/results/long_qa.md)).*"
 
 
 def commands() -> str:
@@ -221,8 +226,8 @@ def study(name: str, markdown: Callable[[dict[str, Any]], str], command: str) ->
 
 
 def study_page(name: str) -> str:
-    """The page of a study, as its command wrote it next to its JSON."""
-    return (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
+    """The page of a study, as its command wrote it next to its JSON, without its title."""
+    return re.sub(r"\A# .*\n+", "", (RESULTS / f"{name}.md").read_text(encoding="utf-8")).strip()
 
 
 def left(table: str) -> str:
@@ -254,7 +259,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mechanism-options": mechanism_pages.relative_option,
     "families": families,
     "quality-brief": partial(quality_brief, "qa"),
-    "seams": partial(study_page, "seams"),
+    **{name: partial(study_page, name) for name in STUDIES},
     "commands": commands,
 }
 

@@ -37,7 +37,7 @@ metric_list:
   - metric: acc
 """
 RUN = "import hf_longattn; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-"""As docs/how-to/measure.md says."""
+"""As docs/how-to/lm_eval.md says."""
 
 
 @pytest.fixture(scope="module")
