@@ -358,17 +358,20 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
 
 
 def _compared_sizes(plan: TwinPlan) -> list[InputSize]:
-    """The sizes of inputs that are compared: the old one, for pictures one that windows of their position table need not divide, and,
-    where that takes some seconds, the one of the conversion."""
+    """The sizes of inputs that are compared: the old one, for pictures one that windows of their position table need not divide, of larger
+    videos a few frames of the new size in place of both, and, where that takes some seconds, the one of the conversion."""
     sizes, config = plan.other_inputs, plan.model.config
     assert sizes is not None
     compared: list[InputSize] = [sizes.old]
     if isinstance(sizes, GridPlan):
-        if sizes.rule.resizes == "none":
-            return compared
         patch = sizes.rule.patch(config)
-        uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.size, patch, strict=True)))
-        compared.append(GridSize.of(sizes.rule, config, uneven))
+        if sizes.rule.resizes == "none":
+            if not sizes.grows:
+                return compared
+            compared = [GridSize.of(sizes.rule, config, (2 * patch[0], *sizes.new.size[1:]))]  # the stock model reads this size alone
+        else:
+            uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.size, patch, strict=True)))
+            compared.append(GridSize.of(sizes.rule, config, uneven))
     if sizes.grows and cost_of(sizes.new, config.long_attention, plan.shape).total_flops <= FLOPS:
         compared.append(sizes.new)
     return compared

@@ -15,6 +15,7 @@ from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2RopeAttention
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, MaskError, OptionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.generic import enable_long_attention
 from hf_longattn.modeling.grids import interpolated_frames
 from tests.modeling.grid_models import VIDEOS, base_model, defined, inputs_of, long_model, saved, seeing, tensors
 
@@ -53,6 +54,19 @@ def test_v_jepa_2_counts_on_the_grid_of_the_video_where_the_base_misnumbers(tmp_
     for of_long, of_base in zip(tensors(model(video())), right, strict=True):  # the predictor's, too
         torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-6)
     assert (plain(video()).last_hidden_state - right[0]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mechanism", [{"mechanism": "full"}, {"mechanism": "window", "window": 4}])
+def test_a_stock_v_jepa_2_with_mechanisms_refuses_frames_that_it_would_misnumber(mechanism: dict[str, Any], tmp_path: Path) -> None:
+    plain = saved("vjepa2", "VJEPA2Model", tmp_path)
+    side, frames = plain.config.crop_size, plain.config.frames_per_clip
+    enable_long_attention(plain, mechanism)
+    assert plain(torch.randn(1, 2 * frames, 3, side, side)).last_hidden_state.isfinite().all()  # further frames have numbers of their own
+    with pytest.raises(GridError, match=f"numbers the tokens of a frame by crop_size={side}, .* --image-size 48 --frames 8"):
+        plain(video())
+    plain.set_attn_implementation("sdpa")
+    assert plain(video()).last_hidden_state.isfinite().all()  # as transformers computes it
 
 
 @torch.no_grad()

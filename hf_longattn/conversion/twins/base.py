@@ -288,12 +288,15 @@ def decoder_refusal(model: LongModel) -> str | None:
 def tiled_refusal(model: LongModel) -> str | None:
     """Why positions of larger inputs are not the stock ones: these are interpolated, or none."""
     rule = model.family.grid
-    if rule is not None and rule.resizes == "none" and len({*rule.sizes(model.config)}) > 1:
-        old = rule.describe(rule.sizes(model.config)[0])
-        return f"A plain {model.head} reads {rule.noun}s of {old} only; it has no positions for longer ones."
-    if model.family.grid is None or not model.family.grid.has_positions or model.config.position_extension != TILE:
+    if rule is None or not rule.has_positions:
         return None
-    return f"Its positions are tiled, and a plain {model.head} interpolates them; convert with --positions interpolate."
+    old, new = rule.sizes(model.config)
+    if rule.resizes == "none" and old != new and rule.base_fields_of_size(new) is None:
+        return f"A plain {model.head} reads {rule.noun}s of {rule.describe(old)} only; it has no positions for longer ones."
+    if model.config.position_extension != TILE:
+        return None
+    counted = "goes on counting" if rule.counts_places else "interpolates"
+    return f"Its positions are tiled, and a plain {model.head} {counted} them; convert with --positions interpolate."
 
 
 def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:

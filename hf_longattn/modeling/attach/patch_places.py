@@ -108,7 +108,9 @@ def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
     family: Any = known_family(stack.config)
     if not _runs_mechanisms(stack) or GRID in kwargs:
         return None
-    return args, {**kwargs, GRID: family.grid.of_input(stack.config, _arguments(stack, args, kwargs))}
+    arguments = _arguments(stack, args, kwargs)
+    family.grid.check_base(stack.config, arguments)
+    return args, {**kwargs, GRID: family.grid.of_input(stack.config, arguments)}
 
 
 def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -155,6 +155,17 @@ class GridRule:
         """The fields of a Long config that was made for inputs of this size, larger than the position table's."""
         return {"long_image_size": list(size)}
 
+    def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
+        """The fields of the base's config with which it has the positions of inputs of this size; ``None`` where no config has."""
+        return None
+
+    def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
+        """Refuse an input of ``forward`` whose tokens the model of transformers with this config would give other tokens' positions.
+
+        Raises:
+            GridError: it would.
+        """
+
     def of_seconds(self, config: Any, seconds: float) -> tuple[int, ...]:
         """The size of the input for a sound of this many seconds.
 

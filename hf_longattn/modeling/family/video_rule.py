@@ -29,6 +29,7 @@ class VideoGrid(GridRule):
     frames: the config's field with the frames of the videos for which positions were trained; ``side`` is that with their pixels.
     colours: the config's field with the numbers of a pixel.
     repeats_frames: whether the base repeats a video with fewer frames than a tubelet until it has one for each frame (V-JEPA 2).
+    numbers_by_side: whether the base numbers the tokens of frames of any size by ``side`` (V-JEPA 2).
     leaves_out: the argument of ``forward`` of the base that leaves out what predicts hidden states from others, all of which it sees twice.
     resizing: the model of transformers below its head reads videos of another size within this context, which gets it and that size.
     """
@@ -42,6 +43,7 @@ class VideoGrid(GridRule):
     frames: str = "num_frames"
     colours: str = "num_channels"
     repeats_frames: bool = False
+    numbers_by_side: bool = False
     leaves_out: str = ""
     resizing: Callable[[Any, tuple[int, ...]], Any] | None = None
 
@@ -75,6 +77,21 @@ class VideoGrid(GridRule):
 
     def enlarged(self, size: tuple[int, ...], pixels: tuple[int, ...] | None, frames: int | None) -> tuple[int, ...]:
         return (frames or size[0], *(pixels or size[1:]))
+
+    def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
+        return {self.side: size[1], self.frames: size[0]} if self.counts_places and size[1] == size[2] else None
+
+    def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
+        pixels = arguments.get(self.input)
+        trained = self.sizes(config)[0]
+        if not self.numbers_by_side or pixels is None or tuple(pixels.shape[-2:]) == trained[1:]:
+            return
+        size = self.size_of(pixels)
+        raise GridError(
+            f"transformers numbers the tokens of a frame by {self.side}={trained[1]}, so that in {self.describe(size)} they would have "
+            f"other tokens' positions; convert the checkpoint for this size (longattn convert SRC DST --image-size {self.typed(size)}), "
+            f"or give frames of {trained[1]} × {trained[2]} pixels."
+        )
 
     def size_of(self, pixels: Tensor) -> tuple[int, ...]:
         return pixels.shape[FRAME_AXIS], *pixels.shape[-2:]
