@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
 from ..errors import GridError, LengthError, OptionError, PositionError
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.definition import tower_field
+from ..modeling.family.definition import PositionTable, tower_field
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import TOWERS, mark_generic, towers_of
 from ..options import RELATIVE
-from ..positions import DROPPED
+from ..positions import DROPPED, keeps_old_rows
 from ..positions.relative import relative_kind
 from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, config_of_towers, find_architecture, generic_architecture
@@ -31,9 +32,17 @@ from .plain_parts import PlainPart, names_by_tower, parts_with_mechanisms, text_
 from .plan_audio import plan_sound, with_convolutions
 from .plan_grid import plan_grid
 from .plan_inputs import SETTINGS, InputPlan, input_kinds, refuse_other_settings
-from .plan_positions import PositionWarning, StackLength, plan_positions, plan_rotary, position_warnings, stack_lengths
+from .plan_positions import (
+    PositionWarning,
+    StackLength,
+    plan_positions,
+    plan_rotary,
+    position_warnings,
+    series_strategy,
+    stack_lengths,
+)
 from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, plan_tensors, renamed_tensors, tensors_with_towers
-from .series_lengths import SeriesPlan
+from .series_lengths import SeriesPlan, series_table
 from .sources.base import Source, TowerSource, open_source
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
@@ -402,7 +411,8 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
         length = _text_length(architecture.source_config, request.max_length)
     else:
         length = StackLength(series.old.tokens, series.new.tokens)
-    config, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, length)
+    table = None if series is None else series_table(architecture.source_config)
+    config, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, length, table)
     if request.text_global:
         config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
     if series is not None:
@@ -410,7 +420,9 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     if cast is not None:
         config.dtype = cast
     skeleton: Any = architecture.skeleton(config)
-    tensors = plan_tensors(source, architecture, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
+    renamed = renamed_tensors(source, architecture)
+    tables = {} if table is None or series is None else _series_tables(table, series, source, skeleton)
+    tensors = plan_tensors(source, architecture, renamed, skeleton, tables, length.old, cast)
     attention = chosen if isinstance(chosen, LongAttentionConfig) else next(iter(chosen.values()))
     shape = generic_shape(skeleton, [tensor.dtype for tensor in tensors])
     warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new or None), length, causal=shape.causal)
@@ -438,6 +450,23 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     return replace(
         plan, towers=plans, other_towers=others, warnings=tuple(warning for tower in plans.values() for warning in tower.warnings)
     )
+
+
+def _series_tables(table: PositionTable, series: SeriesPlan, source: Source, skeleton: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name of the position table of a model of time series -> (special rows, rows of the result).
+
+    Raises:
+        LengthError: another tensor is made for the source's number of patches.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    for name, header in source.tensors.items():
+        if series.new.tokens != series.old.tokens and not table.matches(name) and shapes.get(name, header.shape) != header.shape:
+            raise LengthError(
+                f"The tensor {name!r} is made for the {series.old.tokens} patches of {series.old.steps} steps: a {type(skeleton).__name__} "
+                "without pooling_type in its config reads all of them at once. Leave --max-length out, or train one with "
+                "pooling_type='mean'."
+            )
+    return {name: (table.leading(skeleton.config), shape[0]) for name, shape in shapes.items() if table.matches(name)}
 
 
 def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
@@ -501,14 +530,16 @@ def _generic_config(
     reading: LongAttentionConfig,
     positions: str,
     length: StackLength,
+    table: PositionTable | None,
 ) -> tuple[Any, str, str]:
     """The config of the result, the rule for positions, and why they change the outputs.
 
     Args:
         reading: the attention of the stack that reads texts.
+        table: the position table of a model of time series that can be longer.
 
     Raises:
-        PositionError, LengthError: more positions than the source has, unless they are rotary.
+        PositionError, LengthError: more positions than the source has, unless they are rotary, or such a table's.
     """
     config = architecture.source_config.__class__.from_dict(architecture.source_config.to_dict())
     config.architectures = [architecture.source_class]
@@ -526,6 +557,9 @@ def _generic_config(
             text.max_position_embeddings = rope.max_position_embeddings
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
         return config, f"rope:{rope.kind}", position_change
+    if table is not None and length.new != length.old:
+        rule = series_strategy(positions, table)
+        return config, rule, "" if keeps_old_rows(rule) else f"{rule} changes the old positions too"
     if length.new != length.old or positions != "auto":
         raise PositionError(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."

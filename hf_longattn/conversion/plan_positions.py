@@ -15,6 +15,7 @@ from ..errors import CheckpointError, LengthError, PositionError, checkpoint_err
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import PositionTable
 from ..positions import (
+    CENTRED,
     DROPPED,
     RANDOM,
     SINUSOIDAL,
@@ -28,6 +29,7 @@ from ..positions import (
     unchanged_rows,
     widest_span,
 )
+from ..positions.distances import TILE
 from .architectures import Architecture
 from .config import ConversionConfig
 from .flops import ModelShape, layer_mechanisms
@@ -181,13 +183,25 @@ def plan_positions(
             )
         return PositionPlan("rope:none", True, None, lengths)
     unasked = family.config_class.default_extension
-    rule = _table_strategy(positions, unasked, learned=all(table.learned for table in family.position_tables))
+    rule = table_strategy(positions, unasked, learned=all(table.learned for table in family.position_tables))
     grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
     exact = rule not in DROPPED and (keeps_old_rows(rule) or not grows)
     return PositionPlan(rule, exact, None, lengths, 0 if exact else unchanged_rows(rule, text.old))
 
 
-def _table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
+def series_strategy(positions: str, table: PositionTable) -> str:
+    """The strategy for the position table of a model of time series; "auto" tiles a learned one.
+
+    Raises:
+        PositionError: unknown, or for positions that the source does not have.
+    """
+    if positions in DROPPED:
+        raise PositionError(f"{positions!r} does not apply to models of time series, which keep their positions; expected auto.")
+    rule = table_strategy(positions, TILE, learned=table.learned)
+    return CENTRED if rule == SINUSOIDAL else rule
+
+
+def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     """The strategy for position tables; "auto" computes more sinusoids, and extends a learned one as its family does, ``unasked``: most
     are tiled, which works without training."""
     if positions in DROPPED:

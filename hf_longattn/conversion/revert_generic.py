@@ -18,6 +18,7 @@ from .model_loading import load_plain
 from .plan_tensors import TensorPlan, parse_dtype
 from .report import REPORT, Check, equality
 from .seeded_inputs import run_inputs, seeded_inputs
+from .series_lengths import series_table
 from .sources.base import Source, open_source
 from .verify_outputs import difference
 
@@ -48,7 +49,8 @@ def plain_parts(source: Source, settings: RevertConfig) -> tuple[GenericArchitec
     report = source.folder / REPORT
     plan = (read_json_object(report).get("plan") if report.is_file() else None) or {}
     old, new = (int(plan.get(name) or 0) for name in ("old_length", "new_length"))
-    warnings = [f"The rotary positions stay those of the conversion, for {new:,} tokens instead of {old:,}."] if old != new else []
+    kind = "rotary positions" if series_table(config) is None else "positions"
+    warnings = [f"The {kind} stay those of the conversion, for {new:,} tokens instead of {old:,}."] if old != new else []
     return architecture, config, tensors, new, warnings
 
 

@@ -6,9 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LengthError
+from ..modeling.family.definition import PositionTable
 
 SERIES_INPUT = "past_values"
 """The main input of transformers' models of time series."""
+
+
+def series_table(config: Any) -> PositionTable | None:
+    """The position table of a model of time series with this config, of a row for each patch, which can be longer; ``None`` without one."""
+    if config.model_type != "patchtst":
+        return None
+    learned = config.positional_encoding_type == "random"
+    return PositionTable(r"positional_encoder\.position_enc$", offset=int(learned and config.use_cls_token), learned=learned)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from ..backend import BACKEND
 from ..engines.common.call import AttentionCall
 from ..mechanisms.common.base import Mechanism
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with, set_implementation, towers_of
+from ..positions import extend_table
 from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
 from .model_loading import load_plain, weights_in_files
 from .plan import ConversionPlan
 from .report import FAILED, PASSED, Check, equality
 from .seeded_inputs import run_inputs, seeded_inputs
+from .series_lengths import series_table
 from .sources.base import open_source
 from .verify_outputs import all_finite, difference
 
@@ -26,7 +28,8 @@ NOT_COVERED = "the mechanism does not cover the input"
 
 
 def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = None) -> list[Check]:
-    """For an architecture without a family: outputs are equal with the class's attention, and finite with the mechanisms.
+    """For an architecture without a family: outputs are equal with the class's attention, and finite with the mechanisms. A model of time
+    series with a position table reads series of one length alone: of a longer one, it is compared with the class at that length.
 
     `scratch`: if given, the weights stay in their files, see `load_source`, except those of the mechanisms.
 
@@ -34,6 +37,11 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         CheckpointError: the class takes inputs of an unknown kind.
     """
     source: Any = load_plain(plan.source, plan.architecture, plan.cast, scratch)
+    lengthened = plan.series is not None and plan.series.new != plan.series.old and series_table(source.config) is not None
+    if lengthened:
+        source = _at_new_length(source, plan)
+    position_change = "" if lengthened else plan.position_change
+    reference = "the class at that length, with the source's weights" if lengthened else "the source"
     inputs = seeded_inputs(source)
     implementation = attention_implementation(source.config)
     expected = run_inputs(source, inputs)
@@ -53,14 +61,14 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
 
     def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
         largest, relative = difference(expected, measured)
-        detail = f"outputs for {_shapes(inputs)}, {how}: largest difference from the source {largest:.1e}"
+        detail = f"outputs for {_shapes(inputs)}, {how}: largest difference from {reference} {largest:.1e}"
         return equality(name, detail, relative, {"max_abs_difference": largest}, why)
 
     def why_not_equal(of_tower: ConversionPlan, covered: bool) -> str:
-        return of_tower.position_change or ("" if covered and not _own_windows(plan.source.config) else NOT_COVERED)
+        return ("" if lengthened else of_tower.position_change) or ("" if covered and not _own_windows(plan.source.config) else NOT_COVERED)
 
     return [
-        compare("equal with the source's attention", plain, "the class's attention", plan.position_change),
+        compare("equal with the source's attention", plain, "the class's attention", position_change),
         *(
             compare(
                 f"with the mechanism of the tower {name}",
@@ -78,6 +86,23 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
 def _mechanisms(plan: ConversionPlan) -> str:
     """The names of the mechanisms of a tower's layers."""
     return " and ".join(dict.fromkeys(plan.attention.for_layer(layer)[0] for layer in range(plan.shape.layers)))
+
+
+def _at_new_length(source: Any, plan: ConversionPlan) -> Any:
+    """The source's class for series of the result's length, with its weights: a position table that it computes is its own, a learned one
+    is extended as planned."""
+    assert plan.series is not None
+    config = type(source.config).from_dict({**source.config.to_dict(), "context_length": plan.series.new.steps})
+    model, table = type(source)(config).to(next(source.parameters()).dtype).eval(), series_table(config)
+    assert table is not None
+    rows = {name: len(values) for name, values in model.state_dict().items() if table.matches(name)}
+    weights = {name: values for name, values in source.state_dict().items() if table.learned or name not in rows}
+    offset = table.leading(config)
+    weights |= {
+        name: extend_table(values, rows[name], offset=offset, strategy=plan.positions) for name, values in weights.items() if name in rows
+    }
+    model.load_state_dict(weights, strict=table.learned)
+    return model
 
 
 def _shapes(inputs: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from hf_longattn.positions.distances import RANDOM, Extent, untrained_distances, widest_span
 from hf_longattn.positions.rope import RopePlan, rope_parameters
 from hf_longattn.positions.tables import (
+    CENTRED,
     DROPPED,
     SHORTER,
     SINUSOIDAL,
@@ -18,6 +19,7 @@ from hf_longattn.positions.tables import (
 )
 
 __all__ = [
+    "CENTRED",
     "DROPPED",
     "RANDOM",
     "SHORTER",

@@ -16,6 +16,7 @@
 ``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) instead.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
+``centred``      for PatchTST's sinusoids, which are centred and scaled over the whole table: all rows are computed for the new length.
 
 Rows below ``offset`` are not positions (RoBERTa's table starts with two such rows): they are kept once, in place.
 """
@@ -33,7 +34,7 @@ from hf_longattn.errors import PositionError, nearest
 
 DROPPED = ("none", "alibi")
 """Strategies that discard the table: all rows are zeros."""
-SINUSOIDAL = "sinusoidal"
+SINUSOIDAL, CENTRED = "sinusoidal", "centred"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 KEPT_ROWS = 20
 """The rows that ``stretch`` keeps unless it says how many: Long-CLIP's, the effective length of CLIP's captions."""
@@ -131,13 +132,23 @@ def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
 
 def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
     computed = sinusoids(rows, old.shape[1])
-    error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
+    _refuse_others(old, computed[: old.shape[0]])
+    return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
+
+
+def _centred(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+    _refuse_others(old, centred_sinusoids(*old.shape))
+    return centred_sinusoids(rows, old.shape[1]).to(old.dtype)
+
+
+def _refuse_others(table: Tensor, computed: Tensor) -> None:
+    """Refuse a table that is not the one which its architecture computes."""
+    error = float((computed - table.to(torch.float32)).abs().max())
     if error > SINUSOIDAL_ERROR:
         raise PositionError(
             f"The source's position table differs from the sinusoids that its architecture computes by up to {error:.1e}, so it cannot be "
             "extended; was it trained with modified code?"
         )
-    return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
 
 
 STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
@@ -150,6 +161,16 @@ STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
 def sinusoids(rows: int, width: int) -> Tensor:
     """``(rows, width)`` fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
     return sinusoids_at(torch.arange(rows), width).to(torch.float32)
+
+
+def centred_sinusoids(rows: int, width: int) -> Tensor:
+    """``(rows, width)`` fp32: sines and cosines of :func:`sinusoids` in turn, with mean 0 and standard deviation 0.1 over all rows (PatchTST,
+    Nie et al. 2023)."""
+    halves = sinusoids_at(torch.arange(rows), width)
+    table = torch.empty_like(halves)
+    table[:, 0::2], table[:, 1::2] = halves.split([(width + 1) // 2, width // 2], 1)
+    table -= table.mean()
+    return (table / (10 * table.std())).to(torch.float32)
 
 
 def sinusoids_at(positions: Tensor, width: int) -> Tensor:
@@ -185,13 +206,13 @@ def moves_rows(strategy: str) -> bool:
 
 def keeps_old_rows(strategy: str) -> bool:
     """Whether the old rows, and so the outputs up to the old length, are unchanged."""
-    return not moves_rows(strategy) and strategy not in DROPPED
+    return not moves_rows(strategy) and strategy not in (*DROPPED, CENTRED)
 
 
 def unchanged_rows(strategy: str, rows: int) -> int:
     """How many of the first positions of a table of ``rows`` positions are the same after it was extended: texts of at most as many tokens
     have the same outputs."""
-    if strategy in DROPPED:
+    if strategy in (*DROPPED, CENTRED):
         return 0
     kept_rows = stretched_from(strategy)
     return min(rows, kept_rows + 1) if kept_rows is not None else rows if keeps_old_rows(strategy) else 1
@@ -212,7 +233,7 @@ def extend_table(
         weight: ``(P, d)``, any floating dtype, on the CPU; not changed.
         new_rows: rows of the result, including the ``offset`` special rows (4,098 for a RoBERTa of 4,096 tokens).
         offset: number of leading rows that are not positions; they are copied once.
-        strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi" or "sinusoidal" (see the module's docstring).
+        strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi", "sinusoidal" or "centred" (see the module's docstring).
         seed: for "random"; the same seed gives the same rows on every machine.
         std: for "random"; ``None`` uses the standard deviation of the table's positions.
 
@@ -223,7 +244,7 @@ def extend_table(
         PositionError: unknown strategy, a table that would shrink, or one without rows beyond its offset.
     """
     kept_rows = stretched_from(strategy)
-    extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
+    extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal, CENTRED: _centred}.get(strategy)
     if kept_rows is not None:
         extend = partial(_stretch, kept=kept_rows)
     if extend is None and strategy not in DROPPED:

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 import hf_longattn
 from hf_longattn.cli.app import app
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.conversion.seeded_inputs import seeded_inputs
-from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError, PositionError
+from hf_longattn.errors import BackendError, CheckpointError, LengthError, LongAttentionError, OptionError, PositionError
 from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.positions import extend_table
 from hf_longattn.reading import generic_names
 from tests.trained import tokenizer_of
 from tests.unsupported import (
@@ -194,11 +195,55 @@ def test_a_maximum_length_counts_the_steps_of_a_series(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "class_token", "positions"),
+    [("sincos", False, "auto"), ("sincos", True, "auto"), ("random", False, "auto"), ("random", True, "interpolate")],
+)
+def test_a_series_model_with_a_position_table_equals_a_stock_one_of_the_new_length(
+    kind: str, class_token: bool, positions: str, tmp_path: Path
+) -> None:
+    """Sinusoids are those that the class computes for that length; learned rows are extended as other families' are."""
+    values = {"positional_encoding_type": kind, "use_cls_token": class_token}
+    source = saved(f"{CHANNELS}ForPrediction", tmp_path / "plain", pooling_type="mean", **values)
+    report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", max_length=256, positions=positions)
+    assert (report.plan["old_length"], report.plan["new_length"], report.plan["new_context_length"]) == (16, 32, 256)
+    assert report.plan["positions"] == {"sincos": "centred", "random": "tile"}[kind] if positions == "auto" else positions
+    assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
+
+    stock_class = getattr(transformers, f"{CHANNELS}ForPrediction")
+    short, long = stock_class.from_pretrained(source), hf_longattn.load_generic(tmp_path / "long")
+    stock = stock_class(type(short.config)(**{**short.config.to_dict(), "context_length": 256})).eval()
+    name = "model.encoder.positional_encoder.position_enc"
+    weights = short.state_dict()
+    table = weights.pop(name)
+    if kind == "random":
+        prefix = int(class_token)
+        weights[name] = extend_table(table, 32 + prefix, offset=prefix, strategy="tile" if positions == "auto" else positions)
+        torch.testing.assert_close(weights[name][:prefix], table[:prefix])
+    stock.load_state_dict(weights, strict=kind == "random")
+    torch.testing.assert_close(long.state_dict()[name], stock.state_dict()[name], rtol=0, atol=1e-6)
+    series = torch.randn(2, 256, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        forecasts = [model(past_values=series).prediction_outputs for model in (long, stock)]
+    torch.testing.assert_close(*forecasts, rtol=1e-4, atol=1e-5)
+
+    revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    back = stock_class.from_pretrained(tmp_path / "back").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(back(past_values=series).prediction_outputs, forecasts[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_reads_all_patches_at_once_keeps_the_length_of_a_series(tmp_path: Path) -> None:
+    source = saved(f"{CHANNELS}ForPrediction", tmp_path / "plain", pooling_type=None)
+    with pytest.raises(LengthError, match="'head.projection.weight' is made for the 16 patches of 128 steps.* Leave --max-length out"):
+        plan_conversion(source, generic=True, mechanism="full", max_length=256)
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "error", "sentence"),
     [
         (f"{SERIES}ModelForPrediction", {"max_length": 64}, LongAttentionError, "looks at 128 steps and conversion only extends it"),
         (f"{SERIES}ModelForPrediction", {"max_length": 250}, LongAttentionError, "patches of 8 steps, and 250 is not a multiple; give 256"),
-        (f"{CHANNELS}ForPrediction", {"max_length": 256}, PositionError, f"cannot change the positions of a {CHANNELS}ForPrediction"),
+        (f"{CHANNELS}ForPrediction", {"max_length": 256, "positions": "none"}, PositionError, "does not apply to models of time series"),
         (
             DETECTOR,
             {"max_length": 4096},
