@@ -44,12 +44,15 @@ def seeded_inputs(model: Any) -> dict[str, Any]:
         inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)
     if "input_ids" in taken:
         length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
-        inputs["input_ids"] = _ids(text, length, random)
+        inputs["input_ids"] = _ids(text, (1, length), random)
         inputs |= seeded_pages(config, inputs["input_ids"])
         if getattr(config, IMAGE_TOKEN, None) is not None and "pixel_values" in inputs:
             inputs |= _with_image_tokens(model, inputs)
     if "decoder_input_ids" in taken and config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = _ids(text, DECODER_TOKENS, random)
+        decoder = getattr(config, "decoder_config", None)
+        channels = getattr(decoder, "num_channels", None)  # of frames of sound, each of which has a code in every channel (Dia)
+        shape = (1, DECODER_TOKENS) if channels is None else (1, DECODER_TOKENS, channels)
+        inputs["decoder_input_ids"] = _ids(text if channels is None else decoder, shape, random)
     if SERIES_INPUT in taken:
         decodes = "future_time_features" in taken  # from the future itself, which other classes take for a loss
         names = taken.keys() if decodes else taken.keys() - {"future_values"}
@@ -61,9 +64,9 @@ def seeded_inputs(model: Any) -> dict[str, Any]:
     return inputs
 
 
-def _ids(text: Any, length: int, random: Generator) -> Tensor:
+def _ids(text: Any, shape: tuple[int, ...], random: Generator) -> Tensor:
     """Token ids; the first few of a vocabulary are special tokens."""
-    return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, length), generator=random)
+    return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, shape, generator=random)
 
 
 def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
