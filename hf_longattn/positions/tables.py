@@ -164,8 +164,8 @@ def sinusoids(rows: int, width: int) -> Tensor:
 
 
 def centred_sinusoids(rows: int, width: int) -> Tensor:
-    """``(rows, width)`` fp32: sines and cosines of :func:`sinusoids` in turn, with mean 0 and standard deviation 0.1 over all rows (PatchTST,
-    Nie et al. 2023)."""
+    """``(rows, width)`` fp32: sines and cosines of :func:`sinusoids` in turn, with mean 0 and standard deviation 0.1 over all rows
+    (PatchTST, Nie et al. 2023)."""
     halves = sinusoids_at(torch.arange(rows), width)
     table = torch.empty_like(halves)
     table[:, 0::2], table[:, 1::2] = halves.split([(width + 1) // 2, width // 2], 1)
@@ -233,7 +233,8 @@ def extend_table(
         weight: ``(P, d)``, any floating dtype, on the CPU; not changed.
         new_rows: rows of the result, including the ``offset`` special rows (4,098 for a RoBERTa of 4,096 tokens).
         offset: number of leading rows that are not positions; they are copied once.
-        strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi", "sinusoidal" or "centred" (see the module's docstring).
+        strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi", "sinusoidal" or "centred" (see the module's
+            docstring).
         seed: for "random"; the same seed gives the same rows on every machine.
         std: for "random"; ``None`` uses the standard deviation of the table's positions.
 

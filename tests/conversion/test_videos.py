@@ -108,7 +108,7 @@ def test_a_v_jepa_2_of_a_new_size_has_a_twin_for_that_size(tmp_path: Path) -> No
     assert report.passed
     assert "give it videos of 8 frames of 48 × 48 pixels only" in report.plan["warnings"][0]
     convert_checkpoint(source, tmp_path / "tiled", mechanism="full", frames=8, image_size=48, positions="tile", verify=False)
-    with pytest.raises(ExportError, match="Its positions are tiled, and a plain .* goes on counting them"):
+    with pytest.raises(ExportError, match=r"Its positions are tiled, and a plain .* goes on counting them"):
         export_native(tmp_path / "tiled", tmp_path / "other")
 
 
