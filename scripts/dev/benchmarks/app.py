@@ -343,9 +343,16 @@ def sound_models(
 
 @app.command()
 def grid_models(
-    sizes: Annotated[str, typer.Option(help="Pixels along each axis of square pictures, separated by commas.")] = "1024,2048",
-    dtypes: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by commas.")] = "fp32,bf16",
-    window: Annotated[int, typer.Option(min=1, max=MOST, help="Patches along each axis of a window.")] = 14,
+    base: Annotated[str, typer.Option(help="vit, videomae or vjepa2.")] = "vit",
+    sizes: Annotated[
+        str, typer.Option(help="Pixels along each side of square pictures or videos, separated by commas; default: 1024,2048 or 448.")
+    ] = "",
+    frames: Annotated[int | None, typer.Option(min=2, max=MOST, help="Frames of a video; default: 32.")] = None,
+    dtypes: Annotated[str | None, typer.Option(help="fp32, bf16 or both, separated by commas; default: both, of a video fp32.")] = None,
+    window: Annotated[
+        str, typer.Option(help="Cells along the axes of a window, such as 14 or 8+14+14; default: what the base is trained with.")
+    ] = "",
+    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Default: 12, of a model of videos 4.")] = None,
     heads: Heads = 12,
     head_dim: HeadDim = 64,
     batch: Batch = 1,
@@ -355,15 +362,22 @@ def grid_models(
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """A ViT of 12 layers on large pictures: layouts of windows and full layers against SDPA, with the bounds of their speed-up."""
+    """A ViT, VideoMAE or V-JEPA 2 on large inputs: layouts of windows and full layers against SDPA, with the bounds of their speed-up."""
     from .case import Case
-    from .grid_models import grid_model_table, run_grid_models
+    from .grid_models import grid_base, grid_model_table, run_grid_models
 
     with measuring(output_dir, threads):
-        case = Case("window2d", {"window": window}, heads=heads, head_dim=head_dim, batch=batch)
-        chosen = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
-        output = output_dir / "grid_models"
-        record = run_grid_models(parse_lengths(sizes), chosen, case, output, repeats=repeats, memory=memory, again=again, log=typer.echo)
+        chosen = grid_base(base)
+        cells = window or chosen.window
+        options = {"window": int(cells) if cells.isdigit() else cells}
+        case = Case("window2d", options, heads=heads, head_dim=head_dim, batch=batch, layers=layers or chosen.layers, base=base)
+        dtypes = dtypes if dtypes is not None else "fp32,bf16" if chosen.frames is None else "fp32"
+        names = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
+        output = output_dir / ("grid_models" if base == "vit" else f"grid_models_{base}")
+        record = run_grid_models(
+            parse_lengths(sizes or chosen.sizes), names, case, output, repeats=repeats, frames=frames, memory=memory, again=again,
+            log=typer.echo,
+        )  # fmt: skip
         show(output.with_suffix(".json"), grid_model_table(record))
 
 

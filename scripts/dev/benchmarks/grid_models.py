@@ -1,6 +1,6 @@
-"""A ViT of base shape on large pictures, layer by layer windows, pooled windows or full attention, against SDPA in every layer.
+"""Models of base width on large pictures and videos, layer by layer windows, pooled windows or full attention, against SDPA in every layer.
 
-A layout is checked first, on a small picture: stock ViTModel where every layer is full, otherwise its definition in float64. Speed is then
+A layout is checked first, on a small input: the stock model where every layer is full, otherwise its definition in float64. Speed is then
 stated next to two bounds: what the operations allow, and what they allow at the rates of this machine, at which attention is slower than
 matrix products. The latter needs a model without attention, which is timed in the same run:
 
@@ -12,22 +12,31 @@ from __future__ import annotations
 import copy
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, ViTConfig, ViTModel
+from transformers import (
+    AttentionInterface,
+    VideoMAEConfig,
+    VideoMAEModel,
+    ViTConfig,
+    ViTModel,
+    VJEPA2Config,
+    VJEPA2Model,
+)
 
+from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.conversion.flops import SizeCost, cost_on, matrix_speed, model_shape
 from hf_longattn.conversion.grid_sizes import GridSize
-from hf_longattn.engines.common.grid import Grid
-from hf_longattn.errors import LongAttentionError, OptionError
-from hf_longattn.families import LongViTConfig, LongViTModel
-from hf_longattn.families.vit import FAMILY
+from hf_longattn.errors import LongAttentionError, OptionError, nearest
+from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
+from hf_longattn.modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 
 from .case import DTYPES, Case
 from .implementations import Implementation, build_implementation, register_implementation
@@ -38,19 +47,20 @@ from .timing import time_in_turn, times_faster
 from .verify import Check, difference
 
 KIND = "image"
-GRID_RULE: Any = FAMILY.grid
-PATCH, TRAINED = 16, 224
-"""Pixels of a patch, and of the pictures for which the position table is made."""
-CHECKED_GRID = (20, 36)
-"""The grid on which layouts are checked; no window divides its sides."""
-WARM_UP = (16, 16)
-"""The grid of a first pass, after which lazy imports and threads are there."""
+PATCH, TUBELET = 16, 2
+"""Pixels along a side of a patch, and frames of a tubelet of videos."""
 POOLED = "segmented:block_size=256,integration=pooled,order=tiles:16x16"
 NOTHING, NO_ATTENTION = "no attention", "benchmark-no-attention"
 SAME_MACHINE = ("processor", "threads", "torch", "transformers")
 """What must not differ within a table."""
 MATRIX = 2048
 """Side of the matrices whose product measures the machine."""
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def clock() -> str:
+    """What passes are timed by: the processor where one thread computes, which says more on a machine that others use."""
+    return "processor" if torch.get_num_threads() == 1 else "wall"
 
 
 def values_alone(module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -61,122 +71,229 @@ def values_alone(module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwa
 AttentionInterface.register(NO_ATTENTION, values_alone)
 
 
-def sizes_of(case: Case) -> dict[str, Any]:
-    """The arguments of a ViT's config: base width for 12 heads, and weights that are large enough for attention to show in the outputs."""
+def picture_fields(case: Case) -> dict[str, Any]:
+    """Base width for 12 heads, and weights that are large enough for attention to show in the outputs."""
     return {
         "hidden_size": case.hidden_size,
         "num_hidden_layers": case.layers,
         "num_attention_heads": case.heads,
         "intermediate_size": 4 * case.hidden_size,
-        "image_size": TRAINED,
+        "image_size": 224,
         "patch_size": PATCH,
         "initializer_range": 0.05,
     }
 
 
+def video_fields(case: Case) -> dict[str, Any]:
+    """The same for VideoMAE."""
+    return {**picture_fields(case), "num_frames": 16, "tubelet_size": TUBELET}
+
+
+def jepa_fields(case: Case) -> dict[str, Any]:
+    """The same for V-JEPA 2, with a predictor of one layer, which no pass runs."""
+    left_out = {"pred_num_hidden_layers": 1, "num_pooler_layers": 1}
+    fields = {name: value for name, value in video_fields(case).items() if name not in ("image_size", "num_frames", "intermediate_size")}
+    return {**fields, **left_out, "crop_size": 224, "frames_per_clip": 16, "mlp_ratio": 4}
+
+
+class Layout(NamedTuple):
+    """The mechanism of every layer, the case's if none is named, and layers with another one, as in ``--layers`` of a conversion."""
+
+    mechanism: str = ""
+    layers: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class GridBase:
+    """A model of transformers that reads pictures or videos.
+
+    fields: the arguments of its config in a case, built for the pictures or videos that ``window`` cells along each axis cover.
+    layouts: name -> what is measured beside full attention.
+    checked: the grid on which layouts are checked, whose sides no window divides; ``first`` is that of a first pass, after which lazy
+        imports and threads are there.
+    sizes, layers: what is measured unless something else is asked for: pixels of a side, layers.
+    built, called: arguments of the model's class, and of its ``forward``.
+    frames: of the videos that are measured; ``None``: pictures.
+    """
+
+    config: Any
+    model: Any
+    fields: Callable[[Case], dict[str, Any]]
+    window: str
+    layouts: Mapping[str, Layout]
+    checked: tuple[int, ...]
+    first: tuple[int, ...]
+    sizes: str
+    layers: int
+    built: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    called: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    frames: int | None = None
+
+    def patch(self) -> tuple[int, ...]:
+        """What a token covers along each axis."""
+        return (PATCH, PATCH) if self.frames is None else (TUBELET, PATCH, PATCH)
+
+    def size(self, side: int, frames: int | None) -> tuple[int, ...]:
+        """The size of a square picture, or of a video of square frames."""
+        return (side, side) if self.frames is None else (frames or self.frames, side, side)
+
+
+PICTURE_LAYOUTS = {
+    "windows, 4 full": Layout(layers="2,5,8,11=full"),
+    "windows, 2 full": Layout(layers="5,11=full"),
+    "windows, 4 pooled": Layout(layers=f"2,5,8,11={POOLED}"),
+    "windows": Layout(),
+}
+"""The first are those of ViTDet."""
+VIDEO_LAYOUTS = {
+    "windows, 1 full": Layout(layers="3=full"),
+    "windows": Layout(),
+    "sliding windows": Layout("neighborhood:kernel_size=5+7+7"),
+}
+"""*windows* are what a conversion gives where no mechanism is named: of the size of the videos that the base was trained with."""
+_VIDEOS: dict[str, Any] = {
+    "window": "8+14+14", "layouts": VIDEO_LAYOUTS, "checked": (9, 15, 10), "first": (6, 8, 8), "sizes": "448", "layers": 4, "frames": 32,
+}  # fmt: skip
+BASES = {
+    "vit": GridBase(
+        ViTConfig, ViTModel, picture_fields, "14", PICTURE_LAYOUTS, checked=(20, 36), first=(16, 16), sizes="1024,2048", layers=12,
+        built={"add_pooling_layer": False},
+    ),
+    "videomae": GridBase(VideoMAEConfig, VideoMAEModel, video_fields, **_VIDEOS),
+    "vjepa2": GridBase(VJEPA2Config, VJEPA2Model, jepa_fields, **_VIDEOS, called={"skip_predictor": True}),
+}  # fmt: skip
+
+
+def grid_base(name: str) -> GridBase:
+    """The base of this name.
+
+    Raises:
+        OptionError: an unknown one.
+    """
+    if name not in BASES:
+        raise OptionError(f"There is no model {name!r} on grids; choose from {', '.join(BASES)}.{nearest(name, BASES)}")
+    return BASES[name]
+
+
 class ImageInputs:
-    """Weights and a picture for one case. ``vit`` is the stock model."""
+    """Weights and a picture or a video for one case. ``stock`` is the model of transformers."""
 
     def __init__(self, case: Case) -> None:
-        self.case = case
+        self.case, self.base, self.rule = case, grid_base(case.base), rule_of(case.base)
         torch.manual_seed(case.seed)
-        self.vit = self.place(ViTModel(ViTConfig(**sizes_of(case), attn_implementation="sdpa"), add_pooling_layer=False))
-        self.pixels = self.picture(case.grid)
+        config = self.base.config(**self.base.fields(case), attn_implementation="sdpa")
+        self.stock = self.place(self.base.model(config, **self.base.built))
+        self.pixels = self.values(case.grid)
 
-    def picture(self, grid: Sequence[int]) -> Tensor:
-        """Random pixels ``(B, 3, height, width)`` with this many patches along each axis."""
+    def values(self, grid: Sequence[int]) -> Tensor:
+        """Random pixels ``(B, 3, height, width)`` or ``(B, frames, 3, height, width)`` with this many cells along each axis."""
         generator = torch.Generator().manual_seed(self.case.seed)
-        size = [PATCH * side for side in grid]
-        return torch.randn(self.case.batch, 3, *size, generator=generator).to(self.case.device, self.case.torch_dtype)
+        size = [side * cells for side, cells in zip(self.base.patch(), grid, strict=True)]
+        shape = (self.case.batch, *size[:-2], 3, *size[-2:])
+        return torch.randn(shape, generator=generator).to(self.case.device, self.case.torch_dtype)
 
     def place(self, model: Any) -> Any:
         """On the case's device, in its dtype, ready for inference."""
         return model.to(self.case.device, self.case.torch_dtype).eval().requires_grad_(False)
 
+    def states_of_stock(self, model: Any, pixels: Tensor) -> Tensor:
+        """The hidden states of a model of transformers, whose positions are those of the pixels' size."""
+        with self.rule.resized(model, self.rule.size_of(pixels)) as arguments:
+            return model(pixels, **arguments, **self.base.called).last_hidden_state
+
+
+def rule_of(base: str) -> Any:
+    """How the family's tokens lie on a grid."""
+    return FAMILIES[base].grid
+
 
 class ImageModel(Implementation):
-    """A model that maps a picture to hidden states (B, N, E)."""
+    """A model that maps a picture or a video to hidden states (B, N, E)."""
 
     def __init__(self, inputs: ImageInputs) -> None:
         self.inputs = inputs
         self.model = inputs.place(self.build(inputs))
 
     def build(self, inputs: ImageInputs) -> Any:
-        """The model with the weights of ``inputs.vit``."""
+        """The model with the weights of ``inputs.stock``."""
         raise TypeError(f"{type(self).__name__} has no build()")
 
     def forward(self) -> Tensor:
         return self.states(self.inputs.pixels)
 
     def states(self, pixels: Tensor) -> Tensor:
-        """The hidden states of a picture."""
-        return self.model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        """The hidden states of an input."""
+        return self.inputs.states_of_stock(self.model, pixels)
 
     @torch.no_grad()
     def warm_up(self, backward: bool) -> None:
-        self.states(self.inputs.picture(WARM_UP))
+        self.states(self.inputs.values(self.inputs.base.first))
 
 
 @register_implementation(KIND, "sdpa")
-class VitSdpa(ImageModel):
-    summary = "ViTModel of transformers with attn_implementation='sdpa', full attention"
+class StockSdpa(ImageModel):
+    summary = "the model of transformers with attn_implementation='sdpa', full attention"
     computes = "full"
 
     def build(self, inputs: ImageInputs) -> Any:
-        return inputs.vit
+        return inputs.stock
 
 
 @register_implementation(KIND, NOTHING)
-class VitWithoutAttention(ImageModel):
+class StockWithoutAttention(ImageModel):
     summary = "the same with nothing in the place of attention"
     computes = ""
 
     def build(self, inputs: ImageInputs) -> Any:
-        model = copy.deepcopy(inputs.vit)
+        model = copy.deepcopy(inputs.stock)
         model.set_attn_implementation(NO_ATTENTION)
         return model
 
 
-class Layout(ImageModel):
-    """LongViTModel with a mechanism for each layer."""
-
-    layers: ClassVar[str | None]
-    """The layers that are not windows, as in ``--layers`` of ``longattn convert``; ``None``: every layer is full."""
+class LongModel(ImageModel):
+    """The model of this package with a mechanism for each layer."""
 
     def build(self, inputs: ImageInputs) -> Any:
-        model = long_vit(sizes_of(inputs.case), self.attention(inputs.case))
-        model.load_state_dict(inputs.vit.state_dict())
+        model = long_model(inputs.case, attention_of(inputs.case, self.name))
+        model.load_state_dict(inputs.stock.state_dict())
         return model
 
-    @classmethod
-    def attention(cls, case: Case) -> LongAttentionConfig:
-        if cls.layers is None:
-            return LongAttentionConfig("full")
-        return LongAttentionConfig(case.mechanism, layers=cls.layers or None, **case.options)
+    def states(self, pixels: Tensor) -> Tensor:
+        arguments = {INTERPOLATE_ARGUMENT: True} if self.inputs.rule.interpolates else {}
+        return self.model(pixels, **arguments, **self.inputs.base.called).last_hidden_state
 
 
-def long_vit(sizes: dict[str, Any], attention: LongAttentionConfig) -> Any:
-    return LongViTModel(LongViTConfig(**sizes, long_attention=attention.to_dict()), add_pooling_layer=False)
+def attention_of(case: Case, layout: str) -> LongAttentionConfig:
+    """The attention of a layout."""
+    if layout == EVERY_LAYER_FULL:
+        return LongAttentionConfig("full")
+    chosen = BASES[case.base].layouts[layout]
+    options = read_choice(chosen.mechanism) if chosen.mechanism else {"mechanism": case.mechanism, **case.options}
+    return LongAttentionConfig(options.pop("mechanism"), layers=chosen.layers or None, **options)
 
 
-LAYOUTS = {"windows, 4 full": "2,5,8,11=full", "windows, 2 full": "5,11=full", "windows, 4 pooled": f"2,5,8,11={POOLED}", "windows": ""}
-"""Name -> the layers that are not windows; the first are those of ViTDet."""
+def long_model(case: Case, attention: LongAttentionConfig) -> Any:
+    base, family = BASES[case.base], FAMILIES[case.base]
+    config = family.config_class(**base.fields(case), long_attention=attention.to_dict())
+    return family.model_class(base.model.__name__)(config, **base.built)
+
+
 EVERY_LAYER_FULL = "full"
-LAYOUT_CLASSES: dict[str, Any] = {}
-for _name, _layers in {EVERY_LAYER_FULL: None, **LAYOUTS}.items():
-    _fields = {"summary": f"LongViTModel, {_name}", "layers": _layers, "computes": "full" if _layers is None else "mechanism"}
-    LAYOUT_CLASSES[_name] = register_implementation(KIND, _name)(type("LayoutOfLayers", (Layout,), _fields))
+for _name in dict.fromkeys((EVERY_LAYER_FULL, *PICTURE_LAYOUTS, *VIDEO_LAYOUTS)):
+    _fields = {"summary": f"the model of this package, {_name}", "computes": "full" if _name == EVERY_LAYER_FULL else "mechanism"}
+    register_implementation(KIND, _name)(type("LayoutOfLayers", (LongModel,), _fields))
 
 
 def check_layouts(case: Case) -> list[Check]:
-    """Every layout in the case's dtype on a small picture, against its definition in float64.
+    """Every layout in the case's dtype on a small input, against its definition in float64.
 
     Raises:
         LongAttentionError: a layout differs.
     """
-    inputs = ImageInputs(case.on_grid(CHECKED_GRID))
+    base = grid_base(case.base)
+    inputs = ImageInputs(case.on_grid(base.checked))
     checks = []
-    for name in LAYOUT_CLASSES:
+    for name in (EVERY_LAYER_FULL, *base.layouts):
         candidate: Any = build_implementation(KIND, name, inputs)
         error = difference(candidate.run(False), _defined(candidate, inputs))
         check = Check(name, inputs.case.length, f"hidden states, {case.dtype}", error, TOLERANCE[case.dtype])
@@ -191,31 +308,35 @@ def check_layouts(case: Case) -> list[Check]:
 @torch.no_grad()
 def _defined(candidate: Any, inputs: ImageInputs) -> Tensor:
     """The hidden states in float64: of the stock model, or by the N×N weights of every layer's mechanism."""
-    model = copy.deepcopy(inputs.vit if candidate.computes == "full" else candidate.model).double()
-    mechanisms: list[Any] = layer_mechanisms(model)
+    if candidate.computes == "full":
+        return inputs.states_of_stock(copy.deepcopy(inputs.stock).double(), inputs.pixels.double())
+    defined = copy.copy(candidate)
+    defined.model = copy.deepcopy(candidate.model).double()
+    mechanisms: list[Any] = layer_mechanisms(defined.model)
     for mechanism in mechanisms:
         mechanism.forward = mechanism.reference
-    return model(inputs.pixels.double(), interpolate_pos_encoding=True).last_hidden_state
+    return defined.states(inputs.pixels.double())
 
 
 def costs(case: Case) -> dict[str, SizeCost]:
-    """The operations of full attention in every layer and of every layout, for one picture of the case's size."""
-    grid = Grid(tuple(case.grid), prefix=1)
-    size = GridSize(tuple(PATCH * side for side in case.grid), grid, (grid,) * case.layers)
-    attention = {name: LAYOUT_CLASSES[name].attention(case) for name in (EVERY_LAYER_FULL, *LAYOUTS)}
-    sizes = sizes_of(case)
+    """The operations of full attention in every layer and of every layout, for one input of the case's size."""
+    base = BASES[case.base]
+    config = base.config(**base.fields(case))
+    pixels = tuple(side * cells for side, cells in zip(base.patch(), case.grid, strict=True))
+    size = GridSize.of(rule_of(case.base), config, pixels)
+    attention = {name: attention_of(case, name) for name in (EVERY_LAYER_FULL, *base.layouts)}
     with torch.device("meta"):
-        shape = model_shape(LongViTConfig(**sizes), long_vit(sizes, attention[EVERY_LAYER_FULL]), [case.torch_dtype])
+        shape = model_shape(config, long_model(case, attention[EVERY_LAYER_FULL]), [case.torch_dtype])
     return {name: cost_on(size, chosen, shape) for name, chosen in attention.items()}
 
 
 def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:
     """Seconds of every layout in turns, its speed-up over SDPA, the bounds of that, and the rate at which it computes."""
     inputs = ImageInputs(case)
-    candidates = [build_implementation(KIND, name, inputs) for name in ("sdpa", NOTHING, *LAYOUTS)]
+    candidates = [build_implementation(KIND, name, inputs) for name in ("sdpa", NOTHING, *inputs.base.layouts)]
     for candidate in candidates:
         candidate.warm_up(False)
-    timed = time_in_turn(candidates, case.length, backward=False, repeats=repeats, warm=False)
+    timed = time_in_turn(candidates, case.length, backward=False, repeats=repeats, clock=CLOCKS[clock()], warm=False)
     timings = {timing.implementation: timing for timing in timed}
     operations, peak = costs(case), matrix_speed(MATRIX, dtype=case.torch_dtype)
     full, free = operations[EVERY_LAYER_FULL], timings[NOTHING].median
@@ -235,16 +356,17 @@ def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:
 
 
 def run_grid_models(
-    sizes: Sequence[int], dtypes: Sequence[str], case: Case, output: Path, *, repeats: int, memory: bool = False, again: bool = False,
-    log: Callable[[str], None] = lambda line: None,
+    sizes: Sequence[int], dtypes: Sequence[str], case: Case, output: Path, *, repeats: int, frames: int | None = None,
+    memory: bool = False, again: bool = False, log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Check and time every layout on square pictures; what ``output`` has of the same case on this machine is not measured again.
+    """Check and time every layout on square pictures or videos; what ``output`` has of the same case on this machine is not measured again.
 
     Args:
-        sizes: pixels along each axis.
-        case: window, layers, heads and their width, batch; dtype and grid are replaced.
+        sizes: pixels along each side.
+        case: base, window, layers, heads and their width, batch; dtype and grid are replaced.
         output: path without suffix, at which the record is stored after every size.
         repeats: timed rounds; the median over them counts.
+        frames: of a video; ``None``: the base's.
         memory: measure the memory of a pass as well, each in a fresh process.
         again: measure everything anew.
     Returns:
@@ -252,26 +374,31 @@ def run_grid_models(
         matrix product, and MiB on top of weights and input.
     Raises:
         GridError: a size that is not a multiple of the patch.
-        OptionError: no dtype, or an unknown one.
+        OptionError: no dtype, or an unknown dtype or base, or frames of pictures.
         LongAttentionError: a layout differs from its definition.
     """
     if not dtypes:
         raise OptionError(f"No dtype was given; choose from {', '.join(DTYPES)}, for example --dtypes fp32,bf16.")
-    about = {key: getattr(case, key) for key in ("mechanism", "options", "layers", "heads", "head_dim", "batch", "seed")}
-    fresh: dict[str, Any] = {"machine": machine(), "kind": "grid models", "case": about, "checks": [], "results": []}
+    base = grid_base(case.base)
+    if frames is not None and base.frames is None:
+        raise OptionError(f"{frames} frames were given, and {base.model.__name__} reads pictures; leave --frames out.")
+    about = {key: getattr(case, key) for key in ("base", "mechanism", "options", "layers", "heads", "head_dim", "batch", "seed")}
+    fresh: dict[str, Any] = {"machine": machine(), "kind": "grid models", "clock": clock(), "case": about, "checks": [], "results": []}
     stored = {} if again else stored_study(output)
     unchanged = stored and stored["case"] == about and all(stored["machine"][name] == fresh["machine"][name] for name in SAME_MACHINE)
     record = stored if unchanged else fresh
     cases = {dtype: case.at(dtype=dtype) for dtype in dtypes}
-    grids = {size: GRID_RULE.of_size(ViTConfig(patch_size=PATCH), (size, size)) for size in sizes}
+    config, rule = base.config(**base.fields(case)), rule_of(case.base)
+    grids = {size: rule.of_size(config, base.size(size, frames)) for size in sizes}
     for dtype, at_dtype in cases.items():
         if not any(check["what"].endswith(dtype) for check in record["checks"]):
             record["checks"] += [dataclasses.asdict(check) for check in check_layouts(at_dtype)]
             log(f"{dtype}: every layout equals its definition")
         for size, grid in grids.items():
-            entry = next((entry for entry in record["results"] if (entry["size"], entry["dtype"]) == (size, dtype)), None)
+            of_what = {"size": size, **({} if base.frames is None else {"frames": frames or base.frames}), "dtype": dtype}
+            entry = next((entry for entry in record["results"] if of_what.items() <= entry.items()), None)
             if entry is None:
-                entry = {"size": size, "dtype": dtype, "layouts": time_layouts(at_dtype.on_grid(grid.sizes), repeats)}
+                entry = {**of_what, "layouts": time_layouts(at_dtype.on_grid(grid.sizes), repeats)}
                 record["results"].append(entry)
             for layout in entry["layouts"]:
                 if memory and "mebibytes" not in layout:
@@ -285,12 +412,20 @@ def _line(entry: dict[str, Any], layout: dict[str, Any]) -> str:
     bounds = f", bounds {layout['flop_bound']:.2f}× and {layout['rate_bound']:.2f}×" if "flop_bound" in layout else ""
     memory = f", {layout['mebibytes']:.0f} MiB" if "mebibytes" in layout else ""
     median = statistics.median(layout["seconds"])
-    return f"{entry['dtype']} {entry['size']:>5} px {layout['layout']:<20} {median:8.2f} s {layout['times_faster']:6.2f}×{bounds}{memory}"
+    return f"{entry['dtype']} {_words(entry):>8} {layout['layout']:<20} {median:8.2f} s {layout['times_faster']:6.2f}×{bounds}{memory}"
+
+
+def _words(entry: dict[str, Any]) -> str:
+    """The size of an input."""
+    return f"{entry['frames']} frames of {entry['size']:,} px" if "frames" in entry else f"{entry['size']:,} px"
 
 
 def grid_model_table(record: dict[str, Any]) -> str:
     """Layouts × sizes and dtypes: seconds, speed-up, both bounds with the share that is reached, share of the matrix product, memory."""
-    header = ["picture", "layout", "seconds", "times as fast", "bound by operations", "bound at measured rates", "of matrix peak", "MiB"]
+    about, case = record["machine"], record["case"]
+    base = BASES[case["base"]]
+    noun = "picture" if base.frames is None else "video"
+    header = [noun, "layout", "seconds", "times as fast", "bound by operations", "bound at measured rates", "of matrix peak", "MiB"]
     rows = []
     for entry in sorted(record["results"], key=lambda entry: (entry["dtype"] != "fp32", entry["size"])):
         for layout in entry["layouts"]:
@@ -301,20 +436,34 @@ def grid_model_table(record: dict[str, Any]) -> str:
                     bounds = [f"{bound:.2f}× ({faster / bound:.0%})" for bound in (layout["flop_bound"], layout["rate_bound"])]
             memory = f"{layout['mebibytes']:,.0f}" if "mebibytes" in layout else "–"
             seconds = f"{statistics.median(layout['seconds']):.2f}"
-            rows.append([f"{entry['size']:,} px, {entry['dtype']}", layout["layout"], seconds, f"{faster:.2f}×", *bounds, share, memory])
-    about, case = record["machine"], record["case"]
-    window = "×".join([str(case["options"].get("window", 14))] * 2)
+            rows.append([f"{_words(entry)}, {entry['dtype']}", layout["layout"], seconds, f"{faster:.2f}×", *bounds, share, memory])
     worst = ", ".join(
         f"{dtype} {max(check['error'] for check in record['checks'] if check['what'].endswith(dtype)):.0e}"
         for dtype in dict.fromkeys(check["what"].rpartition(" ")[2] for check in record["checks"])
     )
+    patch = base.patch()[-1] if base.frames is None else "×".join(map(str, base.patch()))
     return (
-        f"A ViT with {case['layers']} layers, {case['heads']} heads of {case['head_dim']} and patches of {PATCH} pixels, random weights, "
-        f"batch {case['batch']}, inference. *sdpa*: transformers' `ViTModel` with full attention; *no attention*: the same with nothing "
-        f"in its place; *windows*: `window2d` of {window} patches in the other layers; *pooled*: `{POOLED}`. The bounds are the speed-up "
+        f"A {base.model.__name__} with {case['layers']} layers, {case['heads']} heads of {case['head_dim']} and patches of {patch} pixels, "
+        f"random weights, batch {case['batch']}, inference. *sdpa*: transformers' `{base.model.__name__}` with full attention; *no "
+        f"attention*: the same with nothing in its place; *windows*: {_windows(record)}. The bounds are the speed-up "
         "that the operations allow, and what they allow if attention runs at the rate of SDPA and everything else at that of the model "
-        "without attention; in brackets, the share of it that is reached. *MiB*: memory of a pass on top of weights and picture.\n\n"
+        "without attention; in brackets, the share of it that is reached. *MiB*: memory of a pass on top of weights and "
+        f"{noun}.\n\n"
         f"{markdown_table(header, rows)}\n\nLargest differences from the definition in float64, before timing: {worst}.\n\n"
         f"*{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}, "
-        f"{about['date']}*\n"
+        f"{about['date']}, {record['clock']} time*\n"
+    )
+
+
+def _windows(record: dict[str, Any]) -> str:
+    """What the layouts of a table are."""
+    case = record["case"]
+    base, sides = BASES[case["base"]], str(case["options"]["window"]).split("+")
+    sides = sides if len(sides) == len(base.checked) else sides * len(base.checked)
+    if base.frames is None:
+        return f"`window2d` of {'×'.join(sides)} patches in the other layers; *pooled*: `{POOLED}`"
+    sliding = base.layouts["sliding windows"].mechanism
+    return (
+        f"`window2d` of {'×'.join(sides)} cells in the other layers, as a conversion has where none is named; *sliding windows*: "
+        f"`{sliding}`"
     )

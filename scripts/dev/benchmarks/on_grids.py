@@ -27,7 +27,8 @@ MECHANISMS = (
     "axial", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
 )  # fmt: skip
 VIDEO_MECHANISMS = (
-    "window2d:window=4+7+7", "window2d:window=8+14+14", "window2d:window=4+7+7,shift=alternate", "local2d:radius=2+3+3",
+    "window2d:window=4+7+7", "window2d:window=8+7+7", "window2d:window=8+14+14", "window2d:window=4+7+7,shift=alternate",
+    "window2d:window=8+14+14,shift=alternate", "local2d:radius=2+3+3",
     "neighborhood:kernel_size=5+7+7", "neighborhood:kernel_size=6+12+12,stride=2+4+4", "axial",
     "segmented:block_size=196,integration=pooled,order=tiles:4x7x7",
 )  # fmt: skip

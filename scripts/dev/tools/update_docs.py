@@ -253,6 +253,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
     "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
     "grid-models": partial(study, "grid_models", grid_model_table, "python -m scripts.dev.benchmarks grid-models"),
+    **{
+        f"grid-models-{base}": partial(
+            study, f"grid_models_{base}", grid_model_table, f"python -m scripts.dev.benchmarks grid-models --base {base} --threads 1"
+        )
+        for base in ("videomae", "vjepa2")
+    },
     "sound-models": partial(study, "sound_models", sound_table, "python -m scripts.dev.benchmarks sound-models"),
     "recipes": recipes,
     "conversions": conversions,

@@ -16,7 +16,8 @@ from scripts.dev.benchmarks.case import Case
 from scripts.dev.benchmarks.implementations import build_implementation
 from scripts.dev.benchmarks.memory import Memory
 
-SMALL = Case("window2d", {"window": 4}, heads=2, head_dim=8)
+SMALL = Case("window2d", {"window": 4}, heads=2, head_dim=8, base="vit")
+LAYOUTS = grid_models.BASES["vit"].layouts
 
 
 def test_the_command_stores_speed_bounds_and_memory_and_measures_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,10 +27,10 @@ def test_the_command_stores_speed_bounds_and_memory_and_measures_nothing_twice(t
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "grid_models.json").read_text())
     assert (tmp_path / "grid_models.md").read_text() == grid_models.grid_model_table(record)
-    assert [check["implementation"] for check in record["checks"]] == ["full", *grid_models.LAYOUTS]
+    assert [check["implementation"] for check in record["checks"]] == ["full", *LAYOUTS]
     [entry] = record["results"]
     rows = {layout["layout"]: layout for layout in entry["layouts"]}
-    assert list(rows) == ["sdpa", "no attention", *grid_models.LAYOUTS]
+    assert list(rows) == ["sdpa", "no attention", *LAYOUTS]
     bounds = [rows[name]["flop_bound"] for name in ("sdpa", "windows, 4 full", "windows, 2 full", "windows")]
     assert bounds[0] == 1
     assert bounds == sorted(bounds)
@@ -41,8 +42,8 @@ def test_the_command_stores_speed_bounds_and_memory_and_measures_nothing_twice(t
 
 
 def test_every_layout_has_its_own_outputs() -> None:
-    inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.CHECKED_GRID))
-    names = ("sdpa", grid_models.NOTHING, *grid_models.LAYOUTS)
+    inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.BASES["vit"].checked))
+    names = ("sdpa", grid_models.NOTHING, *LAYOUTS)
     states = {name: build_implementation(grid_models.KIND, name, inputs).run(False) for name in names}
     for name, tensor in states.items():
         for other, beside in states.items():
