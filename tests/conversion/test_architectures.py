@@ -339,8 +339,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert f"a {DETECTOR} with mechanisms" in (tmp_path / "long" / "README.md").read_text()
     assert json.loads(done.stdout)["train_command"].startswith("fine-tune hf_longattn.load_generic(")
     assert hf_longattn.load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
-    with pytest.raises(CheckpointError, match="load_generic loads it"):
-        inspect_checkpoint(tmp_path / "long")
+    inspected = inspect_checkpoint(tmp_path / "long")
+    assert (inspected.generic, inspected.attention.mechanism, inspected.class_name) == (True, "window", DETECTOR)
     with pytest.raises(CheckpointError, match=rf"is already a long checkpoint \(long_generic_{IMAGE_TYPE}\)"):
         plan_conversion(tmp_path / "long", mechanism="window")
 
