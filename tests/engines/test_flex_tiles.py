@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxOutput
 
+from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, fixed, rows_of
 from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
+from hf_longattn.engines.dispatch import observe
 
 from .eager_flex import by_the_lists
 
@@ -47,6 +52,10 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
     "blocks in two tiles": lambda: [
         GatherTile(rows_of(LENGTH, 128)[:, :, :2], rows_of(LENGTH, 128)[:, :, :2]),
         GatherTile(rows_of(LENGTH, 128)[:, :, 2:], rows_of(LENGTH, 128)[:, :, 1:2]),
+    ],
+    "odd rows one after the other": lambda: [
+        GatherTile(rows_of(LENGTH, 50)[:, :, :2], torch.arange(200).expand(1, 1, 2, -1), causal=True),
+        GatherTile(rows_of(LENGTH, 50)[:, :, 2:], torch.arange(3, LENGTH).expand(1, 1, 4, -1), causal=True),
     ],
     "rules": lambda: [
         GatherTile(rows_of(LENGTH, 150), neighbours(rows_of(LENGTH, 150), 200, 200), causal=True, inside=(-5, 170), outside=(20, 100)),
@@ -110,6 +119,21 @@ def test_nothing_is_asked_of_the_device_twice(monkeypatch: pytest.MonkeyPatch) -
     assert layouts == ["blocks", "rows"]
 
 
+def test_fixed_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where a query is in two of them."""
+    calls = []
+    monkeypatch.setattr(flex, "fused_flex", lambda *arguments, **settings: calls.append(1) or by_the_lists(*arguments, **settings))
+    q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
+    rows = rows_of(LENGTH, 50)
+    first, last = (GatherTile(part, neighbours(part, 9, 0)) for part in (rows[:, :, :2], rows[:, :, 2:]))
+    again = GatherTile(rows[:, :, 1:3], torch.tensor([[7], [8]])[None, None])
+    for tiles, expected in (([first, last], 1), ([first, last, again], 3), ([first, dataclasses.replace(last, causal=True)], 2)):
+        calls.clear()
+        out = flex_tiles.flex_gathered(q, k, v, fixed(tiles), AttentionCall())
+        torch.testing.assert_close(out, plain_gathered(q, k, v, tiles, AttentionCall()), atol=1e-5, rtol=0)
+        assert len(calls) == expected
+
+
 def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
     rows = rows_of(1024, 256)
     keys = rows[:, :, :1].expand(-1, -1, 4, -1)
@@ -126,3 +150,40 @@ def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
     assert layout.queries is None
     assert layout.keys is None
     assert [int(lists[0].sum()) for lists in layout.whole[0]] == [8, 28]
+
+
+FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks", "nsa": "flex-blocks"}
+"""Where it is not tiles of positions that reach the kernel."""
+OTHER_PATHS = {
+    "axial": "lines", "window2d": "windows",  # calls of PyTorch's fused attention, for all lines or windows of a size
+    "local2d": "halo", "neighborhood": "halo",  # the same, with a mask that all tiles share
+}  # fmt: skip
+ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows", "grid_halo")
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize("setting", ["plain", "padded", "gradients"])
+@pytest.mark.parametrize("name", [name for engine in ENGINES for name in list_mechanisms(engine=engine)])
+def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its default options, and not one of its tiles by plain operations."""
+
+    def kernel(_: object, q: Tensor, k: Tensor, v: Tensor, return_aux: object = None, **settings: object) -> object:
+        return q if return_aux is None else (q, AuxOutput(lse=q[..., 0]))
+
+    monkeypatch.setattr(flex, "fused_flex", kernel)
+    monkeypatch.setattr(flex_tiles, "plain_tile", None)
+    monkeypatch.setattr("hf_longattn.engines.gathered.plain_gathered", None)
+    learning, length = setting == "gradients", 2048
+    module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning or name == "shifted_window")
+    q, k, v = (torch.randn(2, 2, length, 16, requires_grad=learning) for _ in range(3))
+    arguments: dict[str, Any] = {"grid": (32, 64)} if module.reads_grid else {}
+    if module.takes_hidden_states:
+        arguments["hidden_states"] = torch.randn(2, length, module.hidden_size)
+    if setting == "padded":
+        arguments["padding_mask"] = torch.arange(length) < torch.tensor([[length], [1500]])
+    for causal in {"both": (False, True)}.get(module.causal, (bool(module.causal),)):
+        paths: list[str] = []
+        with torch.set_grad_enabled(learning), observe(lambda _, choice, paths=paths: paths.append(choice.path)):
+            attend(q, k, v, module, causal=causal, **arguments)
+        assert OTHER_PATHS.get(name, FLEX_PATHS.get(name, "flex-gathered")) in paths
+        assert "plain-gathered" not in paths

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -45,7 +46,9 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     of_blocks, others = joined_by_rules(tiles, (q.shape[2], k.shape[2]), FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS)
     parts: list[Callable[..., Output]] = [functools.partial(_attend_blocks, layout) for layout in of_blocks]
-    parts += [functools.partial(_attend_rows if has_kernel(tile) else _attend_plainly, tile) for tile in others]
+    parts += [functools.partial(_attend_plainly, tile) for tile in others if not has_kernel(tile)]
+    rows = joined_rows([tile for tile in others if has_kernel(tile)], (q.shape[2], k.shape[2]))
+    parts += [functools.partial(_attend_rows, tile, layout) for tile, layout in rows]
     outs, lses = zip(*(part(q, k, v, call, len(parts) > 1) for part in parts), strict=True)
     return outs[0] if len(parts) == 1 else merged(outs, lses)
 
@@ -227,8 +230,7 @@ class RowLayout:
     whole: tuple[tuple[Lists, Lists], tuple[Lists, Lists]] | None = None
 
 
-def _attend_rows(tile: GatherTile, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
-    layout = kept_row_layout(tile, q.shape[2], k.shape[2])
+def _attend_rows(tile: GatherTile, layout: RowLayout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
     heads, q_len = q.shape[1:3]
     queries = q if layout.queries is None else at_places(q, layout.queries, heads)
     keys, values = (k, v) if layout.keys is None else (at_places(x, layout.keys, heads) for x in (k, v))
@@ -306,12 +308,45 @@ def _mods(tile: GatherTile, layout: RowLayout, call: AttentionCall) -> tuple[Any
     return mask_mod, score_mod if scored else None, kind
 
 
+def joined_rows(tiles: Sequence[GatherTile], lengths: tuple[int, int]) -> list[tuple[GatherTile, RowLayout]]:
+    """The tiles with their layouts; fixed ones under the same rules, of which no two have a query in common, are one."""
+    alike: dict[Hashable, list[GatherTile]] = {}
+    for number, tile in enumerate(tiles):
+        alone = not tile.fixed or tile.bias is not None or tile.queries.shape[:2] != (1, 1) or tile.keys.shape[:2] != (1, 1)
+        alike.setdefault(number if alone else _rules(tile), []).append(tile)
+    found: list[tuple[GatherTile, RowLayout]] = []
+    for same in alike.values():
+        layout = kept_joint_layout(same, *lengths) if len(same) > 1 else None
+        found += [(tile, kept_row_layout(tile, *lengths)) for tile in same] if layout is None else [(same[0], layout)]
+    return found
+
+
+def kept_joint_layout(tiles: Sequence[GatherTile], q_len: int, kv_len: int) -> RowLayout | None:
+    """The layout of several fixed tiles, one after the other, made once; ``None`` where some query is in two of them."""
+
+    def join() -> tuple[RowLayout | None]:
+        queries = torch.cat([tile.queries.flatten() for tile in tiles])
+        times = queries.new_zeros(q_len + 1).scatter_add_(0, torch.where(queries < 0, q_len, queries), torch.ones_like(queries))
+        if bool((times[:q_len] > 1).any()):
+            return (None,)
+        return (without_copies(one_after_the_other([trimmed(row_layout(tile), tile) for tile in tiles]), q_len, kv_len),)
+
+    tensors = [x for tile in tiles for x in (tile.queries, tile.keys)]
+    key = "joined rows", q_len, kv_len, *_rules(tiles[0])
+    return BYTE_CACHE.of(tensors, key, join, lambda found: 0 if found[0] is None else layout_bytes(found[0]))[0]
+
+
 def kept_row_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
     """:func:`row_layout`, made once for a fixed tile."""
     if not tile.fixed:
         return row_layout(tile)
     key = "rows", q_len, kv_len, tile.bias is None, *_rules(tile)
-    return BYTE_CACHE.of([tile.queries, tile.keys], key, lambda: trimmed(row_layout(tile), tile, q_len, kv_len), layout_bytes)
+    make = functools.partial(_trimmed_layout, dataclasses.replace(tile, fixed=False), q_len, kv_len)
+    return BYTE_CACHE.of([tile.queries, tile.keys], key, make, layout_bytes)
+
+
+def _trimmed_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
+    return without_copies(trimmed(row_layout(tile), tile), q_len, kv_len)
 
 
 def row_layout(tile: GatherTile) -> RowLayout:
@@ -351,11 +386,11 @@ def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) 
     return lists(q_blocks, k_blocks), lists(k_blocks, q_blocks)
 
 
-def trimmed(layout: RowLayout, tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
-    """``layout`` of a fixed tile without gathering what is in its place already, and without the blocks that the rules leave empty."""
+def trimmed(layout: RowLayout, tile: GatherTile) -> RowLayout:
+    """``layout`` of a fixed tile without the blocks that the rules leave empty."""
     assert layout.queries is not None
     assert layout.keys is not None
-    q_blocks, k_blocks = (x[0].shape[2] for x in layout.touched)
+    q_blocks = layout.touched[0][0].shape[2]
     width, height = layout.touched[0][1].shape[3], layout.touched[1][1].shape[3]
     groups = q_blocks // height
     q_low, q_high, q_filled = _extremes(layout.queries, groups, height)
@@ -374,21 +409,64 @@ def trimmed(layout: RowLayout, tile: GatherTile, q_len: int, kv_len: int) -> Row
         low, high = tile.outside
         touched, full = touched & ~((nearest >= low) & (farthest <= high)), full & ((farthest < low) | (nearest > high))
     touched, full = torch.broadcast_tensors(touched, full)
-    in_place = _is_in_place(layout.queries, q_len), _is_in_place(layout.keys, kv_len)
-    counts = [-(-n // BLOCK) if kept else blocks for n, kept, blocks in zip((q_len, kv_len), in_place, (q_blocks, k_blocks), strict=True)]
     by_query, by_key = layout.touched[0][1], layout.touched[1][1]
 
     def lists(chosen: Tensor) -> tuple[Lists, Lists]:
-        of_queries = packed(chosen.flatten(2, 3), by_query), packed(chosen.transpose(3, 4).flatten(2, 3), by_key)
-        return tuple((x[:, :, :count], y[:, :, :count]) for (x, y), count in zip(of_queries, counts, strict=True))  # type: ignore[return-value]
+        return packed(chosen.flatten(2, 3), by_query), packed(chosen.transpose(3, 4).flatten(2, 3), by_key)
 
     partial, whole = lists(touched & ~full), lists(touched & full)
+    return dataclasses.replace(layout, touched=lists(touched), whole=((partial[0], whole[0]), (partial[1], whole[1])))
+
+
+def one_after_the_other(layouts: Sequence[RowLayout]) -> RowLayout:
+    """The axes of several trimmed layouts as one."""
+
+    def axis(name: str) -> Tensor:
+        return torch.cat([getattr(layout, name) for layout in layouts], -1)
+
+    def rows(name: str) -> Tensor:
+        ends = itertools.accumulate((int(layout.q_row.max()) + 1 for layout in layouts), initial=0)
+        return torch.cat([getattr(layout, name) + end for layout, end in zip(layouts, ends, strict=False)])
+
+    def lists(of: Callable[[RowLayout], Lists], columns: Sequence[int]) -> Lists:
+        """Lists of blocks, of which each layout has so many ``columns``."""
+        every = [of(layout) for layout in layouts]
+        width, firsts = max(indices.shape[-1] for _, indices in every), itertools.accumulate(columns, initial=0)
+        moved = [F.pad(indices + first, (0, width - indices.shape[-1])) for (_, indices), first in zip(every, firsts, strict=False)]
+        return torch.cat([counts for counts, _ in every], -1), torch.cat(moved, -2)
+
+    q_blocks, k_blocks = ([layout.touched[side][0].shape[2] for layout in layouts] for side in (0, 1))
+    touched = lists(lambda x: x.touched[0], k_blocks), lists(lambda x: x.touched[1], q_blocks)
+    whole = [
+        (lists(lambda x, side=side: x.whole[side][0], columns), lists(lambda x, side=side: x.whole[side][1], columns))  # type: ignore[misc]
+        for side, columns in ((0, k_blocks), (1, q_blocks))
+    ]
+    queries, keys, q_place, k_place, q_slot, k_slot = (axis(name) for name in ("queries", "keys", "q_place", "k_place", "q_slot", "k_slot"))
+    several = any(layout.several for layout in layouts)
+    return RowLayout(
+        queries, keys, q_place, k_place, rows("q_row"), rows("k_row"), q_slot, k_slot, several, touched, (whole[0], whole[1])
+    )  # fmt: skip
+
+
+def without_copies(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
+    """``layout`` without gathering what is in its place already."""
+    assert layout.queries is not None
+    assert layout.keys is not None
+    assert layout.whole is not None
+    in_place = [_is_in_place(places, n) for places, n in ((layout.queries, q_len), (layout.keys, kv_len))]
+
+    def cut(lists: Lists, side: int) -> Lists:
+        blocks = -(-(q_len, kv_len)[side] // BLOCK)
+        return (lists[0][:, :, :blocks], lists[1][:, :, :blocks]) if in_place[side] else lists
+
+    (q_partial, q_whole), (k_partial, k_whole) = layout.whole
+    whole = (cut(q_partial, 0), cut(q_whole, 0)), (cut(k_partial, 1), cut(k_whole, 1))
     return dataclasses.replace(
         layout,
         queries=None if in_place[0] else layout.queries,
         keys=None if in_place[1] else layout.keys,
-        touched=lists(touched),
-        whole=((partial[0], whole[0]), (partial[1], whole[1])) if bool(full.any()) else None,
+        touched=(cut(layout.touched[0], 0), cut(layout.touched[1], 1)),
+        whole=whole if bool(q_whole[0].any()) else None,
     )
 
 
