@@ -122,7 +122,7 @@ class Hierarchical(Mechanism):
             return weighted(parts, counts.to(dtype)), counts
 
         def make() -> tuple[GatherTile, ...]:
-            return weighted(parts, pyramid.counts(torch.ones(1, pyramid.length, dtype=torch.bool, device=device)).to(dtype))
+            return weighted(parts, pyramid.counts_of_whole(device).to(dtype))
 
         return BYTE_CACHE.get(("weighted pyramid", pyramid, causal, device, dtype), make), None
 
@@ -185,9 +185,15 @@ class Pyramid:
             levels.append(_pairs(levels[-1][..., None])[..., 0].sum(-1))
         return torch.cat(levels, -1)
 
+    def counts_of_whole(self, device: torch.device) -> Tensor:
+        """:meth:`counts` without padding; kept for the next call."""
+        return BYTE_CACHE.get(
+            ("pool counts", self, device), lambda: self.counts(torch.ones(1, self.length, dtype=torch.bool, device=device))
+        )
+
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> list[Tensor]:
         """The levels above 0 of ``x (B, H, N, D)``: means, or element-wise maxima, of the real tokens; zeros where there are none."""
-        counts = self.counts(torch.ones(1, self.length, dtype=torch.bool, device=x.device) if real is None else real)
+        counts = self.counts_of_whole(x.device) if real is None else self.counts(real)
         largest = by == "max"
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -251,4 +257,6 @@ class Pyramid:
 
 def _pairs(x: Tensor, filling: float = 0.0) -> Tensor:
     """Neighbours on the token axis in pairs, ``(…, N, D) -> (…, ceil(N / 2), 2, D)``."""
-    return F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling).unflatten(-2, (-1, 2))
+    if torch.compiler.is_compiling() or x.shape[-2] % 2:  # it copies even where it adds nothing
+        x = F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling)
+    return x.unflatten(-2, (-1, 2))

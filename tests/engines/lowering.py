@@ -21,6 +21,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
+from hf_longattn.engines.common.distance_term import with_terms_written_out
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.positions.disentangled import Disentangled
@@ -48,7 +49,8 @@ def case(
         q, k, v = qkv(**sizes)
         mask = torch.empty(2, k.shape[2], device="cuda", dtype=torch.bool) if padded else None
         q = q[:, :, -(queries or q.shape[2]) :]
-        return flex.flex_band(q, k, v, pattern, AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+        call = with_terms_written_out(AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+        return flex.flex_band(q, k, v, pattern, call)
 
     CASES[name] = run
 
@@ -77,7 +79,7 @@ def users_own(q: Tensor) -> ScoreMod:
 
 def deberta(q: Tensor) -> ScoreMod:
     tables = [torch.empty(4, 64, 64, device="cuda") for _ in range(2)]
-    return Disentangled(q.float(), q.float(), *tables, 0.1, lambda distance: distance.clamp(-31, 32) + 31)
+    return Disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
 
 
 def columns(grad: bool = False) -> Case:

@@ -18,9 +18,9 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, Pattern, ScoreMod, constant, mod_of_heads
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, ScoreMod, constant, fixed, mod_of_heads, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention
-from hf_longattn.engines.cuda import flex, flex_kernel
+from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
@@ -126,6 +126,28 @@ def test_no_kernel_is_compiled_up_to_the_limit_by_changes_of_all_kinds(extra: st
     for number, shape in enumerate(SHAPES.values()):
         for mode in (list(MODES)[number % 3], list(MODES)[(number + 1) % 3]):
             run_band(mode, **shape, **EXTRAS[extra])
+    assert compiled_at_most(4, graphs)
+
+
+TILES: dict[str, Callable[[int], GatherTile]] = {
+    "rows": lambda length: GatherTile(rows_of(length, 50), rows_of(length, 50), causal=True),
+    "blocks": lambda length: GatherTile(rows_of(length, 128), rows_of(length, 128), causal=True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("name", TILES)
+def test_no_kernel_of_tiles_is_compiled_up_to_the_limit(name: str, kept: bool, graphs: list[tuple[str, Any]]) -> None:
+    for number, shape in enumerate(SHAPES.values()):
+        for padded in (False, True):
+            mode = list(MODES)[(number + padded) % 3]
+            with MODES[mode]():
+                q, k, v = (x.requires_grad_(mode == "gradients") for x in tensors(**shape))
+                length = k.shape[2]
+                mask = torch.arange(length) < torch.tensor([[length]] * (len(k) - 1) + [[length - 30]]) if padded else None
+                tiles = [TILES[name](length)]
+                flex_tiles.flex_gathered(q, k, v, fixed(tiles) if kept else tiles, AttentionCall(batch=Batch.of(mask)))
     assert compiled_at_most(4, graphs)
 
 

@@ -361,6 +361,17 @@ def page(stored: dict[str, Any]) -> str:
     return "\n\n".join([*parts, ""])
 
 
+def in_brief(stored: dict[str, Any]) -> str:
+    """The estimates of every mechanism, for the documentation."""
+    before, now = stored["before"], stored["now"]
+    rows = []
+    for name in sorted({*before, *now}):
+        pairs = {form: [table.get(name, {}).get(form) for table in (before, now)] for form in ("both ways", "causal")}
+        cells = [changed(pair, lambda row: summary(row, "model")) if any(pair) else "–" for pair in pairs.values()]
+        rows.append([f"`{name}`", *cells])
+    return markdown_table(["mechanism", "both ways", "causal"], rows)
+
+
 CELLS = ("operations", "synchronisations", "float64", "megabytes", "fused")
 SUMMARIES = ("model", "paths")
 

@@ -30,6 +30,7 @@ from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
 from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
+from scripts.dev.tools.device_counts import in_brief
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 STUDIES = (
@@ -84,6 +85,12 @@ def gpu() -> str:
     if record is None:
         return NOT_MEASURED.format("gpu_check", "python -m scripts.dev.benchmarks.gpu_check")
     return f"{gpu_markdown(record)}\n\n*{where(record)}*"
+
+
+def gpu_model() -> str:
+    """Estimates of an H100 by the counts of operations."""
+    record = stored("device_counts")
+    return NOT_MEASURED.format("device_counts", "python -m scripts.dev.tools.device_counts") if record is None else in_brief(record)
 
 
 def benchmarks() -> str:
@@ -244,6 +251,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "qa-brief": partial(quality_in_brief, "qa"),
     "benchmarks": benchmarks,
     "gpu": gpu,
+    "gpu_model": gpu_model,
     "mechanisms": mechanisms,
     "decode": partial(decoding, "decode"),
     "decode-onnx": partial(decoding, "decode-onnx"),
