@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import inspect
+import itertools
 import json
 import time
 import urllib.error
@@ -111,25 +113,47 @@ class TokenChanges:
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One call of a layer: its module, its number among all calls, and its arguments."""
+    """One call of a layer: its module, its number among all calls, its arguments, and how many of their tensors are states: one, but in LiLT
+    two, of text and of boxes."""
 
     number: int
     name: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    flows: int = 1
+
+    @property
+    def numbers(self) -> list[Tensor]:
+        """The tensors of numbers that it is given, of which the first are states."""
+        values = (*self.args, self.kwargs.get("hidden_states"))
+        return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
     @property
     def states(self) -> Tensor | None:
-        """The states that it is given, ``(B, N, width)``: the first tensor of numbers."""
-        values = (*self.args, self.kwargs.get("hidden_states"))
-        return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+        """The states that it is given, ``(B, N, width)``, side by side."""
+        return _side_by_side(self.numbers[: self.flows])
 
     def with_states(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with other states."""
-        before = self.states
-        args = tuple(states if value is before else value for value in self.args)
-        return args, {name: states if value is before else value for name, value in self.kwargs.items()}
+        before = self.numbers[: self.flows]
+        pairs = list(zip(before, self.split(states), strict=True))
+
+        def changed(value: Any) -> Any:
+            return next((new for old, new in pairs if old is value), value)
+
+        return tuple(map(changed, self.args)), {name: changed(value) for name, value in self.kwargs.items()}
+
+    def split(self, states: Tensor) -> Sequence[Tensor]:
+        """States, or outputs, that are side by side, apart."""
+        return [states] if self.flows == 1 else states.split([flow.shape[-1] for flow in self.numbers[: self.flows]], -1)
+
+    def flows_of(self, output: Any) -> int:
+        """How many of the tensors that it is given are states of the tokens: as many as have the shape of what it returns at the same
+        place, and as many rows as the first."""
+        given = list(itertools.takewhile(lambda flow: flow.ndim == 3 and flow.shape[:2] == self.numbers[0].shape[:2], self.numbers))
+        pairs = zip(given, _tensors(output), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].shape == pair[1].shape, pairs))
 
 
 class LayerChanges:
@@ -147,6 +171,7 @@ class LayerChanges:
             self.names: list[str] = []
             self._originals: list[Tensor] = []
             self.rounding: list[float] = []
+            self._flows: dict[nn.Module, int] = {}
             unfit.clear()
             self._pass(lambda call: None, partial(self._keep, unfit))
             for module in unfit:
@@ -156,10 +181,12 @@ class LayerChanges:
 
     def _keep(self, unfit: list[nn.Module], call: LayerCall, output: Any) -> None:
         """Keep what a layer returns, or its module among those that are not layers."""
-        states = _states(output)
-        if states is None or call.states is None or states.shape != call.states.shape:
+        flows = call.flows_of(output)
+        states = _states(output, flows)
+        if states is None:
             unfit.append(call.module)
         else:
+            self._flows[call.module] = flows
             self.names.append(call.name)
             self._originals.append(states.clone())  # the next layer may write into it
             self.rounding.append(ROUNDING if has_experts(call.module) else 0.0)
@@ -170,7 +197,7 @@ class LayerChanges:
         finished: list[LayerCall] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            call = LayerCall(len(finished), self._layers[module], module, args, kwargs)
+            call = LayerCall(len(finished), self._layers[module], module, args, kwargs, self._flows.get(module, 1))
             states = call.states
             if running or states is None or states.ndim != 3 or len(states) != 1 or states.shape[1] < len(self.ids):
                 return None
@@ -184,7 +211,7 @@ class LayerChanges:
             call = running.pop()
             finished.append(call)
             states = see(call, output)
-            return None if states is None else states if isinstance(output, Tensor) else (states, *output[1:])
+            return None if states is None else states if isinstance(output, Tensor) else (*call.split(states), *output[call.flows :])
 
         with ExitStack() as hooks:
             for module in self._layers:
@@ -208,7 +235,7 @@ class LayerChanges:
             return states
 
         def compare(call: LayerCall, output: Any) -> Tensor:
-            original, states = self._originals[call.number], _states(output)
+            original, states = self._originals[call.number], _states(output, call.flows)
             assert states is not None
             check_finite(self.target.name, self.stages[call.number], states[0, :length])
             changes.append((states[0, :length] - original[0, :length]).abs().amax(-1).float().cpu())
@@ -223,7 +250,7 @@ class LayerChanges:
         def keep(call: LayerCall) -> None:
             if call.number in rows and call.states is not None:
                 args, kwargs = call.with_states(call.states.clone())  # the layer may write into it
-                calls.append(LayerCall(call.number, call.name, call.module, args, kwargs))
+                calls.append(dataclasses.replace(call, args=args, kwargs=kwargs))
 
         self._pass(keep, lambda call, output: None)
         dependent = {}
@@ -238,7 +265,8 @@ class LayerChanges:
         states = call.states.requires_grad_(True)
         gradients = []
         with evaluating(call.module), torch.enable_grad():
-            output = _states(call.module(*call.args, **call.kwargs))
+            args, kwargs = call.with_states(states)
+            output = _states(call.module(*args, **kwargs), call.flows)
             assert output is not None
             for row in rows:
                 direction = torch.randn(output.shape[-1], generator=self.generator).to(output)
@@ -263,10 +291,19 @@ def _attending(stack: nn.Module) -> dict[nn.Module, str]:
     return {site.module: site.name for site in attention_sites(stack) if not site.cross}
 
 
-def _states(output: Any) -> Tensor | None:
-    """The first value that a layer returns, if it is a tensor."""
-    first = output[0] if type(output) is tuple and output else output  # not of a class of its own, as reversible layers return
-    return first if isinstance(first, Tensor) else None
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors with which what a layer returns begins."""
+    values = output if type(output) is tuple else (output,)  # not of a class of its own, as reversible layers return
+    return list(itertools.takewhile(lambda value: isinstance(value, Tensor), values))
+
+
+def _states(output: Any, flows: int = 1) -> Tensor | None:
+    """The first values that a layer returns, side by side; ``None`` if they are no tensors."""
+    return _side_by_side(_tensors(output)[:flows])
+
+
+def _side_by_side(flows: Sequence[Tensor]) -> Tensor | None:
+    return torch.cat(list(flows), -1) if len(flows) > 1 else flows[0] if flows else None
 
 
 def check_finite(name: str, stage: str, states: Tensor) -> None:

@@ -35,8 +35,6 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "sound": {"mechanism": "window", "left": 5, "right": 3},
 }
 """The mechanism of each kind of input that is audited, unless the family has an attention of its own."""
-NOT_AUDITED = {"lilt": "its layers read two flows, of text and of boxes, of which an audit replaces one"}
-"""Families whose layers the audit cannot tell, and why."""
 OF_THE_BASE = ("model_type", "transformers_version", "architectures")
 """Fields that the Long config does not take from its base's."""
 INTRODUCTION = """\
@@ -81,8 +79,6 @@ def row_of(base: str) -> dict[str, Any]:
     if kind == "towers":
         names = ", ".join(tower.base_model_type for tower in family.towers.values())
         return {"kind": kind, "reason": f"audited as {names}"}
-    if base in NOT_AUDITED:
-        return {"kind": kind, "reason": NOT_AUDITED[base]}
     try:
         model = small_long_model(base)
         fixed_size = kind == "pictures" or base == "whisper"
