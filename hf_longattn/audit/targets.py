@@ -113,8 +113,8 @@ class TokenChanges:
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One call of a layer: its module, its number among all calls, its arguments, and how many of their tensors are states: one, but in LiLT
-    two, of text and of boxes."""
+    """One call of a layer: its module, its number among all calls, its arguments, and how many of their tensors are states: one, but two in
+    LiLT, of text and of boxes."""
 
     number: int
     name: str

@@ -160,17 +160,18 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
         return batch
 
 
-class DocumentCollator(DataCollatorWithPadding):
-    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``."""
+class DocumentCollator(PadsColumns, DataCollatorWithPadding):
+    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``; ``page`` as in
+    :class:`DataCollatorWithGlobals`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, page: Mapping[str, int] | None = None) -> None:
         super().__init__(tokenizer)
-        self.pack = pack
+        self.pack, self.page = pack, page or {}
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
         rows = [{name: value for name, value in row.items() if name not in ("length", "document")} for row in features]
         if not self.pack:
-            return super().__call__(rows)
+            return dict(super().__call__(rows, return_tensors))
         lengths = {
             "labels": torch.tensor([row.pop("labels") for row in rows]),
             "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),

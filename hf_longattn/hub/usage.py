@@ -57,6 +57,13 @@ with torch.no_grad():
     labels = model(**inputs).logits[0].argmax(-1).tolist()
 print([(words[word], model.config.id2label[label]) for (word, _), label in zip(tokens, labels) if word is not None])
 """
+_PAGE_CLASS = (
+    _PAGE_TOKENS.partition("with torch")[0]
+    + """with torch.no_grad():
+    logits = model(**inputs).logits
+print(model.config.id2label[logits[0].argmax().item()])
+"""
+)
 _PLACES = {
     BOXES: "[[10, 20, 60, 40]] * {count}",  # (left, top, right, bottom) of every word, from 0 to 1000 on its own page
     PATHS: '["/html/body/p"] * {count}',
@@ -308,6 +315,7 @@ class Head:
 HEADS = {
     "LayoutLMForQuestionAnswering": Head("AutoModelForDocumentQuestionAnswering", "document-question-answering", _PAGE_QA),
     "LayoutLMForTokenClassification": Head("AutoModelForTokenClassification", "token-classification", _PAGE_TOKENS),
+    "LayoutLMForSequenceClassification": Head("AutoModelForSequenceClassification", "text-classification", _PAGE_CLASS),
     "ForQuestionAnswering": Head("AutoModelForQuestionAnswering", "question-answering", _QA),
     "ForMaskedLM": Head("AutoModelForMaskedLM", "fill-mask", _MASKED),
     "ForCausalLM": Head("AutoModelForCausalLM", "text-generation", _GENERATE),
@@ -328,6 +336,9 @@ _WORDS, _SPACED = "words, is_split_into_words", '[f" {{word}}" for word in words
 LILT_HEADS = {
     "LiltForQuestionAnswering": Head("AutoModelForQuestionAnswering", "question-answering", _PAGE_QA.replace(_WORDS, _SPACED)),
     "LiltForTokenClassification": Head("AutoModelForTokenClassification", "token-classification", _PAGE_TOKENS.replace(_WORDS, _SPACED)),
+    "LiltForSequenceClassification": Head(
+        "AutoModelForSequenceClassification", "text-classification", _PAGE_CLASS.replace(_WORDS, _SPACED)
+    ),
 }
 """LiLT with the tokenizer of a RoBERTa, which takes no boxes, and for which a space belongs to the word."""
 PICTURE_HEADS = {

@@ -147,7 +147,7 @@ def test_the_example_of_a_card_calls_the_tokenizer_as_it_wants_to_be_called(tmp_
     assert names["inputs"]["input_ids"].shape == (1, 64)
 
 
-@pytest.mark.parametrize("head", ["LiltForQuestionAnswering", "LiltForTokenClassification"])
+@pytest.mark.parametrize("head", ["LiltForQuestionAnswering", "LiltForTokenClassification", "LiltForSequenceClassification"])
 def test_the_example_of_a_card_of_lilt_reads_words_with_their_boxes(head: str) -> None:
     code = usage(head, "name", 64, is_long=True, takes_globals=False)
     assert code is not None

@@ -15,7 +15,8 @@ from transformers import BertTokenizerFast, LayoutLMConfig, LayoutLMv2Tokenizer,
 from transformers.models.layoutlmv2.image_processing_pil_layoutlmv2 import normalize_box
 from transformers.pipelines.document_question_answering import DocumentQuestionAnsweringPipeline, ModelType
 
-from hf_longattn.data.batching import TokenCollator, packed
+from hf_longattn.data.batching import DocumentCollator, TokenCollator, packed
+from hf_longattn.data.documents import read_labelled_pages, to_page_documents
 from hf_longattn.data.pages import encode_pages, page_columns, page_windows, pages_of, with_context
 from hf_longattn.data.qa_features import QAFormat, cut_question, encode_qa, pad_features
 from hf_longattn.data.qa_inputs import QACollator
@@ -295,3 +296,30 @@ def test_windows_of_words_are_those_of_text(tokenizer: BertTokenizerFast) -> Non
     placed = page_windows(rows, [word_boxes(50)] * 2, tokenizer, 32, 8)
     assert {name: placed[0][name] for name in plain[0]} == plain[0]
     assert placed[1:] == plain[1:]
+
+
+def test_pages_to_classify_are_the_example_of_layoutlm(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    """Tokens and boxes of transformers' example of LayoutLMForSequenceClassification; a longer page is cut, and pads lie nowhere."""
+    rows = [{"words": document(count)["words"], "bboxes": document(count)["boxes"], "label": name} for count, name in ((9, "a"), (40, "b"))]
+    data = read_labelled_pages(write(rows, tmp_path / "rows.jsonl"), "train", "words", "bboxes", "label")
+    inputs = to_page_documents(data, tokenizer, 30, ["a", "b"], ("bbox",))
+    tokens: list[str] = []
+    token_boxes: list[list[int]] = []
+    for word, box in zip(rows[0]["words"], rows[0]["bboxes"], strict=True):  # as in the example
+        word_tokens = tokenizer.tokenize(word)
+        tokens.extend(word_tokens)
+        token_boxes.extend([box] * len(word_tokens))
+    token_boxes = [[0, 0, 0, 0], *token_boxes, [1000, 1000, 1000, 1000]]
+    assert (
+        inputs[0]["input_ids"]
+        == tokenizer(" ".join(rows[0]["words"]))["input_ids"]
+        == tokenizer.convert_tokens_to_ids(["[CLS]", *tokens, "[SEP]"])
+    )
+    assert inputs[0]["bbox"] == token_boxes
+    assert (inputs[1]["length"], inputs[1]["document"] > 30, inputs[1]["input_ids"][-1]) == (30, True, tokenizer.sep_token_id)
+    assert inputs[1]["bbox"][-1] == [1000] * 4
+    batch = DocumentCollator(tokenizer, page=PAGE)([inputs[0], inputs[1]])
+    assert batch["bbox"].shape == (2, 30, 4)
+    assert not batch["bbox"][0, inputs[0]["length"] :].any()
+    in_a_row = DocumentCollator(tokenizer, pack=True, page=PAGE)([inputs[0], inputs[1]])
+    assert in_a_row["bbox"][0].tolist() == [*inputs[0]["bbox"], *inputs[1]["bbox"]]

@@ -23,6 +23,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.qa import QA, finetune_qa
 from hf_longattn.training.tasks.tokens import TOKENS, finetune_tokens
 from tests.training.conftest import FAST, checkpoint
@@ -121,6 +122,30 @@ def test_a_converted_layoutlm_learns_tags_that_boxes_alone_tell(tmp_path: Path, 
     assert model.config.id2label == {0: "B-ANSWER", 1: "B-QUESTION"}
     without = finetune_tokens(*build_arguments(TOKENS, **given, **settings, layout=False))
     assert without["held_out"]["after"]["accuracy"] < 90
+
+
+def test_a_converted_layoutlm_learns_classes_that_boxes_alone_tell(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = short_layoutlm(tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=512, window=512, verify=False)
+    choose, rows = random.Random(0), []
+    for number in range(40):
+        words, side = choose.choices(["for", "while", "return", "tree"], k=choose.randint(10, 30)), (LEFT, RIGHT)[number % 2]
+        rows.append({"words": words, "bboxes": [side] * len(words), "label": "left" if side is LEFT else "right"})
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "data.jsonl")]}
+    settings = {**FAST, "max_steps": 20, "learning_rate": 1e-2, "layout": True}
+    for packing in (True, False):
+        log = finetune_classification(*build_arguments(CLASSIFICATION, **given, **settings, packing=packing))
+        assert log["packed"] == packing
+        assert log["held_out"]["after"]["accuracy"] == 100
+    bert = checkpoint("mlm", tmp_path / "bert", tokenizer)
+    for words, values in (
+        (r"--layout: .*bert' \(bert\) reads text alone; take a LayoutLM", {**given, "model": bert, "layout": True}),
+        ("boxes_column is an option for pages; add --layout", {**given, "boxes_column": "boxes"}),
+        ("text_column is an option for texts; leave it out, or leave --layout out", {**given, "layout": True, "text_column": "x"}),
+        ("layout and images are two kinds of data", {**given, "layout": True, "images": True}),
+    ):
+        with pytest.raises(OptionError, match=words):
+            finetune_classification(*build_arguments(CLASSIFICATION, **values, **FAST, max_steps=1))
 
 
 def test_what_cannot_be_read_with_boxes_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tune to classify long documents, large pictures (--images), videos (--videos) or long recordings (--audio)."""
+"""Fine-tune to classify long documents, pages (--layout), large pictures (--images), videos (--videos) or long recordings (--audio)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
@@ -29,8 +29,10 @@ from transformers.models.auto.modeling_auto import (
 from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
 from hf_longattn.data.audio import Hearing, RecordingCollator, load_labelled_recordings, with_lengths
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
-from hf_longattn.data.documents import label_names, to_documents
+from hf_longattn.data.documents import label_names, read_labelled_pages, to_documents, to_page_documents
 from hf_longattn.data.lengths import input_length
+from hf_longattn.data.page_words import word_argument
+from hf_longattn.data.pages import chosen_columns, page_columns
 from hf_longattn.data.pictures import (
     EXTRA,
     PictureCollator,
@@ -54,12 +56,13 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 OPTIONS_OF = {
     "texts": ("text_column", "packing", "max_length"),
+    "pages": ("words_column", "boxes_column", "packing", "max_length"),
     "pictures": ("image_column", "augmentation"),
     "videos": (),
     "recordings": ("audio_column", "resample", "mono"),
 }
-"""Options that only one kind of data has."""
-FLAGS = {"pictures": "images", "videos": "videos", "recordings": "audio"}
+"""Options that not all kinds of data have."""
+FLAGS = {"pages": "layout", "pictures": "images", "videos": "videos", "recordings": "audio"}
 """The option that says that the data are of a kind; texts have none."""
 NO_LENGTH = -1
 """The length of a picture, and of a document whose length is not known, for the metric."""
@@ -67,7 +70,7 @@ NO_LENGTH = -1
 
 @dataclass
 class ClassificationDataArguments(LabelledDataArguments):
-    """Documents, pictures or recordings to classify."""
+    """Documents, pages, pictures or recordings to classify."""
 
     shape: ClassVar[str] = "a labelled file"
 
@@ -76,6 +79,12 @@ class ClassificationDataArguments(LabelledDataArguments):
         "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of pictures with --images, of "
         "recordings with --audio), "
         "a folder written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
+    )  # fmt: skip
+    layout: bool = argument(False, "Classify pages: give the model (LayoutLM, LiLT, MarkupLM …) the box, or XPath, of every word.")
+    words_column: str = argument("words", "The column that holds the words of pages.")
+    boxes_column: str = argument(
+        "bboxes", "The column that holds their boxes, (left, top, right, bottom) from 0 to 1000 on their own page, or in pixels next to "
+        "page_sizes, or width and height; or their XPaths. Words and boxes may have a list for each page."
     )  # fmt: skip
     images: bool = argument(False, "Classify pictures, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
     image_column: str = argument("image", "The column that holds the pictures, or their paths relative to the table.")
@@ -105,7 +114,8 @@ class ClassificationDataArguments(LabelledDataArguments):
             raise OptionError(f"{' and '.join(kinds[:2])} are two kinds of data; leave one of both out")
         kind = self.reader.kind
         for other, names in OPTIONS_OF.items():
-            if other != kind and (unused := next((name for name in names if name in self.explicit), None)) is not None:
+            others = [name for name in names if name not in OPTIONS_OF[kind]]
+            if (unused := next((name for name in others if name in self.explicit), None)) is not None:
                 advice = f"add --{FLAGS[other]}" if other in FLAGS else f"leave it out, or leave --{FLAGS[kind]} out"
                 raise OptionError(f"{unused} is an option for {other}; {advice}")
         column = self.reader.column
@@ -122,7 +132,7 @@ class ClassificationDataArguments(LabelledDataArguments):
     @property
     def reader(self) -> Reader:
         """The reader of the data."""
-        return next((reader for reader in (PICTURES, VIDEOS, RECORDINGS) if getattr(self, FLAGS[reader.kind])), TEXTS)
+        return next((reader for reader in (PAGES, PICTURES, VIDEOS, RECORDINGS) if getattr(self, FLAGS[reader.kind])), TEXTS)
 
 
 @dataclass
@@ -195,8 +205,15 @@ class Texts:
     kind, unit, content, column = "texts", "document", "text", "text_column"
 
     def load_start(self, name: str) -> tuple[Any, Any]:
-        """Config and tokenizer of a checkpoint."""
-        return load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
+        """Config and tokenizer of a checkpoint.
+
+        Raises:
+            OptionError: its tokenizer reads words with a place each.
+        """
+        start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
+        if word_argument(start[1]):
+            raise OptionError(f"the tokenizer of {name!r} reads words with their {word_argument(start[1])}: add --layout")
+        return start
 
     def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
         """The model with a head for these classes."""
@@ -213,11 +230,20 @@ class Texts:
         length = input_length(model, processor, args.max_length)
         no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
         pack = chosen_packing(model, args.packing, training_args, no_pooling)
-        documents, held_out = (to_documents(data, processor, length, names) for data in rows)
+        documents, held_out = (self.documents(model, data, processor, length, names) for data in rows)
         counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
         log = {"input_length": length, "packed": pack, "documents": counts}
-        unpacked = DocumentCollator(processor)  # several processes gather a row for each document
-        return Inputs(documents, held_out, DocumentCollator(processor, pack=pack), unpacked, log)
+        page = self.columns(model)
+        unpacked = DocumentCollator(processor, page=page)  # several processes gather a row for each document
+        return Inputs(documents, held_out, DocumentCollator(processor, pack=pack, page=page), unpacked, log)
+
+    def columns(self, model: PreTrainedModel) -> dict[str, int]:
+        """What the model is given of every token besides its id, and its padding."""
+        return {}
+
+    def documents(self, model: PreTrainedModel, data: Dataset, processor: Any, length: int, names: list[str]) -> Dataset:
+        """Rows as inputs of up to ``length`` tokens, with the numbers of their labels."""
+        return to_documents(data, processor, length, names)
 
     def described(self, log: Mapping[str, Any]) -> str:
         """What a card says about the inputs of a run."""
@@ -228,6 +254,34 @@ class Texts:
         """What is printed about them at the end of a run."""
         cut = log["documents"]["cut"]
         return [f"{cut:,} documents are longer than {log['input_length']:,} tokens and were cut"] if cut else []
+
+
+class Pages(Texts):
+    """Documents whose words have boxes or XPaths, and models that read them."""
+
+    kind, column = "pages", "words_column"
+
+    def load_start(self, name: str) -> tuple[Any, Any]:
+        """Config and tokenizer of a checkpoint.
+
+        Raises:
+            OptionError: it reads text alone.
+        """
+        config, tokenizer = load_start(
+            name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind)
+        )
+        chosen_columns(config, name, True)
+        return config, tokenizer
+
+    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
+        """The pages of a source, with the names of their labels."""
+        return read_labelled_pages(source, split, args.words_column, args.boxes_column, args.label_column)
+
+    def columns(self, model: PreTrainedModel) -> dict[str, int]:
+        return page_columns(model.config)
+
+    def documents(self, model: PreTrainedModel, data: Dataset, processor: Any, length: int, names: list[str]) -> Dataset:
+        return to_page_documents(data, processor, length, names, tuple(self.columns(model)))
 
 
 class Files:
@@ -384,7 +438,7 @@ class Recordings(Files):
 
 
 Reader = Texts | Pictures | Videos | Recordings
-TEXTS, PICTURES, VIDEOS, RECORDINGS = Texts(), Pictures(), Videos(), Recordings()
+TEXTS, PAGES, PICTURES, VIDEOS, RECORDINGS = Texts(), Pages(), Pictures(), Videos(), Recordings()
 READS = {
     "texts": ("it reads texts: leave --{flag} out", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
     "pictures": ("it reads pictures: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),

@@ -66,7 +66,7 @@ DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
     "audio": (ClassificationDataArguments, {"audio": True}),
 }
 """The data arguments of each kind of task, and those that it always has."""
-WITHOUT_EFFECT = ("packing", "long_documents", "max_question_tokens", "images", "audio")
+WITHOUT_EFFECT = ("packing", "long_documents", "max_question_tokens", "images", "videos", "audio", "layout")
 """Options of single tasks that a file of tasks does not take."""
 Scores = dict[str, float]
 
