@@ -1,4 +1,4 @@
-"""A question about four pages that are far apart: a small LayoutLM that read short documents, converted to long ones.
+"""A question about four pages that are far apart: a small LayoutLM, LiLT or LayoutLMv3 that read short documents, converted to long ones.
 
 A key is printed in a corner of page 1, and four values in the corners of page 4; the answer is the value in the corner of the key. Around
 them is text of WikiText-2, set in a font, with the box of every word. Where key and values come among the words of their pages is drawn,
@@ -20,7 +20,17 @@ import numpy as np
 import torch
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor, nn
-from transformers import BertTokenizerFast, LayoutLMConfig, LayoutLMForQuestionAnswering
+from transformers import (
+    BertTokenizerFast,
+    LayoutLMConfig,
+    LayoutLMForQuestionAnswering,
+    LayoutLMv3Config,
+    LayoutLMv3ForQuestionAnswering,
+    LiltConfig,
+    LiltForQuestionAnswering,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from hf_longattn.data.pages import read_pages
 from hf_longattn.data.qa_features import QAFormat, encode_qa
@@ -49,6 +59,11 @@ class Pages(Task):
     """The value on the last page in the corner that the key has on the first; easier documents are a quarter as long."""
 
     name = "pages"
+    model_type, noun = "layoutlm", "LayoutLM"
+    config_class: type[PreTrainedConfig] = LayoutLMConfig
+    model_class: type[PreTrainedModel] = LayoutLMForQuestionAnswering
+    before_table = 0
+    """Rows of the position table before that of the first token."""
     classes = len(CORNERS)
     item = "document"
     unit = "tokens"
@@ -99,13 +114,18 @@ class Pages(Task):
             labels.append(feature.start)
         return inputs, torch.tensor(labels)
 
-    def small_model(self, args: argparse.Namespace, seed: int) -> LayoutLMForQuestionAnswering:
-        config = LayoutLMConfig(
+    def small_model(self, args: argparse.Namespace, seed: int) -> PreTrainedModel:
+        config = self.config_class(
             vocab_size=len(tokenizer()), hidden_size=args.width, num_hidden_layers=args.layers,
-            num_attention_heads=max(1, args.width // 32), intermediate_size=4 * args.width, max_position_embeddings=args.short_size,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=args.width**-0.5,
+            num_attention_heads=max(1, args.width // 32), intermediate_size=4 * args.width,
+            max_position_embeddings=args.short_size + self.before_table, pad_token_id=tokenizer().pad_token_id, type_vocab_size=2,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=args.width**-0.5, **self.fields(args.width),
         )  # fmt: skip
-        return LayoutLMForQuestionAnswering(config)
+        return self.model_class(config)
+
+    def fields(self, width: int) -> dict[str, Any]:
+        """Further fields of the config of a model of this width."""
+        return {}
 
     def small_logits(self, model: nn.Module, inputs: Tensor, labelled: Labelled) -> Tensor:
         return whole(model, inputs, labelled)
@@ -117,13 +137,13 @@ class Pages(Task):
 
         def with_attention(attention: Mapping[str, Any], **fields: Any) -> Callable[[Path, int], nn.Module]:
             def of_size(size: int) -> Mapping[str, Any]:
-                return {"max_position_embeddings": size, "question_separator_id": separator, **fields}
+                return {"max_position_embeddings": size + self.before_table, "question_separator_id": separator, **fields}
 
-            return converted("layoutlm", LayoutLMForQuestionAnswering, attention, of_size)
+            return converted(self.model_type, self.model_class, attention, of_size)
 
         key = [tokenizer().convert_tokens_to_ids(KEY)]
         return {
-            "windows": System(f"windows of {WINDOW} tokens that share {STRIDE}", plain(LayoutLMForQuestionAnswering), in_windows),
+            "windows": System(f"windows of {WINDOW} tokens that share {STRIDE}", plain(self.model_class), in_windows),
             "globals": System(f"longformer, {2 * REACH + 1} tokens, the question global", with_attention(window), whole),
             "marked": System(
                 f"longformer, {2 * REACH + 1} tokens, question and key global", with_attention(window, global_token_ids=key), whole
@@ -132,7 +152,7 @@ class Pages(Task):
         }
 
     def about_model(self, settings: Mapping[str, Any]) -> str:
-        return f"A LayoutLM of {settings['layers']} layers and width {settings['width']}"
+        return f"A {self.noun} of {settings['layers']} layers and width {settings['width']}"
 
     def tokens(self, size: int) -> str:
         return f"{PAGES} pages of about {size // PAGES:,}"
@@ -143,6 +163,23 @@ class Pages(Task):
             "values in the corners of page 4. The answer is the value in the corner of the key, chance 25 % for who knows the values. Key "
             "and values come anywhere among the words of their pages, so that boxes alone tell corners. In the control the key is left out."
         )
+
+
+class PagesOfLilt(Pages):
+    """The same for LiLT, whose width is a multiple of 24."""
+
+    name, model_type, noun, before_table = "pages_lilt", "lilt", "LiLT", 1
+    config_class, model_class = LiltConfig, LiltForQuestionAnswering
+
+
+class PagesOfLayoutLMv3(Pages):
+    """The same for LayoutLMv3 without pictures, whose width is a multiple of 6."""
+
+    name, model_type, noun, before_table = "pages_layoutlmv3", "layoutlmv3", "LayoutLMv3", 1
+    config_class, model_class = LayoutLMv3Config, LayoutLMv3ForQuestionAnswering
+
+    def fields(self, width: int) -> dict[str, Any]:
+        return {"visual_embed": False, "coordinate_size": width // 6, "shape_size": width // 6}
 
 
 @functools.cache
@@ -210,7 +247,7 @@ def in_windows(model: nn.Module, inputs: Tensor, labelled: Labelled) -> Tensor:
         first += room - STRIDE
 
 
-TASKS = (Pages,)
+TASKS = (Pages, PagesOfLilt, PagesOfLayoutLMv3)
 
 if __name__ == "__main__":
     run_study(TASKS)
