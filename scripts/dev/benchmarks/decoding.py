@@ -85,24 +85,29 @@ def decoding_model(attention: LongAttentionConfig, shape: DecodeShape, longest: 
 
 
 @torch.no_grad()
-def difference(model: Any, seed: int) -> float:
-    """Largest difference between the scores of decoded tokens and those of one forward pass over the whole text."""
+def difference(model: Any, seed: int, cache: str | None = None) -> float:
+    """Largest difference between the scores of decoded tokens and those of one forward pass over the whole text.
+
+    Args:
+        cache: transformers' ``cache_implementation``; the growing cache by default.
+    """
     ids = torch.randint(1, VOCAB, (1, CHECKED), generator=torch.Generator().manual_seed(seed)).to(model.device)
     done = model.generate(
-        ids, max_new_tokens=8, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
+        ids, max_new_tokens=8, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True,
+        cache_implementation=cache,
     )  # fmt: skip
     full_pass = model(done.sequences, use_cache=False).logits[:, CHECKED - 1 : -1]
     return (torch.stack(done.logits, 1) - full_pass).abs().max().item()
 
 
 @torch.no_grad()
-def decode_after(model: Any, attention: str, length: int, shape: DecodeShape) -> Decoded:
-    """Generate :attr:`DecodeShape.steps` tokens after ``length`` random ones."""
+def decode_after(model: Any, attention: str, length: int, shape: DecodeShape, cache: str | None = None) -> Decoded:
+    """Generate :attr:`DecodeShape.steps` tokens after ``length`` random ones; ``cache`` as for :func:`difference`."""
     ids = torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(shape.seed)).to(model.device)
     clock = _Clock()
     done = model.generate(
         ids, max_new_tokens=shape.steps + 1, do_sample=False, eos_token_id=None, return_dict_in_generate=True,
-        stopping_criteria=StoppingCriteriaList([clock]),
+        stopping_criteria=StoppingCriteriaList([clock]), cache_implementation=cache,
     )  # fmt: skip
     steps = [1e3 * (b - a) for a, b in zip(clock.times, clock.times[1:], strict=False)]
     size = cache_bytes(done.past_key_values)

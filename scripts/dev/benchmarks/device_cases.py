@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.mechanisms.common.registry import mechanism_class
 
 Task = Literal["check", "time", "crossing", "decode"]
+GRIDS = {40: (5, 8), 130: (10, 13), 300: (15, 20), 2048: (32, 64), 192: (12, 16), 96: (8, 12), 4096: (64, 64), 16384: (128, 128)}
+"""The rows and columns of as many tokens on a grid."""
 QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
 """The lengths of a full run, and those of ``--quick``."""
 
@@ -24,6 +27,8 @@ class DeviceCase:
     queries: the last ones of the sequence; 0 is all.
     term: what changes the scores: ``none``, ``softcap`` or ``bias``.
     mode: ``gradients``, ``no_grad`` or ``inference``.
+    grid: whether the tokens lie on a grid, see :data:`GRIDS`.
+    cache: of ``decode``: ``dynamic``, or ``static``, which transformers compiles on a GPU.
     """
 
     mechanism: str
@@ -42,6 +47,8 @@ class DeviceCase:
     dropout: float = 0.0
     term: str = "none"
     mode: str = "gradients"
+    grid: bool = False
+    cache: str = "dynamic"
 
     def at(self, **changes: Any) -> DeviceCase:
         """The same case with some fields changed."""
@@ -88,7 +95,15 @@ def first_checks() -> Iterator[DeviceCase]:
     yield from (WINDOW.at(queries=queries, causal=True, mode="no_grad") for queries in (1, 40, 300))
     yield from (WINDOW.at(dtype=dtype, causal=causal) for dtype in ("fp32", "fp16") for causal in (True, False))
     yield from (WINDOW.at(length=length) for length in (1, 77, 4096))
+    linear = DeviceCase("linear", causal=True, length=2048)
+    yield from (linear, linear.at(dtype="fp32"), linear.at(padding="documents"), linear.at(mechanism="delta"))
+    for name in list_mechanisms(grid=True):  # pictures
+        on_grid = DeviceCase(name, options=dict(mechanism_class(name).sample), length=300, padding="none", grid=True)
+        yield from (on_grid, on_grid.at(length=2048), on_grid.at(dtype="fp32"), on_grid.at(term="bias"))
     yield DeviceCase("window", task="decode", causal=True, length=2048, dtype="fp32")
+    yield from (
+        DeviceCase(name, "decode", causal=True, length=2048, dtype="fp32", cache="static") for name in ("window", "longformer", "linear")
+    )
 
 
 def first_timings() -> Iterator[DeviceCase]:
@@ -101,7 +116,10 @@ def first_timings() -> Iterator[DeviceCase]:
         yield from (at.at(padding="documents"), at.at(mechanism="bigbird"), at.at(term="softcap"))
     yield base.at(mode="no_grad", length=65536)
     yield from (WINDOW.at(task="crossing", length=length, padding="none") for length in (128, 256, 384, 512, 768, 1024))
-    yield from (DeviceCase(name, task="decode", causal=True, length=16384) for name in ("full", "window", "linear"))
+    for cache in ("dynamic", "static"):
+        yield from (DeviceCase(name, task="decode", causal=True, length=16384, cache=cache) for name in ("full", "window", "linear"))
+    picture = base.at(mechanism="neighborhood", length=4096, grid=True)
+    yield from (picture, picture.at(length=16384), picture.at(mechanism="window2d"))
 
 
 def other_checks() -> Iterator[DeviceCase]:

@@ -28,7 +28,7 @@ from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 from .case import DTYPES
 from .decoding import DecodeShape, decode_after, decoding_model
 from .decoding import difference as decoding_difference
-from .device_cases import DeviceCase
+from .device_cases import GRIDS, DeviceCase
 from .memory import MiB
 from .verify import GRADIENT_TOLERANCE, TOLERANCE, difference
 
@@ -37,6 +37,9 @@ FIRST_LAYERS = DecodeShape(layers=2, heads=8, head_dim=64, steps=16)
 TARGET_SECONDS = 0.5
 """Each implementation is timed for about so long."""
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+WITHOUT_FLASH = "longattn without flash"
+ON_FLASH = ("window", "longformer")
+"""Mechanisms that are bands and global tokens alone, which PyTorch's flash-attention operator computes."""
 
 
 class Failed(Exception):
@@ -103,6 +106,8 @@ class Inputs:
         longest = max(length, check_options(case.mechanism, case.options).sample_length())
         settings = {"num_heads": case.heads, "head_dim": case.head_dim, "max_length": longest}
         self.mechanism = build_mechanism(case.mechanism, **settings, **case.options).to(device).eval()
+        if case.grid:
+            self.arguments["grid"] = GRIDS[length]
         if self.mechanism.takes_hidden_states:
             self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.hidden_size)
 
@@ -166,9 +171,11 @@ def judged(errors: dict[str, float], tolerance: float, of_gradients: float) -> d
 
 
 def timed(case: DeviceCase, device: str) -> dict[str, Any]:
-    """Median milliseconds and peak memory of ours and of PyTorch's kernels."""
+    """Median milliseconds and peak memory of ours, also without the path ``flash``, and of PyTorch's kernels."""
     inputs = Inputs(case, device)
     runs: dict[str, Run] = {"longattn": partial(inputs.run, dropout_p=case.dropout)}
+    if device.startswith("cuda") and case.mechanism in ON_FLASH and DTYPES[case.dtype] in dispatch.FLASH_DTYPES:
+        runs[WITHOUT_FLASH] = partial(without_flash, runs["longattn"])
     runs |= dict(rivals(case, device))
     results: dict[str, Any] = {}
     for name, run in runs.items():
@@ -179,6 +186,12 @@ def timed(case: DeviceCase, device: str) -> dict[str, Any]:
                 raise
             results[name] = {"left_out": " ".join(str(error).split())[:200]}
     return {"timings": results}
+
+
+def without_flash(run: Run, *qkv: Tensor) -> Tensor:
+    """Ours by the next path, flex_attention's kernel where it has one."""
+    with mock.patch.object(dispatch, "FLASH_DTYPES", ()):
+        return run(*qkv)
 
 
 def one_pass(run: Run, inputs: Inputs, case: DeviceCase) -> None:
@@ -266,9 +279,10 @@ def decode(case: DeviceCase, device: str) -> dict[str, Any]:
     """In fp32, the scores of decoded tokens against a pass over the whole text; otherwise milliseconds per token after a text."""
     attention = LongAttentionConfig(mechanism=case.mechanism, **case.options)
     model = decoding_model(attention, FIRST_LAYERS, max(case.length, 512)).to(device, DTYPES[case.dtype])
+    cache = None if case.cache == "dynamic" else case.cache
     if case.dtype == "fp32":
-        return judged({"output_error": decoding_difference(model, 0)}, DECODING_TOLERANCE, 0.0)
-    after = decode_after(model, case.mechanism, case.length, FIRST_LAYERS)
+        return judged({"output_error": decoding_difference(model, 0, cache)}, DECODING_TOLERANCE, 0.0)
+    after = decode_after(model, case.mechanism, case.length, FIRST_LAYERS, cache)
     return {"timings": {"longattn": {"ms": round(after.milliseconds, 4), "cache_mib": round(after.mebibytes, 2)}}}
 
 

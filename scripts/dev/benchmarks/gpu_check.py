@@ -8,9 +8,11 @@ hangs costs its case alone.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -26,9 +28,11 @@ from typing import IO, Annotated, Any
 import torch
 import typer
 
+from hf_longattn.engines.dispatch import fla_installed
 from scripts.dev import ROOT
 
 from .device_cases import DeviceCase, stages
+from .drawing import svg
 from .report import machine, markdown_table, store_study
 
 OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
@@ -37,6 +41,8 @@ CASE_SECONDS = 90.0
 QUADRATIC = 1.5
 """Memory that grows faster than this power of the length is taken for N×N."""
 MOST_WORKERS = {"cuda": 6, "cpu": 1}
+SPOILED = "spoiled"
+"""Key of a result after which its process can run nothing."""
 WORKER = "--worker"
 COMMAND = [sys.executable, "-m", "scripts.dev.benchmarks.gpu_check", WORKER]
 
@@ -45,7 +51,7 @@ def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the script itself.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="Short inputs only, a few minutes on a CPU.")] = False,
     budget: Annotated[float, typer.Option(min=1, help="Seconds after which no case is begun and running ones are ended.")] = 480.0,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that check at once; 0: 6 on CUDA, 1 on a CPU.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that check at once; 0: one for two cores, up to 6.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Where the results go: scripts/dev/results/gpu_check.json, or runs/gpu_check.json from a CPU.")
     ] = None,
@@ -61,14 +67,22 @@ def main(
     with open(output.with_suffix(".jsonl"), "w", encoding="utf-8") as lines, open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
         results = Results(lines)
         for alone, cases in planned:
-            run_stage(cases, 1 if alone else workers or MOST_WORKERS[kind], partial(Worker, device, log), results, deadline)
+            at_once = 1 if alone else workers or workers_for(kind, len(os.sched_getaffinity(0)))
+            run_stage(cases, at_once, partial(Worker, device, log), results, deadline)
     record = results.record(sum(len(cases) for _, cases in planned))
     store_study(output, record)
+    if chart := draw(record, output.with_suffix(".svg")):
+        typer.echo(f"drawn in {chart}")
     for line in summary(record):
         typer.echo(line)
     typer.echo(f"stored in {output}")
     if not record["results"] or any(not result["passed"] for result in record["results"]) or record["quadratic"]:
         raise typer.Exit(1)
+
+
+def machine_here() -> dict[str, Any]:
+    """The machine, and what a run depends on besides."""
+    return {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla_installed()}
 
 
 class Results:
@@ -77,7 +91,7 @@ class Results:
     def __init__(self, lines: IO[str]) -> None:
         self.lines, self.lock = lines, threading.Lock()
         self.found: list[dict[str, Any]] = []
-        self.write({"machine": machine()})
+        self.write({"machine": machine_here()})
 
     def add(self, result: dict[str, Any]) -> None:
         with self.lock:
@@ -91,7 +105,7 @@ class Results:
 
     def record(self, planned: int) -> dict[str, Any]:
         """Everything, with what follows from several results."""
-        return {"machine": machine(), "planned": planned, "results": self.found, "quadratic": list(quadratic(self.found))}
+        return {"machine": machine_here(), "planned": planned, "results": self.found, "quadratic": list(quadratic(self.found))}
 
 
 def shown(result: dict[str, Any]) -> str:
@@ -133,6 +147,43 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
     yield f"{passed} of {len(results)} cases passed; {record['planned'] - len(results)} were not reached within the budget"
 
 
+def draw(record: dict[str, Any], path: Path) -> Path | None:
+    """A point for each implementation of the cases timed at the greatest length with rivals, as times the fastest of PyTorch's kernels for
+    full attention; ``None`` where there are none, or no matplotlib."""
+    rows: dict[int, dict[str, dict[str, float]]] = {}
+    for result in record["results"]:
+        ms = {name: timing["ms"] for name, timing in result.get("timings", {}).items() if "ms" in timing}
+        full = min((value for name, value in ms.items() if name.startswith("sdpa")), default=0.0)
+        if result.get("task") == "time" and full:
+            case = result["case"].partition(" ")[2].replace(f" {result['length']}", "")
+            rows.setdefault(result["length"], {})[case] = {name: value / full for name, value in ms.items() if not name.startswith("sdpa")}
+    if not rows or importlib.util.find_spec("matplotlib") is None:
+        return None
+    longest = max((length for length, found in rows.items() if len(found) > 1), default=max(rows))
+    drawn = rows[longest]
+    names = list(dict.fromkeys(name for row in drawn.values() for name in row))
+    words = [case.split() for case in drawn]
+    common = [word for word in words[0] if all(word in others for others in words)]
+    with svg(path, width=10.0, height=1.6 + 0.32 * len(drawn)) as (figure, (panel,)):
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        for name in names:  # points, since a bar on a logarithmic axis has no beginning
+            points = [(row[name], number) for number, row in enumerate(drawn.values()) if name in row]
+            panel.plot(*zip(*points, strict=True), "o", markersize=7 if name == "longattn" else 5, label=name)
+        panel.axvline(1, color="black", linewidth=0.8)
+        panel.set(xscale="log", xlabel="time / full attention (left of the line: faster)")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_yticks(range(len(drawn)), [" ".join(word for word in case if word not in common) or "plain" for case in words])
+        panel.invert_yaxis()
+        panel.legend(frameon=False, fontsize=8)
+        panel.grid(alpha=0.3)
+        hardware = record["machine"].get("gpu") or record["machine"]["processor"]
+        figure.suptitle(f"{' '.join(common)}, {longest:,} tokens, full attention by PyTorch's fastest kernel · {hardware}", fontsize=9)
+    return path
+
+
 def markdown(record: dict[str, Any]) -> str:
     """How many cases passed, and what was timed."""
     results = record["results"]
@@ -146,6 +197,17 @@ def markdown(record: dict[str, Any]) -> str:
         row.append(f"{timing['longattn']['mib']:,.0f}" if "mib" in timing.get("longattn", ()) else "–")
     passed = f"{sum(result['passed'] for result in results)} of {len(results)} cases passed."
     return passed if not rows else f"{passed}\n\n{markdown_table(['ms', *names, 'MiB of longattn'], rows)}"
+
+
+def failed(case: DeviceCase, failure: str) -> dict[str, Any]:
+    """The result of a case that found nothing."""
+    about = {"case": str(case), "mechanism": case.mechanism, "task": case.task, "length": case.length}
+    return about | {"passed": False, "failure": failure}
+
+
+def workers_for(kind: str, cores: int) -> int:
+    """Processes that check at once: each needs a core for compilers and one for itself."""
+    return max(1, min(MOST_WORKERS[kind], cores // 2))
 
 
 class Worker:
@@ -172,14 +234,7 @@ class Worker:
             return json.loads(line)
         code, took = self.process.wait(), time.monotonic() - begun
         failure = f"it was ended after {took:.0f} seconds" if took >= seconds else f"its process ended with exit code {code}"
-        return {
-            "case": str(case),
-            "mechanism": case.mechanism,
-            "task": case.task,
-            "length": case.length,
-            "passed": False,
-            "failure": failure,
-        }
+        return failed(case, failure)
 
     @property
     def ended(self) -> bool:
@@ -206,6 +261,9 @@ def run_stage(cases: Sequence[DeviceCase], workers: int, start: Callable[[], Wor
                     worker = None
                 worker = worker or start()
                 result = worker.run(case, min(CASE_SECONDS, left))
+                if result.pop(SPOILED, False):  # the process is about to end: the next case is another's
+                    worker.close()
+                    worker = None
                 if result["passed"] or time.monotonic() < deadline:  # what the deadline ended says nothing
                     results.add(result)
         except Empty:  # another worker took the last
@@ -225,9 +283,16 @@ def work(device: str) -> None:
 
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        case = DeviceCase(**json.loads(line))
-        answers.write(json.dumps(run_case(case, device)) + "\n")
+        case, spoiled = DeviceCase(**json.loads(line)), None
+        try:
+            result = run_case(case, device)
+        except torch.AcceleratorError as error:  # an illegal access: nothing runs in this process any more
+            spoiled = error
+            result = failed(case, f"AcceleratorError: {' '.join(str(error).split())[:400]}") | {SPOILED: True}
+        answers.write(json.dumps(result) + "\n")
         answers.flush()
+        if spoiled is not None:
+            raise spoiled
 
 
 if __name__ == "__main__":

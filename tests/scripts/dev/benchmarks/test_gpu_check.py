@@ -94,6 +94,52 @@ def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path:
         worker.close()
 
 
+def test_an_illegal_access_is_told_and_the_next_case_gets_a_new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After it nothing runs on the device in the process that made it."""
+    broken = (
+        "import sys, torch\n"
+        "from scripts.dev.benchmarks import device_check, gpu_check\n"
+        "def run_case(case, device):\n"
+        "    if case.causal: raise torch.AcceleratorError('an illegal memory access was encountered')\n"
+        "    return {'case': str(case), 'length': case.length, 'passed': True}\n"
+        "device_check.run_case = run_case\n"
+        "gpu_check.work('cpu')\n"
+    )
+    command(monkeypatch, sys.executable, "-c", broken)
+    results = Results(io.StringIO())
+    with open(tmp_path / "log", "w") as log:
+        cases = [WINDOW, WINDOW.at(causal=True), WINDOW.at(dtype="fp32")]
+        run_stage(cases, 1, lambda: Worker("cpu", log), results, time.monotonic() + 120)
+    assert [one["passed"] for one in results.found] == [True, False, True]
+    assert "illegal memory access" in results.found[1]["failure"]
+    assert not any("spoiled" in one for one in results.found)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (4, 2), (16, 6), (64, 6)])
+def test_workers_fit_the_cores(cores: int, expected: int) -> None:
+    assert gpu_check.workers_for("cuda", cores) == expected
+    assert gpu_check.workers_for("cpu", cores) == 1
+
+
+def test_the_chart_has_a_point_for_every_implementation_of_ours(tmp_path: Path) -> None:
+    def result(case: DeviceCase) -> dict[str, Any]:
+        timings = {
+            "longattn": {"ms": 1.0},
+            "longattn without flash": {"ms": 2.0},
+            "sdpa flash": {"ms": 4.0},
+            "sdpa cudnn": {"left_out": ""},
+        }
+        return {"case": str(case), "task": "time", "length": case.length, "passed": True, "timings": timings}
+
+    cases = [DeviceCase("window", "time", length=length, causal=causal) for length in (4096, 16384) for causal in (True, False)]
+    drawn = gpu_check.draw({"machine": {"gpu": "H100"}, "results": [result(case) for case in cases]}, tmp_path / "chart.svg")
+    assert drawn is not None
+    text = drawn.read_text()
+    assert "longattn without flash" in text
+    assert "16,384 tokens" in text
+    assert gpu_check.draw({"results": []}, tmp_path / "none.svg") is None
+
+
 def test_a_worker_runs_cases(tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
         worker = Worker("cpu", log)
