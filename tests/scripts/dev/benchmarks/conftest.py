@@ -1,4 +1,4 @@
-"""Peak memory in processes that are there at once."""
+"""Peak memory in processes that are there at once, and a GPU's choices without a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from scripts.dev.benchmarks import memory
+from tests.engines.conftest import cuda_paths, emulated_flash, unfused_flex
 from tests.warm import run_fresh
+
+__all__ = ["cuda_paths", "emulated_flash", "unfused_flex", "warm_memory"]
 
 
 @pytest.fixture

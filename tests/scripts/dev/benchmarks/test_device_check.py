@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -11,13 +10,14 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn import list_mechanisms
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.cuda import flex
 from scripts.dev.benchmarks import device_check
 from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, stages
 from scripts.dev.benchmarks.device_check import run_case
 
 SHORT = {
-    str(case): case.at(length=min(case.length, 290), queries=min(case.queries, 200)) for case in first_checks() if case.task == "check"
+    str(case): case.at(length=min(case.length, 300 if case.grid else 290), queries=min(case.queries, 200))
+    for case in first_checks()
+    if case.task == "check"
 }
 
 
@@ -27,7 +27,7 @@ def test_every_mechanism_form_and_dtype_is_a_case() -> None:
         dtypes = ("fp32", "bf16") if quick else ("fp32", "bf16", "fp16")
         checked = {(case.mechanism, case.causal, case.dtype) for case in cases if case.task == "check"}
         assert checked >= {(name, causal, dtype) for name in list_mechanisms(grid=False) for causal in forms(name) for dtype in dtypes}
-        assert {case.mechanism for case in cases if case.task == "time"} == set(list_mechanisms(grid=False))
+        assert {case.mechanism for case in cases if case.task == "time" and not case.grid} == set(list_mechanisms(grid=False))
         assert len({str(case) for case in cases}) == len(cases)
 
 
@@ -39,26 +39,18 @@ def test_every_mechanism_passes_here(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_the_first_checks_pass_on_the_paths_for_cuda(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With flex_attention as it is in place of its kernel, which computes the same."""
-
-    def unfused(kind: object, *tensors: Any, **settings: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-            return flex_attention(*tensors, **settings)
-
-    monkeypatch.setattr(dispatch.DispatchContext, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
-    monkeypatch.setattr(flex, "fused_flex", unfused)
-    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+def test_the_first_checks_pass_on_the_paths_for_cuda(
+    name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With definitions in place of the kernels."""
     monkeypatch.setattr(dispatch, "DENSE_CELLS", 1)
     monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
     case = SHORT[name]
     result = run_case(case, "cpu")
     assert result["passed"], result
-    refused = case.head_dim < 16 or case.dropout > 0
-    assert bool(result["no_flex"]) == refused
-    assert ("flex" in result["paths"]) == (not refused and 1 not in (case.length, case.queries)), result
+    if case.mechanism in ("window", "longformer", "per_head") and 1 not in (case.length, case.queries):
+        changes_scores = case.term != "none" or "relative" in case.options
+        assert ("flex" if changes_scores or case.dtype == "fp32" else "flash") in result["paths"], result
 
 
 def test_a_wrong_result_fails(monkeypatch: pytest.MonkeyPatch) -> None:
