@@ -26,7 +26,8 @@ def by_the_lists(
     """In place of :func:`hf_longattn.engines.cuda.flex_kernel.fused_flex`, with gradients. The lists by queries and by keys must agree."""
     (rows, columns), mask = block_mask.BLOCK_SIZE, block_mask
     k, v = (repeat_heads(x, q.shape[1]) if enable_gqa else x for x in (k, v))
-    scores = (q @ k.transpose(-1, -2)) * scale
+    precise = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(precise) @ k.to(precise).transpose(-1, -2)) * scale
     q_blocks, k_blocks = -(-q.shape[2] // rows), -(-k.shape[2] // columns)
     partial, full = visits(mask.kv_num_blocks, mask.kv_indices, k_blocks), visits(mask.full_kv_num_blocks, mask.full_kv_indices, k_blocks)
     by_key = visits(mask.q_num_blocks, mask.q_indices, q_blocks), visits(mask.full_q_num_blocks, mask.full_q_indices, q_blocks)
@@ -48,5 +49,5 @@ def by_the_lists(
     lse = counted.masked_fill(nothing_seen[..., None], 0).logsumexp(-1)
     weights = (counted - lse[..., None]).exp()
     lse = lse.masked_fill(nothing_seen, float("-inf"))
-    out = weights.to(v.dtype) @ v
+    out = (weights @ v.to(precise)).to(v.dtype)
     return out if return_aux is None else (out, AuxOutput(lse=lse))

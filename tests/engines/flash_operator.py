@@ -71,7 +71,7 @@ def _kept(scores: Tensor, dropout: float, state: Tensor, number: Any) -> Tensor 
         return 1.0
     seed = state[0] % 1009 + (number if isinstance(number, int) else number.start)
     numbers = torch.arange(scores.numel(), dtype=torch.float64).view(scores.shape) + seed * 1e-3
-    return (((numbers * 12.9898).sin() * 43758.5453).frac().abs() >= dropout).to(torch.float64) / (1 - dropout)
+    return (((numbers * 12.9898).sin() * 43758.5453).frac().abs() >= dropout).to(scores.dtype) / (1 - dropout)
 
 
 def forward(

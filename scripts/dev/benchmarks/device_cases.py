@@ -143,9 +143,15 @@ def other_timings() -> Iterator[DeviceCase]:
 def stages(quick: bool) -> list[tuple[bool, list[DeviceCase]]]:
     """The stages in their order: whether the cases run alone on the device, because they are timed, and the cases."""
     every = [(False, first_checks()), (True, first_timings()), (False, other_checks()), (True, other_timings())]
-    if not quick:
-        return [(alone, list(cases)) for alone, cases in every]
-    return [(alone, _quick(cases, 2 if number < 2 else 1)) for number, (alone, cases) in enumerate(every)]
+    if quick:
+        return [(alone, _quick(cases, 2 if number < 2 else 1)) for number, (alone, cases) in enumerate(every)]
+    known: set[str] = set()
+    listed = []
+    for alone, cases in every:
+        new = {str(case): case for case in cases if str(case) not in known}
+        known |= new.keys()
+        listed.append((alone, list(new.values())))
+    return listed
 
 
 def _quick(cases: Iterator[DeviceCase], lengths: int) -> list[DeviceCase]:
