@@ -339,6 +339,12 @@ def floats_as_constants() -> AbstractContextManager[None]:
     return config.patch(specialize_float=True)
 
 
+def constant_in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.assume_constant_result``, which imports the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def stays_in_place(tensor: Tensor) -> None:
     """Tell compiled graphs that ``tensor`` is written to where it is, as CUDA graphs need it; nothing inside of one."""
     import torch._dynamo

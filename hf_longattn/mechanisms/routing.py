@@ -367,7 +367,7 @@ def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Ten
     vectors: ``(B, H, N, D)``; clusters: ``(B, H, N)``; real: ``(B, N)`` bool, True = real token.
     """
     counted = real[:, None, :, None].expand(*clusters.shape, 1).float()
-    member = torch.zeros(*clusters.shape, num_clusters, device=clusters.device).scatter_(-1, clusters[..., None], counted)
+    member = counted.new_zeros(*clusters.shape, num_clusters).scatter_(-1, clusters[..., None], counted)
     return torch.cat([torch.einsum("bhnc,bhnd->hcd", member, vectors.float()), member.sum((0, 2))[..., None]], -1)
 
 

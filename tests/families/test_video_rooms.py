@@ -63,7 +63,7 @@ def test_probed_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_pa
 def test_a_mechanism_is_searched_by_videos(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source = saved(base, head, tmp_path / "short")
     candidates = ["local2d:radius=1", "window2d:window=2+4+4"]
-    settings: dict[str, Any] = {"budget": 0.95, "image_size": 40, "frames": 8, "candidates": candidates, "pieces": 2, "queries": 16}
+    settings: dict[str, Any] = {"budget": 2.0, "image_size": 40, "frames": 8, "candidates": candidates, "pieces": 2, "queries": 16}
     result = hf_longattn.search_design(source, videos / "light", **settings)
     assert result.compared_sizes()["video_size"] == [8, 40, 40]
     assert {name.partition(":")[0] for name in result.chosen.design.names} <= {"local2d", "window2d"}

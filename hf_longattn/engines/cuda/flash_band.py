@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...private_apis import constant_in_graph, operator_arguments
 from ...private_apis import operator as torch_operator
-from ...private_apis import operator_arguments
 from ..common.batch import Batch
 from ..common.call import UNBOUNDED, AttentionCall, Pattern
 from ..common.dense import repeat_heads
@@ -245,7 +245,7 @@ _implementation = getattr(torch.nn.attention, "current_flash_attention_impl", la
 """The name of what ``activate_flash_attention_impl`` activated."""
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graph
 def refused(device: torch.device, dtype: torch.dtype, *kind: Any) -> str | None:
     """Why the operator does not run for a kind of call, as :func:`_tried` is given it; asked once, in a graph while it is traced."""
     key = device, dtype, *kind

@@ -7,6 +7,7 @@ and how many graphs ``torch.compile`` makes of the first steps over a static cac
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import logging
@@ -148,6 +149,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     logging.disable()
     record = {"torch": torch.__version__, "layers": LAYERS, "models": counted([BASE, *PLANS])}
     (RESULTS / "decode_counts.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

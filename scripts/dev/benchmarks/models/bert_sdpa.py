@@ -7,7 +7,7 @@ from typing import Any
 from ..implementations import LeftOut, register_implementation
 from .inputs import ModelImplementation, ModelInputs
 
-CPU_LENGTH = 32_768
+CPU_LENGTH = 16_384
 """Most tokens of a pass on a CPU."""
 
 
