@@ -27,11 +27,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
         for name, (label, colour) in MODELS.items():
             line = [(t["length"], t["median_ms"] / 1e3) for t in record["timings"] if t["implementation"] == name]
             panel.plot(*zip(*line, strict=True), color=colour, marker="o", markersize=4, linewidth=2.6 if name == "longattn" else 1.8)
-            panel.annotate(label, line[-1], xytext=(8, 0), textcoords="offset points", color=colour, va="center", weight="bold")
+            ends_first = line[-1][0] < max(t["length"] for t in record["timings"])  # where other lines go on to its right
+            place: dict[str, Any] = {"xytext": (-8, 4), "ha": "right"} if ends_first else {"xytext": (8, 0), "va": "center"}
+            panel.annotate(label, line[-1], textcoords="offset points", color=colour, weight="bold", **place)
         lengths = sorted({t["length"] for t in record["timings"]})
-        panel.axvspan(lengths[0] / 1.9, OLD_LENGTH, color="#eeeeee", zorder=0, linewidth=0)
+        panel.axvspan(lengths[0] / 2.8, OLD_LENGTH, color="#eeeeee", zorder=0, linewidth=0)
         panel.text(OLD_LENGTH / 1.04, panel.get_ylim()[1] / 2, "what BERT\nread before", ha="right", va="top", color="#777777", fontsize=8)
-        panel.set(xscale="log", yscale="log", xticks=lengths, xlim=(lengths[0] / 1.9, lengths[-1] * 3.2))
+        panel.set(xscale="log", yscale="log", xticks=lengths, xlim=(lengths[0] / 2.8, lengths[-1] * 3.2))
         panel.set(xlabel="tokens of the document", ylabel="seconds")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1024:g}K" if n >= 1024 else f"{n:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
