@@ -20,6 +20,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.utils import logging
 
 from .attend import run_batch
+from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, batch_of_mask, documents_from, documents_in_mask, in_graph
 from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
@@ -250,6 +251,11 @@ def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
     return RUNNING_GRID.get() if grid is None and not torch.compiler.is_dynamo_compiling() else grid
 
 
+def _padding_and_pairs(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """A mask as that of padding ``(B, N)``, or as that of single pairs ``(B, 1 or H, Nq, Nk)``."""
+    return (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
+
+
 def _attend_by_cache(
     mechanism: Mechanism,
     query: Tensor,
@@ -263,7 +269,7 @@ def _attend_by_cache(
     cache: AttendingLayer | None = kwargs[CACHE_LAYER]
     if cache is None:
         return None
-    padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
+    padding, dense_mask = _padding_and_pairs(attention_mask)
     if padding is not None and not torch.compiler.is_compiling() and values_mapped():
         raise DerivativeError("A decode cache reads where the padding ends, which torch.vmap does not let it; pass use_cache=False.")
     cache.note_padding(padding)
@@ -299,7 +305,7 @@ def _attend_static(
     q_len, kv_len = query.shape[2], key.shape[2]
     if kv_len == q_len:  # the first tokens
         return None
-    if not in_graph() and not isinstance(layer, StaticWindowLayer) and (reads_for_nothing(query.device) or q_len > FEW_QUERIES):
+    if not in_graph() and not isinstance(layer, StaticWindowLayer) and (not accelerated(query) or q_len > FEW_QUERIES):
         return None
     if not _steps_by_mask(mechanism, call, kwargs):
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
@@ -309,7 +315,7 @@ def _attend_static(
                 "mechanism that is a mask or a state, for example window or linear."
             )
         return None
-    padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
+    padding, dense_mask = _padding_and_pairs(attention_mask)
     columns = slot_columns(layer, q_len, kv_len)
     bias, softcap = kwargs.get("position_bias"), _softcap(kwargs, query)
     score_mod = _score_mod(dense_mask, bias, q_len, tokens_in(layer), softcap)
@@ -320,11 +326,6 @@ def _attend_static(
         tokens = nn.functional.pad(tokens != 0, (0, width - tokens.shape[1]))
     call = call.replace(batch=batch, score_mod=score_mod, global_mask=tokens)
     return _step(mechanism, query, key, value, call, columns)
-
-
-def reads_for_nothing(device: torch.device) -> bool:
-    """Whether reading a number on this device costs nothing."""
-    return device.type == "cpu"
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall, kwargs: dict[str, Any]) -> bool:

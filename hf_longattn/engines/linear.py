@@ -73,7 +73,7 @@ def linear_attention(
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
     dtype = torch.promote_types(phi_q.dtype, torch.float32)
-    given = v
+    original_v = v
     phi_q, phi_k, v = phi_q.to(dtype), phi_k.to(dtype), v.to(dtype)
     if key_mask is not None:
         phi_k = masked(phi_k, key_mask)
@@ -85,7 +85,7 @@ def linear_attention(
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
-    if (kernel := fla_dtype(phi_q, phi_k, given)) is not None:
+    if (kernel := fla_dtype(phi_q, phi_k, original_v)) is not None:
         return fla_linear_attention(phi_q, phi_k, v, state, kernel, normalise)
     out, kv, z = chunked_linear_attention(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
     return out, {"kv": kv, "z": z}

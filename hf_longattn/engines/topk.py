@@ -65,8 +65,8 @@ def topk(scores: Tensor, k: int) -> Tensor:
     Ties go to the lower index, as in a stable sort.
     """
     length = scores.shape[-1]
-    whole = accelerator.accelerated(scores) and length <= MAX_SORTED and not torch.compiler.is_exporting()
-    if k >= length or whole:
+    sorts_whole_rows = accelerator.accelerated(scores) and length <= MAX_SORTED and not torch.compiler.is_exporting()
+    if k >= length or sorts_whole_rows:
         values, index = scores.sort(dim=-1, descending=True, stable=True)
         return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
     if not torch.compiler.is_exporting() and (in_graph() or accelerator.accelerated(scores)):  # no look at the values

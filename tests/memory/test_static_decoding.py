@@ -169,7 +169,7 @@ def test_steps_over_all_slots_are_those_over_the_filled_ones(plan: str, monkeypa
     """What runs on a GPU without a compiler: fixed shapes, for which nothing waits."""
     model, ids, mask = long_model(PLANS[plan]), tokens(3, LENGTH), padding(3, LENGTH, left=True)
     expected = model.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY)
-    monkeypatch.setattr(backend, "reads_for_nothing", lambda device: False)
+    monkeypatch.setattr(backend, "accelerated", lambda query: True)
     assert torch.equal(model.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY), expected)
 
 

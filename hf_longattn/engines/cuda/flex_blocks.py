@@ -59,19 +59,19 @@ def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
 def _kernel_blocks(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The kernel's blocks of pairs in which some pair is seen, and in which all are, ``(B, H_kv, n, n)`` bool."""
     rows = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK))
-    some, every = rows.any(3), rows.all(3)
+    any_seen, all_seen = rows.any(3), rows.all(3)
     if block_size < BAND_BLOCK:
         parts = BAND_BLOCK // block_size
-        some, every = (F.pad(x, (0, -x.shape[3] % parts)).unflatten(3, (-1, parts)) for x in (some, every))
-        some, every = some.any(-1), every.all(-1)
+        any_seen, all_seen = (F.pad(x, (0, -x.shape[3] % parts)).unflatten(3, (-1, parts)) for x in (any_seen, all_seen))
+        any_seen, all_seen = any_seen.any(-1), all_seen.all(-1)
     else:
-        some, every = (x.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : x.shape[2]] for x in (some, every))
-    count = some.shape[2]
-    whole = torch.arange(count, device=some.device) < selected.shape[2] // BAND_BLOCK
+        any_seen, all_seen = (x.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : x.shape[2]] for x in (any_seen, all_seen))
+    count = any_seen.shape[2]
+    complete = torch.arange(count, device=any_seen.device) < selected.shape[2] // BAND_BLOCK
     if causal:
-        lower = torch.ones(count, count, dtype=torch.bool, device=some.device)
-        some, every = some & lower.tril(), every & lower.tril(-1)
+        lower = torch.ones(count, count, dtype=torch.bool, device=any_seen.device)
+        any_seen, all_seen = any_seen & lower.tril(), all_seen & lower.tril(-1)
     if key_mask is not None:
         real = F.pad(key_mask, (0, -key_mask.shape[1] % BAND_BLOCK)).unflatten(1, (-1, BAND_BLOCK))
-        some, whole = some & real.any(-1)[:, None, None], real.all(-1)[:, None, None]
-    return some, every & whole
+        any_seen, complete = any_seen & real.any(-1)[:, None, None], real.all(-1)[:, None, None]
+    return any_seen, all_seen & complete

@@ -257,8 +257,8 @@ def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
 
     Empty slots take tokens all over the sequence, since the backward pass adds up one after the other what is at the same place.
     """
-    some = torch.arange(places.shape[-1], device=x.device) % x.shape[2]
-    places = torch.where(places >= 0, places, some)
+    anywhere = torch.arange(places.shape[-1], device=x.device) % x.shape[2]
+    places = torch.where(places >= 0, places, anywhere)
     if places.shape[:2] == (1, 1):
         return x[:, :, places[0, 0]]
     item = torch.arange(x.shape[0], device=x.device)

@@ -59,7 +59,7 @@ def as_on_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(dispatch.DispatchContext, "__init__", init),
         mock.patch.object(dense, "groups_are_fused", lambda k, v, mask: mask is None),
-        mock.patch.object(backend, "reads_for_nothing", return_value=False),
+        mock.patch.object(backend, "accelerated", return_value=True),
     ):
         yield
 
