@@ -13,7 +13,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from .lazy import on_first_call, point_to_moved_modules, public_names
+from .lazy import DEPRECATED_NAMES, on_first_call, public_names
 from .modeling.family.registration import register as _register
 from .naming import BEFORE_UPLOAD
 
@@ -85,7 +85,7 @@ if not TYPE_CHECKING:  # type checkers find every name above
 
     def __getattr__(name: str) -> Any:
         """The public names, the ``Long…`` classes and the sub-packages, imported on first use."""
-        if name in __all__:
+        if name in __all__ or f"{__name__}.{name}" in DEPRECATED_NAMES:
             value = _public_name(name)
         elif name.startswith("Long"):
             value = getattr(importlib.import_module(".families", __name__), name)
@@ -112,5 +112,4 @@ class _Package(types.ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 _register()
-point_to_moved_modules(__name__)
 BEFORE_UPLOAD["card"] = on_first_call(__name__, "hub.trainer_card", "complete_pushed_card")

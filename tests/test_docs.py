@@ -65,7 +65,6 @@ def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
 
 CODE = [path for folder in ("hf_longattn", "scripts", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 ROOMS = "|".join(path.name for path in (ROOT / "hf_longattn").iterdir() if (path / "__init__.py").is_file())
-FORMER_PLACES = ("CHANGELOG.md", "renamed.md", "lazy.py")
 
 
 def is_there(dotted: str, folder: Path) -> bool:
@@ -85,7 +84,7 @@ def is_there(dotted: str, folder: Path) -> bool:
 def test_modules_that_texts_and_comments_name_exist() -> None:
     missing = []
     for path in (*CODE, *PRESENT):
-        if path.name in FORMER_PLACES or "model_cards" in path.parts:
+        if path.name == "CHANGELOG.md" or "model_cards" in path.parts:
             continue
         text = path.read_text(encoding="utf-8")
         files = re.findall(rf"(?<![\w./-])((?:hf_longattn|scripts|tests|examples|{ROOMS})/[\w/]+\.py)\b", text)

@@ -172,7 +172,7 @@ REGISTRIES = {
 }
 """The file of each registry -> the folder whose modules it imports, each of which enters itself."""
 BY_NAME = {
-    "lazy.py": "public names, imported on first use",
+    "lazy.py": "public names and former ones, imported on first use",
     "naming.py": "the modules of registries",
     "private_apis.py": "private modules of libraries",
     "declarations.py": "files that import nothing slow, of the names that a file imports",

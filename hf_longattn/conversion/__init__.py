@@ -35,9 +35,4 @@ __getattr__, __all__ = public_names(
         "report": ("Check", "ConversionReport"),
         "revert": ("revert_checkpoint",),
     },
-    moved={
-        **dict.fromkeys(("CompressionConfig", "CompressionReport", "ExportReport"), "hf_longattn.export"),
-        **dict.fromkeys(("compress_checkpoint", "export_checkpoint", "export_gguf", "export_native"), "hf_longattn.export"),
-        **dict.fromkeys(("ReachAudit", "StageReach", "audit_reach"), "hf_longattn.audit"),
-    },
 )

@@ -30,5 +30,4 @@ __getattr__, __all__ = public_names(
         "trainer_card": ("ModelCardMixin", "from_source"),
         "usage": ("AUTO_CLASSES", "next_step"),
     },
-    renamed={"keep_model_card": "ModelCardMixin"},
 )

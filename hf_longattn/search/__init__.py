@@ -38,5 +38,4 @@ __getattr__, __all__ = public_names(
         "result": ("SearchResult",),
         "run": ("search_design",),
     },
-    renamed={"Priced": "CostedDesign"},
 )

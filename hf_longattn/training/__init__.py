@@ -52,9 +52,4 @@ __getattr__, __all__ = public_names(
         "tasks.seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
         "tasks.tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),
     },
-    renamed={
-        "DistillationModelArguments": "LineariseModelArguments",
-        "DistillationTrainingArguments": "LineariseTrainingArguments",
-        "distill_attention": "linearise_attention",
-    },
 )

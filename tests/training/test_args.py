@@ -279,7 +279,7 @@ def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pyt
         ("linearise", "--method tinybert", "there is no option --method; `longattn train distill` has it"),
     ],
 )
-def test_calls_from_before_linearise_was_a_task_name_it(
+def test_calls_of_one_distillation_with_the_options_of_the_other_name_it(
     task: str, line: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -287,8 +287,3 @@ def test_calls_from_before_linearise_was_a_task_name_it(
     assert run_task(task, ["--text", "t", "--output", "o", "--model", "m", *line.split()]) > 0
     (said,) = capsys.readouterr().err.splitlines()
     assert re.search(sentence, said), said
-
-
-def test_names_from_before_linearise_was_a_task_say_what_they_are_called() -> None:
-    with pytest.raises(ImportError, match=r"is now called linearise_attention; write: from hf_longattn\.training import"):
-        from hf_longattn.training import distill_attention  # type: ignore[attr-defined]  # noqa: F401
