@@ -1,38 +1,78 @@
 """What a page of the documentation tells its reader to type, typed: commands, Python and files, in the page's order.
 
-A page has fenced blocks. ``console``: lines that begin with ``$`` are commands, and what follows each is its output, in which ``…`` stands
-for anything and breaks between words do not count. ``python``: run, with the names of the blocks before it. ``json``: written to the file
-that the line before the block names.
+The kind of a fenced block says what is done with it:
+
+``console``: lines that begin with ``$`` are commands, and what follows each is its output, in which ``…`` stands for anything.
+``bash``: commands, one a line (``\\`` at its end continues it); ``text`` after it: what they print, or a part of it. ``…`` stands for
+anything, and so does a number, which is that of the machine and the model that the page names; one of three digits or more that a command
+has is itself.
+``python``: run, with the names of the blocks before it; a ``text`` after it is what it prints, as after commands.
+``json``, ``yaml``: written to the file that the text before it named last.
+
+Line breaks and the number of spaces do not count. What a page takes for granted (checkpoints, data) comes from :mod:`tests.stand_ins`,
+which also shortens what takes hours. What no test can type is listed, with the reason, in :mod:`tests.not_typed`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from typer.testing import CliRunner
+from tests.not_typed import reason_not_typed
+from tests.stand_ins import StandIns, setting_of
 
-from hf_longattn.cli import app
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("console", "bash", "python", "text", "json", "yaml")
+BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", flags=re.M | re.S)
+NAMED = re.compile(r"`([\w./-]+\.(?:jsonl?|ya?ml))`[^`]*\Z")
+NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")
+SERVER = re.compile(r"\buvicorn\b.*--port (\d+)")
 
-BLOCK = re.compile(r"^```(console|python|json)\n(.*?)^```", flags=re.M | re.S)
-NAMED = re.compile(r"`([\w.-]+\.jsonl?)`[^`]*\Z")
+
+class Block(NamedTuple):
+    """A fenced block of a page; ``file`` is what a ``json`` or ``yaml`` block is written to."""
+
+    kind: str
+    content: str
+    file: str
 
 
-def blocks(text: str) -> Iterator[tuple[str, str, str]]:
-    """Kind, content and name of the file of every block."""
+def blocks(text: str) -> Iterator[Block]:
+    """Every fenced block, in order, without the directives of the site."""
     for block in BLOCK.finditer(text):
-        named = NAMED.search(text[: block.start()])
-        yield block[1], block[2], named[1] if block[1] == "json" and named else ""
+        kind = block[1].strip()
+        if kind.startswith("{"):
+            continue
+        named = NAMED.search(text[: block.start()]) if kind in ("json", "yaml") else None
+        yield Block(kind, block[2], named[1] if named else "")
 
 
-def commands(block: str) -> Iterator[tuple[str, str]]:
-    """Each command of a ``console`` block, and what it is said to print."""
-    for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
-        line, _, output = part.partition("\n")
-        yield line, output
+def pages_with_blocks() -> list[str]:
+    """README, CONTRIBUTING, the pages of docs/ and the model cards that have code blocks, from the root of the checkout."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "model_cards").rglob("*.md")]
+    return sorted(str(page.relative_to(ROOT)) for page in pages if any(blocks(page.read_text(encoding="utf-8"))))
+
+
+def commands(block: Block) -> Iterator[tuple[str, str]]:
+    """Each command of a block, and what it is said to print right after it."""
+    if block.kind == "console":
+        for part in re.split(r"^\$ ", block.content, flags=re.M)[1:]:
+            line, _, output = part.partition("\n")
+            yield line, output
+    else:
+        for line in block.content.replace("\\\n", " ").splitlines():
+            if shlex.split(line, comments=True):
+                yield line, ""
 
 
 def words(text: str) -> str:
@@ -46,28 +86,130 @@ def matches(shown: str, printed: str) -> bool:
     return re.fullmatch(r"\s*.*".join(pieces), words(printed), flags=re.S) is not None
 
 
-def longattn(arguments: list[str]) -> str:
-    """What ``longattn`` prints, in this process."""
-    done = CliRunner(env={"COLUMNS": "400"}).invoke(app, arguments, catch_exceptions=False)
-    assert done.exit_code == 0, f"longattn {shlex.join(arguments)}\n{done.output}"
-    return done.output
+def matches_but_for_numbers(shown: str, printed: str, typed: str) -> bool:
+    """Whether what a page shows is a part of what was printed, where numbers differ from machine to machine."""
+    kept = {number for number in NUMBER.findall(typed) if number.isdecimal() and len(number) > 2}
+
+    def masked(text: str) -> str:
+        return NUMBER.sub(lambda number: number[0] if number[0].replace(",", "") in kept else "0", text)
+
+    return matches(f"…{masked(shown)}…", masked(printed))
 
 
-def follow(page: Path, names: dict[str, Any], *, instead: Callable[[list[str]], str | None] = lambda command: None) -> dict[str, Any]:
-    """Do what a page says in the working directory; ``instead`` runs commands other than ``longattn``, or returns ``None``.
+class Reader(Protocol):
+    """Who types what a page says, in the working directory."""
 
-    Returns:
-        The names that its Python defined.
+    def longattn(self, arguments: list[str]) -> str:
+        """Run ``longattn``, and return what it prints; it must succeed."""
+
+    def python(self, source: str) -> str:
+        """Run Python with the names of what ran before, and return what it prints."""
+
+    def shell(self, line: str) -> str:
+        """Run any other command, and return what it prints; it must succeed."""
+
+    def install(self, line: str) -> None:
+        """Run ``pip install …``."""
+
+
+class Here:
+    """A reader in this process, who has every package, and the programs of a clone."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Any] = {}
+
+    def longattn(self, arguments: list[str]) -> str:
+        from typer.testing import CliRunner
+
+        from hf_longattn.cli import app
+
+        done = CliRunner(env={"COLUMNS": "400"}).invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, f"longattn {shlex.join(arguments)}\n{done.output}"
+        return done.output
+
+    def python(self, source: str) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(source, "page", "exec"), self.names)
+        return printed.getvalue()
+
+    def shell(self, line: str) -> str:
+        search = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        return run_in_shell(line, {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT), "COLUMNS": "400"})
+
+    def install(self, line: str) -> None:
+        """Everything is there; ``tests/test_installed_pages.py`` types it in an empty environment."""
+
+
+def run_in_shell(line: str, env: dict[str, str]) -> str:
+    """What a line of bash prints."""
+    done = subprocess.run(["bash", "-ec", f"set -o pipefail\n{line}"], env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
+    """Do what a page says, in the working directory.
+
+    Args:
+        page: its path from the root of the checkout.
     """
-    for kind, content, file in blocks(page.read_text(encoding="utf-8")):
-        if kind == "python":
-            exec(compile(content, str(page), "exec"), names)
-        elif kind == "json":
-            Path(file).write_text(content, encoding="utf-8")
-        else:
-            for line, shown in commands(content):
-                command = shlex.split(line, comments=True)
-                printed = longattn(command[1:]) if command[0] == "longattn" else instead(command)
-                assert printed is not None, f"{page.name}: nobody runs {line!r}"
-                assert not shown.strip() or matches(shown, printed), f"{page.name}: {line}\nshown:\n{shown}\nprinted:\n{printed}"
-    return names
+    setting = setting_of(page)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    typed, printed = "", ""
+    stand_ins.provide(setting.before)
+    reader.python(setting.before)
+    with contextlib.ExitStack() as servers:
+        for block in blocks(text):
+            where = f"{page}:\n```{block.kind}\n{block.content}```\n"
+            if block.kind == "python" and not reason_not_typed(page, block.content):
+                typed, source = "", setting.shortened(block.content)
+                stand_ins.provide(source)
+                printed = reader.python(source)
+            elif block.kind in ("json", "yaml"):
+                assert block.file, f"{where}No file is named before it."
+                Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+                Path(block.file).write_text(block.content * setting.copies, encoding="utf-8")
+            elif block.kind in ("console", "bash"):
+                typed, printed = block.content, ""
+                for line, shown in commands(block):
+                    if reason_not_typed(page, line):
+                        continue
+                    output = _type(setting.shortened(line), reader, stand_ins, servers)
+                    assert not shown.strip() or matches(shown, output), f"{page}: {line}\nshown:\n{shown}\nprinted:\n{output}"
+                    printed += output
+            elif block.kind == "text" and printed:
+                assert matches_but_for_numbers(block.content, printed, typed), f"{where}printed:\n{printed}"
+
+
+def _type(line: str, reader: Reader, stand_ins: StandIns, servers: contextlib.ExitStack) -> str:
+    command = shlex.split(line, comments=True)
+    stand_ins.provide_for(command)
+    if server := SERVER.search(line):
+        servers.enter_context(_served(line, int(server[1])))
+        return ""
+    if command[:2] == ["pip", "install"]:
+        reader.install(line)
+        return ""
+    if command[0] != "longattn" or "|" in command:
+        return reader.shell(line)
+    if ">" in command:
+        *command, _, file = command
+        Path(file).write_text(reader.longattn(command[1:]), encoding="utf-8")
+        return ""
+    return reader.longattn(command[1:])
+
+
+@contextlib.contextmanager
+def _served(line: str, port: int) -> Iterator[None]:
+    """A server that answers at a port while the page goes on."""
+    search = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    with subprocess.Popen(["bash", "-c", f"exec env {line}"], env={**os.environ, "PATH": search, "PYTHONPATH": str(ROOT)}) as server:
+        try:
+            for _ in range(600):
+                assert server.poll() is None, f"{line} ended with {server.returncode}"
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield
+        finally:
+            server.terminate()

@@ -1,0 +1,37 @@
+"""Commands and programs of the documentation that no test of pages types, with the reason, and where they are tried instead.
+
+Everything else in a code block is typed by ``tests/test_pages.py``.
+"""
+
+from __future__ import annotations
+
+SHOWN_ELSEWHERE = "an example of code to add, which the test named here puts in place: "
+SERVICE = "needs an account of a service outside"
+
+NOT_TYPED: dict[str, dict[str, str]] = {
+    "README.md": {
+        "make demo": "takes ten minutes",
+        "make test": "is these tests",
+    },
+    "CONTRIBUTING.md": {
+        "make install": "installs from an index",
+        ".venv/bin/pre-commit install": "changes the clone",
+        "make test": "is these tests",
+        "make format": "changes the clone",
+        '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
+        '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
+        '"""LongErnie': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
+        '"""OLMo 2': SHOWN_ELSEWHERE + "tests/conversion/test_new_twin.py",
+        '"""A folder with config.json and weights.npz': SHOWN_ELSEWHERE + "tests/conversion/sources/test_registry.py",
+        '"""Fine-tune to predict a number': SHOWN_ELSEWHERE + "tests/training/test_contributing.py",
+        '"""Share of predicted texts': SHOWN_ELSEWHERE + "tests/evaluation/metrics/test_contributing.py",
+    },
+    "docs/install.md": {"git clone REPOSITORY": SERVICE},
+    "docs/results/recipes.md": {"": "at full size, for days on GPUs: tests/training/test_recipes.py types every one with tiny checkpoints"},
+}
+"""Page -> the beginning of a command, or of a block of Python (of every one, if empty) -> why it is not typed."""
+
+
+def reason_not_typed(page: str, typed: str) -> str:
+    """Why this is not typed; empty for nearly everything."""
+    return next((why for beginning, why in NOT_TYPED.get(page, {}).items() if typed.startswith(beginning)), "")
