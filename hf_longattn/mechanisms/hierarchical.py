@@ -82,7 +82,7 @@ class Hierarchical(Mechanism):
         pyramid = self.pyramid(kv_len)
         b, h, q_idx, kv_idx = grid_of(q, k)
         level, centres, scores = pyramid.level_of(q_idx, kv_idx), kv_idx, None
-        for number, keys in enumerate([k, *pyramid.pooled(k, real, self.options.pooling)]):
+        for number, keys in enumerate([k, *pyramid.pooled(k, real, self.options.pooling).split(pyramid.sizes[1:], 2)]):
             pool = kv_idx[0, 0, 0] >> number
             level_scores = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
             scores = level_scores if scores is None else torch.where(level == number, level_scores, scores)
@@ -105,11 +105,13 @@ class Hierarchical(Mechanism):
             return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)
         pyramid = self.pyramid(kv_len)
         parts, counts = self._plan(pyramid, call.causal, call.key_mask, q)
-        keys = torch.cat([k, *pyramid.pooled(k, call.key_mask, self.options.pooling)], 2)
-        values = torch.cat([v, *pyramid.pooled(v, call.key_mask, "mean")], 2)
-        centres, last = pyramid.centres(k.device), None if call.key_mask is None or call.score_mod is None else last_real(call.key_mask)
-        score_mod = remapped(call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b]))
-        call = call.replace(score_mod=score_mod).with_mask(None if counts is None else counts > 0)
+        keys = torch.cat([k, pyramid.pooled(k, call.key_mask, self.options.pooling)], 2)
+        values = torch.cat([v, pyramid.pooled(v, call.key_mask, "mean")], 2)
+        if call.score_mod is not None:
+            centres, last = pyramid.centres(k.device), None if call.key_mask is None else last_real(call.key_mask)
+            score_mod = remapped(call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b]))
+            call = call.replace(score_mod=score_mod)
+        call = call.with_mask(None if counts is None else counts > 0)
         out = gathered_attention(pad_queries(q, kv_len), keys, values, parts, call)
         return out[:, :, kv_len - q_len :]
 
@@ -157,6 +159,11 @@ class Pyramid:
         """Pools on a level."""
         return -(-self.length >> level) if level else self.length
 
+    @property
+    def sizes(self) -> list[int]:
+        """The :meth:`size` of every level."""
+        return [self.size(level) for level in range(self.top + 1)]
+
     def offset(self, level: int) -> int:
         """The start of a level on the keys' axis, which has the levels one after the other."""
         return sum(self.size(below) for below in range(level))
@@ -191,20 +198,22 @@ class Pyramid:
             ("pool counts", self, device), lambda: self.counts(torch.ones(1, self.length, dtype=torch.bool, device=device))
         )
 
-    def pooled(self, x: Tensor, real: Tensor | None, by: str) -> list[Tensor]:
-        """The levels above 0 of ``x (B, H, N, D)``: means, or element-wise maxima, of the real tokens; zeros where there are none."""
+    def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
+        """The levels above 0 of ``x (B, H, N, D)``, one after the other: means, or element-wise maxima, of the real tokens; zeros where
+        there are none."""
         counts = self.counts_of_whole(x.device) if real is None else self.counts(real)
         largest = by == "max"
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))
         level = level if real is None else level.masked_fill(~real[:, None, :, None], nothing)
-        out = []
-        for number in range(1, self.top + 1):
+        levels = []
+        for _ in range(self.top):
             halves = _pairs(level, nothing)
             level = halves.amax(-2) if largest else halves.sum(-2)
-            count = counts[:, None, self.offset(number) : self.offset(number) + self.size(number), None].to(level.dtype)
-            out.append((torch.where(count > 0, level, 0.0) if largest else level / count.clamp(min=1)).to(x.dtype))
-        return out
+            levels.append(level)
+        count = counts[:, None, self.length :, None].to(level.dtype)
+        pools = torch.cat(levels, 2)
+        return (pools.masked_fill(count == 0, 0.0) if largest else pools.div_(count.clamp(min=1))).to(x.dtype)
 
     def parts(self, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The pairs of every level: queries with the tokens of three blocks, and with pools farther away."""

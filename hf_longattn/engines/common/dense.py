@@ -172,5 +172,8 @@ def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
     lse = torch.stack(list(lses))
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()
-    shares = shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)
-    return sum(share[..., None].to(out.dtype) * out for share, out in zip(shares, outs, strict=True))
+    shares = (shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)).to(outs[0].dtype)[..., None]
+    total = shares[0] * outs[0]
+    for share, out in zip(shares[1:], outs[1:], strict=True):
+        total = torch.addcmul(total, share, out)
+    return total

@@ -215,6 +215,8 @@ class RowLayout:
     touched: the blocks by rows of queries, and by rows of keys.
     whole: where they are known, the touched blocks apart: (those for which the mask is asked, those that are seen as a whole), by rows of
         queries and by rows of keys.
+    read_queries, read_keys: queries and keys with a token to read in every slot; ``None`` where these are.
+    write_queries: where the output of every slot goes, that of an empty one to a row after the last.
     """
 
     queries: Tensor | None
@@ -228,12 +230,15 @@ class RowLayout:
     several: bool
     touched: tuple[Lists, Lists]
     whole: tuple[tuple[Lists, Lists], tuple[Lists, Lists]] | None = None
+    read_queries: Tensor | None = None
+    read_keys: Tensor | None = None
+    write_queries: Tensor | None = None
 
 
 def _attend_rows(tile: GatherTile, layout: RowLayout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
     heads, q_len = q.shape[1:3]
-    queries = q if layout.queries is None else at_places(q, layout.queries, heads)
-    keys, values = (k, v) if layout.keys is None else (at_places(x, layout.keys, heads) for x in (k, v))
+    queries = q if layout.read_queries is None else at_places(q, layout.read_queries, heads)
+    keys, values = (k, v) if layout.read_keys is None else (at_places(x, layout.read_keys, heads) for x in (k, v))
     mask_mod, score_mod, kind = _mods(tile, layout, call)
     lists: dict[str, tuple[Lists, Lists | None]]
     if layout.whole is None or call.key_mask is not None:
@@ -243,9 +248,9 @@ def _attend_rows(tile: GatherTile, layout: RowLayout, q: Tensor, k: Tensor, v: T
     mask = flex.block_mask((queries.shape[2], keys.shape[2]), BLOCK, mask_mod, **lists)
     kind = "rows", lists["by_query"][1] is None, *kind
     out, lse = _attend(kind, queries, keys, values, mask, score_mod, call, several)
-    if layout.queries is None:
+    if layout.write_queries is None:
         return out, lse
-    place = torch.where(layout.queries >= 0, layout.queries, q_len).expand(*out.shape[:3])  # empty slots go to one row after the last
+    place = layout.write_queries.expand(*out.shape[:3])
     full = out.new_zeros(*out.shape[:2], q_len + 1, out.shape[3]).scatter(2, place[..., None].expand(out.shape), out)
     if lse is not None:
         lse = lse.new_full((*out.shape[:2], q_len + 1), float("-inf")).scatter(2, place, lse)[:, :, :q_len]
@@ -253,12 +258,7 @@ def _attend_rows(tile: GatherTile, layout: RowLayout, q: Tensor, k: Tensor, v: T
 
 
 def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
-    """Tokens of ``x (B, H_kv, N, D)`` at ``places (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, or with H heads where the places have them.
-
-    Empty slots take tokens all over the sequence, since the backward pass adds up one after the other what is at the same place.
-    """
-    anywhere = torch.arange(places.shape[-1], device=x.device) % x.shape[2]
-    places = torch.where(places >= 0, places, anywhere)
+    """Tokens of ``x (B, H_kv, N, D)`` at ``places (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, with H heads where the places have them."""
     if places.shape[:2] == (1, 1):
         return x[:, :, places[0, 0]]
     item = torch.arange(x.shape[0], device=x.device)
@@ -266,6 +266,12 @@ def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
         return x.transpose(1, 2)[item[:, None], places[:, 0]].transpose(1, 2)
     head = torch.arange(heads, device=x.device) // (heads // x.shape[1])
     return x[item[:, None, None], head[:, None], places]
+
+
+def readable(places: Tensor, length: int) -> Tensor:
+    """``places (…, S)`` of a sequence of ``length`` with tokens all over it in empty slots, since the backward pass adds up one after the
+    other what is at the same place."""
+    return torch.where(places >= 0, places, torch.arange(places.shape[-1], device=places.device) % length)
 
 
 def lookup(table: Tensor) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
@@ -339,7 +345,7 @@ def kept_joint_layout(tiles: Sequence[GatherTile], q_len: int, kv_len: int) -> R
 def kept_row_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
     """:func:`row_layout`, made once for a fixed tile."""
     if not tile.fixed:
-        return row_layout(tile)
+        return with_places(row_layout(tile), q_len, kv_len)
     key = "rows", q_len, kv_len, tile.bias is None, *_rules(tile)
     make = functools.partial(_trimmed_layout, dataclasses.replace(tile, fixed=False), q_len, kv_len)
     return BYTE_CACHE.of([tile.queries, tile.keys], key, make, layout_bytes)
@@ -461,12 +467,24 @@ def without_copies(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
 
     (q_partial, q_whole), (k_partial, k_whole) = layout.whole
     whole = (cut(q_partial, 0), cut(q_whole, 0)), (cut(k_partial, 1), cut(k_whole, 1))
-    return dataclasses.replace(
+    layout = dataclasses.replace(
         layout,
         queries=None if in_place[0] else layout.queries,
         keys=None if in_place[1] else layout.keys,
         touched=(cut(layout.touched[0], 0), cut(layout.touched[1], 1)),
         whole=whole if bool(q_whole[0].any()) else None,
+    )
+    return with_places(layout, q_len, kv_len)
+
+
+def with_places(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
+    """``layout`` with what is read and written."""
+    queries, keys = layout.queries, layout.keys
+    return dataclasses.replace(
+        layout,
+        read_queries=None if queries is None else readable(queries, q_len),
+        read_keys=None if keys is None else readable(keys, kv_len),
+        write_queries=None if queries is None else torch.where(queries >= 0, queries, q_len),
     )
 
 
