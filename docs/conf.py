@@ -1,10 +1,13 @@
 """The site: `make site` in a clone builds it into build/site, without a network and with every warning as an error."""
 
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+
+from scripts.dev.tools import message_pages
 
 project = "hf_longattn"
 author = "The hf_longattn authors"
@@ -74,6 +77,12 @@ def add_title(app: Sphinx, document: str, source: list[str]) -> None:
         source[0] = f"# {document.rpartition('/')[2].replace('_', ' ').replace('-', ' ').capitalize()}\n\n{source[0]}"
 
 
+def write_messages(app: Sphinx) -> None:
+    """The pages of all messages, from the package's source."""
+    message_pages.write(Path(app.srcdir) / "docs" / "messages")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", write_messages)
     app.connect("source-read", add_title)
     app.connect("missing-reference", link_elsewhere)
