@@ -14,10 +14,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from ..naming import LOGGER
 from .common.axis_term import AxisTerm
@@ -119,6 +118,7 @@ class DispatchContext:
         return band_plan(*sizes, self.dtype, torch.get_num_threads(), tokens=self.call.global_mask is not None)
 
 
+Result = TypeVar("Result")
 Reason = Callable[[DispatchContext], str | None]
 """Why a path does not run, as a clause; ``None`` where it may."""
 Path = tuple[str, Reason]
@@ -299,10 +299,35 @@ def _no_fla(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | 
     return None if fla_installed() else "flash-linear-attention is not installed"
 
 
+def _no_linear_fla(context: DispatchContext) -> str | None:
+    return _no_fla(context, (torch.float32, torch.bfloat16))
+
+
+def _no_linear_kernel(context: DispatchContext) -> str | None:
+    """Why our Triton kernels do not run causal linear attention."""
+    if context.device != "cuda":
+        return _not_on("cuda", context)
+    if in_graph():
+        return "a graph holds PyTorch's operations only"
+    if (why := no_fused_kernels()) is not None:
+        return why
+    if context.dtype == torch.float64:
+        return "its kernels compute in single precision"
+    if context.q_len <= 1:
+        return "there is one token"
+    return None if triton_installed() else "Triton is not installed"
+
+
 @functools.cache
 def fla_installed() -> bool:
     """Whether flash-linear-attention and the Triton that it needs are installed."""
-    return all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
+    return importlib.util.find_spec("fla") is not None and triton_installed()
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Whether Triton is installed, as it is with PyTorch for CUDA on Linux."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def _no_windows(context: DispatchContext) -> str | None:
@@ -400,11 +425,12 @@ PATHS: dict[str, tuple[Path, ...]] = {
         ("tiles", _last),
     ),
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
-    "linear": (("linear-fla", lambda context: _no_fla(context, (torch.float32, torch.bfloat16))), ("linear-chunks", _last)),
+    "linear": (("linear-fla", _no_linear_fla), ("linear-triton", _no_linear_kernel), ("linear-chunks", _last)),
+    "linear documents": (("linear-fla", _no_linear_fla), ("linear-chunks", _last)),
     "delta": (("delta-fla", lambda context: _no_fla(context, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks")
+ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks", "linear-triton")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 
@@ -436,7 +462,7 @@ def choose(kind: str, context: DispatchContext) -> str:
     return path
 
 
-def attempt(kind: str, context: DispatchContext, run: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor | None, str]:
+def attempt(kind: str, context: DispatchContext, run: Callable[..., Result], *arguments: Any) -> tuple[Result | None, str]:
     """The output of ``run(*arguments)``, which is the chosen path, and that path; or ``None`` and the path to run or attempt in its place,
     for which the context holds what failed."""
     out, (path, refused) = None, _first(kind, context)

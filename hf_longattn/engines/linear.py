@@ -12,7 +12,8 @@ On CUDA the Triton kernels of the optional package flash-linear-attention (extra
 refuse to be traced) for up to 256 features, which is what their tiles hold: linear attention in fp32, whose products they round to TF32 (an
 output is off by up to 2·10⁻³ of the largest value), and for bf16 values in bf16 (features are rounded, too: 2·10⁻²); the delta rule in half
 precision. Packed documents are told to them by their offsets. The package is imported by name: in a file that is pushed
-with a model, transformers would require whatever an import statement names.
+with a model, transformers would require whatever an import statement names. Without it, Triton kernels of our own run causal linear
+attention (``cuda/linear_kernel.py``), where Triton is installed, as it is with PyTorch for CUDA on Linux.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from .common.batch import Batch, Place, Places, in_graph
 from .common.call import State
 from .common.dense import repeat_heads, wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
-from .dispatch import ANY_CALL, DispatchContext, choose
+from .cuda.linear_kernel import kernel_linear_attention
+from .dispatch import ANY_CALL, DispatchContext, attempt, choose
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
@@ -73,8 +75,7 @@ def linear_attention(
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
     dtype = torch.promote_types(phi_q.dtype, torch.float32)
-    original_v = v
-    phi_q, phi_k, v = phi_q.to(dtype), phi_k.to(dtype), v.to(dtype)
+    phi_q, phi_k = phi_q.to(dtype), phi_k.to(dtype)
     if key_mask is not None:
         phi_k = masked(phi_k, key_mask)
     state = empty_state(phi_k, v) if initial_state is None else initial_state
@@ -85,9 +86,15 @@ def linear_attention(
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
-    if (kernel := fla_dtype(phi_q, phi_k, original_v)) is not None:
-        return fla_linear_attention(phi_q, phi_k, v, state, kernel, normalise)
-    out, kv, z = chunked_linear_attention(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
+    context = _context(phi_q, phi_k, v)
+    path = choose("linear", context)
+    if path == "linear-triton":
+        tensors, path = attempt("linear", context, kernel_linear_attention, phi_q, phi_k, v, state["kv"], state["z"], normalise)
+        if tensors is not None:
+            return tensors[0], {"kv": tensors[1], "z": tensors[2]}
+    if path == "linear-fla":
+        return fla_linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
+    out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], chunk, normalise)
     return out, {"kv": kv, "z": z}
 
 
@@ -424,11 +431,21 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
-    """The dtype in which the Triton kernels take these features, and ``v`` in its own; ``None`` where they do not run."""
-    dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.promote_types(phi_q.dtype, torch.float32)
+    """The dtype in which flash-linear-attention's kernels take these features of packed documents, and ``v`` in its own; ``None`` where
+    they do not run."""
+    return _dtype_for_fla(phi_q, v) if choose("linear documents", _context(phi_q, phi_k, v)) == "linear-fla" else None
+
+
+def _dtype_for_fla(phi_q: Tensor, v: Tensor) -> torch.dtype:
+    return torch.bfloat16 if v.dtype == torch.bfloat16 else torch.promote_types(phi_q.dtype, torch.float32)
+
+
+def _context(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> DispatchContext:
+    """What the choice of a path depends on, for features and ``v`` in its own dtype."""
     features = max(phi_q.shape[-1], v.shape[-1])
-    context = DispatchContext(phi_q.device.type, phi_q.shape[2], phi_k.shape[2], ANY_CALL, dtype=dtype, features=features)
-    return dtype if choose("linear", context) == "linear-fla" else None
+    return DispatchContext(
+        phi_q.device.type, phi_q.shape[2], phi_k.shape[2], ANY_CALL, dtype=_dtype_for_fla(phi_q, v), features=features
+    )  # fmt: skip
 
 
 def fla_linear_attention(

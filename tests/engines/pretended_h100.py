@@ -212,10 +212,11 @@ def fake_tensors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def results(module: str, key: str) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """The result of a name, which ``python -m module`` prints as lines of JSON, one after another, with the name under ``key``."""
+def results(module: str, key: str, *arguments: str) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """The result of a name, which ``python -m module`` with the arguments prints as lines of JSON, one after another, with the name under
+    ``key``."""
     found: dict[str, dict[str, Any]] = {}
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, cwd=CACHE.parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         output = process.stdout
         assert output is not None

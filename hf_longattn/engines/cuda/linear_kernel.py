@@ -1,0 +1,236 @@
+"""The path ``linear-triton``: causal linear attention by two Triton kernels of our own, whatever the features.
+
+    o_i = Σ_{j ≤ i} (φ(q_i)·φ(k_j)) v_j / d_i        d_i = Σ_{j ≤ i} φ(q_i)·φ(k_j)
+
+The first kernel sums φ(k)ᵀv and φ(k) over each chunk, a running sum adds up those before each chunk, and the second multiplies a block of
+queries with the keys of its chunk and with that sum. Scores stay on the chip, and of a chunk only its sum is written. A chunk is as long as
+costs least: the sums of F·D numbers are written and read four times, and the pairs within a chunk cost a product each.
+
+Both passes are the same sum. With ĝ_i = g_i / d_i, c_i = -ĝ_i·o_i (see ``linear.py``), v' = [v, 1] and ĝ' = [ĝ, c],
+
+    ∂φ(q_i) = Σ_{j ≤ i} (ĝ'_i·v'_j) φ(k_j)      ∂φ(k_j) = Σ_{i ≥ j} (v'_j·ĝ'_i) φ(q_i)      ∂v_j = Σ_{i ≥ j} (φ(k_j)·φ(q_i)) ĝ_i
+
+For values in half precision the products are rounded to TF32, whose error is below that of the values; for fp32 each is three products of
+TF32, which is as exact as fp32. All sums are in fp32.
+
+Whether this machine runs the kernels is tried once for each kind of call, with a few tokens whose results are compared with the definition.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from .flex_kernel import MACHINE_ERRORS, NoKernel
+
+logger = logging.getLogger(__name__)
+BLOCK = 64
+"""Tokens in a tile."""
+LEAST_SIDE, MOST_SIDE = 16, 64
+"""Features, or numbers of a value, in a tile."""
+LAUNCH = {"num_warps": 4, "num_stages": 2}
+"""How Triton compiles the kernels: with 64 KB of shared memory at most, which every GPU with TF32 has."""
+PRODUCTS_PER_BYTE = 75
+"""Multiplications and additions by the tensor cores in the time in which a byte is read: of an H100, in TF32."""
+SHORTEST_CHUNK, LONGEST_CHUNK = 64, 512
+FIRST_CAPABILITY = (8, 0)
+"""The first GPUs with TF32."""
+ALIGNED = 4
+"""Numbers of fp32 that are loaded at once."""
+
+
+def kernel_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal linear attention of features ``q (B, H, N, F)`` and ``k (B, H_kv, N, F)`` in fp32 to ``v (B, H_kv, N, D)``.
+
+    Args:
+        kv, z: the sums ``(B, H_kv, F, D)`` and ``(B, H_kv, F)`` of φ(k)ᵀv and φ(k) over the earlier tokens.
+        normalise: divide by the sum of the weights; rows without any are zeros.
+    Returns:
+        The output ``(B, H, N, D)`` and the sums after the last token, in fp32.
+    Raises:
+        NoKernel: this machine does not run the kernels, which is logged once.
+    """
+    needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, kv, z))
+    reason = refused(q.device, v.dtype, q.shape[3], v.shape[3], normalise, needs_gradients)
+    if reason is not None:
+        raise NoKernel(reason)
+    out, kv, z = _Causal.apply(q, k, v, kv, z, normalise)
+    return out, kv, z
+
+
+class _Causal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (_rows(x) for x in (q, k, v))
+        out, weights, kv_after, z_after = summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise)
+        ctx.save_for_backward(q, k, v, kv, z, *((out, weights) if normalise else ()))
+        return out, kv_after, z_after
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        with one_gradient_at_a_time():
+            return first_derivatives_only((*_gradients(ctx.saved_tensors, *grads), None))
+
+
+def _gradients(saved: tuple[Tensor, ...], grad: Tensor, grad_kv: Tensor, grad_z: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of q, k, v, kv and z."""
+    q, k, v, kv, z, *normalised = saved
+    groups, width, precision = k.shape[1], v.shape[3], _precision(v)
+    shift = grad.new_zeros(*grad.shape[:3], 1)
+    if normalised:
+        out, weights = normalised
+        grad = grad / weights.masked_fill(weights.abs() < torch.finfo(weights.dtype).tiny, math.inf)[..., None]
+        shift = -(grad * out).sum(-1, keepdim=True)
+    rest = -(width + 1) % ALIGNED
+    of_out, values = F.pad(torch.cat([grad, shift], -1), (0, rest)), F.pad(F.pad(v.to(q.dtype), (0, 1), value=1.0), (0, rest))
+    grad = _rows(grad)
+
+    def of_values(of_kv: Tensor, of_z: Tensor) -> Tensor:
+        return F.pad(torch.cat([of_kv.mT, of_z[..., None, :]], -2), (0, 0, 0, rest))
+
+    def of_one_head(state: Tensor) -> Tensor:
+        """The state with zeros for all heads of a group but the first, since the sums over the heads are added up."""
+        return F.pad(state.unsqueeze(2), (*(0,) * (2 * state.dim() - 4), 0, q.shape[1] // groups - 1)).flatten(1, 2)
+
+    d_q = summed(of_out, values, k, of_values(kv, z), precision=precision)[0]
+    d_k, _, before, _ = summed(values, of_out, q, of_one_head(of_values(grad_kv, grad_z)), precision=precision, reverse=True)
+    d_v = summed(k, q, grad, of_one_head(grad_kv), precision=precision, reverse=True)[0]
+    d_k, d_v, before = (x.unflatten(1, (groups, -1)).sum(2) if q.shape[1] > groups else x for x in (d_k, d_v, before))
+    return d_q, d_k, d_v.to(v.dtype), before[..., :width, :].mT, before[..., width, :]
+
+
+def summed(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, z: Tensor | None = None, *, precision: str, normalise: bool = False,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Σ_j (q_i·k_j) v_j over the tokens j up to i, or from i on with ``reverse``, ``(B, H, N, D)``.
+
+    Args:
+        q, k: ``(B, heads, N, F)``, each with as many heads as the output or a divisor of that, and numbers of a row side by side.
+        v: ``(B, heads, N, D)``, likewise.
+        state, z: the sums ``(B, heads, F, D)`` and ``(B, heads, F)`` that come before, with the heads of k or v, whichever are more.
+        precision: of products: Triton's ``input_precision``.
+        normalise: divide by the sum of the weights.
+    Returns:
+        The output; with ``z`` the sums of the weights ``(B, H, N)``; the state after all tokens; and with ``z`` the sum of k.
+    """
+    kernels = triton_kernels()
+    (batch, _, length, features), width = q.shape, v.shape[3]
+    heads, sum_heads = max(x.shape[1] for x in (q, k, v)), max(k.shape[1], v.shape[1])
+    chunk = chunk_length(features, width, length)
+    count = -(-length // chunk)
+    sums = torch.empty(batch, sum_heads, count + 1, features, width, dtype=q.dtype, device=q.device)
+    sums[:, :, 0] = state
+    weights = sums.new_empty(batch, sum_heads, count + 1, features) if z is not None else sums
+    if z is not None:
+        weights[:, :, 0] = z
+    out = sums.new_empty(batch, heads, length, width)
+    out_weights = sums.new_empty(batch, heads, length) if z is not None else sums
+    feature_side, value_side = _side(features), _side(width)
+    value_blocks = -(-width // value_side)
+    tile = {
+        "CHUNK": chunk, "BLOCK": BLOCK, "FEATURES": feature_side, "WIDTH": value_side,
+        "WEIGH": z is not None, "REVERSE": reverse, "PRECISION": precision, **LAUNCH,
+    }  # fmt: skip
+    with torch.cuda.device_of(q):
+        kernels.chunk_sums[(count, -(-features // feature_side) * value_blocks, batch * sum_heads)](
+            k, v, sums, weights, length, features, width, sum_heads, sum_heads // k.shape[1], sum_heads // v.shape[1],
+            *k.stride()[:3], *v.stride()[:3], **tile,
+        )  # fmt: skip
+        sums = sums.cumsum(2)
+        weights = sums if z is None else weights.cumsum(2)
+        kernels.outputs[(-(-length // BLOCK), value_blocks, batch * heads)](
+            q, k, v, sums, weights, out, out_weights, length, features, width, count,
+            heads, *(heads // x.shape[1] for x in (q, k, v)), heads // sum_heads,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], NORMALISE=normalise, **tile,
+        )  # fmt: skip
+    return out, out_weights, sums[:, :, -1], weights[:, :, -1]
+
+
+def triton_kernels() -> Any:
+    """The module with the kernels, which imports Triton."""
+    from . import linear_triton
+
+    return linear_triton
+
+
+def chunk_length(features: int, width: int, length: int) -> int:
+    """The tokens of a chunk, a power of two, that cost least: a chunk moves 16·F·D bytes; a token has F + D products with half of it."""
+    best = math.sqrt(16 * PRODUCTS_PER_BYTE * features * width / (features + width))
+    return min(max(1 << round(math.log2(best)), SHORTEST_CHUNK), LONGEST_CHUNK, max(SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
+
+
+def _side(numbers: int) -> int:
+    return min(MOST_SIDE, max(LEAST_SIDE, 1 << (numbers - 1).bit_length()))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _precision(v: Tensor) -> str:
+    return "tf32x3" if v.dtype == torch.float32 else "tf32"
+
+
+# ---- whether this machine runs the kernels
+
+_refusals: dict[tuple[Any, ...], str | None] = {}
+
+
+def refused(device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, gradients: bool) -> str | None:
+    """Why the kernels do not run for values ``(…, width)`` of a dtype and so many features; asked once, and logged."""
+    kind = device, dtype, features, width, normalise, gradients
+    if kind not in _refusals:
+        try:
+            with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+                reason = _tried(*kind)
+        except MACHINE_ERRORS:
+            raise
+        except Exception as error:  # whatever it is, there are no results
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        known = reason in _refusals.values()
+        _refusals[kind] = reason
+        if reason is not None and not known:
+            logger.warning(
+                "The Triton kernels of linear attention do not run for %d features and values in %s on %s (%s); other operations run "
+                "instead, which are slower.", features, str(dtype).removeprefix("torch."), device, reason
+            )  # fmt: skip
+    return _refusals[kind]
+
+
+def _tried(device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, gradients: bool) -> str | None:
+    """Why results for a few tokens are not those of the definition, where they are not; what the kernels raise is raised."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return "the GPU has no tensor cores for TF32"
+    length = chunk_length(features, width, 1 << 20) + BLOCK // 2
+    q, k, v, kv, z, grad = (
+        torch.sin(torch.arange(math.prod(shape), device=device) * step).view(1, *shape) * 0.4 + 0.6
+        for shape, step in (
+            ((2, length, features), 1.7), ((1, length, features), 0.9), ((1, length, width), 2.3), ((1, features, width), 1.1),
+            ((1, features), 0.3), ((2, length, width), 0.7),
+        )
+    )  # fmt: skip
+    v = v.to(dtype)
+    found: list[Tensor] = [*summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise)]
+    with torch.enable_grad():
+        leaves = [x.detach().double().requires_grad_() for x in (q, k, v, kv, z)]
+        scores = (leaves[0] @ leaves[1].mT).tril()
+        weights = scores.sum(-1) + (leaves[0] @ leaves[4][..., None]).squeeze(-1)
+        out = (scores @ leaves[2] + leaves[0] @ leaves[3]) / (weights[..., None] if normalise else 1)
+        expected = [out, weights, leaves[3] + leaves[1].mT @ leaves[2], leaves[4] + leaves[1].sum(2)]
+        if gradients:
+            saved = (q, k, v, kv, z, *(found[:2] if normalise else ()))
+            found += _gradients(saved, grad, torch.zeros_like(kv), torch.zeros_like(z))
+            expected += torch.autograd.grad(out, leaves, grad.double(), materialize_grads=True)
+    pairs = [(x, y.detach()) for x, y in zip(found, expected, strict=True)]
+    off = [float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in pairs]
+    most = 1e-3 if dtype == torch.float32 else 3e-2
+    if all(x < most for x in off):  # which a NaN is not
+        return None
+    return f"their results for a few tokens differ from the definition by {max(off):.2g}"

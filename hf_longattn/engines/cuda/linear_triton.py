@@ -1,0 +1,105 @@
+"""The Triton kernels of causal linear attention, whatever the features; ``linear_kernel.py`` calls them, and imports this module then.
+
+Triton is imported by name: in a file that is pushed with a model, transformers would require whatever an import statement names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+triton: Any = importlib.import_module("triton")
+tl: Any = importlib.import_module("triton.language")
+
+
+@triton.jit
+def _tile(matrix, stride, rows, columns, length, width):  # type: ignore[no-untyped-def]
+    """Some rows and columns of a matrix in fp32, zeros outside of it."""
+    inside = (rows[:, None] < length) & (columns[None, :] < width)
+    return tl.load(matrix + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def chunk_sums(  # type: ignore[no-untyped-def]
+    k, v, sums, weights, length, features, width, heads, k_group, v_group,
+    k_batch, k_head, k_row, v_batch, v_head, v_row,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr,
+    WEIGH: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Σ k_jᵀ v_j over each chunk, a block of features and numbers of v at a time, and Σ k_j.
+
+    Chunk c is written to place c + 1 of n + 1, or counted from the end with REVERSE, so that a running sum follows the places.
+    """
+    chunk, block, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    blocks = tl.cdiv(width, WIDTH)
+    rows = (block // blocks) * FEATURES + tl.arange(0, FEATURES)
+    columns = (block % blocks) * WIDTH + tl.arange(0, WIDTH)
+    k += batch * k_batch + head // k_group * k_head
+    v += batch * v_batch + head // v_group * v_head
+    total = tl.zeros([FEATURES, WIDTH], tl.float32)
+    weight = tl.zeros([FEATURES], tl.float32)
+    for start in range(0, CHUNK, BLOCK):
+        tokens = chunk * CHUNK + start + tl.arange(0, BLOCK)
+        keys = _tile(k, k_row, tokens, rows, length, features)
+        total += tl.dot(tl.trans(keys), _tile(v, v_row, tokens, columns, length, width), input_precision=PRECISION)
+        weight += tl.sum(keys, 0)
+    count = tl.num_programs(0)
+    place = row.to(tl.int64) * (count + 1) + (count - chunk if REVERSE else chunk + 1)
+    inside = (rows[:, None] < features) & (columns[None, :] < width)
+    tl.store(sums + (place * features + rows[:, None]) * width + columns[None, :], total, mask=inside)
+    if WEIGH:
+        tl.store(weights + place * features + rows, weight, mask=(rows < features) & (block % blocks == 0))
+
+
+@triton.jit
+def outputs(  # type: ignore[no-untyped-def]
+    q, k, v, sums, weights, out, out_weights, length, features, width, count, heads, q_group, k_group, v_group, sum_group,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr,
+    WEIGH: tl.constexpr, NORMALISE: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Σ_j (q_i·k_j) v_j over the tokens j up to i, or from i on with REVERSE; and with WEIGH Σ_j q_i·k_j, by which NORMALISE divides.
+
+    sums, weights: of the chunks before each, as :func:`chunk_sums` places them and after their running sum.
+    """
+    block, value_block, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    q += batch * q_batch + head // q_group * q_head
+    k += batch * k_batch + head // k_group * k_head
+    v += batch * v_batch + head // v_group * v_head
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    columns = value_block * WIDTH + tl.arange(0, WIDTH)
+    chunk = block * BLOCK // CHUNK
+    total = tl.zeros([BLOCK, WIDTH], tl.float32)
+    weight = tl.zeros([BLOCK], tl.float32)
+    first = block * BLOCK if REVERSE else chunk * CHUNK
+    last = tl.minimum((chunk + 1) * CHUNK, length) if REVERSE else (block + 1) * BLOCK
+    for start in range(first, last, BLOCK):
+        tokens = start + tl.arange(0, BLOCK)
+        scores = tl.zeros([BLOCK, BLOCK], tl.float32)
+        for f in range(0, features, FEATURES):
+            part = f + tl.arange(0, FEATURES)
+            keys = _tile(k, k_row, tokens, part, length, features)
+            scores += tl.dot(_tile(q, q_row, rows, part, length, features), tl.trans(keys), input_precision=PRECISION)
+        seen = (rows[:, None] <= tokens[None, :]) if REVERSE else (rows[:, None] >= tokens[None, :])
+        scores = tl.where(seen, scores, 0.0)
+        weight += tl.sum(scores, 1)
+        total += tl.dot(scores, _tile(v, v_row, tokens, columns, length, width), input_precision=PRECISION)
+    place = (row // heads * (heads // sum_group) + head // sum_group) * (count + 1) + (count - 1 - chunk if REVERSE else chunk)
+    sums += place.to(tl.int64) * features * width
+    weights += place.to(tl.int64) * features
+    for f in range(0, features, FEATURES):
+        part = f + tl.arange(0, FEATURES)
+        queries = _tile(q, q_row, rows, part, length, features)
+        total += tl.dot(queries, _tile(sums, width, part, columns, features, width), input_precision=PRECISION)
+        if WEIGH:
+            before = tl.load(weights + part, mask=part < features, other=0.0)
+            weight += tl.sum(queries * before[None, :], 1)
+    if NORMALISE:
+        empty = tl.abs(weight) < 1.1754943508222875e-38
+        total = tl.where(empty[:, None], 0.0, total / tl.where(empty, 1.0, weight)[:, None])
+    inside = (rows[:, None] < length) & (columns[None, :] < width)
+    tl.store(out + (row.to(tl.int64) * length + rows[:, None]) * width + columns[None, :], total, mask=inside)
+    if WEIGH:
+        tl.store(out_weights + row.to(tl.int64) * length + rows, weight, mask=(rows < length) & (value_block == 0))

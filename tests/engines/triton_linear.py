@@ -1,0 +1,114 @@
+"""Our Triton kernels of linear attention without a GPU: ``python -m tests.engines.triton_linear`` prints a JSON line for each case.
+
+``interpreted`` ones run under Triton's interpreter on the CPU, forward and backward, beside the definition in double precision;
+``compiled`` ones are compiled for an H100. A process interprets kernels or compiles them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_longattn.engines.cuda import linear_kernel
+from hf_longattn.engines.linear import linear_attention
+
+from .pretended_h100 import Lacking, triton_folder
+
+CHILD = "HF_LONGATTN_TRITON_LINEAR"
+INTERPRETED: dict[str, tuple[Any, ...]] = {
+    "one tile": (2, 2, 100, 17, 16, True),
+    "grouped heads": (4, 2, 150, 40, 24, True),
+    "several chunks": (1, 1, 300, 20, 10, True),
+    "many features, no quotient": (2, 2, 70, 130, 8, False),
+    "wide values": (2, 1, 65, 5, 150, True),
+    "half precision": (2, 1, 200, 48, 16, True, torch.bfloat16),
+    "laid out by tokens": (2, 2, 90, 32, 32, True, torch.float32, True),
+}
+"""Heads, heads of keys, tokens, features, width of values, whether there is a quotient, the values' dtype, and whether rows of all heads
+follow each other."""
+COMPILED = {
+    f"{kernel}, {side}, {precision}": (kernel, side, precision)
+    for kernel in ("chunk_sums", "outputs") for side in (16, 64) for precision in ("tf32", "tf32x3")
+}  # fmt: skip
+POINTERS = ("q", "k", "sums", "weights", "out", "out_weights")
+
+
+def errors(
+    heads: int, groups: int, length: int, features: int, width: int, normalise: bool, dtype: torch.dtype = torch.float32,
+    by_tokens: bool = False,
+) -> list[float]:  # fmt: skip
+    """The largest differences of outputs, state and all gradients, relative to the largest number."""
+    torch.manual_seed(0)
+    q, k, v = (torch.rand(2, count, length, size) for count, size in ((heads, features), (groups, features), (groups, width)))
+    if by_tokens:
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    v = v.to(dtype)
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.rand(2, groups, features, width), torch.rand(2, groups, features))]
+    found = linear_kernel.kernel_linear_attention(*inputs, normalise)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    out, state = linear_attention(*wide[:3], causal=True, normalise=normalise, initial_state={"kv": wide[3], "z": wide[4]})
+    expected = out, state["kv"], state["z"]
+    upstream = [torch.rand_like(x) for x in found]
+    pairs = [*zip(found, expected, strict=True)]
+    of_inputs = torch.autograd.grad(found, inputs, upstream)
+    pairs += zip(of_inputs, torch.autograd.grad(expected, wide, [x.double() for x in upstream]), strict=True)
+    return [float((x - y).abs().max() / y.abs().max()) for x, y in pairs]
+
+
+def usage(kernel: str, side: int, precision: str) -> dict[str, int]:
+    """The bytes of shared memory that a kernel takes, and of registers that it spills."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(linear_kernel.triton_kernels(), kernel)
+    constants = {"CHUNK": 256, "BLOCK": linear_kernel.BLOCK, "FEATURES": side, "WIDTH": side, "WEIGH": True, "NORMALISE": True,
+                 "REVERSE": False, "PRECISION": precision}  # fmt: skip
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    of_values = "*bf16" if precision == "tf32" else "*fp32"
+    signature = {
+        name: "constexpr" if name in constants else "*fp32" if name in POINTERS else of_values if name == "v" else "i32"
+        for name in function.arg_names
+    }
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name not in constants}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
+    found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=linear_kernel.LAUNCH)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(found.asm["cubin"])
+        file.flush()
+        reader = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        done = subprocess.run([reader, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    stack = re.search(r"STACK:(\d+)", done.stdout)
+    assert stack is not None
+    return {"shared": found.metadata.shared, "stack": int(stack[1])}
+
+
+def main() -> None:
+    """Run ``interpreted`` or ``compiled`` cases, the argument, in a process with Triton."""
+    (kind,) = sys.argv[1:]
+    if CHILD not in os.environ:
+        try:
+            paths = [str(triton_folder()), os.environ.get("PYTHONPATH", "")]
+        except Lacking as error:
+            print(json.dumps({"lacking": str(error)}))
+            return
+        interpreter = {"TRITON_INTERPRET": "1"} if kind == "interpreted" else {}
+        environment = {**os.environ, **interpreter, CHILD: "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        os.execve(sys.executable, [sys.executable, "-m", __spec__.name, kind], environment)
+    linear_kernel.refused = lambda *_: None
+    for name, case in INTERPRETED.items() if kind == "interpreted" else ():
+        print(json.dumps({"case": name, "errors": errors(*case)}), flush=True)
+    for name, numbers in COMPILED.items() if kind == "compiled" else ():
+        print(json.dumps({"case": name, **usage(*numbers)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
