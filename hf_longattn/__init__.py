@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .modeling.run.sharding import sequence_parallel
     from .search import SearchResult, search_design
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 PUBLIC_NAMES = {
     "attend": ("attend", "reference_attend"),

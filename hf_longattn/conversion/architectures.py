@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from ..config_format import FIELD
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
@@ -33,6 +34,7 @@ from .tensor_names import names_in_model
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that identify its model."""
 OWN_FIELDS = (
+    FIELD,
     "long_attention",
     "decoder_long_attention",
     "position_extension",

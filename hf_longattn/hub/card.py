@@ -15,6 +15,7 @@ from jinja2 import Template
 from transformers import AutoConfig
 
 from .. import __version__
+from ..config_format import in_current_format
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, LongAttentionError, in_one_line
@@ -289,7 +290,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").exists():
         raise CheckpointError(f"There is no readable config.json in {folder}; give the folder of a saved model.")
-    values = read_json_object(folder / "config.json")
+    values = in_current_format(read_json_object(folder / "config.json"))
     check_config(values, str(folder))
     return values
 

@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
+from ..config_format import FIELD, FORMAT, in_current_format
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
 from ..hub_errors import DOWNLOAD, translated_errors
@@ -67,6 +68,7 @@ def _empty_config(base: Any) -> Any:
 
 def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
     """Write ``long_attention``, or that of each tower by its name, into the config of a plain architecture, and have its file marked."""
+    setattr(config, FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
     else:
@@ -132,7 +134,7 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{named!r} is not a folder with a config.json; give one that `longattn convert --generic` wrote.")
     written = read_json_object(path / "config.json")
-    values = plain_names(PreTrainedConfig.get_config_dict(path)[0])
+    values = in_current_format(plain_names(PreTrainedConfig.get_config_dict(path)[0]))
     chosen = values.get("long_attention")
     base = getattr(transformers, str((values["architectures"] or [None])[0]), None)
     if not is_generic(written) or not isinstance(chosen, Mapping) or not isinstance(base, type) or not issubclass(base, PreTrainedModel):

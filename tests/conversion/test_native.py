@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import convert_checkpoint, export_native, plan_conversion
 from hf_longattn.cli.app import main
+from hf_longattn.config_format import FIELD
 from hf_longattn.conversion.twins.base import LongModel, choose_twin
 from hf_longattn.errors import DestinationExistsError, ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
@@ -117,7 +118,7 @@ def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> N
     written = json.loads((tmp_path / "twin" / "config.json").read_text())
     assert written["architectures"] == [expected]
     assert written["model_type"] == stock.config_class.model_type
-    assert not {"long_attention", "base_windows", "position_extension", "extended_from"} & written.keys()
+    assert not {FIELD, "long_attention", "base_windows", "position_extension", "extended_from"} & written.keys()
     # back: adopted as any stock checkpoint is, the same outputs are required of it, and the twin of that is this one
     convert_checkpoint(tmp_path / "twin", tmp_path / "back", **_kept(base, written))
     again = export_native(tmp_path / "back", tmp_path / "again", verify=False)

@@ -271,9 +271,9 @@ def test_files_of_an_installed_distribution(tmp_path: Path, monkeypatch: pytest.
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: hf-longattn\nVersion: 0.1.0\n")
     (record / "RECORD").write_text("".join(f"hf_longattn/{path.name},sha256={digest[path]},7\n" for path in digest))
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: importlib.metadata.PathDistribution(record))
-    assert provenance([good]) == Provenance("hf_longattn 0.1.0", ())
+    assert provenance([good]) == Provenance(f"hf_longattn {hf_longattn.__version__}", ())
     bad.write_text("changed")
-    assert provenance([good, bad, new]) == Provenance("hf_longattn 0.1.0", (bad, new))
+    assert provenance([good, bad, new]) == Provenance(f"hf_longattn {hf_longattn.__version__}", (bad, new))
 
 
 def test_files_of_a_checkout(tmp_path: Path) -> None:

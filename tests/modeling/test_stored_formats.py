@@ -1,4 +1,4 @@
-"""Configs and checkpoints that 0.1 wrote at commit c68cb07 are read as they were meant (``stored_formats.json``)."""
+"""Configs and checkpoints of format 1, before its number was written, are read as they were meant (``stored_formats.json``)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 import hf_longattn
+from hf_longattn.config_format import FIELD
 
 STORED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("stored_formats.json").read_text(encoding="utf-8"))
-SINCE = ("transformers_version",)
-"""Fields that say who wrote a file."""
+SINCE = ("transformers_version", FIELD)
+"""Fields that say who wrote a file, and in which format."""
 
 
 def written(values: dict[str, Any]) -> dict[str, Any]:

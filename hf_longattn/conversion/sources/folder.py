@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...config_format import in_current_format
 from ...errors import CheckpointError
 from ...reading import check_counts, read_json_object
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_headers
@@ -44,7 +45,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
-    return read_json_object(folder / "config.json")
+    return in_current_format(read_json_object(folder / "config.json"))
 
 
 def indexed_headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict[str, TensorHeader]]) -> dict[str, TensorHeader]:

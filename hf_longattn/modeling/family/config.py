@@ -1,4 +1,4 @@
-"""What a Long config adds to its base's: ``long_attention``, ``position_extension``, and the shape of the decode cache."""
+"""What a Long config adds to its base's: ``long_attention``, its format, ``position_extension``, and the shape of the decode cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
 
+from ...config_format import FIELD, FORMAT, in_current_format
 from ...configuration import LongAttentionConfig
 from ...errors import BackendError, OptionError
 from ...naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
@@ -91,6 +92,9 @@ class LongConfig(_Base):
             for name in base_windows.keys() & fields.keys():
                 setattr(self, name, base_windows[name])
             kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
+        if FIELD in kwargs:  # a part of another config, whose file was read as a whole, or values that `to_dict` wrote
+            kwargs = in_current_format(kwargs)
+            del kwargs[FIELD]
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", self.default_extension)
         for name in ("question_separator_id", "global_token_ids"):
@@ -120,7 +124,8 @@ class LongConfig(_Base):
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
         served = serving_window_fields(self.long_attention, *self._attending, base_windows)
         changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())
-        return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), "long_attention": self.long_attention.to_dict()}
+        own = {FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
+        return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}
 
     def resolve_implementation(self, requested: str | None) -> str:
         """The attention implementation that runs when ``requested`` is chosen.
@@ -201,6 +206,7 @@ class LongConfig(_Base):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """A config file of the base is read as one of ours, also where it is a part of another's (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
+        values = in_current_format(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None
         if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (cls.base_model_type, cls.model_type):
             values = {"model_type": cls.base_model_type, **part}
@@ -214,10 +220,10 @@ class LongConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base's; a ``long_attention`` in the keyword arguments replaces the dictionary's before checks, which need not fit the
-        other arguments."""
-        chosen = kwargs.pop("long_attention", None)
-        return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
+        """As the base's, of a dictionary in this format or an earlier one (:mod:`hf_longattn.config_format`); a ``long_attention`` in the
+        keyword arguments replaces the dictionary's before checks, which need not fit the other arguments."""
+        chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
+        return super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
 
     @property
     def layer_types(self) -> list[str]:

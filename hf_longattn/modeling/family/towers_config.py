@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
+from ...config_format import in_current_format
 from ...errors import OptionError, nearest
 from ...naming import BACKEND
 from .config import DEFAULTS, LongConfig
@@ -86,8 +87,8 @@ class LongTowersConfig(_Base):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As the base's; a ``long_attention`` in the keyword arguments is read with the dictionary."""
-        chosen = kwargs.pop("long_attention", None)
-        return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
+        chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
+        return super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
