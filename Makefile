@@ -10,7 +10,6 @@ WORKERS ?= auto
 ARGS ?=
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
-BENCH := $(PY) scripts/benchmark.py
 # Temporary files stay beside the checkout, since /tmp is often a small memory disk.
 export TMPDIR := $(CURDIR)/.tmp
 export TOKENIZERS_PARALLELISM := false
@@ -76,18 +75,9 @@ test: $(READY)  ## lint and the tests that take seconds each
 test-slow: $(READY)  ## every test, transformers' own suites included (can take an hour)
 	$(PYTEST) -o faulthandler_timeout=3600 $(ARGS)
 
-# Timings count on a quiet machine only: nothing else may run.
-bench: $(READY)  ## measure attention, models and training; results go to scripts/dev/results (half an hour on 2 cores)
-	$(BENCH) attention --option window=512 --lengths 1024,4096,8192,16384
-	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --causal --against sdpa,flex
-	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --backward --against sdpa,hf-longformer
-	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --dtype bf16 --against sdpa,flex
-	$(BENCH) attention --option window=512 --lengths 4096,8192,16384,32768 --memory --repeats 1 --against hf-longformer
-	$(BENCH) attention --option window=512 --lengths 4096,8192,16384,32768 --memory --repeats 1 --against hf-longformer --backward
-	$(BENCH) attention --mechanism longformer --option window=512 --globals 64 --lengths 1024,4096,8192 --against window,sdpa,flex,hf-longformer
-	$(BENCH) model --option window=512 --lengths 512,1024,4096,8192 --repeats 3
-	$(BENCH) train --option window=512 --lengths 512,1024,4096 --repeats 3
-	$(PY) -m scripts.dev.benchmarks.same_precision --again
+# Timings count on a quiet machine only: nothing else may run. scripts/dev/results/commands.toml has the commands.
+bench: $(READY)  ## make every benchmark's stored result anew, and the tables of the documents; ARGS=--studies adds trainings, which take days
+	$(PY) -m scripts.dev.benchmarks.everything $(ARGS)
 	$(MAKE) docs
 
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/

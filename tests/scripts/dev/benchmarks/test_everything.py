@@ -1,0 +1,58 @@
+import shlex
+from pathlib import Path
+
+import pytest
+
+from scripts.dev import RESULTS, ROOT
+from scripts.dev.benchmarks import everything
+from scripts.dev.benchmarks.everything import Job, main, read_jobs
+
+
+def test_every_stored_result_has_one_command() -> None:
+    made = [name for job in read_jobs() for name in job.results]
+    assert len(made) == len(set(made))
+    stored = {path.stem for path in RESULTS.iterdir() if path.suffix in (".json", ".jsonl") or path.name == "mutations.md"}
+    assert set(made) == stored
+
+
+def test_every_command_names_a_program_of_this_checkout() -> None:
+    for job in read_jobs():
+        words = shlex.split(job.command)
+        path = f"{words[2].replace('.', '/')}" if words[1] == "-m" else words[1].removesuffix(".py")
+        here = (ROOT / f"{path}.py").exists() or (ROOT / path / "__main__.py").exists()
+        assert here or job.commit, job.command
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two commands, of which the second one fails until a file is there; they count how often they run."""
+    ran = tmp_path / "ran"
+    good = f"python -c \"open('{ran}', 'a').write('a')\""
+    bad = f"python -c \"open('{ran}', 'a').write('b'); open('{tmp_path / 'there'}')\""
+    monkeypatch.setattr(everything, "read_jobs", lambda studies=True: [Job(("one",), good), Job(("two", "three"), bad)])
+    monkeypatch.setattr(everything, "DONE", tmp_path / "done.json")
+    return tmp_path
+
+
+def test_a_run_goes_on_where_it_stopped(jobs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--busy"]) == 1
+    assert "These commands failed:" in capfd.readouterr().out
+    (jobs / "there").touch()
+    assert main(["--busy"]) == 0
+    assert (jobs / "ran").read_text() == "abb"
+    assert main(["--busy", "--again", "--only", "one"]) == 0
+    assert (jobs / "ran").read_text() == "abba"
+
+
+def test_a_busy_machine_is_refused(jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1.7, 1.0, 1.0))
+    assert main([]) == 1
+    assert "Other programs use 1.7 processors" in capsys.readouterr().err
+    assert main(["--only", "four"]) == 1
+    assert "No stored result has 'four' in its name" in capsys.readouterr().err
+
+
+def test_an_environment_variable_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("WIKITEXT", raising=False)
+    assert main(["--busy", "--studies", "--only", "one_backbone"]) == 1
+    assert "needs the environment variable WIKITEXT" in capsys.readouterr().err
