@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not chosen.busy:
         check_quiet()
-    failed = []
+    failed: list[str] = []
     for number, job in enumerate(left, 1):
         print(f"[{number}/{len(left)}] {job.command}", flush=True)
         start = time.monotonic()
