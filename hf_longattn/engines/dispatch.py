@@ -43,6 +43,10 @@ MIN_FLA_GROUP = 16
 """Fewest query heads to a selection, and fewest tokens in a block, in flash-linear-attention's kernel for selected blocks."""
 MAX_TABLE_TOKENS = 1 << 15
 """Longest text of which the kernel looks up in a table what each query selects: an estimate, by what union of blocks it then visits."""
+MAX_MASK_ROUNDS = 8
+"""Most rounds of hashing of which the kernel's mask looks up whether an earlier one has shown a key: an estimate."""
+MAX_LISTED_TOKENS = 1 << 18
+"""Longest text of which blocks of 128 may visit any others: beyond it the lists of blocks would take more than a quarter of its memory."""
 MIN_FLEX_FEATURES = 16
 """Least width of a head in flex_attention's kernels."""
 MAX_FLASH_FEATURES = 256
@@ -82,6 +86,8 @@ class DispatchContext:
     """Whether the engine cuts the outer padding off every row by itself."""
     selection: tuple[int, int] = (1, 1)
     """How many query heads share a selection of blocks, and the tokens in a block."""
+    rounds: int = 1
+    """Rounds of hashing."""
     failed: tuple[tuple[str, str], ...] = ()
     """The paths that turned out not to run on this machine, and why."""
 
@@ -283,6 +289,14 @@ def _no_flex_blocks(context: DispatchContext) -> str | None:
     return _no_flex_tiles(context)
 
 
+def _no_flex_rounds(context: DispatchContext) -> str | None:
+    if context.rounds > MAX_MASK_ROUNDS:
+        return f"there are more than {MAX_MASK_ROUNDS} rounds of hashing"
+    if context.kv_len > MAX_LISTED_TOKENS:
+        return f"beyond {MAX_LISTED_TOKENS:,} tokens lists of blocks would take more memory than the tokens of tiles"
+    return _no_flex_tiles(context)
+
+
 def _no_fla(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if context.device != "cuda":
         return _not_on("cuda", context)
@@ -424,13 +438,14 @@ PATHS: dict[str, tuple[Path, ...]] = {
         ("flex-blocks", _no_flex_blocks),
         ("tiles", _last),
     ),
+    "rounds": (("flex-rounds", _no_flex_rounds), ("tiles", _last)),
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
     "linear": (("linear-fla", _no_linear_fla), ("linear-triton", _no_linear_kernel), ("linear-chunks", _last)),
     "linear documents": (("linear-fla", _no_linear_fla), ("linear-chunks", _last)),
     "delta": (("delta-fla", lambda context: _no_fla(context, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks", "linear-triton")
+ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks", "flex-rounds", "linear-triton")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 
@@ -509,6 +524,11 @@ def choose_chunks(context: DispatchContext) -> bool:
     if path == "cpu-distances":
         _report(path, refused)
     return path == "cpu-distances"
+
+
+def choose_rounds(context: DispatchContext) -> bool:
+    """Whether rounds of buckets are heads of one call on CUDA; otherwise they are tiles, which choose their path by themselves."""
+    return fastest_path("rounds", context) == "flex-rounds"
 
 
 def choose_on_grid(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:

@@ -31,8 +31,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.bucket_tiles import ChunkRounds, RecentRounds, Rounds
-from ..engines.common.call import AttentionCall, GatherTile
+from ..engines.common.accelerator import accelerated
+from ..engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds
+from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..engines.cpu.chunks import chunk_attention
 from ..engines.dispatch import DispatchContext, choose
@@ -137,16 +138,18 @@ class LSH(BucketedMechanism):
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
-        (batch, heads, length, _), exact = x.shape, exact_dtype(x.device)
+        (batch, heads, length, _), exact, signed = x.shape, exact_dtype(x.device), accelerated(x)
+        rotations, halves = self.rotations.to(exact), [factor // 2 for factor in self.factors]
+        if signed:  # one operation for the columns of a hash, where each costs a launch
+            rotations = torch.cat([y for part in rotations.split(halves, -1) for y in (part, -part)], -1) if halves else rotations
         with torch.autocast(x.device.type, enabled=False):
-            flat = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
-            rotated = flat.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
-        rotated = rotated.view(batch, heads, self.options.num_hashes, -1, length)
-        bucket = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
-        start, scale = 0, 1
-        for factor in self.factors:
-            bucket = bucket + scale * signed_argmax(rotated[..., start : start + factor // 2, :])
-            start, scale = start + factor // 2, scale * factor
+            rotated = rotations.flatten(2).transpose(1, 2) @ x.to(exact).transpose(-1, -2)
+        rotated, bucket, scale = rotated.view(batch, heads, self.options.num_hashes, rotations.shape[-1], length), None, 1
+        for factor, columns in zip(self.factors, rotated.split([(1 + signed) * half for half in halves], -2), strict=True):
+            number = columns.argmax(-2) if signed else signed_argmax(columns)
+            bucket, scale = number if bucket is None else torch.add(bucket, number, alpha=scale), scale * factor
+        if bucket is None:
+            return torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
         return bucket
 
     @property
@@ -186,12 +189,7 @@ class LSH(BucketedMechanism):
             return super().sparse_path(q, k, v, q_len, raw_keys, call)
         return chunk_attention(q, k, v, self.hashes(raw_keys), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 
-    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor]:
-        rounds = self.rounds(q, k, q_len, call)
-        return rounds.parts(self.options.count_duplicates), rounds.no_visible_key()
-
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds:
-        """The keys that queries see in every round of hashing."""
         key_buckets, shared = self.hashes(k), self.options.shared_qk
         query_buckets = key_buckets if shared else self.hashes(q)
         arguments: dict[str, Any] = {"real": call.key_mask, "q_len": q_len, "size": self.options.bucket_size, "shared": shared}

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, cluster_rows, taken
+from ..engines.common.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, Rounds, cluster_rows, taken
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
@@ -168,7 +168,13 @@ class Routing(BucketedMechanism):
     @torch.no_grad()
     def clusters(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """The cluster of every vector, ``(B, H, N)``."""
-        return self.shares(x, offset, exact=True).argmax(-1)
+        if self.learned:
+            return self.shares(x, offset, exact=True).argmax(-1)
+        # Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)), and the scale of a vector does not change which cluster is the nearest.
+        dtype = exact_dtype(x.device)
+        centroids = self.centroids.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).transpose(-1, -2)).argmax(-1)
 
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         k, real = self.key_vectors(k), call.real(k)
@@ -243,13 +249,19 @@ class Routing(BucketedMechanism):
         share = self.shares(self.key_vectors(keys).flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
         return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
+    def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
+        return self._recent(q, self.key_vectors(k), q_len, call) if call.causal and not self.learned and not self.options.window else None
+
+    def _recent(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall, cluster: Tensor | None = None) -> RecentRounds:
+        buckets = ((self.clusters(q, None) if cluster is None else cluster)[:, :, None], self.clusters(k, None)[:, :, None])
+        return RecentRounds(*buckets, self.num_clusters, real=call.key_mask, q_len=q_len, size=self.size, shared=False)
+
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         k, real, band = self.key_vectors(k), call.key_mask, self._band(call.causal)
         offset = self.offsets(k, call)
         cluster, no_visible_key = self.clusters(q, offset), None
         if call.causal:
-            buckets = (cluster[:, :, None], self.clusters(k, offset)[:, :, None])
-            rounds = RecentRounds(*buckets, self.num_clusters, real=real, q_len=q_len, size=self.size, shared=False)
+            rounds = self._recent(q, k, q_len, call, cluster)
             parts = [*rounds.parts(outside=band)]
             no_visible_key = None if band else rounds.no_visible_key()
         else:

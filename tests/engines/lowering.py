@@ -19,10 +19,11 @@ from torch import Tensor
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
+from hf_longattn.engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
 from hf_longattn.engines.common.distance_term import with_terms_written_out
-from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
+from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_rounds, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
@@ -127,6 +128,22 @@ def of_rows(
     return run
 
 
+def of_rounds(
+    kind: type[Rounds], rounds: int = 3, shared: bool = False, padded: bool = False, duplicates: bool = False,
+    term: Callable[[Tensor], ScoreMod] | None = None, **sizes: Any,
+) -> Case:  # fmt: skip
+    """Rounds of buckets."""
+
+    def run() -> Any:
+        q, k, v = qkv(**sizes)
+        buckets = [torch.empty(q.shape[0], 4, rounds, 700, device="cuda", dtype=torch.long) for _ in range(2)]
+        real = torch.empty(q.shape[0], 700, device="cuda", dtype=torch.bool) if padded else None
+        found = kind(*buckets, 16, real=real, q_len=700, size=64, shared=shared)
+        return flex_rounds.flex_rounds(q, k, v, found, duplicates, AttentionCall(score_mod=term and term(q)))
+
+    return run
+
+
 def in_graph(dynamic: bool | None) -> Case:
     """A user's own graph, with a cap on the scores that it holds as a number."""
 
@@ -168,9 +185,9 @@ case("bias of some heads", lambda q: mod_of_heads(bias(q), [0, 2, 3, 3], q.devic
 case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
 case("disentangled", deberta)
 case("disentangled, some heads", lambda q: mod_of_heads(deberta(q), [3, 2, 1, 0], q.device))
-for kind in RELATIVE:
-    case(f"relative {kind}", relative(kind))
-    case(f"relative {kind}, gradients", relative(kind), grad=True)
+for name in RELATIVE:
+    case(f"relative {name}", relative(name))
+    case(f"relative {name}, gradients", relative(name), grad=True)
 for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat16), (128, torch.float32), (256, torch.bfloat16)):
     case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
 CASES["global columns"] = columns()
@@ -197,6 +214,17 @@ CASES["rows with a learned bias, gradients"] = of_rows(shape=(1, 4), bias=torch.
 for width, dtype in ((64, torch.float32), (80, torch.bfloat16), (128, torch.bfloat16), (256, torch.bfloat16)):
     CASES[f"rows, heads of {width} in {dtype}, gradients"] = of_rows(head_dim=width, dtype=dtype, grad=True)
     CASES[f"tiles of 128, heads of {width} in {dtype}, gradients"] = of_blocks(128, head_dim=width, dtype=dtype, grad=True)
+for form, kind in {"recent keys": RecentRounds, "chunks": ChunkRounds}.items():
+    for name, arguments in {
+        "": {},
+        ", a single one": {"rounds": 1},
+        ", a token does not see itself": {"shared": True},
+        ", padded, duplicates": {"padded": True, "duplicates": True},
+        ", softcap": {"term": softcap},
+        ", batch of one": {"batch": 1},
+    }.items():
+        CASES[f"rounds of {form}{name}"] = of_rounds(kind, **arguments)
+        CASES[f"rounds of {form}{name}, gradients"] = of_rounds(kind, **arguments, grad=True)
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.bucket_tiles import found_in_earlier_rounds, last_in_bucket
+from ...engines.bucketed import attend_rounds
+from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
 from ...engines.common.call import AttentionCall, GatherTile, plus
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
@@ -51,14 +52,17 @@ class BucketedMechanism(SummarisedMechanism):
         """
 
     @abstractmethod
-    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The pairs that :meth:`meetings` counts, as tiles for the engine, without comparing all pairs.
+    def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
+        """The pairs that :meth:`meetings` counts, by rounds of buckets alone, without comparing all pairs; ``None`` where there is more to
+        them, which :meth:`visits` lists.
 
-        Args:
-            q: ``(B, H, N, D)``, of which the last ``q_len`` are queries; k: ``(B, H, N, D)``.
-        Returns:
-            Tiles of real keys, and which queries meet no key, ``(B, H, N)`` bool (padding may be among them); ``None`` if all meet one.
+        q: ``(B, H, N, D)``, of which the last ``q_len`` are queries; k: ``(B, H, N, D)``.
         """
+
+    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+        """Where there are no :meth:`rounds`, their tiles of real keys, and which queries meet no key, ``(B, H, N)`` bool (padding may be
+        among them); ``None`` if all meet one."""
+        raise NotImplementedError
 
     def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
         """a of the definition, ``(B, H, Nq, Nk)``."""
@@ -180,12 +184,16 @@ class BucketedMechanism(SummarisedMechanism):
 
         raw_keys: the keys before :meth:`key_vectors`.
         """
-        parts, no_visible_key = self.visits(q, raw_keys, q_len, call)
-        out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
+        rounds = self.rounds(q, raw_keys, q_len, call)
+        if rounds is not None:
+            out, no_visible_key = attend_rounds(q, k, v, rounds, self.count_duplicates, call), rounds.no_visible_key()
+        else:
+            parts, no_visible_key = self.visits(q, raw_keys, q_len, call)
+            out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
         if no_visible_key is not None:
             no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
-            weight = F.dropout(torch.ones_like(v[..., :1]), call.dropout)
-            out = torch.where(no_visible_key[..., None], weight * v, out)
+            own_value = F.dropout(torch.ones_like(v[..., :1]), call.dropout) * v if call.dropout else v
+            out = torch.where(no_visible_key[..., None], own_value, out)
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:

@@ -1,4 +1,4 @@
-"""The bucketed engine: from bucket numbers to the tiles of the gathered engine.
+"""From bucket numbers to the keys that a query sees in each round, and to the tiles of the gathered engine.
 
 In every round each token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so that a key has
 a *place* 0 … n-1; a query has the place of its (bucket, position) in that order. It sees one run of places per round:
@@ -13,13 +13,16 @@ bucket makes neither empty nor long rows. Padding is sorted to the end and never
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .common.call import GatherTile, inverse_permutation
+from .accelerator import accelerated
+from .call import GatherTile, inverse_permutation
 
 MAX_ROW_QUERIES = 128
 """Most queries in one row."""
@@ -40,11 +43,15 @@ class Sorted:
     def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
         """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
         length = buckets.shape[-1]
-        position = torch.arange(length, device=buckets.device)
-        outside = position < first
-        if real is not None:
-            outside = outside | ~real[:, None, None, :]
-        return cls(*(torch.where(outside, num_buckets, buckets) * length + position).sort(-1))
+        if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # which a GPU sorts in half the time
+            buckets = buckets.int()
+        position = torch.arange(length, device=buckets.device, dtype=buckets.dtype)
+        if first or real is not None:
+            outside = position < first
+            if real is not None:
+                outside = outside | ~real[:, None, None, :]
+            buckets = torch.where(outside, num_buckets, buckets)
+        return cls(*torch.add(position, buckets, alpha=length).sort(-1))
 
     @property
     def places(self) -> Tensor:
@@ -57,8 +64,6 @@ class Rounds(ABC):
 
     limits_rows: ClassVar[bool] = False
     """Whether a row's run holds keys that not all of its queries see."""
-    groups: Tensor
-    """A number for every sorted query, ``(B, H, R, N)``, never descending; the queries of a row share it."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -71,21 +76,50 @@ class Rounds(ABC):
             shared: queries and keys are the same vectors: equal buckets, and a token does not see itself.
         """
         self.size, self.shared, self.num_buckets = size, shared, num_buckets
-        self.length = key_buckets.shape[-1]
+        self.count, self.length = key_buckets.shape[-2:]
         self.first = self.length - q_len
         self.keys = Sorted.of(key_buckets, num_buckets, real)
         same = shared and self.first == 0
         self.queries = self.keys if same else Sorted.of(query_buckets, num_buckets, real, self.first)
-        self.key_places = self.keys.places
-        self.real = torch.full((1, 1, 1, 1), self.length, device=key_buckets.device) if real is None else real.sum(-1).view(-1, 1, 1, 1)
+        number: dict[str, Any] = {"device": key_buckets.device, "dtype": self.keys.codes.dtype}
+        if real is None:
+            self.real = torch.full((1, 1, 1, 1), self.length, **number)
+        else:
+            self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
         # If the sorted queries are the sorted keys, a row is a stretch of the order; otherwise rows end where their run does, too.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
         self.place()
 
+    @functools.cached_property
+    def key_places(self) -> Tensor:
+        """The place of each token among the keys."""
+        return self.keys.places
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """``x (B, H, R, N)`` of the sorted queries by position."""
+        return torch.empty_like(x).scatter_(-1, self.queries.order, x)
+
     @abstractmethod
     def place(self) -> None:
-        """Find the run of every query: set ``self.groups`` and the attributes that :meth:`run` and :meth:`meets` read."""
+        """Find the run of every sorted query."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> Tensor:
+        """A number for every sorted query, ``(B, H, R, N)``, never descending; the queries of a row share it."""
+
+    @abstractmethod
+    def touched(self, block: int) -> Tensor:
+        """Which blocks of sorted keys hold the run of a query in each block of sorted queries, ``(B, H, R, n, n)`` bool."""
+
+    @abstractmethod
+    def sees_place(self) -> Callable[[Any, Any, Any, Any], Any]:
+        """``sees(b, h, q_idx, kv_idx)``: whether these places see each other in round ``h % R`` of head ``h // R``."""
+
+    @abstractmethod
+    def meets_token(self) -> Callable[[Any, Any, Any, Any], Any]:
+        """``meets(b, h, query, key)``: the same for tokens."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
@@ -96,8 +130,9 @@ class Rounds(ABC):
         """Whether these pairs see each other in ``round``: ``queries (B, H, rows, Tq)``, ``keys (B, H, rows, Tk)``, both positions."""
 
     @abstractmethod
-    def seen(self) -> Tensor:
-        """How many keys a query sees in a round, ``(B, H, R, N)`` by position; arbitrary where there is no query."""
+    def sees_none(self) -> Tensor | None:
+        """Whether a query sees no key in a round, ``(B, H, R, N)`` bool by position, arbitrary where there is no query; ``None`` if all see
+        one."""
 
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
         """One tile per round, with the rule ``outside``; a pair of an earlier round is left out unless duplicates count."""
@@ -116,9 +151,10 @@ class Rounds(ABC):
             tiles.append(GatherTile(rows, columns, outside=outside, bias=bias))
         return tuple(tiles)
 
-    def no_visible_key(self) -> Tensor:
-        """Which queries see no key in any round, ``(B, H, N)`` by position."""
-        return (self.seen() - int(self.shared)).sum(2) <= 0
+    def no_visible_key(self) -> Tensor | None:
+        """Which queries see no key in any round, ``(B, H, N)`` by position; ``None`` if all see one."""
+        alone = self.sees_none()
+        return None if alone is None else alone.all(2)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Queries in rows ``(B, H, R, rows, row)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``."""
@@ -141,13 +177,52 @@ class ChunkRounds(Rounds):
 
     def place(self) -> None:
         self.chunks = (self.real + self.size - 1) // self.size
-        self.key_chunks = self.key_places // self.size
-        if self.aligned:
-            self.groups = self.query_chunks = self.key_chunks
-            return
+
+    @functools.cached_property
+    def key_chunks(self) -> Tensor:
+        return self.key_places // self.size
+
+    @functools.cached_property
+    def groups(self) -> Tensor:
         last = (self.real - 1).clamp(min=0)
-        self.groups = torch.searchsorted(self.keys.codes, self.queries.codes).minimum(last) // self.size
-        self.query_chunks = torch.empty_like(self.groups).scatter_(-1, self.queries.order, self.groups)
+        return (
+            torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32).minimum(last)
+            // self.size
+        )
+
+    @functools.cached_property
+    def query_chunks(self) -> Tensor:
+        return self.key_chunks if self.aligned else self.by_token(self.groups)
+
+    def touched(self, block: int) -> Tensor:
+        first, last = self.groups[..., ::block, None] - self.before, last_of_blocks(self.groups, block)[..., None] + self.after
+        starts = torch.arange(0, self.length, block, device=first.device)
+        circle, touched = self.chunks[..., None] * self.size, None
+        for turn in (0, *[1] * (self.before > 0), *[-1] * (self.after > 0)):
+            low, high = first * self.size + turn * circle, (last + 1) * self.size + turn * circle
+            met = (low < starts + block) & (high > starts)
+            touched = met if touched is None else touched | met
+        assert touched is not None
+        return touched & (starts < self.real[..., None])
+
+    def sees_place(self) -> Callable[[Any, Any, Any, Any], Any]:
+        home, size, real = self.groups.flatten(1, 2), self.size, self.real.flatten().expand(len(self.groups))
+        near = self._is_near()
+        return lambda b, h, q_idx, kv_idx: near(b, home[b, h, q_idx], kv_idx // size) & (kv_idx < real[b])
+
+    def meets_token(self) -> Callable[[Any, Any, Any, Any], Any]:
+        home, there, near = self.query_chunks.flatten(1, 2), self.key_chunks.flatten(1, 2), self._is_near()
+        return lambda b, h, query, key: near(b, home[b, h, query], there[b, h, key])
+
+    def _is_near(self) -> Callable[[Any, Any, Any], Any]:
+        """``near(b, home, chunk)``: whether a chunk is seen from a query's."""
+        before, chunks, width = self.before, self.chunks.flatten().expand(len(self.groups)), self.before + self.after
+
+        def near(b: Any, home: Any, chunk: Any) -> Any:
+            ahead = chunk - home + before  # 0 … width, perhaps once more around the circle or once less
+            return ((ahead >= 0) & (ahead <= width)) | (ahead + chunks[b] <= width) | (ahead >= chunks[b])
+
+        return near
 
     def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
         """The chunks that are seen from ``chunk``, ``(..., 1 + before + after)``; -1 where the circle is shorter than that."""
@@ -170,10 +245,12 @@ class ChunkRounds(Rounds):
             met = met | (there == near[..., t : t + 1])
         return met
 
-    def seen(self) -> Tensor:
+    def sees_none(self) -> Tensor | None:
+        if not self.shared:
+            return None  # no chunk is empty
         near = self.neighbours(self.query_chunks, self.chunks)
         filled = (self.real[..., None] - near * self.size).clamp(max=self.size)
-        return torch.where(near >= 0, filled, 0).sum(-1)
+        return torch.where(near >= 0, filled, 0).sum(-1) <= 1
 
 
 class RecentRounds(Rounds):
@@ -184,11 +261,34 @@ class RecentRounds(Rounds):
     def place(self) -> None:
         # In the sorted order these are the places low … high of the query's bucket.
         sorted_codes = self.queries.codes
-        start = sorted_codes // self.length * self.length
-        high = torch.searchsorted(self.keys.codes, sorted_codes, right=True) - 1
-        low = torch.searchsorted(self.keys.codes, start).maximum(high - self.size + 1)
-        self.groups = high.clamp(min=0) // self.size
-        self.low, self.high = (torch.empty_like(x).scatter_(-1, self.queries.order, x) for x in (low, high))
+        start, narrow = sorted_codes // self.length * self.length, sorted_codes.dtype == torch.int32
+        self.sorted_high = torch.searchsorted(self.keys.codes, sorted_codes, right=True, out_int32=narrow) - 1
+        self.sorted_low = torch.searchsorted(self.keys.codes, start, out_int32=narrow).maximum(self.sorted_high - (self.size - 1))
+
+    @property
+    def groups(self) -> Tensor:
+        return self.sorted_high.clamp(min=0) // self.size
+
+    @functools.cached_property
+    def low(self) -> Tensor:
+        return self.by_token(self.sorted_low)
+
+    @functools.cached_property
+    def high(self) -> Tensor:
+        return self.by_token(self.sorted_high)
+
+    def touched(self, block: int) -> Tensor:
+        first, last = self.sorted_low[..., ::block] // block, last_of_blocks(self.sorted_high, block) // block
+        blocks = torch.arange(-(-self.length // block), device=first.device)
+        return (blocks >= first[..., None]) & (blocks <= last[..., None])
+
+    def sees_place(self) -> Callable[[Any, Any, Any, Any], Any]:
+        low, high = self.sorted_low.flatten(1, 2), self.sorted_high.flatten(1, 2)
+        return lambda b, h, q_idx, kv_idx: (kv_idx >= low[b, h, q_idx]) & (kv_idx <= high[b, h, q_idx])
+
+    def meets_token(self) -> Callable[[Any, Any, Any, Any], Any]:
+        low, high, places = (x.flatten(1, 2) for x in (self.low, self.high, self.key_places))
+        return lambda b, h, query, key: (places[b, h, key] >= low[b, h, query]) & (places[b, h, key] <= high[b, h, query])
 
     def run(self, group: Tensor) -> Tensor:
         start = group * self.size - (self.size - 1)
@@ -199,8 +299,14 @@ class RecentRounds(Rounds):
         place = taken(self.key_places[:, :, round], keys).int()[..., None, :]
         return (place >= low) & (place <= high)
 
-    def seen(self) -> Tensor:
-        return (self.high - self.low + 1).clamp(min=0)
+    def sees_none(self) -> Tensor:
+        return self.high < self.low + int(self.shared)
+
+
+def last_of_blocks(x: Tensor, block: int) -> Tensor:
+    """The last entry of every block of ``x (…, N)``, of which the last block may be short."""
+    ends = x[..., block - 1 :: block]
+    return ends if x.shape[-1] % block == 0 else torch.cat([ends, x[..., -1:]], -1)
 
 
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
