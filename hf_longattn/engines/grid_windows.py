@@ -41,7 +41,8 @@ class Stretch(NamedTuple):
 
 def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
     """The windows of an axis of ``cells``: those that ``(cell + shift) // window`` numbers, equal ones together."""
-    first = min(cells, -shift % window)
+    first = -shift % window
+    first = first if first < cells else cells
     parts = [Stretch(0, 1, first)] if first else []
     windows, rest = (cells - first) // window, (cells - first) % window  # no divmod, which graphs with symbolic sizes lack
     if windows:
@@ -107,11 +108,11 @@ def window_attention(
     if q.device.type == "cpu" and not recorded and not in_graph():
         return _in_place(tensors, axes, prefix, call, of_prefix)
     cut = zip(*(_cut(x, axes) for x in tensors), strict=True)
-    outs = {}
+    outs = []
     for region, part in zip(itertools.product(*axes), cut, strict=True):
         out = _region(part, region, prefix, call, _bias(call, region, prefix), recorded=True)
-        outs[region] = out.reshape(out.shape[0], *(stretch.windows * stretch.size for stretch in region), *out.shape[-2:])
-    cells = _assembled(outs, (), grid.rank).flatten(1, grid.rank)
+        outs.append(out.reshape(out.shape[0], *(stretch.windows * stretch.size for stretch in region), *out.shape[-2:]))
+    cells = _assembled(outs, [len(along) for along in axes]).flatten(1, grid.rank)
     return (cells if of_prefix is None else torch.cat([of_prefix.transpose(1, 2), cells], 1)).transpose(1, 2)
 
 
@@ -218,10 +219,9 @@ def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tenso
     return bias.with_prefix(term, 0 if prefix is None else prefix[0].shape[2])
 
 
-def _assembled(outs: dict[tuple[Stretch, ...], Tensor], fixed: tuple[Stretch, ...], rank: int) -> Tensor:
-    """The outputs of the regions, joined along every axis."""
-    if len(fixed) == rank:
-        return outs[fixed]
-    following = dict.fromkeys(region[len(fixed)] for region in outs if region[: len(fixed)] == fixed)
-    parts = [_assembled(outs, (*fixed, stretch), rank) for stretch in following]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1 + len(fixed))
+def _assembled(outs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """The outputs of all regions, of which there are so many along every axis, joined."""
+    for axis, count in reversed([*enumerate(counts, 1)]):
+        if count > 1:
+            outs = [torch.cat(list(outs[at : at + count]), axis) for at in range(0, len(outs), count)]
+    return outs[0]

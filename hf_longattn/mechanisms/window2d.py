@@ -127,7 +127,8 @@ class Window2d(GridMechanism):
         """Cells of a window along each axis, and what is added to a place before it is divided by them."""
         window = list(grid.per_axis(self.options.window, "window"))
         if not self.pads:
-            window = [min(size, axis) for size, axis in zip(window, grid.sizes, strict=True)]
+            # no min, which stays in every later expression of a graph with symbolic sizes
+            window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
     def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:

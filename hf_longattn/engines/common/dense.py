@@ -79,7 +79,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
     if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_ROWS and not torch.compiler.is_compiling():
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=heads != groups, **settings)
+        grouped = {} if heads == groups else {"enable_gqa": True}  # no comparison, which is a symbol where heads are one
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
         return refuse_second_derivatives(out)
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
         if attn_mask is not None and attn_mask.shape[1] == heads:
