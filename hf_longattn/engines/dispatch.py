@@ -47,6 +47,9 @@ MAX_MASK_ROUNDS = 8
 """Most rounds of hashing of which the kernel's mask looks up whether an earlier one has shown a key: an estimate."""
 MAX_LISTED_TOKENS = 1 << 18
 """Longest text of which blocks of 128 may visit any others: beyond it the lists of blocks would take more than a quarter of its memory."""
+TOKENS_PER_SELECTED_BLOCK = 256
+"""Fewest tokens of a text for each block that a query sees from which queries are copied beside the others that selected the same block:
+an estimate for an H100, by what the copies take to move and the union of blocks, which would be visited without them, to compute."""
 MIN_FLEX_FEATURES = 16
 """Least width of a head in flex_attention's kernels."""
 MAX_FLASH_FEATURES = 256
@@ -84,8 +87,8 @@ class DispatchContext:
     """Whether every sequence is a call by itself."""
     trims_padding: bool = False
     """Whether the engine cuts the outer padding off every row by itself."""
-    selection: tuple[int, int] = (1, 1)
-    """How many query heads share a selection of blocks, and the tokens in a block."""
+    selection: tuple[int, int, int] = (1, 1, 1)
+    """How many query heads share a selection of blocks, the tokens in a block, and how many blocks a query sees, its own included."""
     rounds: int = 1
     """Rounds of hashing."""
     failed: tuple[tuple[str, str], ...] = ()
@@ -275,12 +278,21 @@ def _no_flex_tiles(context: DispatchContext) -> str | None:
 def _no_fla_blocks(context: DispatchContext) -> str | None:
     if (why := _no_fla(context, (torch.bfloat16, torch.float16))) is not None:
         return why
-    call, (group, size) = context.call, context.selection
+    call, (group, size, _) = context.call, context.selection
     if not call.causal or call.key_mask is not None or call.score_mod is not None or call.dropout:
         return "its kernel is causal, without padding, score terms and dropout"
     if group < MIN_FLA_GROUP or group.bit_count() > 1 or size < MIN_FLA_GROUP or size.bit_count() > 1:
         return f"its kernel takes groups of {MIN_FLA_GROUP}, 32 … query heads to a selection, and such blocks"
     return None
+
+
+def _no_flex_selections(context: DispatchContext) -> str | None:
+    count = context.selection[2]
+    if count == 1:
+        return "each query sees its own block"
+    if context.kv_len < TOKENS_PER_SELECTED_BLOCK * count:
+        return f"below {TOKENS_PER_SELECTED_BLOCK * count:,} tokens the blocks that neighbouring queries select are visited at less cost"
+    return _no_flex_tiles(context)
 
 
 def _no_flex_blocks(context: DispatchContext) -> str | None:
@@ -435,6 +447,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "chosen blocks": (
         ("cpu-blocks", _no_cpu_tiles),
         ("fla-blocks", _no_fla_blocks),
+        ("flex-selections", _no_flex_selections),
         ("flex-blocks", _no_flex_blocks),
         ("tiles", _last),
     ),
@@ -445,7 +458,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "delta": (("delta-fla", lambda context: _no_fla(context, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks", "flex-rounds", "linear-triton")
+ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-selections", "flex-blocks", "flex-rounds", "linear-triton")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 

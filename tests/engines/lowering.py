@@ -23,7 +23,7 @@ from hf_longattn.engines.common.bucket_tiles import ChunkRounds, RecentRounds, R
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
 from hf_longattn.engines.common.distance_term import with_terms_written_out
-from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_rounds, flex_tiles
+from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_rounds, flex_selections, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
@@ -144,6 +144,19 @@ def of_rounds(
     return run
 
 
+def of_selections(size: int, grad: bool = False, padded: bool = False, kv_heads: int = 4, **sizes: Any) -> Case:
+    """Blocks of ``size`` tokens that each query selects."""
+
+    def run() -> Any:
+        q, k, v = qkv(grad=grad, **sizes)
+        chosen = torch.empty(2, kv_heads, 700, 3, device="cuda", dtype=torch.long)
+        mask = torch.empty(2, 700, device="cuda", dtype=torch.bool) if padded else None
+        call = AttentionCall(causal=True, batch=Batch.of(mask))
+        return flex_selections.flex_selections(q, k[:, :kv_heads], v[:, :kv_heads], chosen, size, call)
+
+    return run
+
+
 def in_graph(dynamic: bool | None) -> Case:
     """A user's own graph, with a cap on the scores that it holds as a number."""
 
@@ -225,6 +238,13 @@ for form, kind in {"recent keys": RecentRounds, "chunks": ChunkRounds}.items():
     }.items():
         CASES[f"rounds of {form}{name}"] = of_rounds(kind, **arguments)
         CASES[f"rounds of {form}{name}, gradients"] = of_rounds(kind, **arguments, grad=True)
+for size in (32, 64, 128, 256):
+    CASES[f"selected blocks of {size}"] = of_selections(size)
+    CASES[f"selected blocks of {size}, gradients"] = of_selections(size, grad=True)
+CASES["selected blocks of 64, padded, grouped heads"] = of_selections(64, padded=True, kv_heads=2)
+CASES["selected blocks of 64, padded, grouped heads, gradients"] = of_selections(64, padded=True, kv_heads=2, grad=True)
+CASES["selected blocks of 64, heads of 128"] = of_selections(64, head_dim=128)
+CASES["selected blocks of 64, heads of 64 in torch.float32, gradients"] = of_selections(64, dtype=torch.float32, grad=True)
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:

@@ -152,7 +152,7 @@ def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
     assert [int(lists[0].sum()) for lists in layout.whole[0]] == [8, 28]
 
 
-FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks", "nsa": "flex-blocks", "lsh": "flex-rounds"}
+FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-selections", "nsa": "flex-blocks", "lsh": "flex-rounds"}
 """Where it is not tiles of positions that reach the kernel."""
 OTHER_PATHS = {
     "axial": "lines", "window2d": "windows",  # calls of PyTorch's fused attention, for all lines or windows of a size

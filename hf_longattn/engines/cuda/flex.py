@@ -49,25 +49,32 @@ def transposed(lists: Lists, columns: int) -> Lists:
 
 
 def block_mask(
-    lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
-) -> BlockMask:
-    """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones."""
-    if torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu":  # its compiled kernel needs a slot for every block of a row
-        rows, columns = (-(-length // size) for length in lengths)
+    lengths: tuple[int, int], size: int | tuple[int, int], mask_mod: Any, *,
+    by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None] | None,
+) -> BlockMask:  # fmt: skip
+    """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones.
+
+    size: of blocks, one or those of queries and of keys.
+    by_key: may be left out where there is no backward pass.
+    """
+    size = (size, size) if isinstance(size, int) else size
+    on_cpu = torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu"
+    if on_cpu and by_key is not None:  # its compiled kernel needs a slot for every block of a row
+        rows, columns = (-(-length // block) for length, block in zip(lengths, size, strict=True))
         by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
         by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
-    (partial, full), (partial_by_key, full_by_key) = by_query, by_key
+    (partial, full), (partial_by_key, full_by_key) = by_query, by_key or (None, None)
     return BlockMask(
         seq_lengths=lengths,
         kv_num_blocks=partial[0],
         kv_indices=partial[1],
         full_kv_num_blocks=None if full is None else full[0],
         full_kv_indices=None if full is None else full[1],
-        q_num_blocks=partial_by_key[0],
-        q_indices=partial_by_key[1],
+        q_num_blocks=None if partial_by_key is None else partial_by_key[0],
+        q_indices=None if partial_by_key is None else partial_by_key[1],
         full_q_num_blocks=None if full_by_key is None else full_by_key[0],
         full_q_indices=None if full_by_key is None else full_by_key[1],
-        BLOCK_SIZE=(size, size),
+        BLOCK_SIZE=size,
         mask_mod=mask_mod,
     )
 

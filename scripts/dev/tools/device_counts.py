@@ -60,7 +60,7 @@ SYNCHRONISES = {
     "equal", "_linalg_check_errors", "tolist", "item",
 }  # fmt: skip
 """Operations whose result, or its shape, the host waits for."""
-MATMULS = {"mm", "bmm", "addmm", "baddbmm"}
+MATMULS = {"mm", "bmm", "addmm", "baddbmm", "matmul"}
 
 
 @dataclasses.dataclass
@@ -315,20 +315,29 @@ def layer_counts(name: str, length: int, causal: bool, setting: str) -> dict[str
     return found
 
 
-def at_long(few: float, many: float) -> float:
-    """A quantity at :data:`LONG` tokens from those at :data:`LENGTHS`: a part that is constant and one that grows with the length, or,
+def at_long(few: float, many: float, lengths: tuple[int, ...] = LENGTHS) -> float:
+    """A quantity at :data:`LONG` tokens from those at two ``lengths``: a part that is constant and one that grows with the length, or,
     where that is more, by the power of the length by which it grew."""
-    short, long = LENGTHS
+    short, long = lengths
     doublings = math.log(LONG / long) / math.log(long / short)
     return max(many, many + (many - few) * (LONG - long) / (long - short), many * (many / max(few, 1e-12)) ** doublings if few else 0.0)
 
 
-def estimate(short: Counts, long: Counts) -> float:
-    """Milliseconds at :data:`LONG` tokens and :data:`LONG_HEADS` heads, from the counts at :data:`LENGTHS`."""
-    device = at_long(short.seconds, long.seconds) * LONG_HEADS / HEADS
-    launches = at_long(short.operations, long.operations) * LAUNCH
-    waits = at_long(short.synchronisations.total(), long.synchronisations.total()) * WAIT
+def estimate(counts: dict[int, Counts]) -> float:
+    """Milliseconds at :data:`LONG` tokens and :data:`LONG_HEADS` heads, from the counts at two lengths."""
+    lengths, (short, long) = tuple(counts), tuple(counts.values())
+    device = at_long(short.seconds, long.seconds, lengths) * LONG_HEADS / HEADS
+    launches = at_long(short.operations, long.operations, lengths) * LAUNCH
+    waits = at_long(short.synchronisations.total(), long.synchronisations.total(), lengths) * WAIT
     return 1e3 * max(device, launches + waits)
+
+
+def alike(counts: dict[int, Counts], name: str, causal: bool) -> dict[int, Counts]:
+    """The counts at two lengths at which the same paths run, since others grow otherwise: at :data:`LENGTHS`, or from their last on."""
+    (_, short), (length, long) = counts.items()
+    if short.paths == long.paths:
+        return counts
+    return {length: long, 2 * length: layer_counts(name, 2 * length, causal, "plain")["later"]}
 
 
 LONG, LONG_HEADS = 16384, 12
@@ -354,7 +363,7 @@ def rows_of(name: str) -> dict[str, Any]:
                 continue
             row[setting] = {layer: in_json(counts) for layer, counts in found[LENGTHS[-1]].items()}
             if setting == "plain":
-                milliseconds = estimate(*(found[length]["later"] for length in LENGTHS))
+                milliseconds = estimate(alike({length: counts["later"] for length, counts in found.items()}, name, causal))
                 row["milliseconds"] = round(milliseconds, 3)
                 row["of_full_attention"] = round(milliseconds / full_attention(causal), 3)
         rows["causal" if causal else "both ways"] = row
@@ -381,7 +390,8 @@ wait; *fused* kernels are part of the operations. Where two numbers are joined b
 
 *Model* is an estimate of an H100, not a measurement: {long:,} tokens, {long_heads} heads, forward, as a factor of full flash attention
 (both ways {both:.2f} ms, causal {causal:.2f} ms) at 3 TB/s, half of the peak of bf16, 5 µs an operation and 20 µs a synchronisation of
-the host. A fused kernel reads and writes each of its tensors once; *triton* in a path is one of ours, at half of the peak of TF32.
+the host, from the counts at half the length and at this one, or where other paths run there, at this one and at its double. A fused
+kernel reads and writes each of its tensors once; *triton* in a path is one of ours, at half of the peak of TF32.
 """
 
 
