@@ -57,6 +57,7 @@ def linear_attention(
     normalise: bool = True,
     initial_state: State | None = None,
     chunk: int = CHUNK,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Σ_j (φ(q_i)·φ(k_j)) v_j over the visible keys, divided by Σ_j φ(q_i)·φ(k_j).
 
@@ -71,6 +72,8 @@ def linear_attention(
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
         chunk: tokens per chunk of the causal form.
+        scale: ``(B, H_kv, F)``, with which the causal form takes the logarithms of features, which nothing else may use: those of keys are
+            relative to it, as the state is, and each query's to its largest product with it. Only with ``normalise``.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
@@ -89,9 +92,11 @@ def linear_attention(
     context = _context(phi_q, phi_k, v)
     path = choose("linear", context)
     if path == "linear-triton":
-        tensors, path = attempt("linear", context, kernel_linear_attention, phi_q, phi_k, v, state["kv"], state["z"], normalise)
+        tensors, path = attempt("linear", context, kernel_linear_attention, phi_q, phi_k, v, state["kv"], state["z"], normalise, scale)
         if tensors is not None:
             return tensors[0], {"kv": tensors[1], "z": tensors[2]}
+    if scale is not None:
+        phi_q, phi_k = relative_queries(phi_q, scale[:, :, None]), exp_of(added(phi_k, scale[:, :, None], -1))
     if path == "linear-fla":
         return fla_linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
     out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], chunk, normalise)
@@ -101,7 +106,8 @@ def linear_attention(
 def empty_state(phi_k: Tensor, v: Tensor) -> State:
     """The state before the first key."""
     batch, heads, _, features = phi_k.shape
-    return {"kv": phi_k.new_zeros(batch, heads, features, v.shape[-1]), "z": phi_k.new_zeros(batch, heads, features)}
+    kv = torch.zeros(batch, heads, features, v.shape[-1], dtype=phi_k.dtype, device=phi_k.device)
+    return {"kv": kv, "z": kv.new_zeros(batch, heads, features)}
 
 
 def absorb(state: State, phi_k: Tensor, v: Tensor) -> State:
@@ -146,6 +152,23 @@ class _Divided(torch.autograd.Function):
         out, weight = ctx.saved_tensors
         grad = grads[0] * inverse_of(weight)
         return grad, -(grad * out).sum(-1, keepdim=True)
+
+
+def relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
+    """Features of queries with logarithms ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, n or 1, F)``, up to a factor per
+    row."""
+    logs = added(logs, repeat_heads(scale, logs.shape[1]))
+    return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
+
+
+def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
+    """``fresh ± term``, in place where no gradient is needed; nothing else may use ``fresh``."""
+    return torch.add(fresh, term, alpha=sign) if torch.is_grad_enabled() else fresh.add_(term, alpha=sign)
+
+
+def exp_of(fresh: Tensor) -> Tensor:
+    """exp, in place where no gradient is needed; nothing else may use ``fresh``."""
+    return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
 
 
 def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:

@@ -81,9 +81,8 @@ class Cosformer(LinearMechanism):
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
         assert call.positions is not None
-        angle = call.positions.to(q.dtype)[:, None, :, None]
-        x = F.relu(q)
-        return torch.cat((x * angle.cos(), x * angle.sin()), -1)
+        angle = call.positions.to(q.dtype)
+        return (F.relu(q).unsqueeze(-2) * torch.stack((angle.cos(), angle.sin()), -1)[:, None, ..., None]).flatten(-2)
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         return self.queries(k, call)

@@ -18,13 +18,17 @@ import dataclasses
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall, State
 from ..options import Options, option
 from ..private_apis import in_backward, tensor_version
-from .common.log_features import LogLinearMechanism, added, log_products
+from .common.log_features import LogLinearMechanism, log_products
 from .common.registry import register_mechanism
+
+COLUMNS = 4
+"""Numbers of which matrix products load a multiple at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +132,18 @@ class Performer(LogLinearMechanism):
         return projected if self.logarithms else projected.relu()  # |x'|²/2 is a factor of the row, which cancels
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
-        projected = self._projected(k, call)
         if not self.logarithms:
-            return projected.relu()
-        return added(projected, call.scale_for(self.head_dim) / 2 * k.square().sum(-1, keepdim=True), -1)
+            return self._projected(k, call).relu()
+        squares = k.square().sum(-1, keepdim=True).expand(*k.shape[:-1], COLUMNS)  # with |x'|²/2 as further columns of one product
+        directions = F.pad(self._directions(k, call), (0, COLUMNS), value=-call.scale_for(self.head_dim) / (2 * COLUMNS))
+        return torch.cat((k, squares), -1) @ directions.mT
 
     def _projected(self, x: Tensor, call: AttentionCall) -> Tensor:
         """w_m·x'."""
-        return x @ (self.directions(call.seed).to(x.dtype) * call.scale_for(self.head_dim) ** 0.5).mT
+        return x @ self._directions(x, call).mT
+
+    def _directions(self, x: Tensor, call: AttentionCall) -> Tensor:
+        return self.directions(call.seed).to(x.dtype) * call.scale_for(self.head_dim) ** 0.5
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         q, k = (x * call.scale_for(self.head_dim) ** 0.5 for x in (q, k))

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall
 from ..options import Options, option
 from .common.feature_map import HeadwiseLinear, LinearMechanism
@@ -96,6 +97,15 @@ class Taylor(LinearMechanism):
 def polynomial(x: Tensor) -> Tensor:
     """Features ``(…, 1 + d + d(d+1)/2)`` of vectors ``(…, d)``, whose products are 1 + s + s²/2 for s = x·y."""
     d = x.shape[-1]
-    first, second = torch.triu_indices(d, d, device=x.device)
-    weights = torch.ones(len(first), dtype=x.dtype, device=x.device).masked_fill(first == second, math.sqrt(0.5))
-    return torch.cat((torch.ones_like(x[..., :1]), x, x[..., first] * x[..., second] * weights), -1)
+    factors = torch.cat((torch.ones_like(x[..., :1]), x, x * math.sqrt(0.5)), -1)
+    chosen = BYTE_CACHE.get(("factors of a polynomial", d, x.dtype, x.device), lambda: _chosen_factors(d, x))
+    left, right = factors @ chosen[0], factors @ chosen[1]  # products choose faster than indices, in the backward pass above all
+    return left * right if torch.is_grad_enabled() else left.mul_(right)
+
+
+def _chosen_factors(d: int, like: Tensor) -> Tensor:
+    """Which of 1, the coordinates and √½ times each are the factors of a feature: ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` zeros and ones."""
+    first, second = torch.triu_indices(d + 1, d + 1, device=like.device)  # 1 with everything first, then the coordinates in pairs
+    second = second + torch.where((first == second) & (first > 0), d, 0)
+    unit = torch.eye(2 * d + 1, dtype=like.dtype, device=like.device)
+    return torch.stack((unit[:, first], unit[:, second]))

@@ -40,10 +40,11 @@ def chunked(x: Tensor, group: int, chunk: int) -> Tensor:
 
 
 def chunk_sums(
-    k: Tensor, v: Tensor, sums: Tensor, weights: Tensor, length: int, features: int, width: int, heads: int, k_group: int, v_group: int,
-    *strides: int, CHUNK: int, WEIGH: bool, REVERSE: bool, **_: Any,
+    k: Tensor, v: Tensor, scale: Tensor, sums: Tensor, weights: Tensor, length: int, features: int, width: int, heads: int,
+    k_group: int, v_group: int, *strides: int, CHUNK: int, WEIGH: bool, REVERSE: bool, EXP: bool, **_: Any,
 ) -> None:  # fmt: skip
     assert strides == (*k.stride()[:3], *v.stride()[:3])
+    k = (k - scale[:, :, None]).exp() if EXP else k
     keys, values = chunked(k, k_group, CHUNK), chunked(v.to(k.dtype), v_group, CHUNK)
     found = keys.mT @ values
     sums[:, :, 1:] = found.flip(2) if REVERSE else found
@@ -52,11 +53,14 @@ def chunk_sums(
 
 
 def outputs(
-    q: Tensor, k: Tensor, v: Tensor, sums: Tensor, weights: Tensor, out: Tensor, out_weights: Tensor, length: int, features: int,
-    width: int, count: int, heads: int, q_group: int, k_group: int, v_group: int, sum_group: int,
-    *strides: int, CHUNK: int, WEIGH: bool, NORMALISE: bool, REVERSE: bool, **_: Any,
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, sums: Tensor, weights: Tensor, out: Tensor, out_weights: Tensor, length: int,
+    features: int, width: int, count: int, heads: int, q_group: int, k_group: int, v_group: int, sum_group: int,
+    *strides: int, CHUNK: int, WEIGH: bool, NORMALISE: bool, REVERSE: bool, EXP: bool, **_: Any,
 ) -> None:  # fmt: skip
     assert strides == (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    if EXP:
+        logs = q + scale[:, :, None].repeat_interleave(k_group // q_group, 1)
+        q, k = (logs - logs.amax(-1, keepdim=True)).exp(), (k - scale[:, :, None]).exp()
     rows, keys, values = chunked(q, q_group, CHUNK), chunked(k, k_group, CHUNK), chunked(v.to(q.dtype), v_group, CHUNK)
     scores = rows @ keys.mT
     scores = scores.triu() if REVERSE else scores.tril()
@@ -131,7 +135,7 @@ def test_a_machine_whose_results_are_wrong_gets_other_operations_and_one_warning
 ) -> None:
     def wrong(*args: Any, **constants: Any) -> None:
         outputs(*args, **constants)
-        args[5].mul_(1.5)
+        args[6].mul_(1.5)
 
     launched = SimpleNamespace(chunk_sums=Launched(chunk_sums), outputs=Launched(wrong))
     monkeypatch.setattr(linear_kernel, "triton_kernels", lambda: launched)
@@ -187,4 +191,4 @@ def test_the_kernels_compute_the_definition(case: str, interpreted: Callable[[st
 @pytest.mark.parametrize("case", COMPILED)
 def test_the_kernels_can_be_compiled(case: str, compiled: Callable[[str], dict[str, Any]]) -> None:
     assert compiled(case)["shared"] <= SHARED_MEMORY
-    assert compiled(case)["stack"] <= 256, "hardly anything is spilled"
+    assert compiled(case)["stack"] <= 320, "hardly anything is spilled"

@@ -31,19 +31,20 @@ INTERPRETED: dict[str, tuple[Any, ...]] = {
     "wide values": (2, 1, 65, 5, 150, True),
     "half precision": (2, 1, 200, 48, 16, True, torch.bfloat16),
     "laid out by tokens": (2, 2, 90, 32, 32, True, torch.float32, True),
+    "logarithms": (4, 2, 150, 80, 16, True, torch.float32, False, True),
 }
-"""Heads, heads of keys, tokens, features, width of values, whether there is a quotient, the values' dtype, and whether rows of all heads
-follow each other."""
+"""Heads, heads of keys, tokens, features, width of values, whether there is a quotient, the values' dtype, whether rows of all heads follow
+each other, and whether the features are given by their logarithms."""
 COMPILED = {
-    f"{kernel}, {side}, {precision}": (kernel, side, precision)
-    for kernel in ("chunk_sums", "outputs") for side in (16, 64) for precision in ("tf32", "tf32x3")
+    f"{kernel}, {side}, {precision}{', exp' if exponential else ''}": (kernel, side, precision, exponential)
+    for kernel in ("chunk_sums", "outputs") for side in (16, 64) for precision in ("tf32", "tf32x3") for exponential in (False, True)
 }  # fmt: skip
-POINTERS = ("q", "k", "sums", "weights", "out", "out_weights")
+POINTERS = ("q", "k", "scale", "sums", "weights", "out", "out_weights")
 
 
 def errors(
     heads: int, groups: int, length: int, features: int, width: int, normalise: bool, dtype: torch.dtype = torch.float32,
-    by_tokens: bool = False,
+    by_tokens: bool = False, logarithms: bool = False,
 ) -> list[float]:  # fmt: skip
     """The largest differences of outputs, state and all gradients, relative to the largest number."""
     torch.manual_seed(0)
@@ -52,9 +53,11 @@ def errors(
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     v = v.to(dtype)
     inputs = [x.requires_grad_() for x in (q, k, v, torch.rand(2, groups, features, width), torch.rand(2, groups, features))]
-    found = linear_kernel.kernel_linear_attention(*inputs, normalise)
+    scale = torch.randn(2, groups, features) if logarithms else None
+    found = linear_kernel.kernel_linear_attention(*inputs, normalise, scale)
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    out, state = linear_attention(*wide[:3], causal=True, normalise=normalise, initial_state={"kv": wide[3], "z": wide[4]})
+    given = {"initial_state": {"kv": wide[3], "z": wide[4]}, "scale": None if scale is None else scale.double()}
+    out, state = linear_attention(*wide[:3], causal=True, normalise=normalise, **given)
     expected = out, state["kv"], state["z"]
     upstream = [torch.rand_like(x) for x in found]
     pairs = [*zip(found, expected, strict=True)]
@@ -63,7 +66,7 @@ def errors(
     return [float((x - y).abs().max() / y.abs().max()) for x, y in pairs]
 
 
-def usage(kernel: str, side: int, precision: str) -> dict[str, int]:
+def usage(kernel: str, side: int, precision: str, exponential: bool) -> dict[str, int]:
     """The bytes of shared memory that a kernel takes, and of registers that it spills."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -71,7 +74,7 @@ def usage(kernel: str, side: int, precision: str) -> dict[str, int]:
 
     function = getattr(linear_kernel.triton_kernels(), kernel)
     constants = {"CHUNK": 256, "BLOCK": linear_kernel.BLOCK, "FEATURES": side, "WIDTH": side, "WEIGH": True, "NORMALISE": True,
-                 "REVERSE": False, "PRECISION": precision}  # fmt: skip
+                 "REVERSE": False, "EXP": exponential, "PRECISION": precision}  # fmt: skip
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     of_values = "*bf16" if precision == "tf32" else "*fp32"
     signature = {

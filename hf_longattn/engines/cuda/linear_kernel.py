@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.dense import repeat_heads
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .flex_kernel import MACHINE_ERRORS, NoKernel
 
@@ -45,10 +46,14 @@ ALIGNED = 4
 """Numbers of fp32 that are loaded at once."""
 
 
-def kernel_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+def kernel_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Causal linear attention of features ``q (B, H, N, F)`` and ``k (B, H_kv, N, F)`` in fp32 to ``v (B, H_kv, N, D)``.
 
     Args:
+        scale: with it ``q`` and ``k`` are the features' logarithms, and the sums are relative to its exponentials, ``(B, H_kv, F)``; only
+            with ``normalise``.
         kv, z: the sums ``(B, H_kv, F, D)`` and ``(B, H_kv, F)`` of φ(k)ᵀv and φ(k) over the earlier tokens.
         normalise: divide by the sum of the weights; rows without any are zeros.
     Returns:
@@ -57,30 +62,34 @@ def kernel_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tens
         NoKernel: this machine does not run the kernels, which is logged once.
     """
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, kv, z))
-    reason = refused(q.device, v.dtype, q.shape[3], v.shape[3], normalise, needs_gradients)
+    reason = refused(q.device, v.dtype, q.shape[3], v.shape[3], normalise, scale is not None, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
-    out, kv, z = _Causal.apply(q, k, v, kv, z, normalise)
+    out, kv, z = _Causal.apply(q, k, v, kv, z, normalise, scale)
     return out, kv, z
 
 
 class _Causal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (_rows(x) for x in (q, k, v))
-        out, weights, kv_after, z_after = summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise)
-        ctx.save_for_backward(q, k, v, kv, z, *((out, weights) if normalise else ()))
+        out, weights, kv_after, z_after = summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise, scale=scale)
+        ctx.save_for_backward(q, k, v, kv, z, scale, *((out, weights) if normalise else ()))
         return out, kv_after, z_after
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         with one_gradient_at_a_time():
-            return first_derivatives_only((*_gradients(ctx.saved_tensors, *grads), None))
+            return first_derivatives_only((*_gradients(ctx.saved_tensors, *grads), None, None))
 
 
-def _gradients(saved: tuple[Tensor, ...], grad: Tensor, grad_kv: Tensor, grad_z: Tensor) -> tuple[Tensor, ...]:
+def _gradients(saved: tuple[Any, ...], grad: Tensor, grad_kv: Tensor, grad_z: Tensor) -> tuple[Tensor, ...]:
     """The gradients of q, k, v, kv and z."""
-    q, k, v, kv, z, *normalised = saved
+    q, k, v, kv, z, scale, *normalised = saved
+    if scale is not None:
+        q, k = _exponentials(q, k, scale)
     groups, width, precision = k.shape[1], v.shape[3], _precision(v)
     shift = grad.new_zeros(*grad.shape[:3], 1)
     if normalised:
@@ -102,12 +111,14 @@ def _gradients(saved: tuple[Tensor, ...], grad: Tensor, grad_kv: Tensor, grad_z:
     d_k, _, before, _ = summed(values, of_out, q, of_one_head(of_values(grad_kv, grad_z)), precision=precision, reverse=True)
     d_v = summed(k, q, grad, of_one_head(grad_kv), precision=precision, reverse=True)[0]
     d_k, d_v, before = (x.unflatten(1, (groups, -1)).sum(2) if q.shape[1] > groups else x for x in (d_k, d_v, before))
+    if scale is not None:
+        d_q, d_k = d_q * q, d_k * k
     return d_q, d_k, d_v.to(v.dtype), before[..., :width, :].mT, before[..., width, :]
 
 
 def summed(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, z: Tensor | None = None, *, precision: str, normalise: bool = False,
-    reverse: bool = False,
+    reverse: bool = False, scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Σ_j (q_i·k_j) v_j over the tokens j up to i, or from i on with ``reverse``, ``(B, H, N, D)``.
 
@@ -117,6 +128,7 @@ def summed(
         state, z: the sums ``(B, heads, F, D)`` and ``(B, heads, F)`` that come before, with the heads of k or v, whichever are more.
         precision: of products: Triton's ``input_precision``.
         normalise: divide by the sum of the weights.
+        scale: ``(B, heads of k, F)``, as in :func:`kernel_linear_attention`.
     Returns:
         The output; with ``z`` the sums of the weights ``(B, H, N)``; the state after all tokens; and with ``z`` the sum of k.
     """
@@ -136,17 +148,19 @@ def summed(
     value_blocks = -(-width // value_side)
     tile = {
         "CHUNK": chunk, "BLOCK": BLOCK, "FEATURES": feature_side, "WIDTH": value_side,
-        "WEIGH": z is not None, "REVERSE": reverse, "PRECISION": precision, **LAUNCH,
+        "WEIGH": z is not None, "REVERSE": reverse, "EXP": scale is not None, "PRECISION": precision, **LAUNCH,
     }  # fmt: skip
+    scale = z if scale is None else scale.contiguous()
+    scale = sums if scale is None else scale
     with torch.cuda.device_of(q):
         kernels.chunk_sums[(count, -(-features // feature_side) * value_blocks, batch * sum_heads)](
-            k, v, sums, weights, length, features, width, sum_heads, sum_heads // k.shape[1], sum_heads // v.shape[1],
+            k, v, scale, sums, weights, length, features, width, sum_heads, sum_heads // k.shape[1], sum_heads // v.shape[1],
             *k.stride()[:3], *v.stride()[:3], **tile,
         )  # fmt: skip
         sums = sums.cumsum(2)
         weights = sums if z is None else weights.cumsum(2)
         kernels.outputs[(-(-length // BLOCK), value_blocks, batch * heads)](
-            q, k, v, sums, weights, out, out_weights, length, features, width, count,
+            q, k, v, scale, sums, weights, out, out_weights, length, features, width, count,
             heads, *(heads // x.shape[1] for x in (q, k, v)), heads // sum_heads,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], NORMALISE=normalise, **tile,
         )  # fmt: skip
@@ -158,6 +172,13 @@ def triton_kernels() -> Any:
     from . import linear_triton
 
     return linear_triton
+
+
+def _exponentials(q: Tensor, k: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The features of which ``q`` and ``k`` are the logarithms."""
+    scale = scale[:, :, None]
+    logs = q + repeat_heads(scale, q.shape[1])
+    return (logs - logs.detach().amax(-1, keepdim=True)).exp(), (k - scale).exp()
 
 
 def chunk_length(features: int, width: int, length: int) -> int:
@@ -183,9 +204,11 @@ def _precision(v: Tensor) -> str:
 _refusals: dict[tuple[Any, ...], str | None] = {}
 
 
-def refused(device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, gradients: bool) -> str | None:
+def refused(
+    device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, exponential: bool, gradients: bool
+) -> str | None:
     """Why the kernels do not run for values ``(…, width)`` of a dtype and so many features; asked once, and logged."""
-    kind = device, dtype, features, width, normalise, gradients
+    kind = device, dtype, features, width, normalise, exponential, gradients
     if kind not in _refusals:
         try:
             with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
@@ -204,7 +227,9 @@ def refused(device: torch.device, dtype: torch.dtype, features: int, width: int,
     return _refusals[kind]
 
 
-def _tried(device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, gradients: bool) -> str | None:
+def _tried(
+    device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, exponential: bool, gradients: bool
+) -> str | None:
     """Why results for a few tokens are not those of the definition, where they are not; what the kernels raise is raised."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return "the GPU has no tensor cores for TF32"
@@ -216,16 +241,19 @@ def _tried(device: torch.device, dtype: torch.dtype, features: int, width: int, 
             ((1, features), 0.3), ((2, length, width), 0.7),
         )
     )  # fmt: skip
-    v = v.to(dtype)
-    found: list[Tensor] = [*summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise)]
+    v, scale = v.to(dtype), -z if exponential else None
+    found: list[Tensor] = [*summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise, scale=scale)]
     with torch.enable_grad():
         leaves = [x.detach().double().requires_grad_() for x in (q, k, v, kv, z)]
-        scores = (leaves[0] @ leaves[1].mT).tril()
-        weights = scores.sum(-1) + (leaves[0] @ leaves[4][..., None]).squeeze(-1)
-        out = (scores @ leaves[2] + leaves[0] @ leaves[3]) / (weights[..., None] if normalise else 1)
-        expected = [out, weights, leaves[3] + leaves[1].mT @ leaves[2], leaves[4] + leaves[1].sum(2)]
+        queries, keys = leaves[:2]
+        if scale is not None:
+            queries, keys = _exponentials(queries, keys, scale)
+        scores = (queries @ keys.mT).tril()
+        weights = scores.sum(-1) + (queries @ leaves[4][..., None]).squeeze(-1)
+        out = (scores @ leaves[2] + queries @ leaves[3]) / (weights[..., None] if normalise else 1)
+        expected = [out, weights, leaves[3] + keys.mT @ leaves[2], leaves[4] + keys.sum(2)]
         if gradients:
-            saved = (q, k, v, kv, z, *(found[:2] if normalise else ()))
+            saved = (q, k, v, kv, z, scale, *(found[:2] if normalise else ()))
             found += _gradients(saved, grad, torch.zeros_like(kv), torch.zeros_like(z))
             expected += torch.autograd.grad(out, leaves, grad.double(), materialize_grads=True)
     pairs = [(x, y.detach()) for x, y in zip(found, expected, strict=True)]

@@ -20,11 +20,26 @@ def _tile(matrix, stride, rows, columns, length, width):  # type: ignore[no-unty
 
 
 @triton.jit
+def _features(matrix, stride, rows, columns, length, width, scale, sign, top, EXP: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Some features of some rows: with EXP their exponentials, times or over those of ``scale``, and over those of ``top``."""
+    if not EXP:
+        return _tile(matrix, stride, rows, columns, length, width)
+    return tl.exp(_logarithms(matrix, stride, rows, columns, length, width, scale, sign) - top[:, None])
+
+
+@triton.jit
+def _logarithms(matrix, stride, rows, columns, length, width, scale, sign):  # type: ignore[no-untyped-def]
+    inside = (rows[:, None] < length) & (columns[None, :] < width)
+    found = tl.load(matrix + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=float("-inf"))
+    return found + sign * tl.load(scale + columns, mask=columns < width, other=0.0)[None, :]
+
+
+@triton.jit
 def chunk_sums(  # type: ignore[no-untyped-def]
-    k, v, sums, weights, length, features, width, heads, k_group, v_group,
+    k, v, scale, sums, weights, length, features, width, heads, k_group, v_group,
     k_batch, k_head, k_row, v_batch, v_head, v_row,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr,
-    WEIGH: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    WEIGH: tl.constexpr, REVERSE: tl.constexpr, EXP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Σ k_jᵀ v_j over each chunk, a block of features and numbers of v at a time, and Σ k_j.
 
@@ -37,11 +52,13 @@ def chunk_sums(  # type: ignore[no-untyped-def]
     columns = (block % blocks) * WIDTH + tl.arange(0, WIDTH)
     k += batch * k_batch + head // k_group * k_head
     v += batch * v_batch + head // v_group * v_head
+    scale += (row // heads * (heads // k_group) + head // k_group) * features
+    none = tl.zeros([BLOCK], tl.float32)
     total = tl.zeros([FEATURES, WIDTH], tl.float32)
     weight = tl.zeros([FEATURES], tl.float32)
     for start in range(0, CHUNK, BLOCK):
         tokens = chunk * CHUNK + start + tl.arange(0, BLOCK)
-        keys = _tile(k, k_row, tokens, rows, length, features)
+        keys = _features(k, k_row, tokens, rows, length, features, scale, -1, none, EXP)
         total += tl.dot(tl.trans(keys), _tile(v, v_row, tokens, columns, length, width), input_precision=PRECISION)
         weight += tl.sum(keys, 0)
     count = tl.num_programs(0)
@@ -54,13 +71,14 @@ def chunk_sums(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def outputs(  # type: ignore[no-untyped-def]
-    q, k, v, sums, weights, out, out_weights, length, features, width, count, heads, q_group, k_group, v_group, sum_group,
+    q, k, v, scale, sums, weights, out, out_weights, length, features, width, count, heads, q_group, k_group, v_group, sum_group,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr,
-    WEIGH: tl.constexpr, NORMALISE: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    WEIGH: tl.constexpr, NORMALISE: tl.constexpr, REVERSE: tl.constexpr, EXP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Σ_j (q_i·k_j) v_j over the tokens j up to i, or from i on with REVERSE; and with WEIGH Σ_j q_i·k_j, by which NORMALISE divides.
 
+    With EXP the numbers of q and k are the features' logarithms, relative to ``scale`` and those of q to their row's largest.
     sums, weights: of the chunks before each, as :func:`chunk_sums` places them and after their running sum.
     """
     block, value_block, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -71,6 +89,15 @@ def outputs(  # type: ignore[no-untyped-def]
     rows = block * BLOCK + tl.arange(0, BLOCK)
     columns = value_block * WIDTH + tl.arange(0, WIDTH)
     chunk = block * BLOCK // CHUNK
+    scale += (row // heads * (heads // k_group) + head // k_group) * features
+    none = tl.zeros([BLOCK], tl.float32)
+    top = none
+    if EXP:
+        top += float("-inf")
+        for f in range(0, features, FEATURES):
+            found = _logarithms(q, q_row, rows, f + tl.arange(0, FEATURES), length, features, scale, 1)
+            top = tl.maximum(top, tl.max(found, 1))
+        top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros([BLOCK, WIDTH], tl.float32)
     weight = tl.zeros([BLOCK], tl.float32)
     first = block * BLOCK if REVERSE else chunk * CHUNK
@@ -80,8 +107,9 @@ def outputs(  # type: ignore[no-untyped-def]
         scores = tl.zeros([BLOCK, BLOCK], tl.float32)
         for f in range(0, features, FEATURES):
             part = f + tl.arange(0, FEATURES)
-            keys = _tile(k, k_row, tokens, part, length, features)
-            scores += tl.dot(_tile(q, q_row, rows, part, length, features), tl.trans(keys), input_precision=PRECISION)
+            queries = _features(q, q_row, rows, part, length, features, scale, 1, top, EXP)
+            keys = _features(k, k_row, tokens, part, length, features, scale, -1, none, EXP)
+            scores += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         seen = (rows[:, None] <= tokens[None, :]) if REVERSE else (rows[:, None] >= tokens[None, :])
         scores = tl.where(seen, scores, 0.0)
         weight += tl.sum(scores, 1)
@@ -91,7 +119,7 @@ def outputs(  # type: ignore[no-untyped-def]
     weights += place.to(tl.int64) * features
     for f in range(0, features, FEATURES):
         part = f + tl.arange(0, FEATURES)
-        queries = _tile(q, q_row, rows, part, length, features)
+        queries = _features(q, q_row, rows, part, length, features, scale, 1, top, EXP)
         total += tl.dot(queries, _tile(sums, width, part, columns, features, width), input_precision=PRECISION)
         if WEIGH:
             before = tl.load(weights + part, mask=part < features, other=0.0)

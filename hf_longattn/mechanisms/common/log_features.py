@@ -15,9 +15,9 @@ from torch import Tensor
 from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State
-from ...engines.common.dense import repeat_heads, wide
+from ...engines.common.dense import wide
 from ...engines.common.shards import Shard
-from ...engines.linear import absorb, empty_state, linear_attention, read
+from ...engines.linear import absorb, added, empty_state, exp_of, linear_attention, read, relative_queries
 from ...engines.topk import exact_dtype
 from ...options import Options
 from .feature_map import KeyPieces, LinearMechanism
@@ -95,8 +95,9 @@ class LogLinearMechanism(LinearMechanism):
                 state = self.absorbed(state, rest, values[:, :, piece])
                 outs.append(self.read(phi_q[:, :, piece], state))
             else:
-                queries, keys = _relative_queries(phi_q[:, :, piece], anchor[:, :, None]), exp_of(added(rest, anchor[:, :, None], -1))
-                out, sums = linear_attention(queries, keys, values[:, :, piece], causal=True, initial_state=_rescaled(state, anchor))
+                out, sums = linear_attention(
+                    phi_q[:, :, piece], rest, values[:, :, piece], causal=True, initial_state=_rescaled(state, anchor), scale=anchor
+                )  # fmt: skip
                 state = {**_rescaled({**sums, "log": anchor}, top), "log": top}
                 outs.append(out)
             begin += count
@@ -116,7 +117,7 @@ class LogLinearMechanism(LinearMechanism):
             if call.causal:
                 scale = torch.minimum(phi_k.gather(2, first).clamp(min=NO_KEYS) + MAX_LOG_RISE, scale)
                 too_far = (phi_k - scale).max() > MAX_LOG_RISE
-        return _relative_queries(phi_q, scale), exp_of(added(phi_k, scale, -1)), too_far
+        return relative_queries(phi_q, scale), exp_of(added(phi_k, scale, -1)), too_far
 
     def absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
         if not self.logarithms:
@@ -126,7 +127,7 @@ class LogLinearMechanism(LinearMechanism):
         return {**absorb(_rescaled(state, top), exp_of(added(phi_k, top[:, :, None], -1)), values), "log": top}
 
     def read(self, phi_q: Tensor, state: State) -> Tensor:
-        return read(_relative_queries(phi_q, _scale_of(state)[:, :, None]) if self.logarithms else phi_q, state)
+        return read(relative_queries(phi_q, _scale_of(state)[:, :, None]) if self.logarithms else phi_q, state)
 
     def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
         if not self.logarithms:
@@ -203,23 +204,6 @@ def _rescaled(state: State, scale: Tensor) -> State:
     """The sums ``kv`` and ``z`` relative to ``scale (B, heads, F)`` instead of the state's ``log``."""
     factor = (state["log"] - scale).clamp(max=0).exp()
     return {"kv": state["kv"] * factor[..., None], "z": state["z"] * factor}
-
-
-def _relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
-    """Features of queries with logarithms ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, n or 1, F)``, up to a factor per
-    row."""
-    logs = added(logs, repeat_heads(scale, logs.shape[1]))
-    return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
-
-
-def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
-    """``fresh ± term``, in place where no gradient is needed; nothing else may use ``fresh``."""
-    return torch.add(fresh, term, alpha=sign) if torch.is_grad_enabled() else fresh.add_(term, alpha=sign)
-
-
-def exp_of(fresh: Tensor) -> Tensor:
-    """exp, in place where no gradient is needed; nothing else may use ``fresh``."""
-    return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
 
 
 def log_products(left: Tensor, right: Tensor) -> Tensor:
