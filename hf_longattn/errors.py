@@ -207,9 +207,9 @@ def in_a_line(error: Exception, limit: int = 300) -> str:
     return shortened(text, limit)
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string if none is close."""
-    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+def nearest(name: str, choices: Iterable[str], least: float = 0.5) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string if none is as close as ``least`` (of 1)."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=least)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

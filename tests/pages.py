@@ -2,7 +2,8 @@
 
 The kind of a fenced block says what is done with it:
 
-``console``: lines that begin with ``$`` are commands, and what follows each is its output, in which ``…`` stands for anything.
+``console``: lines that begin with ``$`` are commands (``\\`` at the end continues one), and what follows each is its output, in which ``…``
+stands for anything.
 ``bash``: commands, one a line (``\\`` at its end continues it); ``text`` after it: what they print, or a part of it. ``…`` stands for
 anything, and so does a number, which is that of the machine and the model that the page names; one of three digits or more that a command
 has is itself.
@@ -66,7 +67,7 @@ def pages_with_blocks() -> list[str]:
 def commands(block: Block) -> Iterator[tuple[str, str]]:
     """Each command of a block, and what it is said to print right after it."""
     if block.kind == "console":
-        for part in re.split(r"^\$ ", block.content, flags=re.M)[1:]:
+        for part in re.split(r"^\$ ", re.sub(r" *\\\n *", " ", block.content), flags=re.M)[1:]:
             line, _, output = part.partition("\n")
             yield line, output
     else:

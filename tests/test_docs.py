@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTImageProcessorPil
 
 import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
@@ -22,8 +22,6 @@ from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
-from tests.towers import save_clip
-from tests.training import speech
 from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,79 +156,6 @@ def test_the_example_of_regions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names: dict[str, Any] = {"photo": Pillow.new("RGB", (640, 427), "teal")}
     exec(compile(code, "embed.md", "exec"), names)
     assert (names["boxes"].shape, names["tiles"].shape) == ((2, 16), (25, 16))
-
-
-def test_the_code_about_pictures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    Pillow = pytest.importorskip("PIL.Image")
-    monkeypatch.chdir(tmp_path)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "mlp_ratio": 1}
-    windows = {"mechanism": "window2d", "window": 14}
-    wide = {"image_size": 518, "patch_size": 14, "long_image_size": [756, 1008], "long_attention": {**windows, "window": 27}}
-    models = {
-        "google/vit-base-patch16-224": (ViTForImageClassification(ViTConfig(**sizes)), (224, 224)),
-        "vit-1024": (
-            hf_longattn.LongViTForImageClassification(
-                hf_longattn.LongViTConfig(**sizes, long_attention=windows, long_image_size=[1024, 1024], position_extension="tile")
-            ),
-            (1024, 1024),
-        ),
-        "dinov2-wide": (hf_longattn.LongDinov2Model(hf_longattn.LongDinov2Config(**sizes, **wide)), (756, 1008)),
-    }
-    for name, (model, (height, width)) in models.items():
-        model.save_pretrained(name)
-        ViTImageProcessorPil(size={"height": height, "width": width}).save_pretrained(name)
-    Pillow.effect_noise((300, 200), 80).save("photo.jpg")
-    names: dict[str, Any] = dict(zip("qkv", torch.randn(3, 1, 2, 1 + 64 * 64, 8).unbind(), strict=True))
-    shapes = []
-    for code in python_of(ROOT / "docs" / "how-to" / "images.md"):
-        exec(compile(code, "images.md", "exec"), names)
-        shapes.append(tuple(names["features"].shape) if "features" in names else ())
-    assert capsys.readouterr().out.startswith("LABEL_")
-    assert shapes[1] == (1, 16, 54, 72)
-    assert names["output"].shape == names["q"].shape
-    assert names["model"].config.long_image_size == [1024, 1024]
-
-
-def test_the_code_about_speech_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    soundfile = pytest.importorskip("soundfile")
-    monkeypatch.chdir(tmp_path)
-    for name in ("wav2vec2-long-talks", "asr"):
-        speech.long_speech_checkpoint(tmp_path / name)
-    sound = speech.speech("ab ab ba")
-    for name in ("talk.flac", "meeting.flac"):
-        soundfile.write(name, sound.repeat(8 if name == "talk.flac" else 1), speech.RATE)
-    names: dict[str, Any] = {"microphone": [sound[start : start + 999] for start in range(0, len(sound), 999)]}
-    codes = python_of(ROOT / "docs" / "how-to" / "speech.md")
-    for code in codes:
-        shorter = code.replace("chunk_seconds=30, stride_seconds=5", "chunk_seconds=0.6, stride_seconds=0.1")
-        exec(compile(shorter, "speech.md", "exec"), names)
-    assert len(codes) >= 3
-    assert len(names["chunked"].seams) > 1
-    assert "frames ahead" in capsys.readouterr().out
-
-
-def test_the_code_about_captions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Pillow, datasets = pytest.importorskip("PIL.Image"), pytest.importorskip("datasets")
-    monkeypatch.chdir(tmp_path)
-    save_clip(tmp_path / "openai" / "clip-vit-base-patch32")
-    windows = {"text": {"mechanism": "window", "window": 128}, "vision": {"mechanism": "window2d"}}
-    settings: dict[str, Any] = {"max_length": 248, "image_size": 64, "verify": False}
-    hf_longattn.convert_checkpoint("openai/clip-vit-base-patch32", "clip-248", towers=windows, **settings)
-    texts = ["a photo of a cat " * 40 + last for last in ("and one dog", "and two dogs", "in the park", "on a bench")]
-    colours = ("red", "green", "blue", "black")
-    rows = [{"image": Pillow.new("RGB", (70, 50), colour), "text": text} for colour, text in zip(colours, texts, strict=True)]
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, data_dir, split: rows)
-    names: dict[str, Any] = {}
-    for code in python_of(ROOT / "docs" / "how-to" / "captions.md"):
-        steps = 'learning_rate=1e-3, max_steps=10, logging_steps=1, use_cpu=True, report_to="none"'
-        brief = code.replace("size=64", "size=4").replace("learning_rate=1e-5", steps)
-        exec(compile(brief, "captions.md", "exec"), names)
-    losses = [row["loss"] for row in names["trainer"].state.log_history if "loss" in row]
-    assert len(losses) == 10
-    assert losses[-1] < losses[0]
-    saved = hf_longattn.LongCLIPModel.from_pretrained("clip-248-trained")
-    assert saved.config.text_config.long_attention.mechanism == "window"
-    assert (tmp_path / "clip-248-trained" / "tokenizer.json").is_file()
 
 
 def test_the_walks_through_the_code_name_what_is_there() -> None:

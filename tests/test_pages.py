@@ -12,7 +12,20 @@ from tests.pages import KINDS, ROOT, Here, blocks, commands, follow, matches, ma
 from tests.stand_ins import StandIns, setting_of
 
 PAGES = pages_with_blocks()
-NOT_YET = {page for page in PAGES if page.startswith("docs/how-to/")}
+BEYOND_TEXT = (
+    "captions",
+    "image_text",
+    "images",
+    "live_speech",
+    "pages",
+    "proteins",
+    "series",
+    "speech",
+    "speech_synthesis",
+    "train_speech",
+    "videos",
+)
+NOT_YET = {page for page in PAGES if page.startswith("docs/how-to/") and Path(page).stem not in BEYOND_TEXT}
 """Pages that nobody follows yet."""
 
 

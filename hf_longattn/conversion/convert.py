@@ -127,6 +127,14 @@ def _converted(
     )
 
 
+CLASSIFIED = {
+    "ForImageClassification": ("--images", "YOUR_PICTURES"),
+    "ForVideoClassification": ("--videos", "YOUR_VIDEOS"),
+    "ForAudioClassification": ("--audio", "YOUR_RECORDINGS"),
+}
+"""Ending of a class that reads a grid -> the switch of ``longattn train classify`` and its data."""
+
+
 def next_step(plan: ConversionPlan) -> dict[str, Any]:
     """How the result is trained, as a report keeps it: {"command": words} or {"advice": text}, with "{model}" for the model's name.
 
@@ -141,8 +149,9 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"}
     length = f"texts of up to {plan.new_length} tokens"
     if plan.grid is not None:
-        if plan.architecture.source_class.endswith("ForImageClassification"):
-            return _command("classify", "--images", "--data", "YOUR_PICTURES", output="trained")
+        for ending, (flag, data) in CLASSIFIED.items():
+            if plan.architecture.source_class.endswith(ending):
+                return _command("classify", flag, "--data", data, output="trained")
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on {plan.grid.rule.noun}s of {plan.grid.new.words}"}
     head = plan.architecture.source_class
     if plan.sound is not None:

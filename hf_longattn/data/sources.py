@@ -175,7 +175,8 @@ def check_column(data: Dataset, column: str, source: str, option: str, *, text: 
     """Return ``column`` if the data have it, holding text if it must; ``option`` is what names it on the command line."""
     if column not in data.column_names:
         names = ", ".join(data.column_names)
-        raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{nearest(column, data.column_names)}")
+        close = nearest(column, data.column_names, least=0.6)  # "bboxes" is half of "tokens"
+        raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{close}")
     kind = _kind(data.features[column])
     if text and kind not in ("string", "large_string", "null"):
         raise DataError(f"the column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,12 +83,10 @@ def read_video(path: Path, frames: int) -> list[Picture]:
         files = _frame_files(path)
         _check_count(path, len(files), frames)
         pictures = [read_picture_file(file) for file in evenly_spread(files, frames)]
-    else:
-        pictures = _frames_of_array(path, frames)
-    if len(sizes := dict.fromkeys(picture.size for picture in pictures)) > 1:
-        first, second = (f"{height} × {width}" for width, height in list(sizes)[:2])
-        raise DataError(f"the video {str(path)!r} has frames of several sizes, {first} and {second} pixels; extract them from one video")
-    return pictures
+        _check_sizes(path, (picture.size for picture in pictures))
+        _check_sizes(path, map(_size_in_header, files))
+        return pictures
+    return _frames_of_array(path, frames)
 
 
 def _frames_of_array(path: Path, frames: int) -> list[Picture]:
@@ -120,6 +118,23 @@ def _frames_of_array(path: Path, frames: int) -> list[Picture]:
 def _check_count(path: Path, count: int, frames: int) -> None:
     if count < frames:
         raise DataError(f"the video {str(path)!r} has {count} frames, but the model reads {frames}; extract more, or give a longer video")
+
+
+def _check_sizes(path: Path, sizes: Iterable[tuple[int, int]]) -> None:
+    if len(several := dict.fromkeys(sizes)) > 1:
+        first, second = (f"{height} × {width}" for width, height in list(several)[:2])
+        raise DataError(f"the video {str(path)!r} has frames of several sizes, {first} and {second} pixels; extract them from one video")
+
+
+def _size_in_header(file: Path) -> tuple[int, int]:
+    """(width, height) of a frame, also of one that is not read."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(file) as picture:
+            return picture.size
+    except Exception:  # whatever a damaged file raises
+        return read_picture_file(file).size  # which says what is wrong
 
 
 def _frame_files(folder: Path) -> list[Path]:

@@ -19,14 +19,17 @@ TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))
 """What :func:`read_words` returns of documents of text."""
 PLACED = Features({**TAGGED, "boxes": List(List(Value("int32"))), "xpaths": List(Value("string"))})
 """What :func:`read_words` returns of pages."""
+WORDS = ("tokens", "words")
+"""Columns of words that need not be named: CoNLL's and FUNSD's."""
 
 
-def read_words(source: str, split: str, words_column: str, tags_column: str, places_column: str | None = None) -> Dataset:
+def read_words(source: str, split: str, words_column: str | None, tags_column: str, places_column: str | None = None) -> Dataset:
     """Read tagged documents; those without words are left out, unless they are pages.
 
     Args:
         source: a CoNLL file (see :func:`read_conll`), or as for :func:`.sources.read_source`.
-        words_column, tags_column: lists of the same length; tags are names, or numbers of a ``datasets.ClassLabel``.
+        words_column, tags_column: lists of the same length; tags are names, or numbers of a ``datasets.ClassLabel``. ``None`` = the first
+            of :data:`WORDS` that the data have.
         places_column: the boxes or XPaths of the words, see :func:`.pages.read_pages`; words, tags and boxes may have a list for each
             page. ``None`` = text alone.
 
@@ -38,7 +41,8 @@ def read_words(source: str, split: str, words_column: str, tags_column: str, pla
             raise DataError(f"{source!r} has no boxes of its words; give a .jsonl or .parquet file, or leave --layout out")
         return read_conll(Path(source))
     data = read_source(source, split)
-    check_column(data, words_column, source, "--words-column")
+    column = words_column or next((name for name in WORDS if name in data.column_names), WORDS[0])
+    check_column(data, column, source, "--words-column")
     check_column(data, tags_column, source, "--tags-column")
     if places_column is not None:
         check_column(data, places_column, source, "--boxes-column")
@@ -48,11 +52,11 @@ def read_words(source: str, split: str, words_column: str, tags_column: str, pla
     names = feature.feature.names if isinstance(feature, List) and isinstance(feature.feature, ClassLabel) else None
 
     def as_names(row: dict[str, Any], number: int) -> dict[str, list[Any]]:
-        words, tags = row[words_column], row[tags_column]
+        words, tags = row[column], row[tags_column]
         placed: dict[str, list[Any]] = {}
         if places_column is not None:
             try:
-                pages = placed_words(row, words_column, places_column)
+                pages = placed_words(row, column, places_column)
             except PageError as error:
                 raise DataError(f"row {number + 1} of {source}: {error}") from error
             in_pages = any(isinstance(part, list) for part in words)
@@ -60,7 +64,7 @@ def read_words(source: str, split: str, words_column: str, tags_column: str, pla
             tags = [tag for page in tags or [] for tag in page or []] if in_pages and isinstance(tags, list) else tags
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or None in tags:
             raise DataError(
-                f"row {number + 1} of {source}: {words_column!r} and {tags_column!r} must be lists of the same length, a tag for every word"
+                f"row {number + 1} of {source}: {column!r} and {tags_column!r} must be lists of the same length, a tag for every word"
             )
         if names is not None and any(not 0 <= tag < len(names) for tag in tags):
             raise DataError(f"row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes")

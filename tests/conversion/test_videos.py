@@ -46,6 +46,9 @@ def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: P
     source, long, back = saved(base, head, tmp_path / "short"), tmp_path / "long", tmp_path / "back"
     report = convert_checkpoint(source, long, image_size=64, frames=8)
     assert report.passed
+    if head.endswith("ForVideoClassification"):
+        assert report.next_step is not None
+        assert "train classify --model {model} --videos --data YOUR_VIDEOS" in " ".join(report.next_step["command"])
     assert {"tensors", "image processor", "equal at the new size with full attention", verify_grid.CROPS, "finite at the new size"} <= {
         check for check, status in statuses(report).items() if status == "passed"
     }

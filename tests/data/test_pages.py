@@ -266,6 +266,9 @@ def test_words_of_funsd_are_tagged_with_their_boxes(tmp_path: Path, tokenizer: B
         assert window["bbox"][window["input_ids"].index(separator)] == [1000] * 4
         if number == 0:
             assert window["labels"] == own["labels"][number]
+    assert read_words(str(tmp_path / "a.jsonl"), "train", None, "ner_tags", "bboxes")[0]["words"] == row["words"]
+    with pytest.raises(DataError, match=r"not 'tokens'; name one with --words-column\.$"):
+        read_words(str(tmp_path / "a.jsonl"), "train", "tokens", "ner_tags", "bboxes")
     with pytest.raises(DataError, match=r"row 1 of .*: 60 words have 59 boxes"):
         read_words(write([{**row, "bboxes": word_boxes(59)}], tmp_path / "b.jsonl"), "train", "words", "ner_tags", "bboxes")
     with pytest.raises(DataError, match="not 'boxes'"):

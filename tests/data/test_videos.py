@@ -113,6 +113,8 @@ class TestRefusals:
         Image.new("RGB", (41, 30)).save(few / "frame3.png")
         with pytest.raises(DataError, match="has frames of several sizes, 30 × 40 and 30 × 41 pixels"):
             read_video(few, 4)
+        with pytest.raises(DataError, match="has frames of several sizes"):
+            read_video(few, 2)  # the first two of each half, of which the odd frame is none
         (few / "frame3.png").write_bytes((few / "frame0.png").read_bytes()[:40])
         with pytest.raises(DataError, match="is not a picture, or of a format"):
             read_video(few, 4)

@@ -111,7 +111,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     numbers = Dataset.from_dict({"tokens": [["a"]], "ner_tags": [[5]]}, features=features)
     numbers.cast(Features({**features, "ner_tags": List(Value("int64"))})).save_to_disk(str(tmp_path / "numbers"))
     cases = [
-        (DataError, "not 'tokens'", [write([{"words": ["a"], "ner_tags": ["O"]}], tmp_path / "1.jsonl")]),
+        (DataError, "not 'tokens'", [write([{"word": ["a"], "ner_tags": ["O"]}], tmp_path / "1.jsonl")]),
         (DataError, "row 2 .* same length", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")]),
         (DataError, "all words .* have the tag 'O'", [write([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
         (DataError, "line 1 .* has no tag", [str(tmp_path / "bad.conll")]),

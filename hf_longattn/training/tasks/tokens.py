@@ -46,7 +46,7 @@ class TokenDataArguments(LabelledDataArguments):
         "a .conll file (a word and its tag in a line; -DOCSTART- lines, or else blank ones, separate documents), a "
         ".jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub."
     )  # fmt: skip
-    words_column: str = argument("tokens", "The column that holds a document's words.")
+    words_column: str | None = argument(None, "The column that holds a document's words; default: tokens, or words where that is missing.")
     tags_column: str = argument("ner_tags", "The column that holds their tags: names (B-PER, I-PER, O) or numbers of classes.")
     layout: bool | None = argument(None, "Give the model the box (or XPath) of every word; default: yes where the model reads them.")
     boxes_column: str = argument(
