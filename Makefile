@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow test-lowest lint format bench docs site gpu-check clean
+.PHONY: help install demo test test-slow test-lowest lint format bench docs site release sbom test-matrix gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -51,6 +51,11 @@ test-lowest: $(READY)  ## the quick tests on the oldest versions that pyproject.
 	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python -r $(LOWEST).txt
 	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python --no-deps -e .
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -n $(WORKERS) -m "not slow" -p no:cacheprovider $(ARGS)
+
+# The wheel, not the checkout; rows whose Python is not on this machine fail. ARGS: rows, or --help.
+test-matrix: $(READY)  ## the wheel of `make release` on every Python, with the oldest and newest dependencies (downloads gigabytes)
+	@mkdir -p $(TMPDIR)
+	$(PY) -m scripts.dev.tools.version_matrix $(ARGS)
 
 lint: $(STUBS)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -86,6 +91,13 @@ docs: $(READY)  ## put the stored results and the registries into README.md and 
 site: $(READY)  ## the documentation as a site, in build/site/docs/index.html
 	$(PY) -m sphinx -W --keep-going -q -c docs . build/site
 	@echo "Open build/site/docs/index.html in a browser."
+
+release: $(STUBS) sbom  ## the distributions in dist/, checked and not uploaded, and their bill of materials
+	$(PY) -m scripts.dev.tools.release build
+
+sbom: $(READY)  ## what an installation brings along, with licences (CycloneDX), in dist/
+	@mkdir -p $(TMPDIR)
+	$(PY) -m scripts.dev.tools.release sbom
 
 gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in eight minutes
 	$(PY) scripts/gpu_check.py $(ARGS)

@@ -86,7 +86,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling, CountedPasses):
         if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started
             rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
             drawn = repr((self.seed, self.passes, rows)).encode()
-            self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest()))
+            self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest(), "big"))
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:
             real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))

@@ -223,7 +223,7 @@ class Augmentation:
 
     def draw(self, picture: Picture, key: tuple[Any, ...]) -> Picture:
         """The changed picture, always the same for a key; the state of torch's generator stays as it is."""
-        seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest())
+        seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
             return self.transform(picture)

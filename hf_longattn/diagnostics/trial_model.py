@@ -28,7 +28,7 @@ from ..modeling.family.grid_config import TILE
 from ..modeling.family.sliding_window import base_attention, own_windows
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
+    from typing_extensions import Self
 
 Weights = Mapping[str, Tensor]
 """Parameters of a mechanism by name."""

@@ -128,11 +128,12 @@ def _in_place(
     for region in itertools.product(*axes):
         bias = _bias(call, region, prefix)
         for part in _few_windows(region, q.nbytes // math.prod(sizes)):
-            where = [stretch.cells for stretch in part]
-            of_part = _region([x[(slice(None), slice(None), *where)] for x in tensors], part, prefix, call, bias, recorded=False)
+            cells = [stretch.cells for stretch in part]
+            where = (slice(None), slice(None), *cells)
+            of_part = _region([x[where] for x in tensors], part, prefix, call, bias, recorded=False)
             if out is None:  # in the dtype of the call, which is another one under autocast
                 out = of_part.new_empty(len(q), front + math.prod(sizes), q.shape[1], q.shape[-1])
-            target = out[:, front:].unflatten(1, sizes)[(slice(None), *where)]
+            target = out[:, front:].unflatten(1, sizes)[where[1:]]
             for axis, stretch in reversed([*enumerate(part, 1)]):
                 target = target.unflatten(axis, (stretch.windows, stretch.size))
             target.copy_(of_part)
@@ -182,7 +183,9 @@ def _region(
             return x.reshape(batch * windows, rows, tokens, features)
         if recorded:
             return torch.cat([shared.repeat_interleave(windows, 0), x.reshape(batch * windows, rows, tokens, features)], 2)
-        front = shared[(slice(None), *[None] * rank)].expand(-1, *counts, -1, -1, -1)
+        for _ in range(rank):
+            shared = shared.unsqueeze(1)
+        front = shared.expand(-1, *counts, -1, -1, -1)
         joined = x.new_empty(*front.shape[:-2], front.shape[-2] + tokens, features)
         joined[..., : front.shape[-2], :] = front
         joined[..., front.shape[-2] :, :].unflatten(-2, sizes).copy_(x)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ from .common.layout import band_pairs, full_pairs
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
 from .hedgehog import HedgehogOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())
 INITIAL_MIXING = 0.1

@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,9 @@ from ..options import Options, option
 from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import band_tile, full_pairs
 from .common.registry import register_mechanism
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DEFAULT_LENGTH = 4096
 """Length for which the number of clusters is chosen if the longest input is not known."""

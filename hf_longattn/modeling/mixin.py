@@ -36,9 +36,8 @@ from .run.segment_decoding import SegmentDecoding
 from .run.segments import Segments, has_segments
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11, for type checkers only: bundled code must not import what transformers does not need
-
     from transformers import GenerationMixin, PreTrainedModel
+    from typing_extensions import Self
 
     class _Base(PreTrainedModel, GenerationMixin):
         pass

@@ -17,7 +17,7 @@ from .family.validation import check_tables
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 REFUSED_ARGUMENTS = ("global_attention_mask", *TEXT_ARGUMENTS)
 

@@ -20,7 +20,7 @@ from ..reading import is_generic, is_long
 from .design import Design
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
     from ..conversion.config import ConversionConfig
 

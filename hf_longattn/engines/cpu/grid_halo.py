@@ -138,8 +138,8 @@ class _Strip:
 
     def on_grid(self, x: Tensor, group: TileGroup) -> Tensor:
         """Where the queries of a group lie in ``x (H, *sizes, …)``: a view ``(tiles, H, columns, *leading, …)``."""
-        view = x[(slice(None), *self.tile.queries, self.last.places(group.first, group.tiles * group.size))]
-        return self._by_tile(view, group)
+        where = (slice(None), *self.tile.queries, self.last.places(group.first, group.tiles * group.size))
+        return self._by_tile(x[where], group)
 
     def _by_tile(self, view: Tensor, group: TileGroup) -> Tensor:
         leading = len(self.tile.groups)
@@ -165,11 +165,11 @@ class _Strip:
         """Add ``part (tiles, H, size, *leading, D)`` to ``size`` columns from the ``first`` of each tile on; a tile has as many or more."""
         start, before = group.key_first + first, group.tiles - 1
         if size < group.size and before:  # narrower than a tile, whose other columns may lie beyond the grid after the last tile
-            view = into[(slice(None), *self.tile.keys, self.last.places(start, before * group.size))]
-            self._by_tile(view, group.part(0, before))[:, :, :size].add_(part[:before])
+            where = (slice(None), *self.tile.keys, self.last.places(start, before * group.size))
+            self._by_tile(into[where], group.part(0, before))[:, :, :size].add_(part[:before])
             start, group, part = start + before * group.size, group.part(before, 1), part[before:]
-        view = into[(slice(None), *self.tile.keys, self.last.places(start, group.tiles * size))]
-        self._by_tile(view, group).add_(part)
+        where = (slice(None), *self.tile.keys, self.last.places(start, group.tiles * size))
+        self._by_tile(into[where], group).add_(part)
 
     def _along(self, group: TileGroup) -> list[TileGroup]:
         """The tiles of all axes, as the tokens of a run are ordered: the last axis first."""

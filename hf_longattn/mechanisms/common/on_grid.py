@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from ...options import Options, option
 from .cost import KeptKeys
 from .masked import MaskedMechanism
 from .scores import visible_to_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GLOBAL, READS, NONE = "global", "reads", "none"
 Places = tuple[Any, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ...engines.common.global_rows import put_rows
 from ...engines.common.shards import GlobalTokens, Locality, Shard, even_bounds, in_turn, softmax_rows
 from ...errors import MaskError, OptionError
 from .scores import ScoreTerms
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Shardable(ScoreTerms):

@@ -1,0 +1,53 @@
+"""What is shipped: the files of wheel and source distribution, the version, and the bill of materials."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.dev.tools import release
+
+
+def test_the_distributions_hold_the_files_that_they_should() -> None:
+    """By hatchling's own list; recipes and metadata, which it adds while building, are checked by `make release`."""
+    pytest.importorskip("hatchling")
+    from hatchling.builders.sdist import SdistBuilder
+    from hatchling.builders.wheel import WheelBuilder
+
+    stubs = release.stub_files()
+    in_wheel = {file.distribution_path for file in WheelBuilder(str(release.ROOT)).recurse_included_files()}
+    expected = {name for name in release.wheel_files() if not name.startswith(("hf_longattn/configs/", f"{release.NAME}.dist-info"))}
+    assert in_wheel - stubs == expected - stubs
+    in_sdist = {file.distribution_path for file in SdistBuilder(str(release.ROOT)).recurse_included_files()}
+    assert in_sdist - stubs == release.sdist_files() - stubs - {"PKG-INFO", ".gitignore", "pyproject.toml"}
+
+
+def test_what_is_missing_foreign_or_too_large_is_named() -> None:
+    packed = {"a.py": 10, "weights.bin": 2 * 10**6}
+    assert release.differences(packed, {"a.py", "b.py"}, size=5, largest=4) == [
+        "lacks b.py",
+        "has weights.bin, which nobody expects",
+        "has weights.bin of 2000000 bytes",
+        "has 5 bytes, more than 4",
+    ]
+
+
+def test_documents_name_the_version() -> None:
+    assert release.says_version("CITATION.cff", r"^version: (\S+)$")
+    assert release.says_version("CHANGELOG.md", r"^## ([\d.]+)")
+    minor = release.VERSION.rpartition(".")[0]
+    assert f"| the newest {minor}.x | yes |" in (release.ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def test_the_bill_of_materials_has_what_is_required_and_no_more() -> None:
+    required = release.required_distributions()
+    assert {"torch", "transformers", "numpy", "huggingface-hub"} <= required
+    assert not {"hf-longattn", "pytest", "sphinx", "onnx"} & required
+    environment = {
+        "metadata": {"component": {"bom-ref": "root", "name": "hf-longattn"}},
+        "components": [{"name": "PyYAML", "bom-ref": "y"}, {"name": "pytest", "bom-ref": "p"}],
+        "dependencies": [{"ref": "root", "dependsOn": ["p", "y"]}, {"ref": "p"}, {"ref": "y"}],
+    }
+    listed = release.bill_of_materials(environment, {"pyyaml"})
+    assert listed["metadata"]["component"]["version"] == release.VERSION
+    assert [component["name"] for component in listed["components"]] == ["PyYAML"]
+    assert listed["dependencies"] == [{"ref": "root", "dependsOn": ["y"]}, {"ref": "y", "dependsOn": []}]
