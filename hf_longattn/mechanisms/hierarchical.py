@@ -206,7 +206,7 @@ class Pyramid:
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))
         level = level if real is None else level.masked_fill(~real[:, None, :, None], nothing)
-        levels = []
+        levels = [level[:, :, :0]]  # a text of one block has no others
         for _ in range(self.top):
             halves = _pairs(level, nothing)
             level = halves.amax(-2) if largest else halves.sum(-2)
