@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import tomllib  # type: ignore[import-not-found]  # Python 3.11, as the pinned versions
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[3]
 FAULTS = Path(__file__).with_name("mutations.toml")
