@@ -41,6 +41,7 @@ OTHERS = {
     "--no",
     "--query-gpu",
     "--force-reinstall",
+    "--upgrade",
     "--merge",
 }
 """Flags of git, accelerate, pip and nvidia-smi, colours of the page, and beginnings of flags."""
