@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from transformers.configuration_utils import SubConfigSpec
 
 from ...configuration import LongAttentionConfig
 from ...private_apis import IMPLEMENTATION_FIELD
@@ -29,7 +30,7 @@ class LongHeldEncoderConfig(LongAudioConfig):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "encoder_class" in vars(cls):
-            cls.sub_configs_defaults = {ENCODER: cls.encoder_class}
+            cls.sub_configs_defaults = {ENCODER: SubConfigSpec(cls.encoder_class)}
         super().__init_subclass__(**kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:

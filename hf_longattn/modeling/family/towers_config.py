@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import SubConfigSpec
 
 from ...config_format import in_current_format
 from ...errors import OptionError, nearest
@@ -40,7 +41,7 @@ class LongTowersConfig(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "tower_classes" in vars(cls):
-            cls.sub_configs_defaults = {tower_field(name): config_class for name, config_class in cls.tower_classes.items()}
+            cls.sub_configs_defaults = {tower_field(name): SubConfigSpec(tower) for name, tower in cls.tower_classes.items()}
         super().__init_subclass__(**kwargs)
         base: Any = cls.__bases__[-1]
         if hasattr(base, "model_type") and not issubclass(base, LongTowersConfig):
