@@ -40,11 +40,12 @@ from torch import Tensor, nn
 from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
+from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
 from ..engines.common.shards import Shard
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
-from ..engines.topk import SCORE_CELLS, exact_dtype, ranking, term_at, topk
+from ..engines.topk import SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
 from ..errors import OptionError
 from ..options import Options, option
 from .common.layout import band_pairs, full_pairs
@@ -55,6 +56,8 @@ from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 INITIAL_GATE = 1 / 3
 """Each gate before training."""
+CAUSAL_STEPS = 3
+"""Parts in which an accelerator searches causal queries, each among the blocks before its last query."""
 FORCED_BLOCK_SCORE = float(1 << 30)
 """Score of blocks that are always selected: above any sum of weights."""
 
@@ -117,6 +120,27 @@ class Compression(nn.Module):
             hidden = F.relu(placed.flatten(3) @ self.first.to(blocks.dtype).flatten(0, 1) + self.first_bias.to(blocks.dtype))
             return mean + hidden @ self.second.to(blocks.dtype) + self.second_bias.to(blocks.dtype)
 
+    def of_sequence(self, x: Tensor, real: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
+        """``(B, H, M, D)`` in ``dtype`` of the blocks that begin at every ``stride``-th token of ``x (B, H, N, D)``, zero where padding.
+
+        W_1 multiplies every token as often as blocks overlap, and no block is copied together.
+
+        real: ``(B, M, l)`` bool, of the blocks.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            count, overlap, size = real.shape[1], real.shape[2] // stride, real.shape[2]
+            x = F.pad(x, (0, 0, 0, -x.shape[2] % stride)) if x.shape[2] % stride else x
+            x = x.to(dtype).unflatten(2, (-1, stride))
+            of_strides = F.pad(x.sum(3), (0, 0, 0, overlap - 1))
+            mean: Any = sum(of_strides[:, :, at : at + count] for at in range(overlap))
+            first = self.first.to(dtype).unflatten(0, (overlap, stride)).flatten(1, 2)  # (overlaps, numbers of a stride, hidden)
+            parts = F.pad(x.flatten(3) @ first.transpose(0, 1).flatten(1), (0, 0, 0, overlap - 1)).unflatten(-1, (overlap, -1))
+            placed = (self.positions.to(dtype)[:, None] @ self.first.to(dtype)).view(size, -1)
+            hidden: Any = sum(parts[:, :, at : at + count, at] for at in range(overlap))
+            hidden = F.relu(hidden + (real.to(dtype) @ placed + self.first_bias.to(dtype))[:, None])
+            mean = mean / real.sum(-1).clamp(min=1)[:, None, :, None]
+            return mean + hidden @ self.second.to(dtype) + self.second_bias.to(dtype)
+
 
 @register_mechanism("nsa")
 class NSA(SummarisedMechanism):
@@ -170,7 +194,11 @@ class NSA(SummarisedMechanism):
 
     def mixed(self, q: Tensor, *branches: Tensor) -> Tensor:
         """The branches' outputs ``(B, H, Nq, D)`` under the gates of ``q``."""
-        return sum(gate * branch.to(gate.dtype) for gate, branch in zip(self.gates(q), branches, strict=True)).to(q.dtype)  # type: ignore[union-attr]
+        first, *others = zip(self.gates(q), branches, strict=True)
+        total = first[0] * first[1]
+        for gate, branch in others:
+            total = torch.addcmul(total, gate, branch)
+        return total.to(q.dtype)
 
     def takes_distance_terms(self) -> bool:
         return True
@@ -183,13 +211,20 @@ class NSA(SummarisedMechanism):
     def _compressed(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The compressed branch, ``(B, H, Nq, D)``; zeros where nothing is compressed yet."""
         q_len, kv_len = q.shape[2], k.shape[2]
-        k_blocks, v_blocks, real = self._blocks(k, call), self._blocks(v, call), self._real_blocks(k, call)
-        keys, values = self.keys(k_blocks, real).to(q.dtype), self.values(v_blocks, real).to(q.dtype)
+        real = self._real_blocks(k, call)
+        keys, values = (self._compress(by, x, real, call, wide(x).dtype).to(q.dtype) for by, x in ((self.keys, k), (self.values, v)))
         rows = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
         filled = real.any(-1)
         block_call = call.replace(causal=False, batch=None, score_mod=self._at_middles(call.score_mod, real))
+        if not call.causal and call.key_mask is None:
+            return dense_attention(q, keys, values, block_call, q_idx=rows)
         mod = self._sees_block(call.causal)
         return dense_attention(q, keys, values, block_call, mask_mod=lambda b, h, i, m: mod(i, m) & filled[b, m], q_idx=rows)
+
+    def _compress(self, by: Compression, x: Tensor, real: Tensor, call: AttentionCall, dtype: torch.dtype) -> Tensor:
+        """φ of every block of ``x (B, H, N, D)``, ``(B, H, M, D)`` in ``dtype``."""
+        x = x if call.key_mask is None else x.masked_fill(~call.key_mask[:, None, :, None], 0)
+        return by.of_sequence(x, real, self.options.compress_stride, dtype)
 
     def _blocks(self, x: Tensor, call: AttentionCall) -> Tensor:
         """``x (B, H, N, D)`` in overlapping blocks, ``(B, H, M, l, D)``; those at the end of the text are not whole."""
@@ -237,10 +272,15 @@ class NSA(SummarisedMechanism):
         """The selected blocks of every query other than its own, ``(B, H_kv, Nq, K)`` int64; -1 where there are fewer."""
         (batch, heads, q_len, _), kv_len, exact = q.shape, k.shape[2], exact_dtype(q.device)
         real, scale, mod = self._real_blocks(k, call), call.scale_for(q.shape[-1]), self._sees_block(call.causal)
-        keys = repeat_heads(self.keys(self._blocks(k, call).to(exact), real), heads).mT
+        keys = self._compress(self.keys, k, real, call, exact)
+        filled_blocks = self._filled_blocks(call.real(k))
+        overlap, strides_per_block = self._strides
+        exactly = in_graph() or q_len == 1 or call.score_mod is not None or overlap > strides_per_block + 1
+        if accelerator.accelerated(q) and not exactly and float32_products(q):
+            return self._prefiltered(q, keys, kv_len, real, filled_blocks, call)
+        keys = repeat_heads(keys, heads).mT
         blocks = torch.arange(keys.shape[3], device=q.device)
         filled = real.any(-1)[:, None, None]
-        filled_blocks = self._filled_blocks(call.real(k))
         score_mod = self._at_middles(call.score_mod, real)
         cells = accelerator.numbers_at_a_time(q, SCORE_CELLS * batch, exact.itemsize)
         step = q_len if torch.compiler.is_compiling() else max(1, cells // (batch * heads * keys.shape[3]))
@@ -252,7 +292,7 @@ class NSA(SummarisedMechanism):
                 b, h, *_ = index_grid(batch, heads, 1, 1, q.device)
                 scores = score_mod(scores, b, h, rows.view(1, 1, -1, 1), blocks.view(1, 1, 1, -1)).to(exact)
             weights = softmax_over(scores, (mod(rows[:, None], blocks) & filled).expand(scores.shape))
-            selections.append(self._best(weights, (rows // self.options.block_size)[None], filled_blocks, k.shape[1], call.causal))
+            selections.append(self._best(weights, (rows // self.options.block_size)[None, None], filled_blocks, k.shape[1], call.causal))
         return torch.cat(selections, 2)
 
     def _filled_blocks(self, real: Tensor) -> Tensor:
@@ -265,11 +305,11 @@ class NSA(SummarisedMechanism):
 
         Args:
             weights: ``(B, H, n, M)``, the compressed branch's.
-            own: ``(B or 1, n)``, each query's selection block.
+            own_block: ``(B or 1, H_kv or 1, n)``, each query's selection block.
             filled: ``(B, S)`` bool, selection blocks that have a token.
         """
         o, blocks = self.options, torch.arange(filled.shape[1], device=own_block.device)
-        overlap, strides_per_block = o.compress_size // o.compress_stride, o.block_size // o.compress_stride
+        overlap, strides_per_block = self._strides
         shared = weights.unflatten(1, (kv_heads, -1)).sum(2)
         missing = filled.shape[1] * strides_per_block - shared.shape[-1]
         shared = F.pad(shared, (overlap - 1, missing)) if missing >= 0 else F.pad(shared, (overlap - 1, 0))
@@ -282,9 +322,92 @@ class NSA(SummarisedMechanism):
         for at in range(strides_per_block):
             scores = scores + of_steps[..., at::strides_per_block]
         away = own_block[..., None] - blocks
-        allowed = ((away > 0) if causal else (away != 0)) & filled[:, None]
-        scores = torch.where(self._always(away, blocks, causal)[:, None], FORCED_BLOCK_SCORE - blocks.to(scores.dtype), scores)
-        return topk(scores.masked_fill(~allowed[:, None], float("-inf")), min(o.num_blocks, filled.shape[1]) - 1)
+        allowed = ((away > 0) if causal else (away != 0)) & filled[:, None, None]
+        scores = torch.where(self._always(away, blocks, causal), FORCED_BLOCK_SCORE - blocks.to(scores.dtype), scores)
+        return topk(scores.masked_fill(~allowed, float("-inf")), min(o.num_blocks, filled.shape[1]) - 1)
+
+    @property
+    def _strides(self) -> tuple[int, int]:
+        """The strides in a compressed block and in a selection block."""
+        o = self.options
+        return o.compress_size // o.compress_stride, o.block_size // o.compress_stride
+
+    def _prefiltered(self, q: Tensor, keys: Tensor, kv_len: int, real: Tensor, filled_blocks: Tensor, call: AttentionCall) -> Tensor:
+        """:meth:`_search` by weights in float32, which are written and read once; rows that these leave in doubt are searched again in
+        float64, after the only look at a value.
+
+        A score is off by at most the ``product_margin`` of ``engines/topk.py``, and a weight relative to itself by as much, twice, and by
+        the rounding of the sums. A choice is that of float64 where the last block chosen and the next are further apart.
+
+        Args:
+            keys: ``(B, H_kv, M, D)`` float64; real: ``(B, M, l)``; filled_blocks: ``(B, S)``.
+        """
+        o, (batch, heads, q_len, width), (kv_heads, compressed) = self.options, q.shape, keys.shape[1:3]
+        overlap, strides = self._strides
+        group, total, device, scale = heads // kv_heads, filled_blocks.shape[1], q.device, call.scale_for(width)
+        count, blocks, places = (
+            min(o.num_blocks, total) - 1,
+            torch.arange(total, device=device),
+            torch.arange(total * strides, device=device),
+        )
+        first = kv_len - q_len
+        narrow = F.pad(keys.float(), (0, 0, 0, len(places) - compressed))
+        hidden = None
+        if call.key_mask is not None or len(places) > compressed:
+            hidden = ~F.pad(real.any(-1), (0, len(places) - compressed))[:, None, None, None]
+        at = torch.arange(strides, device=device)
+        # A block's own strides count once for every pair of equation 9, the last ones for the next block, too.
+        shares = torch.stack([(strides - at).clamp(max=overlap), (overlap - strides + at).clamp(min=0)], 1).float()
+        longest = torch.linalg.vector_norm(keys, dim=-1).amax(-1).float()
+        margins = product_margin(q, longest.repeat_interleave(group, 1), scale).unflatten(1, (kv_heads, -1)).amax(2)[..., 0]
+        margins = 4 * margins + (len(places) + 64) * torch.finfo(torch.float32).eps
+        chosen, doubtful = [], []
+        step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * len(places)))
+        if call.causal:
+            step = min(step, max(1024, -(-q_len // CAUSAL_STEPS)))
+        for start in range(0, q_len, step):
+            rows = slice(start, min(start + step, q_len))
+            seen_blocks = min(total, (first + rows.stop - 1) // o.block_size + 1) if call.causal else total
+            positions, stop = torch.arange(first + rows.start, first + rows.stop, device=device), seen_blocks * strides
+            queries = (q[:, :, rows].float() * scale).unflatten(1, (kv_heads, -1)).flatten(2, 3)
+            scores = (queries @ narrow[:, :, :stop].mT).unflatten(2, (group, -1))
+            if call.causal:
+                ended = max(0, (first + rows.start + 1 - o.compress_size) // o.compress_stride + 1)
+                late = places[ended:stop] * o.compress_stride + o.compress_size - 1 > positions[:, None]
+                scores[..., ended:].masked_fill_(late, float("-inf"))
+            if hidden is not None:
+                scores.masked_fill_(hidden[..., :stop], float("-inf"))
+            weights = scores.softmax(-1)
+            weights = weights[:, :, 0] if group == 1 else weights.sum(2)
+            pooled = weights.unflatten(-1, (seen_blocks, strides)) @ shares
+            pooled[..., 1:, 0] += pooled[..., :-1, 1]
+            if call.causal or hidden is not None:
+                pooled.nan_to_num_()  # rows that see nothing
+            away = (positions // o.block_size).to(torch.int32)[:, None] - blocks[:seen_blocks].to(torch.int32)
+            allowed = ((away > 0) if call.causal else (away != 0)) & filled_blocks[:, None, None, :seen_blocks]
+            term = self._always(away, blocks[:seen_blocks], call.causal) * FORCED_BLOCK_SCORE
+            values, index = (pooled[..., 0] + term.masked_fill(~allowed, float("-inf"))).topk(min(count + 1, seen_blocks), dim=-1)
+            index = index.masked_fill(values == float("-inf"), -1)[..., :count]
+            chosen.append(F.pad(index, (0, count - index.shape[3]), value=-1))
+            if values.shape[3] > count > 0:
+                lowest, next_one, margin = values[..., count - 1], values[..., count], margins[:, :, rows]
+                doubtful.append(~(lowest * (1 - margin) > next_one * (1 + margin)) & (next_one != float("-inf")))
+            else:
+                doubtful.append(torch.zeros(index.shape[:3], dtype=torch.bool, device=device))
+        best, in_doubt = torch.cat(chosen, 2), torch.cat(doubtful, 2)
+        most = int(in_doubt.sum(2).max())
+        order = in_doubt.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[:, :, :most]
+        step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS, 8) // (batch * heads * compressed))
+        grouped, exact_keys, mod = q.unflatten(1, (kv_heads, -1)), keys.mT[:, :, None], self._sees_block(call.causal)
+        for rows_in_doubt in order.split(step, 2) if most else ():
+            taken = rows_in_doubt[:, :, None, :, None].expand(-1, -1, group, -1, width)
+            scores = grouped.gather(3, taken).to(keys.dtype) @ exact_keys * scale
+            positions = rows_in_doubt + first
+            seen = mod(positions[..., None], places[:compressed]) & real.any(-1)[:, None, None]
+            weights = softmax_over(scores, seen[:, :, None].expand(scores.shape)).flatten(1, 2)
+            exact = self._best(weights, positions // o.block_size, filled_blocks, kv_heads, call.causal)
+            best = best.scatter(2, rows_in_doubt[..., None].expand(exact.shape), exact)
+        return best
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
         """The blocks that are selected whatever their scores, of ``blocks`` that lie ``away`` blocks before the query's."""
@@ -326,7 +449,7 @@ class NSA(SummarisedMechanism):
         own_block = torch.div(positions, o.block_size, rounding_mode="floor")
         strides_per_block = o.block_size // o.compress_stride
         filled = F.pad(tables["started"][:, 0], (0, -len(blocks) % strides_per_block)).unflatten(1, (-1, strides_per_block)).any(-1)
-        chosen = repeat_heads(self._best(weights, own_block, filled, k.shape[1], True), heads)
+        chosen = repeat_heads(self._best(weights, own_block[:, None], filled, k.shape[1], True), heads)
         listed = torch.cat([chosen, own_block[:, None, :, None].expand(-1, heads, -1, -1)], -1)[..., None]
         places = torch.where(listed < 0, -1, listed * o.block_size + torch.arange(o.block_size, device=q.device)).flatten(3)
         columns, present = summaries.columns(places, kv_len)

@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.common import accelerator
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.nsa import NSA
 from hf_longattn.memory import SUMMARY_LAYER
@@ -206,3 +208,36 @@ def test_pairs_are_what_is_seen() -> None:
     ended = sum(max(0, (i + 1 - 8) // 4 + 1) for i in range(320))
     selected = int((only(module, 1).weights(q, k, causal=True)[0, 0] > 0).sum())
     assert module.pairs(320, True) == near + ended + selected
+
+
+@pytest.mark.parametrize("options", [{}, {"compress_size": 16, "block_size": 8}, {"compress_size": 4}], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_an_accelerator_chooses_in_float32_what_float64_chooses(
+    options: dict[str, int], causal: bool, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With padding at both ends of rows, few queries, and blocks of equal tokens, which float32 leaves in doubt."""
+    torch.manual_seed(0)
+    module = built(heads, **options).float()
+    q, k, _ = (x.float() for x in inputs(501, 2, heads))
+    k[0, :, 64:128] = k[0, :, :1]
+    for mask in (None, (torch.arange(501) < torch.tensor([[501], [420]])) & (torch.arange(501) >= 5)):
+        for queries in (501, 77):
+            call = AttentionCall.of(causal=causal, padding_mask=mask)
+            tensors = q[:, :, -queries:], k, call
+            expected = module._search(*tensors)
+            with monkeypatch.context() as patch:
+                patch.setattr(accelerator, "accelerated", lambda _: True)
+                patch.setattr(accelerator, "STEP_BYTES", 1 << 20)
+                assert torch.equal(module._search(*tensors).sort(-1).values, expected.sort(-1).values)
+
+
+def test_few_queries_are_searched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, rows = built().float(), []
+    q, k, _ = (x.float() for x in inputs(501, 2))
+    best = module._best
+    monkeypatch.setattr(module, "_best", lambda weights, *rest: rows.append(weights.shape[2]) or best(weights, *rest))
+    monkeypatch.setattr(accelerator, "accelerated", lambda _: True)
+    module._search(q, k, AttentionCall(causal=True))
+    assert sum(rows) < 25
