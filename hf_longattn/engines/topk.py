@@ -46,6 +46,8 @@ MIN_PREFILTERED_KEYS = 1024
 """Shortest row that is prefiltered."""
 MAX_GATHERED_NUMBERS = 1 << 20
 """Most gathered numbers in memory at once on a CPU where no fused operation gathers them."""
+CAUSAL_STEPS = 4
+"""Parts in which an accelerator searches causal queries, each among the keys up to its last query."""
 MAX_SORTED = 1024
 """Longest row that an accelerator sorts as a whole."""
 
@@ -224,6 +226,7 @@ def _of_all_heads(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor
     keys = k.float()
     chosen, doubtful = [], []
     step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * kv_len))
+    step = min(step, max(1024, -(-length // CAUSAL_STEPS))) if causal else step
     for row in range(0, length, step):
         rows = slice(row, min(row + step, length))
         stop = kv_len - length + rows.stop if causal else kv_len
@@ -367,9 +370,10 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
     out = q.new_empty(index.shape, dtype=_dtype(q))
     for queries, keys, places, into in _heads(q, k, index, out, k.shape[2]):
-        if not accelerator.accelerated(q) and has_operator("pair_scores"):
+        if has_operator("pair_scores"):
             count, size = places.shape  # equal bags: their offsets, and the bag of every entry
-            offsets, bags = torch.arange(0, count * size, size), torch.arange(count).repeat_interleave(size)
+            bags = torch.arange(count, device=q.device)
+            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten()
             weights = operator("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
@@ -383,11 +387,7 @@ def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     """Σ_j w_ij v[index_ij]: ``(B, H, Nq, D)``, float32 at least."""
     out = v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v))
     for shares, values, places, into in _heads(weights, v, index, out, v.shape[2]):
-        if not accelerator.accelerated(v):
-            into.copy_(F.embedding_bag(places, values, mode="sum", per_sample_weights=shares))
-        else:
-            for rows in _slices(places, values):
-                torch.matmul(shares[rows, None, :], values[places[rows]], out=into[rows, None, :])
+        into.copy_(F.embedding_bag(places, values, mode="sum", per_sample_weights=shares))
     return out
 
 

@@ -12,7 +12,7 @@
 
 (equations 9 and 10 with blocks counted from 0), so that the query heads of a group select the same blocks. Query i sees, up to itself, its
 own block, the ``initial_blocks`` first ones, the ``local_blocks`` - 1 before its own and those with the highest scores, ``num_blocks`` in
-all. Ties go to the earlier block. Choices are made in float64 and are constants for the gradient. **Window**: the last w keys.
+all. Ties go to the earlier block. Choices are those of float64 and are constants for the gradient. **Window**: the last w keys.
 
 What the paper leaves open or has otherwise: φ is a mean plus an MLP with positions e inside the block, shared by the heads of a layer, and
 W_2 is initialised as 0, so that φ is the mean at first. g = sigmoid(U q_i + c) per head, of the head's query (as it is attended with, hence
@@ -45,7 +45,7 @@ from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
 from ..engines.common.shards import Shard
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
-from ..engines.topk import SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
+from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
 from ..errors import OptionError
 from ..options import Options, option
 from .common.layout import band_pairs, full_pairs
@@ -56,8 +56,6 @@ from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 INITIAL_GATE = 1 / 3
 """Each gate before training."""
-CAUSAL_STEPS = 3
-"""Parts in which an accelerator searches causal queries, each among the blocks before its last query."""
 FORCED_BLOCK_SCORE = float(1 << 30)
 """Score of blocks that are always selected: above any sum of weights."""
 
