@@ -527,6 +527,7 @@ def show_mechanism(info: MechanismInfo) -> None:
         _facts(
             ("name", info.name),
             ("summary", info.summary),
+            *[("when", info.when)] * bool(info.when),
             ("paper", info.paper),
             ("cost", info.cost),
             ("causal", {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal]),

@@ -62,6 +62,7 @@ class AdaptiveSpan(Mechanism):
 
     summary = "a learned soft span per head; keys beyond the longest span are skipped"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
+    when = "you train a decoder and want every head to learn how far it looks"
     engine = "gathered"
     exports_definition = True
     cost = "N·(longest span + ramp)"

@@ -83,6 +83,10 @@ class BigBird(MaskedMechanism):
 
     summary = "a window of blocks, random blocks, and global blocks that attend to and are attended by all"
     paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
+    when = (
+        "a BigBird checkpoint, or an encoder whose global information should pass through random and first blocks without your "
+        "marking tokens"
+    )
     engine: ClassVar[str] = "gathered"
     exports_definition = True
     cost = "N·b·(w+r+2g)"

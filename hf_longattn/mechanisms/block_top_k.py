@@ -50,6 +50,7 @@ class BlockTopK(SummarisedMechanism):
 
     summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
     paper = "Lu et al. 2025, MoBA, §2.2"
+    when = "a decoder without training that needs evidence from anywhere; the cache keeps all tokens, each query reads a few blocks"
     engine = "block_selected"
     exports_definition = True
     cost = "N·k·b + N·N/b"

@@ -39,6 +39,7 @@ class Chunked(GatheredMechanism):
 
     summary = "each token sees its chunk and the n chunks before it, as streaming speech models do"
     paper = "Zhang et al. 2020, Unified Streaming and Non-streaming Two-pass End-to-end Model for Speech Recognition"
+    when = "an encoder of speech that reads a stream, or one trained with chunks (FastConformer, Nemotron)"
     cost = "N·c·(n+1)"
     per_head_tensors = ()
     options_type = ChunkedOptions

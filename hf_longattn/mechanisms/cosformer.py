@@ -45,6 +45,7 @@ class Cosformer(LinearMechanism):
 
     summary = "ReLU features whose products are re-weighted by the cosine of the distance"
     paper = "Qin et al. 2022, cosFormer: Rethinking Softmax in Attention, eq. 10-13"
+    when = "a linear mechanism without new parameters for a model that you train, in which near tokens matter more"
     counts_positions = True
     per_head_tensors = ()
     options_type = CosformerOptions

@@ -55,6 +55,7 @@ class Delta(Mechanism):
 
     summary = "a linear state that decays by a gate and overwrites a key's old value (gated delta rule)"
     paper = "Yang et al. 2024, Gated Delta Networks, eq. 10"
+    when = "you linearise a decoder and it has to recall: its state is constant and forgets what it overwrites"
     engine = "linear (chunked WY)"
     cost = "N·D²"
     causal = True

@@ -18,6 +18,7 @@ class Full(SparseMechanism):
 
     summary = "softmax attention over all tokens"
     paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
+    when = "short inputs, and single layers among cheap ones that must see everything"
     engine = "dense"
     reads_line = False
     cost = "N²"

@@ -54,6 +54,7 @@ class Hierarchical(Mechanism):
 
     summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
+    when = "distant text matters roughly: exact near a token, means of growing pools far from it, without training"
     engine = "gathered"
     exports = False
     cost = "N·b·log(N/b)"

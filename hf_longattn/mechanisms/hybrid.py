@@ -75,6 +75,7 @@ class Hybrid(Mechanism):
 
     summary = "softmax in a small window and linear attention to all other keys, normalised together"
     paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
+    when = "you linearise a decoder: softmax for near tokens, and a state of constant size for all others"
     engine = "linear"
     exports_definition = True
     cost = "N·(w+D²)"

@@ -48,6 +48,7 @@ class Infini(Mechanism):
 
     summary = "softmax within a segment, gated with a linear memory of all segments before it"
     paper = "Munkhdalai et al. 2024, Infini-attention, eq. 4-10"
+    when = "a decoder that you train on text read segment by segment, with a memory of constant size"
     engine = "recurrent"
     cost = "N·(s+D)"
     causal = True

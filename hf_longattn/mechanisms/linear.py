@@ -36,6 +36,7 @@ class Linear(LinearMechanism):
 
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
+    when = "you train or distil, and speed and a constant state matter more than exact recall"
     takes_documents = True  # a feature depends on one number, and so not on what is computed together
     per_head_tensors = ()
     reads_line = False

@@ -133,6 +133,7 @@ class Lsg(Mechanism):
 
     summary = "own and neighbouring blocks, sparse keys of the blocks beyond them, and global tokens"
     paper = "Condevaux & Harispe 2022, LSG Attention, §3"
+    when = "an encoder without training in which each block should also see a sparse selection of its surroundings; LSG checkpoints"
     engine = "gathered"
     exports_definition = True
     cost = "N·(3b + 2S + g)"

@@ -146,6 +146,7 @@ class NSA(SummarisedMechanism):
 
     summary = "compressed blocks of the whole text, the blocks that these select, and a window, mixed by learned gates"
     paper = "Yuan et al. 2025, Native Sparse Attention, §3.3"
+    when = "a decoder that you train on long text and that needs evidence from anywhere, at a cost far below full attention"
     engine = "block_selected"
     exports_definition = True
     cost = "N·(n·l'+w) + N·N/d"

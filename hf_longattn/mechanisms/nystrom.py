@@ -59,6 +59,7 @@ class Nystrom(Mechanism):
 
     summary = "softmax attention approximated through landmarks, means of segments of the text"
     paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
+    when = "an encoder that you train, whose attention is smooth: landmarks stand for segments of the text; Nyströmformer checkpoints"
     engine = "low_rank"
     cost = "N·M"
     causal = False

@@ -81,6 +81,7 @@ class PerHead(Composite):
 
     summary = "a different mechanism for each head or group of heads"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 8"
+    when = "the heads of a layer have different tasks, some near and some far"
     engine = "its members'"
     exports_definition = True
     cost = "its members'"

@@ -50,6 +50,7 @@ class Performer(LogLinearMechanism):
 
     summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
+    when = "you train, and want an estimate of softmax attention with linear cost and without learned features"
     cost = "N·m·D"
     bitwise_causal = False
     per_head_tensors = ()

@@ -49,6 +49,7 @@ class RecurrentMemory(GatheredMechanism):
     exports = exports_definition = False
     summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
+    when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"
     cost = "N·s"
     trains = True
     stateful = True

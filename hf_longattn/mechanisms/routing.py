@@ -82,6 +82,7 @@ class Routing(BucketedMechanism):
 
     summary = "each token sees the members of its nearest cluster, by online k-means or a learned router"
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
+    when = "a model that you train in which tokens should meet by topic; without training, `lsh` or `block_top_k`"
     cost = "N·√N"
     reads_line = False
     options_type = RoutingOptions

@@ -69,6 +69,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
     summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
     paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
+    when = "a cheap first try on long documents: blocks, and a summary of every other block"
     cost = "N·b, with summaries N·(b+N/b)"
     per_head_tensors = ()
     options_type = SegmentedOptions

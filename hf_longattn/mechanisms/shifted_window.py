@@ -66,6 +66,7 @@ class ShiftedWindow(MaskedMechanism):
 
     summary = "while training, groups of g tokens, shifted by half a group in half of the heads; full attention in eval mode"
     paper = "Chen et al. 2024, LongLoRA, §3.2"
+    when = "you fine-tune a decoder on long text cheaply and use it with full attention afterwards (LongLoRA)"
     engine = "gathered"
     cost = "N·g in training, N² in eval mode; N·g in both with keep_groups"
     per_head_tensors = ()

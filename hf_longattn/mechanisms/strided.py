@@ -41,6 +41,7 @@ class Strided(GatheredMechanism):
 
     summary = "a window and every s-th key, counted from the query or from the start"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
+    when = "data with a period, such as pictures line by line or tables; text is served better by `longformer` or `bigbird`"
     cost = "N·(w+N/s)"
     per_head_tensors = ()
     options_type = StridedOptions

@@ -44,6 +44,7 @@ class Taylor(LinearMechanism):
 
     summary = "the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions"
     paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
+    when = "you linearise a decoder (Based): closest to softmax for small products, with a larger state than `hedgehog`"
     cost = "N·d²·D"
     trains = True
     estimates_exp = True

@@ -44,6 +44,7 @@ class TopK(SummarisedMechanism):
 
     summary = "each query attends to the k keys of the whole sequence with the highest scores"
     paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
+    when = "you want the best keys exactly, and time may be quadratic while memory is not"
     engine = "selected"
     exports_definition = True
     cost = "N² scores in rows, N·k softmax and memory"

@@ -67,6 +67,7 @@ class TransformerXL(GatheredMechanism):
 
     summary = "the query's segment and a memory of the tokens before it, into which gradients may be stopped"
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
+    when = "a decoder that reads text segment by segment and sees the segment before, Transformer-XL or XLNet style"
     cost = "N·(s+m)"
     options_type = TransformerXLOptions
     remembers = True

@@ -60,6 +60,7 @@ class Union(Composite, GatheredMechanism):
 
     summary = "several masks joined under one softmax"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
+    when = "one softmax over several patterns, for example a window and strided columns"
     cost = "the sum of its members'"
     takes_globals = True
     options_type = UnionOptions

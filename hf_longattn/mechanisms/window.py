@@ -64,6 +64,7 @@ class Window(SparseMechanism, GatheredMechanism):
 
     summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
     paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
+    when = "neighbours suffice, as for tagging, or a decoder with `num_sinks=4` continues long text in bounded memory"
     cost = "N·(w+sinks)"
     per_head_tensors = ()
     options_type = WindowOptions

@@ -307,6 +307,7 @@ def test_information_is_complete(name: str, causal: bool) -> None:
     info = mechanism_info(name)
     assert info.summary
     assert info.paper
+    assert info.when
     assert info.cost
     assert info.exact_when
     assert info.engine

@@ -64,6 +64,8 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     """One line for lists of mechanisms."""
     paper: ClassVar[str] = ""
     """Author, year, title, section or equation."""
+    when: ClassVar[str] = ""
+    """What it is a good choice for, as a noun or a clause, without a full stop."""
     engine: ClassVar[str] = "its own"
     """What ``forward`` runs on, for lists of mechanisms."""
     cost: ClassVar[str] = "not stated"

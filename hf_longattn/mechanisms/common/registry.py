@@ -37,6 +37,7 @@ M = TypeVar("M", bound=type[Mechanism])
 class MechanismInfo:
     """The facts by which a user chooses a mechanism.
 
+    when: what it is a good choice for; empty where its author has not said.
     exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
     needs_grid: whether it compares places on a grid, as patches of a picture have them, and has no meaning for a text.
     """
@@ -44,6 +45,7 @@ class MechanismInfo:
     name: str
     summary: str
     paper: str
+    when: str
     engine: str
     cost: str
     causal: bool | str

@@ -58,17 +58,23 @@ def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
     rows = [[f"`{o.name}`", o.type.replace(" | ", " or "), f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
     table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "No other options."
-    facts = [
-        f"Source: {info.paper}.",
-        f"Cost: {info.cost}. Forms: {FORMS[info.causal]}. Engine: {info.engine}. Equals full attention: {info.exact_when}.",
-        *["Takes `global_attention_mask`."] * info.takes_globals,
-        *["Adds parameters that need training."] * info.trains,
-        *["Needs a grid: the patches of a picture, or cells given by `attend(..., grid=(height, width), prefix=1)`."] * info.needs_grid,
-    ]
+    facts = {
+        "source": info.paper,
+        "cost": info.cost,
+        "forms": FORMS[info.causal],
+        "equals full attention": info.exact_when,
+        "training": "adds parameters that need it" if info.trains else "adds no parameters",
+        "global tokens": "takes `global_attention_mask`" if info.takes_globals else "none",
+        "input": "a grid: the patches of a picture, or `attend(..., grid=(height, width), prefix=1)`" if info.needs_grid else "a text",
+        "engine": f"`{info.engine}`" if " " not in info.engine else info.engine,
+    }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
     picture = f"![pattern of {name}](../pictures/{picture_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
-    return "\n\n".join([f"# {name}", _text(cls), " ".join(facts), picture, table])
+    about = markdown_table(["", ""], [[key, value] for key, value in facts.items()]).replace("---:", "---")
+    summary, _, definition = _text(cls).partition("\n\n")
+    definition = f"## Definition\n\n{definition}\n\n" if definition else ""
+    return f"# {name}\n\n{summary}\n\n**When:** {info.when}.\n\n{picture}\n\n{definition}## Options\n\n{table}\n\n## Facts\n\n{about}"
 
 
 def _own_options(name: str) -> list[OptionInfo]:
