@@ -27,6 +27,7 @@ from .common.distance_term import DistanceTerm, TokenDistanceTerm
 from .common.grid_bias import GridBias
 from .common.place_term import PlaceTerm
 from .cpu.band import Plan, band_plan
+from .cuda.delta_kernel import MOST_NUMBERS
 from .cuda.flash_band import LACKS
 from .cuda.flex_kernel import NoKernel
 
@@ -329,6 +330,17 @@ def _no_linear_fla(context: DispatchContext) -> str | None:
     return _no_fla(context, (torch.float32, torch.bfloat16))
 
 
+def _no_delta_fla(context: DispatchContext) -> str | None:
+    return _no_fla(context, (torch.bfloat16, torch.float16))
+
+
+def _no_delta_kernel(context: DispatchContext) -> str | None:
+    """Why our Triton kernels do not run the gated delta rule."""
+    if context.features > MOST_NUMBERS:
+        return f"its kernels take keys and values of up to {MOST_NUMBERS} numbers"
+    return _no_linear_kernel(context)
+
+
 def _no_linear_kernel(context: DispatchContext) -> str | None:
     """Why our Triton kernels do not run causal linear attention."""
     if context.device != "cuda":
@@ -455,10 +467,11 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
     "linear": (("linear-fla", _no_linear_fla), ("linear-triton", _no_linear_kernel), ("linear-chunks", _last)),
     "linear documents": (("linear-fla", _no_linear_fla), ("linear-chunks", _last)),
-    "delta": (("delta-fla", lambda context: _no_fla(context, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
+    "delta": (("delta-fla", _no_delta_fla), ("delta-triton", _no_delta_kernel), ("delta-chunks", _last)),
+    "delta documents": (("delta-fla", _no_delta_fla), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-selections", "flex-blocks", "flex-rounds", "linear-triton")
+ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-selections", "flex-blocks", "flex-rounds", "linear-triton", "delta-triton")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 

@@ -34,6 +34,7 @@ from .common.batch import Batch, Place, Places, in_graph
 from .common.call import State
 from .common.dense import repeat_heads, wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
+from .cuda.delta_kernel import kernel_gated_delta_rule
 from .cuda.linear_kernel import kernel_linear_attention
 from .dispatch import ANY_CALL, DispatchContext, attempt, choose
 
@@ -535,7 +536,12 @@ def gated_delta_rule(
     context = DispatchContext(
         q.device.type, q.shape[2], k.shape[2], ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])
     )
-    if choose("delta", context) == "delta-fla":
+    path = choose("delta" if documents is None else "delta documents", context)
+    if path == "delta-triton":
+        found, path = attempt("delta", context, kernel_gated_delta_rule, _delta_chunks, q, k, v, g.to(dtype), beta.to(dtype), state)
+        if found is not None:
+            return found
+    if path == "delta-fla":
         return fla_gated_delta_rule(q, k, v, g, beta, state, documents)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,9 +63,8 @@ def kernel_linear_attention(
         NoKernel: this machine does not run the kernels, which is logged once.
     """
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, kv, z))
-    reason = refused(q.device, v.dtype, q.shape[3], v.shape[3], normalise, scale is not None, needs_gradients)
-    if reason is not None:
-        raise NoKernel(reason)
+    kind = q.device, v.dtype, q.shape[3], v.shape[3], normalise, scale is not None, needs_gradients
+    one_refusal(_refusals, kind, lambda: _tried(*kind), "linear attention")
     out, kv, z = _Causal.apply(q, k, v, kv, z, normalise, scale)
     return out, kv, z
 
@@ -74,8 +74,8 @@ class _Causal(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool, scale: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (_rows(x) for x in (q, k, v))
-        out, weights, kv_after, z_after = summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise, scale=scale)
+        q, k, v = (rows_together(x) for x in (q, k, v))
+        out, weights, kv_after, z_after = summed(q, k, v, kv, z, precision=precision_for(v), normalise=normalise, scale=scale)
         ctx.save_for_backward(q, k, v, kv, z, scale, *((out, weights) if normalise else ()))
         return out, kv_after, z_after
 
@@ -90,7 +90,7 @@ def _gradients(saved: tuple[Any, ...], grad: Tensor, grad_kv: Tensor, grad_z: Te
     q, k, v, kv, z, scale, *normalised = saved
     if scale is not None:
         q, k = _exponentials(q, k, scale)
-    groups, width, precision = k.shape[1], v.shape[3], _precision(v)
+    groups, width, precision = k.shape[1], v.shape[3], precision_for(v)
     shift = grad.new_zeros(*grad.shape[:3], 1)
     if normalised:
         out, weights = normalised
@@ -98,7 +98,7 @@ def _gradients(saved: tuple[Any, ...], grad: Tensor, grad_kv: Tensor, grad_z: Te
         shift = -(grad * out).sum(-1, keepdim=True)
     rest = -(width + 1) % ALIGNED
     of_out, values = F.pad(torch.cat([grad, shift], -1), (0, rest)), F.pad(F.pad(v.to(q.dtype), (0, 1), value=1.0), (0, rest))
-    grad = _rows(grad)
+    grad = rows_together(grad)
 
     def of_values(of_kv: Tensor, of_z: Tensor) -> Tensor:
         return F.pad(torch.cat([of_kv.mT, of_z[..., None, :]], -2), (0, 0, 0, rest))
@@ -144,7 +144,7 @@ def summed(
         weights[:, :, 0] = z
     out = sums.new_empty(batch, heads, length, width)
     out_weights = sums.new_empty(batch, heads, length) if z is not None else sums
-    feature_side, value_side = _side(features), _side(width)
+    feature_side, value_side = tile_side(features), tile_side(width)
     value_blocks = -(-width // value_side)
     tile = {
         "CHUNK": chunk, "BLOCK": BLOCK, "FEATURES": feature_side, "WIDTH": value_side,
@@ -187,15 +187,18 @@ def chunk_length(features: int, width: int, length: int) -> int:
     return min(max(1 << round(math.log2(best)), SHORTEST_CHUNK), LONGEST_CHUNK, max(SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
 
 
-def _side(numbers: int) -> int:
-    return min(MOST_SIDE, max(LEAST_SIDE, 1 << (numbers - 1).bit_length()))
+def tile_side(numbers: int, most: int = MOST_SIDE) -> int:
+    """The side of a tile, a power of two, of which some hold so many numbers."""
+    return min(most, max(LEAST_SIDE, 1 << (numbers - 1).bit_length()))
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()
+def rows_together(x: Tensor) -> Tensor:
+    """``x`` with the numbers of a row side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _precision(v: Tensor) -> str:
+def precision_for(v: Tensor) -> str:
+    """Triton's ``input_precision`` for products with values of this dtype."""
     return "tf32x3" if v.dtype == torch.float32 else "tf32"
 
 
@@ -204,35 +207,51 @@ def _precision(v: Tensor) -> str:
 _refusals: dict[tuple[Any, ...], str | None] = {}
 
 
-def refused(
-    device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, exponential: bool, gradients: bool
-) -> str | None:
-    """Why the kernels do not run for values ``(…, width)`` of a dtype and so many features; asked once, and logged."""
-    kind = device, dtype, features, width, normalise, exponential, gradients
-    if kind not in _refusals:
+def one_refusal(refusals: dict[tuple[Any, ...], str | None], kind: tuple[Any, ...], tried: Callable[[], str | None], what: str) -> None:
+    """Ask once why this machine does not run kernels for a kind of call, and log it.
+
+    Args:
+        refusals: the answers so far.
+        kind: a device, the values' dtype, numbers of a key, and whatever else there is.
+        tried: returns the reason, or raises it.
+        what: what the kernels compute.
+    Raises:
+        NoKernel: there is a reason.
+    """
+    if kind not in refusals:
+        device, dtype, features = kind[:3]
         try:
-            with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-                reason = _tried(*kind)
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                reason = tried()
         except MACHINE_ERRORS:
             raise
         except Exception as error:  # whatever it is, there are no results
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        known = reason in _refusals.values()
-        _refusals[kind] = reason
+        known = reason in refusals.values()
+        refusals[kind] = reason
         if reason is not None and not known:
             logger.warning(
-                "The Triton kernels of linear attention do not run for %d features and values in %s on %s (%s); other operations run "
-                "instead, which are slower.", features, str(dtype).removeprefix("torch."), device, reason
+                "The Triton kernels of %s do not run for %d features and values in %s on %s (%s); other operations run instead, which are "
+                "slower.", what, features, str(dtype).removeprefix("torch."), device, reason
             )  # fmt: skip
-    return _refusals[kind]
+    found = refusals[kind]
+    if found is not None:
+        raise NoKernel(found)
+
+
+def capability_refused(device: torch.device) -> str | None:
+    """Why a GPU cannot run the kernels at all."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return "the GPU has no tensor cores for TF32"
+    return None
 
 
 def _tried(
     device: torch.device, dtype: torch.dtype, features: int, width: int, normalise: bool, exponential: bool, gradients: bool
 ) -> str | None:
     """Why results for a few tokens are not those of the definition, where they are not; what the kernels raise is raised."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
-        return "the GPU has no tensor cores for TF32"
+    if (why := capability_refused(device)) is not None:
+        return why
     length = chunk_length(features, width, 1 << 20) + BLOCK // 2
     q, k, v, kv, z, grad = (
         torch.sin(torch.arange(math.prod(shape), device=device) * step).view(1, *shape) * 0.4 + 0.6
@@ -242,7 +261,7 @@ def _tried(
         )
     )  # fmt: skip
     v, scale = v.to(dtype), -z if exponential else None
-    found: list[Tensor] = [*summed(q, k, v, kv, z, precision=_precision(v), normalise=normalise, scale=scale)]
+    found: list[Tensor] = [*summed(q, k, v, kv, z, precision=precision_for(v), normalise=normalise, scale=scale)]
     with torch.enable_grad():
         leaves = [x.detach().double().requires_grad_() for x in (q, k, v, kv, z)]
         queries, keys = leaves[:2]

@@ -8,33 +8,36 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-triton: Any = importlib.import_module("triton")
-tl: Any = importlib.import_module("triton.language")
+try:
+    jit: Any = importlib.import_module("triton").jit
+    tl: Any = importlib.import_module("triton.language")
+except ImportError:  # then nothing calls the kernels, but the module can be imported, as every module can
+    jit, tl = (lambda function: function), None
 
 
-@triton.jit
-def _tile(matrix, stride, rows, columns, length, width):  # type: ignore[no-untyped-def]
+@jit
+def tile(matrix, stride, rows, columns, length, width):  # type: ignore[no-untyped-def]
     """Some rows and columns of a matrix in fp32, zeros outside of it."""
     inside = (rows[:, None] < length) & (columns[None, :] < width)
     return tl.load(matrix + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@jit
 def _features(matrix, stride, rows, columns, length, width, scale, sign, top, EXP: tl.constexpr):  # type: ignore[no-untyped-def]
     """Some features of some rows: with EXP their exponentials, times or over those of ``scale``, and over those of ``top``."""
     if not EXP:
-        return _tile(matrix, stride, rows, columns, length, width)
+        return tile(matrix, stride, rows, columns, length, width)
     return tl.exp(_logarithms(matrix, stride, rows, columns, length, width, scale, sign) - top[:, None])
 
 
-@triton.jit
+@jit
 def _logarithms(matrix, stride, rows, columns, length, width, scale, sign):  # type: ignore[no-untyped-def]
     inside = (rows[:, None] < length) & (columns[None, :] < width)
     found = tl.load(matrix + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=float("-inf"))
     return found + sign * tl.load(scale + columns, mask=columns < width, other=0.0)[None, :]
 
 
-@triton.jit
+@jit
 def chunk_sums(  # type: ignore[no-untyped-def]
     k, v, scale, sums, weights, length, features, width, heads, k_group, v_group,
     k_batch, k_head, k_row, v_batch, v_head, v_row,
@@ -59,7 +62,7 @@ def chunk_sums(  # type: ignore[no-untyped-def]
     for start in range(0, CHUNK, BLOCK):
         tokens = chunk * CHUNK + start + tl.arange(0, BLOCK)
         keys = _features(k, k_row, tokens, rows, length, features, scale, -1, none, EXP)
-        total += tl.dot(tl.trans(keys), _tile(v, v_row, tokens, columns, length, width), input_precision=PRECISION)
+        total += tl.dot(tl.trans(keys), tile(v, v_row, tokens, columns, length, width), input_precision=PRECISION)
         weight += tl.sum(keys, 0)
     count = tl.num_programs(0)
     place = row.to(tl.int64) * (count + 1) + (count - chunk if REVERSE else chunk + 1)
@@ -69,7 +72,7 @@ def chunk_sums(  # type: ignore[no-untyped-def]
         tl.store(weights + place * features + rows, weight, mask=(rows < features) & (block % blocks == 0))
 
 
-@triton.jit
+@jit
 def outputs(  # type: ignore[no-untyped-def]
     q, k, v, scale, sums, weights, out, out_weights, length, features, width, count, heads, q_group, k_group, v_group, sum_group,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
@@ -113,14 +116,14 @@ def outputs(  # type: ignore[no-untyped-def]
         seen = (rows[:, None] <= tokens[None, :]) if REVERSE else (rows[:, None] >= tokens[None, :])
         scores = tl.where(seen, scores, 0.0)
         weight += tl.sum(scores, 1)
-        total += tl.dot(scores, _tile(v, v_row, tokens, columns, length, width), input_precision=PRECISION)
+        total += tl.dot(scores, tile(v, v_row, tokens, columns, length, width), input_precision=PRECISION)
     place = (row // heads * (heads // sum_group) + head // sum_group) * (count + 1) + (count - 1 - chunk if REVERSE else chunk)
     sums += place.to(tl.int64) * features * width
     weights += place.to(tl.int64) * features
     for f in range(0, features, FEATURES):
         part = f + tl.arange(0, FEATURES)
         queries = _features(q, q_row, rows, part, length, features, scale, 1, top, EXP)
-        total += tl.dot(queries, _tile(sums, width, part, columns, features, width), input_precision=PRECISION)
+        total += tl.dot(queries, tile(sums, width, part, columns, features, width), input_precision=PRECISION)
         if WEIGH:
             before = tl.load(weights + part, mask=part < features, other=0.0)
             weight += tl.sum(queries * before[None, :], 1)

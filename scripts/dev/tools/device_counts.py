@@ -34,7 +34,7 @@ from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.cuda import flash_band, flex, linear_kernel
+from hf_longattn.engines.cuda import delta_kernel, flash_band, flex, linear_kernel
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import check_options
 from hf_longattn.private_apis import look_up
@@ -221,13 +221,23 @@ class TritonKernel:
 
 
 def triton_kernels() -> SimpleNamespace:
-    """In place of the module ``linear_triton``, which takes Triton to import."""
-    source = ast.parse(Path(linear_kernel.__file__).with_name("linear_triton.py").read_text(encoding="utf-8"))
-    functions = {node.name: node.args.args for node in source.body if isinstance(node, ast.FunctionDef)}
+    """In place of our modules with kernels, which take Triton to import."""
+    sources = [ast.parse(file.read_text(encoding="utf-8")) for file in Path(linear_kernel.__file__).parent.glob("*_triton.py")]
+    functions = {node.name: node.args.args for source in sources for node in source.body if isinstance(node, ast.FunctionDef)}
+
+    def with_scores(given: dict[str, Any]) -> int:
+        """Products of a pair: scores are computed again for every block of the values' numbers."""
+        return int(given["width"] + given["features"] * -(-given["width"] // given["WIDTH"]))
+
     products: dict[str, Callable[[dict[str, Any]], float]] = {
         "chunk_sums": lambda given: given["length"] * given["features"] * given["width"],
         "outputs": lambda given: given["length"] * (
-            given["features"] * given["width"] + (given["CHUNK"] + given["BLOCK"]) / 2 * (given["features"] + given["width"])
+            given["features"] * given["width"] + (given["CHUNK"] + given["BLOCK"]) / 2 * with_scores(given)
+        ),
+        "delta_updates": lambda given: given["length"] * given["CHUNK"] * (2 * given["features"] + given["width"] + given["CHUNK"]),
+        "delta_states": lambda given: 2 * given["length"] * given["features"] * given["width"],
+        "delta_outputs": lambda given: given["length"] * (
+            given["features"] * given["width"] + given["CHUNK"] * with_scores(given)
         ),
     }  # fmt: skip
     return SimpleNamespace(**{
@@ -258,9 +268,11 @@ def pretend() -> None:
     mixed_devices.run = counted
     OnCuda.tolist = tolist  # type: ignore[method-assign]
     flex.fused_flex = fused_flex  # type: ignore[assignment]
-    flash_band.refused = linear_kernel.refused = lambda *_: None
+    flash_band.refused = lambda *_: None
+    linear_kernel._tried = lambda *_: None
+    delta_kernel._tried = lambda *_: None
     dispatch.triton_installed = lambda: True  # type: ignore[assignment]
-    linear_kernel.triton_kernels = triton_kernels
+    linear_kernel.triton_kernels = delta_kernel.triton_kernels = triton_kernels
     torch.cuda.device_of = lambda _: contextlib.nullcontext()  # type: ignore[assignment, misc, return-value]
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
 
@@ -391,7 +403,8 @@ wait; *fused* kernels are part of the operations. Where two numbers are joined b
 *Model* is an estimate of an H100, not a measurement: {long:,} tokens, {long_heads} heads, forward, as a factor of full flash attention
 (both ways {both:.2f} ms, causal {causal:.2f} ms) at 3 TB/s, half of the peak of bf16, 5 µs an operation and 20 µs a synchronisation of
 the host, from the counts at half the length and at this one, or where other paths run there, at this one and at its double. A fused
-kernel reads and writes each of its tensors once; *triton* in a path is one of ours, at half of the peak of TF32.
+kernel reads and writes each of its tensors once; *triton* in a path is one of ours, at half of the peak of TF32;
+that delta's chunks follow one another is not in the model.
 """
 
 

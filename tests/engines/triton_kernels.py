@@ -1,4 +1,4 @@
-"""Our Triton kernels of linear attention without a GPU: ``python -m tests.engines.triton_linear`` prints a JSON line for each case.
+"""Our Triton kernels without a GPU: ``python -m tests.engines.triton_kernels`` prints a JSON line for each case.
 
 ``interpreted`` ones run under Triton's interpreter on the CPU, forward and backward, beside the definition in double precision;
 ``compiled`` ones are compiled for an H100. A process interprets kernels or compiles them.
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from hf_longattn.engines.cuda import linear_kernel
-from hf_longattn.engines.linear import linear_attention
+from hf_longattn.engines.cuda import delta_kernel, linear_kernel
+from hf_longattn.engines.linear import _delta_chunks, gated_delta_rule, linear_attention
 
 from .pretended_h100 import Lacking, triton_folder
 
-CHILD = "HF_LONGATTN_TRITON_LINEAR"
+CHILD = "HF_LONGATTN_TRITON_KERNELS"
 INTERPRETED: dict[str, tuple[Any, ...]] = {
     "one tile": (2, 2, 100, 17, 16, True),
     "grouped heads": (4, 2, 150, 40, 24, True),
@@ -35,11 +35,25 @@ INTERPRETED: dict[str, tuple[Any, ...]] = {
 }
 """Heads, heads of keys, tokens, features, width of values, whether there is a quotient, the values' dtype, whether rows of all heads follow
 each other, and whether the features are given by their logarithms."""
-COMPILED = {
-    f"{kernel}, {side}, {precision}{', exp' if exponential else ''}": (kernel, side, precision, exponential)
-    for kernel in ("chunk_sums", "outputs") for side in (16, 64) for precision in ("tf32", "tf32x3") for exponential in (False, True)
+DELTA: dict[str, tuple[Any, ...]] = {
+    "delta": (2, 150, 16, 16), "delta, keys wider than values": (1, 70, 40, 24), "delta, half precision": (1, 130, 16, 70, torch.bfloat16),
 }  # fmt: skip
-POINTERS = ("q", "k", "scale", "sums", "weights", "out", "out_weights")
+"""Heads, tokens, numbers of a key, numbers of a value, and the dtype."""
+COMPILED: dict[str, dict[str, Any]] = {
+    f"{kernel}, {side}, {precision}{', exp' if exponential else ''}": {
+        "kernel": kernel, "CHUNK": 256, "BLOCK": linear_kernel.BLOCK, "FEATURES": side, "WIDTH": side, "WEIGH": True, "NORMALISE": True,
+        "REVERSE": False, "EXP": exponential, "PRECISION": precision,
+    }
+    for kernel in ("chunk_sums", "outputs") for side in (16, 64) for precision in ("tf32", "tf32x3") for exponential in (False, True)
+} | {
+    f"{kernel}, {side}, {precision}": {
+        "kernel": kernel, "CHUNK": delta_kernel.CHUNK, "FEATURES": side, "WIDTH": width, "PRECISION": precision,
+    }
+    for kernel, width in (("delta_updates", 64), ("delta_states", 32), ("delta_outputs", 32))
+    for side in (64, 128) for precision in ("tf32", "tf32x3")
+}  # fmt: skip
+"""The name of a kernel and its constants."""
+POINTERS = ("k", "q", "scale", "sums", "weights", "out", "out_weights", "g", "beta", "updates", "seen", "states")
 
 
 def errors(
@@ -66,16 +80,32 @@ def errors(
     return [float((x - y).abs().max() / y.abs().max()) for x, y in pairs]
 
 
-def usage(kernel: str, side: int, precision: str, exponential: bool) -> dict[str, int]:
+def delta_errors(heads: int, length: int, features: int, width: int, dtype: torch.dtype = torch.float32) -> list[float]:
+    """As :func:`errors`, of the gated delta rule."""
+    torch.manual_seed(0)
+    q, k = (torch.nn.functional.normalize(torch.randn(2, heads, length, features), dim=-1) for _ in range(2))
+    rates = -0.2 * torch.rand(2, heads, length), torch.rand(2, heads, length)
+    tensors = *(x.to(dtype) for x in (q, k, torch.randn(2, heads, length, width))), *rates, torch.randn(2, heads, features, width)
+    inputs = [x.requires_grad_() for x in tensors]
+    found = delta_kernel.kernel_gated_delta_rule(_delta_chunks, *inputs)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    expected = gated_delta_rule(*wide)
+    upstream = [torch.rand_like(x) for x in found]
+    of_inputs = torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, wide, [x.double() for x in upstream])
+    pairs = [*zip(found, expected, strict=True), *zip(*of_inputs, strict=True)]
+    return [float((x - y).abs().max() / y.abs().max()) for x, y in pairs]
+
+
+def usage(kernel: str, **constants: Any) -> dict[str, int]:
     """The bytes of shared memory that a kernel takes, and of registers that it spills."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = getattr(linear_kernel.triton_kernels(), kernel)
-    constants = {"CHUNK": 256, "BLOCK": linear_kernel.BLOCK, "FEATURES": side, "WIDTH": side, "WEIGH": True, "NORMALISE": True,
-                 "REVERSE": False, "EXP": exponential, "PRECISION": precision}  # fmt: skip
+    function = getattr(delta_kernel.triton_kernels() if kernel.startswith("delta") else linear_kernel.triton_kernels(), kernel)
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    precision = constants["PRECISION"]
+    stages = 1 if kernel == "delta_states" and constants["FEATURES"] > delta_kernel.ALWAYS_AHEAD else 2
     of_values = "*bf16" if precision == "tf32" else "*fp32"
     signature = {
         name: "constexpr" if name in constants else "*fp32" if name in POINTERS else of_values if name == "v" else "i32"
@@ -83,7 +113,7 @@ def usage(kernel: str, side: int, precision: str, exponential: bool) -> dict[str
     }
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name not in constants}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
-    found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=linear_kernel.LAUNCH)
+    found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=linear_kernel.LAUNCH | {"num_stages": stages})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(found.asm["cubin"])
         file.flush()
@@ -106,11 +136,14 @@ def main() -> None:
         interpreter = {"TRITON_INTERPRET": "1"} if kind == "interpreted" else {}
         environment = {**os.environ, **interpreter, CHILD: "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name, kind], environment)
-    linear_kernel.refused = lambda *_: None
+    linear_kernel._tried = lambda *_: None
+    delta_kernel._tried = lambda *_: None
     for name, case in INTERPRETED.items() if kind == "interpreted" else ():
         print(json.dumps({"case": name, "errors": errors(*case)}), flush=True)
-    for name, numbers in COMPILED.items() if kind == "compiled" else ():
-        print(json.dumps({"case": name, **usage(*numbers)}), flush=True)
+    for name, case in DELTA.items() if kind == "interpreted" else ():
+        print(json.dumps({"case": name, "errors": delta_errors(*case)}), flush=True)
+    for name, constants in COMPILED.items() if kind == "compiled" else ():
+        print(json.dumps({"case": name, **usage(**constants)}), flush=True)
 
 
 if __name__ == "__main__":
