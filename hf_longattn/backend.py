@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .attend import run_batch
 from .engines.common.accelerator import accelerated
-from .engines.common.batch import Batch, batch_of_mask, documents_from, documents_in_mask, in_graph
+from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
 from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
@@ -357,7 +357,7 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
         total = tokens_in(layer)
         if isinstance(total, Tensor):
             tensor = total
-            total = int(tensor) if mask is None else _cached_on(mask, "tokens", lambda: int(tensor))
+            total = int(tensor) if mask is None else cached_on(mask, "tokens", lambda: int(tensor))
     if isinstance(layer, StaticWindowLayer) and key.shape[2] != query.shape[2]:
         key, value = in_text_order(layer, key, value, query.shape[2])
     elif key.shape[2] > total:
@@ -365,7 +365,7 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
     if mask is None or mask.dim() == 4:
         return key, value, mask if mask is None else mask[..., :total]
     wide = mask
-    return key, value, _cached_on(wide, ("filled", total), lambda: for_one_pass(wide[:, :total]))
+    return key, value, cached_on(wide, ("filled", total), lambda: for_one_pass(wide[:, :total]))
 
 
 def _sharded(
@@ -453,27 +453,7 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 def _batch(mask: Tensor, kv_len: int) -> Batch:
     """The sequences of a padding mask ``(B, tokens seen)`` for the last ``kv_len`` keys; found once for all layers that share the mask."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
-    return _cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
-
-
-def for_one_pass(tensor: Any) -> Any:
-    """A tensor of a caller's for one forward pass, on which what is derived from it can be kept: the caller may reuse the tensor itself for
-    another input. Anything else as it is."""
-    if not isinstance(tensor, Tensor) or in_graph():
-        return tensor
-    alias = tensor.view_as(tensor)
-    alias._long_attention = {}  # type: ignore[attr-defined]
-    return alias
-
-
-def _cached_on(tensor: Tensor, key: Any, make: Callable[[], Derived]) -> Derived:
-    """``make()``, found once for all layers that share a tensor :func:`for_one_pass`; on other tensors nothing is kept."""
-    known: dict[Any, Any] | None = getattr(tensor, "_long_attention", None)
-    if known is None or in_graph():
-        return make()
-    if key not in known:
-        known[key] = make()
-    return known[key]
+    return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
@@ -497,9 +477,9 @@ def _with_documents(
         MaskError: documents that do not fit, or that only a mask keeps apart where that is not enough.
     """
     if dense_mask is not None and not in_graph():
-        documents = _cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
+        documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
         if documents is not None:
-            masked = _cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents, causal))
+            masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents, causal))
             if masked is not None:
                 return masked, None
             if not takes_masked_documents(mechanism, shape[1], causal):
@@ -514,7 +494,7 @@ def _with_documents(
         several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
         return Batch.of(padding, documents if several else None)
 
-    return _cached_on(borders, (shape, id(padding)), make), dense_mask
+    return cached_on(borders, (shape, id(padding)), make), dense_mask
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
@@ -543,7 +523,8 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
             f"global_attention_mask has shape {tuple(global_mask.shape)}, "
             f"but must be (batch, tokens) = {(batch, seen or kv_len)} with 1 for global tokens."
         )
-    return global_mask[:, global_mask.shape[1] - kv_len :] != 0
+    first = global_mask.shape[1] - kv_len
+    return cached_on(global_mask, ("globals", first), lambda: for_one_pass(global_mask[:, first:] != 0))
 
 
 def _softcap(kwargs: dict[str, Any], query: Tensor) -> float | Tensor | None:

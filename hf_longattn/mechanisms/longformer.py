@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.common.batch import cached_on
 from ..engines.common.call import AttentionCall, MaskMod, Pattern
 from ..engines.common.dense import dense_attention, masked_softmax, products
 from ..engines.common.global_rows import global_index, put_rows, separate_rows
@@ -234,7 +235,7 @@ class GlobalProjections(nn.Module):
             q, k, v = (self.heads(project(hidden)) for project in (self.query, self.key, self.value))
             rows = separate_rows(q, k, v, key_mask, tokens, causal, scale)
             return torch.where(tokens[:, None, :, None], rows.to(out.dtype), out)
-        index, real = global_index(tokens)
+        index, real = cached_on(tokens, "index", lambda: global_index(tokens))
         if index.shape[1] == 0:
             if not torch.is_grad_enabled():
                 return out

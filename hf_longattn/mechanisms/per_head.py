@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, mod_of_heads
+from ..engines.common.call import AttentionCall, mod_of_heads, take_heads
 from ..engines.common.shards import Shard
 from ..errors import OptionError
 from ..options import Options, option
@@ -165,7 +165,7 @@ class PerHead(Composite):
             members.append((keeps, heads))
 
         def of_all(rows: Tensor, scores: Tensor) -> Tensor:
-            parts = [(keeps(rows, _take(scores, heads)), heads) for keeps, heads in members]
+            parts = [(keeps(rows, take_heads(scores, heads)), heads) for keeps, heads in members]
             return self._in_order([keys_kept.expand(len(scores), len(heads), *scores.shape[2:]) for keys_kept, heads in parts])
 
         return of_all
@@ -178,17 +178,17 @@ class PerHead(Composite):
         each = self.num_heads // keys[0].shape[1]
         shared = [head // each for head in heads]
         whole_groups = len(heads) % each == 0 and all(shared[n : n + each].count(shared[n]) == each for n in range(0, len(heads), each))
-        return [_take(q, heads), *(_take(x, shared[::each] if whole_groups else shared) for x in keys)]
+        return [take_heads(q, heads), *(take_heads(x, shared[::each] if whole_groups else shared) for x in keys)]
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         """The results ``(B, group, …)`` of all groups as ``(B, H, …)``, in the order of the heads."""
         order = [head for heads in self.groups for head in heads]
-        return _take(torch.cat(parts, 1), sorted(range(len(order)), key=order.__getitem__))
+        return take_heads(torch.cat(parts, 1), sorted(range(len(order)), key=order.__getitem__))
 
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
         done = []
         for member, heads in self._heads():
-            queries, keys, values = (_take(x, heads) for x in (q, k, v))
+            queries, keys, values = (take_heads(x, heads) for x in (q, k, v))
             done.append(member.init_from_activations(queries, keys, values, real, causal=causal))
         return any(done)
 
@@ -206,10 +206,3 @@ class PerHead(Composite):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         return -(-sum(len(heads) * member.pairs(length, causal) for member, heads in self._heads()) // self.num_heads)
-
-
-def _take(x: Tensor, heads: list[int]) -> Tensor:
-    """Heads of ``x (B, H, …)``, as a view if they are consecutive."""
-    if heads == list(range(heads[0], heads[0] + len(heads))):
-        return x[:, heads[0] : heads[0] + len(heads)]
-    return x[:, heads]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads, take_heads
 from ..engines.common.dense import repeat_heads
 from ..engines.common.shards import Locality
 from ..errors import OptionError
@@ -143,9 +143,9 @@ class Window(SparseMechanism, GatheredMechanism):
         outs, order = [], []
         for heads, mechanism in self._groups:
             group_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            outs.append(mechanism(*(x[:, heads] for x in (q, k, v)), group_call))
+            outs.append(mechanism(*(take_heads(x, heads) for x in (q, k, v)), group_call))
             order += heads
-        return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]]
+        return take_heads(torch.cat(outs, 1), [order.index(head) for head in range(self.num_heads)])
 
     def only_pattern(self) -> bool:
         return self.longest == 1 and type(self).forward is Window.forward

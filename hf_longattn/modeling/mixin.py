@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, COLLECT_WEIGHTS, filled_columns, for_one_pass
+from ..backend import BACKEND, COLLECT_WEIGHTS, filled_columns
+from ..engines.common.batch import for_one_pass
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion

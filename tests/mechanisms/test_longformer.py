@@ -13,7 +13,10 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, families, reference_attend
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.engines.block_sparse import block_sparse_attention
+from hf_longattn.engines.common.global_rows import index_of_globals
 from hf_longattn.errors import LengthError, MaskError, OptionError
+from hf_longattn.mechanisms.common import masked
 from hf_longattn.mechanisms.common.token_rules import TokenRule
 from tests.grids import quickly
 from tests.mechanisms.definition import Attention
@@ -225,3 +228,34 @@ def test_projections_begin_as_copies(kind: str, layer: str, own: str, tmp_path: 
     ids = torch.randint(3, 90, (1, 60))
     with torch.no_grad():
         assert (flown(ids)[0] - plain(ids)[0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("setting", ["positions", "padded positions", "mask", "padded mask"])
+@torch.no_grad()
+def test_global_tokens_are_found_once_for_all_layers(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which waits for a GPU; and again for the next pass, though its mask is the same tensor with other values."""
+    config: Any = families.LongBertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, max_position_embeddings=1024,
+        long_attention={"mechanism": "longformer", "window": 8},
+    )  # fmt: skip
+    model: Any = families.LongBertModel(config).eval()
+    found: list[Tensor] = []
+
+    def recorded(q: Tensor, k: Tensor, v: Tensor, pattern: Any, call: Any) -> Tensor:
+        found.append(index_of_globals(call)[0])
+        return block_sparse_attention(q, k, v, pattern, call)
+
+    monkeypatch.setattr(masked, "block_sparse_attention", recorded)
+    inputs = {"input_ids": torch.randint(50, (2, 900))}
+    if "padded" in setting:
+        inputs["attention_mask"] = (torch.arange(900) < torch.tensor([[900], [831]])).long()
+    if "mask" in setting:
+        inputs["global_attention_mask"] = (torch.arange(900) == 5).long().expand(2, -1).clone()
+    model(**inputs)
+    if "mask" in setting:
+        inputs["global_attention_mask"][:, [5, 7]] = torch.tensor([0, 1])
+    model(**inputs)
+    assert len(found) == 6
+    for indices, place in ((found[:3], 5 if "mask" in setting else 0), (found[3:], 7 if "mask" in setting else 0)):
+        assert all(index is indices[0] for index in indices)
+        assert indices[0].tolist() == [[place], [place]]

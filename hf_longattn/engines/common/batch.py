@@ -123,6 +123,27 @@ class Batch:
         return _Join.apply(batch, q_len, places, *outs)
 
 
+def for_one_pass(tensor: Any) -> Any:
+    """A tensor for one forward pass, on which :func:`cached_on` keeps what is derived from it: a caller may reuse the tensor itself for
+    another input. Anything else as it is."""
+    if not isinstance(tensor, Tensor) or in_graph():
+        return tensor
+    alias = tensor.view_as(tensor)
+    alias._long_attention = {}  # type: ignore[attr-defined]
+    return alias
+
+
+def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
+    """``make()``, called once for all layers that share a tensor :func:`for_one_pass`; on other tensors nothing is kept."""
+    known: dict[Hashable, Any] | None = getattr(tensor, "_long_attention", None)
+    if known is None or in_graph():
+        return make()
+    if key not in known:  # made outside of inference mode, since calls that need gradients may use it too
+        with torch.inference_mode(False), torch.no_grad():
+            known[key] = make()
+    return known[key]
+
+
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, places: Places) -> Tensor:
     """A tensor of this shape with the parts in their places, and zeros in places without one; in the layout of the first part."""
     like = next(part for part in parts if part is not None)

@@ -108,7 +108,7 @@ class DistanceBias:
 
     def of_heads(self, heads: Sequence[int]) -> DistanceBias:
         """The bias of some heads, renumbered from 0."""
-        return DistanceBias(self.table[list(heads)], self.ahead)
+        return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
 
     def over(self, distance: Tensor) -> Tensor:
         """``(H, rows, columns)`` for distances ``(rows, columns)``."""
@@ -180,6 +180,13 @@ def constant(number: float, device: torch.device) -> float | Tensor:
 def _numbers(heads: tuple[int, ...], device: torch.device) -> Tensor:
     """``heads`` as a score term holds them, ``(len(heads),)`` int64 on ``device``."""
     return BYTE_CACHE.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
+
+
+def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
+    """The slices of ``x`` at the numbers ``heads`` along ``axis``, as a view if they are consecutive. A GPU is sent the numbers once."""
+    if list(heads) == list(range(heads[0], heads[0] + len(heads))):
+        return x.narrow(axis, heads[0], len(heads))
+    return x.index_select(axis, _numbers(tuple(heads), x.device))
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:

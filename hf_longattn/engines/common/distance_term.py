@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import graph_property, roll_left
-from .call import AttentionCall, BatchTerm, DistanceBias, ScoreMod, TokenTerm
+from .call import AttentionCall, BatchTerm, DistanceBias, ScoreMod, TokenTerm, take_heads
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,11 +57,11 @@ class DistanceTerm(BatchTerm):
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
         return dataclasses.replace(
             self,
-            queries=self.queries[:, chosen],
+            queries=take_heads(self.queries, chosen),
             table=_of_heads(self.table, chosen),
-            keys=self.keys[:, [head // sharing for head in chosen]],  # one for each head
-            content=None if self.content is None else self.content[chosen],
-            of_keys=None if self.of_keys is None else self.of_keys[:, chosen],
+            keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one for each head
+            content=None if self.content is None else take_heads(self.content, chosen, 0),
+            of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
             key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
         )
 
@@ -146,4 +146,4 @@ def with_terms_written_out(call: AttentionCall) -> AttentionCall:
 
 
 def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
-    return table if len(table) == 1 else table[heads]
+    return table if len(table) == 1 else take_heads(table, heads, 0)

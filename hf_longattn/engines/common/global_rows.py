@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...naming import OPERATORS
 from ...private_apis import assume_in_graph
-from .batch import Batch
+from .batch import Batch, cached_on
 from .call import AttentionCall
 from .dense import dense_attention, masked_softmax, wide
 from .derivatives import first_derivatives_only, one_gradient_at_a_time
@@ -28,6 +28,18 @@ def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
     most = size_in_graph(count.max(), 0, length)
     index = torch.where(mask, torch.arange(length, device=mask.device), length).sort(-1).values[:, :most].clamp(max=length - 1)
     return index, torch.arange(index.shape[1], device=mask.device)[None] < count[:, None]
+
+
+def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """:func:`global_index` of a call's global tokens that are no padding, found once for all layers of a forward pass: it waits for the
+    device."""
+    tokens, real = call.global_mask, call.key_mask
+    assert tokens is not None
+
+    def find() -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
+        return real, global_index(tokens if real is None else tokens & real)
+
+    return cached_on(tokens, ("index of globals", id(real)), find)[1]  # its mask is kept, too, so that no other one gets its id
 
 
 def size_in_graph(size: Tensor, least: int, most: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .call import UNBOUNDED, AttentionCall, GatherTile, Pattern
 from .dense import masked_softmax, merged, products
 from .derivatives import no_fused_kernels
-from .global_rows import global_index, overwrite_global_rows, size_in_graph
+from .global_rows import index_of_globals, overwrite_global_rows, size_in_graph
 
 QUERIES_PER_BLOCK = 128
 """Queries per block of a band."""
@@ -65,7 +65,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
         weights = masked_softmax(scores, seen)
         return first_rows((F.dropout(weights, call.dropout).to(v.dtype) @ v_slices).flatten(2, 3), q_len)
 
-    index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
+    index, real = index_of_globals(call)
     columns = index[:, None, None, None, :]
     column_seen = real[:, None, None, None, :] & (q_idx < kv_len) & ~pattern.band_mod(b, h, q_idx, columns)
     if pattern.causal:

@@ -31,7 +31,7 @@ from ..common.batch import Batch
 from ..common.call import UNBOUNDED, AttentionCall, Pattern
 from ..common.dense import repeat_heads
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
-from ..common.global_rows import gather_tokens, global_index, overwrite_global_rows
+from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
 from .flex_kernel import MACHINE_ERRORS, NoKernel
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
         raise NoKernel(reason)
     columns: tuple[Tensor | None, ...] = None, None, None, None
     if call.global_mask is not None:
-        index, real = global_index(call.global_mask if call.key_mask is None else call.global_mask & call.key_mask)
+        index, real = index_of_globals(call)
         if index.shape[1]:
             columns = *(_stored(gather_tokens(x, index), padded_width) for x in (k, v)), index, real
     tensors = [_stored(x, padded_width) for x in (q, k, v)]

@@ -17,7 +17,7 @@ from ..common.batch import Batch
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
-from ..common.global_rows import gather_tokens, global_index, overwrite_global_rows
+from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
 from .flex_kernel import fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]
@@ -111,7 +111,7 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
     band = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
     if global_mask is not None:
-        index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
+        index, real = index_of_globals(call)
     if global_mask is None or index.shape[1] == 0:
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
     # Global columns are a separate call: every row of queries visits them, so in the band's list they would lengthen all rows.

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ...engines.common.batch import cached_on, for_one_pass
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall
 from ...errors import OptionError
@@ -90,14 +91,18 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) ->
 
     Positions count from the first real token, and padding is never global.
     """
-    if call.global_mask is not None:
-        return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
+    tokens, real = call.global_mask, call.key_mask
+    if tokens is not None:
+        if real is None:
+            return tokens
+        both = cached_on(tokens, ("of real tokens", id(real)), lambda: (real, for_one_pass(tokens & real)))
+        return both[1]
     if not positions:
         return None
-    if call.key_mask is not None:
-        return at_positions(positions, call.key_mask)
+    if call.batch is not None and real is not None:
+        return call.batch.cached(("global positions", positions), lambda: for_one_pass(at_positions(positions, real)))
     key = ("global positions", positions, k.shape[0], k.shape[2], k.device)
-    return BYTE_CACHE.get(key, lambda: at_positions(positions, call.real(k)))
+    return BYTE_CACHE.get(key, lambda: for_one_pass(at_positions(positions, call.real(k))))
 
 
 def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:

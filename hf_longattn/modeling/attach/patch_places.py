@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...backend import BACKEND, GRID, for_one_pass
+from ...backend import BACKEND, GRID
+from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import RUNNING_GRID, Grid
 from ...errors import GridError
 from ...private_apis import attention_implementation

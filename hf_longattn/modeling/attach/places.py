@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import BACKEND, GRID, for_one_pass, longattn_attention_forward
+from ...backend import BACKEND, GRID, longattn_attention_forward
+from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import Grid
 from ...private_apis import attention_implementation
 

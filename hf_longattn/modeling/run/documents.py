@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...backend import DOCUMENTS, documents_of, for_one_pass, packing_refused, takes_masked_documents
-from ...engines.common.batch import in_graph, positions_in
+from ...backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
+from ...engines.common.batch import for_one_pass, in_graph, positions_in
 from ...engines.common.derivatives import values_mapped
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
