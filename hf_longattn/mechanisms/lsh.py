@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..engines.common.accelerator import accelerated
-from ..engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds
+from ..engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds, buckets_of_documents
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..engines.cpu.chunks import chunk_attention
@@ -190,12 +190,17 @@ class LSH(BucketedMechanism):
             return super().sparse_path(q, k, v, q_len, raw_keys, call)
         return chunk_attention(q, k, v, self.hashes(raw_keys), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 
+    def packs(self, causal: bool) -> bool:
+        return causal  # chunks in both directions are counted from the first of a document's sorted tokens, and in a circle
+
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds:
         key_buckets, shared = self.hashes(k), self.options.shared_qk
         query_buckets = key_buckets if shared else self.hashes(q)
         arguments: dict[str, Any] = {"real": call.key_mask, "q_len": q_len, "size": self.options.bucket_size, "shared": shared}
         if call.causal:
-            return RecentRounds(query_buckets, key_buckets, self.num_buckets, **arguments)
+            key_buckets, count = buckets_of_documents(key_buckets, self.num_buckets, call.documents)
+            query_buckets = key_buckets if shared else buckets_of_documents(query_buckets, self.num_buckets, call.documents)[0]
+            return RecentRounds(query_buckets, key_buckets, count, **arguments)
         return ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **self._chunks)
 
     def covers(self, length: int, causal: bool = False) -> bool:

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, Rounds, cluster_rows, taken
+from ..engines.common.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of_documents, cluster_rows, taken
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
@@ -253,12 +253,18 @@ class Routing(BucketedMechanism):
         share = self.shares(self.key_vectors(keys).flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
         return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
+    def packs(self, causal: bool) -> bool:
+        return causal and not self.learned and not self.options.window  # otherwise clusters choose keys of one document
+
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
         return self._recent(q, self.key_vectors(k), q_len, call) if call.causal and not self.learned and not self.options.window else None
 
     def _recent(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall, cluster: Tensor | None = None) -> RecentRounds:
-        buckets = ((self.clusters(q, None) if cluster is None else cluster)[:, :, None], self.clusters(k, None)[:, :, None])
-        return RecentRounds(*buckets, self.num_clusters, real=call.key_mask, q_len=q_len, size=self.size, shared=False)
+        queries = self.clusters(q, None) if cluster is None else cluster
+        (buckets, count), (key_buckets, _) = (
+            buckets_of_documents(x[:, :, None], self.num_clusters, call.documents) for x in (queries, self.clusters(k, None))
+        )
+        return RecentRounds(buckets, key_buckets, count, real=call.key_mask, q_len=q_len, size=self.size, shared=False)
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         k, real, band = self.key_vectors(k), call.key_mask, self._band(call.causal)

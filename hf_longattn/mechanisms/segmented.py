@@ -107,6 +107,9 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
             return tuple(cells(blocks, torch.cat(keys, 1), causal=causal))
         return (*cells(blocks, blocks, causal=causal), *_summary_parts(blocks, length, causal))
 
+    def only_parts(self) -> bool:
+        return not self.summarises and type(self).forward is Segmented.forward
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)

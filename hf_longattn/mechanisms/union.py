@@ -125,6 +125,9 @@ class Union(Composite, GatheredMechanism):
     def takes_distance_terms(self) -> bool:
         return not self.gathered
 
+    def only_parts(self) -> bool:
+        return bool(self.gathered) and type(self).forward is Union.forward
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         band = self.pattern(call.causal)
         if band is None or self.gathered:

@@ -132,6 +132,9 @@ class Window(SparseMechanism, GatheredMechanism):
         sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
         return sinks if call.key_mask is None else sinks & call.key_mask
 
+    def only_parts(self) -> bool:
+        return self.listed and type(self).forward is Window.forward
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.listed:
             return GatheredMechanism.forward(self, q, k, v, call)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .accelerator import accelerated
+from .batch import DocumentLabels
 from .call import GatherTile, inverse_permutation
 
 MAX_ROW_QUERIES = 128
@@ -376,3 +377,10 @@ def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Te
         oldest = places[:, :, earlier, :, -1]  # -1, so that every key of the bucket was found, where it holds fewer than `size`
         twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
     return twice & (places >= 0)
+
+
+def buckets_of_documents(buckets: Tensor, num_buckets: int, documents: DocumentLabels | None) -> tuple[Tensor, int]:
+    """Buckets ``(B, H, R, N)`` of packed documents, of which each has buckets of its own, and their number."""
+    if documents is None:
+        return buckets, num_buckets
+    return torch.add(buckets, documents.number[:, None, None], alpha=num_buckets), num_buckets * documents.most

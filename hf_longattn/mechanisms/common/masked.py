@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from ...engines.block_sparse import block_sparse_attention, short_mask
-from ...engines.common.batch import first_real, in_graph
+from ...engines.common.batch import SequenceSpan, first_real, in_graph
 from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, fixed
+from ...engines.common.call import (
+    AttentionCall,
+    GatherTile,
+    MaskMod,
+    Pattern,
+    attend_per_sequence,
+    fixed,
+    rows_of_documents,
+    tiles_of_sequences,
+)
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
 from ...engines.common.shards import Locality
@@ -283,7 +292,17 @@ class GatheredMechanism(MaskedMechanism):
         key = (type(self), self.options, self.num_heads, self.head_range, length, causal, device)
         return BYTE_CACHE.get(key, lambda: fixed(self.parts(length, causal, device)))
 
+    def only_parts(self) -> bool:
+        """Whether ``forward`` attends over :meth:`parts` and does nothing else. A class with a ``forward`` says so by overriding this."""
+        return type(self).forward is GatheredMechanism.forward
+
+    @property
+    def labels_documents(self) -> bool:  # type: ignore[override]
+        return self.relative is None and self.only_parts()
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if call.batch is not None and call.batch.documents is not None:
+            return self._of_documents(q, k, v, call)
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
         if chunks is not None and call.score_mod is not None and (out := chunked_distances(q, k, v, *chunks, call)) is not None:
             return out
@@ -299,3 +318,20 @@ class GatheredMechanism(MaskedMechanism):
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())
             parts += global_parts(tokens, max_globals, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
+
+    def _of_documents(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output for packed documents: the parts of all documents of a row in one call. Global tokens are those of a document."""
+        if self.resolve_globals(k, call) is not None:
+            return attend_per_sequence(self.forward, q, k, v, call, "split")
+        batch, outs = call.batch, []
+        assert batch is not None
+        for row, queries, keys, values, row_call in rows_of_documents(q, k, v, call):
+            sequences = [span for span in batch.sequences if span.row == row]
+
+            def make(sequences: list[SequenceSpan] = sequences) -> tuple[GatherTile, ...]:
+                tiles = tiles_of_sequences(lambda length: self.plan(length, call.causal, torch.device("cpu")), sequences)
+                return tuple(tile.to(q.device) for tile in tiles)
+
+            name = "tiles of documents", type(self), self.options, self.num_heads, self.head_range, call.causal, row, q.device
+            outs.append(gathered_attention(queries, keys, values, batch.cached(name, make), row_call))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)

@@ -60,7 +60,7 @@ class Traits(nn.Module):
     """Whether this mechanism needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``."""
     takes_documents: ClassVar[bool] = False
     """Whether ``forward`` keeps packed documents apart on the CPU, each as if it were alone, so that rows need not be split."""
-    labels_documents: ClassVar[bool] = False
+    labels_documents: bool = False
     """Whether ``forward`` keeps packed documents apart by ``call.documents``, in operations on whole rows: elsewhere than on the CPU, where
     a call for each document would cost more than its tokens."""
 
