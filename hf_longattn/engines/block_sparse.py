@@ -84,6 +84,12 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> 
     return attend_per_sequence(lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call, "split")
 
 
+def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
+    """Whether one operator computes full attention within every packed document of a call."""
+    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, dtype=dtype_in_attention(q), features=q.shape[3])
+    return fastest_path("packed bands", context) == "packed"
+
+
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory."""
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)

@@ -36,6 +36,7 @@ from ..engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds, buc
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..engines.cpu.chunks import chunk_attention
+from ..engines.cuda.fused_hash import fused_buckets
 from ..engines.dispatch import DispatchContext, choose
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
@@ -139,18 +140,16 @@ class LSH(BucketedMechanism):
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
-        (batch, heads, length, _), exact, signed = x.shape, exact_dtype(x.device), accelerated(x)
-        rotations, halves = self.rotations.to(exact), [factor // 2 for factor in self.factors]
-        if signed:  # one operation for the columns of a hash, where each costs a launch
-            rotations = torch.cat([y for part in rotations.split(halves, -1) for y in (part, -part)], -1) if halves else rotations
+        (batch, heads, length, _), exact, halves = x.shape, exact_dtype(x.device), [factor // 2 for factor in self.factors]
         with torch.autocast(x.device.type, enabled=False):
-            rotated = rotations.flatten(2).transpose(1, 2) @ x.to(exact).transpose(-1, -2)
-        rotated, bucket, scale = rotated.view(batch, heads, self.options.num_hashes, rotations.shape[-1], length), None, 1
-        for factor, columns in zip(self.factors, rotated.split([(1 + signed) * half for half in halves], -2), strict=True):
-            number = columns.argmax(-2) if signed else signed_argmax(columns)
-            bucket, scale = number if bucket is None else torch.add(bucket, number, alpha=scale), scale * factor
-        if bucket is None:
-            return torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
+            rotations = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
+            rotated = rotations.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
+        rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)
+        if halves and accelerated(x):
+            return fused_buckets(rotated, halves)
+        bucket, scale = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device), 1
+        for columns, factor in zip(rotated.split(halves, -2), self.factors, strict=True) if halves else ():
+            bucket, scale = bucket + scale * signed_argmax(columns), scale * factor
         return bucket
 
     @property

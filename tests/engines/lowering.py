@@ -23,7 +23,7 @@ from hf_longattn.engines.common.bucket_tiles import ChunkRounds, RecentRounds, R
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
 from hf_longattn.engines.common.distance_term import with_terms_written_out
-from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_rounds, flex_selections, flex_tiles
+from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_rounds, flex_selections, flex_tiles, fused_hash
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
@@ -157,6 +157,12 @@ def of_selections(size: int, grad: bool = False, padded: bool = False, kv_heads:
     return run
 
 
+def of_hashes() -> Tensor:
+    """Buckets of two factors."""
+    products = torch.empty(2, 4, 3, 12, 700, device="cuda", dtype=torch.float64)
+    return flex_kernel.compiled(fused_hash._buckets)(products, (4, 8))
+
+
 def in_graph(dynamic: bool | None) -> Case:
     """A user's own graph, with a cap on the scores that it holds as a number."""
 
@@ -183,6 +189,8 @@ def flash_in_graph(dropout: float = 0.0, grad: bool = False) -> Case:
 
 BY_OPERATOR = ("flash in a graph", "flash in a graph for all lengths, dropout, gradients")
 """Cases in a user's graph whose kernels are PyTorch's flash-attention operator, and are not generated."""
+REDUCTIONS = ("hashes",)
+"""Cases without attention."""
 case("window")
 case("window, padded", padded=True)
 case("window, gradients", grad=True)
@@ -245,6 +253,7 @@ CASES["selected blocks of 64, padded, grouped heads"] = of_selections(64, padded
 CASES["selected blocks of 64, padded, grouped heads, gradients"] = of_selections(64, padded=True, kv_heads=2, grad=True)
 CASES["selected blocks of 64, heads of 128"] = of_selections(64, head_dim=128)
 CASES["selected blocks of 64, heads of 64 in torch.float32, gradients"] = of_selections(64, dtype=torch.float32, grad=True)
+CASES["hashes"] = of_hashes
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:

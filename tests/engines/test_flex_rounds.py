@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import attend, reference_attend
-from hf_longattn.engines.cuda import flex
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.cuda import flex, fused_hash
 from hf_longattn.engines.dispatch import observe
 
 from .eager_flex import by_the_lists
@@ -70,3 +70,27 @@ def test_all_rounds_are_one_call_and_equal_the_definition(name: str, options: di
     weights = torch.randn_like(out) * real
     for one, other in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (out, expected)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
+def test_hashes_are_compiled_once_for_a_kind_and_run_uncompiled_where_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are the numbers that the CPU finds."""
+    made: list[str] = []
+
+    def compiled(function: Any) -> Any:
+        made.append(function.__name__)
+        return function if len(made) < 2 else failing
+
+    def failing(*_: Any) -> Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(fused_hash, "compiled", compiled)
+    monkeypatch.setattr(fused_hash, "_functions", {})
+    monkeypatch.setattr(fused_hash, "on_cuda", lambda _: True)
+    module = build_mechanism("lsh", num_heads=2, head_dim=16, num_hashes=3, num_buckets=128)
+    x = torch.randn(2, 2, 50, 16)
+    x[0, 0, 7] = 0
+    expected = module.hashes(x)
+    products = (module.rotations.double().flatten(2).transpose(1, 2) @ x.double().mT).view(2, 2, 3, 12, 50)
+    for y, wanted in ((products, expected), (products, expected), (products[:1], expected[:1]), (products[:1], expected[:1])):
+        assert torch.equal(fused_hash.fused_buckets(y, (4, 8)), wanted)
+    assert made == ["buckets_0", "buckets_1"]

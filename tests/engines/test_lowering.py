@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .lowering import BY_OPERATOR, CASES, REFUSED
+from .lowering import BY_OPERATOR, CASES, REDUCTIONS, REFUSED
 from .pretended_h100 import results
 
 pytestmark = pytest.mark.slow
@@ -30,4 +30,4 @@ def test_a_fused_kernel_can_be_generated(case: str, lowered: Callable[[str], dic
         return
     assert not result["failure"]
     fused = [name for name in result["kernels"] if name.startswith("triton_tem")]
-    assert len(fused) == (0 if case in BY_OPERATOR else 2 if case.endswith("gradients") else 1)
+    assert len(fused) == (0 if case in (*BY_OPERATOR, *REDUCTIONS) else 2 if case.endswith("gradients") else 1)

@@ -58,3 +58,14 @@ def test_documents_are_one_call_and_equal_the_definition(name: str, monkeypatch:
     weights = torch.randn_like(out) * real
     for one, other in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (out, expected)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_paths")
+def test_documents_that_a_pattern_covers_are_full_attention_in_one_call(emulated_flash: list[dict[str, Any]]) -> None:
+    module = build_mechanism("chunked", num_heads=2, head_dim=16, chunk_size=90)
+    q, k, v = (torch.randn(1, 2, 240, 16, dtype=torch.double) for _ in range(3))
+    labels = documents(((80, 70, 90),))
+    assert module.covers(90, True)
+    out = attend(q, k, v, module, causal=True, documents=labels)
+    torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=True, documents=labels), atol=1e-9, rtol=0)
+    assert len(emulated_flash) <= 2, "the last may be the trial of the operator"

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...engines.block_sparse import block_sparse_attention, short_mask
+from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.common.batch import SequenceSpan, first_real, in_graph
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import (
@@ -325,6 +325,9 @@ class GatheredMechanism(MaskedMechanism):
             return attend_per_sequence(self.forward, q, k, v, call, "split")
         batch, outs = call.batch, []
         assert batch is not None
+        longest = max((span.stop - span.start for span in batch.sequences), default=1)
+        if self.covers(longest, call.causal) and documents_are_one_call(q, k, call):
+            return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         for row, queries, keys, values, row_call in rows_of_documents(q, k, v, call):
             sequences = [span for span in batch.sequences if span.row == row]
 
