@@ -1,4 +1,4 @@
-"""The task that CONTRIBUTING.md shows: one file, put in place, is a command with help and recipe, which trains and resumes."""
+"""The task that docs/extending.md shows: one file, put in place, is a command with help and recipe, which trains and resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.training.test_bad_input import check_refusals, refusal, written
 from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a task\n")[2]
+SECTION = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a task\n")[2]
 LINE = "--max_steps 2 --no_bf16 --save_steps 1 --disable_tqdm True --learning_rate 1e-3 --gradient_accumulation_steps 1"
 
 

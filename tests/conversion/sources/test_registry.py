@@ -25,9 +25,9 @@ HERE = re.escape(str(Path(__file__).resolve()))
 
 @pytest.fixture
 def npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example of CONTRIBUTING.md as a file of the package."""
+    """The example of docs/extending.md as a file of the package."""
     base._discover()  # the formats of the package, which stay
-    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a source\n")[2]
+    section = (ROOT / "docs" / "extending.md").read_text().partition("## Add a source\n")[2]
     (tmp_path / "dropped").mkdir()
     (tmp_path / "dropped" / "npz.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0])
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "dropped")])

@@ -1,4 +1,4 @@
-"""Every metric loads by its name and by its path; the one of CONTRIBUTING.md does as a file dropped in place."""
+"""Every metric loads by its name and by its path; the one of docs/extending.md does as a file dropped in place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_longattn.errors import RegistrationError
 from hf_longattn.evaluation import list_metrics, load_metric
 
 ROOT = Path(__file__).resolve().parents[3]
-SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a metric\n")[2].partition("\n## ")[0]
+SECTION = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a metric\n")[2].partition("\n## ")[0]
 (SNIPPET,) = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
 
 
@@ -27,7 +27,7 @@ def example_of(name: str) -> tuple[Any, Any, str]:
     example = getattr(module, "EXAMPLE", None)
     message = (
         f"{module.__file__} needs EXAMPLE = (predictions, references, score): lists that agree, and the name of the score that is "
-        'then 100; see "Add a metric" in CONTRIBUTING.md.'
+        'then 100; see "Add a metric" in docs/extending.md.'
     )
     assert isinstance(example, tuple), message
     assert len(example) == 3, message
