@@ -21,7 +21,6 @@ made in float64."""
 WAITING: dict[str, str] = {
     "adaptive_span": "documents",
     "cosformer": "documents gradients padded plain",
-    "longformer": "gradients padded plain",
     "performer": "documents gradients padded plain",
     "top_k": "documents",
 }
