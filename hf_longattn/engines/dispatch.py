@@ -272,8 +272,8 @@ def _no_flex(context: DispatchContext) -> str | None:
     return "flex_attention has no dropout" if context.call.dropout else no_fused_kernels()
 
 
-def _no_flex_tiles(context: DispatchContext) -> str | None:
-    return _no_flex(context) or ("tiles are laid out by values, which a graph does not know" if torch.compiler.is_compiling() else None)
+def _no_flex_by_values(context: DispatchContext) -> str | None:
+    return _no_flex(context) or ("its lists are made of values, which a graph lacks" if torch.compiler.is_compiling() else None)
 
 
 def _no_fla_blocks(context: DispatchContext) -> str | None:
@@ -293,13 +293,13 @@ def _no_flex_selections(context: DispatchContext) -> str | None:
         return "each query sees its own block"
     if context.kv_len < TOKENS_PER_SELECTED_BLOCK * count:
         return f"below {TOKENS_PER_SELECTED_BLOCK * count:,} tokens the blocks that neighbouring queries select are visited at less cost"
-    return _no_flex_tiles(context)
+    return _no_flex_by_values(context)
 
 
 def _no_flex_blocks(context: DispatchContext) -> str | None:
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
-    return _no_flex_tiles(context)
+    return _no_flex_by_values(context)
 
 
 def _no_flex_rounds(context: DispatchContext) -> str | None:
@@ -307,7 +307,7 @@ def _no_flex_rounds(context: DispatchContext) -> str | None:
         return f"there are more than {MAX_MASK_ROUNDS} rounds of hashing"
     if context.kv_len > MAX_LISTED_TOKENS:
         return f"beyond {MAX_LISTED_TOKENS:,} tokens lists of blocks would take more memory than the tokens of tiles"
-    return _no_flex_tiles(context)
+    return _no_flex_by_values(context)
 
 
 def _no_fla(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -450,7 +450,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "chunks": ((DENSE_MASKED, _many_pairs), ("cpu-distances", _no_cpu_distances), ("tiles", _last)),
     "tiles": (
         ("cpu-gathered", _no_cpu_tiles),
-        ("flex-gathered", _no_flex_tiles),
+        ("flex-gathered", _no_flex),
         ("plain-gathered", _last),
     ),
     "windows": ((DENSE, _not_covered), ("windows", _no_windows), ("tiles", _last)),

@@ -32,7 +32,7 @@ def by_the_lists(
     partial, full = visits(mask.kv_num_blocks, mask.kv_indices, k_blocks), visits(mask.full_kv_num_blocks, mask.full_kv_indices, k_blocks)
     by_key = visits(mask.q_num_blocks, mask.q_indices, q_blocks), visits(mask.full_q_num_blocks, mask.full_q_indices, q_blocks)
     assert mask.q_indices is not None or not any(x.requires_grad for x in (q, k, v)), "the backward pass needs lists by keys"
-    for one, other in zip((partial, full), by_key, strict=True) if mask.q_indices is not None else ():
+    for one, other in zip((partial, full), by_key, strict=True) if mask.q_indices is not None and not torch.compiler.is_compiling() else ():
         assert isinstance(one, int) or torch.equal(one, other.mT.expand_as(one)), "the lists by keys are not those by queries"
 
     def of_pairs(blocks: Tensor | int) -> Tensor | int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_longattn import build_mechanism
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
@@ -187,6 +188,21 @@ def flash_in_graph(dropout: float = 0.0, grad: bool = False) -> Case:
     return run
 
 
+def tiles_in_graph(grad: bool = False, **options: Any) -> Case:
+    """A mechanism of tiles in a user's own graph, with grouped heads."""
+
+    def run() -> Tensor:
+        q, k, v = qkv(grad=grad)
+        module = build_mechanism("segmented", num_heads=4, head_dim=64, **options)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return module(q, k, v, AttentionCall()) * 2
+
+        return torch.compile(attend, fullgraph=True)(q, k[:, :2], v[:, :2])
+
+    return run
+
+
 BY_OPERATOR = ("flash in a graph", "flash in a graph for all lengths, dropout, gradients")
 """Cases in a user's graph whose kernels are PyTorch's flash-attention operator, and are not generated."""
 REDUCTIONS = ("hashes",)
@@ -258,6 +274,8 @@ CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:
     CASES[name] = flash_in_graph(*(0.1, True) if "dropout" in name else ())
+CASES["tiles in a graph"] = tiles_in_graph(block_size=128)
+CASES["tiles of odd rows in a graph, gradients"] = tiles_in_graph(True, block_size=100)
 case("heads of 8", head_dim=8)
 REFUSED = ("heads of 8", "tiles of 64, gradients", "tiles of 32, gradients")
 """Cases that have no kernel, which must be said in the way that lets other paths run. PyTorch has no smaller blocks backward on an H100."""

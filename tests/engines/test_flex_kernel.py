@@ -179,6 +179,7 @@ REFUSALS = [
     NotImplementedError("NYI: embedding dimension of the query, key, and value must be at least 16 but got E=8 and Ev=8"),
     RuntimeError("Cannot find a working triton installation. Either the package is not installed or it is too old."),
     RuntimeError("No valid triton configs. OutOfMemoryError: out of resource: triton_tem_fused_0 Required: 270000 Hardware limit:232448"),
+    RuntimeError("ptxas error: Feature '.bf16' requires .target sm_80 or higher; bfloat16 is not supported on compute capability 7.0"),
     torch._dynamo.exc.BackendCompilerFailed(print, KeyError("a bug of a compiler"), []),
 ]
 

@@ -19,6 +19,7 @@ from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.dispatch import observe
+from tests.grids import quickly
 
 from .eager_flex import by_the_lists
 
@@ -92,6 +93,23 @@ def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, m
     weights = torch.randn_like(found)
     for one, other in zip(*(torch.autograd.grad((out * weights).sum(), (q, *kv)) for out in (found, expected)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", quickly(TILES, ["whole blocks and others", "by heads", "rows of a few"]))
+def test_tiles_in_a_graph_equal_the_plain_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own graph, where no value is known, holds flex_attention over the rows."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex, "fused_flex", by_the_lists)
+    torch.manual_seed(0)
+    tiles, mask = TILES[name](), torch.arange(LENGTH) < torch.tensor([[LENGTH], [LENGTH - 70]])
+    q, *kv = (torch.randn(2, heads, LENGTH, 16) for heads in (4, 2, 2))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return flex_tiles.flex_gathered(q, k, v, fixed(tiles), AttentionCall(batch=Batch.of(mask), scale=0.3))
+
+    found = torch.compile(attend, backend="aot_eager", fullgraph=True)(q, *kv, mask)
+    expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, AttentionCall(batch=Batch.of(mask), scale=0.3))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_a_learned_bias_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

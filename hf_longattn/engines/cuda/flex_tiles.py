@@ -43,6 +43,8 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     Raises:
         NoKernel: this machine has no such kernel.
     """
+    if torch.compiler.is_compiling():  # a graph does not know the positions: each row visits all of its keys, as in tiles that are not kept
+        tiles = [dataclasses.replace(tile, fixed=False) for tile in tiles]
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     of_blocks, others = joined_by_rules(tiles, (q.shape[2], k.shape[2]), FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS)
     parts: list[Callable[..., Output]] = [functools.partial(_attend_blocks, layout) for layout in of_blocks]
