@@ -6,6 +6,8 @@ Everything else in a code block is typed by ``tests/test_pages.py``.
 from __future__ import annotations
 
 SHOWN_ELSEWHERE = "an example of code to add, which the test named here puts in place: "
+TIMES = "measures times for half an hour: tests/scripts/dev/benchmarks runs it on less"
+INSTALLED = "needs a package that only this page installs: tests/test_installed_pages.py types it"
 SERVICE = "needs an account of a service outside"
 
 NOT_TYPED: dict[str, dict[str, str]] = {
@@ -31,12 +33,26 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""Fine-tune to predict a number': SHOWN_ELSEWHERE + "tests/training/test_contributing.py",
         '"""Share of predicted texts': SHOWN_ELSEWHERE + "tests/evaluation/metrics/test_contributing.py",
     },
+    "docs/how-to/measure.md": {
+        "python -m scripts.dev.benchmarks attention": TIMES,
+        "python -m scripts.dev.benchmarks model": TIMES,
+        "python -m scripts.dev.benchmarks.gpu_check": "needs a GPU: tests/scripts/dev/benchmarks runs it without one",
+        "make bench": TIMES,
+    },
+    "docs/how-to/hub.md": {"hf auth login": "asks for the token of an account"},
+    "docs/how-to/recipes.md": {"longattn train qa --config longformer-triviaqa": "reads TriviaQA from the Hub and trains for days"},
+    "docs/how-to/many_processes.md": {
+        "import hf_longattn\n\nwith hf_longattn.sequence_parallel": "needs several processes: tests/modeling/run has them",
+        "from accelerate import ParallelismConfig": "needs devices other than the CPU",
+    },
+    "docs/how-to/lm_eval.md": {"python -c": INSTALLED},
     "docs/install.md": {"git clone REPOSITORY": SERVICE},
     "docs/results/recipes.md": {"": "at full size, for days on GPUs: tests/training/test_recipes.py types every one with tiny checkpoints"},
 }
 """Page -> the beginning of a command, or of a block of Python (of every one, if empty) -> why it is not typed."""
 
 
-def reason_not_typed(page: str, typed: str) -> str:
-    """Why this is not typed; empty for nearly everything."""
-    return next((why for beginning, why in NOT_TYPED.get(page, {}).items() if typed.startswith(beginning)), "")
+def reason_not_typed(page: str, typed: str, only_ours: bool) -> str:
+    """Why this is not typed by a reader who has only the packages that the project names; empty for nearly everything."""
+    why = next((why for beginning, why in NOT_TYPED.get(page, {}).items() if typed.startswith(beginning)), "")
+    return "" if why == INSTALLED and not only_ours else why

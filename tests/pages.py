@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("console", "bash", "python", "text", "json", "yaml")
 BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", flags=re.M | re.S)
 NAMED = re.compile(r"`([\w./-]+\.(?:jsonl?|ya?ml))`[^`]*\Z")
-NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?(?: [kMGT]?(?:FLOP|B)\b)?")
 SERVER = re.compile(r"\buvicorn\b.*--port (\d+)")
 
 
@@ -77,8 +77,8 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
 
 
 def words(text: str) -> str:
-    """Text with one space between words, without the bars of progress."""
-    return " ".join(re.sub(r".*━.*", " ", text).split())
+    """Text with one space between words, without the bars of progress and the rules of tables."""
+    return " ".join(re.sub(r".*━.*|─+", " ", text).split())
 
 
 def matches(shown: str, printed: str) -> bool:
@@ -100,6 +100,9 @@ def matches_but_for_numbers(shown: str, printed: str, typed: str) -> bool:
 class Reader(Protocol):
     """Who types what a page says, in the working directory."""
 
+    only_ours: bool
+    """Whether packages are there that the project names, and no others that a page installs."""
+
     def longattn(self, arguments: list[str]) -> str:
         """Run ``longattn``, and return what it prints; it must succeed."""
 
@@ -115,6 +118,8 @@ class Reader(Protocol):
 
 class Here:
     """A reader in this process, who has every package, and the programs of a clone."""
+
+    only_ours = True
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {}
@@ -162,7 +167,7 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
     with contextlib.ExitStack() as servers:
         for block in blocks(text):
             where = f"{page}:\n```{block.kind}\n{block.content}```\n"
-            if block.kind == "python" and not reason_not_typed(page, block.content):
+            if block.kind == "python" and not reason_not_typed(page, block.content, reader.only_ours):
                 typed, source = "", setting.shortened(block.content)
                 stand_ins.provide(source)
                 printed = reader.python(source)
@@ -173,7 +178,7 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
             elif block.kind in ("console", "bash"):
                 typed, printed = block.content, ""
                 for line, shown in commands(block):
-                    if reason_not_typed(page, line):
+                    if reason_not_typed(page, line, reader.only_ours):
                         continue
                     output = _type(setting.shortened(line), reader, stand_ins, servers)
                     assert not shown.strip() or matches(shown, output), f"{page}: {line}\nshown:\n{shown}\nprinted:\n{output}"

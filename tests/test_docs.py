@@ -142,7 +142,7 @@ def test_the_example_of_late_chunking_runs(small_models: None, capsys: pytest.Ca
     names: dict[str, Any] = {}
     exec(compile(code, "embed.md", "exec"), names)
     assert "".join(chunk.text for chunk in names["chunks"]) == "A long document. " * 1000
-    assert capsys.readouterr().out.startswith("A long document.")
+    assert re.fullmatch(r"\d+ \d+\n", capsys.readouterr().out)
 
 
 def test_the_example_of_regions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

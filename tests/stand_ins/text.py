@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import BertConfig, BertForMaskedLM
 
-from tests.stand_ins import made, stand_in
+from tests.stand_ins import Setting, made, page, stand_in
+
+HOUSES = [("Ada", "red"), ("Bea", "green"), ("Carl", "blue"), ("Dora", "white")]
 
 
 @stand_in("google-bert/bert-base-uncased")
@@ -28,6 +33,95 @@ def bert(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def small(base: str, head: str, folder: Path, length: int, pieces: str = "", **values: Any) -> Any:
+    """A small checkpoint of an architecture with a tokenizer of its class, or of that of ``pieces``, saved; returns the model."""
+    from scripts.dev.tools.small_models import Shape, small_values
+    from tests.trained import tokenizer_of
+
+    tokenizer = tokenizer_of(pieces or base, length)
+    if tokenizer.pad_token_id is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    shape = Shape(inner=64, heads=2, tokens=length, vocabulary=len(tokenizer))
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    chosen = {name: number for name, number in special.items() if number is not None}
+    torch.manual_seed(0)
+    model = getattr(transformers, head)(getattr(transformers, head).config_class(**small_values(base, shape, **chosen, **values)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@stand_in("gpt2", "openai-community/gpt2")
+def gpt2(folder: Path) -> None:
+    small("gpt2", "GPT2LMHeadModel", folder, 1024)
+
+
+@stand_in("llama")
+def llama(folder: Path) -> None:
+    small("llama", "LlamaForCausalLM", folder, 2048, "gpt2")
+
+
+@stand_in("google/gemma-3-1b-it")
+def gemma3(folder: Path) -> None:
+    small("gemma3_text", "Gemma3ForCausalLM", folder, 2048, "qwen2", sliding_window=64, layer_types=["sliding_attention", "full_attention"])
+
+
+@stand_in("gemma3-long")
+def gemma3_long(folder: Path) -> None:
+    converted("google/gemma-3-1b-it", folder, "full", positions="rope:linear", max_length=4096)
+
+
+@stand_in("sentence-transformers/all-mpnet-base-v2")
+def mpnet(folder: Path) -> None:
+    """With mean pooling and normalisation, as sentence-transformers saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    plain = folder.with_name("mpnet-plain")
+    small("mpnet", "MPNetModel", plain, 512)
+    SentenceTransformer(modules=[Transformer(str(plain)), Pooling(32), Normalize()]).save(str(folder))
+
+
+@stand_in("allenai/longformer-base-4096")
+def longformer(folder: Path) -> None:
+    """With the pickled weights of the published one."""
+    from tests.trained import tokenizer_of
+
+    tokenizer = tokenizer_of("roberta", 4096)
+    torch.manual_seed(0)
+    config = transformers.LongformerConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        attention_window=[64, 64], max_position_embeddings=4098, pad_token_id=1, sep_token_id=2, bos_token_id=0, eos_token_id=2,
+        type_vocab_size=1, layer_norm_eps=1e-5,
+    )  # fmt: skip
+    pickled(transformers.LongformerForMaskedLM(config), folder)
+    tokenizer.save_pretrained(folder)
+
+
+@stand_in("google/bigbird-roberta-base")
+def big_bird(folder: Path) -> None:
+    """With the pickled weights of the published one."""
+    from tests.trained import tokenizer_of
+
+    tokenizer = tokenizer_of("big_bird", 4096)
+    torch.manual_seed(0)
+    config = transformers.BigBirdConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, block_size=16,
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    pickled(transformers.BigBirdForMaskedLM(config), folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pickled(model: Any, folder: Path) -> None:
+    """Save a model as repositories did before safetensors."""
+    folder.mkdir(parents=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
 def converted(source: str, folder: Path, mechanism: str, **settings: Any) -> None:
     """A stand-in made from another one by a conversion."""
     from hf_longattn import convert_checkpoint
@@ -35,9 +129,54 @@ def converted(source: str, folder: Path, mechanism: str, **settings: Any) -> Non
     convert_checkpoint(made(source), folder, mechanism=mechanism, verify=False, **settings)
 
 
-@stand_in("bert-4096")
+@stand_in("bert-4096", "long-bert")
 def bert_4096(folder: Path) -> None:
     converted("google-bert/bert-base-uncased", folder, "longformer", window=512, max_length=4096)
+
+
+@stand_in("gpt2-4096")
+def gpt2_4096(folder: Path) -> None:
+    converted("gpt2", folder, "window", window=512, num_sinks=4, max_length=4096)
+
+
+@stand_in("gpt2-xl-memory")
+def gpt2_memory(folder: Path) -> None:
+    converted("gpt2", folder, "transformer_xl", segment_length=256, memory_length=256, max_length=4096)
+
+
+@stand_in("llama-4096", "llama-8192", "llama-long", "llama-window")
+def llama_long(folder: Path) -> None:
+    converted("llama", folder, "window", window=512, max_length=8192 if folder.name == "llama-8192" else 4096)
+
+
+@stand_in("hustvl/yolos-tiny")
+def yolos(folder: Path) -> None:
+    """An architecture without Long classes."""
+    torch.manual_seed(0)
+    config = transformers.YolosConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=[64, 64], patch_size=8,
+        num_detection_tokens=4,
+    )  # fmt: skip
+    transformers.YolosForObjectDetection(config).save_pretrained(folder)
+    transformers.YolosImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+@stand_in("my_texts")
+def texts(folder: Path) -> None:
+    """Three documents; one of them is several inputs of 512 tokens."""
+    from tests.trained import REAL_TEXT
+
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.txt").write_text(REAL_TEXT[number * 100 :], encoding="utf-8")
+
+
+@stand_in("book.txt")
+def book(file: Path) -> None:
+    """Some ten thousand words."""
+    from tests.trained import REAL_TEXT
+
+    file.write_text(REAL_TEXT * 6, encoding="utf-8")
 
 
 @stand_in("questions.jsonl")
@@ -47,3 +186,92 @@ def questions(file: Path) -> None:
 
     quickstart = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     file.write_text(next(block.content for block in blocks(quickstart) if block.file == file.name) * 10, encoding="utf-8")
+
+
+@stand_in("my_squad.json", "dev.json")
+def squad(file: Path) -> None:
+    """Questions about houses, as SQuAD has them; fewer to be scored with."""
+    paragraphs = []
+    for number, (name, colour) in enumerate(HOUSES * (1 if file.stem == "dev" else 4)):
+        context = f"House {number} is old. {name} painted its door {colour}."
+        answer = {"text": name, "answer_start": context.index(name)}
+        paragraphs.append({"context": context, "qas": [{"id": str(number), "question": "Who painted the door?", "answers": [answer]}]})
+    file.write_text(json.dumps({"version": "1.1", "data": [{"title": "houses", "paragraphs": paragraphs}]}), encoding="utf-8")
+
+
+@stand_in("wikihop")
+def wikihop(folder: Path) -> None:
+    """Two files of questions in QAngaroo's form."""
+    folder.mkdir()
+    for part, count in (("train", 20), ("dev", 4)):
+        rows = [
+            {
+                "id": f"WH_{part}_{number}", "query": "colour door", "answer": colour, "candidates": ["red", "green", "blue", "white"],
+                "supports": [f"{name} painted the door {colour}.", "The house is old."],
+            }
+            for number, (name, colour) in enumerate((HOUSES * count)[:count])
+        ]  # fmt: skip
+        (folder / f"{part}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+REVIEWS = [
+    {"text": f"A {word} book, number {number}.", "label": label}
+    for number in range(20)
+    for word, label in (("fine", "good"), ("dull", "bad"))
+]
+
+
+@stand_in("reviews.csv")
+def reviews(file: Path) -> None:
+    write_table(file, REVIEWS)
+
+
+@stand_in("stanfordnlp/imdb")
+def imdb(folder: Path) -> None:
+    """Reviews with numbers for labels."""
+    write_table(folder / "train.csv", [{**row, "label": int(row["label"] == "good")} for row in REVIEWS[:8]])
+
+
+@stand_in("pairs.jsonl")
+def pairs(file: Path) -> None:
+    rows = [{"anchor": f"Who painted door {n}?", "positive": f"{HOUSES[n % 4][0]} painted door {n} {HOUSES[n % 4][1]}."} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@stand_in("results.json")
+def results(file: Path) -> None:
+    file.write_text(json.dumps([{"dataset": "squad", "metric": "f1", "value": 88.1}]), encoding="utf-8")
+
+
+TEXTS = "--text my_texts/"
+FEW_STEPS = {
+    TEXTS + " --segments 512 --max-minutes 60": "--text ./my_texts/ --segments 128 --max_steps 2",
+    "--max-minutes 60": "",
+    TEXTS: TEXTS + " --max_steps 2 --max_length 512",
+}
+SHORT_STAGES = {TEXTS: TEXTS + " --transfer_steps 2 --finetune_steps 2 --max_length 256 --max_train_samples 3 --held_out_inputs 2"}
+
+MEMORY = """
+import hf_longattn
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("gpt2-xl-memory")
+segments = torch.randint(0, 500, (2, 1024)).split(512, dim=1)
+"""
+
+page("docs/how-to/adapt.md", Setting(instead=FEW_STEPS, slow=True))
+page("docs/how-to/batches.md", Setting(instead=FEW_STEPS))
+page("docs/how-to/many_processes.md", Setting(instead=FEW_STEPS, slow=True))
+page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
+page("docs/how-to/native.md", Setting(instead={"65536": "4096"}))
+page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative"}))
+page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20"))

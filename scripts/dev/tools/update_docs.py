@@ -61,6 +61,29 @@ def speed(name: str, command: str = "make bench") -> str:
     return NOT_MEASURED.format(name, command) if record is None else f"{timing_table(record)}\n\n*{where(record)}*"
 
 
+SPEEDS = {
+    "BERT of base width, inference": "model-longformer-window512-fp32",
+    "the same, a training step": "train-longformer-window512-fp32",
+    "attention alone, both directions": "attention-window-window512-fp32",
+    "attention alone, causal": "attention-window-window512-causal-fp32",
+}
+"""Row of the table of :func:`speed_in_brief` -> the benchmark that it is from."""
+
+
+def speed_in_brief() -> str:
+    """How many times as fast as PyTorch's full attention a window of 512 is, by length."""
+    records = {row: found for row, name in SPEEDS.items() if (found := stored(name)) is not None}
+    if len(records) < len(SPEEDS):
+        return NOT_MEASURED.format("attention-…", "make bench")
+    lengths = sorted({length for record in records.values() for length in record["lengths"]})
+    rows = []
+    for row, record in records.items():
+        faster = {one["length"]: f"{one['times_faster']:.1f}×" for one in record["ratios"] if one["implementation"] == "sdpa"}
+        rows.append([row, *(faster.get(length, "–") for length in lengths)])
+    machines = sorted({where(record) for record in records.values()})
+    return "\n".join([markdown_table(["", *(f"{length:,} tokens" for length in lengths)], rows), "", *(f"*{one}*" for one in machines)])
+
+
 def quality(name: str) -> str:
     """The tables of a question-answering evaluation."""
     record = stored(name)
@@ -108,7 +131,7 @@ def benchmarks() -> str:
             text += f"\nLeft out: {left['implementation']} at {left['length']:,} ({left['reason']})."
         if worst:
             text += f"\nLargest difference from the definition: {worst['error']:.1e} ({worst['implementation']}, {worst['what']}).\n"
-        sections.append(f"{text}\n![{path.stem}](../scripts/dev/results/{path.stem}.svg)\n\n*{where(record)}*")
+        sections.append(f"{text}\n![{path.stem}](../../scripts/dev/results/{path.stem}.svg)\n\n*{where(record)}*")
     return "\n\n".join(sections) or "*Nothing is stored yet: type `make bench`.*"
 
 
@@ -250,6 +273,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "qa": partial(quality, "qa"),
     "qa-brief": partial(quality_in_brief, "qa"),
     "benchmarks": benchmarks,
+    "speed-brief": speed_in_brief,
     "gpu": gpu,
     "gpu_model": gpu_model,
     "mechanisms": mechanisms,

@@ -1,0 +1,165 @@
+"""Every page in an environment with only what it says is installed: a wheel of this checkout, and the page's own ``pip install``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub_state import WRITER, Hub
+from tests.pages import ROOT, blocks, commands, follow, pages_with_blocks, run_in_shell
+from tests.stand_ins import StandIns
+
+pytestmark = pytest.mark.slow
+
+WORKER = """
+import contextlib, io, json, sys, traceback
+
+names, answers = {}, sys.stdout
+for line in sys.stdin:
+    printed, worked = io.StringIO(), True
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(compile(json.loads(line), "page", "exec"), names)
+        except BaseException:
+            printed.write(traceback.format_exc())
+            worked = False
+    print("\\0" + json.dumps([worked, printed.getvalue()]), file=answers, flush=True)
+"""
+"""Python that runs what it is sent, one JSON string a line, with the names of what ran before."""
+OURS = re.compile(r"(?:hf-longattn|(?:\./)?hf_longattn|\.)(\[[\w,]+\])?")
+"""How pages name this package after ``pip install``."""
+
+Environment = Callable[[tuple[str, ...]], Path]
+
+
+def installs(page: str) -> tuple[str, ...]:
+    """The lines of a page that install packages."""
+    found = [block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.kind in ("bash", "console")]
+    return tuple(line for block in found for line, _ in commands(block) if line.startswith("pip install"))
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """environment(lines of ``pip install``) -> the folder of an environment with the package, and then what they install.
+
+    Packages are linked from uv's cache, in the versions of ``constraints.txt``; torch is what this environment has.
+    """
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("environments")
+    _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=ROOT)
+    (wheel,) = folder.glob("*.whl")
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(lines: tuple[str, ...]) -> Path:
+        if lines not in made:
+            place = folder / str(len(list(folder.iterdir())))
+            _run(sys.executable, "-m", "uv", "venv", "-q", "--python", sys.executable, str(place))
+            for line in ("pip install .", *lines):
+                _install(line, place, wheel)
+            made[lines] = place
+        return made[lines]
+
+    return make
+
+
+def _install(line: str, place: Path, wheel: Path) -> None:
+    """``pip install …`` of a page; the package itself is the wheel's, and torch's small build is there."""
+    wanted = []
+    for word in shlex.split(line, comments=True)[2:]:
+        ours = OURS.fullmatch(word)
+        wanted.append(f"hf-longattn{ours[1] or ''} @ {wheel.as_uri()}" if ours else word)
+    if "--index-url" in wanted:
+        return
+    _run(
+        sys.executable, "-m", "uv", "pip", "install", "-q", "--python", str(place / "bin" / "python"), "-c", str(ROOT / "constraints.txt"),
+        "--index-strategy", "unsafe-best-match", *_indices(), *wanted,
+    )  # fmt: skip
+
+
+def _indices() -> Iterator[str]:
+    """Where pip is told to look, for uv."""
+    flags = {"find-links": "--find-links", "index-url": "--index-url", "extra-index-url": "--extra-index-url"}
+    told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
+    for key, places in re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", told, flags=re.M):
+        for place in places.split() if key in flags else ():
+            yield from (flags[key], place)
+
+
+def _run(*command: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+
+
+class Installed:
+    """A reader in an environment of his own, with the programs of a clone beside the working directory."""
+
+    only_ours = False
+
+    def __init__(self, environment: Path, hub: Hub, home: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))}
+        self.bin = environment / "bin"
+        self.env = {
+            **kept, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "400", "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": WRITER, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        self.worker: subprocess.Popen[str] | None = None
+
+    def longattn(self, arguments: list[str]) -> str:
+        return run_in_shell(shlex.join([str(self.bin / "longattn"), *arguments]), self.env)
+
+    def python(self, source: str) -> str:
+        if not source:
+            return ""
+        if self.worker is None:
+            self.worker = subprocess.Popen(
+                [self.bin / "python", "-c", WORKER], env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        assert self.worker.stdin is not None
+        assert self.worker.stdout is not None
+        print(json.dumps(source), file=self.worker.stdin, flush=True)
+        answer = next(line for line in self.worker.stdout if line.startswith("\0"))
+        worked, printed = json.loads(answer[1:])
+        assert worked, f"{source}\n{printed}"
+        return str(printed)
+
+    def shell(self, line: str) -> str:
+        return run_in_shell(line, self.env)
+
+    def install(self, line: str) -> None:
+        """Done when the environment was made."""
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.communicate()
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
+    """Checkpoints and data under the names that pages use."""
+    return StandIns(tmp_path_factory.mktemp("stand_ins"))
+
+
+@pytest.mark.parametrize("page", pages_with_blocks())
+def test_the_page_names_what_it_needs(
+    page: str, environment: Environment, stand_ins: StandIns, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = environment(installs(page))
+    desk = tmp_path / "desk"
+    desk.mkdir()
+    monkeypatch.chdir(desk)
+    for folder in ("examples", "model_cards"):  # of the clone
+        (desk / folder).symlink_to(ROOT / folder)
+    server.users[WRITER] = ("my-name", "write")
+    reader = Installed(place, server, tmp_path / "home")
+    try:
+        follow(page, reader, stand_ins)
+    finally:
+        reader.close()
