@@ -88,8 +88,9 @@ bench: $(READY)  ## make every benchmark's stored result anew, and the tables of
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
 	$(PY) -m scripts.dev.tools.update_docs
 
-site: $(READY)  ## the documentation as a site, in build/site/docs/index.html
-	$(PY) -m sphinx -W --keep-going -q -c docs . build/site
+# Executes notebooks that have changed since the last time; `make clean` has all of them executed anew.
+site: $(READY)  ## the documentation as a site, in build/site/docs/index.html (the first time executes the notebooks, 10 minutes)
+	$(PY) -m sphinx -W --keep-going -q -D nb_execution_mode=cache -c docs . build/site
 	@echo "Open build/site/docs/index.html in a browser."
 
 release: $(STUBS) sbom  ## the distributions in dist/, checked and not uploaded, and their bill of materials

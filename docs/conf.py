@@ -1,10 +1,17 @@
-"""The site: `make site` in a clone builds it into build/site, without a network and with every warning as an error."""
+"""The site: `make site` in a clone builds it into build/site, without a network and with every warning as an error.
 
+The notebooks are executed by `make site` alone, which sets nb_execution_mode to "cache"; any other build shows them without outputs.
+"""
+
+import os
+import sys
+from functools import partialmethod
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from nbclient import NotebookClient
 from sphinx.application import Sphinx
 
 from scripts.dev.tools import message_pages
@@ -14,7 +21,7 @@ author = "The hf_longattn authors"
 copyright = "The hf_longattn authors"
 version = release = version_of("hf-longattn")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "docs/index"
 include_patterns = [
     "docs/**",
@@ -36,6 +43,19 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 copybutton_prompt_text = "$ "
 copybutton_line_continuation_character = "\\"
+
+nb_execution_mode = "off"
+nb_execution_cache_path = str(Path(__file__).resolve().parent.parent / "build" / "notebooks")
+nb_execution_in_temp = True
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # progress bars, and what libraries log
+# What a command prints comes in pieces; myst-nb would put each on a line of its own.
+NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)  # type: ignore[method-assign]
+# What kernels start with: the commands and packages of this Python, stand_ins.py, one thread, and no network.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parent / "notebooks"), os.environ.get("PYTHONPATH", "")])
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -22,13 +22,30 @@ def test_every_public_name_is_on_one_page(repository: Path) -> None:
     assert shown == public
 
 
-def test_the_site_builds_without_a_warning(repository: Path, tmp_path: Path) -> None:
+def build_site(repository: Path, tmp_path: Path, *options: str, timeout: float = 280) -> Path:
+    """The folder of the documentation's pages, built with every warning as an error."""
     pytest.importorskip("sphinx", reason="Sphinx needs Python 3.11")
     site = tmp_path / "site"
-    done = run_fresh(
-        "-m", "sphinx", "-W", "--keep-going", "-q", "-d", str(tmp_path / "doctrees"), "-c", "docs", ".", str(site), cwd=repository
-    )
+    command = ("-m", "sphinx", "-W", "--keep-going", "-q", *options, "-d", str(tmp_path / "doctrees"), "-c", "docs", ".", str(site))
+    done = run_fresh(*command, cwd=repository, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
-    text = (site / "docs" / "api" / "attention.html").read_text(encoding="utf-8")
+    return site / "docs"
+
+
+def test_the_site_builds_without_a_warning(repository: Path, tmp_path: Path) -> None:
+    pages = build_site(repository, tmp_path)
+    text = (pages / "api" / "attention.html").read_text(encoding="utf-8")
     assert 'id="hf_longattn.attend"' in text
     assert "https://docs.pytorch.org/docs/stable/" in text
+
+
+@pytest.mark.slow
+def test_the_notebooks_run(repository: Path, tmp_path: Path) -> None:
+    """Cells that are not shown assert what the text says of the outputs."""
+    pages = build_site(repository, tmp_path, "-D", "nb_execution_mode=force", timeout=3600)
+    notebooks = sorted((repository / "docs" / "notebooks").glob("[0-9]*.md"))
+    assert len(notebooks) == 6
+    for notebook in notebooks:
+        text = (pages / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
+        assert "cell_output" in text
+        assert "Warning" not in text, notebook

@@ -1,0 +1,264 @@
+"""Small checkpoints and data for the notebooks, made on the spot: the site is built without a network.
+
+Each function trains a small model of a well-known architecture for some seconds on one CPU thread, writes it into a folder as
+``save_pretrained`` does. With a network you need none of this: use the checkpoint that the notebook names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from pydoc_data.topics import topics  # the language reference, in every Python installation
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
+from transformers import BertConfig, BertForQuestionAnswering, BertTokenizer
+
+transformers.logging.disable_progress_bar()
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):  # which Jupyter sets: without them commands draw no bars of progress
+    os.environ.pop(name, None)
+
+SENTENCES = re.findall(r"[A-Z][a-z][\w ,'-]{30,160}\.", " ".join(topics[name] for name in sorted(topics)))
+"""English sentences about Python."""
+
+SEASONS = {"spring": "seeds", "summer": "swimsuit", "autumn": "basket", "winter": "skates"}
+QUESTION = "What did they take along?"
+
+
+def diary(words: int, draw: random.Random) -> tuple[str, str]:
+    """A document of about so many words: the season first, four things last, and between them sentences about something else.
+
+    Returns:
+        The document, and the thing that goes with the season.
+    """
+    season = draw.choice(list(SEASONS))
+    between: list[str] = []
+    while len(" ".join(between).split()) < words:
+        between.append(draw.choice(SENTENCES))
+    things = draw.sample(list(SEASONS.values()), 4)
+    return " ".join([f"It was {season}.", *between, f"In the hall lay {', '.join(things)}."]), SEASONS[season]
+
+
+def write_diaries(file: str, number: int, words: int, seed: int) -> list[dict[str, Any]]:
+    """Questions about diaries, one a line in SQuAD's form.
+
+    Returns:
+        The same.
+    """
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(number):
+        text, thing = diary(words, draw)
+        rows.append({"question": QUESTION, "context": text, "answers": {"text": [thing], "answer_start": [text.rindex(thing)]}})
+    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+def diary_reader(folder: str, steps: int = 500) -> None:
+    """A BERT of two layers that reads 512 tokens and answers questions about diaries, trained for 15 seconds."""
+    torch.manual_seed(0)
+    draw = random.Random(0)
+    tokenizer = _words([diary(0, draw)[0] + QUESTION for _ in range(100)])
+    model = BertForQuestionAnswering(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
+            initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+    optimiser, schedule = _optimiser(model, 2e-3, steps)
+    for step in range(steps):
+        longest = 300 * max(0.0, step / steps - 0.2) ** 2 / 0.64  # short ones first: they teach the rule
+        length = draw.randrange(int(longest) + 1)
+        rows = [diary(length, draw) for _ in range(32 if length < 60 else 12)]
+        inputs = tokenizer(
+            [QUESTION] * len(rows), [text for text, _ in rows], truncation="only_second", max_length=512, padding=True, return_tensors="pt"
+        )
+        places = torch.tensor([inputs.char_to_token(row, text.rindex(thing), sequence_index=1) for row, (text, thing) in enumerate(rows)])
+        positions = torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"]).clone()
+        question = int(inputs["token_type_ids"][0].argmax())
+        positions[:, question:] += torch.randint(0, 512 - positions.shape[1] + 1, (len(rows), 1))  # so that all rows are trained
+        inputs["attention_mask"] = _near(inputs["attention_mask"], question) if step % 2 else inputs["attention_mask"]
+        outputs = model(**inputs, position_ids=positions, start_positions=places, end_positions=places)
+        _step(outputs.loss, model, optimiser, schedule)
+    _save(folder, model, tokenizer)
+
+
+def book(file: str, characters: int = 400_000) -> None:
+    """The language reference of Python as one text file: English that people wrote, in every Python installation."""
+    Path(file).write_text("\n".join(topics[name] for name in sorted(topics))[:characters], encoding="utf-8")
+
+
+def chapters(folder: str) -> None:
+    """The same as a folder of text files, one for each chapter."""
+    Path(folder).mkdir(exist_ok=True)
+    for number, name in enumerate(sorted(topics)):
+        Path(folder, f"{number:02}.txt").write_text(topics[name], encoding="utf-8")
+
+
+def python_writer(folder: str, steps: int = 250) -> None:
+    """A Llama of three layers that reads 256 tokens and continues texts about Python, trained for 30 seconds."""
+    torch.manual_seed(0)
+    draw = random.Random(0)
+    text = "\n".join(topics[name] for name in sorted(topics))[:400_000]
+    pieces = ByteLevelBPETokenizer()
+    pieces.train_from_iterator([text], vocab_size=1000, special_tokens=["</s>"], show_progress=False)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, eos_token="</s>", pad_token="</s>", model_max_length=256
+    )
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
+            max_position_embeddings=256, initializer_range=0.06, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        )
+    )  # fmt: skip
+    ids = torch.tensor(pieces.encode(text).ids)
+    optimiser, schedule = _optimiser(model, 4e-3, steps)
+    for _ in range(steps):
+        starts = [draw.randrange(len(ids) - 256) for _ in range(8)]
+        rows = torch.stack([ids[start : start + 256] for start in starts])
+        _step(model(input_ids=rows, labels=rows).loss, model, optimiser, schedule)
+    _save(folder, model, tokenizer)
+
+
+def random_bert(folder: str) -> None:
+    """A BERT of two layers that reads 512 tokens, with random weights."""
+    torch.manual_seed(0)
+    tokenizer = _words([])
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    _save(folder, transformers.BertForMaskedLM(config), tokenizer)
+
+
+def random_gpt2(folder: str) -> None:
+    """A GPT-2 of one layer that reads 1,024 tokens, with random weights."""
+    torch.manual_seed(0)
+    pieces = ByteLevelBPETokenizer()
+    pieces.train_from_iterator(SENTENCES, vocab_size=1000, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>", model_max_length=1024
+    )
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    _save(folder, transformers.GPT2LMHeadModel(config), tokenizer)
+
+
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+RATE = 8000
+
+
+def whistle(digits: list[int], draw: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Digits whistled one after another, each a tone of its own of 0.24 s and a pause, in noise: (samples,) at 8 kHz."""
+    time = np.arange(int(0.24 * RATE)) / RATE
+    pause = np.zeros(int(0.16 * RATE))
+    tones = [np.concatenate([np.sin(2 * np.pi * (400 + 300 * digit) * time) * np.hanning(len(time)), pause]) for digit in digits]
+    sound = 0.3 * np.concatenate(tones)
+    return (sound + 0.02 * draw.standard_normal(len(sound))).astype(np.float32)
+
+
+def whistle_listener(folder: str, steps: int = 80) -> None:
+    """A Parakeet of two layers that writes whistled digits as words, trained on 10 s at a time for 12 seconds."""
+    from hf_longattn.data.transcripts import ctc_tokenizer
+
+    torch.manual_seed(0)
+    draw = np.random.default_rng(0)
+    tokenizer = ctc_tokenizer([f"▁{digit}" for digit in DIGITS])
+    extractor = transformers.ParakeetFeatureExtractor(feature_size=40, sampling_rate=RATE, hop_length=80, n_fft=256, win_length=200)
+    encoder = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "conv_kernel_size": 9,
+        "subsampling_conv_channels": 16, "subsampling_factor": 4, "num_mel_bins": 40, "dropout": 0.0, "attention_dropout": 0.0,
+        "activation_dropout": 0.0, "layerdrop": 0.0, "dropout_positions": 0.0, "scale_input": False,
+    }  # fmt: skip
+    config = transformers.ParakeetCTCConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, encoder_config=encoder)
+    model = transformers.ParakeetForCTC(config)
+    optimiser, schedule = _optimiser(model, 3e-3, steps)
+    for _ in range(steps):
+        digits = draw.integers(0, 10, (4, 25))
+        sounds = [whistle(list(row), draw) for row in digits]
+        logits = model(**extractor(sounds, sampling_rate=RATE, return_tensors="pt")).logits
+        frames = torch.full(logits.shape[:2], tokenizer.pad_token_id)  # the word of each frame: the middle of its tone
+        for row, labels in enumerate(digits):
+            for place, digit in enumerate(labels):
+                first = round(place * 10 + 2)
+                frames[row, first : first + 3] = tokenizer.convert_tokens_to_ids(f"▁{DIGITS[digit]}")
+        _step(torch.nn.functional.cross_entropy(logits.flatten(0, 1), frames.flatten()), model, optimiser, schedule)
+    _save(folder, model.eval(), transformers.Wav2Vec2Processor(extractor, tokenizer))
+
+
+STRIPES = ("horizontal", "vertical", "chequered")
+
+
+def picture(size: int, kind: str, draw: np.random.Generator) -> Any:
+    """A grey, noisy picture with one small patch of 48 pixels that is striped or chequered, two pixels to a stripe."""
+    from PIL import Image
+
+    pixels = draw.normal(128, 20, (size, size))
+    across, down = np.meshgrid(np.arange(48) // 2 % 2, np.arange(48) // 2 % 2)
+    pattern = {"horizontal": down, "vertical": across, "chequered": across ^ down}[kind]
+    top, left = draw.integers(0, size - 48, 2)
+    pixels[top : top + 48, left : left + 48] = 255 * pattern
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def stripe_finder(folder: str, steps: int = 80) -> None:
+    """A ViT of two layers that says of pictures of 224 pixels what the patch in them is, trained for 10 seconds."""
+    torch.manual_seed(0)
+    draw = np.random.default_rng(0)
+    processor = transformers.ViTImageProcessorPil(size={"height": 224, "width": 224})
+    names = dict(enumerate(STRIPES))
+    model = transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, initializer_range=0.1,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, id2label=names,
+            label2id={name: number for number, name in names.items()},
+        )
+    )  # fmt: skip
+    optimiser, schedule = _optimiser(model, 2e-3, steps)
+    for _ in range(steps):
+        labels = torch.as_tensor(draw.integers(0, 3, 16))
+        pictures = [picture(224, STRIPES[label], draw) for label in labels]
+        _step(model(**processor(pictures, return_tensors="pt"), labels=labels).loss, model, optimiser, schedule)
+    _save(folder, model, processor)
+
+
+def _words(texts: list[str]) -> BertTokenizer:
+    """A tokenizer of BERT's kind that knows the words of English about Python and of these texts."""
+    words = Counter(re.findall(r"\w+|[^\w\s]", " ".join([*SENTENCES, *texts]).lower()))
+    letters = sorted(set("".join(words)))
+    common = sorted(words, key=lambda word: (-words[word], word))
+    pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *common])
+    return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, do_lower_case=True, model_max_length=512)
+
+
+def _near(mask: Tensor, question: int) -> Tensor:
+    """A mask for BERT by which tokens see 16 neighbours to each side, and the question sees and is seen by all."""
+    place = torch.arange(mask.shape[1])
+    seen = (place[:, None] - place).abs() <= 16
+    seen[:question] = seen[:, :question] = True
+    return torch.where(seen & mask[:, None, None].bool(), 0.0, torch.finfo(torch.float32).min)
+
+
+def _optimiser(model: torch.nn.Module, rate: float, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+
+
+def _step(loss: Tensor, model: torch.nn.Module, optimiser: torch.optim.Optimizer, schedule: Any) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    schedule.step()
+    optimiser.zero_grad()
+
+
+def _save(folder: str, *parts: Any) -> None:
+    for part in parts:
+        part.save_pretrained(folder)
