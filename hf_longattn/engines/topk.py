@@ -34,6 +34,7 @@ from ..naming import OPERATORS
 from ..private_apis import has_operator, operator
 from .common import accelerator
 from .common.batch import in_graph
+from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, ScoreMod
 from .common.dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
 from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
@@ -472,10 +473,14 @@ def gather_kv(x: Tensor, index: Tensor) -> Tensor:
         x = x.contiguous()
     steps = [step // width if size > 1 else 0 for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)]
     rows = 1 + sum((size - 1) * step for size, step in zip((batch, kv_heads, length), steps, strict=True))
-    items = torch.arange(batch, device=x.device)[:, None] * steps[0]
-    heads = torch.arange(index.shape[1], device=x.device) // (index.shape[1] // kv_heads) * steps[1]
-    first = (items + heads).view(batch, index.shape[1], *[1] * (index.dim() - 2))
-    return F.embedding(index * steps[2] + first, x.as_strided((rows, width), (width, 1)))
+
+    def first_rows() -> Tensor:
+        heads = torch.arange(index.shape[1], device=x.device) // (index.shape[1] // kv_heads) * steps[1]
+        return torch.arange(batch, device=x.device)[:, None] * steps[0] + heads
+
+    key = "first rows", batch, index.shape[1], kv_heads, *steps[:2], x.device
+    first = BYTE_CACHE.get(key, first_rows).view(batch, index.shape[1], *[1] * (index.dim() - 2))
+    return F.embedding((index if steps[2] == 1 else index * steps[2]) + first, x.as_strided((rows, width), (width, 1)))
 
 
 def term_at(score_mod: ScoreMod, columns: Tensor, kv_len: int) -> Tensor:

@@ -122,7 +122,7 @@ class SummaryLayer(StartsLayer):
             return
         first = (self.summarised - ahead - starts).clamp(min=0) // unit
         last = torch.div(length - 1 - starts, unit, rounding_mode="floor").clamp(min=0)
-        most, total = int((last - first).max()) + 1, int(last.max()) + 1
+        most, total = (torch.stack([last - first, last]).flatten(1).amax(1) + 1).tolist()  # one look at values
         units = (first + torch.arange(most, device=starts.device)).minimum(last)  # (B, m); a row with fewer repeats its last one
         columns = starts[..., None] + units[..., None] * unit + torch.arange(unit + ahead, device=starts.device)
         there, columns = columns < length, columns.clamp(max=length - 1)

@@ -30,6 +30,21 @@ class Counting(TorchDispatchMode):
         super().__init__()
         self.launches = Launches()
 
+    def __enter__(self) -> Counting:
+        self.tolist = torch.Tensor.tolist  # which the CPU does without an operation
+
+        def tolist(x: torch.Tensor) -> Any:
+            self.launches.waits["tolist"] += 1
+            return self.tolist(x)
+
+        torch.Tensor.tolist = tolist  # type: ignore[method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.Tensor.tolist = self.tolist  # type: ignore[method-assign]
+        super().__exit__(*error)
+
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out, name = operator(*args, **(kwargs or {})), operator.overloadpacket.__name__
         if not operator.is_view and name not in NO_KERNEL | NOT_ON_A_GPU:

@@ -22,7 +22,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from hf_longattn import backend, families
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.common import dense
+from hf_longattn.engines.common import accelerator, dense
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.private_apis import compile_errors
@@ -60,6 +60,7 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch.object(dispatch.DispatchContext, "__init__", init),
         mock.patch.object(dense, "groups_are_fused", lambda k, v, mask: mask is None),
         mock.patch.object(backend, "accelerated", return_value=True),
+        mock.patch.object(accelerator, "accelerated", return_value=True),
     ):
         yield
 
