@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn import build_mechanism
@@ -40,8 +40,9 @@ class Counts(TorchDispatchMode):
         return out
 
 
-def fused(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, **_: Any) -> Tensor:
-    return q + v.sum()
+def fused(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, return_aux: AuxRequest | None = None, **_: Any) -> Any:
+    out = q + v.sum()
+    return out if return_aux is None else (out, AuxOutput(lse=out[..., 0].float()))
 
 
 def asked(name: str, length: int, causal: bool, documents: int = 0, gradients: bool = False) -> tuple[Counts, Counts | None]:
@@ -93,14 +94,14 @@ def test_the_search_of_top_k_waits_once(causal: bool) -> None:
     q, k = (torch.randn(1, 8, 2048, 64) for _ in range(2))
     with torch.no_grad(), Counts() as counts:
         prefiltered_topk_keys(q, k, None, 64, causal, 0.125)
-    assert counts.launches <= 72
+    assert counts.launches <= (83 if causal else 72)  # causal queries are searched in four parts
     assert counts.waits == Counter({"_local_scalar_dense": 1})
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize(("name", "most"), [("nsa", 230), ("block_top_k", 65)])
-def test_selected_blocks_look_at_no_value(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "most", "waits"), [("nsa", 325, 1), ("block_top_k", 132, 0)])
+def test_selected_blocks_wait_for_rows_in_doubt_alone(name: str, most: int, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "fused_flex", fused)
     forward, _ = asked(name, 2048, True)
     assert forward.launches <= most
-    assert not forward.waits
+    assert forward.waits.total() == waits
