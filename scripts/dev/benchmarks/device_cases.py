@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
-Task = Literal["check", "time", "crossing", "decode"]
+Task = Literal["check", "compiled", "time", "crossing", "decode"]
 GRIDS = {40: (5, 8), 130: (10, 13), 300: (15, 20), 2048: (32, 64), 192: (12, 16), 96: (8, 12), 4096: (64, 64), 16384: (128, 128)}
 """The rows and columns of as many tokens on a grid."""
 QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
@@ -20,8 +20,9 @@ QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
 class DeviceCase:
     """One call of attention; with the default options of its mechanism where none are given.
 
-    task: ``check`` against the float64 definition; ``time`` against PyTorch's kernels; ``crossing``, a window as a dense call with a mask
-        and by its kernel; or ``decode``, a language model with the mechanism.
+    task: ``check`` against the float64 definition; ``compiled``, a language model by ``torch.compile`` against itself without;
+        ``time`` against PyTorch's kernels; ``crossing``, a window as a dense call with a mask and by its kernel; or ``decode``, a language
+        model with the mechanism.
     padding: ``none``, ``left``, ``right``, or ``documents``: two packed into each row.
     tokens: leading tokens that are global.
     queries: the last ones of the sequence; 0 is all.
@@ -29,6 +30,7 @@ class DeviceCase:
     mode: ``gradients``, ``no_grad`` or ``inference``.
     grid: whether the tokens lie on a grid, see :data:`GRIDS`.
     cache: of ``decode``: ``dynamic``, or ``static``, which transformers compiles on a GPU.
+    path: the one of :mod:`hf_longattn.engines.dispatch` that is to run on a GPU, also where another would compute the same.
     """
 
     mechanism: str
@@ -49,6 +51,7 @@ class DeviceCase:
     mode: str = "gradients"
     grid: bool = False
     cache: str = "dynamic"
+    path: str = ""
 
     def at(self, **changes: Any) -> DeviceCase:
         """The same case with some fields changed."""
@@ -60,9 +63,29 @@ class DeviceCase:
         parts += [f"{name}={value}" for name, value in self.options.items()]
         for field in dataclasses.fields(self)[6:]:
             value = getattr(self, field.name)
-            if value != field.default:
+            if value != field.default and field.name != "path":  # which is no part of what is computed
                 parts.append(f"{field.name}={value}")
         return " ".join(parts)
+
+    @property
+    def setting(self) -> str:
+        """What deviates from a plain timing, in words, but for the length."""
+        said = {
+            "causal": self.causal,
+            "grouped heads": self.heads != self.kv_heads,
+            f"padding on the {self.padding}": self.padding in ("left", "right"),
+            "packed documents": self.padding == "documents",
+            f"{self.tokens} global tokens": self.tokens,
+            f"dropout {self.dropout}": self.dropout,
+            self.term: self.term != "none",
+            "forward only": self.mode != "gradients",
+        }
+        return ", ".join([word for word, holds in said.items() if holds] + [f"{name}={value}" for name, value in self.options.items()])
+
+    def record(self) -> dict[str, Any]:
+        """What a stored result says of its case."""
+        names = ("mechanism", "task", "length", "causal", "dtype", "cache")
+        return {"case": str(self), **{name: getattr(self, name) for name in names}, "setting": self.setting}
 
 
 WINDOW = DeviceCase("window", options={"window": 128}, length=2048)
@@ -95,8 +118,7 @@ def first_checks() -> Iterator[DeviceCase]:
     yield from (WINDOW.at(queries=queries, causal=True, mode="no_grad") for queries in (1, 40, 300))
     yield from (WINDOW.at(dtype=dtype, causal=causal) for dtype in ("fp32", "fp16") for causal in (True, False))
     yield from (WINDOW.at(length=length) for length in (1, 77, 4096))
-    linear = DeviceCase("linear", causal=True, length=2048)
-    yield from (linear, linear.at(dtype="fp32"), linear.at(padding="documents"), linear.at(mechanism="delta"))
+    yield from kernel_checks()
     for name in list_mechanisms(grid=True):  # pictures
         on_grid = DeviceCase(name, options=dict(mechanism_class(name).sample), length=300, padding="none", grid=True)
         yield from (on_grid, on_grid.at(length=2048), on_grid.at(dtype="fp32"), on_grid.at(term="bias"))
@@ -104,6 +126,27 @@ def first_checks() -> Iterator[DeviceCase]:
     yield from (
         DeviceCase(name, "decode", causal=True, length=2048, dtype="fp32", cache="static") for name in ("window", "longformer", "linear")
     )
+
+
+def kernel_checks() -> Iterator[DeviceCase]:
+    """The kernels of states, of chosen blocks, of rounds and of tiles, each in the settings that change what it is given."""
+    linear = DeviceCase("linear", causal=True, length=2048, path="linear-triton")
+    delta = linear.at(mechanism="delta", path="delta-triton")
+    for case in (linear, delta):
+        yield from (case.at(dtype=dtype) for dtype in ("bf16", "fp32"))
+        yield from (case.at(kv_heads=4, padding="none"), case.at(padding="documents", path=""))
+    yield linear.at(queries=1000)  # after a state that has gradients
+    yield from (linear.at(mechanism=name) for name in ("performer", "taylor"))  # features as logarithms, and many
+    for causal in (True, False):
+        yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex-selections")
+    yield DeviceCase("nsa", length=4096, causal=True, batch=1, heads=2, kv_heads=1, padding="none", path="flex-selections")
+    for name in ("lsh", "routing"):
+        rounds = DeviceCase(name, length=2048, causal=True, path="flex-rounds")
+        both_ways = rounds.at(causal=False, path="flex-rounds" if name == "lsh" else "")  # of routing, tiles
+        yield from (rounds, both_ways, rounds.at(padding="documents", path=""))
+    for name in ("strided", "chunked", "union"):  # tiles
+        yield DeviceCase(name, length=2048, causal=True, padding="documents", path="packed")
+    yield DeviceCase("strided", "compiled", length=2048, causal=True, dtype="fp32", padding="none")
 
 
 def first_timings() -> Iterator[DeviceCase]:
@@ -163,6 +206,6 @@ def _quick(cases: Iterator[DeviceCase], lengths: int) -> list[DeviceCase]:
         if case.dtype != "fp16" and (case.length in seen or len(seen) < lengths or case.length < 300):
             seen.add(case.length)
             length, kv_heads, queries = QUICK_LENGTHS.get(case.length, case.length), min(case.kv_heads, 4), min(case.queries, 20)
-            short = case.at(length=length, heads=4, kv_heads=kv_heads, queries=queries)
+            short = case.at(length=length, heads=4, kv_heads=kv_heads, queries=queries, path="")  # so few tokens run others
             kept.setdefault(str(short), short)
     return list(kept.values())

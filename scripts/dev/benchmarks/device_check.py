@@ -26,7 +26,7 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 
 from .case import DTYPES
-from .decoding import DecodeShape, decode_after, decoding_model
+from .decoding import VOCAB, DecodeShape, decode_after, decoding_model
 from .decoding import difference as decoding_difference
 from .device_cases import GRIDS, DeviceCase
 from .memory import MiB
@@ -53,17 +53,21 @@ def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
     """
     paths: dict[str, None] = {}
     lacking: dict[str, None] = {}
+    refused: dict[str, str] = {}
 
     def note(_: Any, choice: dispatch.PathChoice) -> None:
         paths[choice.path] = None
+        refused.update(choice.refused)
         lacking.update(dict.fromkeys(reason for path, reason in choice.refused if path in dispatch.ATTEMPTED_PATHS))
 
     start, known = time.perf_counter(), flex_kernel.count()
-    record: dict[str, Any] = {"case": str(case), "mechanism": case.mechanism, "task": case.task, "length": case.length, "passed": False}
+    record: dict[str, Any] = case.record() | {"passed": False}
     try:
         with observe(note), warnings.catch_warnings():
             warnings.filterwarnings("error", message="flex_attention called without torch.compile")
             record |= TASKS[case.task](case, device)
+        if device.startswith("cuda") and (missed := missed_path(case, list(paths), refused)):
+            raise Failed(record | {"failure": missed})
         record["passed"] = True
     except Failed as error:
         record |= error.args[0]
@@ -73,6 +77,14 @@ def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
         record["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     made = flex_kernel.count() - known
     return record | {"paths": list(paths), "no_flex": list(lacking), "kernels": made, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def missed_path(case: DeviceCase, paths: list[str], refused: dict[str, str]) -> str | None:
+    """That a right result is not that of the path to check, and why; a kernel of flash-linear-attention may take its place."""
+    if not case.path or {case.path, *(path for path in paths if "fla" in path.split("-"))} & {*paths}:
+        return None
+    why = refused.get(case.path, "it was not asked for")
+    return f"the values are right, but they are of {', '.join(paths)} instead of {case.path}: {why}"
 
 
 class Inputs:
@@ -286,4 +298,26 @@ def decode(case: DeviceCase, device: str) -> dict[str, Any]:
     return {"timings": {"longattn": {"ms": round(after.milliseconds, 4), "cache_mib": round(after.mebibytes, 2)}}}
 
 
-TASKS: dict[str, Callable[[DeviceCase, str], dict[str, Any]]] = {"check": check, "time": timed, "crossing": crossing, "decode": decode}
+def compiled(case: DeviceCase, device: str) -> dict[str, Any]:
+    """The scores and the gradients of a training step of a model in one graph against those without ``torch.compile``."""
+    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), FIRST_LAYERS, max(case.length, 512)).to(device)
+    ids = torch.randint(3, VOCAB, (case.batch, case.length), generator=torch.Generator().manual_seed(0)).to(device)
+    upstream = torch.randn(case.batch, case.length, VOCAB, generator=torch.Generator().manual_seed(1)).to(device)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    torch._dynamo.reset()
+    backend = "inductor" if device.startswith("cuda") else "aot_eager"  # flex_attention's backward pass has no kernel for a CPU
+    found, expected = (
+        (out.detach(), torch.autograd.grad(out, weights, upstream, materialize_grads=True))
+        for out in (run(input_ids=ids, use_cache=False).logits for run in (torch.compile(model, backend=backend, fullgraph=True), model))
+    )
+    gradients = max(difference(one, other) for one, other in zip(found[1], expected[1], strict=True))
+    return judged({"output_error": difference(found[0], expected[0]), "gradient_error": gradients}, DECODING_TOLERANCE, DECODING_TOLERANCE)
+
+
+TASKS: dict[str, Callable[[DeviceCase, str], dict[str, Any]]] = {
+    "check": check,
+    "compiled": compiled,
+    "time": timed,
+    "crossing": crossing,
+    "decode": decode,
+}

@@ -29,6 +29,7 @@ import torch
 import typer
 
 from hf_longattn.engines.dispatch import fla_installed
+from hf_longattn.mechanisms import mechanism_info
 from scripts.dev import ROOT
 
 from .device_cases import DeviceCase, stages
@@ -36,10 +37,23 @@ from .drawing import svg
 from .report import machine, markdown_table, store_study
 
 OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
-CASE_SECONDS = 90.0
-"""A worker that takes longer for a case is ended."""
+CASE_SECONDS, COMPILED_SECONDS = 90.0, 240.0
+"""A worker that takes longer for a case, or for one that compiles a model, is ended."""
 QUADRATIC = 1.5
 """Memory that grows faster than this power of the length is taken for N×N."""
+BASELINES = ("sdpa flash", "sdpa")
+"""Full attention by the kernel to which the table compares: on a GPU, and on a CPU."""
+GROUPS = {
+    "windows and global tokens": ("block_sparse", "its members'"),
+    "patterns of tiles": ("gathered",),
+    "pictures": ("grid_windows", "grid_halo"),
+    "chosen keys": ("block_selected", "selected"),
+    "rounds of hashing": ("bucketed",),
+    "states (linear, delta, memories)": ("linear", "linear (chunked WY)", "recurrent"),
+    "full and low-rank": ("dense", "low_rank"),
+}
+"""The checks of a table's line, by the engines of their mechanisms."""
+TASK_GROUPS = {"decode": "decoding", "compiled": "models in torch.compile"}
 MOST_WORKERS = {"cuda": 6, "cpu": 1}
 SPOILED = "spoiled"
 """Key of a result after which its process can run nothing."""
@@ -73,6 +87,7 @@ def main(
     store_study(output, record)
     if chart := draw(record, output.with_suffix(".svg")):
         typer.echo(f"drawn in {chart}")
+    typer.echo(f"\n{markdown(record)}\n")
     for line in summary(record):
         typer.echo(line)
     typer.echo(f"stored in {output}")
@@ -130,17 +145,14 @@ def quadratic(results: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def summary(record: dict[str, Any]) -> Iterator[str]:
-    """What failed, what has no kernel here, and how many cases were reached."""
+    """What has no kernel here, and how many cases were reached."""
     results = record["results"]
-    for result in results:
-        if not result["passed"]:
-            yield shown(result)
     reasons: dict[str, list[str]] = {}
     for result in results:
         for reason in result.get("no_flex", ()):
             reasons.setdefault(reason, []).append(result["case"])
     for reason, cases in reasons.items():
-        yield f"without flex_attention, {len(cases)} cases ({reason}), such as: {cases[0]}"
+        yield f"without a kernel, {len(cases)} cases ({reason}), such as: {cases[0]}"
     for line in record["quadratic"]:
         yield f"FAILED memory grows too fast: {line}"
     passed = sum(result["passed"] for result in results)
@@ -185,24 +197,105 @@ def draw(record: dict[str, Any], path: Path) -> Path | None:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """How many cases passed, and what was timed."""
+    """Correctness, a line for each group, with every failure in full; then timings, crossings and decoding in tables of their own."""
     results = record["results"]
-    timings = {result["case"].partition(" ")[2]: result["timings"] for result in results if "timings" in result}
-    names = list(dict.fromkeys(name for timing in timings.values() for name in timing))
+    failures = "\n".join(f"- {shown(result)}" for result in results if not result["passed"])
+    parts = [f"{sum(result['passed'] for result in results)} of {len(results)} cases passed.", failures]
+    for caption, table in (
+        ("Against float64: the largest errors of outputs / of gradients.", correctness_table),
+        (
+            "Milliseconds (and the factor of full attention by SDPA's flash kernel, below 1 is faster) by tokens; the rest at the most.",
+            timing_table,
+        ),
+        ("A short window in milliseconds, as a dense call with a mask and by its kernel.", crossing_table),
+        ("Decoding, milliseconds for a token.", decoding_table),
+    ):
+        header, rows = table(results)
+        if rows:
+            parts += [caption, markdown_table(header, rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def group_of(result: dict[str, Any]) -> str:
+    """The line of the table of correctness that counts a case."""
+    if result["task"] != "check":
+        return TASK_GROUPS.get(result["task"], "timed")
+    engine = mechanism_info(result["mechanism"]).engine
+    return next((words for words, engines in GROUPS.items() if engine in engines), engine)
+
+
+def correctness_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """For each group how many cases passed, and the largest errors in each dtype."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(group_of(result), []).append(result)
+    dtypes = [dtype for dtype in ("bf16", "fp16", "fp32") if any(r["dtype"] == dtype and "output_error" in r for r in results)]
+
+    def worst(found: Sequence[dict[str, Any]], dtype: str) -> str:
+        of_dtype = [result for result in found if result["dtype"] == dtype]
+        largest = [max((r[name] for r in of_dtype if name in r), default=None) for name in ("output_error", "gradient_error")]
+        return " / ".join(f"{error:.0e}" for error in largest if error is not None) or "–"
+
     rows = [
-        [case, *(f"{timing[name]['ms']:.2f}" if "ms" in timing.get(name, ()) else "–" for name in names)]
-        for case, timing in timings.items()
+        [group, f"{sum(r['passed'] for r in found)} of {len(found)}", *(worst(found, dtype) for dtype in dtypes)]
+        for group, found in groups.items()
     ]
-    for row, timing in zip(rows, timings.values(), strict=True):
-        row.append(f"{timing['longattn']['mib']:,.0f}" if "mib" in timing.get("longattn", ()) else "–")
-    passed = f"{sum(result['passed'] for result in results)} of {len(results)} cases passed."
-    return passed if not rows else f"{passed}\n\n{markdown_table(['ms', *names, 'MiB of longattn'], rows)}"
+    return ["checked", "passed", *dtypes], rows
+
+
+def timing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Mechanisms in their settings × lengths; the last length's memory, path and compiled kernels where there are any."""
+    timed = [result for result in results if result["task"] == "time" and "timings" in result]
+    lengths = sorted({result["length"] for result in timed})
+    cells: dict[str, dict[int, str]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for result in timed:
+        times = {name: timing["ms"] for name, timing in result["timings"].items() if "ms" in timing}
+        full = next((times[name] for name in BASELINES if name in times), None)
+        setting = f", {result['setting']}" if result["setting"] else ""
+        for name, ms in times.items():
+            if name in BASELINES:
+                if result["mechanism"] != "full":  # where the baseline has a row beside it
+                    continue
+                row = f"{name}{setting}"
+            else:
+                row = f"`{result['mechanism']}`{setting}" + ("" if name == "longattn" else f" ({name.removeprefix('longattn ')})")
+                if name == "longattn":
+                    about[row] = {**result["timings"][name], "path": ", ".join(result["paths"]), "kernels": result["kernels"]}
+            cells.setdefault(row, {})[result["length"]] = f"{ms:.2f}" + (f" (×{ms / full:.2f})" if full else "")
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "MiB": lambda found: f"{found['mib']:,.0f}" if "mib" in found else "",
+        "compiled": lambda found: str(found.get("kernels", "") or ""),
+        "path": lambda found: found.get("path", ""),
+    }
+    said = [name for name, cell in columns.items() if any(cell(found) for found in about.values())]
+    rows = [
+        [row, *(found.get(length, "–") for length in lengths), *(columns[name](about.get(row, {})) or "–" for name in said)]
+        for row, found in cells.items()
+    ]
+    return ["ms", *(f"{length:,}" for length in lengths), *said], rows
+
+
+def crossing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Lengths × the two ways of a short window."""
+    found = [result for result in results if result["task"] == "crossing" and "timings" in result]
+    names = list(dict.fromkeys(name for result in found for name in result["timings"]))
+    return ["tokens", *names], [[f"{r['length']:,}", *(f"{r['timings'][name]['ms']:.2f}" for name in names)] for r in found]
+
+
+def decoding_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Mechanisms × caches."""
+    rows = [
+        [f"`{r['mechanism']}`", r["cache"], f"{r['length']:,}", f"{found['ms']:.2f}", f"{found['cache_mib']:.1f}"]
+        for r in results
+        if r["task"] == "decode" and (found := r.get("timings", {}).get("longattn"))
+    ]
+    return ["mechanism", "cache", "tokens before", "ms", "MiB of the cache"], rows
 
 
 def failed(case: DeviceCase, failure: str) -> dict[str, Any]:
     """The result of a case that found nothing."""
-    about = {"case": str(case), "mechanism": case.mechanism, "task": case.task, "length": case.length}
-    return about | {"passed": False, "failure": failure}
+    return case.record() | {"passed": False, "failure": failure}
 
 
 def workers_for(kind: str, cores: int) -> int:
@@ -260,7 +353,7 @@ def run_stage(cases: Sequence[DeviceCase], workers: int, start: Callable[[], Wor
                     worker.close()
                     worker = None
                 worker = worker or start()
-                result = worker.run(case, min(CASE_SECONDS, left))
+                result = worker.run(case, min(COMPILED_SECONDS if case.task == "compiled" else CASE_SECONDS, left))
                 if result.pop(SPOILED, False):  # the process is about to end: the next case is another's
                     worker.close()
                     worker = None

@@ -11,11 +11,11 @@ from torch.nn.attention.flex_attention import flex_attention
 from hf_longattn import list_mechanisms
 from hf_longattn.engines import dispatch
 from scripts.dev.benchmarks import device_check
-from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, stages
-from scripts.dev.benchmarks.device_check import run_case
+from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, kernel_checks, stages
+from scripts.dev.benchmarks.device_check import missed_path, run_case
 
 SHORT = {
-    str(case): case.at(length=min(case.length, 300 if case.grid else 290), queries=min(case.queries, 200))
+    str(case): case.at(length=min(case.length, 300 if case.grid else 290), queries=min(case.queries, 200), path="")
     for case in first_checks()
     if case.task == "check"
 }
@@ -92,6 +92,32 @@ def test_an_error_that_spoils_the_device_ends_the_process(monkeypatch: pytest.Mo
     monkeypatch.setattr(device_check, "attended", fails)
     with pytest.raises(torch.AcceleratorError):
         run_case(WINDOW.at(length=33), "cpu")
+
+
+def test_a_right_result_of_another_path_fails_where_one_is_to_be_checked() -> None:
+    case, why = DeviceCase("linear", path="linear-triton"), {"linear-triton": "its values differ"}
+    assert missed_path(case.at(path=""), ["dense"], why) is None
+    assert missed_path(case, ["split", "linear-triton"], {}) is None
+    assert missed_path(case, ["split", "linear-fla"], why) is None
+    failure = missed_path(case, ["split", "linear-chunks"], why)
+    assert failure == "the values are right, but they are of split, linear-chunks instead of linear-triton: its values differ"
+
+
+@pytest.mark.parametrize("case", [case for case in kernel_checks() if case.path and "triton" not in case.path], ids=str)
+def test_the_kernels_to_be_checked_are_chosen_at_their_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the table of paths; that Triton's are chosen needs Triton."""
+    asked: list[str] = []
+    first = dispatch._first
+
+    def noted(kind: str, context: dispatch.DispatchContext) -> Any:
+        found = first(kind, context)
+        asked.append(found[0])
+        if case.path in asked:
+            raise RuntimeError("chosen")
+        return found
+
+    monkeypatch.setattr(dispatch, "_first", noted)
+    assert "chosen" in run_case(case, "cpu").get("failure", ""), asked
 
 
 @pytest.mark.parametrize("task", ["time", "crossing", "decode"])
