@@ -173,6 +173,7 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
                 printed = reader.python(source)
             elif block.kind in ("json", "yaml"):
                 assert block.file, f"{where}No file is named before it."
+                stand_ins.provide(block.content)
                 Path(block.file).parent.mkdir(parents=True, exist_ok=True)
                 Path(block.file).write_text(block.content * setting.copies, encoding="utf-8")
             elif block.kind in ("console", "bash"):

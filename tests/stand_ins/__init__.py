@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 Builder = Callable[[Path], None]
 BUILDERS: dict[str, Builder] = {}
@@ -92,7 +92,8 @@ class StandIns:
 
     def provide(self, text: str, unless: tuple[str, ...] = ()) -> None:
         """Copy every stand-in whose name ``text`` has, except those that are there."""
-        names = {name.removeprefix("./").rstrip("/") for name in re.findall(r"[\w.-][\w./-]*", text)}
+        paths = {PurePosixPath(name) for name in re.findall(r"[\w.-][\w./-]*", text)}
+        names = {str(path) for named in paths for path in (named, *named.parents)}
         for name in sorted(names & BUILDERS.keys() - set(unless)):
             if not os.path.lexists(name):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)

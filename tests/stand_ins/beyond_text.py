@@ -34,6 +34,27 @@ page(
         },
     ),
 )
+page(
+    "docs/how-to/classify.md",
+    Setting(
+        instead={
+            **ONE_EPOCH,
+            "--data reviews.csv": "--data reviews.csv --max_length 128",
+            "--augmentation none": "--augmentation none --epochs 1",
+            "--label-column topic": "--label-column topic --epochs 1",
+        },
+        slow=True,
+    ),
+)
+page(
+    "docs/how-to/multitask.md",
+    Setting(
+        instead={
+            "--image_size 224 224": "--image_size 64 64 --max_steps 3 --max_length 128",
+        },
+        slow=True,
+    ),
+)
 page("docs/how-to/proteins.md", Setting(instead=ONE_EPOCH))
 page(
     "docs/how-to/captions.md",
@@ -61,6 +82,11 @@ def converted(source: str, folder: Path, mechanism: str, **settings: Any) -> Non
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_labelled(file: Path, what: str, label: str, rows: list[tuple[Path, str]]) -> None:
+    """A table of whole paths and their labels."""
+    file.write_text("\n".join([f"{what},{label}", *(f"{path.resolve()},{name}" for path, name in rows)]) + "\n", encoding="utf-8")
 
 
 # Pictures and videos
@@ -102,6 +128,19 @@ def photo(file: Path) -> None:
 def photos(folder: Path) -> None:
     """Pictures with labels."""
     sorted_files(folder, ("cat", "dog"), lambda place, number: picture(number).save(place / f"{number}.jpg"))
+
+
+@stand_in("slides.csv")
+def slides(file: Path) -> None:
+    """Paths of pictures with labels, and the pictures."""
+    write_labelled(
+        file, "file", "label", [(made("photos") / ("cat", "dog")[n % 2] / f"{n}.jpg", ("text", "plot")[n % 2]) for n in range(8)]
+    )
+
+
+@stand_in("digits")
+def digits(folder: Path) -> None:
+    sorted_files(folder, ("3", "7"), lambda place, number: picture(number, (64, 64)).save(place / f"{number}.png"))
 
 
 @stand_in("captioned")
@@ -256,6 +295,34 @@ def talks(folder: Path) -> None:
     for number in range(10):
         soundfile.write(folder / f"{number}.wav", tone(number, 2), RATE)
         (folder / f"{number}.txt").write_text(("TEA NOT", "ONE HAT")[number % 2], encoding="utf-8")
+
+
+@stand_in("hubert-long")
+def hubert_long(folder: Path) -> None:
+    from scripts.dev.tools.small_models import Shape, small_audio_config
+
+    config = small_audio_config("hubert", Shape(layers=1, heads=2), feat_extract_norm="group")
+    source = folder.with_name("hubert-short")
+    save("HubertModel", config, source, transformers.Wav2Vec2FeatureExtractor())
+    from hf_longattn import convert_checkpoint
+
+    convert_checkpoint(source, folder, mechanism="window", audio_seconds=300, verify=False)
+
+
+@stand_in("sounds", "words")
+def sounds(folder: Path) -> None:
+    """Recordings with labels."""
+    import soundfile
+
+    sorted_files(folder, ("bark", "meow"), lambda place, number: soundfile.write(place / f"{number}.wav", tone(number, 1), RATE))
+
+
+@stand_in("calls.csv", "words.csv")
+def calls(file: Path) -> None:
+    """Paths of recordings with their topics, or words."""
+    paths = [made("sounds") / ("bark", "meow")[n % 2] / f"{n}.wav" for n in range(8)]
+    label = {"calls": "topic", "words": "word"}[file.stem]
+    write_labelled(file, "file", label, [(path, ("bill", "order")[n % 2]) for n, path in enumerate(paths)])
 
 
 @stand_in("sesame/csm-1b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def llama(folder: Path) -> None:
 
 @stand_in("google/gemma-3-1b-it")
 def gemma3(folder: Path) -> None:
-    small("gemma3_text", "Gemma3ForCausalLM", folder, 2048, "qwen2", sliding_window=64, layer_types=["sliding_attention", "full_attention"])
+    """With full attention in every sixth layer."""
+    windows = {"num_hidden_layers": 6, "sliding_window": 64, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]}
+    small("gemma3_text", "Gemma3ForCausalLM", folder, 2048, "qwen2", **windows)
 
 
 @stand_in("gemma3-long")
@@ -81,6 +84,11 @@ def mpnet(folder: Path) -> None:
     plain = folder.with_name("mpnet-plain")
     small("mpnet", "MPNetModel", plain, 512)
     SentenceTransformer(modules=[Transformer(str(plain)), Pooling(32), Normalize()]).save(str(folder))
+
+
+@stand_in("mpnet-4096-embed")
+def mpnet_long(folder: Path) -> None:
+    converted("sentence-transformers/all-mpnet-base-v2", folder, "window", window=512, max_length=4096)
 
 
 @stand_in("allenai/longformer-base-4096")
@@ -234,10 +242,23 @@ def reviews(file: Path) -> None:
     write_table(file, REVIEWS)
 
 
+@stand_in("stars.csv")
+def stars(file: Path) -> None:
+    write_table(file, [{"review": row["text"], "stars": row["label"]} for row in REVIEWS])
+
+
 @stand_in("stanfordnlp/imdb")
 def imdb(folder: Path) -> None:
     """Reviews with numbers for labels."""
     write_table(folder / "train.csv", [{**row, "label": int(row["label"] == "good")} for row in REVIEWS[:8]])
+
+
+@stand_in(*(f"{when}/attention-window-window512-fp32.json" for when in ("before", "after")))
+def times(file: Path) -> None:
+    """A stored benchmark."""
+    from tests.pages import ROOT
+
+    shutil.copy(ROOT / "scripts" / "dev" / "results" / file.name, file)
 
 
 @stand_in("pairs.jsonl")
@@ -268,10 +289,61 @@ model = AutoModelForCausalLM.from_pretrained("gpt2-xl-memory")
 segments = torch.randint(0, 500, (2, 1024)).split(512, dim=1)
 """
 
+TO_TRAIN = """
+from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
+
+model = AutoModelForMaskedLM.from_pretrained("bert-4096")
+arguments = TrainingArguments("trained", use_cpu=True, report_to="none")
+data = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]
+"""
+SHORT_TEXTS = {
+    "--lengths 512,4096": "--lengths 512,1024",
+    "[512, 4096]": "[512, 1024]",
+    "vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7",
+    "self talk.wav": "self talk.wav --audio-seconds 5",
+}
+PHOTO = """
+from PIL import Image
+
+photo = Image.open("photo.jpg")
+"""
+IN_MEMORY = """
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("google-bert/bert-base-uncased")
+input_ids = torch.randint(5, 100, (1, 256))
+"""
+
 page("docs/how-to/adapt.md", Setting(instead=FEW_STEPS, slow=True))
-page("docs/how-to/batches.md", Setting(instead=FEW_STEPS))
-page("docs/how-to/many_processes.md", Setting(instead=FEW_STEPS, slow=True))
+page("docs/how-to/batches.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
+page(
+    "docs/how-to/many_processes.md",
+    Setting(
+        before=TO_TRAIN,
+        instead={TEXTS: FEW_STEPS[TEXTS], "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2"},
+        slow=True,
+    ),
+)
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
 page("docs/how-to/native.md", Setting(instead={"65536": "4096"}))
 page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative"}))
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20"))
+page("docs/how-to/decoder_graph.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
+page("docs/how-to/export.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
+page(
+    "docs/how-to/embed.md", Setting(before=PHOTO, copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 4"}, slow=True)
+)
+page("docs/how-to/diagnose.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
+page(
+    "docs/how-to/measure.md",
+    Setting(
+        instead={
+            "probe llama-8192": "probe --samples 2 --lengths 1K llama-8192",
+            "--task mqar": "--samples 4 --task mqar",
+            "lengths=[4096, 8192], samples=100": "lengths=[1024], samples=2",
+            '"vt", 8192': '"vt", 1024',
+        },
+        slow=True,
+    ),
+)
