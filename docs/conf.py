@@ -6,7 +6,6 @@ The notebooks are executed by `make site` alone, which sets nb_execution_mode to
 import os
 import sys
 from functools import partialmethod
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ from docutils import nodes
 from nbclient import NotebookClient
 from sphinx.application import Sphinx
 
+from hf_longattn import __version__
 from scripts.dev.tools import message_pages
 
 project = "hf_longattn"
 author = "The hf_longattn authors"
 copyright = "The hf_longattn authors"
-version = release = version_of("hf-longattn")
+version = release = __version__  # of the code described, not of whatever is installed
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "docs/index"
