@@ -34,6 +34,41 @@ class Traced:
     shortest: int
 
 
+def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) -> torch.export.ExportedProgram:
+    """The program of a module for all sizes of its free axes.
+
+    For models of several layers PyTorch 2.15 takes conditions that hold for every size, such as n != 1 where 513 <= n, for violated.
+    Then it finds the free axes itself, and they are compared with those that were asked for.
+
+    Args:
+        sizes: for each input a ``Dim`` for each free axis.
+    """
+    try:
+        return torch.export.export(module, (), kwargs=example, dynamic_shapes=sizes)
+    except trace_errors() as error:
+        if "Constraints violated" not in str(error):
+            raise
+        hints = {
+            name: {axis: torch.export.Dim.AUTO(min=size.min, max=size.max) for axis, size in axes.items()} for name, axes in sizes.items()
+        }
+        program = torch.export.export(module, (), kwargs=example, dynamic_shapes=hints)
+        if not _are_free(program, sizes):
+            raise
+        return program
+
+
+def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> bool:
+    """Whether a program takes every size of the free axes."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
+    for name, axes in sizes.items():
+        for axis, size in axes.items():
+            found = ranges.get(str(values[name].shape[axis]))
+            if found is None or found.lower > max(size.min, 2) or found.upper < size.max:
+                return False
+    return True
+
+
 class ExportedGraph(nn.Module, ABC):
     """A model as a function of named tensors, which can be one graph for all batch sizes and lengths.
 
@@ -129,7 +164,7 @@ class OnePassGraph(ExportedGraph):
         for shortest in lengths:
             example, sizes = self.traceable(shortest, max_length)
             try:
-                program = torch.export.export(self, (), kwargs=example, dynamic_shapes=sizes)
+                program = exported(self, example, sizes)
             except trace_errors():  # a guard on the length, or guards that contradict each other
                 if shortest == lengths[-1]:
                     raise
