@@ -374,7 +374,7 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
         if has_operator("pair_scores"):
             count, size = places.shape  # equal bags: their offsets, and the bag of every entry
             bags = torch.arange(count, device=q.device)
-            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten()
+            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()  # of one bag it is a view
             weights = operator("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:

@@ -413,7 +413,7 @@ def compare(
     try:
         changes = compare(read_record(before), read_record(after))
     except LongAttentionError as error:
-        say(str(error), err=True)
+        say(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     say(table(changes))
     if any(change.regressed for change in changes):
