@@ -55,7 +55,7 @@ def read_record(path: Path) -> dict[str, Any]:
         OptionError: it cannot be read, or holds no rounds.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "")  # a pipe would be waited for
     except (OSError, ValueError) as error:
         raise OptionError(f"{str(path)!r} is not a stored result that can be read; give a .json file of scripts/dev/results.") from error
     if not isinstance(record, dict) or not record.get("timings") or "rounds_ms" not in record["timings"][0]:
