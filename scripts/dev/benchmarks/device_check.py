@@ -304,7 +304,7 @@ def compiled(case: DeviceCase, device: str) -> dict[str, Any]:
     ids = torch.randint(3, VOCAB, (case.batch, case.length), generator=torch.Generator().manual_seed(0)).to(device)
     upstream = torch.randn(case.batch, case.length, VOCAB, generator=torch.Generator().manual_seed(1)).to(device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    torch._dynamo.reset()
+    torch.compiler.reset()
     backend = "inductor" if device.startswith("cuda") else "aot_eager"  # flex_attention's backward pass has no kernel for a CPU
     found, expected = (
         (out.detach(), torch.autograd.grad(out, weights, upstream, materialize_grads=True))
