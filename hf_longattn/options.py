@@ -96,8 +96,8 @@ class Options:
         default=None,
         kw_only=True,
         metadata={
-            "help": "order in which the tokens of a grid are read, so that blocks and bands are local on it: raster, columns, hilbert, or "
-            "tiles with their sizes, as in tiles:8x8",
+            "help": "for pictures and other grids: the order in which tokens are read, so that blocks and bands are local: raster, "
+            "columns, hilbert, or tiles with their sizes, as in tiles:8x8",
             "unit": "",
         },
     )

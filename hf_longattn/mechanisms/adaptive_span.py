@@ -4,9 +4,9 @@ Every head learns a span z in [0, max_span]. With a ramp of R tokens at the end 
 
     A_ij = m_z(x) exp(s_ij) / Σ_j' m_z(x') exp(s_ij')        m_z(x) = clamp((R + z - x) / R, 0, 1)
 
-among the past keys in the causal form, else among all. The auxiliary loss λ · mean over heads of z, which models add to their loss, keeps
-spans as short as the text allows. The parameter is z / max_span, as in the authors' code, so that usual learning rates suit it. Only keys
-within the longest span are visited; a compiled graph, whose shapes are fixed, visits those within max_span.
+among the past keys in the causal form, else among all. Models add the auxiliary loss λ · (mean of z over heads), which keeps spans short.
+The parameter is z / max_span, as in the authors' code, so that usual learning rates suit it. Only keys within the longest learned span are
+visited. A compiled graph has fixed shapes, and visits those within max_span.
 """
 
 from __future__ import annotations

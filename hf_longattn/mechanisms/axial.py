@@ -1,7 +1,7 @@
-"""Axial attention (Ho et al. 2019, Axial Attention in Multidimensional Transformers; xformers' ``axial_2d_pattern``), of any rank.
+"""Axial attention (Ho et al. 2019, Axial Attention in Multidimensional Transformers; xformers' ``axial_2d_pattern``), on any grid.
 
-A cell sees the cells of its line along an axis: those whose places are equal on every other axis. With several axes it sees the lines of
-all of them in one softmax, in which it counts once itself:
+A cell sees the cells on its line along an axis: those at the same place on every other axis. With several axes, one softmax takes the
+lines of all of them, and the cell itself counts once:
 
     y is seen from x  if  y_b = x_b on all axes b ≠ a  for an axis a of ``axes``
 """

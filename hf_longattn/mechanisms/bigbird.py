@@ -8,8 +8,8 @@ block I sees the keys of block J if
 
 Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they attend to, and are
 attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as in transformers' BigBird. A key that a
-query counts m times has the weight m · exp(score): with ``random_pattern="hf_eval"``, the first block counts once more for each random
-block, as in transformers' BigBird in evaluation. Its training draws random blocks; here training and evaluation are alike.
+query counts m times has the weight m · exp(score). With ``random_pattern="hf_eval"``, the first block counts once more for each random
+block, as in transformers' BigBird in evaluation. transformers draws random blocks in training; here training and evaluation are alike.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class BigBirdOptions(Options):
     random_pattern: str = option(
         "seeded",
         "'seeded': distinct blocks outside the window and the global blocks; 'hf_eval': the first block counts again instead of each "
-        "random one, as in transformers in evaluation; 'hf': the same, from configs whose training drew transformers' random blocks",
+        "random one, as in transformers in evaluation; 'hf': the same, with a warning in training, where transformers draws random blocks",
         choices=("seeded", "hf", "hf_eval"),
     )
     blocks_over: str = option(
         "text",
-        "'text': blocks are cut from each sequence without its padding; 'input': from the padded input, with zeros as the output of "
-        "padding, as in transformers",
+        "'text': blocks are cut from each sequence without its padding; 'input': blocks are cut from the padded input, and padding has "
+        "the output 0, as in transformers",
         choices=("text", "input"),
     )
 
@@ -84,8 +84,8 @@ class BigBird(MaskedMechanism):
     summary = "a window of blocks, random blocks, and global blocks that attend to and are attended by all"
     paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
     when = (
-        "a BigBird checkpoint, or an encoder whose global information should pass through random and first blocks without your "
-        "marking tokens"
+        "a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
+        "tokens of your own"
     )
     engine: ClassVar[str] = "gathered"
     exports_definition = True

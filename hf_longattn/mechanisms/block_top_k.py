@@ -4,9 +4,9 @@ Keys are cut into blocks of b tokens, counted from the first real token. Query i
 
     g_im = q_i · mean_{j in block m} k_j
 
-and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's,
-it chooses among the complete blocks before c, and sees block c up to itself. With per="query_block", which has no causal form, the mean
-query of a block chooses for all its queries. Ties go to the earlier block. Choices are made in float64 and are constants for the gradient.
+and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's, it
+chooses among the complete blocks before c, and sees block c up to itself. With per="query_block", which has no causal form, the mean query
+of a block chooses for all its queries. Ties go to the earlier block. Choices are made in float64, and no gradient flows through them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class BlockTopK(SummarisedMechanism):
 
     summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
     paper = "Lu et al. 2025, MoBA, §2.2"
-    when = "a decoder without training that needs evidence from anywhere; the cache keeps all tokens, each query reads a few blocks"
+    when = "a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of all tokens"
     engine = "block_selected"
     exports_definition = True
     cost = "N·k·b + N·N/b"

@@ -5,8 +5,8 @@ With C(i) = ⌊i/c⌋, counted from the first real token, query i sees key j if
 
     0 <= C(i) - C(j) <= n        (and j <= i in the causal form)
 
-An encoder that is trained like this reads a stream chunk by chunk: what it looks ahead is at most the rest of the chunk, and what it needs
-of the past is n chunks of keys and values in each layer. FastConformer's ``att_context_size=[70, 13]`` is ``chunk_size=14, left_chunks=5``.
+An encoder that is trained like this can read a stream chunk by chunk. It looks ahead at most to the end of its chunk. Of the past it needs
+n chunks of keys and values in each layer. FastConformer's ``att_context_size=[70, 13]`` is ``chunk_size=14, left_chunks=5``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Chunked(GatheredMechanism):
 
     summary = "each token sees its chunk and the n chunks before it, as streaming speech models do"
     paper = "Zhang et al. 2020, Unified Streaming and Non-streaming Two-pass End-to-end Model for Speech Recognition"
-    when = "an encoder of speech that reads a stream, or one trained with chunks (FastConformer, Nemotron)"
+    when = "a speech encoder that reads a stream, or one trained with chunks (FastConformer, Nemotron)"
     cost = "N·c·(n+1)"
     per_head_tensors = ()
     options_type = ChunkedOptions

@@ -3,10 +3,10 @@
     κ(q_i, k_j) = (ReLU(q_i)·ReLU(k_j)) cos(π/2 · (i - j) / M)
 
 By the addition theorem its features are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token. M is
-at least the length, so that no weight is negative. The authors' code uses the length of the text, as does the bidirectional form here,
-counting the real tokens of each sequence. A causal row must not change with the tokens after it, and a decoder does not know how long its
-text will be, so the causal form uses the longest text of the model. ``max_length`` sets M in both. A ``scaling`` of q·k is a positive
-factor, which cancels.
+at least the length, so that no weight is negative. The authors' code uses the length of the text. So does the bidirectional form here,
+which counts the real tokens of each sequence. The causal form uses the longest text of the model: a row must not change with the tokens
+after it, and a decoder does not know how long its text will be. ``max_length`` sets M in both. A ``scaling`` of q·k is a positive factor,
+which cancels.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .common.registry import register_mechanism
 class CosformerOptions(Options):
     max_length: int | None = option(
         None,
-        "M, the longest text and the distance at which weights reach 0; none takes the length of each text, as the authors' code does, or "
-        "the model's longest text if causal",
+        "M, the longest text, and the distance at which weights reach 0; default: the length of each text, as in the authors' code, or the "
+        "model's longest text if causal",
         "tokens",
         least=1,
     )
@@ -45,7 +45,7 @@ class Cosformer(LinearMechanism):
 
     summary = "ReLU features whose products are re-weighted by the cosine of the distance"
     paper = "Qin et al. 2022, cosFormer: Rethinking Softmax in Attention, eq. 10-13"
-    when = "a linear mechanism without new parameters for a model that you train, in which near tokens matter more"
+    when = "a model that you train, with a linear mechanism that prefers near tokens and adds no parameters"
     counts_positions = True
     per_head_tensors = ()
     options_type = CosformerOptions

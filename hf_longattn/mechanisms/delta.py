@@ -2,14 +2,14 @@
 
     S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ        o_t = scale · S_tᵀ q_t
 
-with q and k of length 1, β_t = σ(x_t W_β) and log α_t = -exp(A) softplus(x_t W_α + b) for each head (the parametrisation of Mamba2, as in
+with q and k of norm 1, β_t = σ(x_t W_β) and log α_t = -exp(A) softplus(x_t W_α + b) for each head (the parametrisation of Mamba2, as in
 transformers' Qwen3-Next). x_t is the layer's input or the head's key. Unrolled, o = W v with
 
     W = scale · tril(Q Kᵀ ⊙ Γ) (I + tril(diag(β) K Kᵀ ⊙ Γ, -1))⁻¹ diag(β)        Γ_ij = α_{j+1} … α_i
 
 so the weights may be negative and their sum is not 1. With ``expand`` > 1, q and k are SiLU(q W_q) and SiLU(k W_k), of expand · D
-features, and ``scale`` is (expand · D)^-½, the usual one for keys of that width. Only the rule is taken from the paper, not its layer's
-short convolution, SiLU of the values and gated output norm, so that a checkpoint's projections keep their meaning.
+features, and ``scale`` is (expand · D)^-½, the usual one for keys of that width. Only the rule is taken from the paper. Its layer's short
+convolution, SiLU of the values and gated output norm are left out, so that a checkpoint's projections keep their meaning.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ INITIAL_STEPS = (1e-3, 1e-1)
 
 @dataclasses.dataclass(frozen=True)
 class DeltaOptions(Options):
-    expand: int = option(1, "rows of the state per dimension of the head; above 1 through learned maps and SiLU", "times", least=1, most=64)
-    gate: bool = option(True, "the state decays by α; without it this is the plain delta rule")
+    expand: int = option(
+        1, "rows of the state per dimension of the head; above 1, learned maps and SiLU make them", "times", least=1, most=64
+    )
+    gate: bool = option(True, "let the state decay by α; otherwise this is the plain delta rule")
     gate_input: str = option(
-        "hidden_states", "what β and α are computed from: hidden_states, the layer's input, or key, the head's key",
+        "hidden_states", "what β and α are computed from: 'hidden_states' (the layer's input) or 'key' (the head's key)",
         choices=("hidden_states", "key"),
     )  # fmt: skip
-    normalise: bool = option(True, "queries and keys are scaled to length 1")
+    normalise: bool = option(True, "scale queries and keys to norm 1")
 
 
 @register_mechanism("delta")
@@ -55,7 +57,7 @@ class Delta(Mechanism):
 
     summary = "a linear state that decays by a gate and overwrites a key's old value (gated delta rule)"
     paper = "Yang et al. 2024, Gated Delta Networks, eq. 10"
-    when = "you linearise a decoder and it has to recall: its state is constant and forgets what it overwrites"
+    when = "you linearise a decoder that has to recall; its state has a constant size, and new values overwrite old ones"
     engine = "linear (chunked WY)"
     cost = "N·D²"
     causal = True

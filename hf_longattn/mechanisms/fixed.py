@@ -4,7 +4,7 @@ With blocks of l tokens, counted from the first real token, query i sees key j i
 
     its own block:  ⌊j/l⌋ = ⌊i/l⌋          or a summary column:  j mod l >= l - c
 
-so the last c tokens of every (earlier) block carry what others see of the block.
+So of every other (earlier) block, a query sees the last c tokens only.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .common.registry import register_mechanism
 
 @dataclasses.dataclass(frozen=True)
 class FixedOptions(Options):
-    block_size: int = option(128, "tokens in a block; near √N in the paper", "tokens", least=1)
-    num_summary: int = option(8, "last tokens of each block, which all queries see", "tokens", least=1)
+    block_size: int = option(128, "l, tokens in a block; near √N in the paper", "tokens", least=1)
+    num_summary: int = option(8, "c, last tokens of each block, which all queries see", "tokens", least=1)
 
     def check(self) -> None:
         if self.num_summary > self.block_size:
@@ -42,7 +42,7 @@ class Fixed(GatheredMechanism):
 
     summary = "the query's block and the last c tokens of every (earlier, when causal) block"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (fixed)"
-    when = "documents with a fixed layout in blocks, whose last tokens can sum a block up; otherwise `strided` or `bigbird`"
+    when = "documents with a fixed layout in blocks, whose last tokens can sum a block up; for other texts take `strided` or `bigbird`"
     cost = "N·(l+c·N/l)"
     per_head_tensors = ()
     options_type = FixedOptions

@@ -18,7 +18,7 @@ class Full(SparseMechanism):
 
     summary = "softmax attention over all tokens"
     paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
-    when = "short inputs, and single layers among cheap ones that must see everything"
+    when = "short inputs, and a few layers that must see everything, among layers of another mechanism"
     engine = "dense"
     reads_line = False
     cost = "N²"

@@ -4,9 +4,9 @@
 
 Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). ``feature_softmax`` chooses other published
 forms: ``joint`` is softmax([x W, -x W]), as in flash-linear-attention (which doubles x W), and ``none`` is exp([x W, -x W]), as the
-equations are printed. W (D × feature_dim / 2, without bias) is learned for the queries and the keys of each head and is initialised as
-the identity, as in the paper. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, products of features
-below exp(-87) underflow (opposite q and k longer than about 40); a row of nothing else is zeros.
+equations are printed. W (D × feature_dim / 2, without bias) is learned for the queries and the keys of each head and is initialised as the
+identity, as in the paper. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, products of features below
+exp(-87) underflow: those of opposite q and k with norms above about 40. A row without any other product is zeros.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ HALVES, JOINT, NONE = "halves", "joint", "none"
 @dataclasses.dataclass(frozen=True)
 class HedgehogOptions(Options):
     feature_dim: int | None = option(
-        None, "features per head, both halves together; none takes twice the head size", "features", even=True, most=65536
+        None, "features per head, both halves together; default: twice the head size", "features", even=True, most=65536
     )
     feature_softmax: str = option(
         HALVES,
-        "how the features are normalised: halves, a softmax of each half, as in the authors' code (Based, LoLCATs); joint, one softmax of "
-        "both, as in flash-linear-attention; none, as the paper's equations are printed",
+        "how the features are normalised. 'halves': a softmax of each half, as in the authors' code (Based, LoLCATs); 'joint': one softmax "
+        "of both, as in flash-linear-attention; 'none': not at all, as the paper prints its equations",
         choices=(HALVES, JOINT, NONE),
     )
 

@@ -12,9 +12,9 @@ With p(i, j) the real tokens of the pool in which query i sees key j (on level 0
     A_ij = exp(scale · q_i · k̄_p) / Σ_j' exp(scale · q_i · k̄_p')        k̄_p = mean of k over p
 
 so a pool counts as often as it has real tokens, and its value is the mean of v over them. This is the paper's block hierarchy (equations
-25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is exact, which costs N·b·log(N/b)
-instead of N·b and equals the paper's form for equal queries. In the causal form a query sees earlier tokens only, and pools lie entirely
-before it. A score term sees a pool at its middle, or at the last token of the text if that comes earlier.
+25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is exact. This costs N·b·log(N/b)
+instead of N·b. For equal queries it is the paper's form. In the causal form a query sees earlier tokens only, and pools lie entirely
+before it. For a score term, a pool lies at its middle, or at the last token of the text if that comes earlier.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from .common.scores import pad_queries, softmax_over, visible_to_all
 @dataclasses.dataclass(frozen=True)
 class HierarchicalOptions(Options):
     block_size: int = option(64, "tokens in a block of level 0, an even number", "tokens", even=True)
-    levels: int | None = option(None, "most levels, the exact one included; default: as many as the length needs", "levels", least=1)
+    levels: int | None = option(None, "maximum number of levels, the exact one included; default: what the length needs", "levels", least=1)
     pooling: str = option(
-        "mean", "how keys are pooled: 'mean', or the element-wise 'max'; values always by their mean", choices=("mean", "max")
+        "mean", "how keys are pooled: 'mean', or the element-wise 'max'; values are always averaged", choices=("mean", "max")
     )
 
 
@@ -54,7 +54,7 @@ class Hierarchical(Mechanism):
 
     summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
-    when = "distant text matters roughly: exact near a token, means of growing pools far from it, without training"
+    when = "distant text matters in outline only: a token sees near ones exactly, and means of growing pools beyond; needs no training"
     engine = "gathered"
     exports = False
     cost = "N·b·log(N/b)"

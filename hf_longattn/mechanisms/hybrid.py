@@ -4,9 +4,10 @@ With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = m
 
     o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉ W_i} κ(q_i, k_j))
 
-γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax attention. A kernel
-that estimates exp(s_ij) itself (Taylor's) is brought to the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ is initialised near 1.
-The window slides, as in the equations; the authors' GPU kernels cut it into blocks (a "terraced" window). The bidirectional form is ours.
+γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax attention. A kernel that
+estimates exp(s_ij) itself (Taylor's) is brought to the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ is initialised near 1. The
+window slides, as in the equations; the authors' GPU kernels cut it into blocks (a "terraced" window). The bidirectional form is not in the
+paper.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ QUERIES_PER_PIECE = 2048
 @dataclasses.dataclass(frozen=True)
 class HybridOptions(Options):
     window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
-    features: MechanismSpec = option(HEDGEHOG, "the linear mechanism of the other keys: hedgehog, taylor, linear")  # noqa: RUF009 - it is frozen
-    mixing: float | None = option(None, "γ, the weight of the window's terms, above 0; none learns one per head, initialised to 0.1")
+    features: MechanismSpec = option(HEDGEHOG, "the linear mechanism for the other keys: hedgehog, taylor or linear")  # noqa: RUF009 - it is frozen
+    mixing: float | None = option(
+        None, "γ, the weight of the window's terms, above 0; default: one per head is learned, initialised to 0.1"
+    )
 
     def check(self) -> None:
         if self.mixing is not None and not self.mixing > 0:

@@ -38,7 +38,7 @@ INITIAL_GATE = -2.0
 
 @dataclasses.dataclass(frozen=True)
 class InfiniOptions(Options):
-    segment_length: int = option(512, "tokens in a segment, which attend to each other by softmax", "tokens", least=1)
+    segment_length: int = option(512, "S, tokens in a segment, which attend to each other by softmax", "tokens", least=1)
     delta_rule: bool = option(False, "write to the memory only what cannot be retrieved from it yet (equation 6)")
 
 
@@ -48,9 +48,9 @@ class Infini(Mechanism):
 
     summary = "softmax within a segment, gated with a linear memory of all segments before it"
     paper = "Munkhdalai et al. 2024, Infini-attention, eq. 4-10"
-    when = "a decoder that you train on text read segment by segment, with a memory of constant size"
+    when = "a decoder that you train, which reads a text segment by segment and has a memory of constant size"
     engine = "recurrent"
-    cost = "N·(s+D)"
+    cost = "N·(S+D)"
     causal = True
     remembers = True
     trains = True

@@ -2,7 +2,8 @@
 
     o_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) Σ_j φ(k_j)        φ(x) = elu(x) + 1  or  max(x, 0)
 
-There is no product q·k to scale: a ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each, as it would their product.
+There is no product q·k to scale. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each, which scales their product
+alike.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Local attention on a grid (Zhang et al. 2021, Multi-Scale Vision Longformer, section 3.1), of any rank.
+"""Local attention on a grid (Zhang et al. 2021, Multi-Scale Vision Longformer, section 3.1), on any number of axes.
 
 With a radius of a cells along an axis, the cell at place x sees the places y of the grid with
 
     |y - x| ≤ a,  or with ``chunks``  |⌊y / a⌋ - ⌊x / a⌋| ≤ 1
 
-on every axis. The first is the paper's exact window; ``chunks`` is its form of sliding chunks, in which a cell sees its own chunk of
-a × a cells and the eight around it. Windows are cut off at the border, where no padding takes a share of the softmax. The prefix tokens are
-the paper's global memory, see ``prefix_tokens``.
+on every axis. The first form is the paper's exact window. The second is its sliding chunks: a cell sees its own chunk of a × a cells and
+the eight around it. Windows are cut off at the border, and no padding takes a share of the softmax. The prefix tokens are the paper's
+global memory; see ``prefix_tokens``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Local2d(LocalGridMechanism):
     summary = "on a grid: softmax over the cells up to a radius away on every axis"
     paper = "Zhang et al. 2021, Multi-Scale Vision Longformer, §3.1"
     when = "pictures whose features must have no seams at the borders of windows, or a Vision Longformer"
-    cost = "N·(2·r + 1)² on a picture"
+    cost = "N·(2a + 1)² on a picture"
     options_type = Local2dOptions
     sample: ClassVar[dict[str, Any]] = {"radius": 2}
     options: Local2dOptions

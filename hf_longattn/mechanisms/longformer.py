@@ -8,7 +8,7 @@ j with
 
     o_i = Σ_j softmax_j(scale · Q_g x_i · K_g x_j) V_g x_j
 
-Other tokens see the global ones through the layer's ordinary keys and values, so only the global rows change.
+Other tokens see the global ones through the layer's ordinary keys and values, so only the outputs of global tokens change.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 The sequence is cut into blocks of b tokens, counted from the first real token. Queries of block c see
 
     local:   the blocks c-1, c, c+1
-    sparse:  S sparse keys on either side: those of the next S·f/b blocks, of which each has b/f, f being the sparsity factor
+    sparse:  S sparse keys on each side, from the next S·f/b blocks; with the sparsity factor f, each block has b/f sparse keys
     global:  the global tokens; a query that is global itself sees all tokens (and no means)
 
-Each token counts once, and global tokens are never sparse keys. In the causal form, which every selection has, queries see the keys up to
+Each token counts once, and global tokens are never sparse keys. Every selection has a causal form, in which queries see the keys up to
 their own and the sparse keys of complete past blocks. By default the first token is global and belongs to the first block, as in the
-authors' attention layer; the models that their converter writes prepend global tokens and count blocks after them, which is what
-``block_offset`` is for. The converter's selection ``bos_pooling`` is not implemented.
+authors' attention layer. Models that their converter writes prepend global tokens and count blocks after them; ``block_offset`` does that.
+The converter's selection ``bos_pooling`` is not implemented.
 
-Sparse keys come from cells of c tokens, each of which has m = c / f. Head h takes (section 3.2)
+Sparse keys come from cells of c tokens: each cell gives m = c / f of them. Head h takes (section 3.2)
 
     strided:          the tokens at the places h mod f, h mod f + f, h mod f + 2f, …
     block_strided:    the m tokens from the place m · (h mod f) on
@@ -19,11 +19,11 @@ Sparse keys come from cells of c tokens, each of which has m = c / f. Head h tak
     average_pooling:  the mean key and the mean value of every f consecutive tokens
     lsh:              the mean key and the mean value of each of m clusters, g_j = argmax [x_j R; -x_j R], R ∈ R^(D × m/2) Gaussian
 
-A cell is a block, c = b; for max_norm and lsh it has min(b, S) tokens, as in the authors' converter, if that is a multiple of f and divides
-b. For lsh, x_j is the key k_j or, after pre-rounds, the sum of the keys in its cluster: a pre-round hashes into c clusters with separate
-directions. Means are keys in addition to the tokens they are made of; their weight belongs to these in equal shares. Padding and global
-tokens are never chosen and never enter a mean. Choices and clusters are computed in float64 and are constants for the gradient; means are
-not.
+A cell is a block, so c = b. For max_norm and lsh, a cell has min(b, S) tokens if that is a multiple of f and divides b, as in the authors'
+converter. For lsh, x_j is the key k_j. After pre-rounds it is the sum of the keys in its cluster; a pre-round hashes into c clusters with
+separate directions. A mean is one more key, beside its tokens, and its weight belongs to these in equal shares. Padding and global tokens
+are never chosen and never enter a mean. Choices and clusters are computed in float64. No gradient flows through them, but it does through
+means.
 """
 
 from __future__ import annotations

@@ -6,19 +6,22 @@ Round r hashes the direction of a vector x by a random rotation (Andoni et al. 2
 
 The tokens are sorted by (bucket, position), the sorted order is cut into chunks of ``bucket_size``, and
 
-    bidirectional:  query i sees the chunk in which (h_r(q_i), i) falls among the keys, and the neighbouring chunks, in a circle
+    bidirectional:  query i sees the chunk in which (h_r(q_i), i) falls among the keys, and the neighbouring chunks; the last
+                    chunk is a neighbour of the first
     causal:         query i sees the last ``bucket_size`` keys j <= i with h_r(k_j) = h_r(q_i)
 
-The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper); with ``count_duplicates`` a key
-counts as often as it is met, as in implementations that merge the rounds by their log-sum-exp.
+The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper). With ``count_duplicates`` a key
+counts once for each round that meets it, as in implementations that merge the rounds by their log-sum-exp.
 
 In the published causal form, chunks shift when tokens follow, so the keys of a query depend on the future. The causal form here depends on
 earlier tokens only, so decoding token by token equals one pass over the text.
 
-With ``shared_qk``, the published form, a token has one vector x, taken from the keys (which a cache keeps): its query is x, its key
-x / rms(x), and it sees itself only if it sees no other key. Without it, queries and keys are hashed by the same rotations, which need no
-normalisation because of the argmax; the asymmetric transformations of inner-product search (Neyshabur and Srebro 2015) would need the
-largest norm of all keys, and so the future. There, a causal query that meets no key sees itself.
+``shared_qk`` is the published form. A token has one vector x, taken from the keys, which a cache keeps. Its query is x, its key is
+x / rms(x), and it sees itself only if it sees no other key.
+
+Without ``shared_qk``, queries and keys are hashed by the same rotations. The argmax makes normalisation unnecessary. (The asymmetric
+transformations of inner-product search, Neyshabur and Srebro 2015, would need the largest norm of all keys, and so the future.) A causal
+query that meets no key sees itself.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ class LSHOptions(Options):
     shared_qk: bool = option(False, "each token's key is its query as well: the published form")
     num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024, least=0)
     num_chunks_after: int = option(0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024, least=0)
-    count_duplicates: bool = option(False, "a key that is met in several rounds counts as often")
+    count_duplicates: bool = option(False, "a key that is met in several rounds counts once for each")
     seed: int = option(0, "seed of the rotations")
 
     def check(self) -> None:

@@ -1,14 +1,14 @@
 """Neighborhood attention (Hassani et al. 2023, Neighborhood Attention Transformer, section 3; Hassani and Shi 2022, Dilated Neighborhood
 Attention; Hassani et al. 2025, Generalized Neighborhood Attention, for strides), of any rank, as NATTEN defines it.
 
-Along an axis, a cell sees those of its residue class modulo the dilation. For the i-th of the n cells of a class, a kernel of k cells and a
-stride of s (s cells in turn have the same window, that of their leader)
+Along an axis, a cell sees cells of its own residue class modulo the dilation. With a stride of s, each s cells in a row share one window,
+that of their leader. For the i-th of the n cells of a class and a kernel of k cells,
 
     leader = min(⌊i / s⌋·s + ⌊s / 2⌋, n - 1)
     first  = leader - ⌊k / 2⌋, moved inwards to between 0 and n - k
     last   = first + k - 1
 
-so that a window slides inwards at a border and always has k cells; an even k has one more before the leader. With ``is_causal``
+So a window slides inwards at a border, and always has k cells. With an even k, one more of them is before the leader. With ``is_causal``
 
     leader = min(⌊i / s⌋·s + s - 1, n - 1),  first = max(leader - k + 1, 0),  last = i
 

@@ -2,7 +2,8 @@
 
     o_i = g_i^cmp Attn(q_i, K^cmp, V^cmp) + g_i^slc Attn(q_i, K^slc_i, V^slc_i) + g_i^win Attn(q_i, K^win_i, V^win_i)
 
-**Compressed**: block m holds the l tokens from m·d on. φ makes one key and one value of it; query i sees the blocks that end by i.
+**Compressed**: block m holds the l tokens from m·d on. φ makes one key and one value of it. Query i sees the blocks that end at or before
+i.
 
     φ(x_0 … x_{l-1}) = mean_r x_r + W_2 relu(W_1 [x_0 + e_0; …; x_{l-1} + e_{l-1}] + b_1) + b_2
 
@@ -10,21 +11,26 @@
 
     p^slc_j = Σ_{heads that share a key head} Σ_{m' < l'/d} Σ_{n' < l/d} p^cmp_{(l'/d) j + m' - n'}
 
-(equations 9 and 10 with blocks counted from 0), so that the query heads of a group select the same blocks. Query i sees, up to itself, its
-own block, the ``initial_blocks`` first ones, the ``local_blocks`` - 1 before its own and those with the highest scores, ``num_blocks`` in
-all. Ties go to the earlier block. Choices are those of float64 and are constants for the gradient. **Window**: the last w keys.
+(equations 9 and 10 with blocks counted from 0), so that the query heads of a group select the same blocks. Query i sees ``num_blocks``
+blocks, up to itself: the ``initial_blocks`` first ones, its own, the ``local_blocks`` - 1 before its own, and those with the highest
+scores. Ties go to the earlier block. Choices are made in float64, and no gradient flows through them.
 
-What the paper leaves open or has otherwise: φ is a mean plus an MLP with positions e inside the block, shared by the heads of a layer, and
-W_2 is initialised as 0, so that φ is the mean at first. g = sigmoid(U q_i + c) per head, of the head's query (as it is attended with, hence
-after a rotation of positions) in place of the layer's input; U is initialised as 0 and c so that each gate is 1/3: a converted
-checkpoint starts with the mean of the branches, and the first l - 1 tokens, for which nothing is compressed yet, with two thirds of it. The
-branches share the layer's keys and values, whereas the paper projects them three times, which needs three caches and has no counterpart in
-a checkpoint. A score term sees a compressed key at the middle of its block.
+**Window**: the last w keys.
 
-The bidirectional form is ours: every block with a token is compressed and seen, the local blocks are those on both sides, the window too.
+The paper leaves some things open, and some are different here:
 
-A decode cache keeps all keys and values, since any block may be selected, and per d tokens one compressed key (in float64) and value: with
-d = 16, 9% more memory in fp32 and 16% in bf16.
+- φ is a mean plus an MLP with positions e inside the block, shared by the heads of a layer. W_2 is initialised as 0, so φ is the mean at
+  first.
+- g = sigmoid(U q_i + c) per head. It takes the head's query, after a rotation of positions, in place of the layer's input. U is initialised
+  as 0, and c so that each gate is 1/3. So a converted checkpoint starts with the mean of the branches. The first l - 1 tokens, for which
+  nothing is compressed yet, start with two thirds of it.
+- The branches share the layer's keys and values. The paper projects them three times, which needs three caches, and a checkpoint has only
+  one projection.
+- For a score term, a compressed key lies at the middle of its block.
+- The bidirectional form is not in the paper. Every block with a token is compressed and seen; local blocks and window are on both sides.
+
+A decode cache keeps all keys and values, since any block may be selected. For every d tokens it also keeps one compressed key (in float64)
+and value. With d = 16 that is 9% more memory in fp32, and 16% in bf16.
 """
 
 from __future__ import annotations

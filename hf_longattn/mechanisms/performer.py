@@ -3,13 +3,16 @@
     softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x     (lemma 1)
     relu:     φ(x) = max(w_m·x', 0)                                                                          (section 2.2)
 
-for m random directions w_m, Gaussian and orthogonal in blocks. Exponents are relative to the row's largest for queries, and to the
-feature's largest so far for keys; both cancel in the quotient, so that processing a text in pieces, or token by token, equals processing
-it whole, however large q and k are, up to the rounding of the exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile, export)
-computes the causal form in float64 and holds exponents of keys up to some 700 apart; rows that see only keys further below the text's
-largest are zeros there. Nothing is added to the features (the authors' code adds 10⁻³ to those of relu, 10⁻⁶ to those of softmax), so a
-row whose relu features share no direction with its keys' is zeros. The directions are a buffer of the checkpoint; training draws new ones
-every ``redraw_interval`` passes.
+for m random directions w_m, Gaussian and orthogonal in blocks. They are a buffer of the checkpoint; training draws new ones every
+``redraw_interval`` passes.
+
+Exponents are relative to the row's largest for queries, and to the feature's largest so far for keys. Both cancel in the quotient. So a
+text in pieces, or token by token, gives what the whole text gives, however large q and k are, up to the rounding of the exponents in fp32
+(about -scale |k|² / 2). A graph (torch.compile, export) computes the causal form in float64, and holds exponents of keys up to some 700
+apart. There, rows that see only keys further below the text's largest are zeros.
+
+Nothing is added to the features, whereas the authors' code adds 10⁻³ to those of relu and 10⁻⁶ to those of softmax. So a row whose relu
+features share no direction with its keys' is zeros.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Performer(LogLinearMechanism):
 
     summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
-    when = "you train, and want an estimate of softmax attention with linear cost and without learned features"
+    when = "you train a model, and want an estimate of softmax attention at linear cost, without learned features"
     cost = "N·m·D"
     bitwise_causal = False
     per_head_tensors = ()

@@ -30,9 +30,9 @@ from .common.traits import Recursion
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentMemoryOptions(Options):
-    segment_length: int = option(512, "tokens in a segment, memory tokens included", "tokens", least=1)
+    segment_length: int = option(512, "S, tokens in a segment, memory tokens included", "tokens", least=1)
     num_memory_tokens: int = option(16, "memory tokens; a decoder has them twice in a segment, to read and to write", "tokens", least=0)
-    bptt_depth: int | None = option(None, "how many segments back gradients flow; none for all", "segments", least=0)
+    bptt_depth: int | None = option(None, "how many segments back gradients flow; default: all", "segments", least=0)
 
     def check(self) -> None:
         if self.segment_length < 2 * self.num_memory_tokens + 2:
@@ -50,7 +50,7 @@ class RecurrentMemory(GatheredMechanism):
     summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"
-    cost = "N·s"
+    cost = "N·S"
     trains = True
     stateful = True
     options_type = RecurrentMemoryOptions

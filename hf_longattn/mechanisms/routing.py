@@ -5,20 +5,21 @@ A token's routing vector x̂ is its query or key after layer normalisation witho
     bidirectional:  query i sees the w keys with the greatest affinity to its cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-Scores are q · k, as the checkpoint was trained with; with ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained from scratch
-(whose causal form has one vector for both, K ← Q, as no converted model has). The w best tokens of a cluster depend on the whole sequence,
-so the causal form takes the latest ones instead. Here every query is served by its nearest cluster; in the algorithm a cluster takes its w
-nearest queries, so a query in no cluster gets nothing and one in several keeps one of the results. ``window`` adds the tokens around each
-query, instead of the paper's local heads. A query that sees no key sees itself.
+Scores are q · k, as the checkpoint was trained with. With ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained from
+scratch. (Its causal form has one vector for both, K ← Q, which no converted model has.) The w best tokens of a cluster depend on the whole
+sequence, so the causal form takes the latest ones instead. Here every query is served by its nearest cluster. In the algorithm a cluster
+takes its w nearest queries: a query in no cluster gets nothing, and one in several keeps one of the results. ``window`` adds the tokens
+around each query, instead of the paper's local heads. A query that sees no key sees itself.
 
 ``router="kmeans"``: the centroids μ are unit vectors, kept in a buffer. In training with gradients they follow the tokens, once per
 backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
-with means instead of the paper's sums, so that the rate does not depend on the batch size. In distributed training each process moves its
-centroids by its own tokens until :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces that by one move by the tokens of
-all, the same as in one process; ``longattn train`` calls it after every backward pass.
+The paper has sums instead of means; with means, the rate does not depend on the batch size. In distributed training each process moves its
+centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by one, by the tokens of
+all processes, as one process would make it. ``longattn train`` calls it after every backward pass.
+
 ``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
 
@@ -63,7 +64,7 @@ class RoutingOptions(Options):
     window_per_cluster: int | None = option(
         None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens", least=1
     )
-    window: int = option(0, "tokens around each query that it sees, too: w/2 on each side, or the last w when causal", "tokens", least=0)
+    window: int = option(0, "tokens around each query that it also sees: w/2 on each side, or the last w when causal", "tokens", least=0)
     router: str = option(
         "kmeans",
         "'kmeans': centroids that follow the tokens; 'learned': a trained router W_r with balanced clusters",
@@ -82,7 +83,7 @@ class Routing(BucketedMechanism):
 
     summary = "each token sees the members of its nearest cluster, by online k-means or a learned router"
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
-    when = "a model that you train in which tokens should meet by topic; without training, `lsh` or `block_top_k`"
+    when = "a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`"
     cost = "N·√N"
     reads_line = False
     options_type = RoutingOptions

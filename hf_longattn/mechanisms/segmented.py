@@ -1,4 +1,4 @@
-"""Segmented attention: softmax inside blocks of b tokens, and neighbouring blocks or a summary of every other block.
+"""Segmented attention: softmax inside blocks of b tokens, and over neighbouring blocks or summaries of all other blocks.
 
 With blocks counted from the first real token and B(i) = ⌊i/b⌋, query i sees, under one softmax,
 
@@ -16,8 +16,8 @@ With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,
     pooled:     p_j = 1 / (real tokens of the block)
     attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
 
-The latter is Combiner's conditional expectation over a region (section 3.1) with the mean key, instead of the mean query, as the region's
-query, so that a decode cache has all it needs. Since a summary's value is an average, its weight is that of its tokens: p_j times each.
+The latter is Combiner's conditional expectation over a region (section 3.1). Its query is the region's mean key instead of the mean query,
+so that a decode cache has all it needs. A summary's value is an average, so its weight belongs to its tokens, a share of p_j to each.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
     summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
     paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
-    when = "a cheap first try on long documents: blocks, and a summary of every other block"
+    when = "a cheap first try on long documents: blocks, and with integration=pooled a summary of each of the others"
     cost = "N·b, with summaries N·(b+N/b)"
     per_head_tensors = ()
     options_type = SegmentedOptions

@@ -7,9 +7,9 @@ group later, so that information passes from group to group. With h the head of 
 
 As in the paper, this is how the model is trained; in eval mode every query sees every key, unless ``keep_groups`` is set.
 
-The shift leaves half a group at each end of the text. Here each is a group for itself, as in the authors' code for supervised fine-tuning.
-Their other code rolls the shifted heads around, so that both are one group; ``wrap`` does that. In the causal form the first g/2 tokens
-then see all tokens of the last group, which come later: information about the future leaks into them, as the paper notes. The authors'
+The shift leaves half a group at each end of the text. Here each half is a group of its own, as in the authors' code for supervised
+fine-tuning. Their other code rolls the shifted heads around, so that both halves are one group; ``wrap`` does that. In the causal form the
+first g/2 tokens then see all tokens of the last group. So information about the future leaks into them, as the paper notes. The authors'
 code demands that g divides N; here the last group may be shorter.
 """
 

@@ -27,7 +27,7 @@ from .common.registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class StridedOptions(Options):
     window: int = option(128, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
-    stride: int = option(128, "distance between the keys beyond the window; near √N in the paper", "tokens", least=1)
+    stride: int = option(128, "s, distance between the keys beyond the window; near √N in the paper", "tokens", least=1)
     columns: str = option(
         "relative",
         "'relative': every stride-th key counted from the query, as in the paper; 'absolute': counted from the start",
@@ -41,7 +41,7 @@ class Strided(GatheredMechanism):
 
     summary = "a window and every s-th key, counted from the query or from the start"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
-    when = "data with a period, such as pictures line by line or tables; text is served better by `longformer` or `bigbird`"
+    when = "data with a period, such as tables, or pictures read line by line; for text, `longformer` or `bigbird` is better"
     cost = "N·(w+N/s)"
     per_head_tensors = ()
     options_type = StridedOptions

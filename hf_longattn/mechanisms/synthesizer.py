@@ -8,9 +8,9 @@
     factorized_random   S_ij = (R1 R2ᵀ)_ij, of rank k                                                 (section 3.2.3)
     dot_product         S_ij = q_i · k_j · scale
 
-Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V
-``random+dot_product``. The paper's F maps the layer's input X_i; here it maps the head's query q_i = X_i W_q, which is the same F with its
-first layer factored through the head. Positions i and j count from the first real token, so padding changes nothing.
+Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V ``random+dot_product``.
+The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q, which is the same with the first layer factored
+through the head. Positions i and j count from the first real token, so padding changes nothing.
 """
 
 from __future__ import annotations

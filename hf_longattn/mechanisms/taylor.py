@@ -5,8 +5,8 @@
 Its features are 1, the d projected coordinates and their d (d + 1) / 2 products, those of unequal coordinates once with weight √2. The
 projections W (D × d) are learned for each head. Dividing by √d, the size of the projected vectors, follows Based; ``scale=head_dim``
 divides by √D instead. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
-initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k; if ``feature_dim`` equals the
-head size it is the identity, and s is exactly that.
+initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k. If ``feature_dim`` equals the
+head size, W is the identity, and s equals scaling · q·k.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ With the scores s_ij = scale · q_i · k_j (and a score term, if there is one) o
 
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
-Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`), and the choice is a
-constant for the gradient, as in the paper. All N² scores are computed, a few rows at a time; softmax, values and the backward pass take
-N·k pairs of time and memory. A decode cache keeps the largest key norm of every unit, which bounds the rounding error of float32 scores
-without reading all keys again.
+Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`). As in the paper, no
+gradient flows through the choice. All N² scores are computed, a few rows at a time. Time and memory of softmax, values and the backward
+pass grow with N·k. A decode cache keeps the largest key norm of every unit, which bounds the rounding error of float32 scores without
+reading all keys again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TopK(SummarisedMechanism):
 
     summary = "each query attends to the k keys of the whole sequence with the highest scores"
     paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
-    when = "you want the best keys exactly, and time may be quadratic while memory is not"
+    when = "you want exactly the best keys; the time is quadratic, the memory is not"
     engine = "selected"
     exports_definition = True
     cost = "N² scores in rows, N·k softmax and memory"

@@ -6,12 +6,13 @@ Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S
     bidirectional:  s(i) - M <= j < s(i) + S
 
 The paper stops gradients at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but projects them to keys and values again, so that
-W_k and W_v learn from the memory, too. A model does the same within one call (``stop_gradient=hidden_states``): while gradients are
+W_k and W_v learn from the memory, too. With ``stop_gradient=hidden_states`` a model does the same within one call: while gradients are
 computed, it projects the layer's input (after the norm in pre-norm layers) a second time as a constant. ``stop_gradient=keys_values`` saves
-that projection and stops gradients at the memory's keys and values, as is always the case for a mechanism called with q, k and v alone and
-for keys and values that come from an earlier call, in a cache or ``memory=``. With ``bptt`` gradients flow into the memory. Positions are
-relative in the paper; rotary positions are relative, and a ``score_mod`` of the distance applies to the memory's keys at their true
-positions.
+that projection, and stops gradients at the memory's keys and values. This is always so for a mechanism called with q, k and v alone, and
+for keys and values of an earlier call, in a cache or ``memory=``. With ``bptt`` gradients flow into the memory.
+
+Positions are relative in the paper. Rotary positions are relative, and a ``score_mod`` of the distance applies to the memory's keys at
+their true positions.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ HIDDEN, PROJECTED = "hidden_states", "keys_values"
 
 @dataclasses.dataclass(frozen=True)
 class TransformerXLOptions(Options):
-    segment_length: int = option(512, "tokens in a segment", "tokens", least=1)
-    memory_length: int = option(512, "how many tokens before its segment a query sees", "tokens", least=0)
+    segment_length: int = option(512, "S, tokens in a segment", "tokens", least=1)
+    memory_length: int = option(512, "M, how many tokens before its segment a query sees", "tokens", least=0)
     bptt: bool = option(False, "whether gradients flow from a segment into its memory; the paper stops them")
     stop_gradient: str = option(
         HIDDEN,
-        "where gradients into the memory stop without bptt: hidden_states, as in the paper, so that the layer's key and value projections "
-        "learn from the memory, too, or keys_values, which saves a second projection",
+        "where gradients into the memory stop without bptt. 'hidden_states': as in the paper, so that the layer's key and value "
+        "projections learn from the memory, too; 'keys_values': at keys and values, which saves a second projection",
         choices=(HIDDEN, PROJECTED),
     )
 
@@ -67,8 +68,8 @@ class TransformerXL(GatheredMechanism):
 
     summary = "the query's segment and a memory of the tokens before it, into which gradients may be stopped"
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
-    when = "a decoder that reads text segment by segment and sees the segment before, Transformer-XL or XLNet style"
-    cost = "N·(s+m)"
+    when = "a decoder that reads text segment by segment and sees the segment before, as Transformer-XL and XLNet do"
+    cost = "N·(S+M)"
     options_type = TransformerXLOptions
     remembers = True
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}

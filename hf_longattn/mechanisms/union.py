@@ -36,7 +36,7 @@ EXAMPLE = "of='window:window=256+strided:stride=64'"
 class UnionOptions(Options):
     of: tuple[MechanismSpec, ...] = option(
         (MechanismSpec("window", WindowOptions()), MechanismSpec("strided", StridedOptions())),
-        "the mechanisms whose masks are joined, for example window:window=256+strided:stride=64",
+        "the mechanisms whose masks are joined, as in window:window=256+strided:stride=64",
     )
 
     def check(self) -> None:

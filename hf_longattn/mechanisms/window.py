@@ -9,7 +9,7 @@ In a window of total width w with dilation d, query i sees key j if d divides i 
 and also if j is one of the first ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. Rotary models
 keep the positions of the text, whereas StreamingLLM renumbers the positions in its cache.
 
-Tokens at the same position modulo d attend to each other through a plain window, so dilation costs nothing extra.
+Tokens at the same position modulo d attend to each other in a plain window, so dilation costs nothing extra.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Window(SparseMechanism, GatheredMechanism):
 
     summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
     paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
-    when = "neighbours suffice, as for tagging, or a decoder with `num_sinks=4` continues long text in bounded memory"
+    when = "neighbours suffice, as in tagging; or a decoder that continues long text in bounded memory, with `num_sinks=4`"
     cost = "N·(w+sinks)"
     per_head_tensors = ()
     options_type = WindowOptions

@@ -5,13 +5,13 @@ With windows of w cells along an axis, the cell at place x is in the window numb
 
     ⌊x / w⌋,  or in a shifted layer  ⌊(x + w - ⌊w/2⌋) / w⌋
 
-and sees the cells whose numbers are equal on every axis. ``shift=alternate`` shifts every second layer, as Swin does, whose mask keeps the
-partial windows at the borders apart. An axis that one window covers is not shifted.
+and sees the cells with the same number on every axis. ``shift=alternate`` shifts every second layer, as Swin does. The partial windows at
+the borders stay apart, as by Swin's mask. An axis that one window covers is not shifted.
 
-Partial windows have their real cells only. Swin, ViTDet and SAM pad the grid with zeros after its last cells to whole windows instead,
-before queries, keys and values are projected; ``padding=zeros`` reproduces this. A cell of padding is in the window that the formula gives
-for its place in the padded grid, and takes its share of the softmax of all cells of that window. Its key and value are the biases of the
-projections, of which they are copies when the parameters are initialised. Prefix tokens do not see it.
+Partial windows have their real cells only. Swin, ViTDet and SAM instead pad the grid with zeros to whole windows, after its last cells and
+before queries, keys and values are projected; ``padding=zeros`` does this. A cell of padding is in the window that the formula gives for
+its place in the padded grid, and takes its share of the softmax of that window's cells. Its key and value are initialised as copies of the
+projections' biases. Prefix tokens do not see it.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ Places = tuple[Any, ...]
 class GridOptions(Options):
     prefix_tokens: str = option(
         GLOBAL,
-        "what the tokens before the grid (class token, registers) see and who sees them: 'global': everything and everyone; 'reads': they "
-        "see everything, no cell sees them; 'none': they see each other only",
+        "what the tokens before the grid (class token, registers) see, and who sees them. 'global': they see everything, and every cell "
+        "sees them; 'reads': they see everything, and no cell sees them; 'none': they see each other only",
         choices=(GLOBAL, READS, NONE),
     )
 

@@ -19,6 +19,8 @@ from scripts.dev.benchmarks.report import markdown_table
 
 LENGTH = 64
 MADE = "<!-- `make docs` writes this page from the registry -->"
+ORDER = "order"
+SHARED = (RELATIVE, ORDER)
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
 
 
@@ -56,11 +58,13 @@ def draw(folder: Path) -> None:
 
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
-    rows = [[f"`{o.name}`", o.type.replace(" | ", " or "), f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
-    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "No other options."
+    rows = [[f"`{o.name}`", _type(o.type), f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
+    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "None of its own."
+    shared = " and ".join(f"`{one}`" for one in _shared_options(name))
+    table += f"\n\nIt also has {shared}, as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) do." if shared else ""
     facts = {
         "source": info.paper,
-        "cost": info.cost,
+        "cost (N tokens, D per head)": info.cost,
         "forms": FORMS[info.causal],
         "equals full attention": info.exact_when,
         "training": "adds parameters that need it" if info.trains else "adds no parameters",
@@ -77,15 +81,29 @@ def _section(name: str) -> str:
     return f"# {name}\n\n{summary}\n\n**When:** {info.when}.\n\n{picture}\n\n{definition}## Options\n\n{table}\n\n## Facts\n\n{about}"
 
 
+def _type(written: str) -> str:
+    """A type of an option in words."""
+    plain = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", written.replace(" | ", " or "))
+    return re.sub(r"(Mechanism|Head)Spec", "mechanism", plain)
+
+
 def _own_options(name: str) -> list[OptionInfo]:
-    return [option for option in mechanism_info(name).options if option.name != RELATIVE]
+    return [option for option in mechanism_info(name).options if option.name not in SHARED]
 
 
-def relative_option() -> str:
-    """The option that most mechanisms have, described once."""
-    with_it, without = ([name for name in list_mechanisms() if mechanism_class(name).takes_score_mod is takes] for takes in (True, False))
-    option = next(option for option in mechanism_info(with_it[0]).options if option.name == RELATIVE)
-    return f"All mechanisms except {', '.join(without)} also have the option `{RELATIVE}` (default none): {option.help}."
+def _shared_options(name: str) -> list[str]:
+    takes = {RELATIVE: mechanism_class(name).takes_score_mod, ORDER: not mechanism_info(name).needs_grid}
+    return [option for option in SHARED if takes[option]]
+
+
+def shared_options() -> str:
+    """The options that most mechanisms have, described once."""
+    lines = []
+    for shared in SHARED:
+        without = [f"`{name}`" for name in list_mechanisms() if shared not in _shared_options(name)]
+        option = next(option for option in mechanism_info("full").options if option.name == shared)
+        lines.append(f"- `{shared}` (default none): {option.help}. All mechanisms except {', '.join(without)} have it.")
+    return "\n".join(lines)
 
 
 def _text(cls: type[Mechanism]) -> str:

@@ -294,7 +294,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sound-models": partial(study, "sound_models", sound_table, "python -m scripts.dev.benchmarks sound-models"),
     "recipes": recipes,
     "conversions": conversions,
-    "mechanism-options": mechanism_pages.relative_option,
+    "mechanism-options": mechanism_pages.shared_options,
     "families": families,
     "quality-brief": partial(quality_brief, "qa"),
     **{name: partial(study_page, name) for name in STUDIES},
