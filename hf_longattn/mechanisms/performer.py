@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.common.accelerator import accelerated
 from ..engines.common.call import AttentionCall, State
 from ..options import Options, option
 from ..private_apis import in_backward, tensor_version
@@ -138,7 +139,10 @@ class Performer(LogLinearMechanism):
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.logarithms:
             return self._projected(k, call).relu()
-        squares = k.square().sum(-1, keepdim=True).expand(*k.shape[:-1], COLUMNS)  # with |x'|²/2 as further columns of one product
+        squares = k.square().sum(-1, keepdim=True)
+        if not accelerated(k):
+            return torch.add(self._projected(k, call), squares, alpha=-call.scale_for(self.head_dim) / 2)
+        squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU |x'|²/2 is a few more columns of one product
         directions = F.pad(self._directions(k, call), (0, COLUMNS), value=-call.scale_for(self.head_dim) / (2 * COLUMNS))
         return torch.cat((k, squares), -1) @ directions.mT
 
