@@ -4,14 +4,18 @@ The notebooks are executed by `make site` alone, which sets nb_execution_mode to
 """
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from nbclient import NotebookClient
+from pygments.formatters import HtmlFormatter
 from sphinx.application import Sphinx
+from sphinx.highlighting import PygmentsBridge
 
 from hf_longattn import __version__
 from scripts.dev.tools import message_pages
@@ -35,7 +39,8 @@ include_patterns = [
 exclude_patterns = [".venv*", ".git", ".tmp", "build", "demo_output", "runs", "**/__pycache__"]
 html_theme = "furo"
 html_title = f"hf_longattn {release}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 templates_path: list[str] = []
 
@@ -84,6 +89,17 @@ ELSEWHERE = {
     "transformers.TrainingArguments": f"{TRANSFORMERS}/trainer#transformers.TrainingArguments",
 }
 """Names of other projects that signatures mention -> their page. transformers publishes no inventory, and the site is built offline."""
+
+
+class CodeFormatter(HtmlFormatter[str]):
+    """Keeps the name of an option whole where site.css wraps a long command; browsers would break after its dashes."""
+
+    def wrap(self, source: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+        lines = ((kind, re.sub(r"(?<![^\s>])(--?[a-zA-Z][\w-]*)", r'<span class="option">\1</span>', line)) for kind, line in source)
+        return super().wrap(lines)
+
+
+PygmentsBridge.html_formatter = CodeFormatter
 
 
 def link_elsewhere(app: Sphinx, env: Any, node: Any, content: Any) -> Any:

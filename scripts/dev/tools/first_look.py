@@ -1,4 +1,7 @@
-"""The picture of README.md and the site's first page: seconds for one document by its length, for the models a user would compare."""
+"""The picture of README.md and the site's first page: seconds for one document by its length, for the models a user would compare.
+
+It is small, so that its words are large where it fills a column, on a phone, too.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,21 @@ OLD_LENGTH = 512
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Seconds of one pass over the tokens of a document; every line has its name at its end."""
+    """Seconds of one pass over the tokens of a document; every line has its name beside it."""
     case, about = record["case"], record["machine"]
-    with svg(path, width=7.2, height=4.4) as (_, (panel,)):
+    with svg(path, width=5.2, height=4.2) as (_, (panel,)):
         for name, (label, colour) in MODELS.items():
             line = [(t["length"], t["median_ms"] / 1e3) for t in record["timings"] if t["implementation"] == name]
             panel.plot(*zip(*line, strict=True), color=colour, marker="o", markersize=4, linewidth=2.6 if name == "longattn" else 1.8)
-            ends_first = line[-1][0] < max(t["length"] for t in record["timings"])  # where other lines go on to its right
-            place: dict[str, Any] = {"xytext": (-8, 4), "ha": "right"} if ends_first else {"xytext": (8, 0), "va": "center"}
-            panel.annotate(label, line[-1], textcoords="offset points", color=colour, weight="bold", **place)
+            below = {"xy": line[len(line) // 2], "xytext": (6, -6), "ha": "left", "va": "top"}
+            above = {"xy": line[-1], "xytext": (-8, 4), "ha": "right"}
+            place: dict[str, Any] = below if name == "longattn" else above  # the lowest line
+            panel.annotate(label, textcoords="offset points", color=colour, weight="bold", **place)
         lengths = sorted({t["length"] for t in record["timings"]})
-        panel.axvspan(lengths[0] / 2.8, OLD_LENGTH, color="#eeeeee", zorder=0, linewidth=0)
+        panel.axvspan(lengths[0] / 4, OLD_LENGTH, color="#eeeeee", zorder=0, linewidth=0)
+        panel.set(xscale="log", yscale="log", xticks=lengths, xlim=(lengths[0] / 4, lengths[-1] * 1.3))
+        panel.set_ylim(top=panel.get_ylim()[1] * 1.4)  # for the name of the highest line
         panel.text(OLD_LENGTH / 1.04, panel.get_ylim()[1] / 2, "what BERT\nread before", ha="right", va="top", color="#777777", fontsize=8)
-        panel.set(xscale="log", yscale="log", xticks=lengths, xlim=(lengths[0] / 2.8, lengths[-1] * 3.2))
         panel.set(xlabel="tokens of the document", ylabel="seconds")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1024:g}K" if n >= 1024 else f"{n:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
@@ -43,7 +48,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         window = case["options"]["window"]
-        title = f"One document, one CPU thread: {case['layers']} layers of BERT-base's width, {case['dtype']}, windows of {window}"
-        panel.set_title(title, fontsize=9.5, loc="left")
+        title = f"One document, one CPU thread: {case['layers']} layers\nof BERT-base's width, {case['dtype']}, windows of {window}"
+        panel.set_title(title, fontsize=10, loc="left")
         machine = f"{about['processor']}, torch {about['torch']}"
-        panel.text(1.0, -0.17, machine, transform=panel.transAxes, ha="right", fontsize=7, color="#777777")
+        panel.text(1.0, -0.21, machine, transform=panel.transAxes, ha="right", fontsize=7, color="#777777")
