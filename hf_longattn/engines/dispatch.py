@@ -356,6 +356,11 @@ def _no_linear_kernel(context: DispatchContext) -> str | None:
     return None if triton_installed() else "Triton is not installed"
 
 
+def _no_terms_kernel(context: DispatchContext) -> str | None:
+    """Why our Triton kernel does not sum the softmax terms of a window."""
+    return "its kernel has no dropout" if context.call.dropout else _no_linear_kernel(context)
+
+
 @functools.cache
 def fla_installed() -> bool:
     """Whether flash-linear-attention and the Triton that it needs are installed."""
@@ -467,11 +472,14 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
     "linear": (("linear-fla", _no_linear_fla), ("linear-triton", _no_linear_kernel), ("linear-chunks", _last)),
     "linear documents": (("linear-fla", _no_linear_fla), ("linear-chunks", _last)),
+    "softmax terms": (("terms-triton", _no_terms_kernel), ("terms-plain", _last)),
     "delta": (("delta-fla", _no_delta_fla), ("delta-triton", _no_delta_kernel), ("delta-chunks", _last)),
     "delta documents": (("delta-fla", _no_delta_fla), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-selections", "flex-blocks", "flex-rounds", "linear-triton", "delta-triton")
+ATTEMPTED_PATHS = (
+    "flash", "flex", "flex-gathered", "flex-selections", "flex-blocks", "flex-rounds", "linear-triton", "terms-triton", "delta-triton",
+)  # fmt: skip
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 

@@ -35,8 +35,8 @@ from .common.call import State
 from .common.dense import repeat_heads, wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .cuda.delta_kernel import kernel_gated_delta_rule
-from .cuda.linear_kernel import kernel_linear_attention
-from .dispatch import ANY_CALL, DispatchContext, attempt, choose
+from .cuda.linear_kernel import add_kernel_linear_attention, kernel_linear_attention
+from .dispatch import ANY_CALL, DispatchContext, attempt, choose, fastest_path
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
@@ -102,6 +102,43 @@ def linear_attention(
         return fla_linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
     out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], chunk, normalise)
     return out, {"kv": kv, "z": z}
+
+
+class Part(NamedTuple):
+    """Rows of an output and the keys whose products with features are summed for them: row i sees the keys j ≤ i of its part, or j ≥ i."""
+
+    phi_q: Tensor
+    """``(B, H, n, F)``."""
+    phi_k: Tensor
+    """``(B, H_k, n, F)``, H_k dividing H."""
+    v: Tensor
+    """``(B, H_v, n, D)``, H_v dividing H_k."""
+    state: State | None
+    """The sums ``kv`` and ``z`` over the keys before, or after."""
+    first: int
+    """The first of the rows."""
+    reverse: bool
+    """Whether the keys j ≥ i are seen."""
+
+
+def add_linear_attention(total: Tensor, weight: Tensor, parts: Sequence[Part]) -> tuple[Tensor, Tensor] | None:
+    """Add Σ_j (φ(q_i)·φ(k_j)) v_j to ``total (B, H, N, D)`` and Σ_j φ(q_i)·φ(k_j) to ``weight (B, H, N)``, in place, by our Triton kernels.
+
+    Returns:
+        Both; ``None`` where other paths run, and nothing has been added.
+    """
+    context = _context(parts[0].phi_q, parts[0].phi_k, parts[0].v)
+    if fastest_path("linear", context) != "linear-triton":
+        return None
+
+    def run() -> tuple[Tensor, Tensor]:
+        sums = total, weight
+        for q, k, v, state, first, reverse in parts:
+            before = empty_state(k, v) if state is None else state
+            sums = add_kernel_linear_attention(*sums, q, k, v, before["kv"], before["z"], first, reverse)
+        return sums
+
+    return attempt("linear", context, run)[0]
 
 
 def empty_state(phi_k: Tensor, v: Tensor) -> State:

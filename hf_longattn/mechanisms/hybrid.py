@@ -25,7 +25,9 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import index_grid, repeat_heads, wide
 from ..engines.common.shards import Locality, Shard
-from ..engines.linear import absorb, empty_state, linear_attention, masked
+from ..engines.cuda.terms_kernel import kernel_softmax_terms
+from ..engines.dispatch import DispatchContext, attempt, fastest_path
+from ..engines.linear import Part, absorb, add_linear_attention, empty_state, linear_attention, masked
 from ..engines.segments import Labels, Layout, segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
@@ -174,27 +176,47 @@ class Hybrid(Mechanism):
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
         """The output; ``sums`` are those of the keys before ``k``, ``later`` those of the keys after ``k``."""
-        pattern, dtype, scale = Pattern.window(self.options.window, call.causal), q.dtype, call.scale_for(self.head_dim)
-        mask, drop = call.key_mask, call.dropout
-        q, k, v = wide(q), wide(k), wide(v)
-        numbers = None if call.documents is None else call.documents.number
-        total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
-        gamma = self._gamma(total.dtype)
-        total, weight = total * gamma, weight * gamma
-        if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
+        pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
+        by_kernel = self._terms_by_kernel(q, k, v, pattern, call)
+        q, k = wide(q), wide(k)
+        if by_kernel is None:
+            v = wide(v)
+            numbers = None if call.documents is None else (call.documents.number, call.documents.number)
+            scale, gamma = call.scale_for(self.head_dim), self._gamma(v.dtype)
+            total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
+            total, weight = total * gamma, weight * gamma
+        beyond = not pattern.covers(q.shape[2], k.shape[2]) or sums is not None
+        if beyond:
             v = drop_keys(v, drop)
             phi_q, phi_k = self.linear.queries(q, call), self.linear.keys(k, call)
-            values = _with_ones(v, phi_k.shape[1])
-            far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums, call)
-            if not call.causal:
-                rows = phi_q.shape[2]
-                phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
-                back = None if mask is None else mask.flip(1)[:, :rows]
-                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later, call, reverse=True).flip(2)
+        if by_kernel is not None:
+            total, weight, largest = by_kernel
+            if beyond:
+                of_terms = (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()[..., None] if self.linear.estimates_exp else None
+                added = _far_by_kernel(total, weight, phi_q if of_terms is None else phi_q * of_terms, phi_k, v, pattern, sums, later, call)
+                if added is not None:
+                    (total, weight), beyond = added, False
+            weight, largest = weight[..., None], largest[..., None]
+        if beyond:
+            far = _far(phi_q, phi_k, v, pattern, sums, later, call)
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
         return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0).to(dtype)
+
+    def _terms_by_kernel(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> tuple[Tensor, ...] | None:
+        """The window's sums times γ, ``(B, H, Nq, D)`` and ``(B, H, Nq)``, and c ``(B, H, Nq)``; ``None`` where no kernel runs."""
+        context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, dtype=v.dtype, features=q.shape[3])
+        if fastest_path("softmax terms", context) != "terms-triton":
+            return None
+        gamma, labels = self._gamma(torch.float32), None
+        factor = gamma.flatten() if isinstance(gamma, Tensor) else torch.full((q.shape[1],), gamma, device=q.device)
+        if call.documents is not None or call.key_mask is not None:
+            number = torch.zeros(len(k), k.shape[2], device=k.device) if call.documents is None else call.documents.number
+            number = number.int()
+            labels = number[:, -q.shape[2] :], number if call.key_mask is None else number.masked_fill(~call.key_mask, -1)
+        arguments = labelled_softmax_terms, q, k, v, factor, pattern.left, pattern.right, call.scale_for(self.head_dim), labels
+        return attempt("softmax terms", context, kernel_softmax_terms, *arguments)[0]
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scale, k = call.scale_for(self.head_dim), repeat_heads(k, q.shape[1])
@@ -220,6 +242,45 @@ class Hybrid(Mechanism):
         pattern = Pattern.window(self.options.window, causal)
         band = band_pairs(length, pattern.left, pattern.right)
         return min(full_pairs(length, causal), band + length * 2 * self.linear.features_per_head())
+
+
+def _far(
+    phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, later: State | None, call: AttentionCall
+) -> Tensor:  # fmt: skip
+    """Σ_j φ_q·φ_k v_j over the keys outside the window, and Σ_j φ_q·φ_k, ``(B, H, Nq, D + 1)``."""
+    mask, values = call.key_mask, _with_ones(wide(v), phi_k.shape[1])
+    far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums, call)
+    if call.causal:
+        return far
+    rows = phi_q.shape[2]
+    phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
+    back = None if mask is None else mask.flip(1)[:, :rows]
+    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later, call, reverse=True).flip(2)
+
+
+def _far_by_kernel(
+    total: Tensor, weight: Tensor, phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, later: State | None,
+    call: AttentionCall,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """Both sums with those of :func:`_far` added in place; ``None`` where no kernel runs, and nothing has been added."""
+    if call.documents is not None:
+        return None
+    phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
+    count, length = phi_q.shape[2], phi_k.shape[2]
+    parts = []
+    for reverse, state in ((False, sums),) if call.causal else ((False, sums), (True, later)):
+        if state is not None:
+            state = {"kv": state["kv"][..., :-1], "z": state["z"]}
+        seen = max(0, count - pattern.right - 1 if reverse else length - pattern.left - 1)
+        rows = min(count, seen) if state is None else count
+        if seen > rows:
+            return None  # some keys are before those that stand beside a query
+        missing = (0, 0, 0, rows - seen) if reverse else (0, 0, rows - seen, 0)
+        first, tokens = (0, slice(length - seen, None)) if reverse else (count - rows, slice(0, seen))
+        keys, values = (F.pad(x[:, :, tokens], missing) if rows > seen else x[:, :, tokens] for x in (phi_k, v))
+        if rows:
+            parts.append(Part(phi_q[:, :, first : first + rows], keys, values, state, first, reverse))
+    return add_linear_attention(total, weight, parts) if parts else (total, weight)
 
 
 def _beyond(
@@ -267,9 +328,19 @@ def _with_ones(v: Tensor, heads: int) -> Tensor:
     return F.pad(repeat_heads(v, heads), (0, 1), value=1.0)
 
 
+def labelled_softmax_terms(
+    q: Tensor, k: Tensor, v: Tensor, factor: Tensor, left: int, right: int, scale: float, labels: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What :func:`kernel_softmax_terms` computes, in plain operations of the dtype of ``q``."""
+    real = k.new_ones(len(k), k.shape[2], dtype=torch.bool) if labels is None else labels[1] >= 0
+    total, weight, largest = local_softmax_terms(q, k, v, left, right, real, scale, documents=labels)
+    factor = factor[:, None, None]
+    return total * factor, (weight * factor).squeeze(-1), largest.squeeze(-1)
+
+
 def local_softmax_terms(
     q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0,
-    documents: Tensor | None = None,
+    documents: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i being the largest s_ij.
 
@@ -281,7 +352,7 @@ def local_softmax_terms(
         real: ``(B, Nk)`` bool, False = padding.
         scale: factor on q·k.
         dropout_p: dropout probability on the terms of the first sum.
-        documents: ``(B, Nk)``, the number of each token's document, outside of which it sees nothing; with as many queries as keys.
+        documents: the numbers of the documents of queries and keys, ``(B, Nq)`` and ``(B, Nk)``, outside of which a query sees nothing.
     Returns:
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is within reach.
     """
@@ -297,7 +368,7 @@ def local_softmax_terms(
         rows = q[:, :, start : start + size]
         low, high = first + start - left, first + start + rows.shape[2] + right
         at = slice(max(low, 0), min(high, k.shape[2]))
-        labels = None if documents is None else (documents[:, start : start + size], documents[:, at])
+        labels = None if documents is None else (documents[0][:, start : start + size], documents[1][:, at])
         pieces.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p, labels))
     total, weight, largest = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
     return total, weight, largest

@@ -1,5 +1,5 @@
-"""Linear attention and the delta rule by our Triton kernels, without a GPU: the code around them with their definition in their place,
-and they themselves by Triton's interpreter and compiler."""
+"""Linear attention, the delta rule and hybrids by our Triton kernels, without a GPU: the code around them with their definition in their
+place, and they themselves by Triton's interpreter and compiler."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.cuda import delta_kernel, linear_kernel
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.cuda import delta_kernel, linear_kernel, terms_kernel
 from hf_longattn.engines.linear import _delta_chunks, linear_attention
 
 from .pretended_h100 import results
-from .triton_kernels import COMPILED, DELTA, INTERPRETED
+from .triton_kernels import COMPILED, DELTA, HYBRID, INTERPRETED
 
 SHARED_MEMORY = 99 << 10
 """What a block may have on every GPU with TF32."""
@@ -54,8 +55,8 @@ def chunk_sums(
 
 def outputs(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, sums: Tensor, weights: Tensor, out: Tensor, out_weights: Tensor, length: int,
-    features: int, width: int, count: int, heads: int, q_group: int, k_group: int, v_group: int, sum_group: int,
-    *strides: int, CHUNK: int, WEIGH: bool, NORMALISE: bool, REVERSE: bool, EXP: bool, **_: Any,
+    pitch: int, features: int, width: int, count: int, heads: int, q_group: int, k_group: int, v_group: int, sum_group: int,
+    *strides: int, CHUNK: int, WEIGH: bool, NORMALISE: bool, ADD: bool, REVERSE: bool, EXP: bool, **_: Any,
 ) -> None:  # fmt: skip
     assert strides == (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     if EXP:
@@ -67,18 +68,39 @@ def outputs(
     before = sums[:, :, :-1].flip(2) if REVERSE else sums[:, :, :-1]
     total = scores @ values + rows @ before.repeat_interleave(sum_group, 1)
     if WEIGH:
-        weight = scores.sum(-1) + (rows @ weights[:, :, :-1].repeat_interleave(sum_group, 1)[..., None]).squeeze(-1)
+        weighed = weights[:, :, :-1].flip(2) if REVERSE else weights[:, :, :-1]
+        weight = scores.sum(-1) + (rows @ weighed.repeat_interleave(sum_group, 1)[..., None]).squeeze(-1)
         total = total / weight[..., None] if NORMALISE else total
-        out_weights.copy_(weight.flatten(2)[:, :, :length])
-    out.copy_(total.nan_to_num().flatten(2, 3)[:, :, :length])
+        out_weights.copy_(weight.flatten(2)[:, :, :length] + (out_weights if ADD else 0))
+    assert out.stride() == (out.shape[1] * pitch * width, pitch * width, width, 1)
+    out.copy_(total.nan_to_num().flatten(2, 3)[:, :, :length] + (out if ADD else 0))
+
+
+def softmax_terms(
+    q: Tensor, k: Tensor, v: Tensor, q_labels: Tensor, k_labels: Tensor, factor: Tensor, out: Tensor, weights: Tensor, tops: Tensor,
+    length: int, kv_len: int, features: int, width: int, left: int, right: int, score_scale: float, heads: int, k_group: int, v_group: int,
+    *strides: int, LABELLED: bool, **_: Any,
+) -> None:  # fmt: skip
+    assert strides == (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    apart = torch.arange(kv_len) - (torch.arange(length) + kv_len - length)[:, None]
+    seen = (apart >= -left) & (apart <= right)
+    if LABELLED:
+        seen = seen & (q_labels[:, None, :, None] == k_labels[:, None, None, :])
+    keys, values = k.repeat_interleave(k_group, 1), v.repeat_interleave(v_group, 1)
+    scores = (q @ keys.mT * score_scale).masked_fill(~seen, float("-inf"))
+    tops.copy_(scores.amax(-1).nan_to_num(neginf=0.0))
+    terms = factor[:, None, None] * (scores - tops[..., None]).exp()
+    out.copy_(terms @ values)
+    weights.copy_(terms.sum(-1))
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels run as their definition."""
-    launched = SimpleNamespace(chunk_sums=Launched(chunk_sums), outputs=Launched(outputs))
-    monkeypatch.setattr(linear_kernel, "triton_kernels", lambda: launched)
-    monkeypatch.setattr(linear_kernel, "_refusals", {})
+    launched = SimpleNamespace(chunk_sums=Launched(chunk_sums), outputs=Launched(outputs), softmax_terms=Launched(softmax_terms))
+    for module in (linear_kernel, terms_kernel):
+        monkeypatch.setattr(module, "triton_kernels", lambda: launched)
+        monkeypatch.setattr(module, "_refusals", {})
     monkeypatch.setattr(dispatch, "triton_installed", lambda: True)
 
 
@@ -150,6 +172,79 @@ def test_a_machine_whose_results_are_wrong_gets_other_operations_and_one_warning
     assert "differ from the definition by 0.47" in caplog.messages[0]
 
 
+HYBRIDS: list[tuple[bool, int, str, dict[str, Any]]] = [
+    (True, 2, "hedgehog", {}),
+    (False, 4, "hedgehog", {"padding_mask": torch.arange(150) < torch.tensor([[150], [90]])}),
+    (False, 2, "linear", {"documents": (torch.arange(150) // 60).expand(2, -1)}),
+    (True, 4, "taylor:feature_dim=4", {}),
+]
+"""Causal or not, heads of keys, features, and other arguments."""
+
+
+@pytest.mark.usefixtures("kernels", "cuda_paths")
+@pytest.mark.parametrize(("causal", "kv_heads", "features", "arguments"), HYBRIDS)
+def test_a_hybrid_sums_near_and_far_keys_by_kernels(causal: bool, kv_heads: int, features: str, arguments: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = build_mechanism("hybrid", num_heads=4, head_dim=16, window=12, features=features)
+    inputs = [torch.randn(2, heads, 150, 16, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
+    paths: list[str] = []
+    with dispatch.observe(lambda _, choice: paths.append(choice.path)):
+        out = attend(*inputs, module, causal=causal, **arguments)
+    assert paths[-2:] == ["terms-triton", "linear-triton"] if "documents" not in arguments else paths[-1] == "terms-triton"
+    expected = reference_attend(*inputs, module, causal=causal, **arguments).float()
+    rows = arguments["padding_mask"][:, None, :, None] if "padding_mask" in arguments else 1.0
+    torch.testing.assert_close(out * rows, expected * rows, atol=1e-5, rtol=1e-5)
+    sources = [*inputs, *module.parameters()]
+    upstream = torch.randn_like(out) * rows
+    for found, wanted in zip(*(torch.autograd.grad(x, sources, upstream) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("kernels", "cuda_paths")
+def test_a_cached_hybrid_takes_the_kernels_for_every_piece() -> None:
+    """The first piece, whose cache is empty, a later one and a single token."""
+    torch.manual_seed(0)
+    module = build_mechanism("hybrid", num_heads=4, head_dim=16, window=12)
+    q, k, v = (torch.randn(2, heads, 171, 16) for heads in (4, 2, 2))
+    state, outs, paths = None, [], []
+    with torch.no_grad(), dispatch.observe(lambda _, choice: paths.append(choice.path)):
+        for piece in (slice(0, 100), slice(100, 170), slice(170, 171)):
+            out, state = module.advance(*(x[:, :, piece] for x in (q, k, v)), state, AttentionCall(causal=True))
+            outs.append(out)
+    assert paths == ["terms-triton", "linear-triton"] * 2 + ["linear-chunks"]
+    torch.testing.assert_close(torch.cat(outs, 2), reference_attend(q, k, v, module, causal=True).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("kernels", "cuda_paths")
+@pytest.mark.parametrize(
+    ("module", "kernel", "paths"),
+    [
+        (terms_kernel, "softmax_terms", ["terms-plain", *["linear-triton"] * 2]),
+        (linear_kernel, "outputs", ["terms-triton", *["linear-chunks"] * 3]),
+    ],
+)
+def test_a_hybrid_whose_kernel_is_wrong_gets_other_operations_and_one_warning(
+    module: Any, kernel: str, paths: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = module.triton_kernels()
+
+    def wrong(*args: Any, **constants: Any) -> None:
+        getattr(right, kernel).run(*args, **constants)
+        args[6].mul_(1.5)
+
+    monkeypatch.setattr(module, "triton_kernels", lambda: SimpleNamespace(**vars(right) | {kernel: Launched(wrong)}))
+    q, k, v = torch.randn(3, 1, 2, 100, 16)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            ran: list[str] = []
+            with dispatch.observe(lambda _, choice, ran=ran: ran.append(choice.path)):  # type: ignore[misc]
+                out = attend(q, k, v, "hybrid", window=12)
+            assert ran == paths
+            torch.testing.assert_close(out, reference_attend(q, k, v, "hybrid", window=12).float(), atol=1e-5, rtol=1e-5)
+    assert len(caplog.messages) == 1
+    assert "differ from the definition" in caplog.messages[0]
+
+
 @pytest.mark.usefixtures("kernels", "cuda_paths")
 def test_packed_documents_are_one_call_without_the_kernels() -> None:
     q, k, v = torch.randn(3, 1, 2, 100, 16)
@@ -211,6 +306,16 @@ def test_the_kernels_compute_the_definition(case: str, interpreted: Callable[[st
     half = "half precision" in case
     assert max(errors[:2]) < 2e-6, "outputs and states"
     assert max(errors[2:]) < (4e-3 if half else 4e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HYBRID)
+def test_the_kernels_compute_a_hybrid(case: str, interpreted: Callable[[str], dict[str, Any]]) -> None:
+    """Outputs and gradients, those of its parameters among them, with the paths that a GPU takes."""
+    result = interpreted(case)
+    assert "terms-triton" in result["paths"]
+    assert ("linear-triton" in result["paths"]) == ("documents" not in case)
+    assert max(result["errors"]) < (6e-3 if "half precision" in case else 4e-6)
 
 
 @pytest.mark.slow

@@ -17,7 +17,10 @@ from typing import Any
 
 import torch
 
-from hf_longattn.engines.cuda import delta_kernel, linear_kernel
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines import dispatch
+from hf_longattn.engines.common import accelerator
+from hf_longattn.engines.cuda import delta_kernel, linear_kernel, terms_kernel
 from hf_longattn.engines.linear import _delta_chunks, gated_delta_rule, linear_attention
 
 from .pretended_h100 import Lacking, triton_folder
@@ -35,6 +38,16 @@ INTERPRETED: dict[str, tuple[Any, ...]] = {
 }
 """Heads, heads of keys, tokens, features, width of values, whether there is a quotient, the values' dtype, whether rows of all heads follow
 each other, and whether the features are given by their logarithms."""
+HYBRID: dict[str, dict[str, Any]] = {
+    "hybrid": {"causal": False, "kv_heads": 2},
+    "hybrid, causal": {"causal": True, "kv_heads": 4},
+    "hybrid, padded": {"causal": True, "kv_heads": 2, "padding": True},
+    "hybrid, documents": {"causal": False, "kv_heads": 2, "documents": True},
+    "hybrid, few queries": {"causal": True, "kv_heads": 2, "queries": 190, "window": 20},
+    "hybrid, a wide window, estimated terms": {"causal": False, "kv_heads": 2, "window": 180, "features": "taylor:feature_dim=4"},
+    "hybrid, features of key heads, half precision": {"causal": True, "kv_heads": 2, "features": "linear", "dtype": torch.bfloat16},
+}
+"""Arguments of :func:`hybrid_errors`."""
 DELTA: dict[str, tuple[Any, ...]] = {
     "delta": (2, 150, 16, 16), "delta, keys wider than values": (1, 70, 40, 24), "delta, half precision": (1, 130, 16, 70, torch.bfloat16),
 }  # fmt: skip
@@ -42,9 +55,21 @@ DELTA: dict[str, tuple[Any, ...]] = {
 COMPILED: dict[str, dict[str, Any]] = {
     f"{kernel}, {side}, {precision}{', exp' if exponential else ''}": {
         "kernel": kernel, "CHUNK": 256, "BLOCK": linear_kernel.BLOCK, "FEATURES": side, "WIDTH": side, "WEIGH": True, "NORMALISE": True,
-        "REVERSE": False, "EXP": exponential, "PRECISION": precision,
+        "ADD": False, "REVERSE": False, "EXP": exponential, "PRECISION": precision,
     }
     for kernel in ("chunk_sums", "outputs") for side in (16, 64) for precision in ("tf32", "tf32x3") for exponential in (False, True)
+} | {
+    f"outputs, added to, {side}, {precision}": {
+        "kernel": "outputs", "CHUNK": 256, "BLOCK": linear_kernel.BLOCK, "FEATURES": side, "WIDTH": side, "WEIGH": True, "NORMALISE": False,
+        "ADD": True, "REVERSE": True, "EXP": False, "PRECISION": precision,
+    }
+    for side in (16, 64) for precision in ("tf32", "tf32x3")
+} | {
+    f"softmax_terms, {side}, {precision}{', labels' if labelled else ''}": {
+        "kernel": "softmax_terms", "BLOCK": linear_kernel.BLOCK, "FEATURES": side, "WIDTH": side, "LABELLED": labelled,
+        "PRECISION": precision,
+    }
+    for side in (16, 64) for precision in ("tf32", "tf32x3") for labelled in (False, True)
 } | {
     f"{kernel}, {side}, {precision}": {
         "kernel": kernel, "CHUNK": delta_kernel.CHUNK, "FEATURES": side, "WIDTH": width, "PRECISION": precision,
@@ -53,7 +78,7 @@ COMPILED: dict[str, dict[str, Any]] = {
     for side in (64, 128) for precision in ("tf32", "tf32x3")
 }  # fmt: skip
 """The name of a kernel and its constants."""
-POINTERS = ("k", "q", "scale", "sums", "weights", "out", "out_weights", "g", "beta", "updates", "seen", "states")
+POINTERS = ("k", "q", "scale", "sums", "weights", "out", "out_weights", "g", "beta", "updates", "seen", "states", "factor", "tops")
 
 
 def errors(
@@ -96,22 +121,51 @@ def delta_errors(heads: int, length: int, features: int, width: int, dtype: torc
     return [float((x - y).abs().max() / y.abs().max()) for x, y in pairs]
 
 
+def hybrid_errors(
+    causal: bool, kv_heads: int, window: int = 24, features: str = "hedgehog", padding: bool = False, documents: bool = False,
+    queries: int = 200, dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:  # fmt: skip
+    """The paths and, as :func:`errors`, the differences of the mechanism's outputs and gradients, those of its parameters among them."""
+    torch.manual_seed(0)
+    length = 200
+    module = build_mechanism("hybrid", num_heads=4, head_dim=16, window=window, features=features)
+    q, k, v = (torch.randn(2, heads, length, 16, dtype=dtype) for heads in (4, kv_heads, kv_heads))
+    inputs = [q[:, :, -queries:].clone().requires_grad_(), *(x.requires_grad_() for x in (k, v))]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    arguments: dict[str, Any] = {"causal": causal}
+    real = torch.ones(2, length, dtype=torch.bool)
+    if padding:
+        real = arguments["padding_mask"] = torch.arange(length) < torch.tensor([[length], [130]])
+    if documents:
+        arguments["documents"] = (torch.arange(length) // 70).expand(2, -1)
+    paths: list[str] = []
+    with dispatch.observe(lambda _, choice: paths.append(choice.path)):
+        out = attend(*inputs, module, **arguments)
+    expected = reference_attend(*wide, module, **arguments)
+    rows = real[:, None, -queries:, None]
+    upstream = torch.rand_like(out) * rows
+    pairs = [(out * rows, expected * rows)]
+    parameters = list(module.parameters())
+    of_inputs = torch.autograd.grad(out, [*inputs, *parameters], upstream)
+    pairs += zip(of_inputs, torch.autograd.grad(expected, [*wide, *parameters], upstream.double()), strict=True)
+    return {"errors": [float((x - y).abs().max() / y.abs().max()) for x, y in pairs], "paths": paths}
+
+
 def usage(kernel: str, **constants: Any) -> dict[str, int]:
     """The bytes of shared memory that a kernel takes, and of registers that it spills."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = getattr(delta_kernel.triton_kernels() if kernel.startswith("delta") else linear_kernel.triton_kernels(), kernel)
+    module = {"delta": delta_kernel, "softmax": terms_kernel}.get(kernel.split("_")[0], linear_kernel)
+    function = getattr(module.triton_kernels(), kernel)
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     precision = constants["PRECISION"]
     stages = 1 if kernel == "delta_states" and constants["FEATURES"] > delta_kernel.ALWAYS_AHEAD else 2
-    of_values = "*bf16" if precision == "tf32" else "*fp32"
-    signature = {
-        name: "constexpr" if name in constants else "*fp32" if name in POINTERS else of_values if name == "v" else "i32"
-        for name in function.arg_names
-    }
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name not in constants}
+    of_inputs = dict.fromkeys(("q", "k", "v") if module is terms_kernel else ("v",), "*bf16" if precision == "tf32" else "*fp32")
+    types = dict.fromkeys(POINTERS, "*fp32") | of_inputs | {"q_labels": "*i32", "k_labels": "*i32", "score_scale": "fp32"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if signature[name] not in ("constexpr", "fp32")}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
     found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=linear_kernel.LAUNCH | {"num_stages": stages})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -122,6 +176,12 @@ def usage(kernel: str, **constants: Any) -> dict[str, int]:
     stack = re.search(r"STACK:(\d+)", done.stdout)
     assert stack is not None
     return {"shared": found.metadata.shared, "stack": int(stack[1])}
+
+
+def choose_as_a_gpu() -> None:
+    """Paths are chosen from here on as if all tensors were on CUDA; the kernels are tried."""
+    accelerator.accelerated = lambda _: True
+    dispatch.DispatchContext.device = property(lambda _: "cuda", lambda *_: None)  # type: ignore[assignment]
 
 
 def main() -> None:
@@ -142,6 +202,10 @@ def main() -> None:
         print(json.dumps({"case": name, "errors": errors(*case)}), flush=True)
     for name, case in DELTA.items() if kind == "interpreted" else ():
         print(json.dumps({"case": name, "errors": delta_errors(*case)}), flush=True)
+    if kind == "interpreted":
+        choose_as_a_gpu()
+    for name, options in HYBRID.items() if kind == "interpreted" else ():
+        print(json.dumps({"case": name, **hybrid_errors(**options)}), flush=True)
     for name, constants in COMPILED.items() if kind == "compiled" else ():
         print(json.dumps({"case": name, **usage(**constants)}), flush=True)
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
-from .linear_kernel import LAUNCH, capability_refused, one_refusal, precision_for, rows_together, tile_side
+from ..common.derivatives import RunByKernel
+from .linear_kernel import LAUNCH, capability_refused, difference, one_refusal, precision_for, rows_together, tile_side
 
 logger = logging.getLogger(__name__)
 CHUNK = 64
@@ -47,26 +47,8 @@ def kernel_gated_delta_rule(
     """
     kind = q.device, v.dtype, q.shape[3], v.shape[3]
     one_refusal(_refusals, kind, lambda: _tried(rule, *kind), "the gated delta rule")
-    out, state = _Delta.apply(rule, q, k, v, g, beta, state)
+    out, state = RunByKernel.apply(_run, rule, q, k, v, g, beta, state)
     return out, state
-
-
-class _Delta(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.rule = rule
-        ctx.save_for_backward(*tensors)
-        return _run(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        device = grads[0].device.type
-        with one_gradient_at_a_time(), torch.enable_grad(), torch.autocast(device, enabled=False):
-            leaves = [x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)]
-            found = ctx.rule(*(x.to(grads[0].dtype) for x in leaves))
-            wanted = [x for x in leaves if x.requires_grad]
-            gradients = iter(torch.autograd.grad(found, wanted, grads, allow_unused=True))
-        return first_derivatives_only((None, *(next(gradients) if x.requires_grad else None for x in leaves)))
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +100,4 @@ def _tried(rule: Rule, device: torch.device, dtype: torch.dtype, features: int, 
     q, k, v = (x.to(dtype) for x in (q, k, v))
     tensors = q, k, v, -0.1 * g.abs(), beta.abs(), state
     found, expected = _run(*tensors), rule(*(x.double() for x in tensors))
-    off = [float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in zip(found, expected, strict=True)]
-    if all(x < (1e-3 if dtype == torch.float32 else 3e-2) for x in off):  # which a NaN is not
-        return None
-    return f"their results for a few tokens differ from the definition by {max(off):.2g}"
+    return difference(found, expected, dtype)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -85,40 +85,98 @@ class _Causal(torch.autograd.Function):
             return first_derivatives_only((*_gradients(ctx.saved_tensors, *grads), None, None))
 
 
+def add_kernel_linear_attention(
+    total: Tensor, weight: Tensor, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, first: int, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Add Σ_j (q_i·k_j) v_j to ``total (B, H, N, D)`` and Σ_j q_i·k_j to ``weight (B, H, N)``, both in fp32, in place.
+
+    Args:
+        q: features ``(B, H, n, F)`` in fp32 of the rows of ``total`` from ``first`` on.
+        k, v: ``(B, H_k, n, F)`` in fp32 and ``(B, H_v, n, D)``, where one number of heads divides the other, and both H.
+        kv, z: the sums ``(B, heads, F, D)`` and ``(B, heads, F)`` over the tokens before, or after with ``reverse``, with the heads of k or
+            v, whichever are more.
+        reverse: sum over j ≥ i in place of j ≤ i.
+    Returns:
+        ``total`` and ``weight``.
+    Raises:
+        NoKernel: this machine does not run the kernels, in either direction, which is logged once; nothing has been added.
+    """
+    needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, kv, z))
+    kind = q.device, v.dtype, q.shape[3], v.shape[3], needs_gradients
+    one_refusal(_refusals, kind, lambda: _tried_to_add(*kind), "linear attention")
+    total, weight = _Added.apply(total, weight, q, k, v, kv, z, first, reverse)
+    return total, weight
+
+
+class _Added(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, total: Tensor, weight: Tensor, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, first: int, reverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = (rows_together(x) for x in (q, k, v))
+        rows = slice(first, first + q.shape[2])
+        onto = total[:, :, rows], weight[:, :, rows]
+        summed(q, k, v, kv, z, precision=precision_for(v), reverse=reverse, onto=onto)
+        ctx.mark_dirty(total, weight)
+        ctx.save_for_backward(q, k, v, kv, z)
+        ctx.rows, ctx.reverse = rows, reverse
+        return total, weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        with one_gradient_at_a_time():
+            q, k, v, kv, z = ctx.saved_tensors
+            grad, shift = (x[:, :, ctx.rows] for x in grads)
+            found = _gradients_of_sums(q, k, v, kv, z, grad, shift[..., None], None, None, ctx.reverse)
+            return first_derivatives_only((*grads, *found, None, None))
+
+
 def _gradients(saved: tuple[Any, ...], grad: Tensor, grad_kv: Tensor, grad_z: Tensor) -> tuple[Tensor, ...]:
     """The gradients of q, k, v, kv and z."""
     q, k, v, kv, z, scale, *normalised = saved
     if scale is not None:
         q, k = _exponentials(q, k, scale)
-    groups, width, precision = k.shape[1], v.shape[3], precision_for(v)
     shift = grad.new_zeros(*grad.shape[:3], 1)
     if normalised:
         out, weights = normalised
         grad = grad / weights.masked_fill(weights.abs() < torch.finfo(weights.dtype).tiny, math.inf)[..., None]
         shift = -(grad * out).sum(-1, keepdim=True)
+    d_q, d_k, *others = _gradients_of_sums(q, k, v, kv, z, grad, shift, grad_kv, grad_z)
+    return (d_q, d_k, *others) if scale is None else (d_q * q, d_k * k, *others)
+
+
+def _gradients_of_sums(
+    q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor,
+    grad: Tensor, shift: Tensor, grad_kv: Tensor | None, grad_z: Tensor | None, reverse: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of q, k, v, kv and z, given those of Σ_j (q_i·k_j) v_j, ``(B, H, N, D)``, of Σ_j q_i·k_j, ``(B, H, N, 1)``, and of the
+    sums after all tokens."""
+    of_keys, of_values, width, precision = k.shape[1], v.shape[1], v.shape[3], precision_for(v)
+    groups = max(of_keys, of_values)
+    grad_kv, grad_z = (torch.zeros_like(x) if given is None else given for given, x in ((grad_kv, kv), (grad_z, z)))
     rest = -(width + 1) % ALIGNED
     of_out, values = F.pad(torch.cat([grad, shift], -1), (0, rest)), F.pad(F.pad(v.to(q.dtype), (0, 1), value=1.0), (0, rest))
     grad = rows_together(grad)
 
-    def of_values(of_kv: Tensor, of_z: Tensor) -> Tensor:
+    def state_of_values(of_kv: Tensor, of_z: Tensor) -> Tensor:
         return F.pad(torch.cat([of_kv.mT, of_z[..., None, :]], -2), (0, 0, 0, rest))
 
     def of_one_head(state: Tensor) -> Tensor:
         """The state with zeros for all heads of a group but the first, since the sums over the heads are added up."""
         return F.pad(state.unsqueeze(2), (*(0,) * (2 * state.dim() - 4), 0, q.shape[1] // groups - 1)).flatten(1, 2)
 
-    d_q = summed(of_out, values, k, of_values(kv, z), precision=precision)[0]
-    d_k, _, before, _ = summed(values, of_out, q, of_one_head(of_values(grad_kv, grad_z)), precision=precision, reverse=True)
-    d_v = summed(k, q, grad, of_one_head(grad_kv), precision=precision, reverse=True)[0]
-    d_k, d_v, before = (x.unflatten(1, (groups, -1)).sum(2) if q.shape[1] > groups else x for x in (d_k, d_v, before))
-    if scale is not None:
-        d_q, d_k = d_q * q, d_k * k
+    d_q = summed(of_out, values, k, state_of_values(kv, z), precision=precision, reverse=reverse)[0]
+    d_k, _, before, _ = summed(values, of_out, q, of_one_head(state_of_values(grad_kv, grad_z)), precision=precision, reverse=not reverse)
+    d_v = summed(k, q, grad, of_one_head(grad_kv), precision=precision, reverse=not reverse)[0]
+    d_k, d_v, before = (
+        x.unflatten(1, (heads, -1)).sum(2) if x.shape[1] > heads else x for x, heads in ((d_k, of_keys), (d_v, of_values), (before, groups))
+    )
     return d_q, d_k, d_v.to(v.dtype), before[..., :width, :].mT, before[..., width, :]
 
 
 def summed(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, z: Tensor | None = None, *, precision: str, normalise: bool = False,
-    reverse: bool = False, scale: Tensor | None = None,
+    reverse: bool = False, scale: Tensor | None = None, onto: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Σ_j (q_i·k_j) v_j over the tokens j up to i, or from i on with ``reverse``, ``(B, H, N, D)``.
 
@@ -129,6 +187,7 @@ def summed(
         precision: of products: Triton's ``input_precision``.
         normalise: divide by the sum of the weights.
         scale: ``(B, heads of k, F)``, as in :func:`kernel_linear_attention`.
+        onto: with ``z``, what the output and the sums of the weights are added to: consecutive rows of contiguous tensors in fp32.
     Returns:
         The output; with ``z`` the sums of the weights ``(B, H, N)``; the state after all tokens; and with ``z`` the sum of k.
     """
@@ -136,14 +195,15 @@ def summed(
     (batch, _, length, features), width = q.shape, v.shape[3]
     heads, sum_heads = max(x.shape[1] for x in (q, k, v)), max(k.shape[1], v.shape[1])
     chunk = chunk_length(features, width, length)
-    count = -(-length // chunk)
+    count, add = -(-length // chunk), onto is not None
     sums = torch.empty(batch, sum_heads, count + 1, features, width, dtype=q.dtype, device=q.device)
     sums[:, :, 0] = state
     weights = sums.new_empty(batch, sum_heads, count + 1, features) if z is not None else sums
     if z is not None:
         weights[:, :, 0] = z
-    out = sums.new_empty(batch, heads, length, width)
-    out_weights = sums.new_empty(batch, heads, length) if z is not None else sums
+    if onto is None:
+        onto = sums.new_empty(batch, heads, length, width), sums.new_empty(batch, heads, length) if z is not None else sums
+    out, out_weights = onto
     feature_side, value_side = tile_side(features), tile_side(width)
     value_blocks = -(-width // value_side)
     tile = {
@@ -160,9 +220,9 @@ def summed(
         sums = sums.cumsum(2)
         weights = sums if z is None else weights.cumsum(2)
         kernels.outputs[(-(-length // BLOCK), value_blocks, batch * heads)](
-            q, k, v, scale, sums, weights, out, out_weights, length, features, width, count,
+            q, k, v, scale, sums, weights, out, out_weights, length, out.stride(1) // width, features, width, count,
             heads, *(heads // x.shape[1] for x in (q, k, v)), heads // sum_heads,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], NORMALISE=normalise, **tile,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], NORMALISE=normalise, ADD=add, **tile,
         )  # fmt: skip
     return out, out_weights, sums[:, :, -1], weights[:, :, -1]
 
@@ -252,18 +312,12 @@ def _tried(
     """Why results for a few tokens are not those of the definition, where they are not; what the kernels raise is raised."""
     if (why := capability_refused(device)) is not None:
         return why
-    length = chunk_length(features, width, 1 << 20) + BLOCK // 2
-    q, k, v, kv, z, grad = (
-        torch.sin(torch.arange(math.prod(shape), device=device) * step).view(1, *shape) * 0.4 + 0.6
-        for shape, step in (
-            ((2, length, features), 1.7), ((1, length, features), 0.9), ((1, length, width), 2.3), ((1, features, width), 1.1),
-            ((1, features), 0.3), ((2, length, width), 0.7),
-        )
-    )  # fmt: skip
-    v, scale = v.to(dtype), -z if exponential else None
+    *inputs, grad, _ = _a_few_tokens(device, dtype, features, width)
+    q, k, v, kv, z = inputs
+    scale = -z if exponential else None
     found: list[Tensor] = [*summed(q, k, v, kv, z, precision=precision_for(v), normalise=normalise, scale=scale)]
     with torch.enable_grad():
-        leaves = [x.detach().double().requires_grad_() for x in (q, k, v, kv, z)]
+        leaves = [x.double().requires_grad_() for x in inputs]
         queries, keys = leaves[:2]
         if scale is not None:
             queries, keys = _exponentials(queries, keys, scale)
@@ -275,6 +329,46 @@ def _tried(
             saved = (q, k, v, kv, z, scale, *(found[:2] if normalise else ()))
             found += _gradients(saved, grad, torch.zeros_like(kv), torch.zeros_like(z))
             expected += torch.autograd.grad(out, leaves, grad.double(), materialize_grads=True)
+    return difference(found, expected, dtype)
+
+
+def _tried_to_add(device: torch.device, dtype: torch.dtype, features: int, width: int, gradients: bool) -> str | None:
+    """As :func:`_tried`, for :func:`add_kernel_linear_attention` in both directions."""
+    if (why := capability_refused(device)) is not None:
+        return why
+    *inputs, grad, shift = _a_few_tokens(device, dtype, features, width)
+    q, k, v, kv, z = inputs
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+    for reverse in (False, True):
+        onto = grad.clone(), shift.clone()
+        summed(q, k, v, kv, z, precision=precision_for(v), reverse=reverse, onto=onto)
+        with torch.enable_grad():
+            leaves = [x.double().requires_grad_() for x in inputs]
+            scores = leaves[0] @ leaves[1].mT
+            scores = scores.triu() if reverse else scores.tril()
+            total, weight = scores @ leaves[2] + leaves[0] @ leaves[3], scores.sum(-1) + (leaves[0] * leaves[4][:, :, None]).sum(-1)
+            found += onto
+            expected += (total + grad, weight + shift)
+            if gradients:
+                found += _gradients_of_sums(q, k, v, kv, z, grad, shift[..., None], None, None, reverse)
+                expected += torch.autograd.grad((total, weight), leaves, [grad.double(), shift.double()])
+    return difference(found, expected, dtype)
+
+
+def _a_few_tokens(device: torch.device, dtype: torch.dtype, features: int, width: int) -> Iterator[Tensor]:
+    """q, k, v, kv and z for two heads and one of keys, gradients of the output and of the sums of the weights."""
+    length = chunk_length(features, width, 1 << 20) + BLOCK // 2
+    for i, (shape, step) in enumerate((
+        ((2, length, features), 1.7), ((1, length, features), 0.9), ((1, length, width), 2.3), ((1, features, width), 1.1),
+        ((1, features), 0.3), ((2, length, width), 0.7), ((2, length), 0.5),
+    )):  # fmt: skip
+        x = torch.sin(torch.arange(math.prod(shape), device=device) * step).view(1, *shape) * 0.4 + 0.6
+        yield x.to(dtype) if i == 2 else x
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> str | None:
+    """Why results for values of this dtype cannot be relied on, by those ``expected`` in double precision; ``None`` where they can."""
     pairs = [(x, y.detach()) for x, y in zip(found, expected, strict=True)]
     off = [float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in pairs]
     most = 1e-3 if dtype == torch.float32 else 3e-2

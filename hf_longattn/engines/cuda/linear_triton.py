@@ -74,14 +74,16 @@ def chunk_sums(  # type: ignore[no-untyped-def]
 
 @jit
 def outputs(  # type: ignore[no-untyped-def]
-    q, k, v, scale, sums, weights, out, out_weights, length, features, width, count, heads, q_group, k_group, v_group, sum_group,
+    q, k, v, scale, sums, weights, out, out_weights, length, pitch, features, width, count, heads, q_group, k_group, v_group, sum_group,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr, WIDTH: tl.constexpr,
-    WEIGH: tl.constexpr, NORMALISE: tl.constexpr, REVERSE: tl.constexpr, EXP: tl.constexpr, PRECISION: tl.constexpr,
+    WEIGH: tl.constexpr, NORMALISE: tl.constexpr, ADD: tl.constexpr, REVERSE: tl.constexpr, EXP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Σ_j (q_i·k_j) v_j over the tokens j up to i, or from i on with REVERSE; and with WEIGH Σ_j q_i·k_j, by which NORMALISE divides.
 
-    With EXP the numbers of q and k are the features' logarithms, relative to ``scale`` and those of q to their row's largest.
+    With ADD both are added to what ``out`` and ``out_weights`` hold. With EXP the numbers of q and k are the features' logarithms, relative
+    to ``scale`` and those of q to their row's largest.
+    pitch: rows from one head of ``out`` to the next.
     sums, weights: of the chunks before each, as :func:`chunk_sums` places them and after their running sum.
     """
     block, value_block, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -103,6 +105,8 @@ def outputs(  # type: ignore[no-untyped-def]
         top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros([BLOCK, WIDTH], tl.float32)
     weight = tl.zeros([BLOCK], tl.float32)
+    out += row.to(tl.int64) * pitch * width
+    out_weights += row.to(tl.int64) * pitch
     first = block * BLOCK if REVERSE else chunk * CHUNK
     last = tl.minimum((chunk + 1) * CHUNK, length) if REVERSE else (block + 1) * BLOCK
     for start in range(first, last, BLOCK):
@@ -131,6 +135,10 @@ def outputs(  # type: ignore[no-untyped-def]
         empty = tl.abs(weight) < 1.1754943508222875e-38
         total = tl.where(empty[:, None], 0.0, total / tl.where(empty, 1.0, weight)[:, None])
     inside = (rows[:, None] < length) & (columns[None, :] < width)
-    tl.store(out + (row.to(tl.int64) * length + rows[:, None]) * width + columns[None, :], total, mask=inside)
+    weighed = (rows < length) & (value_block == 0)
+    if ADD:
+        total += tile(out, width, rows, columns, length, width)
+        weight += tl.load(out_weights + rows, mask=weighed, other=0.0)
+    tl.store(out + rows[:, None].to(tl.int64) * width + columns[None, :], total, mask=inside)
     if WEIGH:
-        tl.store(out_weights + row.to(tl.int64) * length + rows, weight, mask=(rows < length) & (value_block == 0))
+        tl.store(out_weights + rows, weight, mask=weighed)

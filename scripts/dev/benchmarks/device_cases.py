@@ -137,6 +137,8 @@ def kernel_checks() -> Iterator[DeviceCase]:
         yield from (case.at(kv_heads=4, padding="none"), case.at(padding="documents", path=""))
     yield linear.at(queries=1000)  # after a state that has gradients
     yield from (linear.at(mechanism=name) for name in ("performer", "taylor"))  # features as logarithms, and many
+    hybrid = linear.at(mechanism="hybrid", path="terms-triton")
+    yield from (hybrid, hybrid.at(causal=False, kv_heads=4), hybrid.at(dtype="fp32", padding="none"), hybrid.at(padding="documents"))
     for causal in (True, False):
         yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex-selections")
     yield DeviceCase("nsa", length=4096, causal=True, batch=1, heads=2, kv_heads=1, padding="none", path="flex-selections")

@@ -34,7 +34,7 @@ from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.cuda import delta_kernel, flash_band, flex, fused_hash, linear_kernel
+from hf_longattn.engines.cuda import delta_kernel, flash_band, flex, fused_hash, linear_kernel, terms_kernel
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import check_options
 from hf_longattn.private_apis import look_up
@@ -224,6 +224,8 @@ class TritonKernel:
                 return
             given = {**dict(zip(self.parameters, args, strict=True)), **constants}
             nbytes = sum(x.numel() * x.element_size() for x in {id(x): x for x in args if isinstance(x, Tensor)}.values())
+            if given.get("ADD"):  # what is added to is read and written
+                nbytes += sum(given[name].numel() * given[name].element_size() for name in ("out", "out_weights"))
             counting.operations += 1
             counting.fused[self.name] += 1
             counting.bytes += nbytes
@@ -246,6 +248,9 @@ def triton_kernels() -> SimpleNamespace:
         "chunk_sums": lambda given: given["length"] * given["features"] * given["width"],
         "outputs": lambda given: given["length"] * (
             given["features"] * given["width"] + (given["CHUNK"] + given["BLOCK"]) / 2 * with_scores(given)
+        ),
+        "softmax_terms": lambda given: (
+            given["length"] * with_scores(given) * given["BLOCK"] * -(-(given["left"] + given["right"] + given["BLOCK"]) // given["BLOCK"])
         ),
         "delta_updates": lambda given: given["length"] * given["CHUNK"] * (2 * given["features"] + given["width"] + given["CHUNK"]),
         "delta_states": lambda given: 2 * given["length"] * given["features"] * given["width"],
@@ -283,10 +288,11 @@ def pretend() -> None:
     flex.fused_flex = fused_flex  # type: ignore[assignment]
     fused_hash.compiled = fused_reduction
     flash_band.refused = lambda *_: None
-    linear_kernel._tried = lambda *_: None
-    delta_kernel._tried = lambda *_: None
+    for kernel in (linear_kernel, delta_kernel, terms_kernel):
+        kernel._tried = lambda *_: None  # type: ignore[attr-defined]
+        kernel.triton_kernels = triton_kernels  # type: ignore[attr-defined]
+    linear_kernel._tried_to_add = lambda *_: None
     dispatch.triton_installed = lambda: True  # type: ignore[assignment]
-    linear_kernel.triton_kernels = delta_kernel.triton_kernels = triton_kernels
     torch.cuda.device_of = lambda _: contextlib.nullcontext()  # type: ignore[assignment, misc, return-value]
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
 

@@ -53,6 +53,12 @@ def test_later_layers_do_not_wait_for_the_device(name: str) -> None:
     assert misses(name) == set(WAITING.get(name, "").split())
 
 
+def test_only_searches_among_all_pairs_are_slower_than_full_attention() -> None:
+    """In the model; two patterns of a grid without one are full attention."""
+    slower = {name for name, rows in COUNTED.items() if any(row["of_full_attention"] > 1.005 for row in rows.values())}
+    assert slower == {"nsa", "top_k"}
+
+
 def test_the_page_is_that_of_the_counts() -> None:
     assert (RESULTS / "device_counts.md").read_text(encoding="utf-8") == page(STORED)
 
