@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
-Task = Literal["check", "compiled", "time", "crossing", "decode"]
+Task = Literal["check", "compiled", "prepare", "time", "crossing", "decode"]
 GRIDS = {40: (5, 8), 130: (10, 13), 300: (15, 20), 2048: (32, 64), 192: (12, 16), 96: (8, 12), 4096: (64, 64), 16384: (128, 128)}
 """The rows and columns of as many tokens on a grid."""
 QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
@@ -21,8 +21,8 @@ class DeviceCase:
     """One call of attention; with the default options of its mechanism where none are given.
 
     task: ``check`` against the float64 definition; ``compiled``, a language model by ``torch.compile`` against itself without;
-        ``time`` against PyTorch's kernels; ``crossing``, a window as a dense call with a mask and by its kernel; or ``decode``, a language
-        model with the mechanism.
+        ``prepare``, a pass that leaves the kernels of a timing on the disk; ``time`` against PyTorch's kernels; ``crossing``, a window as
+        a dense call with a mask and by its kernel; or ``decode``, a language model with the mechanism.
     padding: ``none``, ``left``, ``right``, or ``documents``: two packed into each row.
     tokens: leading tokens that are global.
     queries: the last ones of the sequence; 0 is all.
@@ -197,6 +197,15 @@ def stages(quick: bool) -> list[tuple[bool, list[DeviceCase]]]:
         known |= new.keys()
         listed.append((alone, list(new.values())))
     return listed
+
+
+def preparations(cases: Sequence[DeviceCase]) -> list[DeviceCase]:
+    """What compiles the kernels of the timings among the ``cases``, each once for all lengths, which kernels do not depend on."""
+    first: dict[str, DeviceCase] = {}
+    for case in cases:
+        if case.task == "time":
+            first.setdefault(str(case.at(length=0)), case.at(task="prepare"))
+    return list(first.values())
 
 
 def _quick(cases: Iterator[DeviceCase], lengths: int) -> list[DeviceCase]:

@@ -32,7 +32,7 @@ from hf_longattn.engines.dispatch import fla_installed
 from hf_longattn.mechanisms import mechanism_info
 from scripts.dev import ROOT
 
-from .device_cases import DeviceCase, stages
+from .device_cases import DeviceCase, preparations, stages
 from .drawing import svg
 from .report import machine, markdown_table, store_study
 
@@ -55,6 +55,11 @@ GROUPS = {
 """The checks of a table's line, by the engines of their mechanisms."""
 TASK_GROUPS = {"decode": "decoding", "compiled": "models in torch.compile"}
 MOST_WORKERS = {"cuda": 6, "cpu": 1}
+SHARES = (0.5, 0.8, 0.9, 1.0)
+"""The part of the budget after which no case of a stage is begun until the others had theirs, so that a machine on which kernels take long
+to compile times the most valuable cases, too."""
+PREPARING = 0.4
+"""The part of a stage's time for compiling, by several workers, the kernels that it then times."""
 SPOILED = "spoiled"
 """Key of a result after which its process can run nothing."""
 WORKER = "--worker"
@@ -77,12 +82,21 @@ def main(
         return
     output = (output or OUTPUT[kind]).with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
-    deadline, planned = time.monotonic() + budget, stages(quick)
+    start, planned = time.monotonic(), stages(quick)
     with open(output.with_suffix(".jsonl"), "w", encoding="utf-8") as lines, open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
         results = Results(lines)
-        for alone, cases in planned:
-            at_once = 1 if alone else workers or workers_for(kind, len(os.sched_getaffinity(0)))
-            run_stage(cases, at_once, partial(Worker, device, log), results, deadline)
+        several = workers or workers_for(kind, len(os.sched_getaffinity(0)))
+        waiting = planned
+        for shares in (SHARES, (1.0,) * len(planned)):
+            left = []
+            for (alone, cases), share in zip(waiting, shares, strict=False):
+                end = start + share * budget
+                stage = partial(run_stage, start=partial(Worker, device, log), end=end, deadline=start + budget)
+                if alone and kind == "cuda":  # whose kernels would otherwise be compiled one after the other
+                    now = time.monotonic()
+                    stage(preparations(cases), several, add=lambda _: None, end=now + PREPARING * (end - now))
+                left.append((alone, stage(cases, 1 if alone else several, add=results.add)))
+            waiting = left
     record = results.record(sum(len(cases) for _, cases in planned))
     store_study(output, record)
     if chart := draw(record, output.with_suffix(".svg")):
@@ -299,7 +313,7 @@ def failed(case: DeviceCase, failure: str) -> dict[str, Any]:
 
 
 def workers_for(kind: str, cores: int) -> int:
-    """Processes that check at once: each needs a core for compilers and one for itself."""
+    """Processes that check at once: each has a core for its compiler and one for what PyTorch computes meanwhile."""
     return max(1, min(MOST_WORKERS[kind], cores // 2))
 
 
@@ -307,7 +321,8 @@ class Worker:
     """A process that runs one case after another; what it prints besides goes into ``log``."""
 
     def __init__(self, device: str, log: IO[str]) -> None:
-        self.process = subprocess.Popen([*COMMAND, device], cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ}  # a graph has one kernel or two, and workers are many
+        self.process = subprocess.Popen([*COMMAND, device], cwd=ROOT, env=environment, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
 
     def run(self, case: DeviceCase, seconds: float) -> dict[str, Any]:
         """The result of a case, or that the process ended, or was ended after ``seconds``."""
@@ -338,8 +353,12 @@ class Worker:
         self.process.communicate()
 
 
-def run_stage(cases: Sequence[DeviceCase], workers: int, start: Callable[[], Worker], results: Results, deadline: float) -> None:
-    """Run the cases in their order by so many workers, until the deadline."""
+def run_stage(
+    cases: Sequence[DeviceCase], workers: int, start: Callable[[], Worker], add: Callable[[dict[str, Any]], None], end: float,
+    deadline: float,
+) -> list[DeviceCase]:  # fmt: skip
+    """Run the cases in their order by so many workers, and return those that were not begun by the ``end``; at the deadline, running ones
+    are ended."""
     waiting: SimpleQueue[DeviceCase] = SimpleQueue()
     for case in cases:
         waiting.put(case)
@@ -347,8 +366,8 @@ def run_stage(cases: Sequence[DeviceCase], workers: int, start: Callable[[], Wor
     def run() -> None:
         worker = None
         try:
-            while (left := deadline - time.monotonic()) > 0 and not waiting.empty():
-                case = waiting.get_nowait()
+            while time.monotonic() < end and not waiting.empty():
+                case, left = waiting.get_nowait(), deadline - time.monotonic()
                 if worker is not None and worker.ended:
                     worker.close()
                     worker = None
@@ -358,7 +377,7 @@ def run_stage(cases: Sequence[DeviceCase], workers: int, start: Callable[[], Wor
                     worker.close()
                     worker = None
                 if result["passed"] or time.monotonic() < deadline:  # what the deadline ended says nothing
-                    results.add(result)
+                    add(result)
         except Empty:  # another worker took the last
             return
         finally:
@@ -368,6 +387,7 @@ def run_stage(cases: Sequence[DeviceCase], workers: int, start: Callable[[], Wor
     with ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(run) for _ in range(min(workers, len(cases)))]:
             done.result()
+    return [waiting.get_nowait() for _ in range(waiting.qsize())]
 
 
 def work(device: str) -> None:

@@ -67,8 +67,32 @@ def test_everything_is_stored_and_a_failure_exits_with_one(
 
 def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
     results = Results(io.StringIO())
-    run_stage([WINDOW], 1, lambda: Stub("cpu", None), results, time.monotonic() - 1)
+    left = run_stage([WINDOW], 1, lambda: Stub("cpu", None), results.add, time.monotonic() - 1, time.monotonic() + 60)
     assert not results.found
+    assert left == [WINDOW]
+
+
+def test_a_stage_that_takes_long_leaves_the_next_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And goes on after it; kernels of timings are compiled by several workers before, which are no results."""
+    ran: list[tuple[str, str]] = []
+
+    class Slow(Stub):
+        def run(self, case: DeviceCase, seconds: float) -> dict[str, Any]:
+            ran.append((case.task, case.mechanism))
+            time.sleep(0.3)
+            return super().run(case, seconds)
+
+    monkeypatch.setattr(gpu_check, "Worker", Slow)
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "machine_here", dict)
+    monkeypatch.setattr(gpu_check, "SHARES", (0.01, 1.0))
+    checks, timings = [WINDOW, WINDOW.at(mechanism="strided")], [WINDOW.at(task="time", length=length) for length in (64, 128)]
+    monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, checks), (True, timings)])
+    output = tmp_path / "gpu.json"
+    gpu_check.main(device="cuda", quick=False, budget=20.0, workers=1, output=output)
+    expected = [("check", "window"), ("prepare", "window"), ("time", "window"), ("time", "window"), ("check", "strided")]
+    assert ran == expected
+    assert [(one["task"], one["mechanism"]) for one in json.loads(output.read_text())["results"]] == [*expected[:1], *expected[2:]]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -81,7 +105,7 @@ def test_a_worker_that_ends_costs_its_case_alone(monkeypatch: pytest.MonkeyPatch
     command(monkeypatch, "false")
     results = Results(io.StringIO())
     with open(tmp_path / "log", "w") as log:
-        run_stage([WINDOW, WINDOW.at(causal=True)], 1, lambda: Worker("cpu", log), results, time.monotonic() + 60)
+        run_stage([WINDOW, WINDOW.at(causal=True)], 1, lambda: Worker("cpu", log), results.add, *[time.monotonic() + 60] * 2)
     assert [one["failure"] for one in results.found] == ["its process ended with exit code 1"] * 2
     assert [one["case"] for one in results.found] == [str(WINDOW), str(WINDOW.at(causal=True))]
 
@@ -109,7 +133,7 @@ def test_an_illegal_access_is_told_and_the_next_case_gets_a_new_process(monkeypa
     results = Results(io.StringIO())
     with open(tmp_path / "log", "w") as log:
         cases = [WINDOW, WINDOW.at(causal=True), WINDOW.at(dtype="fp32")]
-        run_stage(cases, 1, lambda: Worker("cpu", log), results, time.monotonic() + 120)
+        run_stage(cases, 1, lambda: Worker("cpu", log), results.add, *[time.monotonic() + 120] * 2)
     assert [one["passed"] for one in results.found] == [True, False, True]
     assert "illegal memory access" in results.found[1]["failure"]
     assert not any("spoiled" in one for one in results.found)
