@@ -157,15 +157,15 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def brief(record: dict[str, Any]) -> str:
-    """The ratios of optimised models in one sentence."""
+    """The ratios of optimised models, a row for each precision."""
     faster = ratios(record)
     lengths = [n for n in (512, 1024, 4096, 8192) if all(n in by_length for by_length in faster.values())]
     modes = [mode for mode in MODES if mode.endswith("optimised") and mode in faster]
-    parts = [f"{' / '.join(f'{faster[mode][n]:.2f}×' for n in lengths)} in {mode.partition(',')[0]}" for mode in modes]
+    rows = [[mode.partition(",")[0], *(f"{faster[mode][n]:.2f}" for n in lengths)] for mode in modes]
     return (
-        "Speed of a model of BERT-base's width, converted to `longformer`, relative to its original **in the same precision**, both after "
-        f"`optimize_for_inference`, on one CPU thread, at {' / '.join(f'{n:,}' for n in lengths)} tokens: {', '.join(parts)} "
-        "([details](docs/results/compress.md))."
+        f"{markdown_table(['times as fast as the original', *(f'{n:,} tokens' for n in lengths)], rows)}\n\n"
+        "*A model of BERT-base's width, converted to `longformer`, against its original in the same precision, on one CPU thread. Both were "
+        "prepared by `optimize_for_inference` ([details](docs/results/compress.md)).*"
     )
 
 

@@ -221,12 +221,12 @@ def families() -> str:
     return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
 
 
-QUESTIONS = {"argument": "which parameter of a distant function an argument becomes", "base": "which module a base class comes from"}
+QUESTIONS = {"argument": "which parameter receives an argument", "base": "which module a base class comes from"}
 """The natural tasks of the reference evaluation, as their questions say it."""
 READERS = {
     "windows of 512, stride 128": "BERT, overlapping windows of 512",
     "converted to longformer": "converted to longformer",
-    "longformer, fine-tuned": "the same after minutes of fine-tuning",
+    "longformer, fine-tuned": "the same, fine-tuned for minutes",
 }
 
 
@@ -239,7 +239,7 @@ def quality_brief(name: str) -> str:
     rows = [[label, *("{:.0f} ± {:.0f} %".format(*scores[task][reader][:2]) for task in QUESTIONS)] for reader, label in READERS.items()]
     counts = " and ".join(f"{scores[task][reader][2]:,}" for task in QUESTIONS for reader in list(READERS)[:1])
     table = markdown_table(["exact match", *QUESTIONS.values()], rows)
-    return f"{table}\n\n*{counts} questions; ± one standard error ([how it was measured](docs/results/long_qa.md)).*"
+    return f"{table}\n\n*{counts} questions, whose answers are far from what is asked; ± one standard error ([how it was measured](docs/results/long_qa.md)).*"
 
 
 def commands() -> str:

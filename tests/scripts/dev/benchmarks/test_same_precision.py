@@ -36,7 +36,7 @@ def test_the_table_names_machine_and_whatever_is_slower() -> None:
     assert "Nowhere is it slower by more than 3 %." in markdown(record())
     assert "Slower than its original by more than 3 %: fp32 at 512 tokens (0.95)" in markdown(record(10.5))
     assert "a processor" in markdown(record())
-    assert "1.25× / 1.25× in fp32" in brief(record())
+    assert "| fp32 | 1.25 | 1.25 |" in brief(record())
 
 
 @pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
