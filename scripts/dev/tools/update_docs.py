@@ -239,7 +239,8 @@ def quality_brief(name: str) -> str:
     rows = [[label, *("{:.0f} ± {:.0f} %".format(*scores[task][reader][:2]) for task in QUESTIONS)] for reader, label in READERS.items()]
     counts = " and ".join(f"{scores[task][reader][2]:,}" for task in QUESTIONS for reader in list(READERS)[:1])
     table = markdown_table(["exact match", *QUESTIONS.values()], rows)
-    return f"{table}\n\n*{counts} questions, whose answers are far from what is asked; ± one standard error ([how it was measured](docs/results/long_qa.md)).*"
+    note = f"{counts} questions, whose answers are far from what is asked; ± one standard error"
+    return f"{table}\n\n*{note} ([how it was measured](docs/results/long_qa.md)).*"
 
 
 def commands() -> str:
