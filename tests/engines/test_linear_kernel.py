@@ -16,7 +16,7 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.cuda import delta_kernel, linear_kernel, terms_kernel
-from hf_longattn.engines.linear import _delta_chunks, linear_attention
+from hf_longattn.engines.linear import _delta_chunks, absorb, empty_state, linear_attention
 
 from .pretended_h100 import results
 from .triton_kernels import COMPILED, DELTA, HYBRID, INTERPRETED
@@ -213,6 +213,30 @@ def test_a_cached_hybrid_takes_the_kernels_for_every_piece() -> None:
             outs.append(out)
     assert paths == ["terms-triton", "linear-triton"] * 2 + ["linear-chunks"]
     torch.testing.assert_close(torch.cat(outs, 2), reference_attend(q, k, v, module, causal=True).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("kernels", "cuda_paths")
+def test_a_hybrid_adds_to_the_sums_of_other_processes() -> None:
+    """Queries of the middle of a text, with the keys near them and the sums over all others, as a process of several has them."""
+    torch.manual_seed(0)
+    module = build_mechanism("hybrid", num_heads=4, head_dim=16, window=12)
+    q, k, v = inputs = [torch.randn(2, heads, 150, 16, requires_grad=True) for heads in (4, 2, 2)]
+    call = AttentionCall()
+    phi_k, ones = module.linear.keys(k, call), torch.ones(2, 4, 150, 1)
+    values = torch.cat([v.repeat_interleave(2, 1), ones], -1)
+    earlier, later = (
+        absorb(empty_state(phi_k, values), phi_k[:, :, keys], values[:, :, keys]) for keys in (slice(0, 54), slice(106, None))
+    )  # fmt: skip
+    queries = torch.nn.functional.pad(q[:, :, 60:100], (0, 0, 0, 6))
+    paths: list[str] = []
+    with dispatch.observe(lambda _, choice: paths.append(choice.path)):
+        out = module._run(queries, k[:, :, 54:106], v[:, :, 54:106], earlier, call, later)[:, :, :40]
+    assert paths == ["terms-triton", "linear-triton"]
+    expected = reference_attend(q, k, v, module).float()[:, :, 60:100]
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(out)
+    for found, wanted in zip(*(torch.autograd.grad(x, inputs, upstream) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("kernels", "cuda_paths")

@@ -10,6 +10,8 @@ Both passes are the same sum. With ĝ_i = g_i / d_i, c_i = -ĝ_i·o_i (see ``lin
 
     ∂φ(q_i) = Σ_{j ≤ i} (ĝ'_i·v'_j) φ(k_j)      ∂φ(k_j) = Σ_{i ≥ j} (v'_j·ĝ'_i) φ(q_i)      ∂v_j = Σ_{i ≥ j} (φ(k_j)·φ(q_i)) ĝ_i
 
+The sums can also be added in place to those of other keys, over j ≤ i or j ≥ i: :func:`add_kernel_linear_attention`.
+
 For values in half precision the products are rounded to TF32, whose error is below that of the values; for fp32 each is three products of
 TF32, which is as exact as fp32. All sums are in fp32.
 
