@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, errors, snapshot_download
+from huggingface_hub import constants, errors, get_token, snapshot_download
 from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
 
 from .errors import CheckpointError, HubError, LongAttentionError, in_a_line
@@ -94,6 +94,16 @@ def check_name(name: str) -> None:
     """
     if not Path(name).exists() and not HUB_ID.fullmatch(name):
         raise CheckpointError(NO_FOLDER.format(name))
+
+
+def check_token(repo_id: str, token: str | bool | None = None) -> None:
+    """Refuse an upload for which there is no token, before anything slow is imported or made.
+
+    Raises:
+        HubError: no token is given, in HF_TOKEN, or stored by `hf auth login`.
+    """
+    if not (token if isinstance(token, str) else token is not False and get_token()):
+        raise HubError(f"{repo_id!r} needs a token; {LOG_IN}.")
 
 
 def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> None:

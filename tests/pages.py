@@ -24,6 +24,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ KINDS = ("console", "bash", "python", "text", "json", "yaml")
 BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", flags=re.M | re.S)
 NAMED = re.compile(r"`([\w./-]+\.(?:jsonl?|ya?ml))`[^`]*\Z")
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?(?: [kMGT]?(?:FLOP|B)\b)?")
+PATIENCE = 1800
+"""Tenths of a second until a server must answer; on a busy machine its imports take a minute."""
 SERVER = re.compile(r"\buvicorn\b.*--port (\d+)")
 
 
@@ -102,6 +105,8 @@ class Reader(Protocol):
 
     only_ours: bool
     """Whether packages are there that the project names, and no others that a page installs."""
+    env: dict[str, str]
+    """The variables of the environment in which the reader types."""
 
     def longattn(self, arguments: list[str]) -> str:
         """Run ``longattn``, and return what it prints; it must succeed."""
@@ -123,6 +128,8 @@ class Here:
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {}
+        search = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        self.env = {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT), "COLUMNS": "400"}
 
     def longattn(self, arguments: list[str]) -> str:
         from typer.testing import CliRunner
@@ -139,8 +146,7 @@ class Here:
         return printed.getvalue()
 
     def shell(self, line: str) -> str:
-        search = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-        return run_in_shell(line, {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT), "COLUMNS": "400"})
+        return run_in_shell(line, self.env)
 
     def install(self, line: str) -> None:
         """Everything is there; ``tests/test_installed_pages.py`` types it in an empty environment."""
@@ -192,7 +198,7 @@ def _type(line: str, reader: Reader, stand_ins: StandIns, servers: contextlib.Ex
     command = shlex.split(line, comments=True)
     stand_ins.provide_for(command)
     if server := SERVER.search(line):
-        servers.enter_context(_served(line, int(server[1])))
+        servers.enter_context(_served(line, int(server[1]), reader))
         return ""
     if command[:2] == ["pip", "install"]:
         reader.install(line)
@@ -207,16 +213,23 @@ def _type(line: str, reader: Reader, stand_ins: StandIns, servers: contextlib.Ex
 
 
 @contextlib.contextmanager
-def _served(line: str, port: int) -> Iterator[None]:
+def _served(line: str, port: int, reader: Reader) -> Iterator[None]:
     """A server that answers at a port while the page goes on."""
-    search = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    with subprocess.Popen(["bash", "-c", f"exec env {line}"], env={**os.environ, "PATH": search, "PYTHONPATH": str(ROOT)}) as server:
-        try:
-            for _ in range(600):
-                assert server.poll() is None, f"{line} ended with {server.returncode}"
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                time.sleep(0.1)
-            yield
-        finally:
-            server.terminate()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+
+        def problem(what: str) -> str:
+            said.seek(0)
+            return f"{line} {what}\n{said.read()}"
+
+        with subprocess.Popen(["bash", "-c", f"exec env {line}"], env=reader.env, stdout=said, stderr=subprocess.STDOUT) as server:
+            try:
+                for _ in range(PATIENCE):
+                    assert server.poll() is None, problem(f"ended with {server.returncode}")
+                    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                        break
+                    time.sleep(0.1)
+                else:
+                    raise AssertionError(problem("does not answer"))
+                yield
+            finally:
+                server.terminate()

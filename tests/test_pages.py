@@ -12,8 +12,6 @@ from tests.pages import KINDS, ROOT, Here, blocks, commands, follow, matches, ma
 from tests.stand_ins import SETTINGS, StandIns, setting_of
 
 PAGES = pages_with_blocks()
-NOT_YET = {f"docs/how-to/{name}.md" for name in ("export", "linearise", "lm_eval", "many_processes", "search")}
-"""Pages that nobody follows yet."""
 
 
 @pytest.mark.parametrize(
@@ -46,11 +44,7 @@ def test_numbers_of_another_machine_are_not_compared(shown: str, printed: str, s
 
 def test_every_block_says_what_it_is() -> None:
     assert {
-        (page, block.kind)
-        for page in PAGES
-        if page not in NOT_YET
-        for block in blocks((ROOT / page).read_text(encoding="utf-8"))
-        if block.kind not in KINDS
+        (page, block.kind) for page in PAGES for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.kind not in KINDS
     } == set()
 
 
@@ -95,9 +89,7 @@ def desk(stand_ins: StandIns, server: Hub, tmp_path: Path, monkeypatch: pytest.M
     return server
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] if setting_of(page).slow else []) for page in PAGES if page not in NOT_YET]
-)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] if setting_of(page).slow else []) for page in PAGES])
 def test_the_page_works(page: str, desk: Hub, stand_ins: StandIns) -> None:
     reader = Here()
     follow(page, reader, stand_ins)

@@ -47,13 +47,17 @@ def convert(
         _print_plan(source, destination, config, as_json)
         return
 
+    token = config.token if isinstance(config.token, str) else None
+    if push_to_hub is not None:
+        from ..hub_errors import check_token
+
+        check_token(push_to_hub, token)
     from ..conversion import convert_checkpoint
     from ..hub import check_login
     from .hub import push_converted
     from .show import conversion_progress, show_report
     from .terminal import print_json
 
-    token = config.token if isinstance(config.token, str) else None
     if push_to_hub is not None:
         check_login(push_to_hub, token)
     with conversion_progress() as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -58,8 +59,8 @@ def export(
     model does.
     """
     from ..export import export_checkpoint, export_gguf, export_native
-    from .show import show_export, show_report
-    from .terminal import print_json
+    from .show import conversion_progress, show_export, show_report
+    from .terminal import print_json, say
 
     if format not in EXPORT_FORMATS:
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
@@ -75,14 +76,16 @@ def export(
         for value, flag in ((opset, "--opset"), (task, "--task")):
             if value is not None:
                 raise typer.BadParameter("is for graphs; the native twin has the head of the checkpoint.", param_hint=flag)
-        twin = export_native(
-            model, destination, global_attention_mask=global_attention_mask, overwrite=overwrite, revision=revision, token=token
-        )
+        with conversion_progress() as progress:
+            twin = export_native(
+                model, destination, global_attention_mask=global_attention_mask, overwrite=overwrite, revision=revision, token=token,
+                progress=progress,
+            )  # fmt: skip
         print_json({"destination": str(twin.destination), **twin.to_dict()}) if as_json else show_report(twin)
         return
     report = export_checkpoint(
         model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask, int8=int8,
-        overwrite=overwrite, revision=revision, token=token,
+        overwrite=overwrite, revision=revision, token=token, progress=partial(say, stderr=True),
     )  # fmt: skip
     print_json(report.to_dict()) if as_json else show_export(report)
 

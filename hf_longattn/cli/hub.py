@@ -34,6 +34,9 @@ def push(
     have arrived are not uploaded again.
     """
     flags.check_user_code(remote_code, bundle_user_code)
+    from ..hub_errors import check_token
+
+    check_token(repo, token)
     from ..hub import push_model
     from .terminal import print_json, say
 

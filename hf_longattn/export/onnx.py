@@ -7,7 +7,7 @@ import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,7 @@ def export_checkpoint(
     overwrite: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Write a long checkpoint as one graph, after comparing it with the model at three lengths (of sounds, three durations), or on pictures
     of the size for which a model of pictures was converted, which are the only ones that its graph takes.
@@ -118,6 +119,7 @@ def export_checkpoint(
         int8: also write model_int8.onnx by onnxruntime's dynamic quantisation of the linear layers, and measure its accuracy and time.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
+        progress: called with a sentence before each step.
 
     Raises:
         MissingExtraError: a package that the format needs is not installed.
@@ -145,6 +147,8 @@ def export_checkpoint(
         raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
     refuse_quantised(source)
     refuse_adapter(source)
+    say = progress or (lambda sentence: None)
+    say(f"reading {short_name(source)}")
     loaded = _load(source, inspection.class_name, task)
     _check_mechanisms(loaded)
     if task == WITH_PAST and global_attention_mask:
@@ -180,14 +184,18 @@ def export_checkpoint(
     written: dict[str, Any] = {}
 
     def write(stage: Path) -> list[str]:
-        outputs, shortest, used = write_graph(graph, stage / FILES[format], format, max_length, opset)
+        outputs, shortest, used = write_graph(graph, stage / FILES[format], format, max_length, opset, say)
         limits = (shortest, max_length)
+        say(f"comparing {FILES[format]} with the model")
         checks = graph.check(partial(runner, stage / FILES[format], outputs, format), limits)
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
-        quantised = _quantise(stage, graph, outputs, words.describe(), limits) if isinstance(graph, OnePassGraph) and int8 else None
+        quantised = None
+        if isinstance(graph, OnePassGraph) and int8:
+            say(f"writing and measuring {INT8_FILE}")
+            quantised = _quantise(stage, graph, outputs, words.describe(), limits)
         _write_configs(loaded, source, stage)
         written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
         return sorted(path.name for path in stage.iterdir())
@@ -298,9 +306,9 @@ STOCK = ("native", "gguf")
 
 
 def write_graph(
-    graph: ExportedGraph, file: Path, format: str, max_length: int, opset: int | None
+    graph: ExportedGraph, file: Path, format: str, max_length: int, opset: int | None, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], int, int | None]:
-    """Trace the graph and write it to ``file``, for texts of up to ``max_length`` tokens.
+    """Trace the graph and write it to ``file``, for texts of up to ``max_length`` tokens; ``say`` is called before each step.
 
     Returns:
         The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
@@ -310,7 +318,9 @@ def write_graph(
     """
     with torch.no_grad(), _hushed():
         try:
+            say(f"tracing {type(graph.model).__name__} as one graph")
             traced = graph.traced(max_length)
+            say(f"writing {file.name}")
             if format == "torch":
                 torch.export.save(traced.program, file)
                 return traced.outputs, traced.shortest, None

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import HfApi, get_token
 
 from ..errors import CheckpointError, HubError
-from ..hub_errors import TOKEN, is_broken_connection, translated_errors
+from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
 from ..reading import check_link, homes_of, read_json_object, read_text
 from .card import REPORT, model_card, read_config, read_report, with_name
 from .metadata import read_card
@@ -85,6 +85,7 @@ def push_model(
     """
     place = Path(folder).expanduser()
     _check_folder(place)
+    check_token(repo_id, token)
     if remote_code:
         bundle_remote_code(place, user_code=user_code)
     _check_code(place)

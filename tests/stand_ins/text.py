@@ -54,7 +54,8 @@ def small(base: str, head: str, folder: Path, length: int, pieces: str = "", **v
 
 @stand_in("gpt2", "openai-community/gpt2")
 def gpt2(folder: Path) -> None:
-    small("gpt2", "GPT2LMHeadModel", folder, 1024)
+    """With weights so large that its attention is far from even, as that of a trained one."""
+    small("gpt2", "GPT2LMHeadModel", folder, 1024, initializer_range=0.2)
 
 
 @stand_in("llama")
@@ -290,6 +291,7 @@ segments = torch.randint(0, 500, (2, 1024)).split(512, dim=1)
 """
 
 TO_TRAIN = """
+import hf_longattn
 from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 model = AutoModelForMaskedLM.from_pretrained("bert-4096")
@@ -315,6 +317,13 @@ model = AutoModel.from_pretrained("google-bert/bert-base-uncased")
 input_ids = torch.randint(5, 100, (1, 256))
 """
 
+LONG_TALK = """
+import numpy
+import soundfile
+
+soundfile.write("talks/long.wav", numpy.random.default_rng(0).normal(scale=0.1, size=16 * 16_000), 16_000)
+"""
+
 page("docs/how-to/adapt.md", Setting(instead=FEW_STEPS, slow=True))
 page("docs/how-to/batches.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
 page(
@@ -322,6 +331,20 @@ page(
     Setting(
         before=TO_TRAIN,
         instead={TEXTS: FEW_STEPS[TEXTS], "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2"},
+        slow=True,
+    ),
+)
+page(
+    "docs/how-to/search.md",
+    Setting(
+        before=LONG_TALK,
+        instead={
+            "--budget 0.25 --score kl": "--budget 0.5 --candidate longformer:window=512 --score kl",
+            "vit-base photos/ --image-size 1024": "vit-base photos/ --image-size 448 --budget 5s --candidate window2d:window=7",
+            "talks/ --audio-seconds 300": "talks/ --audio-seconds 16 --budget 5s --candidate window:window=64",
+            "--image-size 1024 --search-images photos/": "--image-size 448 --budget 5s --search-images photos/",
+            "--audio-seconds 300 --search-audio talks/": "--audio-seconds 16 --budget 5s --search-audio talks/",
+        },
         slow=True,
     ),
 )
