@@ -207,13 +207,15 @@ def run_batch(
                 separate_calls=(alone or isinstance(call.grid, tuple)) and not mechanism.is_cross_attention,
                 trims_padding=mechanism.trims_padding,
             )  # fmt: skip
-            kind = "rows"
-            if run is None and order is None and call.batch.documents is not None and not mechanism.is_cross_attention:
-                if mechanism.takes_documents if context.device == "cpu" else mechanism.labels_documents:
+            kind = "rows" if call.batch.documents is None else "documents"
+            if kind == "documents" and context.device != "cpu" and not (alone or mechanism.is_cross_attention):
+                context.stacking = mechanism.stacking(call.causal)
+            if run is None and order is None and kind == "documents" and not mechanism.is_cross_attention:
+                if mechanism.takes_documents if context.device == "cpu" else mechanism.labels_documents(k, v, call):
                     kind = "packed rows"
                 elif mechanism.is_plain_band and not (context.separate_calls or context.single_call):
                     kind, context.dtype, context.features = "packed bands", dtype_in_attention(q), q.shape[3]
-            return attend_per_sequence(attention, q, k, v, call, choose(kind, context))
+            return attend_per_sequence(attention, q, k, v, call, choose(kind, context), context.stacking)
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:
             raise

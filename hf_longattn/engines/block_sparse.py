@@ -10,6 +10,7 @@ from .common.axis_term import AxisTerm
 from .common.call import AttentionCall, DistanceBias, Pattern, attend_per_sequence
 from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .common.distance_term import distance_term_of, with_terms_written_out
+from .common.document_rows import Stacking
 from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
@@ -75,13 +76,14 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> Tensor:
-    """Packed documents: one call of the flash-attention operator, which takes their offsets, or a call for each."""
-    pattern, call = context.band, context.call
-    if choose("documents", context) == "flash":
-        out, _ = attempt("documents", context, flash_band, q, k, v, pattern, call)
+    """Packed documents: one call of the flash-attention operator, which takes their offsets, or rows of a batch."""
+    pattern, call, context.stacking = context.band, context.call, Stacking()
+    path = choose("documents under a band", context)
+    if path == "flash":
+        out, path = attempt("documents under a band", context, flash_band, q, k, v, pattern, call)
         if out is not None:
             return out
-    return attend_per_sequence(lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call, "split")
+    return attend_per_sequence(lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call, path)
 
 
 def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:

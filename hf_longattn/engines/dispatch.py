@@ -21,9 +21,10 @@ import torch
 from ..naming import LOGGER
 from .common.axis_term import AxisTerm
 from .common.batch import in_graph
-from .common.call import AttentionCall, DistanceBias, Pattern, ScoreMod
+from .common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, groups_of_documents
 from .common.derivatives import no_fused_kernels
 from .common.distance_term import DistanceTerm, TokenDistanceTerm
+from .common.document_rows import Stacking
 from .common.grid_bias import GridBias
 from .common.place_term import PlaceTerm
 from .cpu.band import Plan, band_plan
@@ -86,6 +87,8 @@ class DispatchContext:
     """Whether the rows of a batch must be one call."""
     separate_calls: bool = False
     """Whether every sequence is a call by itself."""
+    stacking: Stacking | None = None
+    """Which documents may be rows of one batch, where padding after them changes nothing; ``None`` where none may."""
     trims_padding: bool = False
     """Whether the engine cuts the outer padding off every row by itself."""
     selection: tuple[int, int, int] = (1, 1, 1)
@@ -401,9 +404,6 @@ def _many_cells(context: DispatchContext) -> str | None:
 
 
 def _no_split(context: DispatchContext) -> str | None:
-    batch = context.call.batch
-    if batch is not None and batch.documents is not None:
-        return None
     if in_graph():
         return "a graph does not know where sequences start"
     if context.single_call:
@@ -429,17 +429,33 @@ def _not_packed(context: DispatchContext) -> str | None:
     return no_fused_kernels()
 
 
+def _no_stack(context: DispatchContext) -> str | None:
+    """Why packed documents are not rows of a batch."""
+    if context.device == "cpu":
+        return "on the CPU a document alone costs what its tokens cost"
+    if context.stacking is None or context.q_len < context.kv_len:
+        return "padding counts, every document is to be run alone, or the queries are not those of the keys"
+    if in_graph():
+        return "a graph does not know where sequences start"
+    if (why := no_fused_kernels()) is not None:
+        return why
+    batch, groups = context.call.batch, groups_of_documents(context.call, context.stacking)
+    return "no two documents may share a call" if batch is None or len(groups) == len(batch.sequences) else None
+
+
 def _no_mask(context: DispatchContext) -> str | None:
     batch = context.call.batch
     return "its positions count from each row's first token" if context.by_position and batch is not None and batch.padded_left else None
 
 
 ROW_PATHS: tuple[Path, ...] = (("split", _no_split), ("masked", _no_mask), ("rolled", _last))
+DOCUMENT_PATHS: tuple[Path, ...] = (("stacked", _no_stack), ("split", _last))
 PATHS: dict[str, tuple[Path, ...]] = {
     "rows": ROW_PATHS,
-    "packed rows": (("packed", _not_packed), *ROW_PATHS),
-    "packed bands": (("packed", _no_flash), *ROW_PATHS),
-    "documents": (("flash", _no_flash), ("split", _last)),
+    "packed rows": (("packed", _not_packed), *DOCUMENT_PATHS),
+    "packed bands": (("packed", _no_flash), *DOCUMENT_PATHS),
+    "documents": DOCUMENT_PATHS,
+    "documents under a band": (("flash", _no_flash), *DOCUMENT_PATHS),
     "pairs": ((DENSE, _not_covered), (DENSE_MASKED, _many_pairs), ("sparse", _last)),
     "selected": ((DENSE, _not_covered), ("selected", _last)),
     "low-rank": ((DENSE, _not_covered), ("low-rank", _last)),
@@ -550,6 +566,11 @@ def choose_pairs(q: Any, k: Any, call: AttentionCall, covered: bool = False, tok
 def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
     """``"dense"`` where a mechanism of ``kind`` sees every pair, otherwise its own path."""
     return choose(kind, DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered))
+
+
+def choose_documents(q: Any, k: Any, call: AttentionCall) -> str:
+    """How documents that no operation keeps apart are brought to index 0, where padding after them changes nothing."""
+    return choose("documents", DispatchContext(q.device.type, q.shape[2], k.shape[2], call, stacking=Stacking()))
 
 
 def choose_chunks(context: DispatchContext) -> bool:

@@ -27,6 +27,7 @@ from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, fixed, plus
 from ..engines.common.dense import dense_attention, grid_of, index_grid
+from ..engines.common.document_rows import Stacking
 from ..engines.common.global_rows import global_index
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -115,6 +116,14 @@ class BigBird(MaskedMechanism):
                 stacklevel=2,
             )
         return super().train(mode)
+
+    def stacking(self, causal: bool) -> Stacking | None:
+        """Documents with random blocks only beside those of as many blocks, whose random blocks are the same."""
+        stacking = super().stacking(causal)
+        if stacking is None or causal:
+            return stacking
+        size = self.options.block_size
+        return dataclasses.replace(stacking, kind=lambda length: None if self.covers(length) else -(-length // size))
 
     @property
     def full_blocks(self) -> int:
@@ -226,7 +235,7 @@ class BigBird(MaskedMechanism):
         if by_text is not None and call.batch is not None:
             ends = last_real(by_text) + 1
             shortest = 0 if torch.compiler.is_compiling() else call.batch.cached(("shortest text",), lambda: int(ends.min()))
-            if shortest < length:
+            if -(-shortest // size) < rows:
                 all_long = -(-shortest // size) > self.full_blocks
                 return self.blocks(-(-ends // size), rows, causal, device, seed).parts(length, tokens, dtype, all_long=all_long)
 

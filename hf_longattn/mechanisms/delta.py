@@ -65,7 +65,6 @@ class Delta(Mechanism):
     stateful = True
     position_dependent = False
     takes_score_mod = False
-    labels_documents = True
     options_type = DeltaOptions
     sample: ClassVar[dict[str, Any]] = {"gate_input": "key"}
     options: DeltaOptions
@@ -104,6 +103,9 @@ class Delta(Mechanism):
         if self.options.expand > 1:
             for projection in (self.query_map, self.key_map):
                 nn.init.normal_(projection.weight, std=self.head_dim**-0.5, generator=generator)
+
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """``call.hidden_states (B, N, hidden_size)`` is the layer's input, unless the gates come from the keys."""

@@ -89,7 +89,6 @@ class Hybrid(Mechanism):
     takes_score_mod = False
     bitwise_causal = False
     position_dependent = False
-    labels_documents = True
     options_type = HybridOptions
     sample: ClassVar[dict[str, Any]] = {"window": 16}
 
@@ -123,6 +122,9 @@ class Hybrid(Mechanism):
         part = super().of_heads(first, last)
         vars(part)["linear"] = self.linear.of_heads(first, last)  # found before the module of that name, which both share
         return part
+
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):

@@ -192,8 +192,8 @@ class LSH(BucketedMechanism):
             return super().sparse_path(q, k, v, q_len, raw_keys, call)
         return chunk_attention(q, k, v, self.hashes(raw_keys), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 
-    def packs(self, causal: bool) -> bool:
-        return causal  # chunks in both directions are counted from the first of a document's sorted tokens, and in a circle
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return call.causal  # chunks in both directions are counted from the first of a document's sorted tokens, and in a circle
 
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds:
         key_buckets, shared = self.hashes(k), self.options.shared_qk

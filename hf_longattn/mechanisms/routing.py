@@ -254,8 +254,8 @@ class Routing(BucketedMechanism):
         share = self.shares(self.key_vectors(keys).flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
         return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
-    def packs(self, causal: bool) -> bool:
-        return causal and not self.learned and not self.options.window  # otherwise clusters choose keys of one document
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return call.causal and not self.learned and not self.options.window  # otherwise clusters choose keys of one document
 
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
         return self._recent(q, self.key_vectors(k), q_len, call) if call.causal and not self.learned and not self.options.window else None

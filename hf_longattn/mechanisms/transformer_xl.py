@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, attend_per_sequence, fixed, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, fixed, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
 from ..engines.common.shards import Locality
@@ -109,12 +109,13 @@ class TransformerXL(GatheredMechanism):
     def only_parts(self) -> bool:
         return type(self).forward is TransformerXL.forward
 
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return super().labels_documents(k, v, call) and not self._stops(k, v)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The memory holds ``call.detached_kv (B, H_kv, n, D)`` of the last n tokens, or k and v detached if ``None``."""
         if not self._stops(k, v):
             return super().forward(q, k, v, call)
-        if call.batch is not None and call.batch.documents is not None:
-            return attend_per_sequence(self.forward, q, k, v, call, "split")
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
         remembered = _remembered(k, v, call.detached_kv)

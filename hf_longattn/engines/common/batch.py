@@ -72,6 +72,13 @@ class Batch:
         """The batch, or ``None`` when every row is one sequence without padding."""
         return None if mask is None and documents is None else cls(mask, documents)
 
+    @classmethod
+    def of_spans(cls, mask: Tensor, sequences: tuple[SequenceSpan, ...]) -> Batch:
+        """The batch of a mask whose :attr:`sequences` are known, so that nobody waits for the device to find them."""
+        batch = cls(mask)
+        vars(batch)["sequences"] = sequences
+        return batch
+
     @functools.cached_property
     def sequences(self) -> tuple[SequenceSpan, ...]:
         """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
@@ -198,16 +205,16 @@ def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[S
     """The documents of each row, each from its first real token to its last."""
     like = documents if mask is None else mask
     assert like is not None
-    borders = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+    borders, sequences = torch.zeros(like.shape, dtype=torch.bool, device=like.device), len(like)
     borders[:, :1] = True
     if documents is not None:
         borders, descending = _borders(mask, documents)
-        _check_ascending(bool(descending))
+        is_descending, sequences = torch.stack([descending.long(), borders.sum()]).tolist()
+        _check_ascending(bool(is_descending))
     width = like.shape[1]
     part = borders.flatten().cumsum(0) - 1
     places = torch.arange(len(part), device=like.device)
     real = torch.ones_like(part) if mask is None else mask.flatten().long()
-    sequences = len(like) if documents is None else int(borders.sum())
     starts = part.new_full((sequences,), like.numel()).scatter_reduce(0, part, torch.where(real > 0, places, like.numel()), "amin")
     stops = part.new_zeros(sequences).scatter_reduce(0, part, (places + 1) * real, "amax")
     counts = part.new_zeros(sequences).scatter_add(0, part, real)

@@ -1,11 +1,13 @@
 """What is asked of an engine: which pairs (a band, tiles), which score terms, everything else about a call, and how a call is aligned.
 
-Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` brings them there before a mechanism runs, in one of four ways,
+Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` brings them there before a mechanism runs, in one of five ways,
 among which :mod:`hf_longattn.engines.dispatch` chooses:
 
 - **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
 - **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
-  documents are bit for bit what they are alone. On the CPU, and for documents everywhere;
+  documents are bit for bit what they are alone. On the CPU;
+- **stacked**: packed documents are gathered into the rows of a batch, padded on the right, and back: one call, or up to three where their
+  lengths differ much. On a GPU, where a call for each would cost more than the padding;
 - **packed**: as it is, where the mechanism keeps documents apart by itself: on the CPU with the bits of each alone but without copying them
   together, on a GPU by operations on whole rows;
 - **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.
@@ -28,6 +30,7 @@ from ...errors import GridError, MaskError
 from .axis_term import AxisTerm
 from .batch import Batch, DocumentLabels, SequenceSpan, first_real, in_graph, roll_left, wrapped
 from .byte_cache import BYTE_CACHE
+from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
 from .grid_bias import GridBias
 
@@ -137,8 +140,11 @@ class BatchTerm(ABC):
         """The term of the keys ``start … stop - 1`` of one row, and of the queries among them."""
 
     @abstractmethod
-    def rolled(self, start: Tensor) -> BatchTerm:
-        """The term of rows that are rolled to the left by ``start (B,)``, with as many queries as keys."""
+    def moved(self, move: Callable[[Tensor, int], Tensor]) -> BatchTerm:
+        """The term of tokens at other places, with as many queries as keys.
+
+        move: ``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``.
+        """
 
 
 class TokenTerm(ABC):
@@ -404,11 +410,14 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
 """Attention of sequences that start at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
 
 
-def attend_per_sequence(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str) -> Tensor:
+def attend_per_sequence(
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str, stacking: Stacking | None = None
+) -> Tensor:
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
-        how: ``"packed"``, ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
+        how: ``"packed"``, ``"stacked"``, ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
+        stacking: which documents may share a call; by default all.
     Returns:
         Rows of padding are finite and mean nothing.
     Raises:
@@ -425,6 +434,8 @@ def attend_per_sequence(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor,
         sequences = _split_sequences(q, k, v, call, batch)
         outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else torch.zeros_like(q)
+    if how == "stacked":
+        return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
     return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)
 
 
@@ -494,9 +505,7 @@ def _split_sequences(
     nothing: list[Any] = [None] * len(batch.sequences)
     detached_kv = nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
     hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
-    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
-    if len(grids) != len(batch.sequences):
-        raise GridError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
+    grids = _grids(call, batch)
     parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
     for span, queries, keys, values, states, constants, grid in parts:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
@@ -509,6 +518,52 @@ def _split_sequences(
             grid=grid,
         )
         yield queries, keys, values, sequence_call
+
+
+def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
+    """The grid of every sequence.
+
+    Raises:
+        GridError: they are not one for each.
+    """
+    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
+    if len(grids) != len(batch.sequences):
+        raise GridError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
+    return grids
+
+
+def groups_of_documents(call: AttentionCall, stacking: Stacking) -> Groups:
+    """The documents of ``call`` that share a call; on grids, those of one grid and length."""
+    batch = call.batch
+    assert batch is not None
+    kind, lengths = stacking.kind, [span.stop - span.start for span in batch.sequences]
+    kinds: tuple[Hashable, ...] | None = None if kind is None else tuple(map(kind, lengths))
+    if call.grid is not None:
+        kinds = tuple(zip(_grids(call, batch), lengths, strict=True))
+    return document_groups(batch, kinds, stacking.most_calls)
+
+
+def _stacked_documents(
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch, groups: Groups
+) -> Tensor:
+    """The documents as rows of batches, one for each of the groups."""
+    shape, grids = (len(k), k.shape[2]), _grids(call, batch)
+    rows = batch.cached(("rows of documents", groups), lambda: DocumentRows.of(batch, shape, groups, k.device))
+    nothing: list[Any] = [None] * len(rows.calls)
+    hidden = nothing if call.hidden_states is None else rows.rows(call.hidden_states, 1)
+    detached_kv = nothing if call.detached_kv is None else list(zip(*(rows.rows(x, 2) for x in call.detached_kv), strict=True))
+    global_mask = nothing if call.global_mask is None else rows.chosen(call.global_mask)
+    parts = zip(rows.rows(q, 2), rows.rows(k, 2), rows.rows(v, 2), hidden, detached_kv, global_mask, strict=True)
+    outs = []
+    for number, (queries, keys, values, states, constants, tokens) in enumerate(parts):
+        documents = rows.calls[number]
+        grid = grids[documents.sequences[0]]
+        documents_call = call.replace(
+            batch=documents.batch, score_mod=_score_mod_of_rows(call.score_mod, rows, number, grid), hidden_states=states,
+            detached_kv=constants, global_mask=tokens, grid=grid,
+        )  # fmt: skip
+        outs.append(run(queries, keys, values, documents_call))
+    return rows.packed(outs)
 
 
 def rows_of_documents(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Iterator[tuple[int, Tensor, Tensor, Tensor, AttentionCall]]:
@@ -539,6 +594,22 @@ def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | N
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + span.row, h, q_idx + span.start, kv_idx + span.start)
 
 
+def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: int, grid: Grid | None) -> ScoreMod | None:
+    """``score_mod`` for the indices of a call whose rows are documents. Those of padding are the last token's."""
+    if isinstance(score_mod, GridBias):
+        return score_mod.on(grid)
+    if isinstance(score_mod, BatchTerm):
+        return score_mod.moved(lambda x, dim: rows.rows(x, dim)[number])
+    if score_mod is None or isinstance(score_mod, DistanceBias):
+        return score_mod
+    row, first, last = rows.calls[number].row, rows.calls[number].first, rows.calls[number].last
+
+    def of_rows(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score_mod(score, row[b], h, torch.minimum(q_idx + first[b], last[b]), torch.minimum(kv_idx + first[b], last[b]))
+
+    return of_rows
+
+
 def _rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
     """Every row from its first real token on; queries that are the last of a sequence are preceded by zeros."""
     assert batch.mask is not None
@@ -546,7 +617,7 @@ def _rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Atten
     missing = length - q.shape[2]
     score_mod, hidden, detached_kv = call.score_mod, call.hidden_states, call.detached_kv
     if isinstance(score_mod, BatchTerm):
-        score_mod = score_mod.rolled(start)
+        score_mod = score_mod.moved(lambda x, dim: roll_left(x, start, dim))
     elif score_mod is not None and not isinstance(score_mod, DistanceBias | GridBias):
         inner = score_mod  # takes the index before rolling, also of padding that wrapped around to the end
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import graph_property, roll_left
+from .batch import graph_property
 from .call import AttentionCall, BatchTerm, DistanceBias, ScoreMod, TokenTerm, take_heads
 
 
@@ -71,11 +71,11 @@ class DistanceTerm(BatchTerm):
         of_keys = None if self.of_keys is None else self.of_keys[at, :, start:stop]
         return dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop], of_keys=of_keys)
 
-    def rolled(self, start: Tensor) -> DistanceTerm:
+    def moved(self, move: Callable[[Tensor, int], Tensor]) -> DistanceTerm:
         missing = self.keys.shape[2] - self.queries.shape[2]
         queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
-        of_keys = None if self.of_keys is None else roll_left(self.of_keys, start)
-        return dataclasses.replace(self, queries=roll_left(queries, start), keys=roll_left(self.keys, start), of_keys=of_keys)
+        of_keys = None if self.of_keys is None else move(self.of_keys, 2)
+        return dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2), of_keys=of_keys)
 
     @graph_property
     def written_out(self) -> ScoreMod:

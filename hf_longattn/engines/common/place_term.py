@@ -8,13 +8,12 @@ Unlike a bias by distance, it depends on both tokens, since boxes lie anywhere o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import roll_left
 from .call import BatchTerm
 
 
@@ -68,5 +67,5 @@ class PlaceTerm(BatchTerm):
     def of_sequence(self, row: int, start: int, stop: int) -> PlaceTerm:
         return dataclasses.replace(self, places=self.places[row : row + 1, start:stop])
 
-    def rolled(self, start: Tensor) -> PlaceTerm:
-        return dataclasses.replace(self, places=roll_left(self.places[:, None], start)[:, 0])
+    def moved(self, move: Callable[[Tensor, int], Tensor]) -> PlaceTerm:
+        return dataclasses.replace(self, places=move(self.places, 1))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...engines.bucketed import attend_rounds
 from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
-from ...engines.common.call import AttentionCall, GatherTile, attend_per_sequence, plus
+from ...engines.common.call import AttentionCall, GatherTile, plus
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
@@ -34,7 +34,6 @@ class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine. Keys are given before :meth:`key_vectors`, whose rounding could change their bucket."""
 
     engine: ClassVar[str] = "bucketed"
-    labels_documents = True
     exports_definition = True
     summary_unit = 1
     bitwise_causal: ClassVar[bool] = False
@@ -141,7 +140,7 @@ class BucketedMechanism(SummarisedMechanism):
         return keeps
 
     @abstractmethod
-    def packs(self, causal: bool) -> bool:
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether :meth:`rounds` keeps packed documents apart."""
 
     @property
@@ -173,8 +172,6 @@ class BucketedMechanism(SummarisedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         if call.batch is not None and call.batch.documents is not None:
-            if not self.packs(call.causal):
-                return attend_per_sequence(self.forward, q, k, v, call, "split")
             raw_keys = repeat_heads(k, q.shape[1])
             return self.sparse_path(*self.prepared(q, k), repeat_heads(v, q.shape[1]), q_len, raw_keys, call)
         path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))

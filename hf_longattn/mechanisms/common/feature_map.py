@@ -9,7 +9,6 @@ are handled by their logarithms: :mod:`.log_features`.
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple, TypeAlias
@@ -22,6 +21,7 @@ from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State, attend_per_sequence
 from ...engines.common.dense import repeat_heads, wide
 from ...engines.common.shards import Shard
+from ...engines.dispatch import choose_documents
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, fla_linear_attention, linear_attention, masked, read
 from ...engines.segments import Labels, Layout, segmented_linear_attention
 from ...options import Options
@@ -60,7 +60,6 @@ class LinearMechanism(Mechanism):
     takes_score_mod = False
     counts_positions: ClassVar[bool] = False
     """Whether the features depend on the tokens' positions, counted from the first real token."""
-    labels_documents = True
     estimates_exp: ClassVar[bool] = False
     """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""
 
@@ -121,6 +120,9 @@ class LinearMechanism(Mechanism):
         """The weights ``(B, H, Nq, Nk)``, given :meth:`kernel` and which keys each query sees."""
         return normalised(kernel.masked_fill(~visible, 0.0))
 
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return True
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, None, call)[0] if call.documents is None else self._of_documents(q, k, v, call)
@@ -129,7 +131,7 @@ class LinearMechanism(Mechanism):
         """The output for packed documents, computed whole."""
         labels, tokens = call.documents, slice(0, k.shape[2])
         assert labels is not None
-        one_by_one = functools.partial(attend_per_sequence, self.forward, q, k, v, call, "split")
+        given = q, k, v, call
         v = drop_keys(v, call.dropout) if call.dropout else v
         if call.key_mask is not None:
             v = v.masked_fill(~call.key_mask[:, None, :, None], 0.0)
@@ -143,7 +145,9 @@ class LinearMechanism(Mechanism):
             out = fla_linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
         else:
             out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
-        return out.to(q.dtype) if too_far is None or not bool(too_far) else one_by_one()
+        if too_far is not None and bool(too_far):
+            return attend_per_sequence(self.forward, *given, choose_documents(q, k, call))
+        return out.to(q.dtype)
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features whose products are the weights within the documents of a call, up to a factor per row.

@@ -18,7 +18,6 @@ from ...engines.common.call import (
     GatherTile,
     MaskMod,
     Pattern,
-    attend_per_sequence,
     fixed,
     rows_of_documents,
     tiles_of_sequences,
@@ -296,9 +295,8 @@ class GatheredMechanism(MaskedMechanism):
         """Whether ``forward`` attends over :meth:`parts` and does nothing else. A class with a ``forward`` says so by overriding this."""
         return type(self).forward is GatheredMechanism.forward
 
-    @property
-    def labels_documents(self) -> bool:  # type: ignore[override]
-        return self.relative is None and self.only_parts()
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return self.relative is None and self.only_parts() and self.resolve_globals(k, call) is None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is not None and call.batch.documents is not None:
@@ -320,9 +318,7 @@ class GatheredMechanism(MaskedMechanism):
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
     def _of_documents(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output for packed documents: the parts of all documents of a row in one call. Global tokens are those of a document."""
-        if self.resolve_globals(k, call) is not None:
-            return attend_per_sequence(self.forward, q, k, v, call, "split")
+        """The output for packed documents without global tokens: the parts of all documents of a row in one call."""
         batch, outs = call.batch, []
         assert batch is not None
         longest = max((span.stop - span.start for span in batch.sequences), default=1)

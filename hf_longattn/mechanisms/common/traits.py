@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall
+from ...engines.common.document_rows import Stacking
 from ...engines.common.grid import Grid
 from ...errors import OptionError
 from ...options import Options
@@ -60,10 +61,6 @@ class Traits(nn.Module):
     """Whether this mechanism needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``."""
     takes_documents: ClassVar[bool] = False
     """Whether ``forward`` keeps packed documents apart on the CPU, each as if it were alone, so that rows need not be split."""
-    labels_documents: bool = False
-    """Whether ``forward`` keeps packed documents apart by ``call.documents``, in operations on whole rows: elsewhere than on the CPU, where
-    a call for each document would cost more than its tokens."""
-
     is_plain_band: bool = False
     """Whether ``forward`` is the band engine alone, without global tokens or score terms, which on a GPU keeps packed documents apart."""
 
@@ -128,6 +125,18 @@ class Traits(nn.Module):
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
         return None
+
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        """Whether ``forward`` keeps packed documents apart by ``call.documents``, in operations on whole rows: elsewhere than on the CPU,
+        where documents are rows of a batch otherwise.
+
+        k, v: ``(B, H_kv, Nk, D)``.
+        """
+        return False
+
+    def stacking(self, causal: bool) -> Stacking | None:
+        """Which packed documents may be rows of one batch, padded on the right; ``None`` where padding counts."""
+        return (Stacking(most_calls=1) if self.needs_whole_batch else Stacking()) if self.ignores_padding else None
 
     def per_sequence(self, call: AttentionCall) -> bool:
         """Whether the sequences of a call are brought to index 0 before the mechanism runs; not where every row fills one grid, on which

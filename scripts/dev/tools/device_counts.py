@@ -34,6 +34,7 @@ from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
+from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.cuda import delta_kernel, flash_band, flex, fused_hash, linear_kernel, terms_kernel
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import check_options
@@ -47,8 +48,10 @@ RESULTS = Path(__file__).parents[1] / "results"
 CHILD = "HF_LONGATTN_DEVICE_COUNTS"
 LENGTHS, BATCH, HEADS, HEAD_DIM = (2048, 4096), 2, 4, 64
 DOCUMENTS = 8
-"""Packed documents in a row."""
-SETTINGS = ("plain", "padded", "documents", "gradients")
+"""Packed documents of one length in a row."""
+UNEVEN_DOCUMENTS = (448, 128, 1056, 320, 640, 224, 768, 512)
+"""Packed documents of different lengths in a row of the longer of :data:`LENGTHS`."""
+SETTINGS = ("plain", "padded", "documents", "uneven documents", "gradients")
 LAYERS = ("first", "later")
 """The first layer of a forward pass, which makes what the others share, and another. Both after a pass of the same shape."""
 NO_KERNEL = {
@@ -310,15 +313,20 @@ def call_of(name: str, length: int, causal: bool, setting: str) -> tuple[Any, tu
     places = torch.arange(length)
     if setting == "padded":
         arguments["padding_mask"] = OnCuda(places < torch.tensor([[length], [length * 3 // 4]]))
-    if setting == "documents":
-        arguments["documents"] = OnCuda((places // (length // DOCUMENTS))[None])
+    sizes = UNEVEN_DOCUMENTS if setting == "uneven documents" else (length // DOCUMENTS,) * DOCUMENTS
+    if "documents" in setting:
+        arguments["documents"] = OnCuda(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None])
     if module.takes_hidden_states:
         arguments["hidden_states"] = OnCuda(torch.randn(batch, length, module.hidden_size, generator=generator).bfloat16())
     if module.reads_grid:
-        side = length // DOCUMENTS if setting == "documents" else length
-        columns = 1 << (side.bit_length() // 2)
-        arguments["grid"] = (side // columns, columns)
+        grids = [grid_of(size) for size in (sizes if "documents" in setting else [length])]
+        arguments["grid"] = grids if len({*grids}) > 1 else grids[0]
     return module, tensors, arguments
+
+
+def grid_of(cells: int) -> Grid:
+    columns = 1 << (cells.bit_length() // 2)
+    return Grid((cells // columns, columns))
 
 
 def sizes_of(name: str, length: int) -> dict[str, Any]:
@@ -415,10 +423,11 @@ def in_json(counts: Counts) -> dict[str, Any]:
 
 INTRODUCTION = """# What one layer asks of a GPU
 
-Counted without a GPU by `python -m scripts.dev.tools.device_counts`, every mechanism at its default options: batch of {batch} where
-rows are padded, else 1, {heads} heads of {head_dim}, {length:,} tokens in bf16, {documents} packed documents, no gradients but where it
-says so. The first layer of a forward pass makes what the others share. *Operations* launch a kernel; *synchronisations* make the host
-wait; *fused* kernels are part of the operations. Where two numbers are joined by an arrow, the first is stored as it was before a change.
+Counted without a GPU by `python -m scripts.dev.tools.device_counts`, every mechanism at its default options: batch of {batch} where rows
+are padded, else 1, {heads} heads of {head_dim}, {length:,} tokens in bf16, {documents} packed documents of one length, or of
+{shortest} to {longest:,} tokens where they are uneven, no gradients but where it says so. The first layer of a forward pass makes what the
+others share. *Operations* launch a kernel; *synchronisations* make the host wait; *fused* kernels are part of the operations. Where two
+numbers are joined by an arrow, the first is stored as it was before a change.
 
 *Model* is an estimate of an H100, not a measurement: {long:,} tokens, {long_heads} heads, forward, as a factor of full flash attention
 (both ways {both:.2f} ms, causal {causal:.2f} ms) at 3 TB/s, half of the peak of bf16, 5 µs an operation and 20 µs a synchronisation of
@@ -431,6 +440,7 @@ that delta's chunks follow one another is not in the model.
 def page(stored: dict[str, Any]) -> str:
     """The table in Markdown: before -> now."""
     sizes = {"batch": BATCH, "heads": HEADS, "head_dim": HEAD_DIM, "length": LENGTHS[-1], "documents": DOCUMENTS}
+    sizes |= {"shortest": min(UNEVEN_DOCUMENTS), "longest": max(UNEVEN_DOCUMENTS)}
     times = {"long": LONG, "long_heads": LONG_HEADS, "both": full_attention(False), "causal": full_attention(True)}
     before, now = stored["before"], stored["now"]
     parts = [INTRODUCTION.format(**sizes, **times)]

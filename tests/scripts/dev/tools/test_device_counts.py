@@ -18,12 +18,7 @@ COUNTED: dict[str, dict[str, Any]] = {**STORED["before"], **STORED["now"]}
 CHOSEN_BY_VALUES = ("adaptive_span", "block_top_k", "lsg", "lsh", "nsa", "routing", "top_k")
 """Mechanisms whose pairs depend on the values of tokens or parameters: the host may ask for their number once a layer, and choices may be
 made in float64."""
-WAITING: dict[str, str] = {
-    "adaptive_span": "documents",
-    "cosformer": "documents gradients padded plain",
-    "performer": "documents gradients padded plain",
-    "top_k": "documents",
-}
+WAITING: dict[str, set[str]] = {"cosformer": {*SETTINGS}, "performer": {*SETTINGS}}
 """Mechanisms that still wait for the device more often, or compute in float64 without a choice, with the settings in which they do."""
 
 
@@ -50,7 +45,19 @@ def test_every_mechanism_is_counted(name: str) -> None:
 @pytest.mark.parametrize("name", list_mechanisms())
 def test_later_layers_do_not_wait_for_the_device(name: str) -> None:
     """The first layer of a padded batch asks where its rows begin; what is left over is named, and no more than that."""
-    assert misses(name) == set(WAITING.get(name, "").split())
+    assert misses(name) == WAITING.get(name, set())
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_packed_documents_are_one_call(name: str) -> None:
+    """Rows of one, or one that keeps them apart; on grids, one for each grid."""
+    for row in COUNTED[name].values():
+        for setting in ("documents", "uneven documents"):
+            paths = row[setting]["later"]["paths"]
+            on_different_grids = setting == "uneven documents" and name in list_mechanisms(grid=True)
+            assert paths.get("split", 0) == on_different_grids
+            assert paths.get("packed", 0) + paths.get("stacked", 0) == (not on_different_grids)
+            assert "stacked" not in paths or row[setting]["later"]["operations"] <= 2 * row["padded"]["later"]["operations"] + 10
 
 
 def test_only_searches_among_all_pairs_are_slower_than_full_attention() -> None:

@@ -1,0 +1,193 @@
+"""Packed documents as rows of a few batches, padded on the right: for GPUs, where a call costs more than the padding.
+
+A mechanism gives a sequence with padding after it what it gives the sequence alone, so documents of similar lengths are one call. Their
+tokens are gathered into its rows and back by indices that all layers share; where they lie is known from :attr:`Batch.sequences`, so that
+the host waits for nothing more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, SequenceSpan
+
+TOKENS_PER_CALL = 4096
+"""A further call is made where it saves more padding than this: an estimate for an H100, by the stored counts of
+``scripts.dev.tools.device_counts``, of the tokens that cost as much as the launches of a call."""
+MOST_CALLS = 3
+"""Calls into which documents of one kind are divided at most."""
+MOST_WIDTHS = 32
+"""Lengths that are tried as the width of a call's rows."""
+Groups = tuple[tuple[int, ...], ...]
+"""The numbers, among :attr:`Batch.sequences`, of the documents of every call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacking:
+    """Which documents may share a call.
+
+    kind: of a length; documents of different kinds do not. ``None``: all may.
+    most_calls: for the documents of one kind, however different their lengths are.
+    """
+
+    kind: Callable[[int], Hashable] | None = None
+    most_calls: int = MOST_CALLS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowsOfCall:
+    """The documents of one call, each a row that starts at index 0."""
+
+    sequences: tuple[int, ...]
+    """Their numbers among :attr:`Batch.sequences`."""
+    width: int
+    batch: Batch | None
+    """The padding after and inside the documents; ``None`` without any."""
+    row: Tensor
+    """``(S,)`` int64, the packed row that each lies in."""
+    first: Tensor
+    """``(S,)`` int64, where it starts there."""
+    last: Tensor
+    """``(S,)`` int64, its last token there."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DocumentRows:
+    """Where the tokens ``(B, N)`` of packed rows lie in the rows of :attr:`calls`, whose slots are counted through all of them."""
+
+    calls: tuple[RowsOfCall, ...]
+    shape: tuple[int, int]
+    """``(B, N)``."""
+    token: Tensor
+    """``(slots,)`` int64, the token in every slot, counted through all packed rows; padding repeats the document's last one."""
+    padding: Tensor | None
+    """``(slots,)`` bool; ``None`` where no slot is padding."""
+    slot: Tensor
+    """``(B·N,)`` int64, the slot of every token."""
+    outside: Tensor | None
+    """``(B·N,)`` bool, the tokens in no document; ``None`` without such."""
+
+    @classmethod
+    def of(cls, batch: Batch, shape: tuple[int, int], groups: Groups, device: torch.device) -> DocumentRows:
+        """The rows of all documents of ``batch``, of ``(B, N)`` tokens."""
+        spans, length = batch.sequences, shape[1]
+        lengths = torch.tensor([span.stop - span.start for span in spans])
+        order = [number for group in groups for number in group]
+        width = torch.tensor([max(spans[i].stop - spans[i].start for i in group) for group in groups for _ in group])
+        row, first = torch.tensor([spans[number][:2] for number in order]).unbind(1)
+        of_document = lengths[order]
+        document = torch.arange(len(order)).repeat_interleave(width)
+        place = torch.arange(len(document)) - (width.cumsum(0) - width)[document]
+        padding = place >= of_document[document]
+        token = (row * length + first)[document] + torch.minimum(place, of_document[document] - 1)
+        slot, outside = torch.zeros(shape[0] * length, dtype=torch.int64), torch.ones(shape[0] * length, dtype=torch.int64)
+        slot[token[~padding]], outside[token[~padding]] = torch.arange(len(token))[~padding], 0
+        padded, some_outside = bool(padding.any()), bool(outside.any())
+        parts = [token, padding.long(), slot, outside, row, first, first + of_document - 1]
+        # one copy to the device for all of them
+        token, in_padding, slot, is_outside, row, first, last = torch.cat(parts).to(device).split([len(part) for part in parts])
+        in_padding = in_padding.bool()
+        calls, done, slots = [], 0, 0
+        for group in groups:
+            documents, widest = slice(done, done + len(group)), int(width[done])
+            at = slice(slots, slots + len(group) * widest)
+            inside = tuple(SequenceSpan(i, 0, spans[n].stop - spans[n].start, spans[n].holes) for i, n in enumerate(group))
+            real = None if all(span.stop == widest for span in inside) else ~in_padding[at]
+            if batch.mask is not None and any(span.holes for span in inside):
+                held = batch.mask.flatten()[token[at]]
+                real = held if real is None else held & real
+            rows = None if real is None else Batch.of_spans(real.view(len(group), widest), inside)
+            calls.append(RowsOfCall(group, widest, rows, row[documents], first[documents], last[documents]))
+            done, slots = documents.stop, at.stop
+        return cls(
+            tuple(calls), shape, token, in_padding if padded else None, slot, is_outside.bool() if some_outside else None
+        )  # fmt: skip
+
+    def rows(self, x: Tensor, dim: int) -> list[Tensor]:
+        """What ``x``, with the packed rows on axis 0 and their tokens on ``dim``, holds in each call; padding holds the last token's.
+
+        Its gradient is that of the documents' tokens, since padding has none.
+        """
+        packed = x.movedim(dim, 1).flatten(0, 1)
+        slots = _Moved.apply(packed, (self.token, None), (self.slot, self.outside))
+        parts = slots.split([len(call.sequences) * call.width for call in self.calls])
+        return [part.unflatten(0, (-1, call.width)).movedim(1, dim) for part, call in zip(parts, self.calls, strict=True)]
+
+    def chosen(self, mask: Tensor) -> list[Tensor]:
+        """:meth:`rows` of ``mask (B, N)`` bool, False in padding."""
+        parts = self.rows(mask, 1)
+        return [
+            part if call.batch is None or call.batch.mask is None else part & call.batch.mask
+            for part, call in zip(parts, self.calls, strict=True)
+        ]
+
+    def packed(self, outs: Sequence[Tensor]) -> Tensor:
+        """``(B, H, N, D)`` from the outputs ``(S, H, width, D)`` of the calls; zeros for tokens in no document."""
+        slots = [out.transpose(1, 2).flatten(0, 1) for out in outs]
+        joined = slots[0] if len(slots) == 1 else torch.cat(slots)
+        tokens = _Moved.apply(joined, (self.slot, self.outside), (self.token, self.padding))
+        return tokens.unflatten(0, self.shape).transpose(1, 2)
+
+
+Source = tuple[Tensor, Tensor | None]
+"""From which place each place is filled, ``(n,)`` int64, and which get zeros instead, ``(n,)`` bool."""
+
+
+class _Moved(torch.autograd.Function):
+    """``x (m, …)`` at other places, ``(n, …)``. The gradient is moved back by a gather, too, not added up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, to: Source, back: Source) -> Tensor:
+        ctx.to, ctx.back = to, back
+        places, empty = to
+        moved = x.index_select(0, places)
+        return moved if empty is None else moved.masked_fill_(empty.view(-1, *[1] * (x.dim() - 1)), 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Moved.apply(grads[0], ctx.back, ctx.to), None, None
+
+
+def document_groups(batch: Batch, kinds: tuple[Hashable, ...] | None, most_calls: int) -> Groups:
+    """The documents of every call, by their kind, if they have any, and by similar length; found once for all layers."""
+
+    def make() -> Groups:
+        of_kind: dict[Hashable, list[int]] = {}
+        for number, kind in enumerate([None] * len(batch.sequences) if kinds is None else kinds):
+            of_kind.setdefault(kind, []).append(number)
+        groups: list[list[int]] = []
+        for numbers in of_kind.values():
+            lengths = [batch.sequences[number].stop - batch.sequences[number].start for number in numbers]
+            widths = row_widths(lengths, most_calls)
+            alike: list[list[int]] = [[] for _ in widths]
+            for number, length in zip(numbers, lengths, strict=True):
+                alike[bisect_left(widths, length)].append(number)
+            groups += alike
+        return tuple(map(tuple, groups))
+
+    return batch.cached(("groups of documents", kinds, most_calls), make)
+
+
+def row_widths(lengths: Sequence[int], most_calls: int = MOST_CALLS) -> tuple[int, ...]:
+    """The widths of the rows of each call, ascending: a document is a row of the first call that is as wide.
+
+    Those of the least cost, in slots of all rows and :data:`TOKENS_PER_CALL` for each call.
+    """
+    ordered = sorted(lengths)
+    different = sorted({*ordered})
+    narrower, widest = different[: -1 : -(-len(different) // MOST_WIDTHS)], different[-1]
+
+    def cost(widths: tuple[int, ...]) -> int:
+        counts = [bisect_right(ordered, width) for width in widths]
+        slots = sum(width * (count - before) for width, count, before in zip(widths, counts, [0, *counts], strict=False))
+        return slots + TOKENS_PER_CALL * len(widths)
+
+    cuts = itertools.chain.from_iterable(itertools.combinations(narrower, further) for further in range(most_calls))
+    return min(((*cut, widest) for cut in cuts), key=cost)
