@@ -226,7 +226,7 @@ QUESTIONS = {"argument": "which parameter receives an argument", "base": "which 
 READERS = {
     "windows of 512, stride 128": "BERT, overlapping windows of 512",
     "converted to longformer": "converted to longformer",
-    "longformer, fine-tuned": "the same, fine-tuned for minutes",
+    "longformer, fine-tuned": "the same, fine-tuned for 1.5 minutes",
 }
 
 
