@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from pygments.formatters import HtmlFormatter
 from sphinx.application import Sphinx
 from sphinx.highlighting import PygmentsBridge
+from sphinx.util.images import get_image_size
 
 from hf_longattn import __version__
 from scripts.dev.tools import message_pages
@@ -92,11 +93,11 @@ ELSEWHERE = {
 
 
 class CodeFormatter(HtmlFormatter[str]):
-    """Keeps the name of an option whole where site.css wraps a long command; browsers would break after its dashes."""
+    """Keeps words with hyphens whole where site.css wraps a long line, such as the name of an option; browsers would break them."""
 
     def wrap(self, source: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-        lines = ((kind, re.sub(r"(?<![^\s>])(--?[a-zA-Z][\w-]*)", r'<span class="option">\1</span>', line)) for kind, line in source)
-        return super().wrap(lines)
+        word = re.compile(r"(?<![^\s>])([\w./]*-[\w./-]{1,40})(?![^\s<])")
+        return super().wrap((kind, word.sub(r'<span class="word">\1</span>', line)) for kind, line in source)
 
 
 PygmentsBridge.html_formatter = CodeFormatter
@@ -114,6 +115,14 @@ def add_title(app: Sphinx, document: str, source: list[str]) -> None:
         source[0] = f"# {document.rpartition('/')[2].replace('_', ' ').replace('-', ' ').capitalize()}\n\n{source[0]}"
 
 
+def mark_wide_pictures(app: Sphinx, doctree: nodes.document, document: str) -> None:
+    """The class "wide" for pictures of several panels, which site.css treats differently on a phone."""
+    for picture in doctree.findall(nodes.image):
+        size = get_image_size(str(Path(app.srcdir) / picture["uri"]))
+        if size and size[0] > 700:
+            picture["classes"].append("wide")
+
+
 def write_messages(app: Sphinx) -> None:
     """The pages of all messages, from the package's source."""
     message_pages.write(Path(app.srcdir) / "docs" / "messages")
@@ -122,4 +131,5 @@ def write_messages(app: Sphinx) -> None:
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_messages)
     app.connect("source-read", add_title)
+    app.connect("doctree-resolved", mark_wide_pictures)
     app.connect("missing-reference", link_elsewhere)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from ..mechanisms import Mechanism
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of a picture and its class token, on which a mechanism on a grid is drawn."""
+TITLE = 46
+"""Characters of a title that fit over a panel."""
 __all__ = ["DRAWN_GRID", "check_image", "draw_audit", "draw_patterns", "draw_probe", "name_layers"]
 
 
@@ -95,7 +98,7 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
             if query is not None:
                 axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
             axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
-            axis.set_title(title, fontsize=8, wrap=True)
+            axis.set_title(fill(title, TITLE), fontsize=8)
     _save(figure, file)
 
 

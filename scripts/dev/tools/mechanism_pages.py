@@ -49,7 +49,7 @@ def draw(folder: Path) -> None:
         forms = {"bidirectional": False, "causal": True}
         shown = {(built, causal): form for form, causal in forms.items() if cls.causal in ("both", causal)}
         draw_patterns(
-            {f"{form}, {_options(cls)}": one for (one, _), form in shown.items()},
+            {form: one for (one, _), form in shown.items()},
             length=LENGTH,
             causal=[causal for _, causal in shown],
             file=folder / picture_of(name),
