@@ -445,12 +445,14 @@ def grid_model_table(record: dict[str, Any]) -> str:
     return (
         f"A {base.model.__name__} with {case['layers']} layers, {case['heads']} heads of {case['head_dim']} and patches of {patch} pixels, "
         f"random weights, batch {case['batch']}, inference. *sdpa*: transformers' `{base.model.__name__}` with full attention; *no "
-        f"attention*: the same with nothing in its place; *windows*: {_windows(record)}. The bounds are the speed-up "
-        "that the operations allow, and what they allow if attention runs at the rate of SDPA and everything else at that of the model "
-        "without attention; in brackets, the share of it that is reached. *MiB*: memory of a pass on top of weights and "
-        f"{noun}.\n\n"
+        f"attention*: the same model without it; *windows*: {_windows(record)}.\n\n"
+        "*Bound by operations*: the speed-up that the operation count allows. *Bound at measured rates*: the same, if attention runs as "
+        "fast per operation as SDPA, and everything else as fast as the model without attention. In brackets: the share of the bound that "
+        "is reached. *Of matrix peak*: the rate of operations, as a share of a large matrix product's. *MiB*: memory of a pass, on top of "
+        f"weights and {noun}.\n\n"
         f"{markdown_table(header, rows)}\n\nLargest differences from the definition in float64, before timing: {worst}.\n\n"
-        f"*{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}, "
+        f"*{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)}, torch {about['torch']}, "
+        f"transformers {about['transformers']}, "
         f"{about['date']}, {record['clock']} time*\n"
     )
 

@@ -147,9 +147,9 @@ def markdown(record: dict[str, Any]) -> str:
     differences = ", ".join(f"{mode}: {value:.0e}" for mode, value in record["differences"].items())
     about = record["machine"]
     return (
-        f"How many times as fast a converted model (`longformer`, window {WINDOW}) is as its original in the same precision, and processor "
-        f"time of both in ms: {record['layers']} layers of BERT-base's width, one sequence, one thread; *optimised* is after "
-        "`optimize_for_inference`, the original as well. Bold is what is fastest at a length.\n\n"
+        f"How many times as fast as its original in the same precision a converted model is (`longformer`, window {WINDOW}). In brackets: "
+        f"processor time in ms, original → converted. The models have {record['layers']} layers of BERT-base's width, and read one "
+        "sequence on one thread. *Optimised*: both after `optimize_for_inference`. Bold: the fastest precision at a length.\n\n"
         f"{markdown_table(['precision', *(f'{n:,} tokens' for n in best)], rows)}\n\n{verdict}\n\n"
         f"Largest differences from the original with a dense mask, before timing, relative: {differences}.\n\n"
         f"*{about['processor']}, 1 thread, torch {about['torch']}, transformers {about['transformers']}, {about['date']}*\n"

@@ -183,7 +183,7 @@ def markdown(record: dict[str, Any]) -> str:
     return (
         f"{markdown_table(header, rows)}\n\n"
         f"{' and '.join(seconds)} s of random sound in fp32, fed {PIECE} s at a time, on one thread of {about['processor']}. Chunk and "
-        "lookahead are in frames; *late* is the longest time from a sample to the frame that starts with it; *s per s* is processor time "
+        "lookahead are in frames. *Late* is the longest time from a sample to the frame that starts with it. *s per s* is processor time "
         f"for a second of sound. In the last {1 - EARLY:.0%} of the sound the state, pieces of a chunk included, grew by "
         f"{grown - 1:.1%} at most. A stream that was saved in the middle and loaded gave the same bits.\n"
     )
