@@ -48,29 +48,30 @@ def attend(
     Args:
         q: ``(B, H, Nq, D)``.
         k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H. With Nq < Nk the queries are the last Nq positions.
-        mechanism: a registered name, which computes what it computes in eval mode, or a module from
-            :func:`hf_longattn.build_mechanism`, which computes what its mode says: a new module is in training mode, in which
-            ``shifted_window``, for example, has its groups. Within ``torch.compile(fullgraph=True)`` it must be a module.
+        mechanism: a registered name, which runs in eval mode, or a module from :func:`hf_longattn.build_mechanism`, which runs in the mode
+            that it is in. A new module is in training mode, in which ``shifted_window``, for example, has its groups. Within
+            ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)`` bool, True = real token.
-        documents: ``(B, Nk)`` integers, the number of each token's document, ascending along each row: no document sees another, and
-            windows, blocks, global tokens and positions start anew with each.
+        documents: ``(B, Nk)`` integers, the number of each token's document, ascending along each row. No document sees another;
+            windows, blocks, global tokens and positions start anew in each.
         cu_seqlens: the same for one row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
         global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
         scaling: factor on q·k; ``D ** -0.5`` by default.
         dropout_p: dropout probability on the weights.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
-        seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module it is added to the module's
-            seed where that draws in every call.
+        seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module that draws in every call, it
+            is added to the module's seed.
         hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that compute more than q, k and v from it.
         grid: where the tokens lie, for mechanisms and orders of tokens on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one for
             each sequence, as ``padding_mask`` or ``documents`` list them. Tokens are in raster order, the last axis fastest.
         prefix: tokens before the grid's, such as a class token, where ``grid`` is given as sizes.
         options: the mechanism's options, when it is given by name.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q; empty where there are no sequences or no tokens. Rows of padding are finite and mean nothing.
+        ``(B, H, Nq, D)`` in the dtype of q; empty where there are no sequences or no tokens. Rows of padding are finite but meaningless.
     Raises:
-        UnknownMechanismError, OptionError, MaskError, LengthError, GridError: one sentence each.
+        UnknownMechanismError, OptionError: a mechanism or option that does not exist, or an impossible value.
+        MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v.
     """
     module, call = prepare(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
@@ -83,7 +84,8 @@ def attend(
 def reference_attend(
     q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism = "window", *, dropout_p: float = 0.0, **arguments: Any
 ) -> Tensor:
-    """The definition of :func:`attend` in float64 with the N×N matrix materialised; dropout is not part of it."""
+    """The definition of :func:`attend` in float64, with the N×N matrix materialised and without dropout. Arguments and errors are those of
+    :func:`attend`."""
     if dropout_p:
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
     keywords = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}

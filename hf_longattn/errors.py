@@ -12,7 +12,7 @@ from typing import Any
 
 
 class LongAttentionError(ValueError):
-    """Base of all errors of this package. What a message quotes of a file, a server or a path cannot control a terminal."""
+    """Base of all errors of this package. Text of files, servers and paths is quoted so that it cannot control a terminal."""
 
     def __str__(self) -> str:
         return visible(super().__str__())

@@ -37,7 +37,7 @@ class LayerPath:
 
 
 class Explanation(list[LayerPath]):
-    """The answers of all layers in the order in which they ran; prints as a table, equal layers as one line."""
+    """The paths of all layers, in the order in which they ran. Prints as a table, with equal layers as one line."""
 
     def __str__(self) -> str:
         lines: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
@@ -57,8 +57,8 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
         print(hf_longattn.explain(model, tokenizer(texts, return_tensors="pt", padding=True)))
 
-    Of a model of pictures: ``explain(model, image_processor(pictures, return_tensors="pt"))``.
-    ``HF_LONGATTN_LOG=paths`` logs the same while a program runs.
+    For a model of pictures: ``explain(model, image_processor(pictures, return_tensors="pt"))``. ``HF_LONGATTN_LOG=paths`` logs the same
+    while a program runs.
 
     Args:
         model: a Long model, one changed by :func:`hf_longattn.enable_long_attention`, or a mechanism's module in some other model.

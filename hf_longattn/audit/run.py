@@ -73,19 +73,19 @@ def audit_reach(
 ) -> ReachAudit | TowersAudit:
     """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
 
-    Sets of tokens are replaced, of a model of pictures patches and of one of sound frames, and outputs that the config lets depend on none
-    of them must not change, nor those stay the same that depend on one. Of a PyTorch model every layer is measured by itself, by replacing
-    the states before it, and then its output; of a graph its output, and of a server its embedding. No weights are needed for the latter
-    two. Of a model of sound, which is called without a mask, the attention of every layer is measured, and the output where the family says
-    how far convolutions look.
+    Sets of tokens (patches of a picture, frames of a sound) are replaced. Outputs must change if the config lets them depend on a token of
+    the set, and must not change otherwise. In a PyTorch model every layer is measured by itself, by replacing the states before it, and
+    then the model's output. Of a graph the output is measured, and of a server the embedding; these two need no weights. In a model of
+    sound, which is called without a mask, the attention of every layer is measured, and the output where the family says how far
+    convolutions look.
 
     By default some 25 runs find a window that is one key too narrow or too wide, and every token that is seen from far out of reach.
-    ``audit.tested`` is the share of the pairs kept apart that they test.
+    ``audit.tested`` is the share that they test of the pairs that must not influence each other.
 
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory.
         onnx: a graph that should compute the same as ``model``.
-        url: an embedding server that should: the address of a route in the manner of text-embeddings-inference (``…/embed``) or OpenAI
+        url: an embedding server that should compute the same: a route like text-embeddings-inference's (``…/embed``) or OpenAI's
             (``…/v1/embeddings``). ``model`` must have a tokenizer.
         length: tokens, or frames of a sound; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a
             server.

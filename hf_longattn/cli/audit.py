@@ -46,9 +46,9 @@ def audit(
 ) -> None:
     """Measure how far tokens reach, and compare it with the config.
 
-    Tokens, patches of a picture or frames of a sound are replaced, and the outputs that change are compared with those that the config
-    lets them reach, layer by layer where MODEL itself is audited. Exits with 1 if they differ: a window was dropped or has another width,
-    or an input was cut off.
+    Tokens, patches of a picture or frames of a sound are replaced. The outputs that change are compared with those that the config lets
+    them reach; where MODEL itself is audited, layer by layer. Exits with 1 if they differ, as when a window was dropped or has another
+    width, or an input was cut off.
     """
     from ..audit import audit_reach
     from ..audit.verdict import TowersAudit

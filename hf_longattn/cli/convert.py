@@ -75,7 +75,7 @@ def convert(
 def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
     """Show what a conversion would do.
 
-    Its tensors, sizes, memory and cost at each length, from the headers of the weights alone.
+    Prints tensors, sizes, memory and cost at each length. Reads only the headers of the weights.
     """
     _print_plan(source, None, config, as_json)
 

@@ -103,8 +103,8 @@ def diagnose(
     """Show how attention dilutes with length, head by head, or where it goes on a photo.
 
     Every layer is shown, with what mechanisms would keep of its attention. The numbers come from the model's own queries and keys. --html
-    writes a page with pictures that opens offline: of a photo, what each layer attends to, drawn over it. Of recordings, lengths are in
-    frames and seconds.
+    writes a page with pictures that opens offline; for a photo, what each layer attends to is drawn over it. For recordings, lengths are
+    in frames and seconds.
     """
     if (needle is None) != (question is None):
         raise typer.BadParameter("--needle and --question are given together.", param_hint="--needle")

@@ -33,7 +33,7 @@ def export(
     task: Annotated[
         str | None,
         typer.Option(
-            help="The task of its head, for example feature-extraction; text-generation-with-past: a decoder with a cache.",
+            help="The task of the model's head, for example feature-extraction; text-generation-with-past: a decoder with a cache.",
             show_default="that of the saved head",
         ),
     ] = None,
@@ -54,9 +54,8 @@ def export(
 ) -> None:
     """Export a long checkpoint as a graph or a stock checkpoint.
 
-    The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at
-    all. With --task text-generation-with-past the graph takes and returns what a decoder keeps of the text so far, and generates what the
-    model does.
+    The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
+    at all. With --task text-generation-with-past the graph takes and returns the decoder's cache, and generates what the model does.
     """
     from ..export import export_checkpoint, export_gguf, export_native
     from .show import conversion_progress, show_export, show_report

@@ -30,7 +30,7 @@ def push(
 ) -> None:
     """Upload a model to the Hub in one commit, with its card.
 
-    Files of the repository that the folder does not have stay. After a broken connection, run the same command again: large files that
+    Files of the repository stay if the folder does not have them. After a broken connection, run the same command again: large files that
     have arrived are not uploaded again.
     """
     flags.check_user_code(remote_code, bundle_user_code)

@@ -54,7 +54,7 @@ def probe(
             show_default="by the head: span, likelihood for masked models, else generate",
         ),
     ] = None,
-    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; half of them at least are wrong.")] = USUAL_CHOICES,
+    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; at least half of them are wrong.")] = USUAL_CHOICES,
     images: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="In place of PHOTO, a folder of photos; eight are read at most.", show_default=False),
@@ -68,10 +68,10 @@ def probe(
         typer.Option(metavar="SECONDS", help="Duration to which recordings are cut.", show_default="30, or the longest recording"),
     ] = None,
     no_baseline: Annotated[
-        bool, typer.Option("--no-baseline", help="Leave out the same with full attention, of a converted model of pictures or sound.")
+        bool, typer.Option("--no-baseline", help="Leave out the comparison of a model of pictures or sound with full attention.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the texts, or of the patches or frames.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Seed of the texts, patches or frames.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16 or fp16.")] = "fp32",
     save: Annotated[
         Path | None,
         typer.Option(
@@ -88,9 +88,9 @@ def probe(
 ) -> None:
     """Ask a checkpoint what lies far back in long texts.
 
-    RULER's synthetic tasks, passkey retrieval, associative recall, induction and copying, at several lengths. A model of pictures is given
-    a photo, and one of sound a recording: patches or frames are replaced one at a time, and the change of the features is printed by
-    distance (effective receptive field).
+    The tasks are RULER's synthetic ones, passkey retrieval, associative recall, induction and copying, at several lengths. A model of
+    pictures is given a photo, and one of sound a recording: patches or frames are replaced one at a time, and the change of the features
+    is printed by distance (effective receptive field).
     """
     for_pictures = {"--image-size": image_size, "--audio-seconds": audio_seconds, "--no-baseline": no_baseline}
     if picture is not None or images is not None:

@@ -95,8 +95,9 @@ def search(
 ) -> None:
     """Choose a mechanism for every layer under a budget.
 
-    The budget is of time or memory. Measures what each candidate keeps of every layer's attention and what it costs here; --trials then
-    tries whole designs. The result is converted with `longattn convert MODEL DST --config OUTPUT/design.yaml`.
+    The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
+    machine. With --trials it then tries whole designs. The result is converted with `longattn convert MODEL DST --config
+    OUTPUT/design.yaml`.
     """
     from ..search import search_design
     from .show_search import show_search

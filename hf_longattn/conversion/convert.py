@@ -44,10 +44,10 @@ def convert_checkpoint(
 
     Args:
         source: a folder (transformers, sentence-transformers or a PEFT adapter), a .gguf file, or a Hub repository id.
-        destination: a folder that does not exist yet; it is complete or does not appear.
+        destination: a folder that does not exist yet. It appears complete, or not at all.
         config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
             mechanism; pass options whose names come from a user as the mapping `options`.
-        choose: what ``mechanism="auto"`` stands for: :func:`hf_longattn.search.choose_mechanisms`.
+        choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
         progress: called as progress(stage, done, total).
 
     Returns:

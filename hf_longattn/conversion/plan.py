@@ -67,7 +67,7 @@ def plan_conversion(
         source: a folder, a file or a Hub repository id.
         destination: checked as a conversion checks it, if given.
         config: the settings; or its fields, and options of the mechanism, as keywords.
-        choose: what ``mechanism="auto"`` stands for: :func:`hf_longattn.search.choose_mechanisms`.
+        choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
         progress: not called; a plan takes the arguments of a conversion.
 
     Raises:
@@ -316,7 +316,7 @@ def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, s
 
 @dataclass(frozen=True)
 class ConversionPlan(ResultPlan):
-    """Everything that is decided before a byte is written; `attention`, `shape` and `costs` of towers are in their plans."""
+    """Everything that is decided before a byte is written. Of towers, `attention`, `shape` and `costs` are in their plans."""
 
     attention: LongAttentionConfig
     position_change: str  # why positions below the old length change the outputs; empty if they do not

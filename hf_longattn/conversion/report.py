@@ -57,18 +57,31 @@ def equality(name: str, comparison: str, relative: float, values: dict[str, Any]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """A finished conversion."""
+    """A finished conversion.
+
+    Attributes:
+        destination: the folder that was written.
+        config: settings that are not the default.
+        plan: the plan, as :meth:`ConversionPlan.to_dict` gives it.
+        checks: what was checked, each with a status and a sentence.
+        text: what the model was run on.
+        files: names of the files that were written.
+        bytes_written: their size.
+        seconds: the time of each stage.
+        versions: of the libraries.
+        next_step: if a check says "needs training", how to train, with "{model}" for the model's name; else ``None``.
+    """
 
     destination: Path
-    config: dict[str, Any]  # settings that are not the default
+    config: dict[str, Any]
     plan: dict[str, Any]
     checks: tuple[Check, ...]
-    text: str  # what the model was run on
+    text: str
     files: tuple[str, ...]
     bytes_written: int
     seconds: dict[str, float]
     versions: dict[str, str]
-    next_step: dict[str, Any] | None  # if a check says "needs training": how, with "{model}" for the model's name
+    next_step: dict[str, Any] | None
 
     @property
     def passed(self) -> bool:

@@ -447,8 +447,8 @@ def revert_checkpoint(
     """Turn a long checkpoint, converted or trained further, into a plain one that loads without this package.
 
     The result has full attention. Parameters of the mechanisms are dropped, and positions are those before the conversion; a
-    ``UserWarning`` says what is lost. Reverting a conversion gives the tensors of the source; an interpolated table is solved for the
-    original one, up to the rounding of its dtype, and one that was dropped (``positions="none"``, ``"alibi"``) cannot be restored. Rotary
+    ``UserWarning`` says what is lost. Reverting a conversion gives the tensors of the source. An interpolated table is solved for the
+    original one, up to the rounding of its dtype. A table that was dropped (``positions="none"``, ``"alibi"``) cannot be restored. Rotary
     positions are those before the conversion, but stay scaled if the result is longer.
 
     Args:

@@ -108,7 +108,7 @@ class PadsColumns:
 class DataCollatorWithGlobals(PadsColumns, DataCollatorWithPadding):
     """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global, and columns of pages.
 
-    A tokenizer pads what it made itself and fails on any other column of lists. Padding is never global. Models whose config says which
+    A tokenizer pads its own columns, and fails on any other column of lists. Padding is never global. Models whose config says which
     tokens are global (question answering) need no such column.
 
     Args:
@@ -142,7 +142,7 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
     counts positions as it does (RoBERTa from 2), and the other columns of ``(T,)`` (token_type_ids, global_attention_mask) are kept.
 
     Args:
-        shifted: labels are those of next tokens, so that the first token of a document is no target. False = labels of the tokens
+        shifted: True = labels are the next tokens, so the first token of a document is no target. False = labels of the tokens
             themselves (token classification, masked tokens).
     """
 

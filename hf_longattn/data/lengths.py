@@ -30,7 +30,7 @@ class PositionRange:
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that the model takes.
+    """How many tokens, special ones included, an input of the model may have.
 
     Raises:
         OptionError: neither its config nor its tokenizer tells.

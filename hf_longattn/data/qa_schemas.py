@@ -131,7 +131,7 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
 
 
 def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write records as JSON lines, one question per line."""
+    """Write records, as :func:`load_qa` gives them, as JSON lines, one question per line."""
     with Path(path).open("w", encoding="utf-8") as file:
         for record in data:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

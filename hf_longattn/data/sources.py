@@ -257,7 +257,7 @@ def load_labelled(source: str, *, split: str = "train", text_column: str = "text
         A dataset with the columns ``text`` and ``label``, both text; rows without text are left out.
 
     Raises:
-        DataError: the source cannot be read, a column is missing, or a row has no label or one that is no class.
+        DataError: the source cannot be read, a column is missing, or a row has no label or an unknown one.
     """
     path = Path(source)
     if path.is_dir() and is_plain_text(source):

@@ -176,13 +176,13 @@ class Diagnosis:
     causal: whether the layers look back only.
     within_mechanism: whether the softmax is over the keys that each layer's mechanism keeps, not over all.
     needle: that was planted, or ``None``.
-    candidates: the mechanisms compared; ``reasons`` says of those that are not applicable why not, by their text.
+    candidates: the mechanisms compared; ``reasons``, by their text, says why one is not applicable.
     is_long: whether the checkpoint has mechanisms already.
     trained_length: where its positions were extended, now or by a conversion, the tokens that it read before; else ``None``.
     target: the conversion that is recommended.
-    untrained: of candidates for which its positions do not hold without training, why not, by their text; they are not recommended.
+    untrained: why the positions do not hold without training with a candidate, by its text; such candidates are not recommended.
     losses: how the loss of held-out text changes with a candidate in every layer, by its text; ``no_loss`` says why there is none.
-    frame_seconds: of a model of sound, whose tokens are frames, the seconds from one to the next; ``text`` names the recordings then.
+    frame_seconds: for a model of sound, whose tokens are frames, seconds from frame to frame; ``text`` then names the recordings.
     """
 
     model: str

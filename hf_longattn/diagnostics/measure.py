@@ -91,10 +91,10 @@ def diagnose(
 
         print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
 
-    Numbers come from the queries and keys with which the layers attend, under the softmax over all keys that the base's own attention sees;
-    :mod:`hf_longattn.diagnostics.layer_attention` defines them. A long model runs its mechanisms, so its states are those of real use, and
-    the softmax is nevertheless over all keys, unless ``within_mechanism``. Of an encoder-decoder model the encoder is diagnosed. Memory is
-    linear in the length.
+    Numbers come from the queries and keys with which the layers attend, under the softmax over all keys that the base's own attention
+    sees; :mod:`hf_longattn.diagnostics.layer_attention` defines them. A long model runs its mechanisms, so its states are those of real
+    use. The softmax is still over all keys, unless ``within_mechanism`` is set. In an encoder-decoder model, the encoder is diagnosed.
+    Memory is linear in the length.
 
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.

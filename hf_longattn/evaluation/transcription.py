@@ -68,8 +68,8 @@ def transcribe(
         model: a ``…ForCTC``, short or long.
         processor: its processor, with ``feature_extractor`` and ``tokenizer``.
         sound: see :func:`~hf_longattn.data.audio.read_audio`.
-        chunk_seconds: read it in chunks of this length, which share their ends; ``None`` = in one pass.
-        stride_seconds: what chunks share to the left and to the right, whose frames are left out; default: a sixth of a chunk each.
+        chunk_seconds: read it in overlapping chunks of this length; ``None`` = in one pass.
+        stride_seconds: seconds of overlap to the left and to the right, whose frames are left out; default: a sixth of a chunk each.
             Chunks and frames are counted as by ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
         resample, mono: see :func:`~hf_longattn.data.audio.read_audio`.
 

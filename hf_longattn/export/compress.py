@@ -46,9 +46,9 @@ class CompressionReport:
     Attributes:
         measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error), ``seconds`` of one pass at
             the longest length, and ``bytes`` of the weights.
-        difference: of the outputs of what was read again: from those of the model that was written (quantised, bf16), or of the source
-            without what was pruned; relative to the largest.
-        pruned: what is missing, by layer.
+        difference: largest difference between outputs of the files read again and those of the model that was written (quantised, bf16),
+            or of the source without what was pruned; relative to the largest output.
+        pruned: the heads or units that were removed, by layer.
     """
 
     destination: Path

@@ -100,21 +100,21 @@ def export_checkpoint(
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write a long checkpoint as one graph, after comparing it with the model at three lengths (of sounds, three durations), or on pictures
-    of the size for which a model of pictures was converted, which are the only ones that its graph takes.
+    """Write a long checkpoint as one graph, after comparing the two at three lengths (for sound, at three durations).
 
-    Weights are written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``,
-    as one step of generation, which takes and returns what every layer keeps of the text so far. The graph of a
-    sentence-transformers model also returns ``sentence_embedding``, pooled and normalised as its modules say, which are copied next to it.
-    config.json is that of the base, which programs without this package read (sentence-transformers, optimum, text-embeddings-inference):
-    the attention is in the graph. The Long config is next to it as long_config.json.
+    The graph of a model of pictures takes, and is compared on, pictures of one size: that for which the model was converted. Weights are
+    written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``, as one step of
+    generation, which takes and returns the cache of every layer. The graph of a sentence-transformers model also returns
+    ``sentence_embedding``, pooled and normalised as its modules say; these are copied next to it. config.json is that of the base, for
+    programs without this package (sentence-transformers, optimum, text-embeddings-inference), since the attention is in the graph. The
+    Long config is next to it as long_config.json.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
         destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
         format: "onnx", or "torch" for ``torch.export.load``.
         opset: of ONNX; None takes PyTorch's default.
-        task: its head, one of ``TASKS``; None keeps the head of the checkpoint.
+        task: the task of the exported head, one of ``TASKS``; None keeps the head of the checkpoint.
         global_attention_mask: add this input to the graph; otherwise global tokens are those of the configuration.
         int8: also write model_int8.onnx by onnxruntime's dynamic quantisation of the linear layers, and measure its accuracy and time.
         overwrite: replace an existing folder, once the new one is complete.

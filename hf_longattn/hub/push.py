@@ -65,7 +65,7 @@ def push_model(
 
     A broken connection is retried; large files that have arrived are not uploaded again, neither then nor by a later call.
 
-    Links are followed inside the folder and, in a snapshot of the Hub's cache, inside its repository; any other link is refused, since it
+    Links are followed inside the folder and, in a snapshot of the Hub's cache, inside its repository. Any other link is refused, since it
     would upload a file that is not part of the model.
 
     Args:

@@ -44,7 +44,8 @@ def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
 
 
 class ModelCardMixin:
-    """Before ``Trainer`` in the bases of a class: ``push_to_hub`` writes our card with the training added; Trainer's drops the model's.
+    """Put it before ``Trainer`` in the bases of a class. Then ``push_to_hub`` adds the training to the model's card.
+    Trainer's card would drop what the model's says.
 
         class CardTrainer(ModelCardMixin, Trainer): ...
 

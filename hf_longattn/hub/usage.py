@@ -730,7 +730,7 @@ def sentence_kind(folder: Path) -> str | None:
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
-    """How a model that needs training is trained, from the report's ``next_step``: a shell command, or advice, for the model ``name``."""
+    """How to train the model ``name`` that needs training, from the report's ``next_step``: a shell command, or advice."""
     if step.get("command"):
         return shlex.join(word.replace(MODEL, name) for word in step["command"])
     return (step.get("advice") or "").replace(MODEL, name)

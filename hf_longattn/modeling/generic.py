@@ -256,10 +256,10 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model = ViTModel.from_pretrained(...)
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
-    Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The mechanism also
-    replaces sliding windows. ``save_pretrained`` writes a folder that :func:`load_generic` reads and others refuse. Unlike with Long
-    classes, the decode cache keeps every token, and ``generate`` is transformers', which counts the positions of RoBERTa's decoders from
-    0 while their forward pass starts after the padding id (``LongRobertaForCausalLM`` generates with those of its forward pass).
+    Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The mechanism also replaces
+    sliding windows. ``save_pretrained`` writes a folder that :func:`load_generic` reads, and that other loaders refuse. Unlike with Long
+    classes, the decode cache keeps every token, and ``generate`` is transformers'. That counts the positions of RoBERTa's decoders from 0,
+    while their forward pass starts after the padding id; ``LongRobertaForCausalLM`` generates with the forward pass's positions.
     ``model.set_attn_implementation("sdpa")`` switches back in memory.
 
     Args:
@@ -268,7 +268,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` gives each its own; towers that are not named
             keep the base's attention. Next to the towers, ``"text_global": True`` makes all tokens but those of pictures global in the
             language model of LLaVA, Qwen-VL and others, whose mechanism must take global tokens. Pictures that are packed into one row
-            (Pixtral, Qwen-VL) each have their own grid and windows; where Qwen2.5-VL's layers have windows, a mechanism works in each.
+            (Pixtral, Qwen-VL) each have their own grid and windows. Where Qwen2.5-VL's layers have windows, a mechanism runs within each.
 
     Returns:
         The same model.

@@ -78,9 +78,9 @@ def search_design(
         result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
         convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
 
-    Stage 1 measures what each candidate keeps of the softmax of each layer and what it costs at the target length on this machine; layers
-    are independent in both sums, so that the best choice under every budget is found exactly. Stage 2 (``trials``) measures what designs do
-    to the model as a whole, starting with those of stage 1.
+    Stage 1 measures what each candidate keeps of the softmax of each layer, and what it costs at the target length on this machine. Both
+    are summed over layers, so the best choice under every budget is found exactly. Stage 2 (``trials``) measures what designs do to the
+    model as a whole, starting with those of stage 1.
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.

@@ -171,12 +171,12 @@ class AttentionStream:
         return self._mechanism
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as tensors, for ``safetensors.torch.save_file``: a stream with the same mechanism and block goes on from it."""
+        """The state as tensors, for ``safetensors.torch.save_file``: a stream with the same mechanism and block resumes from it."""
         position = torch.tensor([self.seen, self.done, self._tails["k"].start, self.finished])
         return {"position": position, **{part: tail.tensor.contiguous() for part, tail in self._tails.items() if tail.tensor is not None}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state of a stream with the same mechanism and block.
+        """Resume from a state of a stream with the same mechanism and block.
 
         Raises:
             StreamError: it is not the state of such a stream.

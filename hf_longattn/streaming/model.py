@@ -42,8 +42,8 @@ class Stream:
     """A model of sound over a live stream, with memory that does not grow.
 
     The stream runs the model's own forward on a chunk at a time. Every layer keeps the keys and values, or the frames, that later ones
-    need, so nothing is computed twice but the frames that wait for what is ahead of them. Frames equal those of one pass over the whole
-    sound up to rounding. They have the same bits however the stream is cut into pieces, and whether or not it was stopped and resumed.
+    need. So only frames that wait for others ahead of them are computed twice. Frames equal those of one pass over the whole sound up to
+    rounding. They have the same bits however the stream is cut into pieces, and whether or not it was stopped and resumed.
 
     Args:
         model: a Long model of sound in eval mode whose mechanisms see neighbours only (``window``, ``chunked``), without a head or with one
@@ -75,12 +75,12 @@ class Stream:
 
     @property
     def frames(self) -> int:
-        """Frames that have left so far."""
+        """Frames returned so far."""
         return self._stages[-1].done
 
     @property
     def lookahead(self) -> int:
-        """The most frames after a frame that must be there before it is final, over all layers."""
+        """How many frames after a frame must be there before it is final, at most over all layers."""
         seen, period, most = 0, max(stage.local.period for stage in self._stages if stage.local is not None), 0
         first = 2 * sum(stage.local.back + stage.local.ahead for stage in self._stages if stage.local is not None) // period * period
         for frame in range(first, first + period):
@@ -112,7 +112,7 @@ class Stream:
             ``(B, m, width)``: the model's logits, or its last hidden state where it has no head, of the next m frames; m may be 0.
         Raises:
             StreamError: the piece does not follow the one before, or the stream is finished.
-            AudioError: a wrong shape, or samples that are no numbers.
+            AudioError: a wrong shape or dtype, or values that are not finite.
         """
         self._check_next(start)
         self._waiting.append(self._check_sound(sound))
@@ -256,7 +256,7 @@ class Stream:
         return tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state of a stream of the same model with the same chunk.
+        """Resume from a state of a stream of the same model with the same chunk.
 
         Raises:
             StreamError: it is not the state of such a stream.
@@ -281,7 +281,7 @@ class Stream:
         write_state(file, self.state_dict(), self.about())
 
     def load(self, file: str | Path) -> None:
-        """Go on from a file that :meth:`save` wrote, in this process or another one, with the same weights.
+        """Resume from a file that :meth:`save` wrote, in this process or another one, with the same weights.
 
         Raises:
             StreamError: it is not such a file, or that of another model or chunk.

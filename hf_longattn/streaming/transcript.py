@@ -86,7 +86,7 @@ class LiveTranscript:
         return {**self.stream.state_dict(), LABELS: torch.tensor([self._last, *self._labels])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state; errors as :meth:`Stream.load_state_dict`."""
+        """Resume from a state; errors as :meth:`Stream.load_state_dict`."""
         if LABELS not in state:
             raise StreamError("This is the state of a stream without its transcript; load it into a Stream.")
         self.stream.load_state_dict({name: x for name, x in state.items() if name != LABELS})
@@ -97,5 +97,5 @@ class LiveTranscript:
         write_state(file, self.state_dict(), self.stream.about())
 
     def load(self, file: str | Path) -> None:
-        """Go on from a file that :meth:`save` wrote; errors as :meth:`Stream.load`."""
+        """Resume from a file that :meth:`save` wrote; errors as :meth:`Stream.load`."""
         self.load_state_dict(read_state(file, self.stream.about()))

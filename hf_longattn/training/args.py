@@ -61,8 +61,8 @@ class ModelArguments(CheckedArguments):
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")
     use_peft: bool = argument(
-        False, "Train LoRA updates of the attention projections with peft, beside new heads and the mechanisms' parameters, in place of "
-        "all weights; the model that is written has them merged. Learning rates are some ten times higher, about 2e-4."
+        False, "Train LoRA updates of the attention projections with peft, new heads and the mechanisms' parameters, in place of all "
+        "weights. The updates are merged into the model that is written. Learning rates are some ten times higher, about 2e-4."
     )  # fmt: skip
     lora_rank: int = argument(8, "LoRA's rank.")
     lora_alpha: float = argument(16.0, "LoRA's scale: an update is multiplied by alpha / rank.")

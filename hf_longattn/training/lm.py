@@ -88,7 +88,7 @@ class TextDataArguments(DataArguments):
     validation: str = argument(
         "", "Text to measure the loss on, all of it; default: a tenth of the documents of every source (1,000 at most), chosen by --seed."
     )
-    mask_probability: float = argument(0.15, "Fraction of tokens that mlm chooses.")
+    mask_probability: float = argument(0.15, "Fraction of the tokens that are predicted by mlm.")
 
     def check(self) -> None:
         super().check()
@@ -108,7 +108,7 @@ class LMDataArguments(TextDataArguments):
     )  # fmt: skip
     packing: bool | None = argument(
         None, "Keep the documents that share an input apart, so that none sees another and positions restart; default: yes where the model "
-        "can (Long models). Without, they follow one another as in run_mlm and run_clm."
+        "can (Long models). Otherwise they follow one another, as in run_mlm and run_clm."
     )  # fmt: skip
 
 

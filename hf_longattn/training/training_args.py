@@ -53,7 +53,7 @@ class LongTrainingArguments(TrainingArguments):
         "before and during the training count, the one after it does not."
     )  # fmt: skip
     tokens_per_batch: int = argument(
-        0, "Tokens of a training batch, in place of a number of rows: in all where batches are packed, else rows × longest; 0 = off."
+        0, "Tokens of a training batch, in place of a number of rows: their sum where batches are packed, else rows × longest; 0 = off."
     )
     total_batch_size: int = argument(
         0, "Rows of an optimiser step over all processes, in place of gradient_accumulation_steps, which follows from it; 0 = off."
@@ -73,7 +73,7 @@ class LongTrainingArguments(TrainingArguments):
     logging_steps: float = argument(20, "Steps between log entries; a short run logs ten times, and every run logs its last step.")
     save_steps: float = argument(500, "Steps between checkpoints to resume from; 0 = by save_minutes alone.")
     save_minutes: float = argument(
-        15.0, "Minutes after which a checkpoint is written where save_steps take longer (with save_strategy steps); 0 = by steps alone."
+        15.0, "Write a checkpoint after this many minutes at the latest (with save_strategy steps); 0 = by save_steps alone."
     )
     save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
     hub_strategy: str = argument("end", "When push_to_hub uploads: end, the complete model. Checkpoints stay on the disk.")

@@ -125,7 +125,7 @@ def probe_model(
     token: str | bool | None = None,
     progress: Callable[[ProbeCell], None] | None = None,
 ) -> ProbeReport:
-    """Ask a model, long or not, synthetic tasks whose answers lie anywhere in texts of given lengths.
+    """Give a model, long or not, synthetic tasks whose answers lie anywhere in texts of given lengths.
 
     RULER's tasks (``niah_single_1``, ``niah_multikey_2``, ``niah_multikey_3``, ``vt``, ``cwe``, ``fwe``), ``passkey`` and ``listops`` are
     texts with a question; ``mqar``, ``compositional``, ``forgetting``, ``induction`` and ``copy`` are rows of random tokens.
@@ -143,7 +143,7 @@ def probe_model(
             head marks the answer in the text, beyond its maximum in overlapping windows. If not given, "span" for question-answering
             heads, "likelihood" for masked language models, and "generate" for others.
         choices: candidates that are compared by likelihood, right ones included; more where a task has more answers, since each question
-            has as many wrong candidates as right ones at least.
+            has at least as many wrong candidates as right ones.
         seed: of the texts.
         dtype: of the weights; float32 if not given.
         revision, token: of the Hub repository.

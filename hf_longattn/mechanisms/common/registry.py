@@ -37,9 +37,19 @@ M = TypeVar("M", bound=type[Mechanism])
 class MechanismInfo:
     """The facts by which a user chooses a mechanism.
 
-    when: what it is a good choice for; empty where its author has not said.
-    exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
-    needs_grid: whether it compares places on a grid, as patches of a picture have them, and has no meaning for a text.
+    Attributes:
+        name: its registered name.
+        summary: what is attended to, in a line.
+        paper: its source, with section or equation.
+        when: what it is a good choice for; empty where its author has not said.
+        engine: the engine that runs it.
+        cost: how its time grows; N is the number of tokens, D the size of a head.
+        causal: True or False, or "both" where it has both forms.
+        trains: whether it has parameters that need training.
+        takes_globals: whether it takes ``global_mask``.
+        exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
+        needs_grid: whether it compares places on a grid, such as a picture's patches, and has no meaning for a text.
+        options: its options, with type, default, unit and meaning.
     """
 
     name: str
@@ -139,8 +149,8 @@ def options_of(name: str) -> Mapping[str, object]:
 
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
-    """Names of the registered mechanisms, optionally only those with a causal (bidirectional) form, of one engine, or that need a grid
-    (``grid=True``) or do not."""
+    """Names of the registered mechanisms: all, or those with a causal (``causal=True``) or bidirectional form, of one engine, with a grid
+    (``grid=True``) or without."""
     _discover()
     return sorted(
         name
@@ -152,7 +162,11 @@ def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid:
 
 
 def mechanism_info(name: str) -> MechanismInfo:
-    """Summary, paper, cost, options … of one mechanism."""
+    """Summary, paper, cost, options … of one mechanism.
+
+    Raises:
+        UnknownMechanismError: no mechanism has this name; the nearest one is offered.
+    """
     cls = mechanism_class(name)
     options = tuple(info for info in cls.options_type.infos() if cls.takes_score_mod or info.name != RELATIVE)
     facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}

@@ -66,13 +66,13 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
 
     - Linear layers of the model are packed once for oneDNN's kernels: ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)``
       does (rotary frequencies stay in float32); ``int8`` has 8-bit weights, one scale per output, and 8-bit inputs, one scale per token.
-      It is the fastest without AMX; with AMX bf16 is, up to some 8,000 tokens, and a warning says so.
-      The layer that predicts tokens stays in bf16, as do heads and what mechanisms train. ``fp32`` computes in float32 what was loaded in
-      float16 or bfloat16, and replaces no layer.
+      It is the fastest without AMX. With AMX, bf16 is the fastest up to some 8,000 tokens, and a warning says so.
+      The layer that predicts tokens stays in bf16, as do heads and what mechanisms train. ``fp32`` converts a model in float16
+      or bfloat16 to float32, and replaces no layer.
     - In ``int8``, in layers with a ``feed_forward_chunk`` (BERT, RoBERTa …), all that follows the attention runs on 512 tokens at a time,
       so that it stays in the cache; this changes no result.
-    - Base models of Long classes run a batch with padding as one packed row, so that no layer works on padding; documents see what they
-      see alone. Rows of padding in ``last_hidden_state`` become zeros. A batch is run as it is, if it asks for attentions or for a cache
+    - Base models of Long classes run a batch with padding as one packed row, so that no layer works on padding; each document gives what it
+      gives alone. Rows of padding in ``last_hidden_state`` become zeros. A batch is run as it is, if it asks for attentions or for a cache
       (``use_cache=False`` packs decoders), has padding between real tokens, or is given to a compiled model.
 
     The model is in eval mode afterwards and computes no gradients; to train, move or convert it, load it again. It can be saved after

@@ -50,9 +50,9 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     All processes pass the same batch, whole. Backbones and heads for each token (language models, token classification) return the
     process's own part of hidden states and logits: the tokens ``length * rank // processes`` up to those of the next rank. Heads for the
     whole sequence (question answering, classification) return whole logits in every process. The loss is that of the whole batch in every
-    process, and gradients are such that their *mean* over the group is the whole batch's gradient, as DistributedDataParallel and FSDP
-    take it; without these, average them. Where ``num_items_in_batch`` is given (Trainer does), each process's loss is its share, as Trainer
-    expects it. Dropout differs from that of one process. The backward pass runs inside of the context.
+    process. The *mean* of the gradients over the group is the whole batch's gradient. DistributedDataParallel and FSDP take this mean;
+    without them, average the gradients. Where ``num_items_in_batch`` is given, as by Trainer, each process's loss is its share, as Trainer
+    expects it. Dropout differs from that of one process. The backward pass runs inside the context.
 
     Args:
         model: a Long model, also inside DistributedDataParallel.

@@ -70,7 +70,7 @@ class DistillTrainingArguments(TextTrainingArguments):
     embeddings_factor: float = argument(1.0, "Factor of the squared error of the embeddings (TinyBERT, equation 9).")
     hidden_factor: float = argument(1.0, "Factor of the squared error of the hidden states (equation 8).")
     attention_factor: float = argument(
-        1.0, "Factor of the squared error of the attention scores (equation 7); 0 where heads differ in number."
+        1.0, "Factor of the squared error of the attention scores (equation 7); set it to 0 if the numbers of heads differ."
     )
     logits_factor: float = argument(1.0, "Factor of the KL divergence of the logits, whose gradients are those of equation 10.")
     learning_rate: float = argument(5e-5, "Highest learning rate (TinyBERT: 5e-5 for its intermediate layers).")

@@ -77,7 +77,7 @@ class EmbedTrainingArguments(LongTrainingArguments):
     without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
 
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
-    per_device_train_batch_size: int = batch_size_argument(32, "Pairs of which each is told from the others.")
+    per_device_train_batch_size: int = batch_size_argument(32, "Pairs in a batch; each is contrasted with the others.")
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
     learning_rate: float = argument(2e-5, "Highest learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
     batch_sampler: str = argument(

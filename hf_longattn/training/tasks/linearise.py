@@ -42,7 +42,7 @@ def linearise_attention(
         The report.
 
     Raises:
-        LongAttentionError: with one sentence, for anything that is wrong with the arguments, the model or the text.
+        LongAttentionError: something is wrong with the arguments, the model or the text.
         DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
     """
     training_args.full |= not model_args.use_peft

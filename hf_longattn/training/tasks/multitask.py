@@ -216,7 +216,7 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
     without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
 
     temperature: float = argument(
-        2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = all alike (T5, section 3.5.2)."
+        2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = equally often (T5, section 3.5.2)."
     )
     per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")

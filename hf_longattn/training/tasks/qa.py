@@ -100,7 +100,7 @@ class QADataArguments(LabelledDataArguments):
     )  # fmt: skip
     validation: str = argument(
         "", "Questions to answer before, during (eval_strategy) and after training, all of them, which also tune the no-answer threshold; "
-        "default: a tenth of the questions of every source of --data, chosen by --seed, whose documents may have others in the training."
+        "default: a tenth of the questions of every source of --data, chosen by --seed; their documents may have others in training."
     )  # fmt: skip
     evidence: str = argument(
         "", "Folder 'evidence' of TriviaQA's release, with the documents of its own JSON; default: the one beside the file or its folder."
@@ -432,8 +432,10 @@ def qa_table(log: dict[str, Any]) -> str:
 
 
 def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer, which pads on the
-    right, where answers keep their positions."""
+    """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer.
+
+    The tokenizer pads on the right, so that answers keep their positions.
+    """
     with loading(name):
         check_reads_text(name)
         kind = AutoConfig.from_pretrained(name).model_type

@@ -40,7 +40,7 @@ class Seq2SeqDataArguments(LabelledDataArguments):
 
     text_column: str = argument("document", "The column that holds the text to read (article in CNN/DailyMail, PubMed and arXiv).")
     summary_column: str = argument("summary", "The column that holds the text to write (highlights in CNN/DailyMail, abstract in PubMed).")
-    prefix: str = argument("", "Put before every document, as T5 needs it: 'summarize: '.")
+    prefix: str = argument("", "Text before every document, as T5 needs it: 'summarize: '.")
     max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum (LED: 16,384).")
     max_summary_length: int = argument(256, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512).")
 
