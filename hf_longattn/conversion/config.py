@@ -97,7 +97,7 @@ class ConversionConfig(Settings):
     )
     image_size: str | int | Sequence[int] | None = setting(
         None,
-        "Size of the result's pictures: 1024, or height and width, 768x1024.",
+        "Size of the pictures: 1024, or height and width, 768x1024.",
         unset="the source's",
         unit="pixels",
         metavar="PIXELS",
@@ -108,7 +108,7 @@ class ConversionConfig(Settings):
     )
     audio_seconds: float | None = setting(
         None,
-        "Duration of sound for which the result is checked.",
+        "Duration of sound, verified and reported.",
         unset="the source's",
         unit="seconds",
         type=float,
