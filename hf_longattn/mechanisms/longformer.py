@@ -73,7 +73,7 @@ class Longformer(SparseMechanism):
     summary = "sliding window plus global tokens that see and are seen by all"
     paper = "Beltagy et al. 2020, Longformer, §3.1"
     when = "an encoder for question answering, classification or retrieval: windows, and global tokens for the question or `[CLS]`"
-    cost = "N·(w+g)"
+    cost = "N·(w+g), with g global tokens"
     takes_globals = True
     per_head_tensors = ()
     options_type = LongformerOptions

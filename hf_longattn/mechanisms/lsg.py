@@ -136,7 +136,7 @@ class Lsg(Mechanism):
     when = "an encoder without training in which each block should also see a sparse selection of its surroundings; LSG checkpoints"
     engine = "gathered"
     exports_definition = True
-    cost = "N·(3b + 2S + g)"
+    cost = "N·(3b + 2S + g), with g global tokens"
     takes_globals = True
     options_type = LsgOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4}

@@ -84,7 +84,7 @@ class LSH(BucketedMechanism):
     summary = "tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks"
     paper = "Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)"
     when = "a model without training that needs similar tokens from anywhere; Reformer's attention"
-    cost = "N·(log N + rounds·b)"
+    cost = "N·(log N + rounds·bucket_size)"
     per_head_tensors = ("rotations",)
     reads_line = False
     options_type = LSHOptions
