@@ -146,6 +146,16 @@ def test_other_options_too_in_one_call_or_several(name: str, calls: int, monkeyp
     assert "stacked" in paths
 
 
+def test_documents_that_a_pattern_covers_are_full_attention_in_one_call(emulated_flash: list[dict[str, Any]]) -> None:
+    module = build_mechanism("chunked", num_heads=2, head_dim=16, chunk_size=90)
+    q, k, v = (torch.randn(1, 2, 240, 16, dtype=torch.double) for _ in range(3))
+    labels = documents(((80, 70, 90),))
+    assert module.covers(90, True)
+    out = attend(q, k, v, module, causal=True, documents=labels)
+    torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=True, documents=labels), atol=1e-9, rtol=0)
+    assert len(emulated_flash) <= 2, "the last may be the trial of the operator"
+
+
 @pytest.mark.parametrize("term", ["distance", "place", "distance and query"])
 def test_score_terms_of_a_batch_move_with_its_documents(term: str) -> None:
     places = torch.randint(-20, 20, (2, LENGTH, 2))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -271,37 +270,6 @@ class GatherTile:
 def fixed(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
     """``tiles`` that are kept for later calls of the same lengths."""
     return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
-
-
-def tiles_of_sequences(tiles_of: Callable[[int], Iterable[GatherTile]], sequences: Iterable[SequenceSpan]) -> tuple[GatherTile, ...]:
-    """The tiles of several sequences in one row: those of a sequence of a length, moved to where it lies.
-
-    Tiles of different sequences that differ in their places alone are rows of one, or of a few by the number of their keys.
-    """
-    alike: dict[Hashable, list[GatherTile]] = {}
-    for span in sequences:
-        places: Counter[Hashable] = Counter()
-        for tile in tiles_of(span.stop - span.start):
-            bias = () if tile.bias is None else (tile.bias.dtype, tile.bias.shape[1])
-            sizes = tile.queries.shape[1], tile.queries.shape[3], tile.keys.shape[1], (tile.keys.shape[3] - 1).bit_length()
-            key = tile.causal, tile.inside, tile.outside, bias, sizes
-            places[key] += 1  # two tiles of a sequence may share a query
-            queries, keys = (torch.where(x >= 0, x + span.start, -1) for x in (tile.queries, tile.keys))
-            alike.setdefault((key, places[key]), []).append(dataclasses.replace(tile, queries=queries, keys=keys))
-    return tuple(map(_stacked, alike.values()))
-
-
-def _stacked(tiles: Sequence[GatherTile]) -> GatherTile:
-    """The rows of all tiles, which have the same rules; rows are as long as the longest."""
-    width = max(tile.keys.shape[3] for tile in tiles)
-    keys = torch.cat([F.pad(tile.keys, (0, width - tile.keys.shape[3]), value=-1) for tile in tiles], 2)
-    biases = []
-    for tile in tiles:
-        if tile.bias is not None:
-            bias = tile.bias.expand(-1, -1, *tile.queries.shape[2:], -1)
-            biases.append(F.pad(bias, (0, width - bias.shape[4])))
-    queries = torch.cat([tile.queries for tile in tiles], 2)
-    return dataclasses.replace(tiles[0], queries=queries, keys=keys, bias=torch.cat(biases, 2) if biases else None)
 
 
 def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
@@ -564,23 +532,6 @@ def _stacked_documents(
         )  # fmt: skip
         outs.append(run(queries, keys, values, documents_call))
     return rows.packed(outs)
-
-
-def rows_of_documents(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Iterator[tuple[int, Tensor, Tensor, Tensor, AttentionCall]]:
-    """The number of every row of packed documents, its queries, keys and values, and its call: with the padding between the tokens of a
-    document alone as its mask, and no documents."""
-    batch = call.batch
-    assert batch is not None
-    for row in range(len(q)):
-        tokens = slice(row, row + 1)
-        holes = batch.mask is not None and any(span.holes for span in batch.sequences if span.row == row)
-        whole = SequenceSpan(row, 0, k.shape[2], holes)
-        grid = None if isinstance(call.grid, tuple) else call.grid
-        row_call = call.replace(
-            batch=Batch(batch.mask[tokens]) if holes and batch.mask is not None else None,
-            score_mod=_score_mod_of(call.score_mod, whole, grid),
-        )
-        yield row, q[tokens], k[tokens], v[tokens], row_call
 
 
 def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | None) -> ScoreMod | None:

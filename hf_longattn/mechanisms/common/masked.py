@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
-from ...engines.common.batch import SequenceSpan, first_real, in_graph
+from ...engines.common.batch import first_real, in_graph
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import (
     AttentionCall,
@@ -19,8 +19,6 @@ from ...engines.common.call import (
     MaskMod,
     Pattern,
     fixed,
-    rows_of_documents,
-    tiles_of_sequences,
 )
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
@@ -296,11 +294,16 @@ class GatheredMechanism(MaskedMechanism):
         return type(self).forward is GatheredMechanism.forward
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return self.relative is None and self.only_parts() and self.resolve_globals(k, call) is None
+        """Where every document is full attention, and one operator takes them all. Tiles of every document, in the places of each, would
+        be more calls and more waiting for the device than rows of a batch."""
+        if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
+            return False
+        longest = max((span.stop - span.start for span in call.batch.sequences), default=1)
+        return self.covers(longest, call.causal) and self.resolve_globals(k, call) is None and documents_are_one_call(k, k, call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is not None and call.batch.documents is not None:
-            return self._of_documents(q, k, v, call)
+            return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
         if chunks is not None and call.score_mod is not None and (out := chunked_distances(q, k, v, *chunks, call)) is not None:
             return out
@@ -316,21 +319,3 @@ class GatheredMechanism(MaskedMechanism):
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())
             parts += global_parts(tokens, max_globals, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
-
-    def _of_documents(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output for packed documents without global tokens: the parts of all documents of a row in one call."""
-        batch, outs = call.batch, []
-        assert batch is not None
-        longest = max((span.stop - span.start for span in batch.sequences), default=1)
-        if self.covers(longest, call.causal) and documents_are_one_call(q, k, call):
-            return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
-        for row, queries, keys, values, row_call in rows_of_documents(q, k, v, call):
-            sequences = [span for span in batch.sequences if span.row == row]
-
-            def make(sequences: list[SequenceSpan] = sequences) -> tuple[GatherTile, ...]:
-                tiles = tiles_of_sequences(lambda length: self.plan(length, call.causal, torch.device("cpu")), sequences)
-                return tuple(tile.to(q.device) for tile in tiles)
-
-            name = "tiles of documents", type(self), self.options, self.num_heads, self.head_range, call.causal, row, q.device
-            outs.append(gathered_attention(queries, keys, values, batch.cached(name, make), row_call))
-        return outs[0] if len(outs) == 1 else torch.cat(outs)

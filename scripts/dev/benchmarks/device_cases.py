@@ -146,10 +146,8 @@ def kernel_checks() -> Iterator[DeviceCase]:
         rounds = DeviceCase(name, length=2048, causal=True, path="flex-rounds")
         both_ways = rounds.at(causal=False, path="flex-rounds" if name == "lsh" else "")  # of routing, tiles
         yield from (rounds, both_ways, rounds.at(padding="documents", path=""))
-    for name in ("strided", "chunked", "union"):  # tiles
-        yield DeviceCase(name, length=2048, causal=True, padding="documents", path="packed")
-    for name in ("nsa", "lsg"):  # pools and summaries
-        yield DeviceCase(name, length=2048, padding="documents", path="stacked")
+    for name in ("strided", "chunked", "union", "nsa", "lsg"):  # tiles, pools, summaries
+        yield DeviceCase(name, length=2048, causal=True, padding="documents", path="stacked")
     yield DeviceCase("strided", "compiled", length=2048, causal=True, dtype="fp32", padding="none")
 
 

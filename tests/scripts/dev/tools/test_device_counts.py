@@ -57,7 +57,7 @@ def test_packed_documents_are_one_call(name: str) -> None:
             on_different_grids = setting == "uneven documents" and name in list_mechanisms(grid=True)
             assert paths.get("split", 0) == on_different_grids
             assert paths.get("packed", 0) + paths.get("stacked", 0) == (not on_different_grids)
-            assert "stacked" not in paths or row[setting]["later"]["operations"] <= 2 * row["padded"]["later"]["operations"] + 10
+            assert "stacked" not in paths or row[setting]["later"]["operations"] <= 3 * row["padded"]["later"]["operations"] + 10
 
 
 def test_only_searches_among_all_pairs_are_slower_than_full_attention() -> None:
