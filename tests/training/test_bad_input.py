@@ -107,6 +107,7 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
 def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
     if task == "embed":
         pytest.importorskip("sentence_transformers")
+    assert {task} <= ROWS.keys() & LEFT_OUT.keys() & WRONG.keys(), f"give {task!r} a row of ROWS, LEFT_OUT and WRONG"
     check_refusals(partial(sentence, task), ROWS[task], LEFT_OUT[task], WRONG[task], tmp_path)
 
 

@@ -149,10 +149,9 @@ def test_options_and_lengths_are_read() -> None:
 
 def test_the_implementations_are_listed_without_ours() -> None:
     importlib.import_module("scripts.dev.benchmarks.attention")  # registers them
-    assert set(list_implementations("attention")) == {
-        "flex", "hf-big-bird", "hf-longformer", "linformer", "nystrom-attention", "performer-pytorch",
-        "reformer-pytorch", "sdpa", "sdpa-mask", "window",
-    }  # fmt: skip
+    listed = set(list_implementations("attention"))
+    assert listed >= {"flex", "hf-longformer", "linformer", "sdpa"}
+    assert {name for name in listed if name.startswith("longattn")} == set()
 
 
 def test_a_mechanism_that_is_no_mask_is_checked_at_a_length_that_can_be_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
