@@ -82,8 +82,21 @@ class TokenRule:
 
 def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
     """The tokens at ``positions``, counted from each sequence's first real token, as ``(B, N)`` bool."""
-    counted = real.cumsum(-1) - 1
-    return real & (counted[..., None] == torch.tensor(positions, dtype=torch.long, device=real.device)).any(-1)
+    counted, chosen = real.cumsum(-1) - 1, torch.zeros_like(real)
+    for first, last in runs(positions):  # numbers and no tensor, which a compiled step would copy to a GPU every time
+        chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
+    return chosen & real
+
+
+def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The first and the last of each run of consecutive ``positions``."""
+    found: list[tuple[int, int]] = []
+    for position in sorted(positions):
+        if found and position <= found[-1][1] + 1:
+            found[-1] = found[-1][0], position
+        else:
+            found.append((position, position))
+    return found
 
 
 def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) -> Tensor | None:
