@@ -151,6 +151,42 @@ def test_no_kernel_of_tiles_is_compiled_up_to_the_limit(name: str, kept: bool, g
     assert compiled_at_most(4, graphs)
 
 
+TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
+    "strided": (True, "gathered", {}), "bigbird": (False, "gathered", {"block_size": 32}), "segmented": (False, "gathered", {}),
+    "lsh": (True, "rounds", {}), "block_top_k": (True, "selections", {"num_blocks": 2}),
+}  # fmt: skip
+"""Mechanisms of tiles, whether they are causal, the kernel that they reach, and options."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cuda_paths")
+@pytest.mark.parametrize("name", TILED)
+def test_no_kernel_of_a_mechanism_is_compiled_up_to_the_limit(name: str, graphs: list[tuple[str, Any]]) -> None:
+    """Nor one for every length; and none runs uncompiled, which would be refused and left for plain operations."""
+    causal, kernel, options = TILED[name]
+    answers: list[dispatch.PathChoice] = []
+
+    def run(mode: str, padded: bool = False, **shape: Any) -> None:
+        with MODES[mode]():
+            q, k, v = (x.requires_grad_(mode == "gradients") for x in tensors(**shape))
+            places = torch.arange(k.shape[2])
+            mask = places < torch.tensor([[k.shape[2]]] * (len(k) - 1) + [[k.shape[2] - 30]]) if padded else None
+            module = build_mechanism(name, num_heads=q.shape[1], head_dim=q.shape[3], **options).eval()
+            attend(q, k, v, module, causal=causal, padding_mask=mask)
+
+    with dispatch.observe(lambda _, choice: answers.append(choice)):
+        for length in (700, 1000):
+            run("no_grad", length=length)
+        of_lengths = len(graphs)
+        for length in (800, 930, 1100):
+            run("no_grad", length=length)
+        assert len(graphs) == of_lengths
+        for number, shape in enumerate(("batch 1", "heads", "head width", "token-major", "bf16")):
+            run(list(MODES)[number % 3], padded=number % 2 == 1, **SHAPES[shape])
+    assert compiled_at_most(4, graphs)
+    assert {answer.path for answer in answers if answer.path.startswith(("flex", "plain", "tiles"))} == {f"flex-{kernel}"}
+
+
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.observe(lambda *answer: answers.append(answer[1])):
