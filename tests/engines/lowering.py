@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from transformers import StaticCache
 
 from hf_longattn import build_mechanism
 from hf_longattn.backend import _score_mod
@@ -26,6 +28,8 @@ from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherT
 from hf_longattn.engines.common.distance_term import with_terms_written_out
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_rounds, flex_selections, flex_tiles, fused_hash
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
+from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
+from hf_longattn.memory.state_cache import StaticStateLayer
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
@@ -203,10 +207,45 @@ def tiles_in_graph(grad: bool = False, **options: Any) -> Case:
     return run
 
 
+def moved(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with its tensors on CUDA, which fake ones cannot be moved to in place."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, torch.nn.Parameter(torch.empty_like(parameter, device="cuda")))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, torch.empty_like(buffer, device="cuda"))
+    return module
+
+
+def decoded_token(mechanism: str, padded: bool = False, **options: Any) -> Case:
+    """A token after others, of a whole model with a static cache, as one graph."""
+
+    def run() -> Any:
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = LongLlamaConfig(**sizes, vocab_size=100, long_attention={"mechanism": mechanism, **options})
+        model = moved(LongLlamaForCausalLM(config).eval())
+        with unset_fake_temporarily():  # which would move known values themselves
+            cache: Any = StaticCache(config=config, max_cache_len=400)
+        for layer in cache.layers:
+            layer.cumulative_length = torch.empty_like(layer.cumulative_length, device="cuda")
+            if isinstance(layer, StaticStateLayer):  # as after the tokens before, of which it knows that there are some
+                layer.state = {"kv": torch.empty(2, 2, 16, 16, device="cuda"), "z": torch.empty(2, 2, 16, device="cuda")}
+                layer.started = layer._all_started = True
+        cache.early_initialization(2, 2, 16, torch.float32, torch.device("cuda"))
+        token, mask = (torch.empty(2, length, device="cuda", dtype=torch.long) for length in (1, 301))
+        return torch.compile(model.forward, fullgraph=True)(token, attention_mask=mask if padded else None, past_key_values=cache)
+
+    return run
+
+
 BY_OPERATOR = ("flash in a graph", "flash in a graph for all lengths, dropout, gradients")
 """Cases in a user's graph whose kernels are PyTorch's flash-attention operator, and are not generated."""
 REDUCTIONS = ("hashes",)
 """Cases without attention."""
+DECODED = {
+    "window": {"window": 128}, "longformer": {"window": 128}, "linear": {}, "window with sinks": {"window": 128, "num_sinks": 4},
+}  # fmt: skip
+"""Mechanisms with their options of which a token is decoded."""
 case("window")
 case("window, padded", padded=True)
 case("window, gradients", grad=True)
@@ -276,6 +315,11 @@ for name in BY_OPERATOR:
     CASES[name] = flash_in_graph(*(0.1, True) if "dropout" in name else ())
 CASES["tiles in a graph"] = tiles_in_graph(block_size=128)
 CASES["tiles of odd rows in a graph, gradients"] = tiles_in_graph(True, block_size=100)
+OF_A_TOKEN = tuple(f"a token of {name}{padding}" for name in DECODED for padding in ("", ", padded"))
+"""Cases of one query, whose keys are so few that they need no kernel of their own."""
+for name in OF_A_TOKEN:
+    mechanism = name.removeprefix("a token of ").removesuffix(", padded")
+    CASES[name] = decoded_token(mechanism.removesuffix(" with sinks"), name.endswith("padded"), **DECODED[mechanism])
 case("heads of 8", head_dim=8)
 REFUSED = ("heads of 8", "tiles of 64, gradients", "tiles of 32, gradients")
 """Cases that have no kernel, which must be said in the way that lets other paths run. PyTorch has no smaller blocks backward on an H100."""
@@ -306,7 +350,7 @@ def main() -> None:
             failure = ""
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"[:2000]
-        print(json.dumps({"case": name, "kernels": kernels, "failure": failure}), flush=True)
+        print(json.dumps({"case": name, "kernels": [kernel.name for kernel in kernels], "failure": failure}), flush=True)
 
 
 if __name__ == "__main__":

@@ -147,23 +147,23 @@ def calls(name: str, causal: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((kind, {"relative": kind}) for kind in ("alibi", "shaw"))
 
 
-def build(name: str, **options: Any) -> Mechanism:
-    longest = max(LENGTH, check_options(name, options).sample_length())
-    return build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, max_length=longest, **options)
+def build(name: str, length: int = LENGTH, head_dim: int = HEAD_DIM, **options: Any) -> Mechanism:
+    longest = max(length, check_options(name, options).sample_length())
+    return build_mechanism(name, num_heads=HEADS, head_dim=head_dim, max_length=longest, **options)
 
 
 def attempt(
-    name: str, causal: bool, kv_heads: int = HEADS, queries: int = LENGTH, relative: str | None = None, dtype: torch.dtype = torch.float32,
-    **arguments: Any,
+    name: str, causal: bool, kv_heads: int = HEADS, queries: int | None = None, relative: str | None = None,
+    dtype: torch.dtype = torch.float32, length: int = LENGTH, head_dim: int = HEAD_DIM, grad: bool = False, **arguments: Any,
 ) -> None:  # fmt: skip
     """One call; raises what a GPU would."""
-    module = moved(build(name, **({} if relative is None else {"relative": relative})))
-    shapes = ((HEADS, queries), (kv_heads, LENGTH), (kv_heads, LENGTH))
-    q, k, v = (OnCuda(torch.randn(BATCH, heads, length, HEAD_DIM, dtype=dtype)) for heads, length in shapes)
+    module = moved(build(name, length, head_dim, **({} if relative is None else {"relative": relative})))
+    shapes = ((HEADS, queries or length), (kv_heads, length), (kv_heads, length))
+    q, k, v = (OnCuda(torch.randn(BATCH, heads, n, head_dim, dtype=dtype)).requires_grad_(grad) for heads, n in shapes)
     if module.takes_hidden_states:
-        arguments["hidden_states"] = torch.randn(BATCH, LENGTH, module.hidden_size, dtype=dtype)
-    arguments = {key: OnCuda(value) for key, value in arguments.items()}
-    with torch.no_grad(), Devices():
+        arguments["hidden_states"] = torch.randn(BATCH, length, module.hidden_size, dtype=dtype)
+    arguments = {key: OnCuda(value) if isinstance(value, Tensor) else value for key, value in arguments.items()}
+    with torch.set_grad_enabled(grad), Devices():
         out = attend(q, k, v, module, causal=causal, **arguments)
     if not isinstance(out, OnCuda):
         raise RuntimeError("the output is on the CPU")

@@ -1,11 +1,13 @@
 """An H100 for PyTorch's compiler on a machine without a GPU: lowers graphs of fake CUDA tensors to Triton kernels.
 
 Nothing runs. Tensors are fake, CUDA's properties are those of an H100, Triton comes from its wheel, and a kernel that has been generated is
-noted in place of being launched. A process that does so is started with :func:`environment` and calls :func:`pretend` (``lowering.py``).
+noted in place of being launched; :func:`compiled` makes machine code of it. A process that does so is started with :func:`environment` and
+calls :func:`pretend` (``lowering.py``).
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import json
@@ -13,10 +15,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -76,6 +79,13 @@ class Lowered(Exception):
     """Raised where the first generated kernel would run."""
 
 
+class Generated(NamedTuple):
+    """A Triton kernel, whose name begins with ``triton_tem`` where it is one of flex_attention."""
+
+    name: str
+    source: str
+
+
 def triton_folder() -> Path:
     """The folder with an unpacked wheel of Triton, downloaded once.
 
@@ -129,13 +139,15 @@ def environment(triton: bool = True) -> dict[str, str]:
     paths = [os.environ.get("PYTHONPATH", "")]
     if triton and importlib.util.find_spec("triton") is None:
         paths.insert(0, str(triton_folder()))
-    caches = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    caches = {
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "TRITON_CACHE_DIR": str(CACHE / "triton-cache"),
+    }  # fmt: skip
     return {**os.environ, **caches, "LD_PRELOAD": str(hooks()), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def pretend() -> list[str]:
-    """Make this process, for the rest of its life, one with an H100; the list gets the name of every Triton kernel that is generated."""
-    kernels: list[str] = []
+def pretend() -> list[Generated]:
+    """Make this process, for the rest of its life, one with an H100; the list gets every Triton kernel that is generated."""
+    kernels: list[Generated] = []
     _pretend_device()
     _note_kernels(kernels)
     return kernels
@@ -170,7 +182,7 @@ def _pretend_device() -> None:
     CudaInterface.Worker.current_device = staticmethod(answers(0))
 
 
-def _note_kernels(kernels: list[str]) -> None:
+def _note_kernels(kernels: list[Generated]) -> None:
     import torch._functorch.config as functorch
     import torch._inductor.config as inductor
     import triton
@@ -180,7 +192,7 @@ def _note_kernels(kernels: list[str]) -> None:
     from triton.backends.compiler import GPUTarget
 
     def noted(_: Any, name: str, source: str, *__: Any, **___: Any) -> Any:
-        kernels.append(name)
+        kernels.append(Generated(name, source))
         return SimpleNamespace(run=lambda *_, **__: None)
 
     def lowered(*_: Any, **__: Any) -> None:
@@ -200,6 +212,31 @@ def _note_kernels(kernels: list[str]) -> None:
         get_device_interface=lambda: torch.cuda,
     )  # fmt: skip
     triton.runtime.driver.set_active(driver)
+
+
+def compiled(kernel: Generated) -> dict[str, Any]:
+    """Machine code of a kernel for the H100, in a process that pretends: the bytes of shared memory that it takes, and the seconds."""
+    import triton
+    from torch._inductor.codecache import PyCodeCache
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    (function,) = (node for node in ast.parse(kernel.source).body if isinstance(node, ast.FunctionDef) and node.name == kernel.name)
+    heuristics = function.decorator_list[0]
+    assert isinstance(heuristics, ast.Call)
+    given = {keyword.arg: keyword.value for keyword in heuristics.keywords}
+    meta = given["triton_meta"]
+    assert isinstance(meta, ast.Dict)
+    parts = {ast.literal_eval(key): value for key, value in zip(meta.keys, meta.values, strict=True) if key is not None}
+    signature, (attributes,) = ast.literal_eval(parts["signature"]), ast.literal_eval(parts["configs"])
+    lines = kernel.source.splitlines()
+    del lines[heuristics.lineno - 1 : heuristics.end_lineno]
+    code = getattr(PyCodeCache.load("\n".join(lines)), kernel.name)
+    source = ASTSource(code, signature, ast.literal_eval(parts["constants"]), attributes)
+    start = time.perf_counter()
+    options = {name: ast.literal_eval(given[name]) for name in ("num_warps", "num_stages")}
+    found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return {"shared": found.metadata.shared, "seconds": round(time.perf_counter() - start, 2)}
 
 
 @contextlib.contextmanager

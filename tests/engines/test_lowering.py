@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from .lowering import BY_OPERATOR, CASES, REDUCTIONS, REFUSED
+from hf_longattn import list_mechanisms
+from scripts.dev.tools.lowering import failures_of
+
+from .lowering import BY_OPERATOR, CASES, OF_A_TOKEN, REDUCTIONS, REFUSED
 from .pretended_h100 import results
 
 pytestmark = pytest.mark.slow
@@ -30,4 +33,17 @@ def test_a_fused_kernel_can_be_generated(case: str, lowered: Callable[[str], dic
         return
     assert not result["failure"]
     fused = [name for name in result["kernels"] if name.startswith("triton_tem")]
-    assert len(fused) == (0 if case in (*BY_OPERATOR, *REDUCTIONS) else 2 if case.endswith("gradients") else 1)
+    assert len(fused) == (0 if case in (*BY_OPERATOR, *OF_A_TOKEN, *REDUCTIONS) else 2 if case.endswith("gradients") else 1)
+
+
+@pytest.fixture(scope="module")
+def lowered_mechanism() -> Iterator[Callable[[str], dict[str, Any]]]:
+    with results("tests.engines.lowered_mechanisms", "mechanism") as result_of:
+        yield result_of
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_what_a_mechanism_asks_for_can_be_generated(name: str, lowered_mechanism: Callable[[str], dict[str, Any]]) -> None:
+    """Its calls are made in every condition; which of them take flex_attention is compared with what is stored in
+    ``tests/scripts/dev/tools/test_lowering.py``."""
+    assert not failures_of(lowered_mechanism(name))

@@ -31,6 +31,7 @@ from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
 from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
 from scripts.dev.tools.device_counts import in_brief
+from scripts.dev.tools.lowering import in_brief as lowering_in_brief
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 STUDIES = (
@@ -114,6 +115,12 @@ def gpu_model() -> str:
     """Estimates of an H100 by the counts of operations."""
     record = stored("device_counts")
     return NOT_MEASURED.format("device_counts", "python -m scripts.dev.tools.device_counts") if record is None else in_brief(record)
+
+
+def lowering() -> str:
+    """How many kernels the compiler made for a pretended H100."""
+    record = stored("lowering")
+    return NOT_MEASURED.format("lowering", "python -m scripts.dev.tools.lowering") if record is None else lowering_in_brief(record)
 
 
 def benchmarks() -> str:
@@ -277,6 +284,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed-brief": speed_in_brief,
     "gpu": gpu,
     "gpu_model": gpu_model,
+    "lowering": lowering,
     "mechanisms": mechanisms,
     "decode": partial(decoding, "decode"),
     "decode-onnx": partial(decoding, "decode-onnx"),
