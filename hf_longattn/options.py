@@ -50,6 +50,12 @@ class OptionInfo:
     help: str
     unit: str
 
+    @property
+    def type_in_words(self) -> str:
+        """The type as readers know it: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for one that is named in a text."""
+        plain = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", self.type.replace(" | ", " or "))
+        return re.sub(r"(Mechanism|Head)Spec", "mechanism", plain)
+
     def readable(self, value: Any) -> str:
         """A value of the option for readers. A list of positions names them, since a bare 0 reads as "none"."""
         if not isinstance(value, list | tuple):

@@ -545,7 +545,8 @@ def show_mechanism(info: MechanismInfo) -> None:
         console.print()
         unit = f", in {option.unit}" if option.unit else ""
         console.print(
-            f"[bold]{option.name}[/]  {escape(option.type)}{unit}, default {escape(option.readable(option.default))}", highlight=False
+            f"[bold]{option.name}[/]  {escape(option.type_in_words)}{unit}, default {escape(option.readable(option.default))}",
+            highlight=False,
         )
         console.print(Padding(escape(option.help), (0, 0, 0, 4)), highlight=False)
 

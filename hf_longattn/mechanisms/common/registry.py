@@ -18,7 +18,7 @@ from ...catalogue import unknown_mechanism
 from ...engines.common.grid import Grid
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, refuse_taken_name
 from ...naming import FLAT_FILES, load_module, module_names
-from ...options import LARGEST, MAX_LENGTH, RELATIVE, RESERVED, OptionInfo, Options
+from ...options import LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from .base import Mechanism, reset
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
@@ -168,7 +168,8 @@ def mechanism_info(name: str) -> MechanismInfo:
         UnknownMechanismError: no mechanism has this name; the nearest one is offered.
     """
     cls = mechanism_class(name)
-    options = tuple(info for info in cls.options_type.infos() if cls.takes_score_mod or info.name != RELATIVE)
+    refused = {RELATIVE: not cls.takes_score_mod, ORDER: cls.needs_grid}
+    options = tuple(info for info in cls.options_type.infos() if not refused.get(info.name))
     facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}
     return MechanismInfo(**(facts | {"name": name, "options": options, "exact_when": _exact_when(cls)}))
 

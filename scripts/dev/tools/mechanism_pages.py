@@ -14,12 +14,11 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli.plot import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from hf_longattn.options import RELATIVE, OptionInfo
+from hf_longattn.options import ORDER, RELATIVE, OptionInfo
 from scripts.dev.benchmarks.report import markdown_table
 
 LENGTH = 64
 MADE = "<!-- `make docs` writes this page from the registry -->"
-ORDER = "order"
 SHARED = (RELATIVE, ORDER)
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
 
@@ -58,7 +57,7 @@ def draw(folder: Path) -> None:
 
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
-    rows = [[f"`{o.name}`", _type(o.type), f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
+    rows = [[f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
     table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "None of its own."
     shared = " and ".join(f"`{one}`" for one in _shared_options(name))
     table += f"\n\nIt also has {shared}, as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) do." if shared else ""
@@ -81,19 +80,12 @@ def _section(name: str) -> str:
     return f"# {name}\n\n{summary}\n\n**When:** {info.when}.\n\n{picture}\n\n{definition}## Options\n\n{table}\n\n## Facts\n\n{about}"
 
 
-def _type(written: str) -> str:
-    """A type of an option in words."""
-    plain = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", written.replace(" | ", " or "))
-    return re.sub(r"(Mechanism|Head)Spec", "mechanism", plain)
-
-
 def _own_options(name: str) -> list[OptionInfo]:
     return [option for option in mechanism_info(name).options if option.name not in SHARED]
 
 
 def _shared_options(name: str) -> list[str]:
-    takes = {RELATIVE: mechanism_class(name).takes_score_mod, ORDER: not mechanism_info(name).needs_grid}
-    return [option for option in SHARED if takes[option]]
+    return [option.name for option in mechanism_info(name).options if option.name in SHARED]
 
 
 def shared_options() -> str:
