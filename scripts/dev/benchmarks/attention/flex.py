@@ -18,6 +18,7 @@ class Flex(Implementation):
     """``torch.compile(flex_attention)`` with a block mask that lists exactly the visited blocks."""
 
     summary = "torch.compile(flex_attention) with the mechanism's mask and an exact block mask"
+    compiled = True
 
     def __init__(self, inputs: AttentionInputs) -> None:
         case = inputs.case
@@ -30,11 +31,11 @@ class Flex(Implementation):
         self.upstream = inputs.upstream_heads()
         self.mask = block_mask(mask, case.length, case.device)
         torch.compiler.reset()  # else it stops compiling after a few lengths and runs unfused
-        self.compiled = torch.compile(flex_attention, dynamic=False)
+        self.kernel = torch.compile(flex_attention, dynamic=False)
 
     def forward(self) -> Tensor:
         q, k, v = self.qkv
-        return self.compiled(q, k, v, block_mask=self.mask)
+        return self.kernel(q, k, v, block_mask=self.mask)
 
 
 def block_mask(mask: MaskMod, length: int, device: str) -> BlockMask:

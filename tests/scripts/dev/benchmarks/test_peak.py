@@ -1,6 +1,7 @@
 import time
 
 import pytest
+import torch
 
 from scripts.dev.benchmarks.case import Case
 from scripts.dev.benchmarks.implementations import build_implementation
@@ -22,3 +23,12 @@ def test_the_operations_of_attention_are_those_of_its_pairs(backward: bool, pass
 
 def test_the_peak_is_above_zero() -> None:
     assert matrix_peak("fp32", "cpu", time.perf_counter) > 1e9
+
+
+def test_compiled_code_is_not_counted_and_stays_compiled() -> None:
+    """A counter inside of it would send flex_attention to its plain form for good."""
+    inputs = build_inputs("attention", Case("window", {"window": WINDOW}, length=256, heads=1, head_dim=16))
+    flex = build_implementation("attention", "flex", inputs)
+    expected = flex.run(False)
+    assert operations(flex, False) == 0
+    assert torch.equal(flex.run(False), expected)
