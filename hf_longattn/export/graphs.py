@@ -63,8 +63,8 @@ def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> b
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
     for name, axes in sizes.items():
         for axis, size in axes.items():
-            found = ranges.get(str(values[name].shape[axis]))
-            if found is None or found.lower > max(size.min, 2) or found.upper < size.max:
+            limits = ranges.get(str(values[name].shape[axis]))
+            if limits is None or limits.lower > max(size.min, 2) or limits.upper < size.max:
                 return False
     return True
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
-import os
 import sys
 import types
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 from unittest import mock
@@ -28,9 +25,8 @@ from scripts.dev.tools import device_counts
 
 from . import mixed_devices, pretended_h100
 from .mixed_devices import BATCH, OnCuda, build
-from .pretended_h100 import Generated, Lacking, Lowered, environment, fake_tensors
+from .pretended_h100 import Generated, Lowered, fake_tensors, started
 
-CHILD = "HF_LONGATTN_LOWERED_MECHANISMS"
 LENGTH, COLUMNS = 2048, 32
 """Tokens, and the columns of a grid of them."""
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -153,14 +149,8 @@ def cells_of(name: str, calls: Calls) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Run the mechanisms named on the command line, or all, in a process of their own."""
-    if CHILD not in os.environ:
-        try:
-            os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment() | {CHILD: "1"})
-        except Lacking as error:
-            print(json.dumps({"lacking": str(error)}))
-            return
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    if not started(__spec__.name):
+        return
     kernels = pretended_h100.pretend()
     calls = Calls(kernels, {name: getattr(torch, name) for name in ("tensor", "as_tensor")})
     device_counts.pretend()

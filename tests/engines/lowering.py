@@ -6,10 +6,7 @@ Each line has the case, the kernels that were generated and what went wrong; one
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +30,11 @@ from hf_longattn.memory.state_cache import StaticStateLayer
 from hf_longattn.positions.disentangled import Disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
-from .pretended_h100 import Lacking, Lowered, environment, fake_tensors, pretend
+from .pretended_h100 import Lowered, fake_tensors, pretend, started
 
 PATTERN = Pattern.window(160, causal=True)
 Case = Callable[[], Any]
 CASES: dict[str, Case] = {}
-CHILD = "HF_LONGATTN_LOWERING"
 
 
 def qkv(length: int = 700, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16, grad: bool = False, batch: int = 2) -> list[Tensor]:
@@ -327,14 +323,8 @@ REFUSED = ("heads of 8", "tiles of 64, gradients", "tiles of 32, gradients")
 
 def main() -> None:
     """Lower the cases named on the command line, or all, in a process of their own."""
-    if CHILD not in os.environ:
-        try:
-            os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment() | {CHILD: "1"})
-        except Lacking as error:
-            print(json.dumps({"lacking": str(error)}))
-            return
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    if not started(__spec__.name):
+        return
     kernels = pretend()
     flash_band.refused = lambda *_: None  # which would ask the operator itself
     for name in sys.argv[1:] or CASES:

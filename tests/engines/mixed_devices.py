@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,10 +26,9 @@ from hf_longattn.engines.cuda import flash_band, flex, fused_hash
 from hf_longattn.mechanisms import Mechanism, check_options
 
 from . import flash_operator
-from .pretended_h100 import Lacking, environment
+from .pretended_h100 import started
 
 CUDA = torch.device("cuda", 0)
-CHILD = "HF_LONGATTN_MIXED_DEVICES"
 LENGTH, BATCH, HEADS, HEAD_DIM = 700, 2, 4, 64
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
@@ -193,14 +189,8 @@ def pretend() -> None:
 
 def main() -> None:
     """Run the mechanisms named on the command line, or all, in a process of their own."""
-    if CHILD not in os.environ:
-        try:
-            os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment(triton=False) | {CHILD: "1"})
-        except Lacking as error:
-            print(json.dumps({"lacking": str(error)}))
-            return
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    if not started(__spec__.name, triton=False):
+        return
 
     pretend()
     flex.fused_flex = fused_flex  # type: ignore[assignment]

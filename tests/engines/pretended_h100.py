@@ -11,11 +11,13 @@ import ast
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +145,26 @@ def environment(triton: bool = True) -> dict[str, str]:
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "TRITON_CACHE_DIR": str(CACHE / "triton-cache"),
     }  # fmt: skip
     return {**os.environ, **caches, "LD_PRELOAD": str(hooks()), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+STARTED = "PRETENDED_H100"
+"""The variable of a process that has been started with :func:`environment`."""
+
+
+def started(module: str, triton: bool = True) -> bool:
+    """Whether this process, the program ``module``, has the hooks; where it has not, it begins anew with them and the same arguments.
+
+    ``False``, after a line of JSON that says what is lacking, where this machine cannot have them.
+    """
+    if STARTED not in os.environ:
+        try:
+            os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment(triton) | {STARTED: "1"})
+        except Lacking as error:
+            print(json.dumps({"lacking": str(error)}))
+            return False
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    return True
 
 
 def pretend() -> list[Generated]:

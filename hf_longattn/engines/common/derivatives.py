@@ -77,9 +77,9 @@ class RunByKernel(torch.autograd.Function):
         device = grads[0].device.type
         with one_gradient_at_a_time(), torch.enable_grad(), torch.autocast(device, enabled=False):
             leaves = [x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)]
-            found = ctx.rule(*(x.to(grads[0].dtype) for x in leaves))
+            outputs = ctx.rule(*(x.to(grads[0].dtype) for x in leaves))
             wanted = [x for x in leaves if x.requires_grad]
-            gradients = iter(torch.autograd.grad(found, wanted, grads, allow_unused=True))
+            gradients = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
         return first_derivatives_only((None, None, *(next(gradients) if x.requires_grad else None for x in leaves)))
 
 

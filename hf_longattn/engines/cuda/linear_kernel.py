@@ -129,8 +129,8 @@ class _Added(torch.autograd.Function):
         with one_gradient_at_a_time():
             q, k, v, kv, z = ctx.saved_tensors
             grad, shift = (x[:, :, ctx.rows] for x in grads)
-            found = _gradients_of_sums(q, k, v, kv, z, grad, shift[..., None], None, None, ctx.reverse)
-            return first_derivatives_only((*grads, *found, None, None))
+            gradients = _gradients_of_sums(q, k, v, kv, z, grad, shift[..., None], None, None, ctx.reverse)
+            return first_derivatives_only((*grads, *gradients, None, None))
 
 
 def _gradients(saved: tuple[Any, ...], grad: Tensor, grad_kv: Tensor, grad_z: Tensor) -> tuple[Tensor, ...]:
@@ -155,7 +155,7 @@ def _gradients_of_sums(
     sums after all tokens."""
     of_keys, of_values, width, precision = k.shape[1], v.shape[1], v.shape[3], precision_for(v)
     groups = max(of_keys, of_values)
-    grad_kv, grad_z = (torch.zeros_like(x) if given is None else given for given, x in ((grad_kv, kv), (grad_z, z)))
+    grad_kv, grad_z = (torch.zeros_like(x) if grad_x is None else grad_x for grad_x, x in ((grad_kv, kv), (grad_z, z)))
     rest = -(width + 1) % ALIGNED
     of_out, values = F.pad(torch.cat([grad, shift], -1), (0, rest)), F.pad(F.pad(v.to(q.dtype), (0, 1), value=1.0), (0, rest))
     grad = rows_together(grad)
@@ -296,9 +296,9 @@ def one_refusal(refusals: dict[tuple[Any, ...], str | None], kind: tuple[Any, ..
                 "The Triton kernels of %s do not run for %d features and values in %s on %s (%s); other operations run instead, which are "
                 "slower.", what, features, str(dtype).removeprefix("torch."), device, reason
             )  # fmt: skip
-    found = refusals[kind]
-    if found is not None:
-        raise NoKernel(found)
+    answer = refusals[kind]
+    if answer is not None:
+        raise NoKernel(answer)
 
 
 def capability_refused(device: torch.device) -> str | None:
@@ -317,7 +317,7 @@ def _tried(
     *inputs, grad, _ = _a_few_tokens(device, dtype, features, width)
     q, k, v, kv, z = inputs
     scale = -z if exponential else None
-    found: list[Tensor] = [*summed(q, k, v, kv, z, precision=precision_for(v), normalise=normalise, scale=scale)]
+    results: list[Tensor] = [*summed(q, k, v, kv, z, precision=precision_for(v), normalise=normalise, scale=scale)]
     with torch.enable_grad():
         leaves = [x.double().requires_grad_() for x in inputs]
         queries, keys = leaves[:2]
@@ -328,10 +328,10 @@ def _tried(
         out = (scores @ leaves[2] + queries @ leaves[3]) / (weights[..., None] if normalise else 1)
         expected = [out, weights, leaves[3] + keys.mT @ leaves[2], leaves[4] + keys.sum(2)]
         if gradients:
-            saved = (q, k, v, kv, z, scale, *(found[:2] if normalise else ()))
-            found += _gradients(saved, grad, torch.zeros_like(kv), torch.zeros_like(z))
+            saved = (q, k, v, kv, z, scale, *(results[:2] if normalise else ()))
+            results += _gradients(saved, grad, torch.zeros_like(kv), torch.zeros_like(z))
             expected += torch.autograd.grad(out, leaves, grad.double(), materialize_grads=True)
-    return difference(found, expected, dtype)
+    return difference(results, expected, dtype)
 
 
 def _tried_to_add(device: torch.device, dtype: torch.dtype, features: int, width: int, gradients: bool) -> str | None:
@@ -340,7 +340,7 @@ def _tried_to_add(device: torch.device, dtype: torch.dtype, features: int, width
         return why
     *inputs, grad, shift = _a_few_tokens(device, dtype, features, width)
     q, k, v, kv, z = inputs
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     expected: list[Tensor] = []
     for reverse in (False, True):
         onto = grad.clone(), shift.clone()
@@ -350,12 +350,12 @@ def _tried_to_add(device: torch.device, dtype: torch.dtype, features: int, width
             scores = leaves[0] @ leaves[1].mT
             scores = scores.triu() if reverse else scores.tril()
             total, weight = scores @ leaves[2] + leaves[0] @ leaves[3], scores.sum(-1) + (leaves[0] * leaves[4][:, :, None]).sum(-1)
-            found += onto
+            results += onto
             expected += (total + grad, weight + shift)
             if gradients:
-                found += _gradients_of_sums(q, k, v, kv, z, grad, shift[..., None], None, None, reverse)
+                results += _gradients_of_sums(q, k, v, kv, z, grad, shift[..., None], None, None, reverse)
                 expected += torch.autograd.grad((total, weight), leaves, [grad.double(), shift.double()])
-    return difference(found, expected, dtype)
+    return difference(results, expected, dtype)
 
 
 def _a_few_tokens(device: torch.device, dtype: torch.dtype, features: int, width: int) -> Iterator[Tensor]:
@@ -369,9 +369,9 @@ def _a_few_tokens(device: torch.device, dtype: torch.dtype, features: int, width
         yield x.to(dtype) if i == 2 else x
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> str | None:
+def difference(results: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> str | None:
     """Why results for values of this dtype cannot be relied on, by those ``expected`` in double precision; ``None`` where they can."""
-    pairs = [(x, y.detach()) for x, y in zip(found, expected, strict=True)]
+    pairs = [(x, y.detach()) for x, y in zip(results, expected, strict=True)]
     off = [float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in pairs]
     most = 1e-3 if dtype == torch.float32 else 3e-2
     if all(x < most for x in off):  # which a NaN is not

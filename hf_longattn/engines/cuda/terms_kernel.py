@@ -45,8 +45,8 @@ def kernel_softmax_terms(
     """
     kind = q.device, v.dtype, q.shape[3], v.shape[3], labels is not None
     one_refusal(_refusals, kind, lambda: _tried(rule, *kind), "softmax terms")
-    given: dict[str, Any] = {"left": left, "right": right, "scale": scale, "labels": labels}
-    total, weight, largest = RunByKernel.apply(functools.partial(_run, **given), functools.partial(rule, **given), q, k, v, factor)
+    options: dict[str, Any] = {"left": left, "right": right, "scale": scale, "labels": labels}
+    total, weight, largest = RunByKernel.apply(functools.partial(_run, **options), functools.partial(rule, **options), q, k, v, factor)
     return total, weight, largest
 
 

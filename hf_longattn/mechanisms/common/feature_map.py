@@ -131,7 +131,7 @@ class LinearMechanism(Mechanism):
         """The output for packed documents, computed whole."""
         labels, tokens = call.documents, slice(0, k.shape[2])
         assert labels is not None
-        given = q, k, v, call
+        inputs = q, k, v, call
         v = drop_keys(v, call.dropout) if call.dropout else v
         if call.key_mask is not None:
             v = v.masked_fill(~call.key_mask[:, None, :, None], 0.0)
@@ -146,7 +146,7 @@ class LinearMechanism(Mechanism):
         else:
             out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
         if too_far is not None and bool(too_far):
-            return attend_per_sequence(self.forward, *given, choose_documents(q, k, call))
+            return attend_per_sequence(self.forward, *inputs, choose_documents(q, k, call))
         return out.to(q.dtype)
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -90,13 +90,13 @@ def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
 
 def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
     """The first and the last of each run of consecutive ``positions``."""
-    found: list[tuple[int, int]] = []
+    stretches: list[tuple[int, int]] = []
     for position in sorted(positions):
-        if found and position <= found[-1][1] + 1:
-            found[-1] = found[-1][0], position
+        if stretches and position <= stretches[-1][1] + 1:
+            stretches[-1] = stretches[-1][0], position
         else:
-            found.append((position, position))
-    return found
+            stretches.append((position, position))
+    return stretches
 
 
 def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) -> Tensor | None:

@@ -13,12 +13,10 @@ import ast
 import contextlib
 import dataclasses
 import json
-import logging
 import math
 import os
 import sys
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,10 +40,9 @@ from hf_longattn.private_apis import look_up
 from scripts.dev.benchmarks.report import markdown_table
 from tests.engines import mixed_devices
 from tests.engines.mixed_devices import OnCuda, moved, tree_leaves
-from tests.engines.pretended_h100 import environment
+from tests.engines.pretended_h100 import started
 
 RESULTS = Path(__file__).parents[1] / "results"
-CHILD = "HF_LONGATTN_DEVICE_COUNTS"
 LENGTHS, BATCH, HEADS, HEAD_DIM = (2048, 4096), 2, 4, 64
 DOCUMENTS = 8
 """Packed documents of one length in a row."""
@@ -504,11 +501,10 @@ def main() -> int:
     )
     parser.add_argument("--as-before", action="store_true", help="store these counts as those before a change")
     options = parser.parse_args()
-    if CHILD not in os.environ:
-        os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], environment(triton=False) | {CHILD: "1"})
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    if not started(__spec__.name, triton=False):
+        return 1
     pretend()
+    options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "device_counts.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"before": {}, "now": {}}
     for name in options.mechanisms or list_mechanisms():

@@ -67,7 +67,7 @@ def cell_text(cells: list[dict[str, Any]]) -> str:
     """The kernels of flex_attention in bf16, or what ran without one, and those in fp32 where another path ran in bf16."""
     texts = []
     for cell in cells:
-        others = [path for path in cell["paths"] if path in ("flash", "linear-triton", "delta-triton")]
+        others = [path for path in cell["paths"] if path == "flash" or path.endswith("-triton")]
         text = " + ".join(([f"{cell['kernels']}"] if cell["kernels"] else []) + others) or "–"
         texts.append(f"{text} ({len(cell['failures'])} refused)" if cell["failures"] else text)
     return texts[0] + "".join(f"; fp32: {text}" for text in texts[1:])

@@ -58,7 +58,9 @@ def draw(folder: Path) -> None:
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
     rows = [[f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
-    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "None of its own."
+    table = "This mechanism has no options of its own."
+    if rows:
+        table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---")
     shared = " and ".join(f"`{one}`" for one in _shared_options(name))
     table += f"\n\nIt also has {shared}, as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) do." if shared else ""
     facts = {

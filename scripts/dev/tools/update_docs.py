@@ -81,8 +81,9 @@ def speed_in_brief() -> str:
     for row, record in records.items():
         faster = {one["length"]: f"{one['times_faster']:.1f}×" for one in record["ratios"] if one["implementation"] == "sdpa"}
         rows.append([row, *(faster.get(length, "–") for length in lengths)])
-    machines = sorted({where(record) for record in records.values()})
-    return "\n".join([markdown_table(["", *(f"{length:,} tokens" for length in lengths)], rows), "", *(f"*{one}*" for one in machines)])
+    machines = {where(record): [row for row, other in records.items() if where(other) == where(record)] for record in records.values()}
+    lines = [f"*{machine}*" if len(machines) == 1 else f"*{'; '.join(measured)}: {machine}.*" for machine, measured in machines.items()]
+    return "\n".join([markdown_table(["", *(f"{length:,} tokens" for length in lengths)], rows), "", "\n\n".join(lines)])
 
 
 def quality(name: str) -> str:
