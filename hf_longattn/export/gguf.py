@@ -218,7 +218,7 @@ def _write_hyperparameters(writer: Any, plan: TwinPlan) -> None:
     config = plan.config
     rope, known = _rope(config), ARCHITECTURES[config.model_type]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_name(plan.source.folder.name)
+    writer.add_name(short_name(plan.source))
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(plan.new_length)
     writer.add_embedding_length(config.hidden_size)

@@ -44,7 +44,7 @@ def quantise(graph: Path, target: Path) -> int:
     try:
         quantize_dynamic(
             model, target, op_types_to_quantize=list(OPERATORS), per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=computed,
-            use_external_data_format=graph.stat().st_size > LARGEST_FILE,
+            use_external_data_format=graph_bytes(graph) > LARGEST_FILE,
         )  # fmt: skip
         quantised = onnx.load(target, load_external_data=False)
     except OSError:
@@ -55,6 +55,12 @@ def quantise(graph: Path, target: Path) -> int:
     if not layers:
         raise ExportError("This graph has no linear layer that onnxruntime can quantise; export it without int8.")
     return layers
+
+
+def graph_bytes(graph: Path) -> int:
+    """The size of an ONNX graph with its weights, which large models have in a file next to it (``model.onnx.data``)."""
+    beside = graph.with_name(f"{graph.name}.data")
+    return graph.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
 def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Tensor | None) -> dict[str, dict[str, float]]:

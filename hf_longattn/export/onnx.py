@@ -25,7 +25,7 @@ from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.processors import load_feature_extractor
 from ..conversion.report import FAILED, Check, versions
 from ..conversion.sound import VerificationSound
-from ..conversion.sources.base import ResultInfo, Source
+from ..conversion.sources.base import ResultInfo, Source, open_source
 from ..conversion.sources.peft import refuse_adapter
 from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.tensor_files import write_json
@@ -41,7 +41,7 @@ from ..staging import check_destination, destination_path
 from .decoder import TASK as WITH_PAST
 from .decoder import DecoderGraph
 from .graphs import ExportedGraph, OnePassGraph, onnx_runner, runner
-from .int8 import INT8_FILE, measure, quantise
+from .int8 import INT8_FILE, graph_bytes, measure, quantise
 from .model_graph import ModelGraph, page_inputs
 from .picture_graph import PictureGraph
 from .sound_graph import SoundGraph
@@ -147,6 +147,7 @@ def export_checkpoint(
         raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
     refuse_quantised(source)
     refuse_adapter(source)
+    source = open_source(model, revision=revision, token=token)  # so far, of a repository, the headers of the weights only
     say = progress or (lambda sentence: None)
     say(f"reading {short_name(source)}")
     loaded = _load(source, inspection.class_name, task)
@@ -286,7 +287,7 @@ def _quantise(stage: Path, graph: OnePassGraph, outputs: tuple[str, ...], text: 
     layers, inputs = quantise(file, copy), graph.int8_inputs(limits)
     measured = measure(onnx_runner(file, outputs), onnx_runner(copy, outputs), inputs.compared, inputs.timed)
     measured["seconds"] |= inputs.timed_sizes
-    weights = {"float32": file.stat().st_size, "int8": copy.stat().st_size}
+    weights = {"float32": graph_bytes(file), "int8": graph_bytes(copy)}
     return {"file": INT8_FILE, "linear_layers": layers, "bytes": weights, "text": text, **inputs.compared_sizes, **measured}
 
 

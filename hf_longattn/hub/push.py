@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import json
+import mmap
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,8 +29,12 @@ LEFT_OUT = (
     "rng_state*", "__pycache__",
 )  # fmt: skip
 """Files of a training run rather than of its model; ``training_args.bin`` is a pickle that may contain a token."""
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-TEXTS = (".json", ".md", ".txt", ".py", ".jinja", ".yaml", ".yml", ".jsonl")
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.pt2")
+NOT_SCANNED = (*WEIGHTS, "*.onnx.data")
+"""Files that are not searched for tokens."""
+TOKEN_BYTES = re.compile(TOKEN.pattern.encode())
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How a text in UTF-16 starts, as PowerShell writes a log."""
 ATTEMPTS = 3
 
 
@@ -121,6 +128,8 @@ def _push(
     message: str,
 ) -> PushReport:
     with translated_errors(repo_id, api.token):
+        if (place / "README.md").is_file():
+            read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
         name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         info = api.model_info(name)
         if private and not info.private:
@@ -182,14 +191,24 @@ def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> N
     known = token if isinstance(token, str) else get_token()
     for file in files:
         path = place / file
-        if path.suffix not in TEXTS:
+        if any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_SCANNED):
             continue
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            found = _has_token(path, known)
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions.") from error
-        if (known and known in text) or any(len(match) >= 30 for match in TOKEN.findall(text)):
+        if found:
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
+
+
+def _has_token(path: Path, known: str | None) -> bool:
+    """Whether a file of any kind contains the token `known`, or what looks like one, in UTF-8 or, with a byte order mark, in UTF-16."""
+    with path.open("rb") as file:
+        if not (start := file.read(2)):
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            content = mapped[:].decode("utf-16", errors="replace").encode() if start in UTF_16 else mapped
+            return bool(known and content.find(known.encode()) >= 0) or any(len(match[0]) >= 30 for match in TOKEN_BYTES.finditer(content))
 
 
 def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
@@ -197,7 +216,7 @@ def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
     readme = place / "README.md"
     if not readme.is_file():
         return (None, "the repository's") if has_card else (str(model_card(place, name=name)), "written")
-    metadata = read_card(readme).data.to_dict()  # refuses metadata that the Hub would refuse
+    metadata = read_card(readme).data.to_dict()
     text, config = with_name(read_text(readme), place, name), read_config(place)
     if config.get("auto_map") and "trust_remote_code" not in text:
         text = f"{text.rstrip()}\n\n{remote_usage(place, config, name, metadata)}\n"

@@ -16,7 +16,7 @@ from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import ExportError, MissingExtraError
 from hf_longattn.export import int8
-from hf_longattn.export.int8 import INT8_FILE, accuracy, measure, quantise
+from hf_longattn.export.int8 import INT8_FILE, accuracy, graph_bytes, measure, quantise
 
 from .conftest import LENGTH, saved
 
@@ -39,13 +39,13 @@ def test_accuracy_counts_real_tokens_only() -> None:
     assert other["logits"]["same_choice"] == 0.5
 
 
-def linear_graph(file: Path, constant: bool = True) -> Path:
+def linear_graph(file: Path, constant: bool = True, width: int = 4) -> Path:
     onnx = pytest.importorskip("onnx")
     make, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    weights = onnx.numpy_helper.from_array(torch.randn(8, 4).numpy(), "weights")
+    weights = onnx.numpy_helper.from_array(torch.randn(8, width).numpy(), "weights")
     inputs = [make.make_tensor_value_info("rows", float32, ["batch", 8])]
-    inputs += [] if constant else [make.make_tensor_value_info("weights", float32, [8, 4])]
-    outputs = [make.make_tensor_value_info("scores", float32, ["batch", 4])]
+    inputs += [] if constant else [make.make_tensor_value_info("weights", float32, [8, width])]
+    outputs = [make.make_tensor_value_info("scores", float32, ["batch", width])]
     node = make.make_node("MatMul", ["rows", "weights"], ["scores"], name="linear")
     made = make.make_graph([node], "linear", inputs, outputs, [weights] if constant else [])
     onnx.save(make.make_model(made, opset_imports=[make.make_opsetid("", 18)], ir_version=9), file)
@@ -63,6 +63,17 @@ def test_linear_layers_are_quantised_and_nothing_else(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hf-longattn\[onnx\]'"):
         quantise(tmp_path / "graph.onnx", tmp_path / "int8.onnx")
+
+
+def test_weights_beside_a_graph_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    graph, copy = linear_graph(tmp_path / "graph.onnx", width=256), tmp_path / "int8.onnx"
+    onnx.save(onnx.load(graph), graph, save_as_external_data=True, location="graph.onnx.data", size_threshold=0)
+    assert graph_bytes(graph) == graph.stat().st_size + 8 * 256 * 4
+    monkeypatch.setattr(int8, "LARGEST_FILE", graph_bytes(graph) - 1)  # as if it did not fit into one file
+    quantise(graph, copy)
+    assert graph_bytes(copy) > copy.stat().st_size
 
 
 def test_a_copy_that_does_not_work_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,12 +214,19 @@ def test_a_card_that_the_hub_does_not_take_is_a_sentence(server: Hub, model: Pat
     (model / "README.md").write_text("---\nlicense: not-a-license\n---\n")
     with pytest.raises(HubError, match="must be one of"):
         push_model(model, REPO, token=WRITER)
+    (model / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(CheckpointError, match=r"metadata .* cannot be read"):
+        push_model(model, REPO, token=WRITER)
+    assert REPO not in server.repos
 
 
 @pytest.mark.parametrize("held", [WRITER, "hf_" + "a1B2" * 9])
-def test_a_file_with_a_token_is_not_sent(server: Hub, model: Path, held: str) -> None:
-    (model / "notes.txt").write_text(f"token: {held}\n")
-    with pytest.raises(HubError, match=r"notes\.txt.*token") as refused:
+@pytest.mark.parametrize("file", ["notes.txt", "train.sh", "run.log", "nb.ipynb", "LICENSE", "state.pkl", "log of PowerShell"])
+def test_a_file_with_a_token_is_not_sent(server: Hub, model: Path, held: str, file: str) -> None:
+    encoding = "utf-16" if "PowerShell" in file else "utf-8"
+    (model / "empty.log").touch()
+    (model / file).write_bytes(b"\0\xff" * file.endswith(".pkl") + f"token: {held}\n".encode(encoding))
+    with pytest.raises(HubError, match=rf"{re.escape(file)}.*token") as refused:
         push_model(model, REPO, token=WRITER)
     assert held not in str(refused.value)
     assert not server.requests
@@ -235,6 +243,13 @@ def test_what_is_no_saved_model_is_refused(server: Hub, model: Path, tmp_path: P
     with pytest.raises(CheckpointError, match="no weights"):
         push_model(model, REPO, token=WRITER)
     assert not server.requests
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.pt2", "model.gguf"])
+def test_an_export_is_pushed_with_the_weights_beside_it(server: Hub, model: Path, file: str) -> None:
+    (model / "model.safetensors").rename(model / file)
+    (model / f"{file}.data").write_bytes(b"weights")
+    assert {file, f"{file}.data"} <= set(push_model(model, REPO, token=WRITER).files)
 
 
 def test_convert_pushes_when_asked(

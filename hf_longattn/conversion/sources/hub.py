@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from ...errors import CheckpointError
 from ...hub_errors import DOWNLOAD, HUB_ID, translated_errors
 from ..tensor_files import TORCH_DTYPES, TensorHeader
 from .base import SIDECARS, Source, SourceFormat, SourceRequest, open_request, register_source
+from .pickled import only_pickles
 
 SMALL = (*SIDECARS, "README.md")
 WEIGHTS = "*.safetensors"
@@ -32,8 +34,11 @@ class Hub(SourceFormat):
     def open(self, request: SourceRequest) -> Source:
         headers_only = request.headers_only and not request.allow_pickle  # the headers of pickled files need the files
         folder = fetch_snapshot(request, SMALL if headers_only else (*SMALL, WEIGHTS))
-        if request.allow_pickle and not any(folder.glob(WEIGHTS)):
-            fetch_snapshot(request, (PICKLED,))
+        if not headers_only and not any(folder.glob(WEIGHTS)):
+            if request.allow_pickle:
+                fetch_snapshot(request, (PICKLED,))
+            elif _has_pickles(request):
+                raise CheckpointError(only_pickles(request.name))
         headers = partial(fetch_headers, request, folder) if headers_only else None
         return open_request(replace(request, path=folder, remote_headers=headers))
 
@@ -59,12 +64,21 @@ def fetch_model(name: str, revision: str | None, token: str | bool | None, *, we
     return fetch_snapshot(request, (*SMALL, WEIGHTS) if weights else SMALL)
 
 
+def _has_pickles(request: SourceRequest) -> bool:
+    """Whether a repository has torch's .bin files."""
+    with translated_errors(request.name, request.token, DOWNLOAD):
+        files = HfApi(token=request.token).list_repo_files(request.name, revision=request.revision)
+    return any(fnmatch.fnmatch(file, PICKLED) for file in files)
+
+
 def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
     with translated_errors(request.name, request.token, DOWNLOAD):
         try:
             metadata = HfApi(token=request.token).get_safetensors_metadata(request.name, revision=request.revision)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+            if isinstance(error, NotASafetensorsRepoError) and _has_pickles(request):
+                raise CheckpointError(only_pickles(request.name)) from error
             raise CheckpointError(
                 f"{request.name!r} has no readable safetensors weights on the Hub; download it and give its folder."
             ) from error

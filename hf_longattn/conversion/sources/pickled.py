@@ -46,13 +46,18 @@ class Pickled(SourceFormat):
     def open(self, request: SourceRequest) -> Source:
         config = read_config(request.path)
         if not request.allow_pickle:
-            raise CheckpointError(
-                f"{str(request.path)!r} holds its weights only as pickle ({WEIGHTS!r}), a format that can carry code; add --allow-pickle"
-                " (allow_pickle=True) to read the tensors in it, and nothing else."
-            )
+            raise CheckpointError(only_pickles(str(request.path)))
         tensors = indexed_headers(request.path, WEIGHTS, INDEX, read_pickled_headers)
         check_counts(config, request.name, len(tensors))
         return PickledSource(request.name, request.path, config, tensors, {"use_safetensors": False, "weights_only": True})
+
+
+def only_pickles(name: str) -> str:
+    """The sentence on a folder or repository whose weights are .bin files."""
+    return (
+        f"{name!r} holds its weights only as pickle ({WEIGHTS!r}), a format that can carry code; add --allow-pickle (allow_pickle=True) "
+        "to read the tensors in it, and nothing else."
+    )
 
 
 def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:

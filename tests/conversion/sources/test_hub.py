@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.sources.base import open_source
 from hf_longattn.errors import CheckpointError
 
 from ...hub_server import serve
@@ -54,7 +55,6 @@ def test_what_the_hub_does_not_have_is_a_sentence(
 def test_weights_that_are_no_safetensors_are_a_sentence(hub: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / "config.json").write_text('{"model_type": "bert"}')
-    (tmp_path / "repository" / "pytorch_model.bin").write_text("")
     server = Hub()
     server.add(REPO, tmp_path / "repository")
     with serve(server):
@@ -63,6 +63,11 @@ def test_weights_that_are_no_safetensors_are_a_sentence(hub: Callable[[str], Non
             plan_conversion(REPO)
         with pytest.raises(CheckpointError, match="no readable safetensors weights"):
             convert_checkpoint(REPO, tmp_path / "long")
+        (tmp_path / "repository" / "pytorch_model.bin").write_text("")
+        server.add("someone/pickled", tmp_path / "repository")
+        for command in (plan_conversion, open_source):
+            with pytest.raises(CheckpointError, match=r"'someone/pickled' holds its weights only as pickle .*; add --allow-pickle"):
+                command("someone/pickled")
 
 
 def test_a_token_that_the_hub_does_not_know_is_a_sentence_without_it(built: Callable[[str], Path], hub: Callable[[str], None]) -> None:

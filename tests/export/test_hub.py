@@ -1,0 +1,39 @@
+"""Every command on a long model takes a Hub id whose weights are not in the cache yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from hf_longattn.cli import main
+from scripts.dev.tools.native_cases import save_long
+from tests.hub_state import Hub
+
+REPO = "someone/long-llama"
+COMMANDS: dict[str, Callable[[Path], list[str]]] = {
+    "inspect": lambda out: ["inspect", REPO],
+    "torch": lambda out: ["export", REPO, str(out), "--format", "torch"],
+    "native": lambda out: ["export", REPO, str(out), "--format", "native"],
+    "gguf": lambda out: ["export", REPO, str(out), "--format", "gguf"],
+    "revert": lambda out: ["revert", REPO, str(out), "--max-length", "128", "--no-verify"],
+    "compress": lambda out: ["compress", REPO, str(out), "--method", "bf16", "--length", "64"],
+    "audit": lambda out: ["audit", REPO],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_of_the_hub_is_downloaded(
+    command: str, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_long(tmp_path / "long", "llama", {"mechanism": "full"}, num_hidden_layers=1, max_position_embeddings=128)
+    server.add(REPO, tmp_path / "long")
+    assert not Path(constants.HF_HUB_CACHE).exists()
+    with pytest.raises(SystemExit) as ended:
+        main(COMMANDS[command](tmp_path / "out"))
+    assert ended.value.code == 0, capsys.readouterr().err
+    if command == "gguf":
+        gguf = pytest.importorskip("gguf")
+        assert gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields["general.name"].contents() == REPO
