@@ -76,8 +76,7 @@ class Infini(Mechanism):
         nn.init.constant_(self.gate, INITIAL_GATE)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        k, v = self._dropped(q, k, v, call.dropout)
-        q, k, v = same_dtype(q, k, v)
+        q, k, v = same_dtype(q, k, drop_keys(v, call.dropout))
         return self._whole(q, k, v, call)[0]
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -131,17 +130,10 @@ class Infini(Mechanism):
             gate = gate * (norm.sum(-1) > 0)[..., None, None]
             return (gate * retrieval + (1 - gate) * local).to(local.dtype)
 
-    def _dropped(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
-        """Keys and values after dropout, for which each head needs its own."""
-        if not dropout_p:
-            return k, v
-        return repeat_heads(k, q.shape[1]), drop_keys(repeat_heads(v, q.shape[1]), dropout_p)
-
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The state is each row's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`), and ``memory (B, H_kv, D, D)`` and
-        ``norm (B, H_kv, D)`` of the segments before it; with dropout H_kv is H, since each head drops other keys."""
-        k, v = self._dropped(q, k, v, call.dropout)
-        q, k, v = same_dtype(q, k, v)
+        ``norm (B, H_kv, D)`` of the segments before it. Dropout drops a key for all query heads that share it."""
+        q, k, v = same_dtype(q, k, drop_keys(v, call.dropout))
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
             out, memories, norms = self._whole(q, k, v, call)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
@@ -19,6 +20,7 @@ from tests.grids import grid, pairwise
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).takes_score_mod]
+STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).stateful is True]
 every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
 every_scored_form = pytest.mark.parametrize(("name", "causal"), SCORED, ids=str)
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
@@ -264,3 +266,23 @@ def test_attention_weights_keep_their_precision(name: str, causal: bool) -> None
     weights = module.weights(q, k, causal=causal)
     assert weights.dtype == torch.float64
     same(weights @ v.repeat_interleave(2, 1), reference_attend(q, k, v, module, causal=causal), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_state_goes_from_training_with_dropout_to_evaluation_and_back(name: str) -> None:
+    """Grouped heads; a dropout that drops no key, so that the outputs are those without."""
+    module, (q, k, v), hidden = built(name).double(), qkv(120), torch.randn(2, 120, 64, dtype=torch.float64)
+    found: list[tuple[list[Tensor], list[dict[str, torch.Size]]]] = []
+    for dropouts in ((1e-12, 0.0, 1e-12, 0.0), (0.0,) * 4):
+        state, outs, shapes = None, [], []
+        for (start, stop), dropout in zip(itertools.pairwise((0, 50, 65, 66, 120)), dropouts, strict=True):
+            piece = slice(start, stop)
+            call = AttentionCall(causal=True, dropout=dropout, hidden_states=hidden[:, piece] if module.takes_hidden_states else None)
+            out, state = module.advance(*(x[:, :, piece] for x in (q, k, v)), state, call)
+            outs.append(out)
+            shapes.append({key: x.shape for key, x in state.items()})
+        found.append((outs, shapes))
+    (outs, shapes), (expected, plain) = found
+    assert shapes == plain
+    for out, one in zip(outs, expected, strict=True):
+        same(out, one)
