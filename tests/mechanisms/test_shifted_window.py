@@ -51,6 +51,14 @@ def test_a_hand_made_example() -> None:
     ]  # fmt: skip
 
 
+def test_a_step_in_eval_mode_sees_what_training_hid() -> None:
+    """The masks of steps are kept for later calls, in each mode its own."""
+    module, (q, k, v), call = built(4).double(), inputs(50), AttentionCall(causal=True)
+    for mode in (True, False, True):
+        found = module.train(mode).attend_step(q[:, :, -3:], k, v, call)
+        torch.testing.assert_close(found, reference_attend(q, k, v, module, causal=True)[:, :, -3:], atol=1e-9, rtol=0)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("size", [4, 20, 60, 120])
 def test_wrapping_is_the_authors_roll(size: int, causal: bool) -> None:

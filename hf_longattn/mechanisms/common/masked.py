@@ -89,7 +89,7 @@ class MaskedMechanism(Mechanism):
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
             return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale)
         columns = _last_columns(q, k) if columns is None else columns
-        name = ("step", type(self), self.options, self.num_heads, self.head_range, len(q), q.shape[2], columns.layout)
+        name = ("step", type(self), self.options, self.training, self.num_heads, self.head_range, len(q), q.shape[2], columns.layout)
 
         def make() -> Tensor:
             seen = self._visible_columns(k, call, columns)
