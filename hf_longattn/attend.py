@@ -210,7 +210,7 @@ def run_batch(
                 trims_padding=mechanism.trims_padding,
             )  # fmt: skip
             kind = "rows" if call.batch.documents is None else "documents"
-            if kind == "documents" and context.device != "cpu" and not (alone or mechanism.is_cross_attention):
+            if kind == "documents" and not (alone or mechanism.is_cross_attention):
                 context.stacking = mechanism.stacking(call.causal)
             if run is None and order is None and kind == "documents" and not mechanism.is_cross_attention:
                 if mechanism.takes_documents if context.device == "cpu" else mechanism.labels_documents(k, v, call):

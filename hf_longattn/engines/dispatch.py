@@ -84,7 +84,7 @@ class DispatchContext:
     by_position: bool = False
     """Whether the output depends on where a sequence starts."""
     single_call: bool = False
-    """Whether the rows of a batch must be one call."""
+    """Whether the rows of a batch, or its packed documents, must be one call."""
     separate_calls: bool = False
     """Whether every sequence is a call by itself."""
     stacking: Stacking | None = None
@@ -431,7 +431,7 @@ def _not_packed(context: DispatchContext) -> str | None:
 
 def _no_stack(context: DispatchContext) -> str | None:
     """Why packed documents are not rows of a batch."""
-    if context.device == "cpu":
+    if context.device == "cpu" and not context.single_call:
         return "on the CPU a document alone costs what its tokens cost"
     if context.stacking is None or context.q_len < context.kv_len:
         return "padding counts, every document is to be run alone, or the queries are not those of the keys"

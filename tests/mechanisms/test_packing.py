@@ -354,3 +354,26 @@ def test_what_separates_documents(name: str) -> None:
     some = torch.stack([torch.ones(12, 12, dtype=torch.bool), mask])[:, None]
     for form in (some, torch.zeros(some.shape).masked_fill(~some, float("-inf")), some.expand(-1, 4, -1, -1)):
         assert (documents_in_mask(form) is not None) is apart
+
+
+def learning() -> list[str]:
+    """The mechanisms that draw or learn something once per call while they are trained."""
+    sizes = {"num_heads": 4, "head_dim": 16, "max_length": LENGTH}
+    return [
+        name for name in list_mechanisms(grid=False) if build_mechanism(name, **{**sizes, **mechanism_class(name).sample}).needs_whole_batch
+    ]
+
+
+@pytest.mark.parametrize("name", learning())
+def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: str) -> None:
+    """On the CPU as on a GPU; the output is that of a call for each."""
+    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample})
+    tensors, causal, calls = [token_major(1, heads, LENGTH, grad=True) for heads in (4, 2, 2)], module.causal is True, []
+    weight = torch.randn_like(tensors[0])
+    expected = one_by_one(module.eval(), [SIZES], tensors, weight, causal=causal)
+    module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    out = attend(*tensors, module.train(), causal=causal, documents=numbers(SIZES)[None])
+    assert calls == [len(SIZES)]
+    gradients = torch.autograd.grad((out * weight).sum(), tensors)
+    for got, wanted in zip((out, *gradients), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)

@@ -7,7 +7,8 @@ among which :mod:`hf_longattn.engines.dispatch` chooses:
 - **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
   documents are bit for bit what they are alone. On the CPU;
 - **stacked**: packed documents are gathered into the rows of a batch, padded on the right, and back: one call, or up to three where their
-  lengths differ much. On a GPU, where a call for each would cost more than the padding;
+  lengths differ much. On a GPU, where a call for each would cost more than the padding; on any device in one call, where a mechanism draws
+  or learns something once per call;
 - **packed**: as it is, where the mechanism keeps documents apart by itself: on the CPU with the bits of each alone but without copying them
   together, on a GPU by operations on whole rows;
 - **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.

@@ -1,4 +1,5 @@
-"""Packed documents as rows of a few batches, padded on the right: for GPUs, where a call costs more than the padding.
+"""Packed documents as rows of a few batches, padded on the right: for GPUs, where a call costs more than the padding, and for mechanisms
+that draw or learn something once per call.
 
 A mechanism gives a sequence with padding after it what it gives the sequence alone, so documents of similar lengths are one call. Their
 tokens are gathered into its rows and back by indices that all layers share; where they lie is known from :attr:`Batch.sequences`, so that

@@ -79,7 +79,8 @@ class Traits(nn.Module):
     ignores_padding: bool = True
     """Whether padding changes nothing. False only where an option reproduces another implementation that counts it."""
     needs_whole_batch: bool = False
-    """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
+    """Whether the rows of a batch, or the documents packed into them, must be one call because the mechanism draws or learns something once
+    per call."""
     bitwise_causal: ClassVar[bool] = True
     """Whether a causal row is bitwise unchanged when later tokens change; otherwise it is unchanged up to rounding (1e-6)."""
 
