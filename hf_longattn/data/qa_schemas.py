@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.answers import normalised_alias, occurrences
 from hf_longattn.data.pages import BOX_COLUMNS, pages_of, word_starts
-from hf_longattn.data.sources import DataError, choose_split, load_or_refuse, load_saved, saved_by_datasets
+from hf_longattn.data.sources import UTF_8, DataError, choose_split, load_or_refuse, load_saved, not_utf8, saved_by_datasets
 from hf_longattn.errors import PageError
 from hf_longattn.naming import LOGGER
 
@@ -104,19 +104,20 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
     """
     path, name = Path(source), str(source)
-    if name.endswith(FORMATS) and not path.exists():
+    ending = next((ending for ending in FORMATS if name.lower().endswith(ending)), "")
+    if ending and not path.exists():
         raise DataError(f"data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets")
     data: Any
     if path.is_dir():
         if not saved_by_datasets(path):
             raise DataError(f"the folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file")
         data = load_saved(name)
-    elif name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
+    elif ending.startswith(".json"):
         return _checked(_converted(_read_json(path, evidence), name), name, skip_bad_rows)
-    elif path.suffix in (".csv", ".tsv"):
+    elif ending in (".csv", ".tsv"):
         return _checked(_converted(_read_csv(path), name), name, skip_bad_rows)
-    elif path.suffix == ".parquet":
-        data = load_or_refuse(name, f"the file {name!r} cannot be read", "parquet", data_files=name, split="train")
+    elif ending == ".parquet":
+        data = load_or_refuse(name, f"the file {name!r} cannot be read", "parquet", [name], split="train")
     else:
         kinds = ", ".join(FORMATS)
         data = load_or_refuse(
@@ -257,7 +258,7 @@ def _evidence_file(evidence: Path, folder: str, name: str) -> str:
     if file is None:
         raise RowError(f"its document {folder}/{name} is not in {evidence}")
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding=UTF_8)
     except (OSError, UnicodeDecodeError) as error:
         raise RowError(f"its document {file} cannot be read ({type(error).__name__})") from error
 
@@ -532,10 +533,10 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
 
 def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
     """The questions of a JSON file, or of one with a record in each line, which is read line by line."""
-    zipped = path.suffix == ".gz"
+    name = path.name.lower()
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as file:
-            if Path(path.stem if zipped else path.name).suffix == ".jsonl":
+        with gzip.open(path, "rt", encoding=UTF_8) if name.endswith(".gz") else path.open(encoding=UTF_8) as file:
+            if name.removesuffix(".gz").endswith(".jsonl"):
                 entries: Any = (json.loads(line) for line in file if line.strip())
             else:
                 entries = _entries(json.loads(file.read() or "[]"), path, evidence)
@@ -549,7 +550,7 @@ def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, An
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is not UTF-8 text ({error})") from error
+        raise not_utf8(path, error) from error
 
 
 def _entries(content: Any, path: Path, evidence: str | Path | None) -> Any:
@@ -616,13 +617,13 @@ def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, with ``answers`` from JSON or from the columns ``answer`` and ``answer_start``."""
     csv.field_size_limit(2**31 - 1)  # documents are long
-    with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a mark first
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    with path.open(encoding=UTF_8, newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         try:
             for number, row in enumerate(rows, start=2):
                 yield _table_row(row, f"{str(path)!r}, row {number}")
         except UnicodeDecodeError as error:
-            raise DataError(f"{str(path)!r} is not UTF-8 text ({error})") from error
+            raise not_utf8(path, error) from error
         except csv.Error as error:
             raise DataError(f"{str(path)!r} cannot be read as a table ({error})") from error
 

@@ -5,6 +5,7 @@ What cannot be read, has not the columns it should have, or holds something else
 
 from __future__ import annotations
 
+import glob
 import random
 import string
 from bisect import bisect_right
@@ -27,10 +28,12 @@ from datasets import (
 
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 
+UTF_8 = "utf-8-sig"
+"""How text files are read: Excel and Windows' editors write a mark first, which is no part of the text."""
 FORMATS = {
-    ".txt": ("text", {"sample_by": "document"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
+    ".txt": ("text", {"sample_by": "document", "encoding": UTF_8}),
+    ".jsonl": ("json", {"encoding": UTF_8}),
+    ".json": ("json", {"encoding": UTF_8}),
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
     ".parquet": ("parquet", {}),
@@ -60,13 +63,14 @@ def read_source(source: str, split: str = "train") -> Dataset:
     path = Path(source)
     if path.is_dir():
         return choose_split(load_saved(source), split, source) if saved_by_datasets(path) else _documents(path)
-    if path.suffix in FORMATS:
+    ending = path.suffix.lower()
+    if ending in FORMATS:
         if not path.is_file():
             raise DataError(f"data file {source!r} does not exist")
         if not path.stat().st_size:
             raise DataError(f"data file {source!r} is empty")
-        kind, options = FORMATS[path.suffix]
-        return load_or_refuse(source, f"the file {source!r} cannot be read", kind, data_files=source, split="train", **options)
+        kind, options = FORMATS[ending]
+        return load_or_refuse(source, f"the file {source!r} cannot be read", kind, [source], split="train", **options)
     data = load_or_refuse(
         source, f"cannot read {source!r}: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
     )
@@ -168,7 +172,7 @@ def _order(count: int, seed: int, limit: int = 0) -> list[int]:
 def is_plain_text(source: str) -> bool:
     """Whether a source holds documents without further columns."""
     path = Path(source)
-    return path.suffix == ".txt" or (path.is_dir() and not saved_by_datasets(path))
+    return path.suffix.lower() == ".txt" or (path.is_dir() and not saved_by_datasets(path))
 
 
 def check_column(data: Dataset, column: str, source: str, option: str, *, text: bool = False) -> str:
@@ -394,20 +398,27 @@ def _documents(path: Path) -> Dataset:
     files = sorted(str(file) for pattern in TEXT_FILES for file in path.rglob(pattern))
     if not files:
         raise DataError(f"the folder {str(path)!r} holds no text files ({', '.join(TEXT_FILES)})")
-    return load_or_refuse(
-        str(path), f"the folder {str(path)!r} cannot be read", "text", data_files=files, sample_by="document", split="train"
-    )
+    kind, options = FORMATS[".txt"]
+    return load_or_refuse(str(path), f"the folder {str(path)!r} cannot be read", kind, files, split="train", **options)
 
 
-def load_or_refuse(source: str, failure: str, kind: str = "", **options: Any) -> Any:
+def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
     """``datasets.load_dataset``; what fails is one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on the
     Hub, with the subset after a colon where there are several: ``mandarjoshi/trivia_qa:rc.wikipedia``.
+
+    Args:
+        files: what is read with ``kind``; their names may contain brackets and stars, which datasets takes for patterns.
     """
     name, _, subset = source.partition(":")
     try:
-        return load_dataset(kind, **options) if kind else load_dataset(name, subset or None, **options)
+        if kind:
+            return load_dataset(kind, data_files=[glob.escape(file) for file in files], **options)
+        return load_dataset(name, subset or None, **options)
     except Exception as error:
         cause = error.__cause__ or error
+        wrong = (_encoding_error(file) for file in files if kind != "parquet")
+        if refusal := next(filter(None, wrong), None):
+            raise refusal from error
         first = (str(cause).splitlines() or [""])[0]
         if "corresponds to no data" in first:
             raise DataError(f"{source} has no rows") from error
@@ -417,6 +428,22 @@ def load_or_refuse(source: str, failure: str, kind: str = "", **options: Any) ->
             advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}"
             raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
         raise DataError(f"{failure} ({type(cause).__name__}: {first})") from error
+
+
+def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
+    """What a file in another encoding is refused with."""
+    return DataError(f"{str(source)!r} is not UTF-8 text ({error}); convert it, for example with iconv -f LATIN1 -t UTF-8")
+
+
+def _encoding_error(file: str) -> DataError | None:
+    """What :func:`not_utf8` says of a file that is not UTF-8; ``None`` if it is."""
+    try:
+        with open(file, encoding=UTF_8) as text:
+            for _ in text:
+                pass
+    except UnicodeDecodeError as error:
+        return not_utf8(file, error)
+    return None
 
 
 def _subsets(name: str) -> list[str]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
 
 from hf_longattn.data.audio import RECORDINGS, Hearing
 from hf_longattn.data.files import CELL, file_rows
-from hf_longattn.data.sources import DataError, check_column, named_columns, read_source, saved_by_datasets
+from hf_longattn.data.sources import UTF_8, DataError, check_column, named_columns, not_utf8, read_source, saved_by_datasets
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 
@@ -87,8 +87,15 @@ def _files_with_texts(root: Path) -> Dataset:
     cells = [{"path": str(file), "bytes": None} for file in files]
     features = Features({"audio": CELL, "name": Value("string")})
     rows = Dataset.from_dict({"audio": cells, "name": [cell["path"] for cell in cells]}, features=features)
-    texts = [file.with_suffix(".txt").read_text(encoding="utf-8", errors="replace") for file in files]
+    texts = [_transcript(file.with_suffix(".txt")) for file in files]
     return _with_texts(rows, texts, "leave such recordings out")
+
+
+def _transcript(file: Path) -> str:
+    try:
+        return file.read_text(encoding=UTF_8)
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, error) from error
 
 
 def _with_texts(rows: Dataset, texts: Sequence[str | None], otherwise: str) -> Dataset:

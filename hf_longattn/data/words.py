@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.pages import page_windows, placed_words
-from hf_longattn.data.sources import DataError, check_column, read_source
+from hf_longattn.data.sources import UTF_8, DataError, check_column, not_utf8, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
 from hf_longattn.errors import PageError
 
@@ -36,7 +36,7 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
     Raises:
         DataError: it cannot be read, lacks a column, has words without tags or boxes that do not fit, or no words.
     """
-    if Path(source).suffix in CONLL:
+    if Path(source).suffix.lower() in CONLL:
         if places_column is not None:
             raise DataError(f"{source!r} has no boxes of its words; give a .jsonl or .parquet file, or leave --layout out")
         return read_conll(Path(source))
@@ -81,11 +81,14 @@ def read_conll(path: Path) -> Dataset:
     """A word and its tag in a line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
 
     Raises:
-        DataError: there is no such file, a word without a tag, or no words.
+        DataError: there is no such file, it is not UTF-8, a word without a tag, or no words.
     """
     if not path.is_file():
         raise DataError(f"data file {str(path)!r} does not exist")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding=UTF_8).splitlines()
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from error
     marked = any(line.startswith("-DOCSTART-") for line in lines)
     documents: list[tuple[list[str], list[str]]] = [([], [])]
     for number, line in enumerate(lines, start=1):

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import DataError, held_back, load_or_refuse, load_text, read_source, split_held_out
+from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import LabelledDataArguments
 from hf_longattn.training.lm import TextDataArguments, read_documents
@@ -160,3 +161,49 @@ def test_given_text_to_evaluate_on_is_used_whole(tmp_path: Path) -> None:
     assert (len(train), len(held_out)) == (300, 200)
     train, held_out = read_documents(TextDataArguments(text=[str(file) for file in files]), seed=0)
     assert [sum(text.startswith(name) for text in held_out["text"]) for name in ("train", "held")] == [30, 20]
+
+
+def contents(ending: str) -> str:
+    """A file with the ending that has "Grüße" in it."""
+    row = {"text": "Grüße", "question": "Wer?", "context": "Grüße", "answer": "Grüße"}
+    tables = {".csv": ",", ".tsv": "\t"}
+    if ending in tables:
+        return "\n".join(tables[ending].join(cells) for cells in (row, row.values())) + "\n"
+    return {".json": json.dumps([row], ensure_ascii=False), ".jsonl": json.dumps(row, ensure_ascii=False), ".conll": "Grüße O\n"}.get(
+        ending, "Grüße"
+    )
+
+
+def words_of(source: str) -> str:
+    return read_words(source, "train", None, "tags")["words"][0][0]
+
+
+READERS = [
+    *((ending, lambda source: read_source(source)["text"][0]) for ending in (".txt", ".csv", ".tsv", ".json", ".jsonl")),
+    *((ending, lambda source: load_qa(source)["gold"][0][0]) for ending in (".csv", ".tsv", ".json", ".jsonl")),
+    (".conll", words_of),
+]
+
+
+@pytest.mark.parametrize(("ending", "read"), READERS)
+def test_names_and_encodings_of_files(ending: str, read: Callable[[str], Any], tmp_path: Path) -> None:
+    """Names are no patterns, endings may be capitals, a mark of UTF-8 is no text, and other encodings are one sentence."""
+    for name in ("a [1] *b ü?", "PLAIN"):
+        path = tmp_path / (name + (ending.upper() if name.isupper() else ending))
+        path.write_text(contents(ending), encoding="utf-8-sig")
+        assert read(str(path)) == "Grüße", path
+    path.write_text(contents(ending), encoding="latin-1")
+    with pytest.raises(DataError, match=r"PLAIN.* is not UTF-8 text .*iconv"):
+        read(str(path))
+
+
+def test_every_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "my [texts]"
+    folder.mkdir()
+    names = ["a.txt", "b [draft].txt", "c d.txt", "ü*.txt"]
+    for name in names:
+        (folder / name).write_text(name, encoding="utf-8")
+    assert sorted(load_text([str(folder)])["text"]) == sorted(names)
+    (folder / "e.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(DataError, match=r"e\.txt' is not UTF-8 text"):
+        load_text([str(folder)])
