@@ -99,7 +99,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrain
         (DataError, "does not exist", LM, {"text": [str(tmp_path / "none.txt")]}),
         (DataError, "not 'body'", LM, {"text": [str(tmp_path / "a.jsonl")], "column": "body"}),
         (DataError, "holds int64, not text", LM, {"text": [str(tmp_path / "a.jsonl")], "column": "n"}),
-        (DataError, "cannot be read .*decode", LM, {"text": [str(tmp_path / "bad.txt")]}),
+        (DataError, "is not UTF-8 text .*decode", LM, {"text": [str(tmp_path / "bad.txt")]}),
         (OptionError, "per_device_train_batch_size must be at least 1", LM, {"per_device_train_batch_size": 0}),
         (OptionError, "only one document", LM, {"text": [f"{texts}/0.txt"]}),
     ]
