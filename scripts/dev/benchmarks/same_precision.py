@@ -164,8 +164,8 @@ def brief(record: dict[str, Any]) -> str:
     rows = [[mode.partition(",")[0], *(f"{faster[mode][n]:.2f}" for n in lengths)] for mode in modes]
     return (
         f"{markdown_table(['times as fast as the original', *(f'{n:,} tokens' for n in lengths)], rows)}\n\n"
-        "*A model of BERT-base's width, converted to `longformer`, against its original in the same precision, on one CPU thread. Both "
-        "were prepared by `optimize_for_inference` ([details](docs/results/compress.md)).*"
+        "*A model of BERT-base's width, converted to `longformer`, against its original in the same precision, on one thread "
+        f"of an {record['machine']['processor']}. Both were prepared by `optimize_for_inference` ([details](docs/results/compress.md)).*"
     )
 
 

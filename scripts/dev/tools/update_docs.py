@@ -293,8 +293,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory-causal": partial(footprint, "memory-causal"),
     "streams": partial(study, "streams", streams_markdown, "python -m scripts.dev.benchmarks.streams"),
     "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
+    "same-precision-intel": partial(
+        study, "same_precision_intel", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"
+    ),
     "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
-    "grid-models": partial(study, "grid_models", grid_model_table, "python -m scripts.dev.benchmarks grid-models"),
+    **{
+        block: partial(study, block.replace("-", "_"), grid_model_table, "python -m scripts.dev.benchmarks grid-models")
+        for block in ("grid-models", "grid-models-intel")
+    },
     **{
         f"grid-models-{base}": partial(
             study, f"grid_models_{base}", grid_model_table, f"python -m scripts.dev.benchmarks grid-models --base {base} --threads 1"
