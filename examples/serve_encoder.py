@@ -23,10 +23,10 @@ Texts = Annotated[list[Annotated[str, Field(max_length=4_000_000)]], Body(embed=
 
 class Encoder:
     def __init__(self, folder: Path) -> None:
-        files = (folder / f"{name}.json" for name in ("config", "export_report", "config_sentence_transformers"))
-        config, report, sentences = (json.loads(file.read_text("utf-8")) for file in files)
+        config, report = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("config", "export_report"))
         if "sentence_embedding" not in report["outputs"]:
             raise ValueError(f"the graph in {folder} returns no sentence_embedding; export a model of sentence-transformers")
+        sentences = json.loads((folder / "config_sentence_transformers.json").read_text("utf-8"))
         self.padding, self.least, self.most = config.get("pad_token_id") or 0, report["min_length"], report["max_length"]
         self.prompt = (sentences.get("prompts") or {}).get(sentences.get("default_prompt_name"), "")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -13,6 +13,7 @@ __all__ = ["audit"]
 
 
 def audit(
+    context: typer.Context,
     model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     onnx: Annotated[
         Path | None, typer.Option(help="Audit this ONNX file, or the model.onnx in this folder, against MODEL's config.")
@@ -39,7 +40,7 @@ def audit(
     attn_implementation: Annotated[
         str | None, typer.Option(help="Load the model with this attention of transformers.", show_default="the checkpoint's")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw what reached what into this image file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw what reached what into this image file, which must not exist.")] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -50,6 +51,8 @@ def audit(
     them reach; where MODEL itself is audited, layer by layer. Exits with 1 if they differ, as when a window was dropped or has another
     width, or an input was cut off.
     """
+    if url is None:
+        flags.refuse_typed(context, ("--timeout",), "requires --url.")
     from ..audit import audit_reach
     from ..audit.verdict import TowersAudit
     from .show import show_audit

@@ -13,6 +13,7 @@ __all__ = ["compress"]
 
 
 def compress(
+    context: typer.Context,
     model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
@@ -38,9 +39,13 @@ def compress(
     compression_report.json.
     """
     from ..export import compress_checkpoint
+    from ..export.compress import PRUNING, check_method
     from .show import show_compression
     from .terminal import print_json
 
+    check_method(method)
+    if method not in PRUNING:
+        flags.refuse_typed(context, ("--share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
     report = compress_checkpoint(
         model,
         destination,

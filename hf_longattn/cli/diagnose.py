@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +21,10 @@ PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 
 VIDEO_SUFFIXES = (".npy", ".mp4", ".mov", ".avi", ".mkv", ".webm")
 """Endings of the names of files that are read, or refused, as videos."""
-USUAL_DEPTHS = "0.1,0.5,0.9"
 
 
 def diagnose(
+    context: typer.Context,
     model: Annotated[
         str,
         flags.model_argument("A long or short checkpoint"),
@@ -93,7 +94,7 @@ def diagnose(
     ] = None,
     depths: Annotated[
         str, typer.Option(metavar="SHARE,...", help="Where the needle is planted, as shares of the text before it.")
-    ] = USUAL_DEPTHS,
+    ] = "0.1,0.5,0.9",
     no_needle: Annotated[bool, typer.Option("--no-needle", help="Plant no needle.")] = False,
     device: flags.Device = None,
     as_json: flags.Json = False,
@@ -108,41 +109,41 @@ def diagnose(
     """
     if (needle is None) != (question is None):
         raise typer.BadParameter("--needle and --question are given together.", param_hint="--needle")
-    if no_needle and needle is not None:
-        raise typer.BadParameter("contradicts --needle.", param_hint="--no-needle")
+    if no_needle:
+        flags.refuse_typed(context, ("--needle", "--depths"), "contradicts --no-needle.")
     for file in (html, save):
         if file is not None:
             check_new_file(file)
     if html is not None:
         check_extra("plot", "matplotlib")
 
-    for_texts = {"--lengths": lengths, "--extend": extend, "--mechanism": mechanism, "--needle": needle, "--no-needle": no_needle,
-                 "--depths": depths != USUAL_DEPTHS}  # fmt: skip
+    for_texts = ("--lengths", "--extend", "--mechanism", "--needle", "--no-needle", "--depths")
+    refuse = partial(flags.refuse_typed, context)
     files: dict[str, Any] = {"html": html, "save": save, "as_json": as_json}
     settings: dict[str, Any] = {
         "candidates": candidate, "queries": queries, "device": device, "revision": revision, "token": token
     }  # fmt: skip
-    for_sound = {"--audio-seconds": audio_seconds}
+    for_sound = ("--audio-seconds",)
     if text.suffix.lower() in PICTURE_SUFFIXES or _holds_frames(text):
         what = "a picture" if text.suffix.lower() in PICTURE_SUFFIXES else "a video"
-        _refuse({**for_texts, "--within-mechanism": within_mechanism}, f"is for texts, but {str(text)!r} is {what}; leave it out.")
-        _refuse(for_sound, f"is for recordings, but {str(text)!r} is {what}; leave it out.")
+        refuse((*for_texts, "--within-mechanism"), f"is for texts, but {str(text)!r} is {what}; leave it out.")
+        refuse(for_sound, f"is for recordings, but {str(text)!r} is {what}; leave it out.")
         _diagnose_picture(model, text, **files, **settings)
         return
     if _holds_sound(text):
-        _refuse(for_texts, f"is for texts, but {str(text)!r} is sound; leave it out, or give durations as --audio-seconds.")
+        refuse(for_texts, f"is for texts, but {str(text)!r} is sound; leave it out, or give durations as --audio-seconds.")
         from ..diagnostics.pictures import reads_spectrograms
 
         if reads_spectrograms(model, revision=revision, token=token):
-            _refuse(
-                {**for_sound, "--within-mechanism": within_mechanism},
+            refuse(
+                (*for_sound, "--within-mechanism"),
                 "is not for a model of spectrograms, whose feature extractor cuts recordings; leave it out.",
             )
             _diagnose_picture(model, text, **files, **settings)
             return
         _diagnose_sound(model, text, audio_seconds, **files, **settings, within_mechanism=within_mechanism)
         return
-    _refuse(for_sound, f"is for recordings, but {str(text)!r} is none; leave it out, or give a recording.")
+    refuse(for_sound, f"is for recordings, but {str(text)!r} is none; leave it out, or give a recording.")
 
     from ..diagnostics import diagnose as run
     from ..diagnostics import html_page
@@ -185,12 +186,6 @@ def _holds_frames(path: Path) -> bool:
     if path.is_dir():
         return any(file.suffix.lower() in PICTURE_SUFFIXES for file in path.iterdir())
     return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _refuse(options: dict[str, Any], sentence: str) -> None:
-    """Refuse options of another kind of input."""
-    if chosen := [flag for flag, value in options.items() if value]:
-        raise typer.BadParameter(sentence, param_hint=chosen[0])
 
 
 def _diagnose_picture(model: str, picture: Path, *, html: Path | None, save: Path | None, as_json: bool, **settings: Any) -> None:

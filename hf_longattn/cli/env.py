@@ -71,11 +71,7 @@ def installed_version(module: str) -> str | None:
     """The version of an import's package, "unknown" where it does not say."""
     if find_spec(module) is None:
         return None
-    for name in (
-        module,
-        module.replace("_", "-"),
-        {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}.get(module, module),
-    ):
+    for name in (module, module.replace("_", "-"), DISTRIBUTIONS.get(module, module)):
         try:
             return version(name)
         except PackageNotFoundError:

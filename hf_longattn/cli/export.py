@@ -21,6 +21,7 @@ Model = Annotated[str, flags.model_argument("A long checkpoint")]
 
 
 def export(
+    context: typer.Context,
     model: Model,
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[
@@ -63,18 +64,15 @@ def export(
 
     if format not in EXPORT_FORMATS:
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
-    if int8 and format != "onnx":
-        raise typer.BadParameter("is a copy of an ONNX graph; leave it out, or --format.", param_hint="--int8")
+    if format != "onnx":
+        flags.refuse_typed(context, ("--int8", "--opset"), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
     if format == "gguf" and not global_attention_mask:
-        if opset is not None or task is not None:
-            raise typer.BadParameter("is for graphs.", param_hint="--task" if task is not None else "--opset")
+        flags.refuse_typed(context, ("--task",), "is for graphs; leave it out.")
         written = export_gguf(model, destination, overwrite=overwrite, revision=revision, token=token)
         print_json(written.to_dict()) if as_json else show_export(written)
         return
     if format == "native":
-        for value, flag in ((opset, "--opset"), (task, "--task")):
-            if value is not None:
-                raise typer.BadParameter("is for graphs; the native twin has the head of the checkpoint.", param_hint=flag)
+        flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
         with conversion_progress() as progress:
             twin = export_native(
                 model, destination, global_attention_mask=global_attention_mask, overwrite=overwrite, revision=revision, token=token,

@@ -12,6 +12,7 @@ from . import options as flags
 
 
 def inspect(
+    context: typer.Context,
     model: Annotated[str | None, flags.model_argument("A long or short checkpoint")] = None,
     mechanism: Annotated[
         str | None, typer.Option(help="Draw this mechanism instead of a model's; without --option, its options fit short inputs.")
@@ -19,7 +20,7 @@ def inspect(
     option: flags.OptionFlag = None,
     length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing of a mechanism for texts.")] = 64,
     causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: draw its causal form.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -32,8 +33,12 @@ def inspect(
         raise typer.BadParameter("give either MODEL or --mechanism NAME --plot FILE.png.")
     if mechanism is not None and plot is None:
         raise typer.BadParameter("requires --plot FILE.png; `longattn mechanisms NAME` describes it in words.", param_hint="--mechanism")
-    if mechanism is None and option:
-        raise typer.BadParameter("requires --mechanism.", param_hint="--option")
+    if mechanism is None:
+        flags.refuse_typed(context, ("--option", "--causal"), "requires --mechanism.")
+    else:
+        flags.refuse_typed(context, ("--revision", "--token"), "is for MODEL, but a mechanism alone is drawn; leave it out.")
+    if plot is None:
+        flags.refuse_typed(context, ("--length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
 
     from .show import show_inspection
     from .terminal import print_json, say

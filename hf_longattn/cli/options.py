@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +15,16 @@ import typer
 from ..conversion import ConversionConfig, RevertConfig
 from ..recipes import read_recipe, recipe_names
 
-__all__ = ["check_model", "check_user_code", "model_argument", "parse_layers", "parse_mechanism", "parse_options", "takes_settings"]
+__all__ = [
+    "check_model",
+    "check_user_code",
+    "model_argument",
+    "parse_layers",
+    "parse_mechanism",
+    "parse_options",
+    "refuse_typed",
+    "takes_settings",
+]
 
 Config = type[ConversionConfig] | type[RevertConfig]
 C = TypeVar("C", bound=Callable[..., None])
@@ -109,6 +118,15 @@ def check_user_code(remote_code: bool, user_code: bool) -> None:
     """--bundle-user-code requires --remote-code."""
     if user_code and not remote_code:
         raise typer.BadParameter("requires --remote-code.", param_hint="--bundle-user-code")
+
+
+def refuse_typed(context: typer.Context, options: Sequence[str], sentence: str) -> None:
+    """Refuse the first of ``options`` that was typed, even with its default value; the sentence says why it would have no effect."""
+    names = {flag: parameter.name for parameter in context.command.params for flag in parameter.opts}
+    for option in options:
+        source = context.get_parameter_source(names[option] or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(sentence, param_hint=option)
 
 
 def parse_options(pairs: list[str] | None) -> dict[str, str]:

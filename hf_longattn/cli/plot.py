@@ -16,6 +16,7 @@ from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, check_extra, needs_extra
 from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
+from ..staging import check_new_file, staged_file
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of a picture and its class token, on which a mechanism on a grid is drawn."""
@@ -71,7 +72,7 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
 
     Raises:
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
-        OSError: the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
     new_figure = _figures()
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
@@ -107,7 +108,7 @@ def draw_audit(audit: ReachAudit, file: Path) -> None:
 
     Raises:
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
-        OSError: the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
     new_figure = _figures()
     from matplotlib.colors import ListedColormap
@@ -149,14 +150,13 @@ def check_image(file: Path) -> None:
     """Refuse a file that cannot be drawn into, before what is drawn is computed.
 
     Raises:
-        LongAttentionError: matplotlib is not installed or does not support the file's extension, or there is no such folder.
+        LongAttentionError: matplotlib is not installed or does not support the file's extension, the file exists, or its folder does not.
     """
     check_extra("plot")
     known = sorted(_figures()().canvas.get_supported_filetypes())
     if file.suffix.lstrip(".").lower() not in known:
         raise LongAttentionError(f"Cannot draw into {str(file)!r}: give a name that ends in one of {', '.join(known)}.")
-    if not file.parent.is_dir():
-        raise LongAttentionError(f"Cannot draw into {str(file)!r}: the folder {str(file.parent)!r} does not exist; create it first.")
+    check_new_file(file)
 
 
 def draw_probe(report: ProbeReport, file: Path) -> None:
@@ -164,7 +164,7 @@ def draw_probe(report: ProbeReport, file: Path) -> None:
 
     Raises:
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
-        OSError: the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
     cells = {(cell.task, cell.depth, cell.length): cell.score for cell in report.cells}
     by_task: dict[str, list[float | None]] = {}
@@ -207,7 +207,8 @@ def _figures() -> Any:
 
 def _save(figure: Any, file: Path) -> None:
     try:
-        figure.savefig(file, dpi=120, **({"metadata": {"Date": None}} if file.suffix.lower() == ".svg" else {}))
+        with staged_file(file) as stage:
+            figure.savefig(stage, dpi=120, **({"metadata": {"Date": None}} if file.suffix.lower() == ".svg" else {}))
     except ValueError as error:
         raise LongAttentionError(f"Cannot draw into {str(file)!r}: {error}.") from error
 

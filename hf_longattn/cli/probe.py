@@ -12,11 +12,9 @@ from . import options as flags
 
 __all__ = ["probe"]
 
-USUAL_LENGTHS = "512,1K,2K,4K"
-USUAL_CHOICES = 8
-
 
 def probe(
+    context: typer.Context,
     model: Annotated[
         str, flags.model_argument("A checkpoint with a language-model or question-answering head, or a model of pictures or sound")
     ],
@@ -36,7 +34,7 @@ def probe(
             show_default="niah_single_1, niah_multikey_2, passkey, induction",
         ),
     ] = None,
-    lengths: Annotated[str, typer.Option(help="Tokens of a text with its answer, separated by commas; 4K is 4,096.")] = USUAL_LENGTHS,
+    lengths: Annotated[str, typer.Option(help="Tokens of a text with its answer, separated by commas; 4K is 4,096.")] = "512,1K,2K,4K",
     depths: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +52,7 @@ def probe(
             show_default="by the head: span, likelihood for masked models, else generate",
         ),
     ] = None,
-    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; at least half of them are wrong.")] = USUAL_CHOICES,
+    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; at least half of them are wrong.")] = 8,
     images: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="In place of PHOTO, a folder of photos; eight are read at most.", show_default=False),
@@ -92,13 +90,11 @@ def probe(
     pictures is given a photo, and one of sound a recording: patches or frames are replaced one at a time, and the change of the features
     is printed by distance (effective receptive field).
     """
-    for_pictures = {"--image-size": image_size, "--audio-seconds": audio_seconds, "--no-baseline": no_baseline}
     if picture is not None or images is not None:
-        for_texts = {"--task": task, "--lengths": lengths != USUAL_LENGTHS, "--depths": depths, "--mode": mode,
-                     "--choices": choices != USUAL_CHOICES, "--plot": plot}  # fmt: skip
+        for_texts = ("--task", "--lengths", "--depths", "--mode", "--choices", "--plot")
         if picture is not None and images is not None:
             raise typer.BadParameter("is given in place of PHOTO, not with it; leave one of them out.", param_hint="--images")
-        _refuse(for_texts, "is for texts, but a photo or a recording was given; leave it out.")
+        flags.refuse_typed(context, for_texts, "is for texts, but a photo or a recording was given; leave it out.")
         settings = {
             "image_size": image_size,
             "audio_seconds": audio_seconds,
@@ -109,8 +105,10 @@ def probe(
         }
         _probe_pictures(model, picture or images, dtype=dtype, save=save, as_json=as_json, token=token, **settings)
         return
-    _refuse(
-        for_pictures, "is for models of pictures and sound; give a photo or a recording after MODEL, or --images FOLDER, or leave it out."
+    flags.refuse_typed(
+        context,
+        ("--image-size", "--audio-seconds", "--no-baseline"),
+        "is for models of pictures and sound; give a photo or a recording after MODEL, or --images FOLDER, or leave it out.",
     )
 
     from ..conversion.model_loading import quiet_libraries
@@ -122,9 +120,8 @@ def probe(
     from .show import probe_progress, show_probe
     from .terminal import report_results
 
-    for path in (save, plot):
-        if path is not None:
-            check_new_file(path)
+    if save is not None:
+        check_new_file(save)
     weights = parse_dtype(dtype)
     if plot is not None:
         check_image(plot)
@@ -144,11 +141,6 @@ def probe(
             progress=progress,
         )
     report_results(report, lambda: show_probe(report), save=save, as_json=as_json, page=plot, draw=lambda file: draw_probe(report, file))
-
-
-def _refuse(options: dict[str, Any], sentence: str) -> None:
-    if chosen := [flag for flag, value in options.items() if value]:
-        raise typer.BadParameter(sentence, param_hint=chosen[0])
 
 
 def _probe_pictures(model: str, pictures: Path | None, *, dtype: str, save: Path | None, as_json: bool, **settings: Any) -> None:

@@ -13,6 +13,7 @@ __all__ = ["search"]
 
 
 def search(
+    context: typer.Context,
     model: Annotated[
         str,
         flags.model_argument("A checkpoint that is not converted yet"),
@@ -85,7 +86,7 @@ def search(
         ),
     ] = None,
     positions: Annotated[str, typer.Option(help="How positions are extended, as --positions of `longattn convert`.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of stage 2.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of stage 2, and of the attention transfer.")] = 0,
     device: flags.Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --output with the same settings.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the search in --output.")] = False,
@@ -99,6 +100,12 @@ def search(
     machine. With --trials it then tries whole designs. The result is converted with `longattn convert MODEL DST --config
     OUTPUT/design.yaml`.
     """
+    if not trials:
+        flags.refuse_typed(context, ("--objective", "--workers"), "is for stage 2, which requires --trials.")
+    if not (trials or transfer_steps):
+        flags.refuse_typed(context, ("--seed",), "requires --trials or --transfer-steps; nothing else is drawn at random.")
+    if mode == "full-layers":
+        flags.refuse_typed(context, ("--score",), "is for --mode mechanisms; full-layers judges by kl.")
     from ..search import search_design
     from .show_search import show_search
     from .terminal import print_json, progress, say

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.text import load_tokenizer
 from ..errors import LengthError, OptionError, checkpoint_errors
+from ..hub_errors import HUB_ID
 from ..modeling.family.definition import FAMILIES
 from ..modeling.generic import load_generic
 from ..naming import CONVERSION_REPORT
 from ..reading import is_generic, read_json_object
-
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def load_for_diagnosis(
 
 def known_checkpoint(name: object) -> str | None:
     """The name of a checkpoint if it exists here or can be one of the Hub; else ``None``."""
-    return name if isinstance(name, str) and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None) else None
+    return name if isinstance(name, str) and (Path(name).is_dir() or HUB_ID.fullmatch(name) is not None) else None
 
 
 def converted_from(folder: Path) -> str | None:

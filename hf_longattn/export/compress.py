@@ -153,6 +153,8 @@ METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
 }
 QUANTISED = ("int8", "int8-weight-only")
 """Methods that need torchao."""
+PRUNING = ("prune-heads", "prune-ffn")
+"""Methods that cut out a share of heads or units."""
 
 
 def check_method(name: str) -> None:

@@ -132,6 +132,8 @@ def export_checkpoint(
         )
     if int8 and format != "onnx":
         raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
+    if opset is not None and format != "onnx":
+        raise ExportError(f"opset is ONNX's; give format='onnx' (--format onnx), not {format!r}, or leave opset out.")
     if format == "onnx":
         check_extra("onnx")
     target = destination_path(destination)

@@ -143,7 +143,7 @@ def test_a_models_layers_are_drawn(long: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_a_drawing_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
-    for file, sentence in (("pattern.xyz", "Cannot draw into"), ("nowhere/pattern.png", "does not exist; create it first")):
+    for file, sentence in (("pattern.xyz", "Cannot draw into"), ("nowhere/pattern.png", "does not exist; make it")):
         with pytest.raises(SystemExit) as ended:
             main(["inspect", "--mechanism", "window", "--plot", str(tmp_path / file)])
         assert ended.value.code == 1

@@ -17,6 +17,7 @@ import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint
 from hf_longattn.diagnostics import Diagnosis, Needle, captured_mass, diagnose, html_page
 from hf_longattn.diagnostics.candidates import Candidate, usual_candidates
+from hf_longattn.diagnostics.loading import converted_from
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
 from hf_longattn.mechanisms import list_mechanisms
 
@@ -297,3 +298,10 @@ def test_layers_may_have_different_numbers_of_heads(checkpoint: Callable[[str], 
     page = html_page(report)
     assert "nan" not in page
     assert "nan" not in (report.conclusion() + report.dilution() + json.dumps(report.to_dict())).lower()
+
+
+@pytest.mark.parametrize(("source", "known"), [("gpt2", "gpt2"), ("my-name/bert", "my-name/bert"), ("/gone/bert", None), ("../bert", None)])
+def test_the_checkpoint_of_a_command_can_be_typed(source: str, known: str | None, tmp_path: Path) -> None:
+    """A name on the Hub, with or without its owner, or a folder that is here."""
+    (tmp_path / "conversion_report.json").write_text(json.dumps({"plan": {"source": source}}))
+    assert converted_from(tmp_path) == known

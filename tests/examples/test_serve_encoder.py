@@ -143,5 +143,6 @@ def test_a_graph_without_embeddings_of_texts_is_refused_at_the_start(folder: Pat
     shutil.copytree(folder, tmp_path / "copy")
     report = {"outputs": ["logits"], "min_length": 1, "max_length": LENGTH}
     (tmp_path / "copy" / "export_report.json").write_text(json.dumps(report))
+    (tmp_path / "copy" / "config_sentence_transformers.json").unlink()  # which the export of another model does not have
     with pytest.raises(ValueError, match="copy returns no sentence_embedding; export a model of sentence-transformers"):
         Encoder(tmp_path / "copy")
