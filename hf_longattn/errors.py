@@ -191,6 +191,11 @@ def in_one_line(text: str) -> str:
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def sentence_case(text: str) -> str:
+    """``text`` with a capital first letter; the others stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def error_line(error: object) -> str:
     """What every command prints of a refusal: one line that begins with "Error: "."""
     return f"Error: {visible(' '.join(str(error).split()))}"

@@ -29,6 +29,12 @@ TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
 """Endings of the names of files that are read as sound."""
+FRAMES_SUFFIX = ".npy"
+"""The ending of the name of an array of frames."""
+CODEC_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
+"""Endings of the names of video files, which hold no frames without a decoder; not .ts, which is TypeScript's, too."""
+VIDEO_SUFFIXES = (FRAMES_SUFFIX, *CODEC_SUFFIXES)
+"""Endings of the names of files that are read, or refused, as videos."""
 
 BEFORE_UPLOAD: dict[str, Callable[[str, str, str], None]] = {}
 """Functions of a saved model's folder, its repository and what it was loaded from, called before it is pushed. The installed package enters

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -179,6 +180,20 @@ def check_new_file(file: Path) -> None:
         raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
     if not file.absolute().parent.is_dir():
         raise CheckpointError(f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file.")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be written, or which cannot be made, before slow work; nothing is left there.
+
+    Raises:
+        CheckpointError: naming it, or the folder above it that exists.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise CheckpointError(_sentence(error, place)) from error
 
 
 @contextlib.contextmanager

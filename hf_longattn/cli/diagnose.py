@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import check_extra
-from ..naming import AUDIO_SUFFIXES
+from ..naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from ..staging import check_new_file, write_text
 from . import options as flags
 
@@ -18,9 +18,6 @@ __all__ = ["diagnose"]
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the names of files that are read as pictures."""
-
-VIDEO_SUFFIXES = (".npy", ".mp4", ".mov", ".avi", ".mkv", ".webm")
-"""Endings of the names of files that are read, or refused, as videos."""
 
 
 def diagnose(

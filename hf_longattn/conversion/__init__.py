@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .report import Check as Check
     from .report import ConversionReport as ConversionReport
     from .revert import revert_checkpoint as revert_checkpoint
+    from .sources.hub import folder_without_weights as folder_without_weights
 
 __getattr__, __all__ = public_names(
     __name__,
@@ -34,5 +35,6 @@ __getattr__, __all__ = public_names(
         "plan_tensors": ("TensorPlan",),
         "report": ("Check", "ConversionReport"),
         "revert": ("revert_checkpoint",),
+        "sources.hub": ("folder_without_weights",),
     },
 )

@@ -24,7 +24,7 @@ from .plan_positions import StackLength
 from .plan_tensors import ResultPlan
 from .report import Check, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
-from .sources.hub import fetch_model
+from .sources.hub import folder_without_weights
 from .sources.sentence_transformers import MODULES
 from .tensor_files import write_json
 from .writing import write_result
@@ -261,12 +261,10 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
         folder: of a saved model, with its tokenizer.
         source: the folder, or the repository on the Hub, that it was loaded from.
     """
-    place = Path(source).expanduser()
-    if not place.is_dir():
-        try:
-            place = fetch_model(str(source), None, None, weights=False)
-        except CheckpointError:  # no connection, and what was loaded is in memory
-            return []
+    try:
+        place = folder_without_weights(source)
+    except CheckpointError:  # no connection, and what was loaded is in memory
+        return []
     around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
     files = {path.name: path for home in reversed(around) for pattern in (*LICENCES, *PROCESSORS) for path in home.glob(pattern)}
     written = [name for name, path in sorted(files.items()) if path.is_file() and not (folder / name).exists()]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError, checkpoint_errors, defined_at
+from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_long
 from .architectures import Architecture, current_name, read_long
@@ -61,7 +61,7 @@ class TwinPlan(ResultPlan):
         """JSON-serialisable form."""
         return {
             **self.of_long_model(),
-            "warnings": [f"{self.note[0].upper()}{self.note[1:]}."] if self.note else [],
+            "warnings": [f"{sentence_case(self.note)}."] if self.note else [],
             **self.sizes(),
         }
 

@@ -17,15 +17,13 @@ from hf_longattn.data.pictures import EXTRA, SUFFIXES, read_picture_file
 from hf_longattn.data.sources import DataError, label_folders
 from hf_longattn.errors import CheckpointError, checkpoint_errors, needs_extra
 from hf_longattn.modeling.family.definition import known_family
+from hf_longattn.naming import CODEC_SUFFIXES, FRAMES_SUFFIX, VIDEO_SUFFIXES
 from hf_longattn.reading import read_json_object
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from transformers import PreTrainedModel
 
-ARRAY = ".npy"
-CODECS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
-"""Endings of the names of video files, which hold no frames without a decoder."""
 VIDEO_FILE = "video_preprocessor_config.json"
 """The file of a video processor, of checkpoints whose frames are not made by an image processor."""
 MARGIN = 256 / 224
@@ -37,7 +35,7 @@ WHAT = "a folder of numbered pictures (frames/00001.png …), or an array of fra
 
 def holds_video(path: Path) -> bool:
     """Whether a path is a folder of pictures, an array or a video file, rather than a picture or a text."""
-    return path.suffix.lower() in (ARRAY, *CODECS) or (path.is_dir() and bool(video_places(path)))
+    return path.suffix.lower() in VIDEO_SUFFIXES or (path.is_dir() and bool(video_places(path)))
 
 
 def video_places(path: Path) -> list[Path]:
@@ -52,7 +50,7 @@ def video_places(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"{str(path)!r} does not exist; give {WHAT}")
     entries = [entry for entry in sorted(path.iterdir(), key=_by_number) if not entry.name.startswith(".")]
-    videos = [entry for entry in entries if (_frame_files(entry) if entry.is_dir() else entry.suffix.lower() in (ARRAY, *CODECS))]
+    videos = [entry for entry in entries if (_frame_files(entry) if entry.is_dir() else entry.suffix.lower() in VIDEO_SUFFIXES)]
     if not videos:
         raise DataError(f"the folder {str(path)!r} holds no videos; give {WHAT}, or a folder with one such folder or file for each video")
     return videos
@@ -70,14 +68,14 @@ def read_video(path: Path, frames: int) -> list[Picture]:
         DataError: the path is not a video, has too few frames, frames of several sizes, or frames that cannot be read.
     """
     kind = path.suffix.lower()
-    if kind in CODECS:
+    if kind in CODEC_SUFFIXES:
         raise DataError(
             f"{str(path)!r} is a video file, which is not decoded here; extract its frames, for example with mkdir frames && ffmpeg -i "
             f"{path.name} frames/%05d.png, and give that folder"
         )
     if path.is_file() and kind in SUFFIXES:
         raise DataError(f"{str(path)!r} is a picture, but the model reads videos of {frames} frames; give {WHAT}")
-    if path.is_file() and kind != ARRAY:
+    if path.is_file() and kind != FRAMES_SUFFIX:
         raise DataError(f"{str(path)!r} is not a video; give {WHAT}")
     if path.is_dir():
         files = _frame_files(path)

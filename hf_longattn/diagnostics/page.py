@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
+from ..errors import sentence_case
 from .diagnosis import ENOUGH, NOTHING_FITS, CandidateRow, Diagnosis, LengthDiagnosis, in_seconds, percent
 from .layer_attention import SINK
 
@@ -104,7 +105,7 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "commas": "{:,}".format, "sentence": lambda text: text[:1].upper() + text[1:]}
+    environment.filters |= {"percent": percent, "commas": "{:,}".format, "sentence": sentence_case}
     return environment.get_template(template).render(values).replace(" %", "\N{NO-BREAK SPACE}%")
 
 

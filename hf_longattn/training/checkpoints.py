@@ -95,6 +95,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(numbered)]
 
 
+def stage_checkpoints(folder: Path, stage: int) -> Path:
+    """The folder of the checkpoints of a training's stage 1 or 2, where it has stages; ``folder`` is its output."""
+    return folder / "checkpoints" / f"stage{stage}"
+
+
 def check_checkpoint(checkpoint: Path) -> str:
     """Return a checkpoint that was named explicitly.
 

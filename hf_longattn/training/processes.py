@@ -12,15 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch.distributed as dist
 
 from hf_longattn.errors import CheckpointError, LongAttentionError, error_line
-from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.checkpoints import newest_checkpoint, stage_checkpoints
 
 BEAT = 2.0
 """Seconds between two heartbeats."""
@@ -45,13 +46,11 @@ def is_distributed() -> bool:
 
 def how_to_resume(folder: Path) -> str:
     """What was saved in ``folder``, and how to continue from it."""
-    try:
-        newest = newest_checkpoint(folder)
-    except CheckpointError:
-        newest = None
-    if newest is None:
-        return "no checkpoint had been written, so run again from the beginning, with --overwrite"
-    return f"the latest complete checkpoint is {newest}; run again with --resume"
+    for place in (folder, *(stage_checkpoints(folder, stage) for stage in (2, 1))):
+        with suppress(CheckpointError):
+            if (newest := newest_checkpoint(place)) is not None:
+                return f"the latest complete checkpoint is {newest}; run again with --resume"
+    return "no checkpoint had been written, so run again from the beginning, with --overwrite"
 
 
 class Heartbeat:
@@ -182,8 +181,8 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
             signal.signal(signal.SIGTERM, earlier_handler)
 
 
-def hard_exit() -> None:
+def hard_exit(code: int = 1) -> NoReturn:
     """End this process at once: taking a process group down whose other processes are gone may hang."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)

@@ -108,6 +108,8 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError("no output folder given; add --output with the folder to write to")
         if self.folder.exists() and not self.folder.is_dir():
             raise OptionError(f"the output {self.output_dir!r} is a file; give a folder, which is created if it does not exist")
+        if self.resume and self.resume_from_checkpoint:
+            raise OptionError("resume and resume_from_checkpoint name two checkpoints to start from; leave one of them out")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -43,6 +44,7 @@ from hf_longattn.errors import (
 )
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.naming import LOGGER
+from hf_longattn.staging import check_writable, write_text
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import DataArguments, ModelArguments
@@ -54,6 +56,8 @@ from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
 LOG_NAME = "training_log.json"
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C."""
 KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """What a run without ``--overwrite`` leaves alone."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -61,6 +65,10 @@ FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large"
 """How a full disk, a quota and a limit on the size of files are told; the last two by torch, "basic_ios::clear: iostream error"."""
 logger = logging.get_logger(LOGGER)
 OutputCheck = Callable[[Any], None]
+
+
+class FullDiskError(CheckpointError):
+    """The disk became full; the sentence says what a run can resume from."""
 
 
 def run_training(task: Task, arguments: list[str] | None, description: str, prog: str | None = None) -> int:
@@ -73,23 +81,31 @@ def run_training(task: Task, arguments: list[str] | None, description: str, prog
         prog: the command in the help; ``None`` = the process's.
 
     Returns:
-        The exit code: 0, or with one sentence on stderr 1 (refused or failed) or 2 (wrong usage).
+        The exit code: 0, or with one sentence on stderr 1 (refused or failed), 2 (wrong usage) or 130 (interrupted).
     """
     first = int(os.environ.get("RANK", "0")) == 0
+    folder = None
     try:
         model_args, data_args, training_args = parse_arguments(
             task.arguments, sys.argv[1:] if arguments is None else arguments, description, prog
         )
+        folder = training_args.folder
         if training_args.disable_tqdm or not first:
             datasets.disable_progress_bars()
             logging.disable_progress_bar()
-        with one_sentence_if_full(training_args.folder), sentence_if_lost(training_args.folder):
+        with one_sentence_if_full(folder), sentence_if_lost(folder):
             log = task.train(model_args, data_args, training_args)
     except LongAttentionError as error:
         print(error_line(error), file=sys.stderr)
         if is_distributed():
             hard_exit()
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        if first:
+            print(visible(f"Stopped: {how_to_resume(folder)}." if folder else "Stopped."), file=sys.stderr)
+        if is_distributed():
+            hard_exit(INTERRUPTED)
+        return INTERRUPTED
     except Exception:
         if not is_distributed():
             raise
@@ -110,11 +126,12 @@ def prepare_run(
 
     Raises:
         OptionError: they do, or the output holds a model or checkpoints.
-        CheckpointError: there is nothing to resume from.
+        CheckpointError: the output cannot be written, or there is nothing to resume from.
     """
     run = TaskArguments(model_args, data_args, training_args)
     run.check()
     (check or check_output)(training_args)
+    check_writable(training_args.folder)
     if check is None:
         starting_point(run)  # before anything slow
     if training_args.threads:
@@ -127,12 +144,12 @@ def check_output(args: LongTrainingArguments) -> None:
     """Refuse to write over a model or to leave checkpoints of two runs in one folder.
 
     Raises:
-        OptionError: the output holds a model or checkpoints, and neither ``resume`` nor ``overwrite`` is given.
+        OptionError: the output holds a model or checkpoints, and neither it is resumed nor ``overwrite`` is given.
     """
     if args.overwrite:
         return
     done = (args.folder / LOG_NAME).exists()
-    if args.resume or args.resume_from_checkpoint:
+    if resumes_output(args):
         if done and args.resume and not checkpoints(args.folder):
             raise OptionError(
                 f"{args.output_dir!r} holds a finished training without checkpoints to resume from; add --overwrite to train again from "
@@ -148,8 +165,25 @@ def check_output(args: LongTrainingArguments) -> None:
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
             "another --output"
         )
-    elif any(next(args.folder.glob(pattern), None) for pattern in KEPT):
+    else:
+        check_holds_no_model(args)
+
+
+def check_holds_no_model(args: LongTrainingArguments) -> None:
+    """Refuse an output with a model that no training of ours wrote.
+
+    Raises:
+        OptionError: it holds one.
+    """
+    if any(next(args.folder.glob(pattern), None) for pattern in KEPT):
         raise OptionError(f"{args.output_dir!r} holds a model; give another --output, or add --overwrite to replace it")
+
+
+def resumes_output(args: LongTrainingArguments) -> bool:
+    """Whether a run continues the one in its output, rather than one elsewhere or none."""
+    if args.resume_from_checkpoint:
+        return Path(args.resume_from_checkpoint).resolve().parent == args.folder.resolve()
+    return args.resume
 
 
 def starting_point(run: TaskArguments) -> str | None:
@@ -189,7 +223,7 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
         if run.model.use_peft:
             raise OptionError("weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --use_peft out")
     start = starting_point(run)
-    if start is None and trainer.is_world_process_zero():
+    if not resumes_output(args) and trainer.is_world_process_zero():
         for old in checkpoints(args.folder):  # with --overwrite; a later --resume must not find them
             shutil.rmtree(old)
     first = MeasureFirst(measure, start) if measure is not None and args.eval_before_training else None
@@ -247,16 +281,16 @@ def one_sentence_if_full(folder: Path, trainer: TimedTrainer | None = None) -> I
     complete, so the training state is never lost; and the model of ``trainer`` is saved on the disk of temporary files, if that is another.
 
     Raises:
-        CheckpointError: the disk became full.
+        FullDiskError: the disk became full.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_full(error):
+    except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+        if isinstance(error, FullDiskError) or not _disk_full(error):
             raise
         saved = save_elsewhere(trainer, folder) if trainer is not None else None
         now = "" if saved is None else f"the model as it is now was saved in {saved}; "
-        raise CheckpointError(f"the disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space") from error
+        raise FullDiskError(f"the disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space") from error
 
 
 def save_elsewhere(trainer: TimedTrainer, folder: Path) -> Path | None:
@@ -292,7 +326,8 @@ def save_run(
     *,
     hub_task: str | None = None,
 ) -> dict[str, Any]:
-    """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set.
+    """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set. The log appears whole and last, so that a folder with
+    one holds a finished training.
 
     Args:
         describe: what the card says about a log.
@@ -304,18 +339,19 @@ def save_run(
     args = run.training
     log = {"settings": run.settings, "versions": versions(), **log, "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
-        args.folder.mkdir(parents=True, exist_ok=True)
-        with one_sentence_if_full(args.folder):
-            (args.folder / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
-            draw_curves(trainer.state.log_history, args.folder / CURVES)
+        (args.folder / LOG_NAME).unlink(missing_ok=True)  # of an earlier run, whose model is replaced
     if run.model.dtype != "float32":
         trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, run.model.dtype))
     rows = measured(log, hub_task)
-    trainer.card = lambda: write_trained_card(
-        run.model.model, args.folder, describe(log), getattr(trainer, "hub_model_id", None), results=rows
-    )
+
+    def complete() -> None:
+        write_trained_card(run.model.model, args.folder, describe(log), getattr(trainer, "hub_model_id", None), results=rows)
+        draw_curves(trainer.state.log_history, args.folder / CURVES)
+        write_text(args.folder / LOG_NAME, json.dumps(log, indent=1))
+
+    trainer.card = complete
     with one_sentence_if_full(args.folder, trainer):
-        trainer.save_model()  # pushes if asked to
+        trainer.save_model()  # pushes if asked to, after the card
         if not args.push_to_hub:
             trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()

@@ -110,6 +110,13 @@ def test_wrong_usage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--needle" in err
 
 
+def test_a_video_is_refused_as_one_whatever_its_ending(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "clip.m4v").write_bytes(bytes(8))
+    code, _, err = run(capsys, place / "bert", tmp_path / "clip.m4v", "--lengths", "256")
+    assert code == 2
+    assert "is a video; leave it out" in " ".join(err.split())
+
+
 def commands(out: str) -> list[list[str]]:
     """The words of every command that a page tells its reader to type."""
     return [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("  longattn ")]

@@ -458,12 +458,14 @@ def test_a_short_model_with_evidence_heads_keeps_them_when_it_is_converted(check
 
 def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(**more: Any) -> dict[str, Any]:
-        given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "stride": 32, "max_steps": 1}
+        given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "max_steps": 1}
         return finetune_qa(*build_arguments(QA, **given, **more, **FAST))
 
     with pytest.raises(LengthError, match="give --long_documents windows"):
         run(long_documents="refuse")
-    windows, cut = run(), run(long_documents="truncate")
+    with pytest.raises(OptionError, match="stride is of windows"):
+        run(long_documents="truncate", stride=32)
+    windows, cut = run(stride=32), run(long_documents="truncate")
     assert cut["features"] < cut["questions"] < windows["features"]
     with pytest.raises(OptionError, match="long_documents must be one of windows"):
         run(long_documents="cut")

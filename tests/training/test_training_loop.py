@@ -1,16 +1,115 @@
-"""What a training leaves beside its model: a card with the licence, the language, and what the model was made from."""
+"""What a training writes over, finds in its output and leaves beside its model: the log, and a card with the licence, the language, and
+what the model was made from."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from huggingface_hub import ModelCard
+from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.cli.train import train
+from hf_longattn.errors import OptionError
 from hf_longattn.hub import write_model_card
-from hf_longattn.training.training_loop import write_trained_card
+from hf_longattn.training.linearise.args import LineariseTrainingArguments
+from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.processes import how_to_resume
+from hf_longattn.training.tasks.mlm import MLM
+from hf_longattn.training.training_loop import LOG_NAME, write_trained_card
 
 from ..damage import CONVERT, convert, make_checkpoint
+from ..permissions import bound_by_permissions
+from .conftest import FAST, checkpoint
+from .kills import Ending
+
+Start = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> Start:
+    """A training of four steps with a checkpoint after every second one, which does not write over anything."""
+    held = tmp_path / "held.txt"
+    held.write_text("def held(out):\n    return out\n" * 20)
+    model = checkpoint("mlm", tmp_path / "short", tokenizer)
+
+    def run(output: str = "out", **more: Any) -> dict[str, Any]:
+        given = {"model": model, "text": [texts], "validation": str(held), "output_dir": str(tmp_path / output), "max_steps": 4}
+        return finetune_lm(*build_arguments(MLM, **{**given, "save_steps": 2, **FAST, "overwrite": False, **more}))
+
+    return run
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_elsewhere_lets_nothing_be_written_over(start: Start, tmp_path: Path) -> None:
+    start("first")
+    elsewhere = str(tmp_path / "first" / "checkpoint-2")
+    shutil.copytree(tmp_path / "first", tmp_path / "out")
+    for left_out, words in ((None, "a finished training"), (LOG_NAME, "checkpoints of an earlier run"), ("checkpoint-*", "a model")):
+        for path in () if left_out is None else list((tmp_path / "out").glob(left_out)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with pytest.raises(OptionError, match=f"holds {words}"):
+            start(resume_from_checkpoint=elsewhere)
+    with pytest.raises(OptionError, match="name two checkpoints"):
+        start(resume_from_checkpoint=elsewhere, resume=True)
+    (tmp_path / "out" / "checkpoint-8").mkdir()
+    log = start(resume_from_checkpoint=elsewhere, overwrite=True)
+    assert [entry["step"] for entry in log["history"] if "loss" in entry] == [1, 2, 3, 4]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert start("first", resume_from_checkpoint=elsewhere)["history"], "the one in the output is resumed"
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the data, which are not there."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    line = ["--model", "bert", "--text", str(tmp_path / "none.txt"), "--output", str(locked / "new" / "out")]
+    with bound_by_permissions():
+        assert train("mlm", line) == 1
+    assert capsys.readouterr().err == f"Error: Cannot write in '{locked}': Permission denied; nothing was written.\n"
+    assert list(locked.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_model_that_is_half_written_has_no_log(overwrite: bool, start: Start, tmp_path: Path) -> None:
+    """Nor that of the model which it replaces; the run resumes from its last checkpoint."""
+    if overwrite:
+        start(save_strategy="no", eval_before_training=False, max_steps=1)
+    with pytest.raises(KeyboardInterrupt), Ending("half model", 3, interrupt):
+        start(overwrite=overwrite)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / LOG_NAME).exists()
+    with pytest.raises(OptionError, match="holds checkpoints of an earlier run; add --resume"):
+        start()
+    log = start(resume=True)
+    assert json.loads((tmp_path / "out" / LOG_NAME).read_text()) == json.loads(json.dumps(log))
+
+
+def test_ctrl_c_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del start  # made the model
+    line = ["--model", str(tmp_path / "short"), "--text", texts, "--output", str(tmp_path / "out"), "--max_steps", "4", "--save_steps", "2",
+            "--no_eval_before_training", "--max_train_samples", "8", "--no_bf16", "--disable_tqdm", "True"]  # fmt: skip
+    with Ending("half model", 2, interrupt):
+        assert train("mlm", line) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"Stopped: the latest complete checkpoint is {tmp_path}/out/checkpoint-2; run again with --resume."
+    assert train("mlm", [*line, "--resume"]) == 0
+
+
+def test_checkpoints_of_stages_are_found(tmp_path: Path, start: Start) -> None:
+    start("run", save_total_limit=1)
+    args = LineariseTrainingArguments(output_dir=str(tmp_path / "out"), bf16=False)
+    assert how_to_resume(args.folder).startswith("no checkpoint had been written")
+    shutil.copytree(tmp_path / "run" / "checkpoint-4", args.checkpoints(1) / "checkpoint-4")
+    assert how_to_resume(args.folder).endswith("stage1/checkpoint-4; run again with --resume")
 
 
 def test_licence_language_and_base_come_from_the_model_that_was_trained(tmp_path: Path) -> None:

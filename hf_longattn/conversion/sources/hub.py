@@ -64,6 +64,16 @@ def fetch_model(name: str, revision: str | None, token: str | bool | None, *, we
     return fetch_snapshot(request, (*SMALL, WEIGHTS) if weights else SMALL)
 
 
+def folder_without_weights(name: str | Path) -> Path:
+    """The folder of a checkpoint, or that of a repository in the Hub cache, with all of its files but the weights.
+
+    Raises:
+        CheckpointError: no such repository, no access, or no connection.
+    """
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else fetch_model(str(name), None, None, weights=False)
+
+
 def _has_pickles(request: SourceRequest) -> bool:
     """Whether a repository has torch's .bin files."""
     with translated_errors(request.name, request.token, DOWNLOAD):

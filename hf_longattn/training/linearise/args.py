@@ -12,6 +12,7 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
 from hf_longattn.training.args import argument
+from hf_longattn.training.checkpoints import stage_checkpoints
 from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
 from hf_longattn.training.training_args import LongTrainingArguments
 
@@ -172,7 +173,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
 
     def checkpoints(self, stage: int) -> Path:
         """The folder of a stage's checkpoints."""
-        return self.folder / "checkpoints" / f"stage{stage}"
+        return stage_checkpoints(self.folder, stage)
 
     def learning_rate_of(self, stage: int) -> float:
         """The highest learning rate that is asked for."""

@@ -24,6 +24,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.hub import push_model
 from hf_longattn.naming import LOGGER
+from hf_longattn.staging import write_text
 from hf_longattn.training.adapters import low_rank_updates
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
@@ -187,6 +188,7 @@ class Stages:
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         """Write checkpoint, tokenizer and report; the first process does, the others wait."""
         if processes().is_main_process:
+            (folder / DISTILLATION_REPORT).unlink(missing_ok=True)  # of an earlier run, whose model is replaced
             save_whole(model, self.tokenizer, folder, self.run.model.model)
             write_report(self.report, folder)
         processes().wait_for_everyone()
@@ -199,9 +201,9 @@ def held_out_batches(inputs: Dataset, masks: RepeatableMasks, count: int, size: 
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write ``distillation_report.json`` and ``.md`` into the checkpoint's folder."""
-    (folder / DISTILLATION_REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (folder / DISTILLATION_REPORT).with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    """Write ``distillation_report.md`` and ``.json`` into the checkpoint's folder; the latter appears last, and whole."""
+    write_text((folder / DISTILLATION_REPORT).with_suffix(".md"), markdown(report))
+    write_text(folder / DISTILLATION_REPORT, json.dumps(report, indent=1))
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:

@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_longattn.conversion import folder_without_weights
 from hf_longattn.data.lengths import longest_input
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.modeling.family.definition import length_before_conversion
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.naming import CONVERSION_REPORT
 from hf_longattn.reading import read_json_object
 from hf_longattn.training.linearise.args import EVERYWHERE, LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.matching import Batch, shifted
@@ -63,7 +63,7 @@ class Teacher:
         check_original(model_args)
         name = model_args.teacher or model_args.model
         model, tokenizer, _ = load_lm(name, objective)
-        length = _length_before_conversion(Path(name)) or longest_input(model, tokenizer)
+        length = length_before_conversion(model.config) or longest_input(model, tokenizer)
         factors = args.finetune_factors
         return cls(
             frozen_teacher(model).to(device), length, factors["lm"], factors["kl"], factors["hidden"], args.temperature,
@@ -140,22 +140,15 @@ def check_original(model_args: LineariseModelArguments) -> None:
 
     Raises:
         OptionError: the original is ``--model`` itself, and stage 2 has changed its weights.
+        CheckpointError: ``--model`` is neither a folder nor a repository on the Hub that can be read.
     """
-    if not model_args.teacher and not model_args.mechanism and _was_finetuned(Path(model_args.model)):
+    if not model_args.teacher and not model_args.mechanism and _was_finetuned(model_args.model):
         raise OptionError(
             f"stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
             "that it was converted from"
         )
 
 
-def _was_finetuned(folder: Path) -> bool:
-    report = folder / DISTILLATION_REPORT
+def _was_finetuned(model: str) -> bool:
+    report = folder_without_weights(model) / DISTILLATION_REPORT
     return report.is_file() and "stage2" in read_json_object(report)
-
-
-def _length_before_conversion(folder: Path) -> int | None:
-    """What a converted checkpoint was trained to read: its position table may be longer."""
-    report = folder / CONVERSION_REPORT
-    plan = read_json_object(report).get("plan") if report.is_file() else None
-    length = plan.get("old_length") if isinstance(plan, dict) else None
-    return length if isinstance(length, int) and length > 0 else None

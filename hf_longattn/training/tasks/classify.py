@@ -44,7 +44,7 @@ from hf_longattn.data.pictures import (
 )
 from hf_longattn.data.sources import DataError, class_names, held_back, load_labelled
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
-from hf_longattn.errors import CheckpointError, OptionError, check_extra
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
@@ -503,7 +503,7 @@ def describe_classification(log: dict[str, Any]) -> str:
     return (
         f"{steps_of(log)} with `longattn train classify` on {counted(log[reader.unit + 's']['train'], reader.unit)} of "
         f"{', '.join(settings['data'])} in {len(log['classes'])} classes, {reader.described(log)}. "
-        f"{held_out_in_words(log['held_out'], _in_words, reader.unit).capitalize()}."
+        f"{sentence_case(held_out_in_words(log['held_out'], _in_words, reader.unit))}."
     )
 
 

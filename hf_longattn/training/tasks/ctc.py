@@ -40,7 +40,7 @@ from hf_longattn.data.transcripts import (
     to_utterances,
     without_unknown,
 )
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError, OptionError, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.naming import LOGGER
 from hf_longattn.private_apis import output_frames
@@ -260,7 +260,7 @@ def describe_ctc(log: dict[str, Any]) -> str:
     return (
         f"{steps_of(log)} with `longattn train ctc` on {counted(log['utterances']['train'], 'utterance')} of "
         f"{', '.join(log['settings']['data'])}, {seconds['train'] / 3600:.2f} hours, the longest of {seconds['longest']:.0f} seconds. "
-        f"{ctc_scores(log).capitalize()}."
+        f"{sentence_case(ctc_scores(log))}."
     )
 
 

@@ -84,15 +84,16 @@ class DistillTrainingArguments(TextTrainingArguments):
             )
         if self.temperature <= 0:
             raise OptionError(f"temperature must be above 0, not {self.temperature}")
-        if self.method == "logits":
-            self.embeddings_factor = self.hidden_factor = self.attention_factor = 0.0
+        unused = next((part for part in PARTS[:-1] if self.method == "logits" and f"{part}_factor" in self.explicit), None)
+        if unused is not None:
+            raise OptionError(f"{unused}_factor is of --method tinybert; --method logits compares logits alone; leave one of them out")
         if min(self.factors.values()) < 0 or not any(self.factors.values()):
             raise OptionError("the factors must be 0 or more, and one of them above 0, so that there is a loss")
 
     @property
     def factors(self) -> dict[str, float]:
-        """The factor of each part of the loss."""
-        return {part: getattr(self, f"{part}_factor") for part in PARTS}
+        """The factor of each part of the loss; of the method logits, 0 for the other parts."""
+        return {part: getattr(self, f"{part}_factor") if self.method != "logits" or part == "logits" else 0.0 for part in PARTS}
 
 
 DISTILL = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
@@ -111,6 +112,11 @@ def distill_student(
     """
     if not model_args.teacher:
         raise OptionError("no teacher given; add --teacher with a checkpoint folder or a Hub name")
+    factors = training_args.factors
+    if model_args.layer_map and not (factors["hidden"] or factors["attention"]):
+        raise OptionError(
+            "layer_map pairs layers whose hidden states or attention are compared, and none are; add --method tinybert, or leave it out"
+        )
     run = prepare_run(model_args, data_args, training_args)
     student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective)
@@ -120,10 +126,10 @@ def distill_student(
         )
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
     layers = layer_map(student, teacher, model_args.layer_map)
-    if training_args.attention_factor and student.config.num_attention_heads != teacher.config.num_attention_heads:
+    if factors["attention"] and student.config.num_attention_heads != teacher.config.num_attention_heads:
         heads = [model.config.num_attention_heads for model in (student, teacher)]
         raise OptionError(f"the student has {heads[0]} heads, the teacher {heads[1]}: attention does not compare; add --attention_factor 0")
-    if training_args.embeddings_factor or training_args.hidden_factor:
+    if factors["embeddings"] or factors["hidden"]:
         width, wide = student.config.hidden_size, teacher.config.hidden_size
         projection = nn.Linear(width, wide, bias=False) if width != wide else nn.Identity()
         setattr(projection, BESIDE_UPDATES, True)

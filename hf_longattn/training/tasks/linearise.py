@@ -24,7 +24,7 @@ from hf_longattn.training.linearise.student import load_student, processes
 from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
 from hf_longattn.training.training_args import TaskArguments
-from hf_longattn.training.training_loop import prepare_run
+from hf_longattn.training.training_loop import check_holds_no_model, prepare_run
 
 LINEARISE = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
 
@@ -74,7 +74,7 @@ def linearise_attention(
 
 
 def check_output(args: LineariseTrainingArguments) -> None:
-    """Refuse to write over an earlier distillation.
+    """Refuse to write over an earlier distillation, or another model.
 
     Raises:
         OptionError: the output holds one, finished or not, and neither ``resume`` nor ``overwrite`` is given.
@@ -88,6 +88,7 @@ def check_output(args: LineariseTrainingArguments) -> None:
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
             "another --output"
         )
+    check_holds_no_model(args)
 
 
 def check_resumable(run: TaskArguments) -> None:

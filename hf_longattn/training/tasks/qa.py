@@ -125,6 +125,8 @@ class QADataArguments(LabelledDataArguments):
         super().check()
         if self.long_documents not in LONG_DOCUMENTS:
             raise OptionError(f"long_documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}")
+        if self.long_documents == "truncate" and "stride" in self.explicit:
+            raise OptionError("stride is of windows, which --long_documents truncate does not make; leave one of them out")
         if self.max_question_tokens < 1:
             raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
 

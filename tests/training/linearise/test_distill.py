@@ -56,6 +56,14 @@ def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
     assert len(lines[0]["layers"]) == 2
 
 
+def test_a_model_in_the_output_is_not_written_over(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("mine")
+    with pytest.raises(OptionError, match="holds a model; give another --output, or add --overwrite"):
+        linearise_attention(*start())
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: Start, tmp_path: Path) -> None:
     report = linearise_attention(*start(full=True, weights_factor=1.0, output_factor=0.0))
     assert report["stage1"]["layers"][0]["share"] != report["before"]["layers"][0]["share"]

@@ -17,11 +17,12 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.errors import OptionError
 from hf_longattn.training.linearise.stages import LOG_NAME
-from hf_longattn.training.linearise.teacher import Teacher, predictions_at
+from hf_longattn.training.linearise.teacher import Teacher, check_original, predictions_at
 from hf_longattn.training.linearise.trainer import DivergenceError
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.tasks.linearise import linearise_attention
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predicts_tokens, small_config
+from tests.hub_state import Hub, Repository
 from tests.training.conftest import checkpoint
 from tests.training.linearise.conftest import Kill, Start
 
@@ -90,6 +91,15 @@ def test_the_original_reads_no_more_than_it_was_trained_for(converted_before: bo
     assert report["kl"]["input_length"] == 64
     assert report["tokens"] == {"stage1": 4 * 128, "stage2": 2 * 4 * 64}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 128
+
+
+def test_a_model_on_the_hub_that_was_fine_tuned_is_no_teacher(server: Hub, start: Start) -> None:
+    for name, report in (("tuned", b'{"stage1": {}, "stage2": {}}'), ("transferred", b'{"stage1": {}}')):
+        files = {"config.json": b"{}", "distillation_report.json": report}
+        server.repos[f"writer/{name}"] = Repository("writer", branches={"main": files})
+    with pytest.raises(OptionError, match="stage 2 has changed the weights of 'writer/tuned'"):
+        check_original(start(mechanism="", model="writer/tuned")[0])
+    check_original(start(mechanism="", model="writer/transferred")[0])
 
 
 def test_the_parts_of_the_loss_add_up(start: Start) -> None:
