@@ -14,13 +14,15 @@ from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.hub import check_login
 from hf_longattn.mechanisms import Mechanism
+from hf_longattn.naming import CONVERSION_REPORT
+from hf_longattn.reading import read_json_object
 from hf_longattn.tasks import Task
 from hf_longattn.training.checkpoints import check_same_model, check_same_name, newest_checkpoint
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import number_to_restore
 from hf_longattn.training.linearise.rates import RATES
 from hf_longattn.training.linearise.stages import STAGE_1, Stages, held_out_batches, markdown, read_report
-from hf_longattn.training.linearise.student import load_student, processes
+from hf_longattn.training.linearise.student import CONVERTED, load_student, processes
 from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
 from hf_longattn.training.training_args import TaskArguments
@@ -47,6 +49,7 @@ def linearise_attention(
     """
     training_args.full |= not model_args.use_peft
     run = prepare_run(model_args, data_args, training_args, check_output)
+    check_converted(model_args, training_args)
     if training_args.resume:
         check_resumable(run)
     if training_args.push_to_hub:  # before the work that is to be uploaded
@@ -83,12 +86,29 @@ def check_output(args: LineariseTrainingArguments) -> None:
         return
     if (args.folder / DISTILLATION_REPORT).exists():
         raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it")
-    if any(args.checkpoints(stage).exists() for stage in (1, 2)):
+    if any(folder.exists() for folder in (args.folder / STAGE_1, args.checkpoints(1), args.checkpoints(2))):
         raise OptionError(
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
             "another --output"
         )
     check_holds_no_model(args)
+
+
+def check_converted(model_args: LineariseModelArguments, args: LineariseTrainingArguments) -> None:
+    """Refuse to put the conversion of ``--model`` in the place of another folder in the output.
+
+    Raises:
+        OptionError: the folder is no conversion of it, and neither ``resume`` nor ``overwrite`` is given.
+    """
+    folder = args.folder / CONVERTED
+    if not model_args.mechanism or args.resume or args.overwrite or not folder.exists():
+        return
+    report = folder / CONVERSION_REPORT
+    plan = read_json_object(report).get("plan") if report.is_file() else None
+    if not isinstance(plan, dict) or plan.get("source") != model_args.model:
+        raise OptionError(
+            f"{str(folder)!r}, which --model is converted into, holds something else; give another --output, or add --overwrite to replace it"
+        )
 
 
 def check_resumable(run: TaskArguments) -> None:

@@ -56,12 +56,21 @@ def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
     assert len(lines[0]["layers"]) == 2
 
 
-def test_a_model_in_the_output_is_not_written_over(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("mine")
-    with pytest.raises(OptionError, match="holds a model; give another --output, or add --overwrite"):
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("config.json", "holds a model"),
+        ("stage1/config.json", "holds checkpoints of an earlier run"),
+        ("converted/config.json", "converted', which --model is converted into, holds something else"),
+    ],
+)
+def test_a_model_in_the_output_is_not_written_over(file: str, words: str, start: Start, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / file
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(OptionError, match=f"{words}.*--overwrite"):
         linearise_attention(*start())
-    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+    assert [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["mine"]
 
 
 def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: Start, tmp_path: Path) -> None:
