@@ -107,7 +107,7 @@ def check_converted(model_args: LineariseModelArguments, args: LineariseTraining
     plan = read_json_object(report).get("plan") if report.is_file() else None
     if not isinstance(plan, dict) or plan.get("source") != model_args.model:
         raise OptionError(
-            f"{str(folder)!r}, which --model is converted into, holds something else; give another --output, or add --overwrite to replace it"
+            f"{str(folder)!r}, which --model is converted into, holds something else; give another --output, or add --overwrite"
         )
 
 
