@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .common import accelerator
-from .common.batch import Batch, Place, Places, in_graph
+from .common.batch import Batch, Place, Places, in_graph, laid_out_as
 from .common.call import State
 from .common.dense import repeat_heads, wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
@@ -57,7 +57,6 @@ def linear_attention(
     key_mask: Tensor | None = None,
     normalise: bool = True,
     initial_state: State | None = None,
-    chunk: int = CHUNK,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Σ_j (φ(q_i)·φ(k_j)) v_j over the visible keys, divided by Σ_j φ(q_i)·φ(k_j).
@@ -72,7 +71,6 @@ def linear_attention(
         key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
-        chunk: tokens per chunk of the causal form.
         scale: ``(B, H_kv, F)``, with which the causal form takes the logarithms of features, which nothing else may use: those of keys are
             relative to it, as the state is, and each query's to its largest product with it. Only with ``normalise``.
     Returns:
@@ -100,7 +98,7 @@ def linear_attention(
         phi_q, phi_k = relative_queries(phi_q, scale[:, :, None]), exp_of(added(phi_k, scale[:, :, None], -1))
     if path == "linear-fla":
         return fla_linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
-    out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], chunk, normalise)
+    out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], normalise)
     return out, {"kv": kv, "z": z}
 
 
@@ -209,18 +207,17 @@ def exp_of(fresh: Tensor) -> Tensor:
     return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
 
 
-def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
+def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool) -> tuple[Tensor, ...]:
     """Causal linear attention of features ``q (B, H, N, F)``, ``k (B, H_kv, N, F)`` to ``v (B, H_kv, N, D)``, all in one dtype.
 
     Args:
         kv, z: the sums ``(B, H_kv, F, D)`` and ``(B, H_kv, F)`` of φ(k)ᵀv and φ(k) over the earlier tokens.
-        chunk: tokens per chunk.
         normalise: divide by the sum of the weights; rows without any are zeros.
     Returns:
         The output ``(B, H, N, D)`` and the sums after the last token.
     """
     length = q.shape[2]
-    chunk = min(chunk, length)
+    chunk = min(CHUNK, length)
     short = -length % chunk
     q, k, v = (filled(x, chunk) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
@@ -437,9 +434,8 @@ def _at(x: Tensor, at: Place) -> Tensor:
 def empty_rows(like: Tensor, width: int, sequences: Sequence[Places]) -> Tensor:
     """A tensor ``(B, H, N, width)`` laid out as ``like (B, H, N, ·)``, with zeros unless the sequences fill it."""
     batch, heads, length, _ = like.shape
-    new = like.new_empty if sum(stop - start for pieces in sequences for _, start, stop in pieces) == batch * length else like.new_zeros
-    token_major = like.stride(1) < like.stride(2)
-    return new(batch, length, heads, width).transpose(1, 2) if token_major else new(batch, heads, length, width)
+    tokens = sum(stop - start for pieces in sequences for _, start, stop in pieces)
+    return laid_out_as(like, (batch, heads, length, width), filled=tokens == batch * length)
 
 
 def rowwise(rows: Tensor, z: Tensor) -> Tensor:

@@ -48,10 +48,7 @@ class Linear(LinearMechanism):
         if call.batch is None or call.batch.documents is None or accelerator.accelerated(q):
             return super().forward(q, k, v, call)
         sequences = [
-            [
-                (sequence.row, sequence.start + piece.start, sequence.start + piece.stop)
-                for piece in self._pieces(0, sequence.stop - sequence.start, q[:1])
-            ]
+            [(sequence.row, sequence.start + piece.start, sequence.start + piece.stop) for piece in self._pieces(0, sequence.length, q[:1])]
             for sequence in call.batch.sequences
         ]
         v = drop_keys(v, call.dropout)

@@ -123,7 +123,9 @@ class CacheMemory(SegmentMemory):
     def _copy(self) -> CacheMemory:
         following = copy.copy(self)
         following.cache = copy.copy(self.cache)
-        following.cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # layers replace their tensors and never write to them
+        # Layers replace their tensors. SummaryLayer also writes to those in its buffer, which its __getstate__ empties for a copy: a layer
+        # and its copy share only tensors that neither writes to any more.
+        following.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return following
 
     def _restart(self, rows: Tensor) -> None:

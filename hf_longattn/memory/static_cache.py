@@ -28,7 +28,7 @@ class StaticKeysLayer(StaticLayer):
         refuse_static_crop()
 
 
-class StaticWindowLayer(StaticLayer):
+class StaticWindowLayer(StaticKeysLayer):
     """The last ``window`` keys and values, as a ring, for ``cache_implementation="static"``.
 
     max_cache_len: tokens that the cache may be asked for, as the padding mask counts them.
@@ -78,10 +78,6 @@ class StaticWindowLayer(StaticLayer):
     def reset(self) -> None:
         super().reset()
         self.started = False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused, as transformers' static layers have no way back."""
-        refuse_static_crop()
 
 
 def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines import dispatch
+from hf_longattn.engines import dispatch, linear
 from hf_longattn.engines.dispatch import ANY_CALL, DispatchContext, choose, fla_installed
 from hf_longattn.engines.linear import Feature, linear_attention, packed_linear_attention
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
@@ -36,13 +36,14 @@ def quadratic(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
 @pytest.mark.parametrize(("causal", "normalise", "kv_heads"), list(itertools.product((False, True), (False, True), (1, 2, 4))))
 @pytest.mark.parametrize(("q_len", "kv_len", "chunk"), [(1, 1, 4), (7, 7, 4), (16, 16, 4), (3, 11, 4), (9, 9, 64)])
 def test_values_and_gradients_are_those_of_the_quadratic_form(
-    causal: bool, normalise: bool, kv_heads: int, q_len: int, kv_len: int, chunk: int
+    causal: bool, normalise: bool, kv_heads: int, q_len: int, kv_len: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(linear, "CHUNK", chunk)
     leaves = [x.requires_grad_() for x in features(q_len, kv_len, kv_heads=kv_heads)]
     mask = torch.ones(2, kv_len, dtype=torch.bool)
     mask[0, : kv_len // 3] = False
     mask[1, kv_len // 2 : kv_len // 2 + 1] = False
-    out, _ = linear_attention(*leaves, causal=causal, key_mask=mask, normalise=normalise, chunk=chunk)
+    out, _ = linear_attention(*leaves, causal=causal, key_mask=mask, normalise=normalise)
     expected = quadratic(*leaves, causal, mask, normalise)
     torch.testing.assert_close(out, expected)
     upstream = torch.randn_like(out)
@@ -51,26 +52,26 @@ def test_values_and_gradients_are_those_of_the_quadratic_form(
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_gradients_of_the_state_and_second_derivatives(normalise: bool) -> None:
+def test_gradients_of_the_state_and_second_derivatives(normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "CHUNK", 2)
     q, k, v = (x[:1, :1, :5, :3].clone().requires_grad_() for x in features(7, 7))
     kv, z = torch.rand(1, 1, 3, 3, dtype=torch.float64, requires_grad=True), torch.rand(1, 1, 3, dtype=torch.float64, requires_grad=True)
 
     def run(*x: Tensor) -> tuple[Tensor, ...]:
-        out, state = linear_attention(*x[:3], causal=True, initial_state={"kv": x[3], "z": x[4]}, chunk=2, normalise=normalise)
+        out, state = linear_attention(*x[:3], causal=True, initial_state={"kv": x[3], "z": x[4]}, normalise=normalise)
         return out, state["kv"], state["z"]
 
     assert torch.autograd.gradcheck(run, (q, k, v, kv, z))
     assert torch.autograd.gradgradcheck(run, (q, k, v, kv, z))
 
 
-def test_pieces_with_a_state_equal_the_whole() -> None:
+def test_pieces_with_a_state_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "CHUNK", 8)
     q, k, v = features(40, 40)
-    whole, end = linear_attention(q, k, v, causal=True, chunk=8)
+    whole, end = linear_attention(q, k, v, causal=True)
     state, outs = None, []
     for begin, stop in ((0, 13), (13, 14), (14, 40)):
-        out, state = linear_attention(
-            q[:, :, begin:stop], k[:, :, begin:stop], v[:, :, begin:stop], causal=True, initial_state=state, chunk=8
-        )
+        out, state = linear_attention(q[:, :, begin:stop], k[:, :, begin:stop], v[:, :, begin:stop], causal=True, initial_state=state)
         outs.append(out)
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     for name, tensor in end.items():

@@ -40,6 +40,11 @@ class SequenceSpan(NamedTuple):
     holes: bool
     """Whether there is padding between its real tokens."""
 
+    @property
+    def length(self) -> int:
+        """Tokens, those of holes among them."""
+        return self.stop - self.start
+
 
 class DocumentLabels(NamedTuple):
     """Which document every token belongs to, for operations on whole rows; padding belongs to the document before it."""
@@ -112,19 +117,21 @@ class Batch:
         """Whether a row may begin with padding; in a graph any may."""
         return in_graph() or any(span.start > 0 for span in self.sequences)
 
+    def places(self, missing: int) -> Places:
+        """Where every sequence lies along an axis that lacks the first ``missing`` tokens of each row."""
+        return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
+
     def split(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
         """The part of every sequence in ``x``, whose axis ``dim`` holds the last of the ``length`` tokens of each row of axis 0.
 
         The parts are views whose gradients are joined, not added up.
         """
-        missing = length - x.shape[dim]
-        places = [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
+        places = self.places(length - x.shape[dim])
         return list(_views(x, dim, places) if no_fused_kernels() is not None else _Split.apply(x, dim, places))
 
     def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
         """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences, in their memory layout; zeros elsewhere."""
-        missing = kv_len - q_len
-        places = [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
+        places = self.places(kv_len - q_len)
         if no_fused_kernels() is not None:
             return _joined(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, places)
         return _Join.apply(batch, q_len, places, *outs)
@@ -151,14 +158,21 @@ def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Der
     return known[key]
 
 
+def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
+    """A tensor of this shape in the memory layout of ``like``, ``(B, H, N, D)`` head by head or token by token: zeros, or, where all of it
+    will be ``filled``, uninitialised."""
+    new = like.new_empty if filled else like.new_zeros
+    if like.dim() != 4 or like.stride(1) >= like.stride(2):
+        return new(tuple(shape))
+    batch, heads, length, width = shape
+    return new(batch, length, heads, width).transpose(1, 2)
+
+
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, places: Places) -> Tensor:
     """A tensor of this shape with the parts in their places, and zeros in places without one; in the layout of the first part."""
     like = next(part for part in parts if part is not None)
     filled = sum(stop - start for _, start, stop in places) == shape[0] * shape[dim] and all(part is not None for part in parts)
-    token_major = like.dim() == 4 and like.stride(1) < like.stride(2)
-    sizes = [shape[0], shape[2], shape[1], shape[3]] if token_major else list(shape)
-    total = like.new_empty(sizes) if filled else like.new_zeros(sizes)
-    total = total.transpose(1, 2) if token_major else total
+    total = laid_out_as(like, shape, filled)
     for (row, start, stop), part in zip(places, parts, strict=True):
         if part is not None:
             total[row : row + 1].narrow(dim, start, stop - start).copy_(part)

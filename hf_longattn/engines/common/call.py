@@ -505,7 +505,7 @@ def groups_of_documents(call: AttentionCall, stacking: Stacking) -> Groups:
     """The documents of ``call`` that share a call; on grids, those of one grid and length."""
     batch = call.batch
     assert batch is not None
-    kind, lengths = stacking.kind, [span.stop - span.start for span in batch.sequences]
+    kind, lengths = stacking.kind, [span.length for span in batch.sequences]
     kinds: tuple[Hashable, ...] | None = None if kind is None else tuple(map(kind, lengths))
     if call.grid is not None:
         kinds = tuple(zip(_grids(call, batch), lengths, strict=True))

@@ -79,9 +79,9 @@ class DocumentRows:
     def of(cls, batch: Batch, shape: tuple[int, int], groups: Groups, device: torch.device) -> DocumentRows:
         """The rows of all documents of ``batch``, of ``(B, N)`` tokens."""
         spans, length = batch.sequences, shape[1]
-        lengths = torch.tensor([span.stop - span.start for span in spans])
+        lengths = torch.tensor([span.length for span in spans])
         order = [number for group in groups for number in group]
-        width = torch.tensor([max(spans[i].stop - spans[i].start for i in group) for group in groups for _ in group])
+        width = torch.tensor([max(spans[i].length for i in group) for group in groups for _ in group])
         row, first = torch.tensor([spans[number][:2] for number in order]).unbind(1)
         of_document = lengths[order]
         document = torch.arange(len(order)).repeat_interleave(width)
@@ -99,7 +99,7 @@ class DocumentRows:
         for group in groups:
             documents, widest = slice(done, done + len(group)), int(width[done])
             at = slice(slots, slots + len(group) * widest)
-            inside = tuple(SequenceSpan(i, 0, spans[n].stop - spans[n].start, spans[n].holes) for i, n in enumerate(group))
+            inside = tuple(SequenceSpan(i, 0, spans[n].length, spans[n].holes) for i, n in enumerate(group))
             real = None if all(span.stop == widest for span in inside) else ~in_padding[at]
             if batch.mask is not None and any(span.holes for span in inside):
                 held = batch.mask.flatten()[token[at]]
@@ -165,7 +165,7 @@ def document_groups(batch: Batch, kinds: tuple[Hashable, ...] | None, most_calls
             of_kind.setdefault(kind, []).append(number)
         groups: list[list[int]] = []
         for numbers in of_kind.values():
-            lengths = [batch.sequences[number].stop - batch.sequences[number].start for number in numbers]
+            lengths = [batch.sequences[number].length for number in numbers]
             widths = row_widths(lengths, most_calls)
             alike: list[list[int]] = [[] for _ in widths]
             for number, length in zip(numbers, lengths, strict=True):

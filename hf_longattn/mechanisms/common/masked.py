@@ -298,7 +298,7 @@ class GatheredMechanism(MaskedMechanism):
         be more calls and more waiting for the device than rows of a batch."""
         if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
             return False
-        longest = max((span.stop - span.start for span in call.batch.sequences), default=1)
+        longest = max((span.length for span in call.batch.sequences), default=1)
         return self.covers(longest, call.causal) and self.resolve_globals(k, call) is None and documents_are_one_call(k, k, call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

@@ -80,7 +80,7 @@ class Packing(Mode[PackedInputs]):
             return None
         real = mask.bool()
         sequences = Batch(real).sequences
-        without_padding = sum(sequence.stop - sequence.start for sequence in sequences) == real.numel()
+        without_padding = sum(sequence.length for sequence in sequences) == real.numel()
         if not sequences or without_padding or any(sequence.holes for sequence in sequences):
             return None
         return real
