@@ -206,6 +206,15 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
 
 
+def lacks_fitting_torchvision(error: BaseException | None) -> bool:
+    """Whether an error means that torchvision was built for another torch: transformers imports it with its pictures, and fails at that."""
+    while error is not None:
+        if "torchvision::" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def in_a_line(error: Exception, limit: int = 300) -> str:
     """The message of another library's error as a part of a sentence: one line, without its last full stop, shortened."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__

@@ -41,6 +41,7 @@ OTHERS = {
     "--no",
     "--query-gpu",
     "--force-reinstall",
+    "--index-url",
     "--upgrade",
     "--merge",
 }

@@ -64,6 +64,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
             _run(sys.executable, "-m", "uv", "venv", "-q", "--python", sys.executable, str(place))
             for line in ("pip install .", *lines):
                 _install(line, place, wheel)
+            _drop_unfit_torchvision(place)
             made[lines] = place
         return made[lines]
 
@@ -82,6 +83,15 @@ def _install(line: str, place: Path, wheel: Path) -> None:
         sys.executable, "-m", "uv", "pip", "install", "-q", "--python", str(place / "bin" / "python"), "-c", str(ROOT / "constraints.txt"),
         "--index-strategy", "unsafe-best-match", *_indices(), *wanted,
     )  # fmt: skip
+
+
+def _drop_unfit_torchvision(place: Path) -> None:
+    """Remove PyPI's torchvision beside a CPU build of torch, with which it does not work: pages take both from the index of CPU builds."""
+    python = str(place / "bin" / "python")
+    if subprocess.run(
+        [python, "-c", "import importlib.util as u; u.find_spec('torchvision') and __import__('torchvision')"], capture_output=True
+    ).returncode:
+        _run(sys.executable, "-m", "uv", "pip", "uninstall", "-q", "--python", python, "torchvision")
 
 
 def _indices() -> Iterator[str]:
@@ -155,7 +165,7 @@ def test_the_page_names_what_it_needs(
     desk = tmp_path / "desk"
     desk.mkdir()
     monkeypatch.chdir(desk)
-    for folder in ("examples", "model_cards"):  # of the clone
+    for folder in ("examples", "model_cards", "scripts"):  # of the clone
         (desk / folder).symlink_to(ROOT / folder)
     server.users[WRITER] = ("my-name", "write")
     reader = Installed(place, server, tmp_path / "home")

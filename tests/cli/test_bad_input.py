@@ -147,3 +147,17 @@ def test_what_is_no_option_is_told_its_flag(option: str, instead: str, tmp_path:
         main(["plan", str(tmp_path), "--option", option])
     assert stopped.value.code == 1
     assert instead in capsys.readouterr().err
+
+
+def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def unfit(*_: object, **__: object) -> None:
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module 'PreTrainedModel'.") from error
+
+    monkeypatch.setitem(main.__globals__, "app", unfit)
+    code, _, printed = run(capsys, "env")
+    assert code == 1
+    assert printed.startswith("Error: The installed torchvision does not fit the installed torch; install both from one place")
+    assert printed.count("\n") == 1
