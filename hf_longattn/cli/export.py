@@ -69,7 +69,7 @@ def export(
     if format == "gguf" and not global_attention_mask:
         flags.refuse_typed(context, ("--task",), "is for graphs; leave it out.")
         written = export_gguf(model, destination, overwrite=overwrite, revision=revision, token=token)
-        print_json(written.to_dict()) if as_json else show_export(written)
+        print_json({"destination": str(written.destination), **written.to_dict()}) if as_json else show_export(written)
         return
     if format == "native":
         flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
@@ -84,7 +84,7 @@ def export(
         model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask, int8=int8,
         overwrite=overwrite, revision=revision, token=token, progress=partial(say, stderr=True),
     )  # fmt: skip
-    print_json(report.to_dict()) if as_json else show_export(report)
+    print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_export(report)
 
 
 @flags.takes_settings(RevertConfig)

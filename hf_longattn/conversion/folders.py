@@ -6,6 +6,7 @@ prompts of sentence-transformers, an adapter, licence, report and card. The fold
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +30,11 @@ from .sources.sentence_transformers import MODULES
 from .tensor_files import write_json
 from .writing import write_result
 
-REPORTS = "_report.json"
-"""The end of the names of reports; each is of one command's result."""
-LEFT_OUT = ("config.json", "README.txt", "trainer_state.json", "all_results.json")
-"""Files of a source that a result has anew, or that are of its training."""
+LEFT_OUT = (
+    "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
+    "learning_rates.json", "predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json",
+)  # fmt: skip
+"""Files of a source that a result has anew (reports are of one command's result), or that are of its training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 PROCESSORS = ("*processor_config.json", "chat_template*", "*.jinja")
 """Files of processors and templates, which a model and a tokenizer do not save."""
@@ -282,8 +284,8 @@ def sidecars(source: Source) -> list[Path]:
     """The files beside a source's weights that a result needs as well; of a folder around it, the licence."""
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
-    left = (*LEFT_OUT, *(name for name in files if name.endswith((REPORTS, ".index.json"))))
-    return [files[name] for name in sorted(files) if name not in left and files[name].is_file()]
+    left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
+    return [files[name] for name in sorted(files.keys() - left) if files[name].is_file()]
 
 
 def _keep_remote_code(source: Source, folder: Path) -> list[str]:

@@ -236,7 +236,7 @@ def export_native(
         longest = f"{plan.new_length:,} tokens" if plan.other_inputs is None else plan.new_input
         return write_planned(
             plan,
-            ResultInfo(target, twin_class, "transformers", plan.new_length),
+            ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination)),
             added=added_to_twin(plan),
             verify=lambda stage: verify_twin(plan, stage, inputs, progress) if verify else [],
             verified_on=inputs.describe() if verify else None,

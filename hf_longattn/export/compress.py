@@ -231,7 +231,7 @@ def compress_checkpoint(
                 f"{class_name} with this mechanism cannot be compressed by {chosen.method!r}; choose another --method."
             )
         after = inputs.measure(again, stage, lengths)
-        values = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(chosen).items()}
+        values = {**dataclasses.asdict(chosen), "text": None if chosen.text is None else Path(chosen.text).name}
         return CompressionReport(
             destination=target,
             config=values,
@@ -245,7 +245,7 @@ def compress_checkpoint(
 
     return write_folder(
         opened,
-        ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0),
+        ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0, name=str(destination)),
         weights=write,
         report=measured,
         report_file=REPORT,

@@ -203,7 +203,7 @@ def export_gguf(
 
     return write_folder(
         source,
-        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length),
+        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length, name=str(destination)),
         weights=write,
         report=checked,
         report_file=GGUF_REPORT,

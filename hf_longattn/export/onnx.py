@@ -82,7 +82,8 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in export_report.json."""
-        return {**self.__dict__, "destination": str(self.destination), "checks": [check.to_dict() for check in self.checks]}
+        values = {name: value for name, value in self.__dict__.items() if name != "destination"}
+        return {**values, "checks": [check.to_dict() for check in self.checks]}
 
 
 @quiet_libraries()
@@ -216,7 +217,7 @@ def export_checkpoint(
     reads = f"inputs of up to {max_length:,} tokens" if isinstance(words, VerificationText) else inspection.longest_input
     return write_folder(
         source,
-        ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length),
+        ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination)),
         weights=write,
         report=described,
         report_file=REPORT,

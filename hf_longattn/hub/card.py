@@ -20,6 +20,7 @@ from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..families import FAMILIES
+from ..local_names import public_name
 from ..mechanisms import mechanism_info
 from ..mechanisms.common.on_grid import GLOBAL
 from ..mechanisms.common.registry import prototype
@@ -366,7 +367,7 @@ def _introduction(
     named = " and ".join(
         f"`{attention.mechanism}` attention{f' in the tower {tower}' if tower else ''}" for tower, attention in attentions.items()
     )
-    called = in_one_line(Path(base).name if Path(base).is_absolute() else base) if base else ""
+    called = in_one_line(public_name(base)) if base else ""
     start = f"Converted from `{called}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
     if plan.get("new_audio_seconds"):

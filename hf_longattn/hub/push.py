@@ -18,8 +18,9 @@ from huggingface_hub import HfApi, get_token
 
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
+from ..local_names import without_folders
 from ..reading import check_link, homes_of, read_json_object, read_text
-from .card import REPORT, model_card, read_config, read_report, with_name
+from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card
 from .remote_code import bundle_remote_code
 from .usage import ADAPTER, next_step, remote_usage
@@ -30,6 +31,8 @@ LEFT_OUT = (
 )  # fmt: skip
 """Files of a training run rather than of its model; ``training_args.bin`` is a pickle that may contain a token."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.pt2")
+RECORDS = ("*_report.json", "training_log.json", "distillation_log.jsonl", "trainer_state.json", "*_results.json")
+"""Reports and logs, which name files and folders of the machine that wrote them."""
 NOT_SCANNED = (*WEIGHTS, "*.onnx.data")
 """Files that are not searched for tokens."""
 TOKEN_BYTES = re.compile(TOKEN.pattern.encode())
@@ -138,7 +141,7 @@ def _push(
             api.create_branch(name, branch=revision, exist_ok=True)
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, has_card)
-    changed = {**_adapter(place, name), **_report(place, name), **({"README.md": text} if text is not None else {})}
+    changed = {**_adapter(place, name), **_records(place, files, name), **({"README.md": text} if text is not None else {})}
     with tempfile.TemporaryDirectory() as temporary:  # exactly what is uploaded: texts for the repository, and links to the other files
         stage = Path(temporary)
         for file in {*files, *changed}:
@@ -234,14 +237,25 @@ def _adapter(place: Path, name: str) -> dict[str, str]:
     return {ADAPTER.as_posix(): json.dumps({**config, "base_model_name_or_path": name}, indent=2) + "\n"} if ours else {}
 
 
-def _report(place: Path, name: str) -> dict[str, str]:
-    """Path -> the conversion's report, with the repository's name, and without the source's folder."""
-    report = read_report(place)
-    if not report:
-        return {}
-    source = (report.get("plan") or {}).get("source")
-    if report.get("next_step"):
-        report["train_command"] = next_step(report["next_step"], name)
-    if source and Path(source).is_absolute():
-        report["plan"] = {**report["plan"], "source": Path(source).name}
-    return {REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n"}
+def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
+    """Path -> reports and logs among the files, with the repository's name and without folders of this machine."""
+    read_report(place)  # refuses one that no conversion wrote
+    changed = {}
+    for file in files:
+        if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS):
+            text, lines = read_text(place / file), file.endswith(".jsonl")
+            try:
+                values = [json.loads(line) for line in (text.splitlines() if lines else [text]) if line.strip()]
+            except ValueError as error:
+                raise CheckpointError(f"{str(place / file)!r} is damaged; restore it, or delete it.") from error
+            written = [json.dumps(_public(value, name), indent=None if lines else 2, ensure_ascii=False) + "\n" for value in values]
+            changed[file] = "".join(written)
+    return changed
+
+
+def _public(record: Any, name: str) -> Any:
+    """What a report or a log says, for the readers of a repository."""
+    public = without_folders(record)
+    if isinstance(record, dict) and isinstance(step := record.get("next_step"), dict) and step:
+        public["train_command"] = next_step(without_folders(step), name)
+    return public

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ..errors import HubError, in_one_line
+from ..local_names import public_name
 from ..reading import read_text
 from .card import model_card
 from .metadata import fetch_card, inherited_metadata, read_card, source_card
@@ -87,7 +88,7 @@ def introduction(source: str, datasets: Sequence[str]) -> str:
     """The first sentence of the card of a model that was loaded from ``source`` and trained by transformers' Trainer."""
     start = "Trained"
     if source:
-        start = f"Fine-tuned from `{in_one_line(Path(source).name if Path(source).expanduser().exists() else source)}`"
+        start = f"Fine-tuned from `{in_one_line(public_name(source))}`"
     return f"{start}{' on ' * bool(datasets)}{in_one_line(', '.join(datasets))} by transformers' Trainer."
 
 

@@ -28,7 +28,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import check_reads_text, load_model, loading
-from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
+from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -180,7 +180,7 @@ def describe_lm_training(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     kind = {"mlm": "masked", "clm": "next"}[log["objective"]]
     return (
-        f"{steps_of(log)} with `longattn train {log['objective']}` on {', '.join(log['settings']['text'])}, inputs of "
+        f"{steps_of(log)} with `longattn train {log['objective']}` on {sources_in_words(log['settings'])}, inputs of "
         f"{log['input_length']:,} tokens: held-out {kind}-token loss {loss_in_words(log['held_out_loss'])}."
     )
 

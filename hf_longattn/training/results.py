@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_longattn.errors import in_one_line
 from hf_longattn.hub import MeasuredResult
+from hf_longattn.local_names import public_name
 
 CURVES = "training_curves.png"
 PERCENT = {
@@ -83,14 +85,22 @@ def steps_of(log: Mapping[str, Any]) -> str:
     return f"{max((entry.get('step', 0) for entry in log['history']), default=0):,} steps"
 
 
+def sources_in_words(settings: Mapping[str, Any]) -> str:
+    """What a run was trained on, for a card: names on the Hub, and files and folders without the folders that they are in."""
+    return _in_words(settings.get("data") or settings.get("text") or settings.get("tasks") or [settings.get("task_file", "")])
+
+
+def _in_words(sources: Sequence[str]) -> str:
+    return ", ".join(in_one_line(public_name(source)) for source in sources)
+
+
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
     """The scores after a run as rows of the card's table; those of a baseline are rows with a system, and no metadata.
     ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
     settings = log["settings"]
-    sources = settings.get("data") or settings.get("text") or settings.get("tasks") or [settings.get("task_file", "")]
-    validation = settings.get("validation") or f"{', '.join(sources)} (held out)"
-    name = validation if isinstance(validation, str) else ", ".join(validation)
-    dataset = Path(name).name if Path(name).exists() else name
+    validation = settings.get("validation")
+    named = [validation] if isinstance(validation, str) else validation
+    dataset = _in_words(named) if validation else f"{sources_in_words(settings)} (held out)"
     rows = []
     after = (log.get("held_out") or {}).get("after") or {}
     systems = [("", after), ("baseline: windows of a short model", log.get("baseline"))]
@@ -117,7 +127,10 @@ def _data_of_heads(settings: Mapping[str, Any]) -> dict[str, str]:
     """What each head of a multitask run that ``--tasks`` names was scored on, by its name in the table."""
     validation = dict(text.partition("=")[::2] for text in settings.get("validation") or () if "=" in text)
     named = (text.partition("=")[::2] for text in settings.get("tasks") or ())
-    return {f"head {name}": validation.get(name) or f"{rest.partition(':')[2]} (held out)" for name, rest in named}
+    return {
+        f"head {name}": _in_words([validation[name]]) if name in validation else f"{_in_words([rest.partition(':')[2]])} (held out)"
+        for name, rest in named
+    }
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:

@@ -35,7 +35,7 @@ from hf_longattn.training.linearise.student import processes
 from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
-from hf_longattn.training.results import counted, error_of
+from hf_longattn.training.results import counted, error_of, sources_in_words
 from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import RunSettings, save_whole, versions, write_trained_card
 
@@ -274,7 +274,7 @@ def describe_distillation(report: dict[str, Any]) -> str:
     last = [name for name in STAGE_TITLES if name in report][-1]
     total = sum(report["tokens"].values())
     return (
-        f"Attention distillation with `longattn train linearise` on {', '.join(report['settings']['text'])}, {total:,} tokens: "
+        f"Attention distillation with `longattn train linearise` on {sources_in_words(report['settings'])}, {total:,} tokens: "
         f"held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
         f"{report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
         + (f" Learning rates or layers were chosen by their losses. {SAME_INPUTS}" if is_tuned(report) else "")

@@ -35,7 +35,7 @@ from hf_longattn.training.candidates import (
     write_choices,
 )
 from hf_longattn.training.loading import load_head, load_start
-from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -151,7 +151,7 @@ def _chosen(predictions: Any) -> np.ndarray:
 
 def describe_choice(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    questions, sources = f"{log['questions']:,} questions", ", ".join(log["settings"]["data"])
+    questions, sources = f"{log['questions']:,} questions", sources_in_words(log["settings"])
     inputs = f"inputs of up to {log['input_length']:,} tokens"
     return f"{steps_of(log)} with `longattn train choice` on {questions} of {sources}, {inputs}. {choice_result(log)}."
 

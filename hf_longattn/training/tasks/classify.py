@@ -49,7 +49,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import label_config, load_config, load_head, load_processing_class, load_start
-from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -502,7 +502,7 @@ def describe_classification(log: dict[str, Any]) -> str:
     reader, settings = _reader_of(log), log["settings"]
     return (
         f"{steps_of(log)} with `longattn train classify` on {counted(log[reader.unit + 's']['train'], reader.unit)} of "
-        f"{', '.join(settings['data'])} in {len(log['classes'])} classes, {reader.described(log)}. "
+        f"{sources_in_words(settings)} in {len(log['classes'])} classes, {reader.described(log)}. "
         f"{sentence_case(held_out_in_words(log['held_out'], _in_words, reader.unit))}."
     )
 

@@ -47,7 +47,7 @@ from hf_longattn.private_apis import output_frames
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_config, load_head, load_processing_class
-from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, steps_of
+from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -259,7 +259,7 @@ def describe_ctc(log: dict[str, Any]) -> str:
     seconds = log["seconds"]
     return (
         f"{steps_of(log)} with `longattn train ctc` on {counted(log['utterances']['train'], 'utterance')} of "
-        f"{', '.join(log['settings']['data'])}, {seconds['train'] / 3600:.2f} hours, the longest of {seconds['longest']:.0f} seconds. "
+        f"{sources_in_words(log['settings'])}, {seconds['train'] / 3600:.2f} hours, the longest of {seconds['longest']:.0f} seconds. "
         f"{sentence_case(ctc_scores(log))}."
     )
 

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from hf_longattn.data.lengths import input_length, longest_input
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
-from hf_longattn.errors import OptionError, nearest
+from hf_longattn.errors import OptionError, in_one_line, nearest
 from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.local_names import public_name
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import BESIDE_UPDATES
@@ -286,7 +287,7 @@ def describe_distillation_run(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     settings = log["settings"]
     command = f"longattn train distill --method {settings['method']}"
-    return f"{steps_of(log)} with `{command}` from `{settings['teacher']}`. {distillation_result(log)}."
+    return f"{steps_of(log)} with `{command}` from `{in_one_line(public_name(settings['teacher']))}`. {distillation_result(log)}."
 
 
 def distillation_result(log: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import loading, without_load_report
-from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -279,7 +279,7 @@ def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, 
 
 def describe_embeddings(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    pairs, sources = f"{log['pairs']:,} pairs", ", ".join(log["settings"]["data"])
+    pairs, sources = f"{log['pairs']:,} pairs", sources_in_words(log["settings"])
     return f"{steps_of(log)} with `longattn train embed` on {pairs} of {sources}. {embeddings_result(log)}."
 
 

@@ -53,12 +53,13 @@ from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
+from hf_longattn.local_names import public_name, without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import check_reads_text, load_model, loading
-from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words
+from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words, sources_in_words
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -393,12 +394,12 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
     """What a model card says about a run: its length, the arguments that were given, the held-out loss, and scores."""
     settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
     unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
-    changed = {k: v for k, v in settings.items() if k not in unsaid}
+    changed = {k: v for k, v in without_folders(settings).items() if k not in unsaid}
     minutes = last.get("train_runtime", 0.0) / 60
-    lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `{command}`, on {', '.join(settings['data'])}:", ""]
+    lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `{command}`, on {sources_in_words(settings)}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]
     if "held_out" in log:
-        source = f"`{settings['validation']}`" if "validation" in settings else "held-out questions"
+        source = f"`{changed['validation']}`" if "validation" in settings else "held-out questions"
         lines += [
             "",
             f"Loss on {source}: {loss_in_words(log['held_out_loss'])}.",
@@ -420,7 +421,7 @@ def qa_table(log: dict[str, Any]) -> str:
     if "baseline" in log:
         scores = log["baseline"]
         shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1", "anls") if name in scores)
-        lines.append(f"{log['settings']['baseline']} in windows of 512: {shown}")
+        lines.append(f"{public_name(log['settings']['baseline'])} in windows of 512: {shown}")
     if "best_f1_threshold" in after:
         lines.append(
             f'each with the threshold of "no answer" that is best on these very questions (now {after["best_f1_threshold"]:.2f}), so '

@@ -26,7 +26,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_head, load_start
-from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, steps_of
+from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -143,7 +143,7 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 def describe_seq2seq(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     return (
-        f"{steps_of(log)} with `longattn train seq2seq` on {log['documents']:,} documents of {', '.join(log['settings']['data'])}, cut to "
+        f"{steps_of(log)} with `longattn train seq2seq` on {log['documents']:,} documents of {sources_in_words(log['settings'])}, cut to "
         f"{log['input_length']:,} tokens. {seq2seq_result(log)}."
     )
 

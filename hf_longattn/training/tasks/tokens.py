@@ -29,7 +29,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import label_config, load_head, load_start
-from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -155,7 +155,7 @@ def tag_scores(window_logits: Iterable[Any], rows: Dataset, texts: Dataset, name
 def describe_tokens(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     return (
-        f"{steps_of(log)} with `longattn train tokens` on {log['documents']:,} documents of {', '.join(log['settings']['data'])} with "
+        f"{steps_of(log)} with `longattn train tokens` on {log['documents']:,} documents of {sources_in_words(log['settings'])} with "
         f"{len(log['tags'])} tags, inputs of up to {log['input_length']:,} tokens. {tokens_result(log)}."
     )
 

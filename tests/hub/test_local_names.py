@@ -1,0 +1,97 @@
+"""Nobody who downloads a model reads where its files were on the machine that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_longattn.cli import main
+from hf_longattn.hub import push_model
+from hf_longattn.local_names import public_name, without_folders
+from scripts.dev.tools.native_cases import save_long
+
+from ..hub_state import WRITER, Hub
+from ..trained import tokenizer_of
+
+REPO, TEXT = "writer/pushed", "One bird sang on the hill, and another answered from the wood. " * 60
+COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
+    "convert": lambda at, out: ["convert", f"{at}/short", f"{out}", "--max-length", "256", "--verify-text", f"{at}/book.txt"],
+    "revert": lambda at, out: ["revert", f"{at}/long", f"{out}", "--max-length", "128", "--verify-text", f"{at}/book.txt"],
+    "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--text", f"{at}/book.txt"],
+    "native": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "native"],
+    "gguf": lambda at, out: ["export", f"{at}/plain", f"{out}", "--format", "gguf"],
+    "torch": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "torch"],
+    "clm": lambda at, out: [
+        *("train", "clm", "--model", f"{at}/long", "--text", f"{at}/book.txt", f"{at}/other.txt", "--output", f"{out}"),
+        *("--max-steps", "1", "--max-length", "64", "--batch-size", "1"),
+    ],
+    "distill": lambda at, out: [
+        *("train", "distill", "--method", "logits", "--model", f"{at}/long", "--teacher", f"{at}/short"),
+        *("--text", f"{at}/book.txt", f"{at}/other.txt"),
+        *("--output", f"{out}", "--max-steps", "1", "--max-length", "64", "--batch-size", "1"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a long model, the short one that it could be of, and texts."""
+    place = tmp_path_factory.mktemp("models") / "secret client"
+    small = {"num_hidden_layers": 1, "max_position_embeddings": 128, "vocab_size": 1000}
+    for name in ("long", "plain"):
+        save_long(place / name, "llama", {"mechanism": "full"}, **small)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    LlamaForCausalLM(LlamaConfig(**small, **shape)).save_pretrained(place / "short")
+    tokenizer = tokenizer_of("gpt2", 128)
+    for name in ("long", "short"):
+        tokenizer.save_pretrained(place / name)
+    for name in ("book.txt", "other.txt"):
+        (place / name).write_text(TEXT)
+    return place
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_pushed_names_no_folder_of_this_machine(
+    command: str, private: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == "gguf":
+        pytest.importorskip("gguf")
+    monkeypatch.chdir(private)
+    at, out = Path("../secret client") if command == "revert" else private, private / command
+    with pytest.raises(SystemExit) as ended:
+        main(COMMANDS[command](at, out))
+    assert not ended.value.code, capsys.readouterr().err
+    push_model(out, REPO, token=WRITER)
+    sent = server.repos[REPO].branches["main"]
+    assert [name for name, content in sent.items() if private.name.encode() in content] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("squad", "squad"),
+        ("org/data:subset", "org/data:subset"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("/home/a b/q.jsonl", "q.jsonl"),
+        ("file:///home/me/q.jsonl", "q.jsonl"),
+        ("../secret client/bert", "bert"),
+        ("secret client/bert", "bert"),
+        (r"C:\Users\me\q.jsonl", "q.jsonl"),
+        ("topic=classify:/home/a b/q.jsonl", "topic=classify:q.jsonl"),
+        ("moved away/q.jsonl", "q.jsonl"),
+        ("moved-away/q.jsonl", "q.jsonl"),
+        ("org/model-v1.5", "org/model-v1.5"),
+        ("", ""),
+    ],
+)
+def test_a_source_is_called_by_its_name(typed: str, shown: str) -> None:
+    assert public_name(typed) == shown
+
+
+def test_sentences_and_numbers_of_a_report_stay() -> None:
+    told = {"text": "see /home/me/q.txt and https://a/b/c", "cost": "3 km/h", "text_files": 2, "settings": {"text": ["a b/c.txt"]}}
+    expected = {**told, "text": "see q.txt and https://a/b/c", "settings": {"text": ["c.txt"]}}
+    assert without_folders(told) == expected
