@@ -25,6 +25,8 @@ OPERATORS = f"hf_longattn{COPY}"
 """The namespace of torch operators."""
 LOGGER = "transformers.hf_longattn"
 """Below transformers' logger, whose verbosity applies."""
+PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
+"""Files in which a training writes its answers to the validation data, some of which quote these data."""
 TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")

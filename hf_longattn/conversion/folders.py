@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, in_one_line
 from ..hub import BUNDLED_CODE, write_model_card
+from ..naming import PREDICTIONS
 from ..private_apis import model_type_table
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
@@ -32,7 +33,7 @@ from .writing import write_result
 
 LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
-    "learning_rates.json", "predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json",
+    "learning_rates.json", *PREDICTIONS,
 )  # fmt: skip
 """Files of a source that a result has anew (reports are of one command's result), or that are of its training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")

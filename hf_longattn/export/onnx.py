@@ -324,6 +324,7 @@ def write_graph(
         try:
             say(f"tracing {type(graph.model).__name__} as one graph")
             traced = graph.traced(max_length)
+            _forget_folders(traced.program)
             say(f"writing {file.name}")
             if format == "torch":
                 torch.export.save(traced.program, file)
@@ -348,6 +349,14 @@ def write_graph(
         graph.name_axes(onnx.model)
         onnx.save(str(file))
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
+
+
+def _forget_folders(program: torch.export.ExportedProgram) -> None:
+    """Remove from every node in which files of this machine its operation was called."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def has_experts(model: nn.Module) -> bool:

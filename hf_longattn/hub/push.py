@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, get_token
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
 from ..local_names import without_folders
+from ..naming import PREDICTIONS
 from ..reading import check_link, homes_of, read_json_object, read_text
 from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card
@@ -27,9 +28,10 @@ from .usage import ADAPTER, next_step, remote_usage
 
 LEFT_OUT = (
     ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt",
-    "rng_state*", "__pycache__",
+    "rng_state*", "__pycache__", *PREDICTIONS,
 )  # fmt: skip
-"""Files of a training run rather than of its model; ``training_args.bin`` is a pickle that may contain a token."""
+"""Files of a training run rather than of its model; ``training_args.bin`` is a pickle that may contain a token, and
+predictions quote the data."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.pt2")
 RECORDS = ("*_report.json", "training_log.json", "distillation_log.jsonl", "trainer_state.json", "*_results.json")
 """Reports and logs, which name files and folders of the machine that wrote them."""
@@ -133,6 +135,7 @@ def _push(
     with translated_errors(repo_id, api.token):
         if (place / "README.md").is_file():
             read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
+        _changed(place, files, repo_id)  # what is damaged is refused then, too
         name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         info = api.model_info(name)
         if private and not info.private:
@@ -141,7 +144,7 @@ def _push(
             api.create_branch(name, branch=revision, exist_ok=True)
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, has_card)
-    changed = {**_adapter(place, name), **_records(place, files, name), **({"README.md": text} if text is not None else {})}
+    changed = _changed(place, files, name) | ({"README.md": text} if text is not None else {})
     with tempfile.TemporaryDirectory() as temporary:  # exactly what is uploaded: texts for the repository, and links to the other files
         stage = Path(temporary)
         for file in {*files, *changed}:
@@ -224,6 +227,11 @@ def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
     if config.get("auto_map") and "trust_remote_code" not in text:
         text = f"{text.rstrip()}\n\n{remote_usage(place, config, name, metadata)}\n"
     return text, "the folder's"
+
+
+def _changed(place: Path, files: list[str], name: str) -> dict[str, str]:
+    """Path -> what is uploaded in place of files that are not for others as they are."""
+    return {**_adapter(place, name), **_records(place, files, name)}
 
 
 def _adapter(place: Path, name: str) -> dict[str, str]:

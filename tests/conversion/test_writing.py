@@ -105,7 +105,9 @@ def test_generation_length_follows_where_it_was_the_models_limit(before: int, af
 def test_what_belongs_to_the_model_is_copied_and_nothing_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM")
     kept = {"chat_template.jinja": "{{ messages }}", "LICENSE": "Apache-2.0", "special_tokens_map.json": "{}"}
-    left = {"training_args.bin": "pickle", "optimizer.pt": "pickle", "trainer_state.json": "{}"}
+    left = {"training_args.bin": "pickle", "optimizer.pt": "pickle", "predictions.txt": "A summary."}
+    of_training = ("trainer_state", "training_log", "eval_results", "distillation_report", "predictions", "nbest_predictions", "null_odds")
+    left |= {f"{name}.json": "{}" for name in of_training}
     for name, text in {**kept, **left, "README.md": "# short"}.items():
         (source / name).write_text(text)
     (source / "additional_chat_templates").mkdir()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import hf_longattn
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
 from hf_longattn.cli.show import show_export
@@ -116,6 +117,11 @@ def test_llama_with_windows_and_linear_attention_generates_in_constant_memory(de
     axes = {one.name: one.shape for one in reader.session.get_inputs()}  # as optimum writes and transformers.js reads them
     assert axes["input_ids"] == ["batch_size", "sequence_length"]
     assert axes["past_key_values.0.key"] == ["batch_size", 2, "past_sequence_length_up_to_23", 16]
+
+
+def test_a_graph_does_not_say_where_the_packages_are_on_this_machine(decoder_graph: tuple[Path, Path]) -> None:
+    graph = (decoder_graph[1] / "model.onnx").read_bytes()
+    assert not any(str(Path(package.__file__ or "").parent).encode() in graph for package in (hf_longattn, torch))
 
 
 def test_positions_count_from_0_where_the_model_itself_starts_later(tmp_path: Path) -> None:

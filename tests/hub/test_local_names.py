@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.hub import push_model
 from hf_longattn.local_names import public_name, without_folders
@@ -66,7 +68,8 @@ def test_what_is_pushed_names_no_folder_of_this_machine(
     assert not ended.value.code, capsys.readouterr().err
     push_model(out, REPO, token=WRITER)
     sent = server.repos[REPO].branches["main"]
-    assert [name for name, content in sent.items() if private.name.encode() in content] == []
+    places = [private.name, *(str(Path(package.__file__ or "").parent) for package in (hf_longattn, torch))]
+    assert [(name, place) for name, content in sent.items() for place in places if place.encode() in content] == []
 
 
 @pytest.mark.parametrize(

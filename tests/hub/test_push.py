@@ -137,11 +137,12 @@ def test_a_branch_of_its_own(server: Hub, model: Path) -> None:
 
 
 def test_what_belongs_to_training_is_left_out(server: Hub, model: Path) -> None:
-    for name in ("training_args.bin", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events"):
+    unwanted = ("training_args.bin", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events", "nbest_predictions.json")
+    for name in unwanted:
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(b"x")
     report = push_model(model, REPO, token=WRITER)
-    assert set(report.left_out) == {"training_args.bin", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events"}
+    assert set(report.left_out) == set(unwanted)
     assert not set(report.left_out) & set(server.repos[REPO].branches["main"])
 
 
@@ -210,12 +211,16 @@ def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, mo
     assert not server.repos[REPO].messages
 
 
-def test_a_card_that_the_hub_does_not_take_is_a_sentence(server: Hub, model: Path) -> None:
+def test_a_card_that_the_hub_does_not_take_and_a_damaged_log_are_refused_first(server: Hub, model: Path) -> None:
     (model / "README.md").write_text("---\nlicense: not-a-license\n---\n")
     with pytest.raises(HubError, match="must be one of"):
         push_model(model, REPO, token=WRITER)
     (model / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(CheckpointError, match=r"metadata .* cannot be read"):
+        push_model(model, REPO, token=WRITER)
+    (model / "README.md").unlink()
+    (model / "training_log.json").write_text('{"settings":')
+    with pytest.raises(CheckpointError, match=r"training_log.json' is damaged"):
         push_model(model, REPO, token=WRITER)
     assert REPO not in server.repos
 
