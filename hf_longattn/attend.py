@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.common.batch import Batch, documents_from, in_graph
+from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
-from .engines.common.dense import dtype_in_attention, nothing_seen
+from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running

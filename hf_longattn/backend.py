@@ -59,8 +59,8 @@ STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | No
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
-HIDDEN = -10_000.0
-"""The largest number that models add to the scores of padding in some models (MarkupLM); a softmax in fp32 leaves nothing of it."""
+PADDING_SCORE = -10_000.0
+"""Additive masks mark padding by scores at or below this (MarkupLM adds exactly this); a softmax in fp32 leaves nothing of it."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
 UNSUPPORTED_KEYWORDS = ("s_aux",)
@@ -423,7 +423,7 @@ def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
     known = getattr(mask, "_long_padding", None)
     if known is None or version is None or known[0] != version:
         row = mask[:, 0, 0]
-        weighs = mask.dtype != torch.bool and bool(((row != 0) & (row > HIDDEN)).any())
+        weighs = mask.dtype != torch.bool and bool(((row != 0) & (row > PADDING_SCORE)).any())
         known = version, weighs, None if weighs else padding_of_row(mask)
         mask._long_padding = known  # type: ignore[attr-defined]
     _, weighs, padding = known

@@ -16,7 +16,7 @@ from torch import Tensor
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile, fixed, rows_of
-from .common.dense import repeat_heads, same_dtype
+from .common.dense import repeat_heads, same_dtype, unit_stride
 from .cpu.block_selected import cpu_block_selected
 from .cuda.flex_blocks import flex_block_selected
 from .cuda.flex_selections import flex_selections
@@ -51,7 +51,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
             return out
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
+        q, k, v = (unit_stride(x) for x in same_dtype(q, k, v))
         return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
     key = "own blocks", length, block_size, call.causal, q.device
     parts = [*BYTE_CACHE.get(key, lambda: own_blocks(length, block_size, call.causal, q.device))]

@@ -8,7 +8,7 @@ from torch import Tensor
 from .common import accelerator
 from .common.axis_term import AxisTerm
 from .common.call import AttentionCall, DistanceBias, Pattern, attend_per_sequence
-from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
+from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype, unit_stride
 from .common.distance_term import distance_term_of, with_terms_written_out
 from .common.document_rows import Stacking
 from .common.place_term import PlaceTerm
@@ -64,7 +64,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if (term := distance_term_of(call.score_mod)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
     key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
     terms: tuple[Tensor | None, int, Tensor | None, Tensor | None] = None, 0, None, None
     if isinstance(bias, DistanceBias):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .common.call import AttentionCall, DistanceBias, Pattern
-from .common.dense import repeat_heads, same_dtype
+from .common.dense import repeat_heads, same_dtype, unit_stride
 from .common.distance_term import DistanceTerm, distance_term_of
 from .cpu.distance_band import cpu_distances, distances_forward
 from .cpu.flash import mask_dtype
@@ -24,7 +24,7 @@ def distance_attention(
         chunk: tokens of a chunk, whose queries all see the same keys (but those after them, where that is causal); 0 for a band.
     """
     scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     p, table = term.queries.to(dtype), term.table.to(dtype)
     e, key_table = (None if x is None else x.to(dtype) for x in (term.of_keys, term.key_table))
     q = q if term.content is None else q + (term.content[:, None] / scale).to(q.dtype)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .common.batch import nothing_seen
 from .common.call import AttentionCall, GatherTile
-from .common.dense import nothing_seen, repeat_heads, same_dtype
+from .common.dense import repeat_heads, same_dtype
 from .common.distance_term import with_terms_written_out
 from .common.plain import plain_gathered
 from .cpu.gathered import cpu_gathered, flat_rules

@@ -19,7 +19,7 @@ from torch import Tensor
 from .common.axis_tiles import AxisWindows, axis_tiles
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile
-from .common.dense import fused_attention, same_dtype
+from .common.dense import fused_attention, same_dtype, unit_stride
 from .common.grid import Grid
 from .common.grid_bias import GridBias
 from .cpu.grid_halo import cpu_halo
@@ -45,6 +45,7 @@ def halo_attention(
     q, k, v = same_dtype(q, k, v)
     bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
     if path == "cpu-halo":
+        q, k, v = (unit_stride(x) for x in (q, k, v))
         term = (None, (), ()) if bias is None else (bias.table, bias.sizes, bias.dilation)
         low, high = ([place for axis in windows for place in ends(axis)] for ends in (lambda axis: axis.low, lambda axis: axis.high))
         steps = [axis.step for axis in windows]

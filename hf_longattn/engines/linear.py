@@ -40,8 +40,6 @@ from .dispatch import ANY_CALL, DispatchContext, attempt, choose, fastest_path
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
-FLA_FP32_ERROR = 2e-3
-"""Largest error of linear attention by these kernels for fp32, relative to the largest value; of its gradients five times that."""
 ALIGNED_WIDTH = 16
 """Numbers of which the kernels load a multiple at once."""
 MAX_LOOPED_CHUNKS = 16

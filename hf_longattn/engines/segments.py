@@ -31,10 +31,6 @@ class Labels(NamedTuple):
     queries: Tensor
     keys: Tensor
 
-    def flipped(self) -> Labels:
-        """The labels of the tokens in reverse."""
-        return Labels(self.queries.flip(1), self.keys.flip(1))
-
 
 class Links(NamedTuple):
     """Whose sums each of n chunks starts with: a matrix of zeros and ones, in groups of chunks."""

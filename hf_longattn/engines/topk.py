@@ -121,7 +121,7 @@ def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, sp
     Args:
         q: ``(B, H, N, D)``; query i is in block ``i // span``.
         summaries: ``(B, H, n, D)``, the score of a block is q·summary.
-        kept: ``(B, n)`` bool, blocks that may be selected.
+        selectable: ``(B, n)`` bool, blocks that may be selected.
         causal: select among the blocks before the query's.
     """
 

@@ -206,6 +206,19 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
+@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).takes_fewer_queries], ids=str)
+def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
+    """As with a cache; a window leaves out keys of the row, but none that is real."""
+    options = {"window": 560} if "window" in mechanism_class(name).sample else {}
+    q, k, v = (x[:1].detach().requires_grad_() for x in qkv(600))
+    module, mask = built(name, **options).double(), torch.arange(600)[None] >= 60
+    out, expected = (run(q[:, :, -150:], k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend))
+    same(out, expected)
+    weight = torch.randn_like(out)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),

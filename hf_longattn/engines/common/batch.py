@@ -369,6 +369,11 @@ def last_real(mask: Tensor) -> Tensor:
     return mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1)
 
 
+def nothing_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of queries that see no key: zeros, whose gradients are zeros for q, k and v."""
+    return torch.zeros_like(q) + sum(x[..., :0].sum().to(q.dtype) for x in (q, k, v))
+
+
 def wrapped(places: Tensor, length: int) -> Tensor:
     """``places`` from -length to 2·length - 1 as indices of ``length`` tokens; ONNX has no remainder of a free length."""
     places = torch.where(places < length, places, places - length)

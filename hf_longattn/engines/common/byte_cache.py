@@ -62,7 +62,7 @@ class ByteCache:
         if entry is not None:
             entry.used = next(self._clock)
             return entry.value
-        value = _without_gradients(make)
+        value = _made_alone(make)
         if func_transforms():
             return value
         nbytes = (size or tensor_bytes)(value)
@@ -76,8 +76,11 @@ class ByteCache:
         if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
             return held[1]
         if func_transforms():
-            return _without_gradients(make)
-        value, drop = _without_gradients(make), self.drop  # at interpreter exit modules lose their names before the last tensors are freed
+            return _made_alone(make)
+        value, drop = (
+            _made_alone(make),
+            self.drop,
+        )  # at interpreter exit modules lose their names before the last tensors are freed
         refs = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
         self.put(entry_key, (refs, value), size(value))
         return value
@@ -124,9 +127,10 @@ class ByteCache:
         return len(self._entries)
 
 
-def _without_gradients(make: Callable[[], Value]) -> Value:
-    """``make()`` outside of inference mode, since calls that need gradients use the value, too."""
-    with torch.inference_mode(False), torch.no_grad():
+def _made_alone(make: Callable[[], Value]) -> Value:
+    """``make()`` outside of inference mode and of ``with torch.device(…)``: calls that need gradients use the value, too, and calls
+    without a default device. What ``make`` puts on another device than the CPU names it."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return make()
 
 

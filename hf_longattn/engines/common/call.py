@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ...errors import GridError, MaskError
 from .axis_term import AxisTerm
-from .batch import Batch, DocumentLabels, SequenceSpan, first_real, in_graph, roll_left, wrapped
+from .batch import Batch, DocumentLabels, SequenceSpan, first_real, in_graph, nothing_seen, roll_left, wrapped
 from .byte_cache import BYTE_CACHE
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
@@ -402,7 +402,7 @@ def attend_per_sequence(
     if how == "split":
         sequences = _split_sequences(q, k, v, call, batch)
         outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
-        return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else torch.zeros_like(q)
+        return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
     if how == "stacked":
         return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
     return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)

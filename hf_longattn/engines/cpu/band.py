@@ -39,6 +39,7 @@ from .flash import (
     few_keys_backward,
     flash,
     flash_backward,
+    like_bias,
     mask_dtype,
     merge_into,
     score_gradient,
@@ -569,7 +570,7 @@ def cpu_band_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`cpu_band` with respect to q, k, v and, with ``of_bias``, the bias (otherwise empty), in time and memory linear
     in the number of tokens."""
-    dbias = _like_bias(q, bias if of_bias else None).zero_()
+    dbias = like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = token_major(q.dtype, q, k, v)
     band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
     for x in (dq, dk, dv):
@@ -589,7 +590,7 @@ def cpu_band_backward(
             of_out, of_q, of_k, of_v = g.queries(into.grad), g.queries(item.q), g.keys(item.k), g.keys(item.v)
             inputs = (of_out, of_q, of_k, of_v, g.queries(into.out), g.queries(into.lse))
             parts = into.gradients_of_call(band, inputs, mask, distance, item.causal(band, plan))
-            if plan.dense and item.q.shape == q.shape and item.hole is None:  # nothing else adds to them
+            if plan.dense and item.q.shape == q.shape and item.k.shape == k.shape and item.hole is None:  # nothing else adds to them
                 return *parts, dbias
             g.queries(into.dq).add_(parts[0])
             g.add_to_keys(into.dk, parts[1])
@@ -620,10 +621,6 @@ def _columns_backward(item: Item, columns: Tensor, band: BandSettings, into: _Ba
         into.dv.index_add_(2, columns, parts[2])
 
 
-def _like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
-    return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
-
-
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, key_mask, global_mask, *ctx.settings, bias, ctx.ahead, places, tables = inputs
     ctx.mark_non_differentiable(output[1])
@@ -642,6 +639,6 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
 
 cpu_band.register_fake(lambda q, *_, **__: empty_results(q))
 cpu_band_backward.register_fake(
-    lambda _grad, q, k, v, *settings: (*token_major(q.dtype, q, k, v), _like_bias(q, settings[-3] if settings[-1] else None))
+    lambda _grad, q, k, v, *settings: (*token_major(q.dtype, q, k, v), like_bias(q, settings[-3] if settings[-1] else None))
 )
 cpu_band.register_autograd(_backward, setup_context=_setup_context)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..common.batch import in_graph
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import AttentionCall, Pattern
+from ..common.dense import unit_stride
 from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 from .flash import additive_mask, flash
 
@@ -28,6 +29,7 @@ def kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dt
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
     """One call of the CPU's fused kernel, with the additive mask of :func:`visible_mask`; keys after a query are left out if ``causal``."""
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     return refuse_second_derivatives(flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0])
 
 

@@ -54,6 +54,11 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     return token_major(q.dtype, q)[0], lse
 
 
+def like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
+    """Uninitialised gradient of a bias, in the dtype of masks; empty for ``None``."""
+    return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
+
+
 def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """Merge the output ``(…, N, D)`` and log-sum-exp ``(…, N)`` of a part with those of the parts before it, in place."""
     merged = torch.logaddexp(lse, part_lse)

@@ -29,6 +29,7 @@ from .flash import (
     few_keys_backward,
     flash,
     flash_backward,
+    like_bias,
     mask_dtype,
     merge_into,
     padding_of,
@@ -346,7 +347,7 @@ def cpu_halo_backward(
     dtype = mask_dtype(q)
     settings = _Settings.of(bias, sizes, prefix, low, high, steps, shared, bias_sizes, bias_steps, scale, dtype)
     sums = [x.zero_() for x in token_major(dtype, q, k, v)]
-    dbias = _like_bias(q, bias if of_bias else None).zero_()
+    dbias = like_bias(q, bias if of_bias else None).zero_()
     if shared:
         _shared_backward(settings, key_mask, grad, q, k, v, out, lse, sums, dbias if of_bias else None)
     buffers, masks = _Buffers(), _Masks(settings, dtype)
@@ -396,10 +397,6 @@ def _empty_results(q: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape[0], cells, q.shape[1], q.shape[3]).transpose(1, 2), lse
 
 
-def _like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
-    return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
-
-
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, key_mask, bias, *ctx.settings = inputs
     ctx.mark_non_differentiable(output[1])
@@ -418,7 +415,7 @@ cpu_halo.register_fake(lambda q, k, v, key_mask, bias, sizes, *_: _empty_results
 cpu_halo_backward.register_fake(
     lambda _grad, q, k, v, _out, _lse, _mask, bias, *settings: (
         *token_major(q.dtype, q, k, v),
-        _like_bias(q, bias if settings[-1] else None),
+        like_bias(q, bias if settings[-1] else None),
     )
 )
 cpu_halo.register_autograd(_backward, setup_context=_setup_context)

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.dense import unit_stride
 from ..common.derivatives import RunByKernel
-from .linear_kernel import LAUNCH, capability_refused, difference, one_refusal, precision_for, rows_together, tile_side
+from .linear_kernel import LAUNCH, capability_refused, difference, one_refusal, precision_for, tile_side
 
 logger = logging.getLogger(__name__)
 CHUNK = 64
@@ -55,7 +56,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
     kernels = triton_kernels()
     (batch, heads, length, features), width = q.shape, v.shape[3]
     count, rows = -(-length // CHUNK), batch * heads
-    q, k, v, g, beta = (rows_together(x) for x in (q, k, v, g.contiguous(), beta.contiguous()))
+    q, k, v, g, beta = (unit_stride(x) for x in (q, k, v, g.contiguous(), beta.contiguous()))
     states = torch.empty(batch, heads, count + 1, features, width, dtype=state.dtype, device=q.device)
     states[:, :, 0] = state
     updates, seen, out = (states.new_empty(batch, heads, length, size) for size in (width, features, width))

@@ -29,7 +29,7 @@ from ...private_apis import constant_in_graph, operator_arguments
 from ...private_apis import operator as torch_operator
 from ..common.batch import Batch
 from ..common.call import UNBOUNDED, AttentionCall, Pattern
-from ..common.dense import repeat_heads
+from ..common.dense import repeat_heads, unit_stride
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
 from .flex_kernel import MACHINE_ERRORS, NoKernel
@@ -218,8 +218,7 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
 
 def _stored(x: Tensor, width: int) -> Tensor:
     """``x (B, H, N, D)`` as the operator takes it, ``(B, N, H, width)``: a view where it was made by a projection."""
-    x = x.transpose(1, 2) if x.shape[3] == width else F.pad(x.transpose(1, 2), (0, width - x.shape[3]))
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return unit_stride(x.transpose(1, 2) if x.shape[3] == width else F.pad(x.transpose(1, 2), (0, width - x.shape[3])))
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:

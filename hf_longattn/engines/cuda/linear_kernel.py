@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.dense import repeat_heads
+from ..common.dense import repeat_heads, unit_stride
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .flex_kernel import MACHINE_ERRORS, NoKernel
 
@@ -76,7 +76,7 @@ class _Causal(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, normalise: bool, scale: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (rows_together(x) for x in (q, k, v))
+        q, k, v = (unit_stride(x) for x in (q, k, v))
         out, weights, kv_after, z_after = summed(q, k, v, kv, z, precision=precision_for(v), normalise=normalise, scale=scale)
         ctx.save_for_backward(q, k, v, kv, z, scale, *((out, weights) if normalise else ()))
         return out, kv_after, z_after
@@ -115,7 +115,7 @@ class _Added(torch.autograd.Function):
     def forward(
         ctx: Any, total: Tensor, weight: Tensor, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, first: int, reverse: bool
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = (rows_together(x) for x in (q, k, v))
+        q, k, v = (unit_stride(x) for x in (q, k, v))
         rows = slice(first, first + q.shape[2])
         onto = total[:, :, rows], weight[:, :, rows]
         summed(q, k, v, kv, z, precision=precision_for(v), reverse=reverse, onto=onto)
@@ -158,7 +158,7 @@ def _gradients_of_sums(
     grad_kv, grad_z = (torch.zeros_like(x) if grad_x is None else grad_x for grad_x, x in ((grad_kv, kv), (grad_z, z)))
     rest = -(width + 1) % ALIGNED
     of_out, values = F.pad(torch.cat([grad, shift], -1), (0, rest)), F.pad(F.pad(v.to(q.dtype), (0, 1), value=1.0), (0, rest))
-    grad = rows_together(grad)
+    grad = unit_stride(grad)
 
     def state_of_values(of_kv: Tensor, of_z: Tensor) -> Tensor:
         return F.pad(torch.cat([of_kv.mT, of_z[..., None, :]], -2), (0, 0, 0, rest))
@@ -252,11 +252,6 @@ def chunk_length(features: int, width: int, length: int) -> int:
 def tile_side(numbers: int, most: int = MOST_SIDE) -> int:
     """The side of a tile, a power of two, of which some hold so many numbers."""
     return min(most, max(LEAST_SIDE, 1 << (numbers - 1).bit_length()))
-
-
-def rows_together(x: Tensor) -> Tensor:
-    """``x`` with the numbers of a row side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def precision_for(v: Tensor) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.dense import unit_stride
 from ..common.derivatives import RunByKernel
-from .linear_kernel import BLOCK, LAUNCH, capability_refused, difference, one_refusal, precision_for, rows_together, tile_side
+from .linear_kernel import BLOCK, LAUNCH, capability_refused, difference, one_refusal, precision_for, tile_side
 
 Rule = Callable[..., tuple[Tensor, Tensor, Tensor]]
 """The three sums of q, k, v, γ, left, right, scale and the labels, in plain operations of their dtype."""
@@ -54,7 +55,7 @@ def _run(
     q: Tensor, k: Tensor, v: Tensor, factor: Tensor, left: int, right: int, scale: float, labels: Labels | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     (batch, heads, length, features), (kv_len, width) = q.shape, v.shape[2:]
-    q, k, v, factor = (rows_together(x) for x in (q, k, v, factor))
+    q, k, v, factor = (unit_stride(x) for x in (q, k, v, factor))
     out = torch.empty(batch, heads, length, width, dtype=torch.float32, device=q.device)
     weights, tops = (out.new_empty(batch, heads, length) for _ in range(2))
     of_queries, of_keys = (weights, weights) if labels is None else (x.contiguous() for x in labels)
