@@ -409,7 +409,7 @@ def test_the_command_says_one_sentence(
         (["--url", "http://127.0.0.1:9/embed", "--timeout", "-1"], "needs more than 0"),
         (["--onnx", str(tmp_path / "bad.onnx")], "cannot load"),
         (["--plot", str(tmp_path / "reach.xyz")], "Cannot draw"),
-        (["--plot", str(tmp_path / "none" / "reach.png")], "the folder .* does not exist"),
+        (["--plot", str(tmp_path / "none" / "reach.png")], "The folder .* does not exist"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["audit", folder, *line])
