@@ -25,6 +25,7 @@ def test_the_peak_is_above_zero() -> None:
     assert matrix_peak("fp32", "cpu", time.perf_counter) > 1e9
 
 
+@pytest.mark.slow
 def test_compiled_code_is_not_counted_and_stays_compiled() -> None:
     """A counter inside of it would send flex_attention to its plain form for good."""
     inputs = build_inputs("attention", Case("window", {"window": WINDOW}, length=256, heads=1, head_dim=16))
