@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,9 @@ from transformers import BertTokenizerFast
 from hf_longattn.audit import audit_reach
 from tests.audit.fakes import WORDS, graph, window
 
-uvicorn = pytest.importorskip("uvicorn")
+from .serving import ask, refusal, serving
+
+pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -43,53 +40,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    with serving(folder) as address:
-        yield address
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
     from examples import serve_encoder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENCODER", str(folder))
         app = serve_encoder.application()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server ended"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/embed"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
-
-
-def ask(url: str, texts: Any) -> Any:
-    request = urllib.request.Request(url, json.dumps({"inputs": texts}).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def refusal(url: str, texts: Any) -> tuple[int, Any]:
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        ask(url, texts)
-    return refused.value.code, json.loads(refused.value.read())["detail"]
+    with serving(app) as address:
+        yield f"{address}/embed"
 
 
 def test_many_clients_get_what_each_would_get_alone(url: str, folder: Path) -> None:
     texts = [" ".join(WORDS[(number + step) % len(WORDS)] for step in range(1 + 31 * number % 250)) for number in range(48)]
     with ThreadPoolExecutor(8) as clients:
-        embeddings = list(clients.map(lambda text: ask(url, [text])[0], texts))
+        embeddings = list(clients.map(lambda text: ask(url, inputs=[text])[0], texts))
     tokenizer = BertTokenizerFast.from_pretrained(folder)
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     for text, embedding in zip(texts, embeddings, strict=True):
         ids = np.array([tokenizer(text)["input_ids"]])
         mean = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0][0].mean(0)
         np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=1e-5)
-    np.testing.assert_allclose(ask(url, texts), embeddings, atol=1e-5)
+    np.testing.assert_allclose(ask(url, inputs=texts), embeddings, atol=1e-5)
 
 
 def test_the_default_prompt_is_read_before_each_text(folder: Path, tmp_path: Path) -> None:
@@ -105,9 +75,9 @@ def test_the_default_prompt_is_read_before_each_text(folder: Path, tmp_path: Pat
 def test_texts_and_tokens_of_a_request_are_bounded(url: str) -> None:
     longer = "A text is longer than the 256 tokens that the model reads; send parts."
     for words in (300, 10_000):  # the second is not tokenised
-        assert refusal(url, ["tree " * words]) == (413, longer)
+        assert refusal(url, inputs=["tree " * words]) == (413, longer)
     for texts, problem in ([], "at least 1 item"), (["a"] * 257, "at most 256 items"), ([1], "valid string"):
-        code, problems = refusal(url, texts)
+        code, problems = refusal(url, inputs=texts)
         assert code == 422
         assert problem in problems[0]["msg"]
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +12,9 @@ from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training import load_qa_model
 from tests.stand_ins import StandIns
 
-uvicorn = pytest.importorskip("uvicorn")
+from .serving import ask, refusal, serving
+
+pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
 STORY = "The house is old. " * 30 + "Mary painted the door green. " + "Birds sing in the garden. " * 900
@@ -40,21 +36,8 @@ def url(folder: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("READER", str(folder))
         app = serve_reader.application()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server ended"
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/answer"
-    server.should_exit = True
-    thread.join(timeout=30)
-
-
-def ask(url: str, **request: Any) -> Any:
-    wanted = urllib.request.Request(url, json.dumps(request).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(wanted, timeout=60) as answer:
-        return json.load(answer)
+    with serving(app) as address:
+        yield f"{address}/answer"
 
 
 def test_many_clients_get_what_the_reader_answers(url: str, folder: Path) -> None:
@@ -73,7 +56,6 @@ def test_many_clients_get_what_the_reader_answers(url: str, folder: Path) -> Non
 
 def test_what_is_no_question_is_refused(url: str) -> None:
     for request, problem in ({"question": "", "context": "a"}, "at least 1 character"), ({"question": "a"}, "Field required"):
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(url, **request)
-        assert refused.value.code == 422
-        assert problem in json.loads(refused.value.read())["detail"][0]["msg"]
+        code, problems = refusal(url, **request)
+        assert code == 422
+        assert problem in problems[0]["msg"]
