@@ -1,4 +1,4 @@
-"""Which of Trainer's checkpoints a run can resume from: the latest one whose files are complete."""
+"""What a run can resume from: the latest of Trainer's checkpoints whose files are complete, or a finished part of a distillation."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ from hf_longattn.naming import LOGGER
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
 """The file that is written last."""
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints of all stages, in the output of an attention distillation."""
+STAGE_1 = "stage1"
+"""The folder of the model after stage 1, in the output of an attention distillation; it appears whole."""
+DISTILLATION_REPORT = "distillation_report.json"
+"""What an attention distillation writes last."""
+RATES = "learning_rates.json"
+"""The learning rates that were tried, in the output of an attention distillation."""
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 logger = logging.get_logger(LOGGER)
@@ -97,7 +105,32 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def stage_checkpoints(folder: Path, stage: int) -> Path:
     """The folder of the checkpoints of a training's stage 1 or 2, where it has stages; ``folder`` is its output."""
-    return folder / "checkpoints" / f"stage{stage}"
+    return folder / CHECKPOINTS / f"stage{stage}"
+
+
+def newest_of_stage(folder: Path, stage: int) -> str | None:
+    """The latest complete checkpoint of a stage; ``None`` if the stage has to start, perhaps again, from what :func:`finished_part` finds.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is complete, and no part is finished.
+    """
+    try:
+        return newest_checkpoint(stage_checkpoints(folder, stage))
+    except CheckpointError as error:
+        part = finished_part(folder)
+        if part is None:
+            raise
+        logger.warning(f"Stage {stage} starts again, since {str(error).partition(';')[0]}; {part}.")
+        return None
+
+
+def finished_part(folder: Path) -> str | None:
+    """What an attention distillation in ``folder`` resumes from without a checkpoint, in words; ``None`` if no part of it is finished."""
+    if (folder / STAGE_1 / DISTILLATION_REPORT).is_file():
+        return f"stage 1 is complete in {folder / STAGE_1}"
+    if (folder / RATES).is_file():
+        return f"the learning rates that were tried are in {folder / RATES}"
+    return None
 
 
 def check_checkpoint(checkpoint: Path) -> str:

@@ -359,15 +359,18 @@ def save_run(
     return log
 
 
-def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
+def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str, *, output: Path) -> None:
     """Save a model by itself, without a trainer: with its tokenizer, and whatever else belongs to ``source``, which it was trained from.
+
+    Args:
+        output: the output of the run, which has what it can resume from.
 
     Raises:
         CheckpointError: the disk became full.
     """
     from hf_longattn.conversion import complete_folder
 
-    with one_sentence_if_full(folder), saving():
+    with one_sentence_if_full(output), saving():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         complete_folder(folder, source)

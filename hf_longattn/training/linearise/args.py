@@ -12,7 +12,7 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
 from hf_longattn.training.args import argument
-from hf_longattn.training.checkpoints import stage_checkpoints
+from hf_longattn.training.checkpoints import CHECKPOINTS, stage_checkpoints
 from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
 from hf_longattn.training.training_args import LongTrainingArguments
 
@@ -193,7 +193,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
     def trial_args(self, stage: int) -> LongTrainingArguments:
         """The arguments of a short run of a stage that tries a learning rate."""
         return self._single_run(
-            stage, output_dir=str(self.folder / "checkpoints" / "rates"), max_steps=self.rate_steps, save_strategy="no", report_to="none",
+            stage, output_dir=str(self.folder / CHECKPOINTS / "rates"), max_steps=self.rate_steps, save_strategy="no", report_to="none",
             learning_rate=self.learning_rate_of(stage),
         )  # fmt: skip
 

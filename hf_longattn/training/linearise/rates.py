@@ -20,9 +20,9 @@ from torch import nn
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.reading import read_json_object
 from hf_longattn.staging import write_text
+from hf_longattn.training.checkpoints import RATES
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 
-RATES = "learning_rates.json"
 STEP = math.sqrt(10)
 """Ratio of neighbouring rates."""
 

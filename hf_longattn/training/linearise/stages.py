@@ -24,15 +24,15 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.hub import push_model
 from hf_longattn.naming import LOGGER
-from hf_longattn.staging import write_text
+from hf_longattn.staging import staged_folder, write_text
 from hf_longattn.training.adapters import low_rank_updates
-from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, newest_of_stage
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import keep_softmax
 from hf_longattn.training.linearise.matching import Batch, Factors, MatchingModel, held_out_loss, matching, measured, without_cache
 from hf_longattn.training.linearise.rates import RateTrials, chosen_rate, rates_around, read_rates, readable, write_rates
 from hf_longattn.training.linearise.student import processes
-from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, Teacher
+from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.results import counted, error_of, sources_in_words
@@ -41,7 +41,6 @@ from hf_longattn.training.training_loop import RunSettings, save_whole, versions
 
 logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
-STAGE_1 = "stage1"
 NO_GAP = 0.01
 """Nats; a share of a smaller gap says nothing."""
 SAME_INPUTS = "The choice was made on the same held-out inputs, so the losses are somewhat lower than on others."
@@ -85,7 +84,7 @@ class Stages:
                     kept_layers = keep_softmax(model, args.softmax_layers, self.batches)
                     self.report["softmax_layers"] = {**kept_layers.to_dict(), **measured(model, self.batches)}
         if args.runs(1) and args.runs(2) and done is None:
-            self.write(model, output / STAGE_1)
+            self.write_stage_1(model)
         if args.runs(2):
             with without_cache(model):
                 self.stage_2(model)
@@ -136,7 +135,7 @@ class Stages:
         self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None = None
     ) -> None:  # fmt: skip
         """Train, or resume from the latest checkpoint of this stage; ``measure`` the held-out loss, to choose a learning rate by."""
-        args, folder = self.args, self.args.checkpoints(stage)
+        args = self.args
         rate = self.learning_rate(model, stage, length, measure, teacher)
         transformers.set_seed(args.seed)
         trainer = LineariseTrainer(
@@ -145,7 +144,7 @@ class Stages:
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
         trainer.add_callback(RunSettings(self.run.settings))
-        trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if args.resume else None)
+        trainer.train(resume_from_checkpoint=newest_of_stage(args.folder, stage) if args.resume else None)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
 
@@ -189,9 +188,20 @@ class Stages:
         """Write checkpoint, tokenizer and report; the first process does, the others wait."""
         if processes().is_main_process:
             (folder / DISTILLATION_REPORT).unlink(missing_ok=True)  # of an earlier run, whose model is replaced
-            save_whole(model, self.tokenizer, folder, self.run.model.model)
-            write_report(self.report, folder)
+            self.save(model, folder)
         processes().wait_for_everyone()
+
+    def write_stage_1(self, model: PreTrainedModel) -> None:
+        """Write what stage 2 starts from, whole or not at all."""
+        if processes().is_main_process:
+            with staged_folder(self.args.folder / STAGE_1, overwrite=True) as stage:
+                self.save(model, stage)
+        processes().wait_for_everyone()
+
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        """Checkpoint, tokenizer and report."""
+        save_whole(model, self.tokenizer, folder, self.run.model.model, output=self.args.folder)
+        write_report(self.report, folder)
 
 
 def held_out_batches(inputs: Dataset, masks: RepeatableMasks, count: int, size: int) -> list[Batch]:

@@ -24,12 +24,11 @@ from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.modeling.family.definition import length_before_conversion
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.reading import read_json_object
+from hf_longattn.training.checkpoints import DISTILLATION_REPORT
 from hf_longattn.training.linearise.args import EVERYWHERE, LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.matching import Batch, shifted
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import frozen_teacher
-
-DISTILLATION_REPORT = "distillation_report.json"
 
 
 @dataclass(frozen=True)

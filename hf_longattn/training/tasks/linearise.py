@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,22 @@ from hf_longattn.mechanisms import Mechanism
 from hf_longattn.naming import CONVERSION_REPORT
 from hf_longattn.reading import read_json_object
 from hf_longattn.tasks import Task
-from hf_longattn.training.checkpoints import check_same_model, check_same_name, newest_checkpoint
+from hf_longattn.training.checkpoints import (
+    CHECKPOINTS,
+    DISTILLATION_REPORT,
+    RATES,
+    STAGE_1,
+    check_same_model,
+    check_same_name,
+    checkpoints,
+    finished_part,
+    newest_of_stage,
+)
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import number_to_restore
-from hf_longattn.training.linearise.rates import RATES
-from hf_longattn.training.linearise.stages import STAGE_1, Stages, held_out_batches, markdown, read_report
+from hf_longattn.training.linearise.stages import Stages, held_out_batches, markdown, read_report
 from hf_longattn.training.linearise.student import CONVERTED, load_student, processes
-from hf_longattn.training.linearise.teacher import DISTILLATION_REPORT, check_original
+from hf_longattn.training.linearise.teacher import check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
 from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import check_holds_no_model, prepare_run
@@ -59,6 +70,14 @@ def linearise_attention(
             shutil.rmtree(old, ignore_errors=True)
         (training_args.folder / RATES).unlink(missing_ok=True)
     processes().wait_for_everyone()
+    with removed_if_useless(training_args):
+        return distil(run, model_args, data_args, training_args)
+
+
+def distil(
+    run: TaskArguments, model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
+) -> dict[str, Any]:
+    """The run itself, when its output may be written; returns the report."""
     model, tokenizer, objective = load_student(model_args, data_args, training_args)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.check_length(length)
@@ -74,6 +93,23 @@ def linearise_attention(
     size = training_args.per_device_train_batch_size
     batches = held_out_batches(to_inputs(held_out, tokenizer, length), masks, training_args.held_out_inputs, size)
     return Stages(run, model_args, training_args, tokenizer, objective, length, documents, masks, batches).all_stages(model)
+
+
+@contextmanager
+def removed_if_useless(args: LineariseTrainingArguments) -> Iterator[None]:
+    """Remove what a run that fails has made in its output, unless a run can resume from it: the next one would be refused for it. The log
+    stays."""
+    made = [path for path in (args.folder / CONVERTED, args.folder / CHECKPOINTS) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        resumable = finished_part(args.folder) is not None or any(checkpoints(args.checkpoints(stage)) for stage in (1, 2))
+        if processes().is_main_process and not resumable:
+            for path in made:
+                shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # not empty
+                args.folder.rmdir()
+        raise
 
 
 def check_output(args: LineariseTrainingArguments) -> None:
@@ -121,10 +157,10 @@ def check_resumable(run: TaskArguments) -> None:
     report = read_report(args.folder / STAGE_1)
     if report is not None:
         check_same_name(report["settings"].get("model"), run.model.model, args.folder)
-    newest = [start for stage in (1, 2) if (start := newest_checkpoint(args.checkpoints(stage))) is not None]
+    newest = [start for stage in (1, 2) if (start := newest_of_stage(args.folder, stage)) is not None]
     for start in newest:
         check_same_model(Path(start), run.model.model)
-    if report is None and not newest and not (args.folder / RATES).is_file():
+    if not newest and finished_part(args.folder) is None:
         raise CheckpointError(f"there is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew")
 
 

@@ -25,6 +25,7 @@ from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.training.linearise.stages import LOG_NAME, recovered
 from hf_longattn.training.linearise.trainer import DivergenceError
+from hf_longattn.training.processes import how_to_resume
 from hf_longattn.training.tasks.linearise import linearise_attention
 from tests.grids import quickly
 from tests.training.linearise.conftest import Kill, Start
@@ -205,3 +206,19 @@ def test_the_recovered_share() -> None:
     assert recovered(2.0, 6.0, 3.0) == pytest.approx(0.75)
     assert recovered(2.0, 2.0, 1.9) is None
     assert recovered(2.0, 2.001, 1.9) is None
+
+
+def test_a_run_that_fails_leaves_nothing_that_keeps_the_next_one_from_starting(start: Start, tmp_path: Path, kill: Kill) -> None:
+    """It fails after the conversion, and in stage 1 without checkpoints; then another checkpoint is distilled into the same folder."""
+    with pytest.raises(LongAttentionError, match="missing"):
+        linearise_attention(*start(text=[str(tmp_path / "missing.txt")]))
+    assert not (tmp_path / "out").exists()
+    kill(1, start(save_strategy="no", disable_tqdm=True))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOG_NAME]
+    assert how_to_resume(tmp_path / "out").endswith("run again from the beginning, with --overwrite")
+    kill(2, start(kind="clm", save_strategy="no"))
+    out = tmp_path / "out"
+    assert how_to_resume(out) == f"stage 1 is complete in {out}/stage1; run again with --resume"
+    assert not list(out.glob(".*"))
+    (out / "checkpoints" / "stage2" / "checkpoint-2").mkdir(parents=True)  # whose save was interrupted
+    assert linearise_attention(*start(kind="clm", save_strategy="no", resume=True))["steps"] == {"stage1": 6, "stage2": 6}

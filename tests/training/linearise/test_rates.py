@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from hf_longattn.errors import MissingExtraError, OptionError
-from hf_longattn.training.linearise.rates import RATES, chosen_rate, rates_around
+from hf_longattn.training.checkpoints import RATES
+from hf_longattn.training.linearise.rates import chosen_rate, rates_around
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.tasks.linearise import linearise_attention
 from tests.training.linearise.conftest import Start
