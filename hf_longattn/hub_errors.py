@@ -100,10 +100,13 @@ def check_token(repo_id: str, token: str | bool | None = None) -> None:
     """Refuse an upload for which there is no token, before anything slow is imported or made.
 
     Raises:
-        HubError: no token is given, in HF_TOKEN, or stored by `hf auth login`.
+        HubError: no token is given, in HF_TOKEN, or stored by `hf auth login`; or it has characters that no token has.
     """
-    if not (token if isinstance(token, str) else token is not False and get_token()):
+    known = token if isinstance(token, str) else None if token is False else get_token()
+    if not known:
         raise HubError(f"{repo_id!r} needs a token; {LOG_IN}.")
+    if not (known.isascii() and known.isprintable() and " " not in known):
+        raise HubError(f"The token has characters that no token has; copy it again from {constants.ENDPOINT}/settings/tokens.")
 
 
 def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> None:

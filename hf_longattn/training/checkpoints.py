@@ -45,7 +45,7 @@ def newest_checkpoint(folder: Path) -> str | None:
         why = damage(path)
         if why is None:
             if damaged:
-                logger.warning(f"Resuming from {path}, because {'; '.join(damaged)}.")
+                logger.warning_once(f"Resuming from {path}, because {'; '.join(damaged)}.")
             return str(path)
         damaged.append(f"{path.name} {why}")
     if damaged:
@@ -109,24 +109,32 @@ def stage_checkpoints(folder: Path, stage: int) -> Path:
 
 
 def newest_of_stage(folder: Path, stage: int) -> str | None:
-    """The latest complete checkpoint of a stage; ``None`` if the stage has to start, perhaps again, from what :func:`finished_part` finds.
+    """The latest complete checkpoint of a stage; ``None`` if the stage has to start, perhaps again, from what :func:`finished_part` finds,
+    or if it is complete.
 
     Raises:
         CheckpointError: there are checkpoints, but none is complete, and no part is finished.
     """
+    if stage == 1 and stage_1_is_complete(folder):
+        return None
     try:
         return newest_checkpoint(stage_checkpoints(folder, stage))
     except CheckpointError as error:
         part = finished_part(folder)
         if part is None:
             raise
-        logger.warning(f"Stage {stage} starts again, since {str(error).partition(';')[0]}; {part}.")
+        logger.warning_once(f"Stage {stage} starts again, since {str(error).partition(';')[0]}; {part}.")
         return None
+
+
+def stage_1_is_complete(folder: Path) -> bool:
+    """Whether an attention distillation in ``folder`` starts at stage 2 when it is resumed."""
+    return (folder / STAGE_1 / DISTILLATION_REPORT).is_file()
 
 
 def finished_part(folder: Path) -> str | None:
     """What an attention distillation in ``folder`` resumes from without a checkpoint, in words; ``None`` if no part of it is finished."""
-    if (folder / STAGE_1 / DISTILLATION_REPORT).is_file():
+    if stage_1_is_complete(folder):
         return f"stage 1 is complete in {folder / STAGE_1}"
     if (folder / RATES).is_file():
         return f"the learning rates that were tried are in {folder / RATES}"

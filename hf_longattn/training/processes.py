@@ -21,7 +21,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from hf_longattn.errors import CheckpointError, LongAttentionError, error_line
-from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, finished_part, newest_checkpoint, stage_checkpoints
+from hf_longattn.training.checkpoints import finished_part, newest_checkpoint, stage_1_is_complete, stage_checkpoints
 
 BEAT = 2.0
 """Seconds between two heartbeats."""
@@ -46,8 +46,8 @@ def is_distributed() -> bool:
 
 def how_to_resume(folder: Path) -> str:
     """What was saved in ``folder``, and how to continue from it."""
-    stage_1_done = (folder / STAGE_1 / DISTILLATION_REPORT).is_file()
-    for place in (folder, *(stage_checkpoints(folder, stage) for stage in ((2,) if stage_1_done else (2, 1)))):
+    stages = (2,) if stage_1_is_complete(folder) else (2, 1)
+    for place in (folder, *(stage_checkpoints(folder, stage) for stage in stages)):
         with suppress(CheckpointError):
             if (newest := newest_checkpoint(place)) is not None:
                 return f"the latest complete checkpoint is {newest}; run again with --resume"

@@ -178,6 +178,8 @@ def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp
     ("repo", "token", "sentence"),
     [
         (REPO, None, "needs a token"),
+        (REPO, "hf_\udcff", "characters that no token has"),
+        (REPO, "hf_a b", "characters that no token has"),
         (REPO, "hf_unknownUNKNOWNunknown", "does not know this token"),
         (REPO, READER, "may not write"),
         (REPO, STRANGER, "may not write"),

@@ -448,7 +448,9 @@ def test_options_work_together(
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_a_run_is_resumed_unless_it_is_of_another_model(task: str, runner: Runner, models: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_is_resumed_unless_it_is_of_another_model(
+    task: str, runner: Runner, models: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     assert runner(task, "--save_strategy steps --save_steps 1")[0] == 0
@@ -466,6 +468,13 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(task: str, runner: Runne
     for folder in {path.parent for path in run.checkpoints}:
         for path in folder.glob("checkpoint-*"):
             (path / "trainer_state.json").unlink()
+    if task == "linearise":  # a complete stage 1 is enough to resume from
+        caplog.clear()
+        code, run = runner(task, f"--resume {further}")
+        assert code == 0, run.said
+        assert len(run.batches) == run.history[-1]["step"] == 3
+        assert re.findall(r"Stage \d starts again", caplog.text) == ["Stage 2 starts again"]
+        (run.folder / "stage1" / "distillation_report.json").unlink()
     code, run = runner(task, f"--resume {further}")
     assert code == 1
     is_one_sentence(run.said, r"no checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
