@@ -206,6 +206,13 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
 
 
+UNFIT_TORCHVISION = (
+    "The installed torchvision does not fit the installed torch; install both from one place, for a machine without a GPU by "
+    "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu, or remove it by "
+    "pip uninstall torchvision."
+)
+
+
 def lacks_fitting_torchvision(error: BaseException | None) -> bool:
     """Whether an error means that torchvision was built for another torch: transformers imports it with its pictures, and fails at that."""
     while error is not None:

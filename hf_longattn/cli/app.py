@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, shortened
+from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, shortened
 from . import audit, compress, convert, diagnose, env, export, hub, inspect, probe, search, train
 from .help import add_command
 
@@ -84,11 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError as error:
         if not lacks_fitting_torchvision(error):
             raise
-        _fail(
-            "The installed torchvision does not fit the installed torch; install both from one place, for a machine without a GPU by "
-            "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu, or remove it by "
-            "pip uninstall torchvision."
-        )
+        _fail(UNFIT_TORCHVISION)
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import EXTRAS
+from ..errors import EXTRAS, UNFIT_TORCHVISION
 from . import options as flags
 from .terminal import print_json, say
 
@@ -27,7 +28,7 @@ PURPOSES = {
     "plot": "drawings: `--plot`, `longattn diagnose --html`",
     "search": "`longattn search`, and trials of learning rates",
     "sentence": "`longattn train embed`",
-    "serve": "the example server of exported encoders",
+    "serve": "the example servers of a clone, for embeddings, classes and answers",
 }
 """What each extra is for, in the words of a user."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
@@ -46,6 +47,8 @@ def env(as_json: flags.Json = False) -> None:
         missing = [name for name, installed in about["packages"].items() if installed is None]
         packages = ", ".join(f"{name} {installed or 'missing'}" for name, installed in about["packages"].items())
         say(f"- {extra} ({about['purpose']}): {packages}" + (f"; pip install 'hf-longattn[{extra}]'" if missing else ""))
+    for problem in environment["problems"]:
+        say(f"- {problem}")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -64,6 +67,7 @@ def describe_environment() -> dict[str, Any]:
             extra: {"purpose": PURPOSES[extra], "packages": {name: installed_version(name) for name in packages}}
             for extra, packages in EXTRAS.items()
         },
+        "problems": [] if torchvision_fits() else [UNFIT_TORCHVISION],
     }
 
 
@@ -77,6 +81,19 @@ def installed_version(module: str) -> str | None:
         except PackageNotFoundError:
             continue
     return "unknown"
+
+
+def torchvision_fits() -> bool:
+    """Whether torchvision, where it is installed, was built for the installed torch, as both packages say: without importing either.
+
+    Builds of one place have the same mark (``2.13.0+cpu``, ``0.28.0+cpu``), and torchvision requires one version of torch.
+    """
+    torch, torchvision = (installed_version(name) for name in ("torch", "torchvision"))
+    if torch is None or torchvision is None:
+        return True
+    (number, _, build), built_for = torch.partition("+"), torchvision.partition("+")[2]
+    wanted = [found[1] for need in requires("torchvision") or () if (found := re.match(r"torch\s*\(?==\s*([\w.]+)", need))]
+    return build == built_for and wanted in ([], [number])
 
 
 def processor_name() -> str:

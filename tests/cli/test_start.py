@@ -14,9 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from hf_longattn.cli import app, main
-from hf_longattn.cli.env import PURPOSES, describe_environment
+from hf_longattn.cli.env import PURPOSES, describe_environment, installed_version
 from hf_longattn.cli.help import RARE_OPTIONS
-from hf_longattn.errors import EXTRAS
+from hf_longattn.errors import EXTRAS, UNFIT_TORCHVISION
 
 from ..warm import run_fresh
 from .imports import list_slow_imports
@@ -81,6 +81,28 @@ def test_a_shell_completes_commands_and_flags() -> None:
     for words, completions in ("longattn con", ["convert"]), ("longattn convert --mech", ["--mechanism"]):
         variables = {"_LONGATTN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         assert CliRunner().invoke(app, [], prog_name="longattn", env=variables).output.split() == completions
+
+
+@pytest.mark.parametrize(
+    ("torchvision", "needs", "fits"),
+    [
+        ("0.28.0+cpu", ["numpy", "torch==2.13.0"], True),
+        ("0.28.0", ["torch==2.13.0"], False),  # of PyPI, which is for CUDA
+        ("0.29.0+cpu", ["torch (==2.14.0)"], False),
+        ("0.28.0+cpu", None, True),
+        (None, None, True),
+    ],
+)
+def test_env_names_a_torchvision_of_another_torch(
+    torchvision: str | None, needs: list[str] | None, fits: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = installed_version
+    versions = {"torch": "2.13.0+cpu", "torchvision": torchvision}
+    monkeypatch.setattr("hf_longattn.cli.env.installed_version", lambda name: versions[name] if name in versions else installed(name))
+    monkeypatch.setattr("hf_longattn.cli.env.requires", lambda name: needs)
+    with pytest.raises(SystemExit):
+        main(["env"])
+    assert (UNFIT_TORCHVISION in capsys.readouterr().out) is not fits
 
 
 def test_env_says_what_is_installed_and_what_each_extra_is_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

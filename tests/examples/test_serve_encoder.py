@@ -1,4 +1,4 @@
-"""The example of a server over loopback: the embeddings of the graph, whoever else asks at the same time."""
+"""The example of a server over loopback: the outputs of the graph, whoever else asks at the same time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertTokenizerFast
+import torch
+from transformers import BertTokenizerFast, pipeline
 
+from hf_longattn import LongBertConfig, LongBertForSequenceClassification, export_checkpoint
 from hf_longattn.audit import audit_reach
 from tests.audit.fakes import WORDS, graph, window
 
@@ -114,5 +116,57 @@ def test_a_graph_without_embeddings_of_texts_is_refused_at_the_start(folder: Pat
     report = {"outputs": ["logits"], "min_length": 1, "max_length": LENGTH}
     (tmp_path / "copy" / "export_report.json").write_text(json.dumps(report))
     (tmp_path / "copy" / "config_sentence_transformers.json").unlink()  # which the export of another model does not have
-    with pytest.raises(ValueError, match="copy returns no sentence_embedding; export a model of sentence-transformers"):
+    with pytest.raises(ValueError, match="copy returns no sentence_embedding; export a model of sentence-transformers or a classifier"):
         Encoder(tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """The export of a classifier with large random weights in its head, so that scores differ; the model and the tokenizer."""
+    folder, vocabulary, labels = (
+        tmp_path_factory.mktemp("classifier"),
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS],
+        ["bad", "fair", "good"],
+    )
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=LENGTH)
+    torch.manual_seed(0)
+    config = LongBertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=LENGTH,
+        long_attention={"mechanism": "longformer", "window": 32},
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    model = LongBertForSequenceClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    model.save_pretrained(folder / "long")
+    tokenizer.save_pretrained(folder / "long")
+    export_checkpoint(folder / "long", folder / "onnx")
+    return folder / "onnx", model, tokenizer
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression", None])
+def test_a_classifier_scores_labels_as_the_pipeline_does(classifier: Any, tmp_path: Path, problem: str | None) -> None:
+    from examples.serve_encoder import application
+
+    exported, model, tokenizer = classifier
+    shutil.copytree(exported, tmp_path / "onnx")
+    settings = json.loads((exported / "config.json").read_text())
+    (tmp_path / "onnx" / "config.json").write_text(json.dumps({**settings, "problem_type": problem}))
+    model.config.problem_type = problem
+    pipe, texts = pipeline("text-classification", model=model, tokenizer=tokenizer), ["tree", " ".join(WORDS * 10)[:600], "value tree"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENCODER", str(tmp_path / "onnx"))
+        app = application()
+    with serving(app) as address:
+        answers = ask(f"{address}/predict", inputs=texts)
+        assert refusal(f"{address}/predict", inputs=["tree " * 300])[0] == 413
+    for text, answer in zip(texts, answers, strict=True):
+        expected = pipe(text, top_k=None)
+        assert [one["label"] for one in answer] == [one["label"] for one in expected]
+        np.testing.assert_allclose([one["score"] for one in answer], [one["score"] for one in expected], atol=1e-5)

@@ -92,6 +92,15 @@ def mpnet_long(folder: Path) -> None:
     converted("sentence-transformers/all-mpnet-base-v2", folder, "window", window=512, max_length=4096)
 
 
+@stand_in("bert-4096-reviews")
+def bert_reviews(folder: Path) -> None:
+    from hf_longattn import convert_checkpoint
+
+    plain = folder.with_name("bert-reviews")
+    small("bert", "BertForSequenceClassification", plain, 512)
+    convert_checkpoint(plain, folder, mechanism="longformer", verify=False, window=512, max_length=4096)
+
+
 @stand_in("allenai/longformer-base-4096")
 def longformer(folder: Path) -> None:
     """With the pickled weights of the published one."""
