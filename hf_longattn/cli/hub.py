@@ -70,12 +70,20 @@ def push_converted(destination: Path, repo: str, *, private: bool, token: str | 
     return report.to_dict()
 
 
+CARDS = {
+    "the folder's": "with the folder's card",
+    "written": "with a card written for it",
+    "the repository's": "the repository keeps its card",
+}
+"""Which card the repository has (:attr:`PushReport.card`), in words."""
+
+
 def _show(report: PushReport) -> None:
     from .terminal import say
 
     left_out = f"; left out: {', '.join(report.left_out)}" if report.left_out else ""
     say(report.url)
-    say(f"{len(report.files)} files in commit {report.commit[:12]} on {report.revision}; card: {report.card}{left_out}.")
+    say(f"{len(report.files)} files in commit {report.commit[:12]} on {report.revision}; {CARDS[report.card]}{left_out}.")
 
 
 def card(

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -227,6 +228,7 @@ def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> Non
 def show_report(report: ConversionReport) -> None:
     """What was written, and the checks."""
     from ..conversion.report import POSITIONS
+    from ..hub.usage import next_step
 
     console = terminal.console()
     plan = report.plan
@@ -254,8 +256,14 @@ def show_report(report: ConversionReport) -> None:
     console.print(table, highlight=False)
     console.print()
     console.print(f"Verified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}.", highlight=False)
-    if report.train_command:
-        console.print(f"Next: {escape(report.train_command)}", highlight=False, soft_wrap=True)
+    if report.next_step is not None:
+        command = next_step(report.next_step, _as_typed(report.destination))
+        console.print(f"Next: {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def _as_typed(path: Path) -> str:
+    """A path from the working directory, if it is in there, or the whole path."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _show_warnings(console: terminal.Console, sentences: Sequence[str]) -> None:

@@ -58,11 +58,18 @@ def test_convert_writes_what_its_flags_say(long: Path) -> None:
     assert type(transformers.AutoModelForCausalLM.from_pretrained(long)).__name__ == "LongLlamaForCausalLM"
 
 
-def test_convert_reports_in_words_and_as_json(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_reports_in_words_and_as_json(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ("--mechanism", "window", "--option", "window=32", "--max-length", 128)
-    words = output(capsys, "convert", source, tmp_path / "words", *flags)
+    (tmp_path / "desk").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = output(capsys, "convert", source, "words", *flags)
     assert "padding changes nothing" in words
     assert "needs training" in words
+    assert "--model words " in words.splitlines()[-1]  # what was typed
+    monkeypatch.chdir(tmp_path / "desk")
+    assert f"--model {tmp_path / 'words'} " in output(capsys, "convert", source, "../words", *flags, "--overwrite").splitlines()[-1]
     report = json.loads(output(capsys, "convert", source, tmp_path / "json", *flags, "--json"))
     assert report["passed"]
     assert report["destination"] == str(tmp_path / "json")
