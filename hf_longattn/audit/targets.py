@@ -176,7 +176,7 @@ class LayerChanges:
             self._pass(lambda call: None, partial(self._keep, unfit))
             for module in unfit:
                 del self._layers[module]
-        self.stages = [f"layer {number}" for number in range(1, len(self.names) + 1)]
+        self.stages = [f"layer {number}" for number in range(len(self.names))]
         self.noise = [float(change.max()) for change in self.of([None] * len(self.names))] if self.names else []
 
     def _keep(self, unfit: list[nn.Module], call: LayerCall, output: Any) -> None:

@@ -24,7 +24,7 @@ LENGTH = 160
 class Layer:
     """A layer that is its matrix of dependence, ``(N, N)`` bool."""
 
-    stages: ClassVar = ["layer 1"]
+    stages: ClassVar = ["layer 0"]
     noise: ClassVar = [0.0]
     rounding: ClassVar = [0.0]
 
@@ -324,7 +324,7 @@ def test_the_cost_is_stated(decoder: PreTrainedModel) -> None:
 
 def test_stages_keep_pictures_of_the_first_runs() -> None:
     declared = REACHES["window"]
-    stage = Stage("layer 1", declared, 0.0, 0.0)
+    stage = Stage("layer 0", declared, 0.0, 0.0)
     for replacement in replacements(declared, Settings()):
         stage.record(replacement, replacement.allowed)
     assert len(stage.panels) == 3

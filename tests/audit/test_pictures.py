@@ -41,7 +41,7 @@ def test_every_patch_reaches_what_the_mechanism_says(attention: dict[str, Any]) 
     audit = audit_reach(model_with(attention))
     assert audit.agrees, audit.to_dict()
     assert audit.length == 1 + 10 * 12
-    assert [stage.stage for stage in audit.stages] == ["layer 1", "layer 2", "output"]
+    assert [stage.stage for stage in audit.stages] == ["layer 0", "layer 1", "output"]
 
 
 def test_an_attention_function_that_ignores_the_windows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def test_every_frame_reaches_what_the_mechanism_says(base: str, tmp_path: Path) 
     long_model(base, smallest_head(base), tmp_path / "short", long_attention=WINDOW).save_pretrained(tmp_path / "long")
     audit = audit_reach(tmp_path / "long", length=FRAMES)
     assert audit.agrees, audit.to_dict()
-    assert [stage.stage for stage in audit.stages][:2] == ["layer 1", "layer 2"]
+    assert [stage.stage for stage in audit.stages][:2] == ["layer 0", "layer 1"]
     assert [(stage.declared, stage.measured) for stage in audit.stages[:2]] == [((5, 3), (5, 3))] * 2
     stream: Any = FAMILIES[base].audio.stream
     assert (audit.stages[-1].stage == "output") == (stream is not None)

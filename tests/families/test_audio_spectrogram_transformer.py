@@ -171,7 +171,7 @@ def test_the_audit_knows_that_patches_overlap(attention: dict[str, Any]) -> None
     model = LongASTModel(LongASTConfig(**SIZES, long_max_length=150, long_attention=attention)).eval()
     audit = audit_reach(model)
     assert audit.agrees, audit.to_dict()
-    assert [stage.stage for stage in audit.stages] == ["layer 1", "layer 2", "output"]
+    assert [stage.stage for stage in audit.stages] == ["layer 0", "layer 1", "output"]
 
 
 class TestRefusals:
