@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -26,6 +28,15 @@ def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismErro
     if name in COMPOSED:
         return UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
     return UnknownMechanismError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(known))}.{nearest(name, known)}")
+
+
+def is_option(name: str) -> bool:
+    """Whether some mechanism has an option of this name."""
+    for mechanism in module_names("mechanisms"):
+        with contextlib.suppress(UndeclaredError):
+            if name in {field.name for field in dataclasses.fields(member_of_class(f"{PACKAGE}.mechanisms.{mechanism}", "options_type"))}:
+                return True
+    return False
 
 
 def check_early(name: str, options: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ..catalogue import is_option
 from .terminal import say
 
 __all__ = ["add_command"]
@@ -29,7 +30,25 @@ SHOW_ALL = f"{__name__}.all"
 
 
 class Command(TyperCommand):
-    """A command whose rare options are left out of ``--help``."""
+    """A command whose rare options are left out of ``--help``, and which says how a mechanism's options are typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words of a command line.
+
+        Raises:
+            click.UsageError: an option of a mechanism without --option, or --option with a name and no value.
+        """
+        flags = {flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+        if "--option" in flags and not ctx.resilient_parsing:
+            values = [word if word and word[0] != "-" else "VALUE" for word in (*args, "", "")]
+            for place, word in enumerate(args):
+                flag, _, value = word.partition("=")
+                name = flag.removeprefix("--").replace("-", "_")
+                if flag.startswith("--") and flag not in flags and is_option(name):
+                    ctx.fail(f"{flag} is an option of mechanisms; type --option {name}={value or values[place + 1]}.")
+                if word == "--option" and (after := "".join(args[place + 1 : place + 2])).isidentifier():
+                    ctx.fail(f"--option {after} has no value; type --option {after}={values[place + 2]}.")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The options, without the rare ones unless ``--help-all`` asks for them."""

@@ -69,14 +69,25 @@ def build_arguments(kinds: tuple[type[Model], type[Data], type[Training]], **val
 class TaskParser(HfArgumentParser):
     """transformers' parser with one sentence for what is wrong."""
 
+    typed: Collection[str] = ()
+    """The words of the command line, without values after an equals sign."""
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse.
 
         Raises:
             UsageError: always.
         """
-        named = re.fullmatch(r"argument (--\w+)\S*: (.*)", message, re.DOTALL)
-        raise UsageError(f"{named[1]}: {named[2]}" if named else message)
+        named = re.fullmatch(r"argument (--\S+): (.*)", message, re.DOTALL)
+        if named is None:
+            raise UsageError(message)
+        flags = named[1].split("/")
+        raise UsageError(f"{next((flag for flag in flags if flag in self.typed), flags[0])}: {named[2]}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which calls :meth:`error`."""
+        self.typed = {word.partition("=")[0] for word in args or ()}
+        return super().parse_known_args(args, namespace)
 
     def parse(self, line: list[str]) -> dict[str, Any]:
         """The values of a command line by the names of their fields.

@@ -61,6 +61,22 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--window 512", "--window is an option of mechanisms; type --option window=512."),
+        ("--num-sinks=4", "--num-sinks is an option of mechanisms; type --option num_sinks=4."),
+        ("--mechanism window --option window 512", "--option window has no value; type --option window=512."),
+        ("--option window --no-verify", "--option window has no value; type --option window=VALUE."),
+        ("--windows 512", "No such option: --windows"),
+    ],
+)
+def test_the_way_to_type_the_options_of_a_mechanism_is_named(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "convert", "short", "long", *words.split())
+    assert code == 2
+    assert f"Error: {sentence}" in err
+
+
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_bad_request_is_refused(case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, sentence = REQUESTS[case]

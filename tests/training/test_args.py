@@ -254,7 +254,7 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
     [
         (["--modl", "x"], "Error: there is no option --modl; longattn train mlm --help-all lists all. Did you mean '--model'?"),
         (["--model_name", "x"], "Error: there is no option --model_name; longattn train mlm --help-all lists all. Did you mean '--model'?"),
-        (["--epochs", "many"], "Error: --num_train_epochs: invalid float value: 'many'"),
+        (["--epochs", "many"], "Error: --epochs: invalid float value: 'many'"),
         (["many"], "Error: unexpected argument 'many'; values follow their option, as in --model MODEL"),
     ],
 )
