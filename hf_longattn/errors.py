@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import importlib.util
 import inspect
@@ -226,6 +227,12 @@ def in_a_line(error: Exception, limit: int = 300) -> str:
     """The message of another library's error as a part of a sentence: one line, without its last full stop, shortened."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
     return shortened(text, limit)
+
+
+def encoding_sentence(what: object, error: UnicodeDecodeError) -> str:
+    """The sentence about a text file in another encoding, with the command that converts it."""
+    encoding = "UTF-16" if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
+    return f"{str(what)!r} is not UTF-8 text ({error}); convert it, for example with iconv -f {encoding} -t UTF-8"
 
 
 def nearest(name: str, choices: Iterable[str], least: float = 0.5) -> str:

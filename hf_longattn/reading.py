@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, shortened
+from .errors import CheckpointError, encoding_sentence, shortened
 
 LARGEST_JSON = 256 * 2**20
 """In bytes; the index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
@@ -119,8 +119,10 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     except CheckpointError:
         raise
-    except ValueError as error:  # not UTF-8, or not a valid path
-        raise CheckpointError(f"{str(path)!r} is not UTF-8 text ({error}).") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{encoding_sentence(path, error)}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{str(path)!r} is not a valid path ({error}).") from error
 
 
 def read_json(path: Path) -> Any:

@@ -537,7 +537,7 @@ def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, An
     try:
         with gzip.open(path, "rt", encoding=UTF_8) if name.endswith(".gz") else path.open(encoding=UTF_8) as file:
             if name.removesuffix(".gz").endswith(".jsonl"):
-                entries: Any = (json.loads(line) for line in file if line.strip())
+                entries: Any = _lines(file, path)
             else:
                 entries = _entries(json.loads(file.read() or "[]"), path, evidence)
             for number, entry in enumerate(entries):
@@ -551,6 +551,16 @@ def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, An
         raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again") from error
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
+
+
+def _lines(file: Iterable[str], path: Path) -> Iterator[Any]:
+    """The records of a file with one in each line."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield json.loads(line.rstrip())
+            except json.JSONDecodeError as error:
+                raise DataError(f"line {number:,} of {str(path)!r} is not valid JSON: {error.msg} at character {error.colno}") from error
 
 
 def _entries(content: Any, path: Path, evidence: str | Path | None) -> Any:

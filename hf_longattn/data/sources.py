@@ -26,7 +26,7 @@ from datasets import (
     load_from_disk,
 )
 
-from hf_longattn.errors import LongAttentionError, OptionError, nearest
+from hf_longattn.errors import LongAttentionError, OptionError, encoding_sentence, nearest
 
 UTF_8 = "utf-8-sig"
 """How text files are read: Excel and Windows' editors write a mark first, which is no part of the text."""
@@ -179,6 +179,9 @@ def check_column(data: Dataset, column: str, source: str, option: str, *, text: 
     """Return ``column`` if the data have it, holding text if it must; ``option`` is what names it on the command line."""
     if column not in data.column_names:
         names = ", ".join(data.column_names)
+        separator = next((character for character in ";\t|" if character in names), None)
+        if separator is not None and len(data.column_names) == 1:
+            raise DataError(f"{source} has a single column, {names!r}; separate its columns by commas, not by {separator!r}")
         close = nearest(column, data.column_names, least=0.6)  # "bboxes" is half of "tokens"
         raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{close}")
     kind = _kind(data.features[column])
@@ -432,7 +435,7 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
 
 def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
     """What a file in another encoding is refused with."""
-    return DataError(f"{str(source)!r} is not UTF-8 text ({error}); convert it, for example with iconv -f LATIN1 -t UTF-8")
+    return DataError(encoding_sentence(source, error))
 
 
 def _encoding_error(file: str) -> DataError | None:

@@ -324,6 +324,11 @@ def test_wrong_sources(tmp_path: Path) -> None:
         ("cut.jsonl.gz", "\x1f\x8b\x08", "is not a whole .gz file"),
         ("empty.json", "", "contains no questions"),
         ("empty.jsonl", "", "contains no questions"),
+        (
+            "broken.jsonl",
+            '{"question": "a"}\n\n{"question": "a"\n',
+            "line 3 of .* is not valid JSON: Expecting ',' delimiter at character 17$",
+        ),
         ("empty.csv", "", "contains no questions"),
         ("empty.parquet", "", "cannot be read"),
         ("rows.json", '{"data": 5}', "no 'data' entry with a list"),

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import DataError, held_back, load_or_refuse, load_text, read_source, split_held_out
+from hf_longattn.data.sources import DataError, held_back, load_labelled, load_or_refuse, load_text, read_source, split_held_out
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import LabelledDataArguments
@@ -193,8 +193,18 @@ def test_names_and_encodings_of_files(ending: str, read: Callable[[str], Any], t
         path.write_text(contents(ending), encoding="utf-8-sig")
         assert read(str(path)) == "Grüße", path
     path.write_text(contents(ending), encoding="latin-1")
-    with pytest.raises(DataError, match=r"PLAIN.* is not UTF-8 text .*iconv"):
+    with pytest.raises(DataError, match=r"PLAIN.* is not UTF-8 text .*iconv -f LATIN1"):
         read(str(path))
+    path.write_text(contents(ending), encoding="utf-16")
+    with pytest.raises(DataError, match=r"PLAIN.* is not UTF-8 text .*iconv -f UTF-16"):
+        read(str(path))
+
+
+def test_a_table_with_other_separators_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "semicolons.csv"
+    table.write_text("text;label\ngood;1\n")
+    with pytest.raises(DataError, match=r"a single column, 'text;label'; separate its columns by commas, not by ';'$"):
+        load_labelled(str(table))
 
 
 def test_every_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path) -> None:
