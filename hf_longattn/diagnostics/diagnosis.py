@@ -325,8 +325,9 @@ class Diagnosis:
         )
 
     def _spread(self, tokens: float) -> str:
-        """A mean of effective tokens in a sentence."""
-        return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(round(tokens, -2 if tokens >= 2000 else 0))
+        """A mean of effective tokens in a sentence: rounded, but never to more than there are."""
+        rounded = round(tokens, -2 if tokens >= 2000 else 0)
+        return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(min(rounded, self.last.length))
 
     def loss_sentence(self, loss: LossChange) -> str:
         """What a mechanism does to the predictions at the longest length, as a clause."""

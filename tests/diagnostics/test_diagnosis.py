@@ -66,6 +66,8 @@ def test_nothing_is_recommended_where_nothing_is_cheaper_than_full_attention() -
     assert report.recommend() is None
     assert report.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
     assert "keep it, or diagnose longer texts" in html_page(report)
+    even = diagnosis(at(4096, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 2047.5))
+    assert even.conclusion() == "At 4,096 tokens the heads of layer 1 spread over 4,096 tokens, those of layer 0 over 2,000 tokens."
 
 
 def test_extended_models_are_judged_where_they_were_trained() -> None:
