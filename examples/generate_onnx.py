@@ -31,9 +31,10 @@ class Decoder:
     """An exported decoder and the state of one text."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        report = json.loads((folder / "export_report.json").read_text(encoding="utf-8"))
+        file = folder / "export_report.json"
+        report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if not report.get("decoding"):
-            sys.exit(f"{folder} has no state; write it with `longattn export MODEL OUT --task text-generation-with-past`.")
+            sys.exit(f"{folder} holds no exported decoder; write one with `longattn export MODEL OUT --task text-generation-with-past`.")
         self.max_length: int = report["max_length"]
         self.tensors: list[dict[str, Any]] = report["decoding"]["state"]
         self.columns: int | None = report["decoding"]["mask_columns"]

@@ -59,7 +59,8 @@ UPLOAD = Operation(
     invalid="{} is not a valid Hub repository id; give NAME or USER/NAME, of letters, digits, '-', '_' and '.'.",
     missing=f"{{}} is not a repository on the Hub that you can see with your token; check the name, or {LOG_IN}.",
     offline="HF_HUB_OFFLINE is set, so nothing can be pushed to the Hub; unset it.",
-    forbidden="Your token may not write to {}; create one with write access at {endpoint}/settings/tokens.",
+    forbidden="Your token may not write to {}; name a repository of your own account, or create a token with write access at "
+    "{endpoint}/settings/tokens.",
     broken="The connection to {endpoint} broke ({kind}); run the same command again: {retry}.",
     retry="large files that have arrived are not uploaded again",
 )

@@ -133,7 +133,9 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
 
 def _required(choice: TwinChoice, name: str) -> NativeTwin:
     if choice.twin is None:
-        raise ExportError(f"{name!r} has no native twin: {choice.reason}")
+        raise ExportError(
+            f"{name!r} has no native twin: {choice.reason} A graph runs without this package, too: type longattn export MODEL OUT."
+        )
     return choice.twin
 
 

@@ -57,4 +57,5 @@ def test_what_it_cannot_do_is_one_sentence(decoder_graph: tuple[Path, Path], tmp
     assert "the model takes 256" in run(str(out), PROMPT, "--max-new-tokens", "250").stderr
     assert "has no tokens" in run(str(out), "").stderr
     (tmp_path / "export_report.json").write_text('{"max_length": 256, "decoding": null}')
-    assert "--task text-generation-with-past" in run(str(tmp_path), PROMPT).stderr
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert "--task text-generation-with-past" in run(str(folder), PROMPT).stderr
