@@ -78,10 +78,11 @@ def read_source(source: str, split: str = "train") -> Dataset:
 
 
 class SampleLimits(Protocol):
-    """Arguments that say how many rows to train on and to evaluate on at most; ``None`` = all."""
+    """Arguments that say how many rows to train on and to evaluate on at most; ``None`` = all. ``only_scores``: nothing is trained."""
 
     max_train_samples: int | None
     max_eval_samples: int | None
+    only_scores: bool
 
 
 class LabelledSources(SampleLimits, Protocol):
@@ -97,7 +98,7 @@ def held_back(
     args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, least: int = 2, unit: str = ""
 ) -> tuple[Dataset, Dataset]:
     """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source; of both at most as many as
-    ``max_train_samples`` and ``max_eval_samples`` allow.
+    ``max_train_samples`` and ``max_eval_samples`` allow. Where nothing is trained, all rows are those to evaluate on.
 
     Args:
         read: reads a split of a source.
@@ -114,6 +115,8 @@ def held_back(
         raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape")
     if args.validation:
         return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
+    if args.only_scores:
+        return limited(args, seed, concatenate_datasets(parts), concatenate_datasets(parts))
     train, held_out = split_held_out(parts, seed, unit=unit)
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:

@@ -86,6 +86,8 @@ class DataArguments(CheckedArguments):
     """What every training reads."""
 
     _argument_group_name: ClassVar[str] = "data arguments"
+    only_scores = False
+    """Whether the data are scored, and nothing is trained on them: all of them, where there are no others to evaluate on."""
 
     max_length: int | None = argument(None, "Tokens of a training input; default: the model's maximum.")
     max_train_samples: int | None = argument(None, "Documents or rows to train on at most, in the order of --seed; default: all.")

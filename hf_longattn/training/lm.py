@@ -138,7 +138,7 @@ def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> No
             f"segments is {data.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
             "nor gradient_checkpointing, which drops what the layers remember"
         )
-    if training.max_minutes is None and training.max_steps <= 0:
+    if training.max_minutes is None and training.max_steps < 0:
         training.max_steps = 1000
 
 
@@ -191,12 +191,15 @@ def describe_lm_result(log: dict[str, Any]) -> str:
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to evaluate on: all of ``validation``, or else a tenth of every source."""
+    """The documents to train on and those to evaluate on: all of ``validation``, or else a tenth of every source. Where nothing is trained,
+    all documents are those to evaluate on."""
     where: dict[str, Any] = {"column": args.column, "template": args.template}
     parts = read_texts(args.text, split=args.split, **where)
     if args.validation:
         validation = read_texts([args.validation], split="validation", **where)
         return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
+    if args.only_scores:
+        return limited(args, seed, shuffled(parts, seed), shuffled(parts, seed))
     documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
     if not len(held_out):
         raise OptionError("there is only one document, and the loss is measured on another one; give --validation TEXT")

@@ -53,15 +53,15 @@ def score_in_words(scores: Scores, name: str, label: str = "") -> str:
 
 
 def loss_in_words(loss: Mapping[str, Any]) -> str:
-    """ "3.214 before, 2.935 ± 0.041 after (32 inputs)", of :func:`compared_losses`."""
+    """ "3.214 before, 2.935 ± 0.041 after (32 inputs)", of :func:`compared_losses`; "2.935 ± 0.041 (32 inputs)" without a loss before."""
     error, count = loss.get("standard_error"), loss.get("n")
-    before = "" if loss["before"] is None else f"{loss['before']:.3f} before, "
+    before, after = ("", "") if loss["before"] is None else (f"{loss['before']:.3f} before, ", " after")
     rows = "" if count is None else f" ({counted(count, 'input')})"
-    return f"{before}{loss['after']:.3f}{'' if error is None else f' ± {error:.3f}'} after{rows}"
+    return f"{before}{loss['after']:.3f}{'' if error is None else f' ± {error:.3f}'}{after}{rows}"
 
 
 def held_out_in_words(held_out: Mapping[str, Scores | None], words: Callable[[Scores], str], rows: str) -> str:
-    """ "held out: accuracy 50.0 ± 5.0 % before; accuracy 91.2 ± 2.8 % after (100 documents)".
+    """ "held out: accuracy 50.0 ± 5.0 % before; accuracy 91.2 ± 2.8 % after (100 documents)"; without these words, where one was measured.
 
     Args:
         held_out: the scores before and after; ``None`` or empty = not measured here.
@@ -70,7 +70,7 @@ def held_out_in_words(held_out: Mapping[str, Scores | None], words: Callable[[Sc
     """
     measured = {when: scores for when, scores in held_out.items() if scores}
     count = next((scores["n"] for scores in reversed(measured.values()) if "n" in scores), None)
-    parts = "; ".join(f"{words(scores)} {when}" for when, scores in measured.items())
+    parts = "; ".join(words(scores) + (f" {when}" if len(measured) > 1 else "") for when, scores in measured.items())
     return f"held out: {parts}{'' if count is None else f' ({counted(count, rows)})'}" if measured else "nothing was scored here"
 
 

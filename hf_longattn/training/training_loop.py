@@ -57,6 +57,8 @@ from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
 LOG_NAME = "training_log.json"
+SCORES_NAME = "scores.json"
+"""What a run without training writes."""
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
@@ -113,7 +115,8 @@ def run_training(task: Task, arguments: list[str] | None, description: str, prog
         traceback.print_exc()
         hard_exit()
     if first:
-        print(visible("\n".join(line for line in (task.result(log), f"written to {training_args.output_dir}") if line)), file=sys.stderr)
+        written = folder / SCORES_NAME if training_args.only_scores else training_args.output_dir
+        print(visible("\n".join(line for line in (task.result(log), f"written to {written}") if line)), file=sys.stderr)
     return 0
 
 
@@ -135,6 +138,7 @@ def prepare_run(
     check_writable(training_args.folder)
     if check is None:
         starting_point(run)  # before anything slow
+    data_args.only_scores = training_args.only_scores
     if training_args.threads:
         torch.set_num_threads(training_args.threads)
     transformers.set_seed(training_args.seed)
@@ -145,9 +149,14 @@ def check_output(args: LongTrainingArguments) -> None:
     """Refuse to write over a model or to leave checkpoints of two runs in one folder.
 
     Raises:
-        OptionError: the output holds a model or checkpoints, and neither it is resumed nor ``overwrite`` is given.
+        OptionError: the output holds a model or checkpoints, and neither it is resumed nor ``overwrite`` is given; or scores, where the
+            model is only scored.
     """
     if args.overwrite:
+        return
+    if args.only_scores:
+        if (args.folder / SCORES_NAME).exists():
+            raise OptionError(f"{args.output_dir!r} holds scores already; give another --output, or add --overwrite to replace them")
         return
     done = (args.folder / LOG_NAME).exists()
     if resumes_output(args):
@@ -205,7 +214,7 @@ def starting_point(run: TaskArguments) -> str | None:
 
 
 def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
-    """Train, or resume from the latest complete checkpoint.
+    """Train, or resume from the latest complete checkpoint; where the model is only scored, do nothing.
 
     Args:
         measure: measures the model before its first step, unless ``eval_before_training`` is off; see :class:`MeasureFirst`.
@@ -223,6 +232,12 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
             raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
         if run.model.use_peft:
             raise OptionError("weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --use_peft out")
+    if args.only_scores:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise OptionError("max_steps 0 scores a whole model; leave FSDP and DeepSpeed out")
+        if trainer.is_world_process_zero():
+            print(f"hf_longattn {hf_longattn.__version__}: scoring {run.model.model}", file=sys.stderr)
+        return None
     start = starting_point(run)
     if not resumes_output(args) and trainer.is_world_process_zero():
         for old in checkpoints(args.folder):  # with --overwrite; a later --resume must not find them
@@ -328,7 +343,7 @@ def save_run(
     hub_task: str | None = None,
 ) -> dict[str, Any]:
     """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set. The log appears whole and last, so that a folder with
-    one holds a finished training.
+    one holds a finished training. Of a model that is only scored, the log alone is saved, under another name.
 
     Args:
         describe: what the card says about a log.
@@ -339,6 +354,12 @@ def save_run(
     """
     args = run.training
     log = {"settings": run.settings, "versions": versions(), **log, "history": trainer.state.log_history}
+    if args.only_scores:
+        if trainer.is_world_process_zero():
+            args.folder.mkdir(parents=True, exist_ok=True)
+            write_text(args.folder / SCORES_NAME, json.dumps(log, indent=1))
+        trainer.accelerator.wait_for_everyone()
+        return log
     if trainer.is_world_process_zero():
         (args.folder / LOG_NAME).unlink(missing_ok=True)  # of an earlier run, whose model is replaced
     if run.model.dtype != "float32":

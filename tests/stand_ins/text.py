@@ -247,7 +247,7 @@ REVIEWS = [
 ]
 
 
-@stand_in("reviews.csv")
+@stand_in("reviews.csv", "test.csv")
 def reviews(file: Path) -> None:
     write_table(file, REVIEWS)
 

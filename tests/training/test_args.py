@@ -96,6 +96,8 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"max_train_samples": 0}, "max_train_samples must be at least 1"),
         ({"max_minutes": 0.0}, "max_minutes must be above 0, not 0; --max_steps 1"),
+        ({"max_steps": 0, "resume": True}, "max_steps 0 scores the model without training; leave resume out"),
+        ({"max_steps": 0, "max_minutes": 5.0}, "max_steps 0 scores the model without training; leave max_minutes out"),
         ({"max_minutes": -1.0}, "max_minutes must be above 0"),
         ({"save_minutes": -1.0}, "save_minutes must be 0 or more"),
         ({"report_to": "tensorboard"}, "report_to tensorboard needs the package 'tensorboard', which is not installed; type pip install"),

@@ -480,6 +480,50 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
     is_one_sentence(run.said, r"no checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
 
 
+@pytest.mark.parametrize("task", [task for task in task_names() if task != "linearise"])
+def test_a_model_is_scored_on_all_of_the_data_without_training(task: str, runner: Runner, models: dict[str, str], tmp_path: Path) -> None:
+    if "sentence" in load_task(task).extras:
+        pytest.importorskip("sentence_transformers")
+    data = tmp_path / "data.jsonl"
+    validation = f"one={data} two={data}" if task == "multitask" else data
+    code, first = runner(task, f"--validation {validation}")
+    assert code == 0, first.said
+    trained = shutil.copytree(tmp_path / "out", tmp_path / "trained")
+    files = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    typed = f"--max_steps 0 --model {trained}"
+    code, run = runner(task, typed, output="scored")
+    assert code == 0, run.said
+    assert f"scoring {trained}\n" in run.said
+    assert run.said.splitlines()[-1] == f"written to {run.folder / 'scores.json'}"
+    assert run.batches == run.trainers == []
+    scores = json.loads((run.folder / "scores.json").read_text())
+    assert not [path for path in run.folder.rglob("*") if path.suffix in (".safetensors", ".bin", ".md")]
+    assert files == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert before(scores) is None
+    assert held_out_count(scores) >= 10
+    assert numbers_of(scores) == pytest.approx(numbers_of(json.loads((trained / "training_log.json").read_text())), rel=1e-4)
+    code, again = runner(task, typed, output="scored")
+    assert code == 1
+    is_one_sentence(again.said, "holds scores already; give another --output, or add --overwrite")
+    assert runner(task, f"{typed} --overwrite", output="scored")[0] == 0
+
+
+def numbers_of(log: dict[str, Any]) -> dict[str, float]:
+    """What was measured after a run, by names."""
+    found: dict[str, float] = {}
+
+    def collect(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                collect(part, f"{name}.{key}")
+        elif isinstance(value, (int, float)):
+            found[name] = value
+
+    for key in ("held_out", "held_out_loss"):
+        collect({name: part for name, part in (log.get(key) or {}).items() if name != "before"}, key)
+    return found
+
+
 @pytest.mark.parametrize(
     "task",
     [

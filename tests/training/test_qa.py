@@ -368,6 +368,22 @@ def test_a_threshold_of_an_earlier_training_is_dropped(checkpoint: str, data: st
     assert getattr(AutoConfig.from_pretrained(tmp_path / "out"), "no_answer_threshold", None) is None
 
 
+def test_a_model_is_scored_with_its_own_threshold(checkpoint: str, data: str, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    for row in rows[::2]:
+        row["answers"] = {"text": [], "answer_start": []}
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = converted(checkpoint, tmp_path)
+    config = AutoConfig.from_pretrained(model)
+    config.no_answer_threshold = 1e6
+    config.save_pretrained(model)
+    given = {"model": model, "output_dir": str(tmp_path / "scored"), "data": [str(tmp_path / "some.jsonl")], "max_steps": 0}
+    log = finetune_qa(*build_arguments(QA, **given, **FAST))
+    assert (log["held_out"]["after"]["HasAns_f1"], log["held_out"]["after"]["NoAns_f1"]) == (0.0, 100.0)
+    assert set(json.loads((tmp_path / "scored" / "predictions.json").read_text()).values()) == {""}
+    assert "best on these" not in qa_table(log)
+
+
 def hotpot_rows() -> list[dict[str, Any]]:
     """Questions in HotpotQA's schema whose answers, yes and no too, and supporting sentences can be told from their words."""
     choose = random.Random(0)

@@ -177,11 +177,13 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
     training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
-    # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
-    threshold = 0.0 if "none" in {*records["kind"], *validation["kind"]} else None
-    vars(model.config).pop("no_answer_threshold", None)
-    if threshold is not None:
-        model.config.no_answer_threshold = threshold
+    if training_args.only_scores:
+        threshold = getattr(model.config, "no_answer_threshold", None)
+    else:  # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
+        threshold = 0.0 if "none" in {*records["kind"], *validation["kind"]} else None
+        vars(model.config).pop("no_answer_threshold", None)
+        if threshold is not None:
+            model.config.no_answer_threshold = threshold
     dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
     reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
     reader.null_threshold = threshold
@@ -321,12 +323,13 @@ class QATrainer(TimedTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
-        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on these questions."""
+        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on these questions; of a model that is only
+        scored, with its own."""
         if self.reader is None or eval_dataset is not None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         records, answers = self.eval_dataset.to_list(), self.answers()
         self.scores = score_answers(records, answers)
-        if "best_f1_threshold" in self.scores:
+        if "best_f1_threshold" in self.scores and not self.args.only_scores:
             self.threshold = self.scores["best_f1_threshold"]
             answers = [dataclasses.replace(answer, text=answer.above(self.threshold)) for answer in answers]
             self.scores = score_answers(records, answers)
@@ -412,17 +415,18 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
 def qa_table(log: dict[str, Any]) -> str:
     """What is printed at the end of a run: the scores on the validation data before and after, a line for each."""
     lines = []
+    compared = bool(log["held_out"]["before"])
     for when, scores in log["held_out"].items():
         if scores:
             names = [name for name in ("exact_match", "f1", "anls", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
             shown = ", ".join(score_in_words(scores, name, name) for name in names)
-            lines.append(f"{when}: {shown} ({counted(scores['n'], 'question')})")
+            lines.append(f"{when if compared else 'held out'}: {shown} ({counted(scores['n'], 'question')})")
     after = log["held_out"]["after"]
     if "baseline" in log:
         scores = log["baseline"]
         shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1", "anls") if name in scores)
         lines.append(f"{public_name(log['settings']['baseline'])} in windows of 512: {shown}")
-    if "best_f1_threshold" in after:
+    if "best_f1_threshold" in after and log["settings"].get("max_steps") != 0:
         lines.append(
             f'each with the threshold of "no answer" that is best on these very questions (now {after["best_f1_threshold"]:.2f}), so '
             "somewhat higher than on others"
