@@ -46,8 +46,8 @@ def in_current_format(values: Mapping[str, Any], inherited: int = 1) -> dict[str
         )
     if written > FORMAT:
         raise CheckpointError(
-            f"config.json says {FIELD}={written}, but this version of hf_longattn reads formats up to {FORMAT}; type: "
-            "pip install --upgrade hf-longattn"
+            f"config.json says {FIELD}={written}, but this version of hf_longattn reads formats up to {FORMAT}; type "
+            "pip install . in a newer clone of its repository."
         )
     result = {
         name: in_current_format(part, written) if isinstance(part, Mapping) and not str(name).endswith("long_attention") else part

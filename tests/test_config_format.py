@@ -24,7 +24,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
     "max_position_embeddings": 64,
 }  # fmt: skip
-NEWER = rf"says {FIELD}={FORMAT + 1}, but this version of hf_longattn reads formats up to {FORMAT}; type: pip install --upgrade hf-longattn"
+NEWER = rf"says {FIELD}={FORMAT + 1}, but this version of hf_longattn reads formats up to {FORMAT}; type pip install \. in a newer clone"
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ UserCode = Annotated[bool, _SHARED["user_code"]]
 Revision = Annotated[str | None, _SHARED["revision"]]
 Token = Annotated[str | None, _SHARED["token"]]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")]
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
+Private = Annotated[bool, typer.Option("--private", help="Create a private repository; refused if it exists and is public.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -530,6 +530,8 @@ def show_recipes(recipes: Sequence[Recipe]) -> None:
 
 def show_mechanism(info: MechanismInfo) -> None:
     """One mechanism in full."""
+    from ..mechanisms.common.registry import input_in_words
+
     console = terminal.console()
     console.print(
         _facts(
@@ -542,7 +544,7 @@ def show_mechanism(info: MechanismInfo) -> None:
             ("equals full attention", info.exact_when),
             ("adds parameters", "yes: needs training" if info.trains else "no"),
             ("global tokens", "taken (global_attention_mask)" if info.takes_globals else "not taken"),
-            ("input", "patches of a picture (cells of a grid)" if info.needs_grid else "a text; a picture in some order"),
+            ("input", input_in_words(info.name)),
             ("engine", info.engine),
         )
     )

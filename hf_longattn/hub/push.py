@@ -83,7 +83,7 @@ def push_model(
     Args:
         folder: a saved model.
         repo_id: ``NAME`` or ``USER/NAME``; created if it does not exist.
-        private: make it private. Refused if the repository exists and is public.
+        private: create a private repository. Refused if it exists and is public.
         revision: a branch; created from the main one if it does not exist.
         token: with write access; by default HF_TOKEN or that of `hf auth login`.
         remote_code, user_code: bundle the model's code first, see :func:`hf_longattn.hub.bundle_remote_code`.

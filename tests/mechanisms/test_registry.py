@@ -6,10 +6,12 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hf_longattn.errors import RegistrationError
+from hf_longattn import LongViTConfig, list_mechanisms, mechanism_info
+from hf_longattn.errors import OptionError, RegistrationError
 from hf_longattn.mechanisms.common import registry
 
 HEAD = """\
@@ -66,3 +68,19 @@ def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: st
         importlib.import_module("theirs")
     assert re.search(sentence, str(refused.value)), refused.value
     assert set(registry.list_mechanisms()) == known
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_what_a_mechanism_is_said_to_read_it_reads(name: str) -> None:
+    """The words of its page and of ``longattn mechanisms NAME``, and what a model of pictures takes."""
+
+    def takes(options: dict[str, Any]) -> bool:
+        try:
+            LongViTConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=16, long_attention={"mechanism": name, **options})
+        except OptionError:
+            return False
+        return True
+
+    words = registry.input_in_words(name)
+    assert takes({} if mechanism_info(name).needs_grid else {"order": "hilbert"}) is ("picture" in words)
+    assert takes({}) is ("picture" in words and "`order`" not in words)

@@ -174,6 +174,16 @@ def mechanism_info(name: str) -> MechanismInfo:
     return MechanismInfo(**(facts | {"name": name, "options": options, "exact_when": _exact_when(cls)}))
 
 
+def input_in_words(name: str) -> str:
+    """What a mechanism reads. A memory of earlier segments, and a causal form alone, do not suit pictures."""
+    cls, built = mechanism_class(name), prototype(name, {})
+    if cls.needs_grid:
+        return "a grid: the patches of a picture, or `attend(..., grid=(height, width), prefix=1)`"
+    if cls.causal is True or built.remembers or built.recursion is not None:
+        return "a text"
+    return "a text; a picture, in the order that `order` gives" if cls.reads_line else "a text; a picture"
+
+
 def _exact_when(cls: type[Mechanism]) -> str:
     """When a mechanism equals full attention, by its :meth:`Mechanism.covering` or :meth:`Mechanism.covering_grid`."""
     if cls.needs_grid:

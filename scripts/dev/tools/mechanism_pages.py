@@ -13,7 +13,7 @@ import torch
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli.plot import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from hf_longattn.mechanisms.common.registry import input_in_words, mechanism_class, mechanism_from
 from hf_longattn.options import ORDER, RELATIVE, OptionInfo
 from scripts.dev.benchmarks.report import markdown_table
 
@@ -70,7 +70,7 @@ def _section(name: str) -> str:
         "equals full attention": info.exact_when,
         "training": "adds parameters that need it" if info.trains else "adds no parameters",
         "global tokens": "takes `global_attention_mask`" if info.takes_globals else "none",
-        "input": "a grid: the patches of a picture, or `attend(..., grid=(height, width), prefix=1)`" if info.needs_grid else "a text",
+        "input": input_in_words(name),
         "engine": f"`{info.engine}`" if " " not in info.engine else info.engine,
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"

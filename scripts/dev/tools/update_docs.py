@@ -207,6 +207,8 @@ OFFSETS: dict[int | str, str] = {0: "", "padding": ", after padding"}
 
 def _positions(family: Family) -> str:
     """How a family's positions are encoded, in a few words."""
+    if family.towers:
+        return "of each tower"
     if family.rope:
         return "rotary"
     if family.grid is not None:
