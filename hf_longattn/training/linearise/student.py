@@ -50,6 +50,7 @@ def load_student(
             convert_checkpoint(model_args.model, source, long_attention=model_args.attention(), max_length=length, overwrite=True)
         processes().wait_for_everyone()
     model, tokenizer, objective = load_lm(source, model_args.objective)
+    processes().wait_for_everyone()  # a refusal from here on removes what was converted, which all have read by then
     if not any(isinstance(module, Mechanism) for module in model.modules()):
         raise OptionError(
             f"{model_args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import (
@@ -23,12 +26,15 @@ from transformers import (
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
+from hf_longattn.training.linearise import student
 from hf_longattn.training.linearise.stages import LOG_NAME, recovered
 from hf_longattn.training.linearise.trainer import DivergenceError
+from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.processes import how_to_resume
-from hf_longattn.training.tasks.linearise import linearise_attention
+from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention
 from tests.grids import quickly
-from tests.training.linearise.conftest import Kill, Start
+from tests.ranks import Ranks, announce
+from tests.training.linearise.conftest import FAST, Kill, Start
 
 
 @pytest.mark.parametrize("kind", quickly(("mlm", "clm", "llama"), ("mlm", "clm")))
@@ -86,6 +92,8 @@ def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_p
     """The quick tests of the second stage are those with a teacher."""
     linearise_attention(*start("whole", save_steps=2))
     kill(stage, start("killed", save_steps=2))
+    with (tmp_path / "killed" / LOG_NAME).open("a") as log:  # as a full disk leaves it
+        log.write('{"stage": 1, "st')
     report = linearise_attention(*start("killed", save_steps=2, resume=True))
     whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -222,3 +230,29 @@ def test_a_run_that_fails_leaves_nothing_that_keeps_the_next_one_from_starting(s
     assert not list(out.glob(".*"))
     (out / "checkpoints" / "stage2" / "checkpoint-2").mkdir(parents=True)  # whose save was interrupted
     assert linearise_attention(*start(kind="clm", save_strategy="no", resume=True))["steps"] == {"stage1": 6, "stage2": 6}
+
+
+def refusal_of_a_slow_process(values: dict[str, Any]) -> str:
+    announce()
+    load = student.load_lm
+
+    def late(*arguments: Any) -> Any:
+        time.sleep(dist.get_rank())
+        return load(*arguments)
+
+    settings = build_arguments(LINEARISE, **values)
+    with mock.patch.object(student, "load_lm", late), pytest.raises(LongAttentionError) as refused:
+        linearise_attention(*settings)
+    return str(refused.value)
+
+
+@pytest.mark.slow
+def test_several_processes_refuse_with_the_same_sentence(start: Start, tmp_path: Path) -> None:
+    """The first one removes what was converted when all have read it."""
+    model_args, data_args, _ = start()
+    values = {"model": model_args.model, "text": data_args.text, "output_dir": str(tmp_path / "out"), "mechanism": "linear", **FAST}
+    with Ranks(2, tmp_path) as ranks:
+        one, two = ranks.run(refusal_of_a_slow_process, {**values, "use_cpu": True})
+    assert one == two
+    assert "stage 1 trains the mechanisms' parameters" in one
+    assert not (tmp_path / "out").exists()
