@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
+from hf_longattn.staging import write_text
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.trainer import TimedTrainer
 
@@ -143,9 +144,10 @@ class JSONLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero or not self.path.exists():
             return
-        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # a full disk may have cut off the last line
+        lines = [json.loads(text) for text in whole]
         earlier = [line for line in lines if line["stage"] < self.stage or (line["step"] <= state.global_step and "train_loss" not in line)]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in earlier), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
