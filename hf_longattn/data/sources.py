@@ -38,7 +38,7 @@ FORMATS = {
     ".tsv": ("csv", {"sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
-TEXT_FILES = ("*.txt", "*.md", "*.rst", "*.py")
+TEXT_FILES = (".txt", ".md", ".rst", ".py")
 TENTH = 10
 """One row in this many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
@@ -401,11 +401,13 @@ def load_saved(source: str) -> Any:
 
 
 def _documents(path: Path) -> Dataset:
-    files = sorted(str(file) for pattern in TEXT_FILES for file in path.rglob(pattern))
+    files = sorted((file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and not file.is_dir()), key=str)
+    if broken := next((file for file in files if not file.is_file()), None):
+        raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it")
     if not files:
-        raise DataError(f"the folder {str(path)!r} holds no text files ({', '.join(TEXT_FILES)})")
+        raise DataError(f"the folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)})")
     kind, options = FORMATS[".txt"]
-    return load_or_refuse(str(path), f"the folder {str(path)!r} cannot be read", kind, files, split="train", **options)
+    return load_or_refuse(str(path), f"the folder {str(path)!r} cannot be read", kind, [*map(str, files)], split="train", **options)
 
 
 def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
@@ -442,13 +444,15 @@ def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
 
 
 def _encoding_error(file: str) -> DataError | None:
-    """What :func:`not_utf8` says of a file that is not UTF-8; ``None`` if it is."""
+    """What :func:`not_utf8` says of a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
     try:
         with open(file, encoding=UTF_8) as text:
             for _ in text:
                 pass
     except UnicodeDecodeError as error:
         return not_utf8(file, error)
+    except OSError:
+        return None
     return None
 
 

@@ -210,10 +210,15 @@ def test_a_table_with_other_separators_is_refused(tmp_path: Path) -> None:
 def test_every_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "my [texts]"
     folder.mkdir()
-    names = ["a.txt", "b [draft].txt", "c d.txt", "ü*.txt"]
+    names = ["a.txt", "b [draft].txt", "c d.txt", "ü*.txt", "CAPITALS.TXT"]
     for name in names:
         (folder / name).write_text(name, encoding="utf-8")
+    (folder / "of a folder.txt").mkdir()
     assert sorted(load_text([str(folder)])["text"]) == sorted(names)
     (folder / "e.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(DataError, match=r"e\.txt' is not UTF-8 text"):
+        load_text([str(folder)])
+    (folder / "e.txt").unlink()
+    (folder / "d.txt").symlink_to("missing.txt")
+    with pytest.raises(DataError, match=r"d\.txt' is a link to nothing"):
         load_text([str(folder)])
