@@ -33,6 +33,8 @@ PURPOSES = {
 """What each extra is for, in the words of a user."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
 """Modules whose package has another name."""
+INDEX = re.compile(r"(?:cpu|cu\d+|rocm[\d.]+|xpu)?")
+"""The marks of torch's indices of packages; PyPI's have none."""
 
 
 def env(as_json: flags.Json = False) -> None:
@@ -86,14 +88,16 @@ def installed_version(module: str) -> str | None:
 def torchvision_fits() -> bool:
     """Whether torchvision, where it is installed, was built for the installed torch, as both packages say: without importing either.
 
-    Builds of one place have the same mark (``2.13.0+cpu``, ``0.28.0+cpu``), and torchvision requires one version of torch.
+    Builds of one index have the same mark (``2.13.0+cpu``, ``0.28.0+cpu``), and torchvision requires one version of torch. Other marks, as
+    in NVIDIA's containers, are those of each package's source, and say nothing.
     """
     torch, torchvision = (installed_version(name) for name in ("torch", "torchvision"))
     if torch is None or torchvision is None:
         return True
     (number, _, build), built_for = torch.partition("+"), torchvision.partition("+")[2]
     wanted = [found[1] for need in requires("torchvision") or () if (found := re.match(r"torch\s*\(?==\s*([\w.]+)", need))]
-    return build == built_for and wanted in ([], [number])
+    comparable = all(INDEX.fullmatch(mark) for mark in (build, built_for))
+    return (build == built_for or not comparable) and wanted in ([], [number])
 
 
 def processor_name() -> str:

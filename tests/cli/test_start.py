@@ -84,20 +84,22 @@ def test_a_shell_completes_commands_and_flags() -> None:
 
 
 @pytest.mark.parametrize(
-    ("torchvision", "needs", "fits"),
+    ("torch", "torchvision", "needs", "fits"),
     [
-        ("0.28.0+cpu", ["numpy", "torch==2.13.0"], True),
-        ("0.28.0", ["torch==2.13.0"], False),  # of PyPI, which is for CUDA
-        ("0.29.0+cpu", ["torch (==2.14.0)"], False),
-        ("0.28.0+cpu", None, True),
-        (None, None, True),
+        ("2.13.0+cpu", "0.28.0+cpu", ["numpy", "torch==2.13.0"], True),
+        ("2.13.0+cpu", "0.28.0", ["torch==2.13.0"], False),  # of PyPI, which is for CUDA
+        ("2.13.0+cpu", "0.29.0+cpu", ["torch (==2.14.0)"], False),
+        ("2.13.0+cpu", "0.28.0+cpu", None, True),
+        ("2.13.0+cpu", None, None, True),
+        ("2.9.0a0+145a3a7bda.nv25.10", "0.24.0a0+094e7af5", ["torch==2.9.0a0+145a3a7bda.nv25.10"], True),  # NVIDIA's container
     ],
 )
 def test_env_names_a_torchvision_of_another_torch(
-    torchvision: str | None, needs: list[str] | None, fits: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    torch: str, torchvision: str | None, needs: list[str] | None, fits: bool, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     installed = installed_version
-    versions = {"torch": "2.13.0+cpu", "torchvision": torchvision}
+    versions = {"torch": torch, "torchvision": torchvision}
     monkeypatch.setattr("hf_longattn.cli.env.installed_version", lambda name: versions[name] if name in versions else installed(name))
     monkeypatch.setattr("hf_longattn.cli.env.requires", lambda name: needs)
     with pytest.raises(SystemExit):
