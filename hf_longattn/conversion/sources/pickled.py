@@ -56,7 +56,8 @@ def only_pickles(name: str) -> str:
     """The sentence on a folder or repository whose weights are .bin files."""
     return (
         f"{name!r} holds its weights only as pickle ({WEIGHTS!r}), a format that can carry code; add --allow-pickle (allow_pickle=True) "
-        "to read the tensors in it, and nothing else."
+        "to longattn convert, which then reads the tensors in it, and nothing else. For other commands, load it with transformers and "
+        "write it again with save_pretrained."
     )
 
 
