@@ -206,7 +206,8 @@ def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
         DestinationExistsError: without `overwrite`, if the file exists.
         CheckpointError: not enough disk space, or no permission.
     """
-    stage = file.absolute().with_name(f".partial-{MACHINE}-{os.getpid()}-{file.name[-100:]}")
+    ending = os.fsdecode(os.fsencode(file.name)[-100:].lstrip(bytes(range(0x80, 0xC0))))  # at the start of a character
+    stage = file.absolute().with_name(f".partial-{MACHINE}-{os.getpid()}-{ending}")
     try:
         with ending_cleanly():
             yield stage

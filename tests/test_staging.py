@@ -173,6 +173,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     write_text(file, "second")
     assert file.read_text() == "second"
     assert os.listdir(tmp_path) == ["page.svg"]
+    longest = f"{'名' * 83}.svg"  # 253 bytes of the 255 that a name may have
+    write_text(tmp_path / longest, "third")
+    assert (tmp_path / longest).read_text() == "third"
 
 
 def test_a_link_is_replaced_and_not_its_target(tmp_path: Path) -> None:
