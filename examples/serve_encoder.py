@@ -71,6 +71,8 @@ class Encoder:
         encodings = self.tokenizer.encode_batch([self.prompt + text for text in inputs]) if readable else []
         if not readable or max(map(len, encodings)) > self.most:
             raise HTTPException(413, f"A text is longer than the {self.most:,} tokens that the model reads; send parts.")
+        if not all(map(len, encodings)):
+            raise HTTPException(422, "A text has no tokens; send texts that are not empty.")
         order, found = sorted(range(len(inputs)), key=lambda number: -len(encodings[number])), dict[int, list[float]]()
         while order:  # the longest texts first
             size = min(ROWS, max(1, TOKENS // len(encodings[order[0]])))

@@ -84,6 +84,17 @@ def test_texts_and_tokens_of_a_request_are_bounded(url: str) -> None:
         assert problem in problems[0]["msg"]
 
 
+def test_an_empty_text_of_a_tokenizer_that_adds_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    from examples.serve_encoder import Encoder, HTTPException
+
+    shutil.copytree(folder, tmp_path / "encoder")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    (tmp_path / "encoder" / "tokenizer.json").write_text(json.dumps({**settings, "post_processor": None}))
+    with pytest.raises(HTTPException) as refused:
+        Encoder(tmp_path / "encoder").embed(["tree", ""])
+    assert (refused.value.status_code, refused.value.detail) == (422, "A text has no tokens; send texts that are not empty.")
+
+
 def test_a_run_holds_a_bounded_number_of_rows_and_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from examples import serve_encoder
 
