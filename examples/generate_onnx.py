@@ -44,6 +44,14 @@ class Decoder:
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         self.taken = {one.name for one in self.session.get_inputs()}
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.stops = stop_tokens(folder)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin another text."""
         self.state = {one["input"]: np.zeros([FIRST.get(size, size) for size in one["shape"]], dtype=one["dtype"]) for one in self.tensors}
         self.seen = 0
         """Tokens so far."""
@@ -69,7 +77,7 @@ class Decoder:
         return sum(value.nbytes for value in self.state.values())
 
 
-def generate(decoder: Decoder, prompt: list[int], stops: set[int], count: int, piece: int) -> Iterator[int]:
+def generate(decoder: Decoder, prompt: list[int], count: int, piece: int) -> Iterator[int]:
     """The next tokens, at most ``count``; the prompt is read ``piece`` tokens at a time, so that memory does not depend on its length."""
     logits: Array | None = None
     for start in range(0, len(prompt), piece):
@@ -78,7 +86,7 @@ def generate(decoder: Decoder, prompt: list[int], stops: set[int], count: int, p
     for number in range(count):
         token = int(logits.argmax())
         yield token
-        if token in stops or number + 1 == count:
+        if token in decoder.stops or number + 1 == count:
             return
         logits = decoder.read([token])
 
@@ -102,10 +110,7 @@ def main() -> None:
     parser.add_argument("--ids", action="store_true", help="print token ids instead of text")
     arguments = parser.parse_args()
     decoder = Decoder(arguments.folder, arguments.threads)
-    tokenizer = Tokenizer.from_file(str(arguments.folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    prompt = list(tokenizer.encode(sys.stdin.read() if arguments.prompt == "-" else arguments.prompt).ids)
+    prompt = list(decoder.tokenizer.encode(sys.stdin.read() if arguments.prompt == "-" else arguments.prompt).ids)
     if not prompt:
         sys.exit("The prompt has no tokens; give a text.")
     if len(prompt) + arguments.max_new_tokens > decoder.max_length:
@@ -114,10 +119,10 @@ def main() -> None:
             "give a shorter prompt or --max-new-tokens."
         )
     stream = DecodeStream(skip_special_tokens=True)
-    for token in generate(decoder, prompt, stop_tokens(arguments.folder), arguments.max_new_tokens, arguments.piece):
+    for token in generate(decoder, prompt, arguments.max_new_tokens, arguments.piece):
         if arguments.ids:
             print(token, flush=True)
-        elif (text := stream.step(tokenizer, token)) is not None:  # None: the token does not complete a character yet
+        elif (text := stream.step(decoder.tokenizer, token)) is not None:  # None: the token does not complete a character yet
             print(text, end="", flush=True)
     print("" if arguments.ids else "\n", end="")
     print(f"{decoder.seen:,} tokens read, state {decoder.state_bytes():,} bytes", file=sys.stderr)
