@@ -108,7 +108,8 @@ def family_of(model: Any, *, of_pixels: bool = True) -> Family:
     """
     family = known_family(model.config)
     if family is None or family.grid is None:
-        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a text instead.")
+        other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
+        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a {other} instead.")
     if of_pixels and not family.grid.reads_pictures:
         raise BackendError(f"{type(model).__name__} reads {family.grid.noun}s, not pictures; give a model of pictures.")
     return family

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import LongBertConfig, LongBertModel
+from hf_longattn import LongBertConfig, LongBertModel, LongWav2Vec2Config, LongWav2Vec2Model
 from hf_longattn.errors import BackendError, GridError, LongAttentionError
 from hf_longattn.evaluation.regions import dense_features, region_features, tile_boxes
 from hf_longattn.families import FAMILIES
@@ -139,5 +139,7 @@ def test_a_picture_without_boxes_has_no_regions_and_other_models_are_refused(mod
     with pytest.raises(GridError, match="multiple of the patch"):
         region_features(model, torch.randn(1, 3, 30, 30), tile=8)
     text = LongBertModel(LongBertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32, vocab_size=9))
-    with pytest.raises(BackendError, match="reads no pictures on a grid of patches"):
-        region_features(text, torch.randn(1, 3, 32, 32), tile=8)
+    sound = LongWav2Vec2Model(LongWav2Vec2Config(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32))
+    for other, given in (text, "text"), (sound, "recording"):
+        with pytest.raises(BackendError, match=f"reads no pictures on a grid of patches; give a {given} instead"):
+            region_features(other, torch.randn(1, 3, 32, 32), tile=8)

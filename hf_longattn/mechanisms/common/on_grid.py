@@ -96,8 +96,8 @@ class GridMechanism(MaskedMechanism):
         grid = (None if call is None else call.one_grid()) or self.grid
         if grid is None:
             raise GridError(
-                f"Mechanism {self.name!r} compares the places of tokens on a grid, and none was given; pass grid=(height, width) and the "
-                "number of tokens before it, prefix=1, or a model of images."
+                f"Mechanism {self.name!r} compares the places of tokens on a grid, and none was given; for a text, choose another "
+                "mechanism (`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the tokens before it, prefix=1."
             )
         if tokens is not None:
             grid.check(tokens)
