@@ -25,10 +25,10 @@ class Generator:
 
     def generate(self, prompt: Prompt, max_new_tokens: Count = 100) -> dict[str, Any]:
         """The text that follows, chosen greedily, and the numbers of tokens of the prompt and of that text."""
-        most = self.decoder.max_length - max_new_tokens
-        ids = self.decoder.tokenizer.encode(prompt).ids if len(prompt) <= 16 * self.decoder.max_length else None
-        if ids is None or len(ids) > most:  # what is far longer is not tokenised
-            raise HTTPException(413, f"With {max_new_tokens:,} new tokens, the prompt may have {max(most, 0):,} tokens; send fewer.")
+        most = self.decoder.max_length
+        ids = self.decoder.tokenizer.encode(prompt).ids if len(prompt) <= 16 * most else None  # what is far longer is not tokenised
+        if ids is None or len(ids) + max_new_tokens > most:
+            raise HTTPException(413, f"The prompt and {max_new_tokens:,} new tokens are more than the {most:,} of the model; send fewer.")
         if not ids:
             raise HTTPException(422, "The prompt has no tokens; send a text.")
         with self.lock:  # one text at a time: the decoder has one state

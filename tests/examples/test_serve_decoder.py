@@ -42,10 +42,8 @@ def test_many_clients_get_what_the_model_generates(url: str, decoder_graph: tupl
 
 def test_what_the_model_cannot_read_is_refused(url: str) -> None:
     for prompt in ("a" * 250, "a" * 10_000):
-        assert refusal(url, prompt=prompt, max_new_tokens=10) == (
-            413,
-            "With 10 new tokens, the prompt may have 246 tokens; send fewer.",
-        )
+        sentence = "The prompt and 10 new tokens are more than the 256 of the model; send fewer."
+        assert refusal(url, prompt=prompt, max_new_tokens=10) == (413, sentence)
     for request, problem in ({"prompt": ""}, "at least 1 character"), ({"prompt": "a", "max_new_tokens": 0}, "greater than or equal to 1"):
         code, problems = refusal(url, **request)
         assert code == 422
