@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import CountedPasses, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
+from hf_longattn.hub import PushReport, push_model
 from hf_longattn.hub_errors import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
@@ -180,10 +181,25 @@ class TimedTrainer(Trainer):
         with translated_errors(str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name), self.args.hub_token):
             super().init_hf_repo(token, private)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; what the Hub refuses is one sentence."""
-        with translated_errors(str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir), self.args.hub_token):
-            return super().push_to_hub(*args, **kwargs)
+    def push_to_hub(
+        self, commit_message: str | None = None, blocking: bool = True, token: str | None = None, revision: str | None = None,
+        private: bool | None = None, **card: Any,
+    ) -> PushReport | None:  # fmt: skip
+        """Save the model and its card, and upload them by :func:`~hf_longattn.hub.push_model`, which leaves out what is not the model's:
+        Trainer uploads the whole folder."""
+        args: Any = self.args
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        tags = getattr(self.accelerator.unwrap_model(self.model), "model_tags", None) or []
+        self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[2], "tags": [*tags], **card})
+        return push_model(
+            args.output_dir, str(self.hub_model_id), private=bool(args.hub_private_repo if private is None else private),
+            token=args.hub_token if token is None else token, revision=revision or args.hub_revision, commit_message=commit_message,
+        )  # fmt: skip
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any) -> None:
         """As Trainer's, which leaves weights as they are that have another name in files than in the model; see :func:`load_renamed`."""

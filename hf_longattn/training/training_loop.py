@@ -43,7 +43,7 @@ from hf_longattn.errors import (
     visible,
 )
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
-from hf_longattn.local_names import public_name, without_folders
+from hf_longattn.local_names import public_name
 from hf_longattn.naming import LOGGER
 from hf_longattn.staging import check_writable, write_text
 from hf_longattn.tasks import Task
@@ -369,7 +369,7 @@ def save_run(
     def complete() -> None:
         write_trained_card(run.model.model, args.folder, describe(log), getattr(trainer, "hub_model_id", None), results=rows)
         draw_curves(trainer.state.log_history, args.folder / CURVES)
-        write_text(args.folder / LOG_NAME, json.dumps(without_folders(log) if args.push_to_hub else log, indent=1))
+        write_text(args.folder / LOG_NAME, json.dumps(log, indent=1))
 
     trainer.card = complete
     with one_sentence_if_full(args.folder, trainer):

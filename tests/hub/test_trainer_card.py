@@ -15,6 +15,7 @@ from hf_longattn.errors import HubError
 from hf_longattn.hub import ModelCardMixin, write_model_card
 from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.trainer import TimedTrainer
 
 from ..hub_state import Hub
 from .conftest import TEXT
@@ -73,10 +74,11 @@ def test_a_trainer_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> 
     assert "- Loss: " in card.text
 
 
-def test_a_plain_trainer_keeps_the_tags(server: Hub, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer", [Trainer, TimedTrainer])
+def test_a_plain_trainer_keeps_the_tags(trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=REPO, use_cpu=True)
-    Trainer(model, arguments).push_to_hub()
+    trainer(model, arguments).push_to_hub()
     assert {"hf_longattn", "long-context"} <= set(pushed_card(server, tmp_path).data.tags)
 
 

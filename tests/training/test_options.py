@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.naming import PREDICTIONS
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
@@ -205,7 +207,8 @@ OPTIONS = {
         refused=TWO_STAGES,
     ),
     "push_to_hub": Option("--push_to_hub --hub_model_id writer/tuned", lambda run, plain: holds(
-        {"README.md", "config.json"} <= set(run.pushed) and not [name for name in run.pushed if name.endswith((".bin", ".pt"))]
+        {"README.md", "config.json"} <= set(run.pushed)
+        and not [name for name in run.pushed if name.endswith((".bin", ".pt")) or any(fnmatch(name, pattern) for pattern in PREDICTIONS)]
     )),
     "report_to": Option("--report_to tensorboard", lambda run, plain: holds(any("loss" in logs for logs in run.reported))),
     "dataloader_num_workers": Option("--dataloader_num_workers 2", lambda run, plain: holds(run.losses == plain.losses), shared=True),
