@@ -170,7 +170,7 @@ def give_usual_modes(folder: Path) -> None:
 
 
 def check_new_file(file: Path) -> None:
-    """Refuse a file that exists, or whose folder does not.
+    """Refuse a file that exists, or whose folder does not or cannot be written in.
 
     Raises:
         DestinationExistsError, CheckpointError: naming it.
@@ -180,6 +180,7 @@ def check_new_file(file: Path) -> None:
         raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
     if not file.absolute().parent.is_dir():
         raise CheckpointError(f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file.")
+    check_writable(file.parent)
 
 
 def check_writable(folder: Path) -> None:

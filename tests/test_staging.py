@@ -12,6 +12,8 @@ import pytest
 from hf_longattn.errors import CheckpointError, DestinationExistsError
 from hf_longattn.staging import ENDING, check_destination, check_new_file, staged_file, staged_folder, write_text
 
+from .permissions import bound_by_permissions
+
 DEAD_PROCESS = 4_194_305  # above the largest process id of Linux
 
 
@@ -147,11 +149,13 @@ def test_what_must_not_be_written_over_is_refused(tmp_path: Path) -> None:
             check_destination(overlapping, source, overwrite=True)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_no_permission_is_a_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CheckpointError, match="Cannot write in"), staged_folder(tmp_path / "long"):
-        pass
+    with bound_by_permissions():
+        with pytest.raises(CheckpointError, match="Cannot write in"), staged_folder(tmp_path / "long"):
+            pass
+        with pytest.raises(CheckpointError, match="Cannot write in"):
+            check_new_file(tmp_path / "reach.png")
 
 
 def half_written(file: Path) -> None:

@@ -209,6 +209,8 @@ def _save(figure: Any, file: Path) -> None:
     try:
         with staged_file(file) as stage:
             figure.savefig(stage, dpi=120, **({"metadata": {"Date": None}} if file.suffix.lower() == ".svg" else {}))
+    except LongAttentionError:
+        raise
     except ValueError as error:
         raise LongAttentionError(f"Cannot draw into {str(file)!r}: {error}.") from error
 

@@ -33,7 +33,7 @@ from ..modeling.attach.attention_sites import CROSS_MECHANISM
 from ..modeling.family.definition import family_of
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..private_apis import auto_classes, mapped_names
-from ..staging import write_text
+from ..staging import check_writable, write_text
 from .card import read_config
 
 PACKAGE = "hf_longattn"
@@ -70,7 +70,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
         The names of the files written, ``config.json`` last.
 
     Raises:
-        CheckpointError: the folder has no readable ``config.json``, or that of another model.
+        CheckpointError: the folder has no readable ``config.json``, or that of another model, or cannot be written in.
         RemoteCodeError: modified or custom code without ``user_code``, or a custom module that imports other files.
     """
     place = Path(folder)
@@ -85,6 +85,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
         raise CheckpointError(
             f"{str(folder)!r} holds a model of type {model_type!r}, which needs no code of this package; omit --remote-code."
         )
+    check_writable(place)
     family = FAMILIES[model_type.removeprefix("long_")]
     config = family.config_class.from_pretrained(place, local_files_only=True)
     modules, origin = check_remote_code(config, user_code=user_code)

@@ -32,6 +32,7 @@ from hf_longattn.hub.remote_code import Provenance, provenance
 
 from ..hub_server import serve
 from ..hub_state import WRITER, Hub
+from ..permissions import bound_by_permissions
 from ..reference import small_models
 from ..warm import run_fresh
 from .conftest import CASES, TEXT, Case
@@ -263,6 +264,13 @@ def test_what_is_no_long_model_is_refused(tmp_path: Path) -> None:
         bundle_remote_code(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "long_multimodal"}')
     with pytest.raises(RemoteCodeError, match="omit --remote-code, and install hf_longattn where the model is loaded"):
+        bundle_remote_code(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "long_bert"}')
+    tmp_path.chmod(0o500)
+    with bound_by_permissions(), pytest.raises(CheckpointError, match=r"Cannot write in .*: Permission denied; nothing was written"):
         bundle_remote_code(tmp_path)
 
 
