@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .config import RevertConfig as RevertConfig
     from .convert import convert_checkpoint as convert_checkpoint
     from .folders import complete_folder as complete_folder
+    from .folders import remove_sidecars as remove_sidecars
     from .inspection import Inspection as Inspection
     from .inspection import inspect_checkpoint as inspect_checkpoint
     from .plan import ConversionPlan as ConversionPlan
@@ -29,7 +30,7 @@ __getattr__, __all__ = public_names(
     {
         "config": ("ConversionConfig", "RevertConfig"),
         "convert": ("convert_checkpoint",),
-        "folders": ("complete_folder",),
+        "folders": ("complete_folder", "remove_sidecars"),
         "inspection": ("Inspection", "inspect_checkpoint"),
         "plan": ("ConversionPlan", "plan_conversion"),
         "plan_tensors": ("TensorPlan",),

@@ -40,6 +40,8 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 PROCESSORS = ("*processor_config.json", "chat_template*", "*.jinja")
 """Files of processors and templates, which a model and a tokenizer do not save."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+OF_TOKENIZERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+"""Further files of some tokenizers."""
 ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
 """transformers' class for any tokenizer.json, and its name that transformers 4 knows as well."""
 
@@ -279,6 +281,15 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
             written.append(name)
     give_usual_modes(folder)
     return written
+
+
+def remove_sidecars(folder: Path) -> None:
+    """Remove the files of an earlier model that one saved in its place may lack: a chat template, for example, would become that one's."""
+    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, "*processor_config.json", "generation_config.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in SIDECAR_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def sidecars(source: Source) -> list[Path]:

@@ -361,7 +361,7 @@ def save_run(
         trainer.accelerator.wait_for_everyone()
         return log
     if trainer.is_world_process_zero():
-        (args.folder / LOG_NAME).unlink(missing_ok=True)  # of an earlier run, whose model is replaced
+        forget_model(args.folder, LOG_NAME)
     if run.model.dtype != "float32":
         trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, run.model.dtype))
     rows = measured(log, hub_task)
@@ -378,6 +378,15 @@ def save_run(
             trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()
     return log
+
+
+def forget_model(folder: Path, log: str) -> None:
+    """Remove the log of an earlier finished training, whose model is about to be replaced, and what a new one would inherit from it."""
+    from hf_longattn.conversion import remove_sidecars
+
+    if (folder / log).exists():
+        (folder / log).unlink()
+        remove_sidecars(folder)
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str, *, output: Path) -> None:

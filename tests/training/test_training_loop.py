@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError
@@ -91,6 +91,20 @@ def test_a_model_that_is_half_written_has_no_log(overwrite: bool, start: Start, 
         start()
     log = start(resume=True)
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text()) == json.loads(json.dumps(log))
+
+
+def test_a_model_inherits_nothing_from_the_one_that_it_replaces(start: Start, tmp_path: Path) -> None:
+    other, out = shutil.copytree(tmp_path / "short", tmp_path / "other"), tmp_path / "out"
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    (other / "preprocessor_config.json").write_text("{}")
+    short = {"save_strategy": "no", "eval_before_training": False, "max_steps": 1}
+    start(model=str(other), **short)
+    (out / "notes.txt").write_text("kept")
+    assert {"chat_template.jinja", "preprocessor_config.json"} <= {path.name for path in out.iterdir()}
+    start(**short, overwrite=True)
+    assert not {"chat_template.jinja", "preprocessor_config.json"} & {path.name for path in out.iterdir()}
+    assert (out / "notes.txt").read_text() == "kept"
+    assert AutoTokenizer.from_pretrained(out).chat_template is None
 
 
 def test_ctrl_c_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

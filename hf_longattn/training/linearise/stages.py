@@ -37,7 +37,7 @@ from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.results import counted, error_of, sources_in_words
 from hf_longattn.training.training_args import TaskArguments
-from hf_longattn.training.training_loop import RunSettings, save_whole, versions, write_trained_card
+from hf_longattn.training.training_loop import RunSettings, forget_model, save_whole, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
@@ -187,7 +187,7 @@ class Stages:
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         """Write checkpoint, tokenizer and report; the first process does, the others wait."""
         if processes().is_main_process:
-            (folder / DISTILLATION_REPORT).unlink(missing_ok=True)  # of an earlier run, whose model is replaced
+            forget_model(folder, DISTILLATION_REPORT)
             self.save(model, folder)
         processes().wait_for_everyone()
 
