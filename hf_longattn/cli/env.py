@@ -28,7 +28,7 @@ PURPOSES = {
     "plot": "drawings: `--plot`, `longattn diagnose --html`",
     "search": "`longattn search`, and trials of learning rates",
     "sentence": "`longattn train embed`",
-    "serve": "the example servers of a clone, for embeddings, classes and answers",
+    "serve": "the example servers of a clone, for embeddings, classes, texts and answers",
 }
 """What each extra is for, in the words of a user."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}

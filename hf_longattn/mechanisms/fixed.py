@@ -42,7 +42,7 @@ class Fixed(GatheredMechanism):
 
     summary = "the query's block and the last c tokens of every (earlier, when causal) block"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (fixed)"
-    when = "documents with a fixed layout in blocks, whose last tokens can sum a block up; for other texts take `strided` or `bigbird`"
+    when = "documents of blocks of a fixed size, whose last tokens can summarise them; for other texts take `strided` or `bigbird`"
     cost = "N·(l+c·N/l)"
     per_head_tensors = ()
     options_type = FixedOptions

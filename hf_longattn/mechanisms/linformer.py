@@ -3,8 +3,8 @@
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
     linear        E and F are learned, with one row per position, counted from the first real token. A shorter text uses the first rows; a
-                  longer one is refused. They are fitted to a trained layer, or drawn with variance 1 / max_length, which keeps the size
-                  of the values. (The paper's theorem has 1 / rank, which keeps the size of products.)
+                  longer one is refused. They are fitted to a text (``--init-from-text``), or drawn with variance 1 / max_length, which
+                  keeps the size of the values. (The paper's theorem has 1 / rank, which keeps the size of products.)
     convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer text
                   has more rows.
     pooling       the means over `rank` pieces of the text of nearly equal length; nothing is learned.
