@@ -59,7 +59,7 @@ def convert(
     from .terminal import print_json
 
     if push_to_hub is not None:
-        check_login(push_to_hub, token)
+        check_login(push_to_hub, token, private=private)
     with conversion_progress() as progress:
         report = convert_checkpoint(source, destination, config, choose=_chooser(config), progress=progress)
     result = {"destination": str(report.destination), **report.to_dict()}

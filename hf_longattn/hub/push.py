@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, ModelInfo, get_token
 
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
@@ -116,10 +116,23 @@ def push_model(
     raise AssertionError("the last attempt returns or raises")
 
 
-def check_login(repo_id: str, token: str | bool | None = None) -> None:
-    """Raise :class:`HubError` unless the user is logged in to the Hub, before the work that is to be uploaded."""
+def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> None:
+    """Refuse an upload before the work that is to be uploaded.
+
+    Raises:
+        HubError: the user is not logged in to the Hub, or the repository is public and what is pushed is to be ``private``.
+    """
     with translated_errors(repo_id, token):
-        HfApi(token=token).whoami()
+        api = HfApi(token=token)
+        user = api.whoami()["name"]
+        name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        if private and api.repo_exists(name):
+            _refuse_public(api.model_info(name))
+
+
+def _refuse_public(info: ModelInfo) -> None:
+    if not info.private:
+        raise HubError(f"{info.id!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
 
 
 def _push(
@@ -138,8 +151,8 @@ def _push(
         _changed(place, files, repo_id)  # what is damaged is refused then, too
         name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         info = api.model_info(name)
-        if private and not info.private:
-            raise HubError(f"{name!r} is public, but --private was given, so nothing was uploaded; make it private on the Hub first.")
+        if private:
+            _refuse_public(info)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)

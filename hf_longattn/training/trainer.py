@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import CountedPasses, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
-from hf_longattn.hub import PushReport, push_model
+from hf_longattn.hub import PushReport, check_login, push_model
 from hf_longattn.hub_errors import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
@@ -177,8 +177,12 @@ class TimedTrainer(Trainer):
         return loss, logits, labels
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As Trainer's; what the Hub refuses is one sentence."""
-        with translated_errors(str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name), self.args.hub_token):
+        """As Trainer's; what the Hub refuses is one sentence, and so is a public repository for what is to be private."""
+        name = str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name)
+        if self.is_world_process_zero():
+            given = self.args.hub_token if token is None else token
+            check_login(name, given, private=bool(self.args.hub_private_repo if private is None else private))
+        with translated_errors(name, self.args.hub_token):
             super().init_hf_repo(token, private)
 
     def push_to_hub(

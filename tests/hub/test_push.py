@@ -208,7 +208,7 @@ def test_no_connection_is_a_sentence(hub: Callable[[str], None], model: Path) ->
 
 def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, model: Path) -> None:
     server.add(REPO)
-    with pytest.raises(HubError, match="is public, but --private was given"):
+    with pytest.raises(HubError, match="is public, but it was to be private"):
         push_model(model, REPO, private=True, token=WRITER)
     assert not server.repos[REPO].messages
 

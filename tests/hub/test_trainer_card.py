@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
+from hf_longattn.cli.train import train
 from hf_longattn.errors import HubError
 from hf_longattn.hub import ModelCardMixin, write_model_card
 from hf_longattn.training.lm import LM, finetune_lm
@@ -95,3 +96,17 @@ def test_a_training_pushes_its_own_card(server: Hub, folder: Path, tmp_path: Pat
     there = server.repos[REPO].branches["main"]
     assert {"model.safetensors", "training_log.json", "tokenizer.json"} <= set(there)
     assert "training_args.bin" not in there
+
+
+@pytest.mark.parametrize("task", ["mlm", "linearise"])
+def test_a_public_repository_is_refused_before_a_private_training(
+    task: str, server: Hub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add(REPO)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(TEXT)
+    texts = ["--text", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
+    line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no_bf16"]
+    assert train(task, [*line, "--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo", "True"]) == 1
+    assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()

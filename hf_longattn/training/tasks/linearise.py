@@ -64,7 +64,7 @@ def linearise_attention(
     if training_args.resume:
         check_resumable(run)
     if training_args.push_to_hub:  # before the work that is to be uploaded
-        check_login(training_args.repository, training_args.hub_token)
+        check_login(training_args.repository, training_args.hub_token, private=bool(training_args.hub_private_repo))
     if training_args.overwrite and not training_args.resume and processes().is_main_process:
         for old in (training_args.folder / STAGE_1, training_args.checkpoints(1), training_args.checkpoints(2)):
             shutil.rmtree(old, ignore_errors=True)
