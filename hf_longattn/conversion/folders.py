@@ -6,6 +6,8 @@ prompts of sentence-transformers, an adapter, licence, report and card. The fold
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import fnmatch
 import shutil
 import time
@@ -270,9 +272,8 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
         place = folder_without_weights(source)
     except CheckpointError:  # no connection, and what was loaded is in memory
         return []
-    around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
-    files = {path.name: path for home in reversed(around) for pattern in (*LICENCES, *PROCESSORS) for path in home.glob(pattern)}
-    written = [name for name, path in sorted(files.items()) if path.is_file() and not (folder / name).exists()]
+    files = _files_around(place, (*LICENCES, *PROCESSORS))
+    written = [name for name in sorted(files) if not (folder / name).exists()]
     for name in written:
         shutil.copyfile(files[name], folder / name)
     for name in SIDECAR_FOLDERS:
@@ -283,13 +284,31 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
     return written
 
 
-def remove_sidecars(folder: Path) -> None:
-    """Remove the files of an earlier model that one saved in its place may lack: a chat template, for example, would become that one's."""
+def _files_around(place: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """The files of a checkpoint's folder, and of the folder of a sentence encoder around it, by their names."""
+    around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
+    files = {path.name: path for home in reversed(around) for pattern in patterns for path in home.glob(pattern)}
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
+def remove_sidecars(folder: Path, source: str | None) -> None:
+    """Remove the files of an earlier model that one saved in its place may lack: a chat template, for example, would become that one's.
+
+    Args:
+        folder: of the earlier model.
+        source: what that was made from, if it is known; of licences, those are removed that :func:`complete_folder` copied from it.
+    """
     for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, "*processor_config.json", "generation_config.json"):
         for path in folder.glob(pattern):
             path.unlink()
     for name in SIDECAR_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
+    if not source:
+        return
+    with contextlib.suppress(CheckpointError):  # no connection, or the source is not there any more
+        for name, licence in _files_around(folder_without_weights(source), LICENCES).items():
+            if (folder / name).is_file() and not licence.samefile(folder / name) and filecmp.cmp(folder / name, licence, shallow=False):
+                (folder / name).unlink()
 
 
 def sidecars(source: Source) -> list[Path]:

@@ -45,6 +45,7 @@ from hf_longattn.errors import (
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.local_names import public_name
 from hf_longattn.naming import LOGGER
+from hf_longattn.reading import read_json_object
 from hf_longattn.staging import check_writable, write_text
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
@@ -384,9 +385,13 @@ def forget_model(folder: Path, log: str) -> None:
     """Remove the log of an earlier finished training, whose model is about to be replaced, and what a new one would inherit from it."""
     from hf_longattn.conversion import remove_sidecars
 
-    if (folder / log).exists():
+    if (folder / log).is_file():
+        try:
+            source = read_json_object(folder / log)["settings"]["model"]
+        except (CheckpointError, KeyError, TypeError):  # a damaged log
+            source = None
         (folder / log).unlink()
-        remove_sidecars(folder)
+        remove_sidecars(folder, source)
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str, *, output: Path) -> None:

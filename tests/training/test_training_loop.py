@@ -97,13 +97,17 @@ def test_a_model_inherits_nothing_from_the_one_that_it_replaces(start: Start, tm
     other, out = shutil.copytree(tmp_path / "short", tmp_path / "other"), tmp_path / "out"
     (other / "chat_template.jinja").write_text("{{ messages }}")
     (other / "preprocessor_config.json").write_text("{}")
+    (other / "LICENSE").write_text("of the other")
     short = {"save_strategy": "no", "eval_before_training": False, "max_steps": 1}
     start(model=str(other), **short)
-    (out / "notes.txt").write_text("kept")
-    assert {"chat_template.jinja", "preprocessor_config.json"} <= {path.name for path in out.iterdir()}
+    inherited = {"chat_template.jinja", "preprocessor_config.json", "LICENSE"}
+    assert inherited <= {path.name for path in out.iterdir()}
+    kept = [out / "notes.txt", out / "LICENSE.project"]
+    for path in kept:
+        path.write_text("kept")
     start(**short, overwrite=True)
-    assert not {"chat_template.jinja", "preprocessor_config.json"} & {path.name for path in out.iterdir()}
-    assert (out / "notes.txt").read_text() == "kept"
+    assert not inherited & {path.name for path in out.iterdir()}
+    assert [path.read_text() for path in kept] == ["kept", "kept"]
     assert AutoTokenizer.from_pretrained(out).chat_template is None
 
 
