@@ -158,6 +158,8 @@ def check_output(args: LongTrainingArguments) -> None:
     if args.only_scores:
         if (args.folder / SCORES_NAME).exists():
             raise OptionError(f"{args.output_dir!r} holds scores already; give another --output, or add --overwrite to replace them")
+        if holds_model(args.folder):  # whose predictions would be replaced
+            raise OptionError(f"{args.output_dir!r} holds a model; give another --output for the scores")
         return
     done = (args.folder / LOG_NAME).exists()
     if resumes_output(args):
@@ -186,8 +188,13 @@ def check_holds_no_model(args: LongTrainingArguments) -> None:
     Raises:
         OptionError: it holds one.
     """
-    if any(next(args.folder.glob(pattern), None) for pattern in KEPT):
+    if holds_model(args.folder):
         raise OptionError(f"{args.output_dir!r} holds a model; give another --output, or add --overwrite to replace it")
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has files of a model or of a training."""
+    return any(next(folder.glob(pattern), None) for pattern in KEPT)
 
 
 def resumes_output(args: LongTrainingArguments) -> bool:

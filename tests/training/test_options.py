@@ -509,6 +509,9 @@ def test_a_model_is_scored_on_all_of_the_data_without_training(task: str, runner
     assert code == 1
     is_one_sentence(again.said, "holds scores already; give another --output, or add --overwrite")
     assert runner(task, f"{typed} --overwrite", output="scored")[0] == 0
+    code, again = runner(task, typed)
+    assert code == 1
+    is_one_sentence(again.said, "holds a model; give another --output for the scores")
 
 
 def numbers_of(log: dict[str, Any]) -> dict[str, float]:
