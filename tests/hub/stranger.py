@@ -34,14 +34,14 @@ def main(request: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(one["repo"], trust_remote_code=True) if one["tokenizer"] else None
         tokens = tokenizer(one["text"], return_tensors="pt") if tokenizer else {"input_ids": torch.tensor(one["ids"])}
         with torch.no_grad():
-            found = {"logits": model(**tokens).logits}
+            found = {"logits": model(**tokens)[0]}
         if one["generates"]:
             found["generated"] = model.generate(**tokens, max_new_tokens=8, do_sample=False)
         saved = request.parent / f"{name}-again"
         model.save_pretrained(saved)
         again = load(saved, trust_remote_code=True).eval()
         with torch.no_grad():
-            found["again"] = again(**tokens).logits
+            found["again"] = again(**tokens)[0]
         config = transformers.AutoConfig.from_pretrained(saved, trust_remote_code=True)
         found["heads"] = sorted(json.loads((saved / "config.json").read_text())["auto_map"])
         found["config"] = type(config).__name__
@@ -49,11 +49,11 @@ def main(request: Path) -> None:
         one["tokens"] = tokens
     for name, one in asked["models"].items():  # several copies of the code live in this process by now
         with torch.no_grad():
-            results[name]["still"] = models[name](**one["tokens"]).logits
+            results[name]["still"] = models[name](**one["tokens"])[0]
         models[name].use_base_attention("eager")
         models[name].set_attn_implementation("longattn")
         with torch.no_grad():
-            results[name]["back"] = models[name](**one["tokens"]).logits
+            results[name]["back"] = models[name](**one["tokens"])[0]
     if asked["program"]:
         exec(compile(asked["program"], "usage of the card", "exec"), {})
     torch.save(results, request.parent / "outputs.pt")
