@@ -73,12 +73,12 @@ class Encoder:
             raise HTTPException(413, f"A text is longer than the {self.most:,} tokens that the model reads; send parts.")
         if not all(map(len, encodings)):
             raise HTTPException(422, "A text has no tokens; send texts that are not empty.")
-        order, found = sorted(range(len(inputs)), key=lambda number: -len(encodings[number])), dict[int, list[float]]()
+        order, rows = sorted(range(len(inputs)), key=lambda number: -len(encodings[number])), dict[int, list[float]]()
         while order:  # the longest texts first
             size = min(ROWS, max(1, TOKENS // len(encodings[order[0]])))
-            found |= zip(order[:size], self.run([encodings[number] for number in order[:size]]), strict=True)
+            rows |= zip(order[:size], self.run([encodings[number] for number in order[:size]]), strict=True)
             order = order[size:]
-        return [found[number] for number in range(len(inputs))]
+        return [rows[number] for number in range(len(inputs))]
 
     def run(self, encodings: list[Encoding]) -> Any:
         for encoding in encodings:

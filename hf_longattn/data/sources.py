@@ -113,10 +113,9 @@ def held_back(
     if differing := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
         columns = [", ".join(part.column_names) for part in (parts[0], parts[differing])]
         raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape")
-    if args.validation:
-        return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
-    if args.only_scores:
-        return limited(args, seed, concatenate_datasets(parts), concatenate_datasets(parts))
+    if args.validation or args.only_scores:
+        data = concatenate_datasets(parts)
+        return limited(args, seed, data, read(args.validation, args.validation_split) if args.validation else data)
     train, held_out = split_held_out(parts, seed, unit=unit)
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:

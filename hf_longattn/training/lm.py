@@ -195,11 +195,9 @@ def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset
     all documents are those to evaluate on."""
     where: dict[str, Any] = {"column": args.column, "template": args.template}
     parts = read_texts(args.text, split=args.split, **where)
-    if args.validation:
-        validation = read_texts([args.validation], split="validation", **where)
+    if args.validation or args.only_scores:
+        validation = read_texts([args.validation], split="validation", **where) if args.validation else parts
         return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
-    if args.only_scores:
-        return limited(args, seed, shuffled(parts, seed), shuffled(parts, seed))
     documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
     if not len(held_out):
         raise OptionError("there is only one document, and the loss is measured on another one; give --validation TEXT")

@@ -180,8 +180,7 @@ class TimedTrainer(Trainer):
         """As Trainer's; what the Hub refuses is one sentence, and so is a public repository for what is to be private."""
         name = str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name)
         if self.is_world_process_zero():
-            given = self.args.hub_token if token is None else token
-            check_login(name, given, private=bool(self.args.hub_private_repo if private is None else private))
+            check_login(name, **self._access(token, private))
         with translated_errors(name, self.args.hub_token):
             super().init_hf_repo(token, private)
 
@@ -201,9 +200,16 @@ class TimedTrainer(Trainer):
         tags = getattr(self.accelerator.unwrap_model(self.model), "model_tags", None) or []
         self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[2], "tags": [*tags], **card})
         return push_model(
-            args.output_dir, str(self.hub_model_id), private=bool(args.hub_private_repo if private is None else private),
-            token=args.hub_token if token is None else token, revision=revision or args.hub_revision, commit_message=commit_message,
+            args.output_dir, str(self.hub_model_id), revision=revision or args.hub_revision, commit_message=commit_message,
+            **self._access(token, private),
         )  # fmt: skip
+
+    def _access(self, token: str | None, private: bool | None) -> dict[str, Any]:
+        """The token of an upload, and whether its repository is private: as given, or else as the arguments of the training say."""
+        return {
+            "token": self.args.hub_token if token is None else token,
+            "private": bool(self.args.hub_private_repo if private is None else private),
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any) -> None:
         """As Trainer's, which leaves weights as they are that have another name in files than in the model; see :func:`load_renamed`."""

@@ -236,13 +236,13 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
     """
     dtype, args = run.model.dtype, run.training
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if args.only_scores:
+            raise OptionError("max_steps 0 scores a whole model; leave FSDP and DeepSpeed out")
         if dtype != "float32":
             raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
         if run.model.use_peft:
             raise OptionError("weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --use_peft out")
     if args.only_scores:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise OptionError("max_steps 0 scores a whole model; leave FSDP and DeepSpeed out")
         if trainer.is_world_process_zero():
             print(f"hf_longattn {hf_longattn.__version__}: scoring {run.model.model}", file=sys.stderr)
         return None

@@ -144,8 +144,8 @@ class JSONLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero or not self.path.exists():
             return
-        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # a full disk may have cut off the last line
-        lines = [json.loads(text) for text in whole]
+        complete_lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # a full disk may have cut off the last one
+        lines = [json.loads(text) for text in complete_lines]
         earlier = [line for line in lines if line["stage"] < self.stage or (line["step"] <= state.global_step and "train_loss" not in line)]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
 

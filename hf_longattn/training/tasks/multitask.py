@@ -157,10 +157,10 @@ class MultiTaskDataArguments(DataArguments):
                 raise OptionError(f"the task {name!r} is in --tasks and in {self.task_file}; leave one of both out")
             entries[name] = entry
         shared = {name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples")}
-        found = {name: (entry["kind"], task_arguments(name, {**shared, **entry})) for name, entry in entries.items()}
-        for _, arguments in found.values():
+        tasks = {name: (entry["kind"], task_arguments(name, {**shared, **entry})) for name, entry in entries.items()}
+        for _, arguments in tasks.values():
             arguments.only_scores = self.only_scores
-        return found
+        return tasks
 
 
 def check_kind(name: str, kind: Any) -> None:
