@@ -91,7 +91,10 @@ class _Source:
         path = module_path(package, name) if module.startswith(f"{PACKAGE}.") else None
         if path is None:
             raise UndeclaredError(f"there is no file of {module}")
-        self.module, self.tree = module, ast.parse(path.read_text(encoding="utf-8"))
+        try:
+            self.module, self.tree = module, ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError) as error:
+            raise UndeclaredError(f"{path} is not Python: {error}") from error
         self.parents = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
         self.values: dict[str, Any] = {}
 

@@ -322,18 +322,18 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         CheckpointError: an unknown model type, or an invalid config.
     """
     check_config(source.config, source.name)
-    model_type = source.config.get("model_type")
-    family = next((candidate for candidate in FAMILIES.values() if candidate.config_class.model_type == model_type), None)
+    model_type = str(source.config.get("model_type"))
+    family = FAMILIES.get(model_type.removeprefix("long_")) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:
         raise CheckpointError(
             f"{source.name!r} is one backbone with embedders and heads of several kinds of input, which this command does not read; load "
             "it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that it was trained from."
         )
     if family is None:
-        known = [candidate.config_class.model_type for candidate in FAMILIES.values()]
+        known = [f"long_{base}" for base in FAMILIES]
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which is not supported; Long classes have {len(known)} types, which python -c "
-            f'"from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.{nearest(str(model_type), known)}'
+            f'"from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.{nearest(model_type, known)}'
         )
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))

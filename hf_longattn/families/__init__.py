@@ -39,6 +39,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from ..modeling.family.definition import FAMILIES
+    from ..modeling.family.definition import FAMILIES, declared_exports
 
-    return sorted([*__all__, *(name for family in FAMILIES.values() for name in family.exports)])
+    return sorted([*__all__, *(name for base in FAMILIES for name in declared_exports(base))])

@@ -68,7 +68,6 @@ class LongCLIPTextMixin(ReplacedModules):
 FAMILY = Family(
     LongCLIPTextConfig,
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
-    package="clip",
     classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
     mixin=LongCLIPTextMixin,
 )

@@ -35,7 +35,6 @@ class Data2VecAudioInStretches(ReplacedModules):
 FAMILY = Family(
     LongData2VecAudioConfig,
     mixin=Data2VecAudioInStretches,
-    package="data2vec",
     classes=(
         "Data2VecAudioForAudioFrameClassification",
         "Data2VecAudioForCTC",

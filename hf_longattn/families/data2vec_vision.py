@@ -102,7 +102,6 @@ class Data2VecVisionOnTheBackend(ReplacedModules):
 RULE = GridRule(prefix=1, interpolates=False, adds_positions=False, trained_size=("Data2VecVisionForSemanticSegmentation",))
 FAMILY = Family(
     LongData2VecVisionConfig,
-    package="data2vec",
     classes=("Data2VecVisionForImageClassification", "Data2VecVisionForSemanticSegmentation", "Data2VecVisionModel"),
     mixin=Data2VecVisionOnTheBackend,
     grid=RULE,

@@ -18,7 +18,6 @@ class LongGemma3TextConfig(LongConfig, Gemma3TextConfig):
 FAMILY = Family(
     LongGemma3TextConfig,
     rope=True,
-    package="gemma3",
     classes=("Gemma3TextModel", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"),
 )
 

@@ -168,7 +168,6 @@ NEMOTRON = NemotronRule(
 """Rows of log-mel features, 100 in a second, of which eight make a frame."""
 FAMILY = Family(
     LongNemotronAsrStreamingEncoderConfig,
-    package="nemotron_asr_streaming",
     classes=("NemotronAsrStreamingEncoder",),
     mixin=NemotronOnTheBackend,
     own_attention=own_attention,

@@ -153,6 +153,6 @@ PARAKEET = AudioRule(
     stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
 )
 """Rows of log-mel features, 100 in a second, of which eight make a frame."""
-FAMILY = Family(LongParakeetEncoderConfig, package="parakeet", classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, audio=PARAKEET)
+FAMILY = Family(LongParakeetEncoderConfig, classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, audio=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -30,7 +30,6 @@ class Siglip2ReadsLastToken(ReadsLastToken):
 FAMILY = Family(
     LongSiglip2TextConfig,
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
-    package="siglip2",
     classes=("Siglip2TextModel",),
     mixin=Siglip2ReadsLastToken,
     read_without_mask=READ_WITHOUT_MASK,

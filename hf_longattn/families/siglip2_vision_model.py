@@ -90,7 +90,6 @@ class Siglip2OnItsGrids(ReplacedModules):
 FAMILY = Family(
     LongSiglip2VisionConfig,
     grid=GridRule(shapes="spatial_shapes", interpolates=False, adds_positions=False),
-    package="siglip2",
     classes=("Siglip2VisionModel",),
     mixin=Siglip2OnItsGrids,
 )

@@ -61,7 +61,6 @@ READ_WITHOUT_MASK = "call it without attention_mask, as it was trained; with a m
 FAMILY = Family(
     LongSiglipTextConfig,
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
-    package="siglip",
     classes=("SiglipTextModel",),
     mixin=ReadsLastToken,
     read_without_mask=READ_WITHOUT_MASK,

@@ -26,6 +26,6 @@ class SiglipWithKeywords(ReplacedModules):
     replaced = {SiglipAttention: LongSiglipAttention}
 
 
-FAMILY = Family(LongSiglipVisionConfig, grid=GridRule(), package="siglip", classes=("SiglipVisionModel",), mixin=SiglipWithKeywords)
+FAMILY = Family(LongSiglipVisionConfig, grid=GridRule(), classes=("SiglipVisionModel",), mixin=SiglipWithKeywords)
 
 __getattr__ = lazy_classes(FAMILY, globals())

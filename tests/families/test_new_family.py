@@ -88,9 +88,15 @@ def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "_REGISTERED", dict(families._REGISTERED))
 
 
-def config_class(model_type: str | None = "long_bert") -> Any:
+def config_class(model_type: str | None = "long_bert", base: type = BertConfig) -> Any:
     namespace = {"__module__": __name__} | ({"model_type": model_type} if model_type else {})
-    return type("LongOtherConfig", (LongConfig, BertConfig), namespace)
+    return type("LongOtherConfig", (LongConfig, base), namespace)
+
+
+class OddConfig(BertConfig):
+    """The config of a base in a package of its own."""
+
+    model_type = "odd"
 
 
 class TestRefusals:
@@ -144,7 +150,7 @@ def interleaved(attention: nn.Module, parameter: Tensor) -> tuple[Tensor, Tensor
 class TestUnusualNames:
     def known(self, monkeypatch: pytest.MonkeyPatch, names: AttentionNames) -> Odd:
         monkeypatch.setattr(Odd, "__module__", "transformers.models.odd.modeling_odd")
-        entry = Family(config_class(), TABLE, package="odd", attention=names)
+        entry = Family(config_class("long_odd", OddConfig), TABLE, attention=names)
         assert families.attention_names(Odd()) is entry.attention
         return Odd()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import transformers
@@ -12,9 +14,62 @@ from transformers import AutoModelForCausalLM, BartConfig, GenerationMixin, GPT2
 from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
+from hf_longattn.conversion.architectures import read_long
 from hf_longattn.errors import CheckpointError
-from hf_longattn.modeling.family.definition import FAMILIES, family_of, long_prefix, longest_input
+from hf_longattn.modeling.family import definition
+from hf_longattn.modeling.family.definition import FAMILIES, declared_exports, family_of, long_prefix, longest_input
 from tests.reference.small_models import BASES, HEADS
+from tests.warm import run_fresh
+
+LOOK_UP = """
+import sys
+import hf_longattn
+
+def imported():
+    return {name.rpartition(".")[2] for name in sys.modules if name.startswith("hf_longattn.families.")}
+
+assert {"LongBertModel", "LongParakeetForCTC", "LongMultimodalConfig"} <= {*dir(hf_longattn)}
+for typo in ("LongBrtForMaskedLM", "LongBertForMaskdLM", "LongNothing"):
+    assert not hasattr(hf_longattn, typo)
+assert not imported(), imported()
+assert hf_longattn.LongParakeetCTCConfig
+assert imported() == {"parakeet_ctc", "parakeet_encoder"}, imported()
+"""
+FAULTY = """
+import sys
+from types import ModuleType
+import hf_longattn
+import hf_longattn.families
+hf_longattn.families.__path__.insert(0, sys.argv[1])
+from transformers import AutoConfig
+from transformers.models.t5.configuration_t5 import T5Config
+from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.family.registration import register_standalone_encoders
+from hf_longattn.private_apis import PRIVATE_APIS
+
+assert {"ernie", "gpt-sw3", "t5"} <= {*FAMILIES}
+assert {"LongErnieModel", "LongBertModel"} <= {*dir(hf_longattn)}
+assert not hasattr(hf_longattn, "LongNothing")
+assert hf_longattn.LongXLMRobertaConfig().model_type == "long_xlm-roberta"
+assert hf_longattn.LongGPT2Config().model_type == AutoConfig.for_model("long_gpt2").model_type == "long_gpt2"
+module = sys.modules["sentence_transformers.base.modules.transformer"] = ModuleType("transformer")
+for name in ("feature_inputs", "logits_inputs", "generating_inputs", "standalone_encoders"):
+    entries = [(T5Config, "transformers", "T5EncoderModel")] if name == "standalone_encoders" else {}
+    setattr(module, PRIVATE_APIS[name][0].partition(":")[2], entries)
+register_standalone_encoders()
+assert len(entries) == 1
+for ask, error in (
+    (lambda: hf_longattn.LongErnieModel, "SyntaxError"),
+    (lambda: FAMILIES["gpt-sw3"], "RegistrationError"),
+    (lambda: hf_longattn.LongAttentionT5Model, "ModuleNotFoundError"),
+):
+    try:
+        ask()
+    except Exception as raised:
+        assert type(raised).__name__ == error, raised
+    else:
+        raise AssertionError(error)
+"""
 
 
 def test_the_families() -> None:
@@ -57,6 +112,47 @@ def test_unknown_names() -> None:
     with pytest.raises(ImportError):
         exec("from hf_longattn.families.bert import LongBertForNothing")
     assert FAMILIES["bert"].long_class_of(transformers.RobertaModel) is None
+
+
+def test_the_names_read_from_a_file_are_those_of_its_family() -> None:
+    different = {
+        base: {*declared_exports(base)} ^ {*family.exports}
+        for base, family in FAMILIES.items()
+        if declared_exports(base) != family.exports or not family.base_config_class.__module__.startswith(f"{family.base_package}.")
+    }
+    assert not different
+
+
+def test_a_look_up_imports_one_family_and_a_list_or_a_typo_none() -> None:
+    done = run_fresh("-c", LOOK_UP)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_class_and_a_long_checkpoint_are_looked_up_in_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = definition.load_module
+    monkeypatch.setattr(definition, "load_module", lambda package, name: loaded.append(name) or load(package, name))
+    for name, module in (("LongParakeetForCTC", "parakeet_ctc"), ("LongGemma3ForCausalLM", "gemma3_text"), ("LongT5Model", None)):
+        assert definition.family_with(name) is (module and FAMILIES[module])
+        assert {*loaded} <= {module}, name
+        loaded.clear()
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 9}
+    long: Any = SimpleNamespace(config={"model_type": "long_xlm-roberta", "architectures": ["LongXLMRobertaModel"], **sizes}, name="x")
+    assert read_long(long)[1] == "LongXLMRobertaModel"
+    assert {*loaded} == {"xlm_roberta"}
+    loaded.clear()
+    with pytest.raises(CheckpointError, match=r"Did you mean 'long_bert'"):
+        read_long(SimpleNamespace(config={"model_type": "long_brt"}, name="x"))  # type: ignore[arg-type]
+    assert not loaded
+
+
+def test_a_faulty_file_breaks_its_own_family_alone(tmp_path: Path) -> None:
+    """Its error is raised when it is asked for, by name or by model type."""
+    (tmp_path / "ernie.py").write_text("FAMILY = Family(\n", encoding="utf-8")
+    (tmp_path / "gpt_sw3.py").write_text("family = None\n", encoding="utf-8")
+    (tmp_path / "t5.py").write_text("import a_module_that_is_not_there\n", encoding="utf-8")
+    done = run_fresh("-c", FAULTY, tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_user_s_own_config_belongs_to_its_family() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...declarations import PACKAGE, UndeclaredError, keyword_of
 from ...errors import RegistrationError
 from ...naming import load_module, module_names
 from .page_rule import PLAIN_TEXT, PageRule
@@ -147,7 +148,6 @@ class Family:
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
     relative: whether positions are terms of the scores alone (T5), which have no longest input.
-    package: transformers' package of the base, if it is not named after the model type (Gemma 3's text model: ``"gemma3"``).
     classes: the base's model classes, if that package has others as well (CLIP's has a text model's, too).
     inner: the model class of the base inside its models that heads call instead of the base model (``OPTDecoder``), besides the encoder and
         decoder of an encoder-decoder.
@@ -171,7 +171,6 @@ class Family:
     position_tables: tuple[PositionTable, ...] = ()
     rope: bool = False
     relative: bool = False
-    package: str | None = None
     classes: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
     stack: str | None = None
@@ -197,14 +196,13 @@ class Family:
         where = f"{caller.filename}:{caller.lineno}"
         if problem := self._problem():
             raise RegistrationError(f"The family at {where} cannot be registered: {problem}")
-        key = self.base_package, self.base_model_type
-        registered = _REGISTERED.setdefault(key, (where, self))
+        registered = _REGISTERED.setdefault(self.base_model_type, (where, self))
         if registered[0].rpartition(":")[0] != caller.filename:
             raise RegistrationError(
                 f"The family at {where} cannot be registered: {registered[0]} already has the model type "
                 f"{self.config_class.model_type!r}; leave one of them out."
             )
-        _REGISTERED[key] = where, self
+        _REGISTERED[self.base_model_type] = where, self
 
     def _problem(self) -> str | None:
         """What is wrong with the entry, or ``None``."""
@@ -235,7 +233,7 @@ class Family:
     @property
     def base_package(self) -> str:
         """transformers' package of the base, e.g. ``"transformers.models.xlm_roberta"``."""
-        return f"transformers.models.{self.package or module_name(self.base_model_type)}"
+        return base_package(self.base_model_type)
 
     @property
     def module(self) -> str:
@@ -244,14 +242,8 @@ class Family:
 
     @cached_property
     def heads(self) -> dict[str, str]:
-        """Name of every model class of the base -> name of its Long class, known without importing them."""
-        names = self.classes or dir(importlib.import_module(self.base_package))
-        prefix = long_prefix(self.base_model_type)
-        return {name: f"{prefix}{name}" for name in names if self._is_model(name) and "pretrained" not in name.lower()}
-
-    def _is_model(self, name: str) -> bool:
-        """Whether the base's class ``name`` is a model of its own: by its name, or where the family lists it (CLIP's with a projection)."""
-        return bool(MODEL_NAME.search(name)) or name in self.classes
+        """Name of every model class of the base -> name of its Long class."""
+        return long_names(self.base_model_type, self.classes)
 
     @property
     def reads_text(self) -> bool:
@@ -393,8 +385,42 @@ def module_name(model_type: str) -> str:
     return model_type.replace("-", "_")
 
 
-_REGISTERED: dict[tuple[str, str], tuple[str, Family]] = {}
-"""transformers' package and model type of the base -> file and line of the entry, and the family; of those imported so far."""
+def base_package(base_model_type: str) -> str:
+    """transformers' package of a model type: ``"gemma3_text"`` -> ``"transformers.models.gemma3"``."""
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    return f"transformers.models.{model_type_to_module_name(base_model_type)}"
+
+
+def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]:
+    """Name of every model class of a base -> name of its Long class; no model is imported.
+
+    Args:
+        base_model_type: transformers' ``model_type`` of the base.
+        classes: the family's ``classes``; empty for all models of the package.
+    """
+    names = classes or filter(MODEL_NAME.search, dir(importlib.import_module(base_package(base_model_type))))
+    prefix = long_prefix(base_model_type)
+    return {name: f"{prefix}{name}" for name in names if "pretrained" not in name.lower()}
+
+
+@cache
+def declared_exports(base_model_type: str) -> tuple[str, ...]:
+    """The :attr:`Family.exports` of a base, from the source of its file, which is not imported."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    try:
+        classes = keyword_of(f"{PACKAGE}.families.{module_name(base_model_type)}", "FAMILY", "classes")
+    except UndeclaredError:
+        classes = ()
+    config = CONFIG_MAPPING_NAMES[base_model_type]
+    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # a tokenizer's model type has another base's config
+    names = long_names(base_model_type, classes).values()
+    return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
+
+
+_REGISTERED: dict[str, tuple[str, Family]] = {}
+"""Model type of the base -> file and line of the entry, and the family; of those imported so far."""
 
 
 def attention_names(module: Any) -> AttentionNames:
@@ -476,25 +502,21 @@ def length_before_conversion(config: Any) -> int | None:
 
 
 def family_with(name: str) -> Family | None:
-    """The family with a public class ``name``. Families with a matching prefix are tried first, so that no others are imported."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    def other(base: str) -> bool:
-        return not name.startswith(f"{long_prefix(base)}{CONFIG_MAPPING_NAMES[base].removesuffix('Config')}")
-
-    return next((FAMILIES[base] for base in sorted(FAMILIES, key=other) if name in FAMILIES[base].exports), None)
+    """The family with a public class ``name``; no other is imported."""
+    declaring = (FAMILIES[base] for base in FAMILIES if name in declared_exports(base))
+    return next((family for family in declaring if name in family.exports), None)
 
 
 def why_no_class(name: str) -> str:
     """Why a base has no Long class ``name`` of one of its heads, and what to load instead, a sentence; empty for any other name."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    for base in sorted(FAMILIES):
+    for base in FAMILIES:
         head = name.removeprefix(long_prefix(base))
-        if head == name or not head.startswith(CONFIG_MAPPING_NAMES[base].removesuffix("Config")):
+        stem = CONFIG_MAPPING_NAMES[base].removesuffix("Config")
+        if head == name or not head.startswith(stem) or head not in dir(importlib.import_module(base_package(base))):
             continue
-        family = FAMILIES[base]
-        if family.classes and hasattr(importlib.import_module(family.base_package), head):
+        if (family := FAMILIES[base]).classes:
             return (
                 f"{head} has no Long class; load the model as {' or '.join(sorted(family.heads.values()))}, or the checkpoint that it was "
                 f"made from as {head}."

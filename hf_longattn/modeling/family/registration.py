@@ -12,6 +12,7 @@ answering, by a subclass of its pipeline.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -175,8 +176,9 @@ def register_standalone_encoders() -> None:
     table = model_type_table("standalone_encoders", transformer) or []
     for config_class, _, name in list(table):
         for base in family_names([config_class.model_type]):
-            family = FAMILIES[base]
-            table.insert(0, (family.config_class, family.module, {**family.heads, **family.parts}[name]))
+            with contextlib.suppress(Exception):  # a faulty family raises its error when a model of its own is loaded
+                family = FAMILIES[base]
+                table.insert(0, (family.config_class, family.module, {**family.heads, **family.parts}[name]))
 
 
 def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> None:
