@@ -49,7 +49,7 @@ def attend(
         q: ``(B, H, Nq, D)``.
         k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H. With Nq < Nk the queries are the last Nq positions.
         mechanism: a registered name, which runs in eval mode, or a module from :func:`hf_longattn.build_mechanism`, which runs in the mode
-            that it is in. A new module is in training mode, in which ``shifted_window``, for example, has its groups. Within
+            that it is in. A new module is in training mode, in which ``shifted_groups``, for example, has its groups. Within
             ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)`` bool, True = real token.

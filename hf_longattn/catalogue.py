@@ -10,6 +10,7 @@ from typing import Any
 
 from .declarations import UndeclaredError, member_of_class
 from .errors import UnknownMechanismError, nearest
+from .lazy import warn_deprecated
 from .naming import module_names
 from .options import RELATIVE
 
@@ -21,6 +22,17 @@ COMPOSED = {
     "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
 """Names from the literature that are settings of mechanisms."""
+FORMER_NAMES = {"shifted_window": ("shifted_groups", "0.5")}
+"""Former name of a mechanism -> its new name, and the version that removes the former one."""
+
+
+def current_name(name: str) -> str:
+    """The name of a mechanism that may be given by its former name, which warns."""
+    if name not in FORMER_NAMES:
+        return name
+    new, removed_in = FORMER_NAMES[name]
+    warn_deprecated(f"The mechanism name {name!r}", removed_in, repr(new))
+    return new
 
 
 def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismError:
@@ -50,7 +62,7 @@ def check_early(name: str, options: Mapping[str, Any]) -> None:
     """
     if REGISTRY in sys.modules:
         return
-    names = module_names("mechanisms")
+    names, name = module_names("mechanisms"), current_name(name)
     if name not in names:
         raise unknown_mechanism(name, names)
     try:

@@ -39,9 +39,9 @@ class LongAttentionConfig:
         turns, overrides = _layer_rules(layers)
         if mechanism is None:
             mechanism = next((str(turn["mechanism"]) for turn in turns if "mechanism" in turn), "longformer")
-        self.mechanism = mechanism
-        self.options = _given(mechanism, options)
-        self.turns = [_override(turn, mechanism) for turn in turns]
+        self.mechanism = mechanism_class(mechanism).name
+        self.options = _given(self.mechanism, options)
+        self.turns = [_override(turn, self.mechanism) for turn in turns]
         self.layers: dict[int, dict[str, Any]] = {}
         for index, override in overrides.items():
             self.layers[index] = _override(override, self._without_override(index)[0])
@@ -133,7 +133,6 @@ class LongAttentionConfig:
 
 def _given(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Validate, and return the given options only (defaults stay implicit) in JSON types."""
-    mechanism_class(mechanism)
     built = check_options(mechanism, dict(options)).to_dict()
     return {name: built.get(name) for name in options}
 
@@ -145,7 +144,7 @@ def _override(override: Any, default: str) -> dict[str, Any]:
             f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}."
         )
     values = dict(override)
-    name = values.pop("mechanism", default)
+    name = mechanism_class(values.pop("mechanism", default)).name
     named = {"mechanism": name} if "mechanism" in override else {}
     return {**named, **_given(name, values)}
 

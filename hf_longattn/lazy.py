@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,9 +39,18 @@ def _deprecated(old: str) -> Any:
     package, _, name = new.rpartition(".")
     if old not in _WARNED:
         _WARNED.add(old)
-        sentence = f"{old} is deprecated and will be removed in hf_longattn {removed_in}; write: from {package} import {name}"
-        warnings.warn(sentence, FutureWarning, stacklevel=3 if "." in old.partition(".")[2] else 4)  # `hf_longattn` calls `load` itself
+        warn_deprecated(old, removed_in, f"from {package} import {name}")
     return getattr(importlib.import_module(package), name)
+
+
+def warn_deprecated(old: str, removed_in: str, new: str) -> None:
+    """Warn of a former name, at the line outside of this package that uses it, with what to write."""
+    frame = sys._getframe(1)
+    while (module := frame.f_globals.get("__name__", "")).startswith((__package__, "importlib.")) and frame.f_back is not None:
+        frame = frame.f_back
+    sentence = f"{old} is deprecated and will be removed in hf_longattn {removed_in}; write: {new}"
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(sentence, FutureWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
 
 
 _WARNED: set[str] = set()

@@ -146,8 +146,8 @@ def test_few_prototypes_are_kept() -> None:
 
 def test_a_name_stands_for_the_eval_mode_and_a_module_for_its_own() -> None:
     q, k, v = torch.randn(3, 1, 2, 70, 8)
-    module = build_mechanism("shifted_window", num_heads=2, head_dim=8, group_size=8)
-    by_name = attend(q, k, v, "shifted_window", group_size=8)
+    module = build_mechanism("shifted_groups", num_heads=2, head_dim=8, group_size=8)
+    by_name = attend(q, k, v, "shifted_groups", group_size=8)
     assert not torch.allclose(by_name, attend(q, k, v, module))
     assert torch.equal(by_name, attend(q, k, v, module.eval()))
 

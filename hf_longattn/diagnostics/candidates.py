@@ -18,7 +18,7 @@ from .layer_attention import LayerAttention
 USUAL = (
     "window:window=128", "window:window=256", "window:window=512", "window:window=1024", "window:window=512,num_sinks=4",
     "longformer:window=256", "longformer:window=512", "bigbird", "lsg", "lsg:selection=strided", "strided", "fixed",
-    "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl", "shifted_window",
+    "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl", "shifted_groups",
     "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
 )  # fmt: skip
 """Compared by default; of mechanisms that are not among them, the default options are."""
@@ -43,7 +43,7 @@ class Candidate:
     def read(cls, text: str) -> Candidate:
         """Read ``window:window=512``; raises :class:`OptionError` and :class:`UnknownMechanismError`."""
         values = read_choice(text)
-        name = values.pop("mechanism")
+        name = mechanism_class(values.pop("mechanism")).name
         check_options(name, values)
         return cls(name, values, by_user=True)
 

@@ -192,7 +192,7 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
     monkeypatch.setattr(flex_tiles, "plain_tile", None)
     monkeypatch.setattr("hf_longattn.engines.gathered.plain_gathered", None)
     learning, length = setting == "gradients", 2048
-    module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning or name == "shifted_window")
+    module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning or name == "shifted_groups")
     q, k, v = (torch.randn(2, 2, length, 16, requires_grad=learning) for _ in range(3))
     arguments: dict[str, Any] = {"grid": (32, 64)} if module.reads_grid else {}
     if module.takes_hidden_states:

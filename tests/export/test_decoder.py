@@ -30,7 +30,7 @@ WINDOW: dict[str, Any] = {"mechanism": "window", "window": 32}
 LINEAR: dict[str, Any] = {"mechanism": "linear"}
 CONSTANT = ("cosformer", "delta", "hedgehog", "hybrid", "infini", "linear", "performer", "taylor")
 """Mechanisms with a state of constant size."""
-KEYS = ("adaptive_span", "fixed", "full", "shifted_window", "top_k", "transformer_xl", "window")
+KEYS = ("adaptive_span", "fixed", "full", "shifted_groups", "top_k", "transformer_xl", "window")
 """Mechanisms that keep keys, some or all."""
 
 

@@ -63,7 +63,7 @@ def segmented(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
     return near_blocks(o.block_size, i, j, before=sides, after=sides)
 
 
-def shifted_window(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
+def shifted_groups(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
     shift = torch.where(h >= HEADS // 2, o.group_size // 2, 0)
     return (i + shift) // o.group_size == (j + shift) // o.group_size if o.keep_groups else torch.ones_like(i == j)
 
@@ -100,7 +100,7 @@ ALWAYS: dict[str, Pairs] = {
     "nsa": nsa,
     "routing": lambda o, h, i, j, causal: band(o.window, i, j, causal) & (o.window > 0),
     "segmented": segmented,
-    "shifted_window": shifted_window,
+    "shifted_groups": shifted_groups,
     "strided": strided,
     "transformer_xl": transformer_xl,
     "window": window,

@@ -29,7 +29,7 @@ BOUNDED: list[tuple[str, dict[str, Any]]] = [
     ("segmented", {"block_size": 24, "integration": "none"}),
     ("chunked", {"chunk_size": 12, "left_chunks": 2}),
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
-    ("shifted_window", {"group_size": 32, "keep_groups": True}),
+    ("shifted_groups", {"group_size": 32, "keep_groups": True}),
     ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 40}),
     ("per_head", {"heads": "0-1=window:window=16;segmented:block_size=24,integration=none"}),
     ("union", {"of": "window:window=16+segmented:block_size=24,integration=none"}),

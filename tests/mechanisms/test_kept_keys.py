@@ -30,7 +30,7 @@ MORE = [
     ("lsh", {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8, "num_chunks_after": 1}),
     ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}),
     ("routing", {"num_clusters": 6, "window_per_cluster": 20, "window": 8}),
-    ("shifted_window", {"group_size": 32, "wrap": True}),
+    ("shifted_groups", {"group_size": 32, "wrap": True}),
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
     ("per_head", {"heads": "0-1=window:window=16;top_k:num_keys=5"}),
     ("union", {"of": "window:window=16+strided:window=8,stride=16"}),

@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     **{name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True, grid=False)},
     "window of one": {"mechanism": "window", "window": 1},
     "sinks": {"mechanism": "window", "window": 9, "num_sinks": 2},
-    "kept groups": {"mechanism": "shifted_window", "group_size": 16, "keep_groups": True},
+    "kept groups": {"mechanism": "shifted_groups", "group_size": 16, "keep_groups": True},
     "segment and memory": {"mechanism": "transformer_xl", "segment_length": 12, "memory_length": 7},
 }
 
@@ -82,7 +82,7 @@ def test_there_is_every_kind_of_cache() -> None:
     types = set(map(layer_type, KINDS.values()))
     assert {FULL, STATE_LAYER, SUMMARY_LAYER} < types
     assert any(name.startswith("longattn_window_") for name in types)
-    assert any(name.startswith("longattn_shifted_window_") for name in types)
+    assert any(name.startswith("longattn_shifted_groups_") for name in types)
 
 
 @pytest.mark.parametrize("recording", [False, True], ids=["as-it-is", "recording"])

@@ -22,7 +22,7 @@ from hf_longattn.search.design import Design
 
 CANDIDATES = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
 SECONDS = {"window:window=8": 1.0, "window:window=16": 2.0, "longformer:window=8": 1.5, "full": 8.0, "linear": 0.5, "hedgehog": 0.5,
-           "shifted_window:group_size=8": 1.0, "window:window=64": 4.0}  # fmt: skip
+           "shifted_groups:group_size=8": 1.0, "window:window=64": 4.0}  # fmt: skip
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def test_a_masked_model_without_a_tokenizer_is_refused_in_a_sentence(encoder: Pa
 
 @pytest.mark.usefixtures("priced")
 def test_mechanisms_are_judged_as_they_are_used(decoder: Path, text: Path) -> None:
-    """shifted_window has groups while a model trains, and full attention when it is used."""
-    names = ["shifted_window:group_size=8"]
+    """shifted_groups has groups while a model trains, and full attention when it is used."""
+    names = ["shifted_groups:group_size=8"]
     result = search_design(decoder, text, budget="0.9", length=128, candidates=names, pieces=1, score="kl")
     assert [row.scores[names[0]] for row in result.rows] == pytest.approx([0.0, 0.0], abs=1e-5)
 

@@ -25,7 +25,7 @@ UNEVEN = (1, 40, 0, 3, 29, 2, 64)
 LOCAL_OPTIONS: dict[str, dict[str, Any]] = {
     "longformer": {"left": 20, "right": 9, "global_tokens": ()},
     "segmented": {"block_size": 24, "integration": "previous"},
-    "shifted_window": {"group_size": 24, "keep_groups": True},
+    "shifted_groups": {"group_size": 24, "keep_groups": True},
 }
 """Options with which mechanisms that otherwise look at the whole sequence do not."""
 BANDS = (
@@ -75,7 +75,7 @@ def built(name: str) -> Mechanism:
 
 
 def test_local_mechanisms_stream() -> None:
-    assert {"window", "longformer", "chunked", "segmented", "shifted_window", "adaptive_span", "transformer_xl"} <= dict(
+    assert {"window", "longformer", "chunked", "segmented", "shifted_groups", "adaptive_span", "transformer_xl"} <= dict(
         local_mechanisms()
     ).keys()
 

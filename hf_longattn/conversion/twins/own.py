@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...mechanisms.shifted_window import ShiftedWindow
+from ...mechanisms.shifted_groups import ShiftedGroups
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..long_models.base import WeightRenaming
@@ -42,7 +42,7 @@ class OwnTwin(NativeTwin):
             rule: Any = model.family.grid
             size = rule.describe(rule.sizes(model.config)[1])
             return f"a plain {model.head} gives tokens of other sizes the positions of other tokens: give it {rule.noun}s of {size} only"
-        grouped = any(isinstance(layer, ShiftedWindow) for layer in (*model.layers, *model.decoder_layers))
+        grouped = any(isinstance(layer, ShiftedGroups) for layer in (*model.layers, *model.decoder_layers))
         return "it attends to everything in training as well, without shifted groups" if grouped else model.family.read_without_mask
 
     def config_values(self, model: LongModel) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class MechanismSpec:
 
     @classmethod
     def _of(cls, values: dict[str, Any], owner: str) -> MechanismSpec:
-        mechanism = values.pop("mechanism")
+        mechanism = mechanism_class(values.pop("mechanism")).name
         options = check_options(mechanism, values)
         if options.relative is not None:
             raise OptionError(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...catalogue import unknown_mechanism
+from ...catalogue import current_name, unknown_mechanism
 from ...engines.common.grid import Grid
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, refuse_taken_name
 from ...naming import FLAT_FILES, load_module, module_names
@@ -130,7 +130,7 @@ def _discover() -> None:
 
 
 def mechanism_class(name: str) -> type[Mechanism]:
-    """The class registered under ``name``.
+    """The class registered under ``name``, which may be a former name.
 
     Raises:
         UnknownMechanismError: naming the nearest registered mechanism.
@@ -138,6 +138,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
     _discover()
     if not isinstance(name, str):
         raise UnknownMechanismError(f"The mechanism is given as {name!r}, but must be a name, for example 'longformer'.")
+    name = current_name(name)
     if name not in _REGISTRY:
         raise unknown_mechanism(name, _REGISTRY)
     return _REGISTRY[name]
@@ -171,7 +172,7 @@ def mechanism_info(name: str) -> MechanismInfo:
     refused = {RELATIVE: not cls.takes_score_mod, ORDER: cls.needs_grid}
     options = tuple(info for info in cls.options_type.infos() if not refused.get(info.name))
     facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}
-    return MechanismInfo(**(facts | {"name": name, "options": options, "exact_when": _exact_when(cls)}))
+    return MechanismInfo(**(facts | {"options": options, "exact_when": _exact_when(cls)}))
 
 
 def input_in_words(name: str) -> str:

@@ -20,7 +20,7 @@ WITHOUT_FLEX = {
     ),
     **dict.fromkeys(("full", "infini", "synthesizer"), "all pairs of the text or of a segment"),
     **dict.fromkeys(("linformer", "nystrom"), "products of low rank"),
-    **dict.fromkeys(("axial", "local2d", "neighborhood", "shifted_window", "window2d"), "calls for all windows of a picture or a text"),
+    **dict.fromkeys(("axial", "local2d", "neighborhood", "shifted_groups", "window2d"), "calls for all windows of a picture or a text"),
     "top_k": "keys gathered for each query",
 }
 """Mechanisms that do not compare tokens by lists of blocks, and what they do."""

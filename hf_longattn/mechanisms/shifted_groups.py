@@ -40,7 +40,7 @@ from .common.scores import pad_queries
 
 
 @dataclasses.dataclass(frozen=True)
-class ShiftedWindowOptions(Options):
+class ShiftedGroupsOptions(Options):
     group_size: int = option(2048, "g, tokens in a group; a quarter of the longest text in the paper", "tokens", even=True)
     wrap: bool = option(
         False,
@@ -52,7 +52,7 @@ class ShiftedWindowOptions(Options):
     def check(self) -> None:
         if self.wrap and self.keep_groups:
             raise OptionError(
-                "Options 'wrap' and 'keep_groups' of mechanism 'shifted_window' exclude each other: with wrap the first tokens see the "
+                "Options 'wrap' and 'keep_groups' of mechanism 'shifted_groups' exclude each other: with wrap the first tokens see the "
                 "last ones, which a model that generates does not have yet; leave one of them out."
             )
 
@@ -60,8 +60,8 @@ class ShiftedWindowOptions(Options):
         return 2
 
 
-@register_mechanism("shifted_window")
-class ShiftedWindow(MaskedMechanism):
+@register_mechanism("shifted_groups")
+class ShiftedGroups(MaskedMechanism):
     """Groups of neighbouring tokens, shifted by half a group in half of the heads; full attention in eval mode."""
 
     summary = "while training, groups of g tokens, shifted by half a group in half of the heads; full attention in eval mode"
@@ -70,14 +70,14 @@ class ShiftedWindow(MaskedMechanism):
     engine = "gathered"
     cost = "N·g in training, N² in eval mode; N·g in both with keep_groups"
     per_head_tensors = ()
-    options_type = ShiftedWindowOptions
+    options_type = ShiftedGroupsOptions
     sample: ClassVar[dict[str, Any]] = {"group_size": 32, "keep_groups": True}
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
         return {"group_size": 2 * length}
 
-    options: ShiftedWindowOptions
+    options: ShiftedGroupsOptions
 
     @property
     def grouped(self) -> bool:
@@ -183,7 +183,7 @@ class ShiftedWindow(MaskedMechanism):
             groups = (rows_of(length + shift, size, device)[0, 0] - shift).clamp(min=-1)
             return fixed(cells(groups, groups, causal=causal))
 
-        return BYTE_CACHE.get((ShiftedWindow, size, length, shift, causal, device), make)
+        return BYTE_CACHE.get((ShiftedGroups, size, length, shift, causal, device), make)
 
     def _joined(self, k: Tensor, call: AttentionCall) -> Iterator[GatherTile]:
         """The tiles that ``wrap`` adds to the shifted heads: the first half group and the last group see one another."""

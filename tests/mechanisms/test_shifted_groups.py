@@ -16,7 +16,7 @@ from tests.reference.small_models import long_like, plain_model, tokens
 
 
 def built(heads: int = 2, **options: object) -> Mechanism:
-    return build_mechanism("shifted_window", num_heads=heads, head_dim=8, **{"group_size": 4, **options})
+    return build_mechanism("shifted_groups", num_heads=heads, head_dim=8, **{"group_size": 4, **options})
 
 
 def inputs(length: int, heads: int = 4, batch: int = 2, grad: bool = False) -> list[Tensor]:
@@ -136,7 +136,7 @@ def test_eval_mode_is_full_attention_unless_the_groups_are_kept(causal: bool) ->
 
 def test_a_model_trains_in_groups_and_generates_with_full_attention() -> None:
     plain = plain_model("llama", "LlamaForCausalLM")
-    longer = long_like(plain, "llama", {"mechanism": "shifted_window", "group_size": 16})
+    longer = long_like(plain, "llama", {"mechanism": "shifted_groups", "group_size": 16})
     ids = tokens(2, 96)
     with torch.no_grad():
         assert torch.allclose(longer.eval()(ids).logits, plain.eval()(ids).logits, atol=1e-5)
@@ -148,7 +148,7 @@ def test_a_model_trains_in_groups_and_generates_with_full_attention() -> None:
 
 def test_the_cache_keeps_everything_or_the_last_groups() -> None:
     def types(**options: object) -> list[str] | None:
-        return decode_layer_types(LongAttentionConfig("shifted_window", group_size=8, **options), 1)
+        return decode_layer_types(LongAttentionConfig("shifted_groups", group_size=8, **options), 1)
 
     assert types() is None
     assert types(keep_groups=True) is not None
@@ -174,8 +174,8 @@ def test_pairs_are_what_is_seen(length: int, heads: int, options: dict, causal: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"group_size": 7}, "'group_size' of mechanism 'shifted_window' is 7, but must be even"),
-        ({"wrap": True, "keep_groups": True}, "'wrap' and 'keep_groups' of mechanism 'shifted_window' exclude each other"),
+        ({"group_size": 7}, "'group_size' of mechanism 'shifted_groups' is 7, but must be even"),
+        ({"wrap": True, "keep_groups": True}, "'wrap' and 'keep_groups' of mechanism 'shifted_groups' exclude each other"),
     ],
 )
 def test_impossible_options_are_refused(options: dict, sentence: str) -> None:
@@ -184,5 +184,5 @@ def test_impossible_options_are_refused(options: dict, sentence: str) -> None:
 
 
 def test_a_union_takes_masks_that_hold_in_every_mode() -> None:
-    with pytest.raises(OptionError, match="'shifted_window' is not a mask over positions"):
-        build_mechanism("union", num_heads=2, head_dim=8, of="window:window=8+shifted_window:group_size=8")
+    with pytest.raises(OptionError, match="'shifted_groups' is not a mask over positions"):
+        build_mechanism("union", num_heads=2, head_dim=8, of="window:window=8+shifted_groups:group_size=8")
