@@ -19,7 +19,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 LAYERS = (
     ("errors", "lazy", "naming"),
     ("config_format", "declarations", "hub_errors", "private_apis", "reading"),
-    ("choice_text", "local_names", "recipes", "staging", "tasks"),
+    ("choice_text", "loading", "local_names", "recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),
     ("options",),

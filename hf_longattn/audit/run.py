@@ -24,8 +24,9 @@ from ..conversion.sources.folder import has_safetensors, read_config
 from ..conversion.sources.hub import fetch_model
 from ..conversion.tensor_names import check_complete
 from ..conversion.text import load_tokenizer
-from ..errors import CheckpointError, LengthError, OptionError, check_extra, checkpoint_errors
+from ..errors import CheckpointError, LengthError, OptionError, check_extra
 from ..export.onnx import LONG_CONFIG
+from ..loading import load_part, load_weights, loading_errors
 from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, model_name
 from ..modeling.family.validation import known_length
@@ -248,21 +249,21 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
             f"{name!r} has no weights in safetensors files, and no others are loaded; load it with transformers and write it again with "
             "save_pretrained, or give a converted model."
         )
-    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    source: dict[str, Any] = {"local_files_only": True}
     if attention is not None:
         source["attn_implementation"] = attention
-    with checkpoint_errors(f"{name!r} cannot be loaded"):
+    with loading_errors(name):
         if not weights:
             if is_generic(values):
                 return None, AutoConfig.for_model(**plain_names(values))
             exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
-            return None, AutoConfig.from_pretrained(exported if exported.is_file() else folder, **source)
+            return None, load_part(AutoConfig, exported if exported.is_file() else folder, **source)
         if is_generic(values):
-            loaded: Any = load_generic(folder, dtype=torch.float32, use_safetensors=True, **source)
+            loaded: Any = load_generic(folder, dtype=torch.float32, **source)
             return loaded, loaded.config
         try:
-            load = (_quantised_class(values) or AutoModel).from_pretrained
-            loaded, info = load(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source)
+            loader = _quantised_class(values) or AutoModel
+            loaded, info = load_weights(loader, folder, dtype=torch.float32, output_loading_info=True, **source)
         except Exception as error:
             if not values.get("quantization_config"):
                 raise

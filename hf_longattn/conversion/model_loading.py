@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, OptionError, checkpoint_errors, in_a_line
+from ..errors import CheckpointError, OptionError, in_a_line
+from ..loading import load_weights, loading_errors, tied_weights
 from ..modeling.family.definition import known_family
 from ..private_apis import auto_classes, replace_parameters, with_loader
 from .architectures import Architecture
@@ -107,7 +108,7 @@ def _model_of(
 ) -> tuple[nn.Module, set[str]]:
     """`model_arguments`: further arguments of ``from_pretrained``."""
     if scratch is None:
-        model, missing = _load(partial(source.load, model_class), source.folder, dtype, **model_arguments)
+        model, missing = _load(partial(source.load, model_class), dtype, **model_arguments)
         return source.finish(model), missing
     config = architecture.source_config if architecture.original_config is None else architecture.original_config
     arguments = {"config": config, "state_dict": {}, **model_arguments}  # transformers must not look for the weights itself
@@ -129,11 +130,11 @@ def load_result(
     """
     if architecture.tower is not None and config_instead is None:
         config_instead = config  # the folder's is that of the whole model
-    arguments = {"use_safetensors": True, **({} if config_instead is None else {"config": config_instead})}
+    arguments = {} if config_instead is None else {"config": config_instead}
     if scratch is not None:
         tensors = open_source(folder).tensors
         return _load_from_files(architecture.model_class, folder, folder, dtype, tensors, scratch, **arguments)
-    return _load(partial(result_class(architecture, config).from_pretrained, folder), folder, dtype, local_files_only=True, **arguments)
+    return _load(partial(load_weights, result_class(architecture, config), folder), dtype, local_files_only=True, **arguments)
 
 
 def load_as_result(source: Source, architecture: Architecture, config: Any) -> nn.Module:
@@ -142,20 +143,18 @@ def load_as_result(source: Source, architecture: Architecture, config: Any) -> n
     Raises:
         CheckpointError: it does not load.
     """
-    with checkpoint_errors(f"transformers cannot load {source.name!r}"):
+    with loading_errors(source.name):
         return source.finish(source.load(result_class(architecture, config), config=config, dtype=torch.float32)).eval()
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:
     """Whether parameters of the head were initialised at random, so that its outputs cannot be compared."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    return bool(missing - tied)
+    return bool(missing - {*tied_weights(model)})
 
 
-def _load(load: Callable[..., Any], folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
-    """Call `load`, a ``from_pretrained``, with the common arguments; `folder` is for messages."""
-    with checkpoint_errors(f"transformers cannot load {str(folder)!r}"):
-        model, info = load(dtype=dtype or torch.float32, output_loading_info=True, **arguments)
+def _load(load: Callable[..., Any], dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
+    """Call `load`, a ``from_pretrained``, with the common arguments."""
+    model, info = load(dtype=dtype or torch.float32, output_loading_info=True, **arguments)
     # not model.float(), which a model from GGUF refuses although its weights are plain
     return nn.Module.float(model).eval(), without_random_pooler(model, set(info["missing_keys"]))
 
@@ -175,7 +174,8 @@ def _load_from_files(
     **arguments: Any,
 ) -> tuple[nn.Module, set[str]]:
     weights = weights_in_files(tensors, scratch)
-    model, missing = _load(partial(weights.loading(model_class).from_pretrained, path), folder, dtype, local_files_only=True, **arguments)
+    with loading_errors(folder):
+        model, missing = _load(partial(load_weights, weights.loading(model_class), path), dtype, local_files_only=True, **arguments)
     model.__class__ = model_class  # the loading class adds no state
     weights.give_to(model)
     return model, missing

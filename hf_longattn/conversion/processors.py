@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..data.videos import VIDEO_FILE, frame_processor, frames_as_pixels
-from ..errors import CheckpointError, GridError, checkpoint_errors
+from ..errors import CheckpointError, GridError
+from ..loading import load_part, loading_errors
 from ..modeling.family.grid_rule import GridRule
 from ..reading import read_json_object
 from .grid_sizes import pixels
@@ -43,8 +44,7 @@ def load_image_processor(folder: Path) -> Any | None:
 
     if _image_values(folder) is None:  # which refuses a damaged file in its own words
         return None
-    with checkpoint_errors(f"The image processor of {str(folder)!r} cannot be loaded"):
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return load_part(AutoImageProcessor, folder, "image processor", local_files_only=True)
 
 
 def _image_values(folder: Path, file: str = FILE) -> dict[str, Any] | None:
@@ -73,7 +73,7 @@ def load_video_processor(folder: Path) -> Any | None:
     """
     if not (folder / VIDEO_FILE).is_file():
         return load_image_processor(folder)
-    with checkpoint_errors(f"The video processor of {str(folder)!r} cannot be loaded"):
+    with loading_errors(folder, "video processor"):
         return frame_processor(read_json_object(folder / VIDEO_FILE))
 
 
@@ -99,8 +99,7 @@ def load_feature_extractor(folder: Path) -> Any | None:
     if file is None:
         return None
     read_json_object(file)  # refuses a damaged file in its own words
-    with checkpoint_errors(f"The feature extractor of {str(folder)!r} cannot be loaded"):
-        return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return load_part(AutoFeatureExtractor, folder, "feature extractor", local_files_only=True)
 
 
 def required_processor(processor: Any | None, name: str, inputs: str = "pictures") -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.page_words import text_encoding
 from ..errors import CheckpointError, checkpoint_errors
+from ..loading import load_part
 from ..reading import read_text
 
 LARGEST_TEXT = 2**30
@@ -144,8 +145,7 @@ def load_tokenizer(folder: Path) -> Any | None:
         if file.stat().st_size > LARGEST_TOKENIZER:
             size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
             raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
-    with checkpoint_errors(f"The tokenizer of {str(folder)!r} cannot be loaded"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return load_part(AutoTokenizer, folder, "tokenizer")
 
 
 def _python_manual() -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..backend import BACKEND
 from ..engines.common.call import AttentionCall
+from ..loading import load_weights
 from ..mechanisms.common.base import Mechanism
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with, set_implementation, towers_of
 from ..positions import extend_table
@@ -137,8 +138,8 @@ def _from_files(result: Path, scratch: Path) -> Any:
     weights = weights_in_files(open_source(result).tensors, scratch)
 
     def load(model_class: Any, config: Any) -> tuple[Any, Any]:
-        loading = weights.loading(model_class)
-        model, info = loading.from_pretrained(result, config=config, dtype=torch.float32, output_loading_info=True)
+        loader = weights.loading(model_class)
+        model, info = load_weights(loader, result, config=config, dtype=torch.float32, output_loading_info=True)
         weights.give_to(model, in_memory=MECHANISM_NAME_PART)
         return model, info
 

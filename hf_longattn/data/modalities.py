@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoImageProcessor, Speech2TextFeatureExtractor
 
 from hf_longattn.errors import OptionError
+from hf_longattn.loading import load_part
 
 FILE = "processor_config.json"
 """Where transformers looks for an image processor and a feature extractor that share a folder."""
@@ -45,7 +46,7 @@ def new_image_processor(size: tuple[int, int]) -> Any:
     fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": size[0], "width": size[1]}}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "preprocessor_config.json").write_text(json.dumps(fields), encoding="utf-8")
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return load_part(AutoImageProcessor, folder, local_files_only=True)
 
 
 def new_feature_extractor(mel_bins: int) -> Any:

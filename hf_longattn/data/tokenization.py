@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_longattn.data.page_words import reads_words, text_encoding
 from hf_longattn.errors import CheckpointError
+from hf_longattn.loading import load_part
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,7 +111,7 @@ def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
         return tokenizer
     from transformers import AutoTokenizer
 
-    with_space = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
+    with_space = load_part(AutoTokenizer, name, add_prefix_space=True)
     if not reads_words(with_space, tokenizer):  # Qwen2's pre-tokenizer would put a space before the 't of don't as well
         return tokenizer
     with_space.pad_token = tokenizer.pad_token

@@ -15,7 +15,8 @@ from torch import Tensor
 from hf_longattn.data.files import evenly_spread, folder_of_split
 from hf_longattn.data.pictures import EXTRA, SUFFIXES, read_picture_file
 from hf_longattn.data.sources import DataError, label_folders
-from hf_longattn.errors import CheckpointError, checkpoint_errors, needs_extra
+from hf_longattn.errors import CheckpointError, needs_extra
+from hf_longattn.loading import load_part, loading_errors
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.naming import CODEC_SUFFIXES, FRAMES_SUFFIX, VIDEO_SUFFIXES
 from hf_longattn.reading import read_json_object
@@ -253,6 +254,6 @@ def load_frame_processor(name: str) -> Any:
     from transformers import AutoImageProcessor
     from transformers.utils import cached_file
 
-    with checkpoint_errors(f"cannot load the processor of {name!r}"):
+    with loading_errors(name, "video processor"):
         file = cached_file(name, VIDEO_FILE, _raise_exceptions_for_missing_entries=False)
-        return AutoImageProcessor.from_pretrained(name) if file is None else frame_processor(read_json_object(Path(file)))
+        return load_part(AutoImageProcessor, name, "image processor") if file is None else frame_processor(read_json_object(Path(file)))

@@ -18,8 +18,9 @@ from ..conversion.model_loading import chosen_device, load_as_result
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.text import load_tokenizer
-from ..errors import LengthError, OptionError, checkpoint_errors
+from ..errors import LengthError, OptionError
 from ..hub_errors import HUB_ID
+from ..loading import loading_errors
 from ..modeling.family.definition import FAMILIES
 from ..modeling.generic import load_generic
 from ..naming import CONVERSION_REPORT
@@ -96,7 +97,7 @@ def converted_from(folder: Path) -> str | None:
 
 
 def _load(source: Source) -> nn.Module:
-    with checkpoint_errors(f"transformers cannot load {source.name!r}"):
+    with loading_errors(source.name):
         if is_generic(source.config):
             return load_generic(source.folder, dtype=torch.float32)
         family = FAMILIES.get(str(source.config.get("model_type")))

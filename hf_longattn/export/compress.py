@@ -221,8 +221,11 @@ def compress_checkpoint(
         return sorted(path.name for path in stage.iterdir())
 
     def measured(stage: Path, files: tuple[str, ...]) -> CompressionReport:
-        with checkpoint_errors(f"What was written for {class_name} cannot be read again, so nothing was kept"):
+        try:
             again = inputs.load(stage, **({} if compressed.dtype is None else {"dtype": torch.float32}))
+        except CheckpointError as error:
+            raise CheckpointError(f"What was written for {class_name} cannot be read again, so nothing was kept: {error}") from error
+        with checkpoint_errors(f"What was written for {class_name} cannot be run, so nothing was kept"):
             # at the greatest length, since a short input may be within every head's blocks
             difference = _difference(again, compressed.expected, inputs.ids[:, : lengths[-1]])
         if not difference <= TOLERANCE:

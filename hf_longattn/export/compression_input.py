@@ -21,7 +21,8 @@ from ..conversion.sources.base import Source
 from ..conversion.text import load_tokenizer, token_ids, verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
-from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
+from ..errors import CheckpointError, LengthError, OptionError
+from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..reading import check_config, is_generic, named_class
 
@@ -93,7 +94,7 @@ class CompressionInput:
             raise CheckpointError(f"{source.name!r} holds a model without a Long class, which cannot be compressed; give another one.")
         if source.config.get("quantization_config") is not None:
             raise CheckpointError(f"{source.name!r} holds quantised weights already; give the checkpoint that it was made from.")
-        if source.loading != {"use_safetensors": True}:
+        if source.loading != {}:
             raise CheckpointError(f"{source.name!r} is not a folder of safetensors files; load it and save it with save_pretrained first.")
         check_config(source.config, source.name)
         class_name = named_class(source.config, "")
@@ -103,8 +104,8 @@ class CompressionInput:
                 f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or transformers; set "
                 "architectures to the class that saved it."
             )
-        with checkpoint_errors(f"{source.name!r} cannot be loaded"), quiet_torchao():
-            model = model_class.from_pretrained(source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
+        with quiet_torchao():
+            model = load_weights(model_class, source.folder, dtype=torch.float32, local_files_only=True).eval()
         if model.main_input_name != "input_ids":
             raise OptionError(
                 f"{class_name} reads {model.main_input_name}, and compressions are measured on texts; load it and call "
@@ -127,7 +128,7 @@ class CompressionInput:
     def load(self, folder: Path, **arguments: Any) -> Any:
         """A model of the same class."""
         with quiet_torchao():
-            return type(self.model).from_pretrained(folder, local_files_only=True, use_safetensors=True, **arguments).eval()
+            return load_weights(type(self.model), folder, local_files_only=True, **arguments).eval()
 
     def long_length(self) -> int:
         """Tokens of the long inputs.

@@ -32,6 +32,7 @@ from ..conversion.tensor_files import write_json
 from ..conversion.text import VerificationText, load_tokenizer, verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES
+from ..loading import load_weights
 from ..modeling.family.definition import family_of, family_with
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
@@ -259,9 +260,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
-    model, info = model_class.from_pretrained(
-        source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
-    )
+    model, info = load_weights(model_class, source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     missing = without_random_pooler(model, set(info["missing_keys"]))
     if newly_initialised(missing, model):
         raise ExportError(

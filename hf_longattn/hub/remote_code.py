@@ -28,6 +28,7 @@ from .. import __version__
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
+from ..loading import load_part
 from ..mechanisms import check_options, mechanism_class
 from ..modeling.attach.attention_sites import CROSS_MECHANISM
 from ..modeling.family.definition import family_of
@@ -87,7 +88,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
         )
     check_writable(place)
     family = FAMILIES[model_type.removeprefix("long_")]
-    config = family.config_class.from_pretrained(place, local_files_only=True)
+    config = load_part(family.config_class, place, local_files_only=True)
     modules, origin = check_remote_code(config, user_code=user_code)
     entry = f"modeling_long_{family.module.rpartition('.')[2]}"
     files = {name: entry if name == family.module else flat_name(name) for name in modules}

@@ -21,6 +21,7 @@ from ..config_format import FIELD, FORMAT, in_current_format
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
 from ..hub_errors import DOWNLOAD, translated_errors
+from ..loading import load_weights
 from ..private_apis import attention_implementation, can_set_implementation
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
 from .attach.attachment import attach_mechanisms
@@ -78,26 +79,6 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
         config.__class__ = _generic_class(base)
 
 
-def check_read_alone(name: str) -> None:
-    """Refuse a folder that transformers' Auto classes cannot read by itself.
-
-    Raises:
-        CheckpointError: it holds an adapter without its model, or a plain class with mechanisms.
-    """
-    config = Path(name) / "config.json"
-    if not config.is_file():
-        if config.with_name("adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{name!r} holds an adapter, not a model; merge it with peft (merge_and_unload), or convert it with `longattn convert`, "
-                "which merges it."
-            )
-    elif is_generic(read_json_object(config)):
-        raise CheckpointError(
-            f"{name!r} was written by `longattn convert --generic`, which this command does not read; load it with "
-            "hf_longattn.load_generic, and use transformers' Trainer or generate."
-        )
-
-
 def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
     """Load a folder written by ``longattn convert --generic``: a model of transformers' class, with mechanisms and their parameters.
 
@@ -118,7 +99,7 @@ def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
     path = _local(folder, arguments)
 
     def load(loading: Any, config: Any) -> tuple[Any, Mapping[str, Any]]:
-        return loading.from_pretrained(path, config=config, output_loading_info=True, **arguments)
+        return load_weights(loading, path, config=config, output_loading_info=True, **arguments)
 
     return load_generic_with(load, path, str(folder))
 

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOut
 from ..engines.common.grid import ORDERS, Grid
 from ..engines.common.token_order import token_order
 from ..errors import AudioError, BackendError, GridError, OptionError, nearest
+from ..loading import new_model
 from ..private_apis import attention_implementation, auto_mapping
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.token_globals import takes_globals
@@ -443,7 +444,8 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
 
 def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     """A backbone with random weights."""
-    return AutoModel.from_config(config, **without_pooler(config))
+    backbone: PreTrainedModel = new_model(AutoModel, config, **without_pooler(config))
+    return backbone
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:

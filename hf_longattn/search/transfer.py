@@ -17,6 +17,7 @@ from transformers import AutoModel
 from ..diagnostics import Candidate
 from ..diagnostics.trial_model import Weights
 from ..errors import OptionError
+from ..loading import load_model
 from ..mechanisms.common.registry import prototype
 from ..staging import staged_file
 from .model import layer_weights
@@ -70,7 +71,7 @@ def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int
             report_to="none", seed=seed, disable_tqdm=True,
         ),
     )  # fmt: skip
-    trained = AutoModel.from_pretrained(work)
+    trained = load_model(AutoModel, work)
     values = {f"{layer}.{name}": value.contiguous() for layer, weights in layer_weights(trained).items() for name, value in weights.items()}
     with staged_file(file) as stage:
         save_file(values, stage)

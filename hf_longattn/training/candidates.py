@@ -25,9 +25,10 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_markers import CANDIDATES, add_markers
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation import load_metric
+from hf_longattn.loading import check_loadable, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.training.loading import load_head, loading
+from hf_longattn.training.loading import load_head
 from hf_longattn.training.trainer import TimedTrainer
 
 PREDICTIONS = "predictions.json"
@@ -81,8 +82,8 @@ def load_candidate_model(name: str, tokenizer: PreTrainedTokenizerBase | None = 
         CheckpointError: it cannot be loaded, or its tokenizer is not a fast one.
     """
     if tokenizer is None:
-        with loading(name):
-            tokenizer = AutoTokenizer.from_pretrained(name)
+        check_loadable(name)
+        tokenizer = load_part(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer of {name!r} makes no further inputs of a long text; candidates need a fast tokenizer")
     model = load_head(AutoModelForTokenClassification, name, tokenizer, num_labels=1, id2label={0: "candidate"}, label2id={"candidate": 0})

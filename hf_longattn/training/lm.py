@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -25,9 +24,10 @@ from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.data.sources import limited, read_texts, shuffled, split_held_out
 from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.loading import load_config, load_model, load_part, new_model
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import check_reads_text, load_model, loading
+from hf_longattn.training.loading import check_reads_text
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.trainer import TimedTrainer
@@ -210,18 +210,17 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
     Raises:
         CheckpointError: it cannot be loaded, or has no head for the objective.
     """
-    with loading(name):
-        config = AutoConfig.from_pretrained(name)
-        check_reads_text(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        objective = _objective(config, tokenizer, name) if objective == "auto" else objective
-        loader, names = _HEADS[objective]
-        if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
-            raise OptionError(
-                f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
-                f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
-            )
-        model = loader.from_config(config, dtype=torch.float32) if from_scratch else load_model(loader, name)
+    config = load_config(name)
+    check_reads_text(config, name)
+    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
+    objective = _objective(config, tokenizer, name) if objective == "auto" else objective
+    loader, names = _HEADS[objective]
+    if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
+        raise OptionError(
+            f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
+            f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
+        )
+    model: PreTrainedModel = new_model(loader, config, dtype=torch.float32) if from_scratch else load_model(loader, name)
     if getattr(model, "is_quantized", False):
         raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from")
     if objective == "mlm" and tokenizer.mask_token is None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import (
-    AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModel,
@@ -24,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.modalities import InputProcessors, new_feature_extractor, new_image_processor
 from hf_longattn.errors import AudioError, OptionError
+from hf_longattn.loading import load_model, load_part
 from hf_longattn.modeling.multimodal import (
     AudioInput,
     ImageInput,
@@ -37,7 +37,7 @@ from hf_longattn.modeling.multimodal import (
     head_on,
     without_pooler,
 )
-from hf_longattn.training.loading import load_head, load_model, load_processing_class, load_start
+from hf_longattn.training.loading import load_head, load_start
 
 LOADERS = {
     "classify": AutoModelForSequenceClassification,
@@ -136,8 +136,8 @@ def load_multimodal_start(name: str, kinds: Collection[str], images: ImageInput 
             raise OptionError(f"a task of kind {kind} reads {words}, and {name!r} has no embedder of {words}; add {options}")
         if present[kind] and new[kind]:
             raise OptionError(f"{name!r} has an embedder of {words} already; leave {options.split()[0].removeprefix('--')} out")
-    image_processor = load_processing_class(AutoImageProcessor, name) if present["images"] else None
-    extractor = load_processing_class(AutoFeatureExtractor, name) if present["audio"] else None
+    image_processor = load_part(AutoImageProcessor, name) if present["images"] else None
+    extractor = load_part(AutoFeatureExtractor, name) if present["audio"] else None
     sound = None
     if images is not None:
         image_processor = new_image_processor(images.size)
@@ -147,6 +147,6 @@ def load_multimodal_start(name: str, kinds: Collection[str], images: ImageInput 
     if is_multimodal:
         model = load_model(LongMultimodalModel, name, elsewhere=("heads.", "classifier.")).with_embedders(images=images, sound=sound)
     else:
-        backbone = load_model(AutoModel, name, **without_pooler(AutoConfig.from_pretrained(name)))
+        backbone = load_model(AutoModel, name, **without_pooler(config))
         model = LongMultimodalModel.of(backbone, images=images, sound=sound)
     return Start(name, InputProcessors(tokenizer, image_processor, extractor), model)

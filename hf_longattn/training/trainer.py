@@ -28,6 +28,7 @@ from hf_longattn.data.batching import CountedPasses, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
 from hf_longattn.hub import PushReport, check_login, push_model
 from hf_longattn.hub_errors import translated_errors
+from hf_longattn.loading import load_weights
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin
@@ -273,7 +274,7 @@ def load_renamed(model: Any, folder: Path) -> bool:
     """
     if not isinstance(model, PreTrainedModel) or not (names := tensor_names(folder)) or names <= set(model.state_dict()):
         return False
-    loaded = type(model).from_pretrained(folder, config=model.config, dtype=model.dtype)
+    loaded = load_weights(type(model), folder, config=model.config, dtype=model.dtype)
     model.load_state_dict(loaded.state_dict())
     return True
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from hf_longattn.loading import load_model
 from hf_longattn.naming import LOGGER
-from hf_longattn.training.loading import label_config, load_model
+from hf_longattn.training.loading import label_config
 from hf_longattn.training.tasks.qa import load_qa_model
 from tests.training.conftest import checkpoint
 

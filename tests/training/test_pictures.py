@@ -291,7 +291,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
         (CheckpointError, r"\(bert\) has no head for image classification; it reads texts: leave --images out", {"model": text_model}),
         (CheckpointError, r"\(vit\) has no head for text classification; it reads pictures: add --images", texts),
         (CheckpointError, r"\(long_vit\) has no head .*: add --images", {**texts, "model": models["long"]}),
-        (CheckpointError, "cannot load .*no processor", {"model": str(missing)}),
+        (CheckpointError, "The processor of .*no processor' cannot be loaded", {"model": str(missing)}),
         (
             CheckpointError,
             "makes pictures of 16 × 16 pixels, but the model was converted for 32 × 48; set size",

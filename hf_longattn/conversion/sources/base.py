@@ -16,6 +16,7 @@ from torch import nn
 
 from ...errors import CheckpointError, check_registration
 from ...hub_errors import NO_FOLDER
+from ...loading import load_weights, loading_errors
 from ...modeling.family.definition import tower_field
 from ...naming import load_module, module_names
 from ...reading import check_files, check_name
@@ -57,7 +58,7 @@ class Source:
     name: what the user typed.
     folder: with its config, its tokenizer and everything else but the weights.
     config, tensors: its config.json, and the headers of its tensors by name.
-    loading: the arguments of ``from_pretrained(folder, ...)`` with which transformers itself reads the weights, so that a mistake in
+    loading: the arguments of ``load_weights(class, folder, ...)`` with which transformers itself reads the weights, so that a mistake in
         `tensors` shows in the comparison; ``None`` where it cannot, and the model is given the values of `tensors`.
     paths: files and folders besides `folder` that belong to it and must not be written to.
     """
@@ -95,10 +96,11 @@ class Source:
     def load(self, model_class: Any, **arguments: Any) -> Any:
         """What ``model_class.from_pretrained`` returns for the weights of this source, before `finish`."""
         if self.loading is not None:
-            return model_class.from_pretrained(self.folder, local_files_only=True, **{**self.loading, **arguments})
+            return load_weights(model_class, self.folder, local_files_only=True, **{**self.loading, **arguments})
         config = arguments.pop("config", None) or model_class.config_class.from_dict(self.config)
         values = {name: read_tensor(header) for name, header in self.tensors.items()}
-        return model_class.from_pretrained(None, config=config, state_dict=values, **arguments)
+        with loading_errors(self.name):
+            return load_weights(model_class, None, config=config, state_dict=values, **arguments)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """The loaded model with whatever makes it this source (an adapter merged into it)."""

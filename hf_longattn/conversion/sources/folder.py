@@ -34,7 +34,7 @@ class Folder(SourceFormat):
         else:
             raise CheckpointError(_no_weights(request.path))
         check_counts(config, request.name, len(tensors))
-        return Source(request.name, request.path, config, tensors, {"use_safetensors": True})
+        return Source(request.name, request.path, config, tensors, {})
 
 
 def has_safetensors(folder: Path) -> bool:

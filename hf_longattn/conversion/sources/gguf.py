@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, LongAttentionError, needs_extra
+from ...loading import load_part, new_model
 from ...private_apis import gguf_readers
 from ...reading import MOST_LAYERS, check_counts
 from ..tensor_files import TensorHeader
@@ -209,10 +210,10 @@ def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
     """The config as transformers reads it, and the language model of its architecture without storage."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    config = load_part(AutoConfig, folder, gguf_file=file)
     check_counts(config.to_dict(), file)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+        skeleton = new_model(AutoModelForCausalLM, config)
     values = json.loads(config.to_json_string(use_diff=False))
     for unset in ("_name_or_path", "transformers_version", "quantization_config"):
         values.pop(unset, None)
@@ -243,7 +244,7 @@ def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
         return
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(folder)
+    load_part(AutoTokenizer, folder, gguf_file=file).save_pretrained(folder)
 
 
 def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Module) -> dict[str, TensorHeader]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,13 +12,12 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 
 from ...errors import CheckpointError
 from ...hub_errors import DOWNLOAD, HUB_ID, translated_errors
+from ...loading import PICKLED_WEIGHTS, has_pickles, only_pickles
 from ..tensor_files import TORCH_DTYPES, TensorHeader
 from .base import SIDECARS, Source, SourceFormat, SourceRequest, open_request, register_source
-from .pickled import only_pickles
 
 SMALL = (*SIDECARS, "README.md")
 WEIGHTS = "*.safetensors"
-PICKLED = "pytorch_model*.bin"
 
 
 @register_source("hub")
@@ -36,8 +34,8 @@ class Hub(SourceFormat):
         folder = fetch_snapshot(request, SMALL if headers_only else (*SMALL, WEIGHTS))
         if not headers_only and not any(folder.glob(WEIGHTS)):
             if request.allow_pickle:
-                fetch_snapshot(request, (PICKLED,))
-            elif _has_pickles(request):
+                fetch_snapshot(request, (PICKLED_WEIGHTS,))
+            elif has_pickles(request.name, request.revision, request.token):
                 raise CheckpointError(only_pickles(request.name))
         headers = partial(fetch_headers, request, folder) if headers_only else None
         return open_request(replace(request, path=folder, remote_headers=headers))
@@ -74,20 +72,13 @@ def folder_without_weights(name: str | Path) -> Path:
     return folder if folder.is_dir() else fetch_model(str(name), None, None, weights=False)
 
 
-def _has_pickles(request: SourceRequest) -> bool:
-    """Whether a repository has torch's .bin files."""
-    with translated_errors(request.name, request.token, DOWNLOAD):
-        files = HfApi(token=request.token).list_repo_files(request.name, revision=request.revision)
-    return any(fnmatch.fnmatch(file, PICKLED) for file in files)
-
-
 def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
     with translated_errors(request.name, request.token, DOWNLOAD):
         try:
             metadata = HfApi(token=request.token).get_safetensors_metadata(request.name, revision=request.revision)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-            if isinstance(error, NotASafetensorsRepoError) and _has_pickles(request):
+            if isinstance(error, NotASafetensorsRepoError) and has_pickles(request.name, request.revision, request.token):
                 raise CheckpointError(only_pickles(request.name)) from error
             raise CheckpointError(
                 f"{request.name!r} has no readable safetensors weights on the Hub; download it and give its folder."

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, ExportError, check_extra, checkpoint_errors, nearest, needs_extra
+from ...errors import CheckpointError, ExportError, check_extra, nearest
+from ...loading import merge_adapter
 from ...reading import NAMES, NATURAL, NUMBER, TEXT, TYPES, check_config, check_fields, named_class, read_json_object
 from ..tensor_files import TensorHeader, read_headers, write_json
 from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
@@ -272,22 +273,18 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
             f"The base of {base.name!r} names the class {class_name!r}, which transformers does not have; "
             "correct architectures in its config.json."
         )
-    with checkpoint_errors(f"transformers cannot load {str(base.folder)!r}"):
-        model = base.load(model_class, dtype="auto")
+    model = base.load(model_class, dtype="auto")
     return _merge(model, folder).state_dict()
 
 
 def _merge(model: nn.Module, folder: Path) -> nn.Module:
     """The model with the adapter added to its weights."""
-    with needs_extra("peft"):
-        from peft import PeftModel
     foreign = _foreign(model, folder)
     if foreign:
         raise CheckpointError(
             f"The adapter brings {foreign!r}, which its base does not have (a new head?); convert it without --merge-adapter."
         )
-    with checkpoint_errors(f"peft cannot merge the adapter {str(folder)!r}"):
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merge_adapter(model, folder)
 
 
 def _foreign(model: nn.Module, folder: Path) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...loading import only_pickles
 from ...private_apis import storage_offset
 from ...reading import check_counts
 from ..tensor_files import TensorHeader, read_span
@@ -49,16 +50,7 @@ class Pickled(SourceFormat):
             raise CheckpointError(only_pickles(str(request.path)))
         tensors = indexed_headers(request.path, WEIGHTS, INDEX, read_pickled_headers)
         check_counts(config, request.name, len(tensors))
-        return PickledSource(request.name, request.path, config, tensors, {"use_safetensors": False, "weights_only": True})
-
-
-def only_pickles(name: str) -> str:
-    """The sentence on a folder or repository whose weights are .bin files."""
-    return (
-        f"{name!r} holds its weights only as pickle ({WEIGHTS!r}), a format that can carry code; add --allow-pickle (allow_pickle=True) "
-        "to longattn convert, which then reads the tensors in it, and nothing else. For other commands, load it with transformers and "
-        "write it again with save_pretrained."
-    )
+        return PickledSource(request.name, request.path, config, tensors, {"allow_pickle": True})
 
 
 def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:

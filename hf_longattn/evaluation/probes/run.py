@@ -16,11 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokenization import special_ids
-from ...errors import CheckpointError, LengthError, LongAttentionError, OptionError, in_a_line, nearest
-from ...hub_errors import check_saved_model
+from ...errors import LengthError, LongAttentionError, OptionError, nearest
+from ...loading import load_config, load_model, load_part
 from ...modeling.family.definition import model_name
 from ...modeling.family.validation import known_length
-from ...modeling.generic import check_read_alone
 from ...modeling.inference.optimize import evaluating
 from ...reading import check_name
 from .scoring import ProbeAnswer, by_generation, by_likelihood, by_span, head_of, score_tokens
@@ -302,27 +301,14 @@ def open_model(
     import transformers
 
     name = str(model)
+    source: dict[str, Any] = {"revision": revision, "token": token}
     check_name(name)
-    check_saved_model(name, revision, token)
-    check_read_alone(name)
-    source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **source)
-        stated = type((config.architectures or ["a model without a named class"])[0], (), {"config": config})()
-        head = head_of(stated)
-        loader = getattr(transformers, LOADERS[head])
-        loaded, info = loader.from_pretrained(name, dtype=dtype or torch.float32, output_loading_info=True, **source)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **source)
-    except LongAttentionError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{name!r} cannot be loaded: {in_a_line(error)}.") from error
-    tied = set(getattr(loaded, "all_tied_weights_keys", None) or ())
-    if missing := sorted(set(info["missing_keys"]) - tied):
-        raise CheckpointError(
-            f"{name!r} lacks weights of {type(loaded).__name__}, such as {missing[0]}; give a checkpoint that was saved with its head."
-        )
-    return loaded, tokenizer, head
+    config = load_config(name, **source)
+    stated = type((config.architectures or ["a model without a named class"])[0], (), {"config": config})()
+    head = head_of(stated)
+    loader = getattr(transformers, LOADERS[head])
+    loaded = load_model(loader, name, complete=True, dtype=dtype or torch.float32, **source)
+    return loaded, load_part(transformers.AutoTokenizer, name, **source), head
 
 
 def _ordinary_ids(config: Any, tokenizer: Any) -> Tensor:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, OptionError, checkpoint_errors
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.loading import load_config, load_weights
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
 from hf_longattn.modeling.inference.pruning import KEPT_HEADS
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.lm import TextDataArguments, check_trains, load_lm
-from hf_longattn.training.loading import loading
 
 CONVERTED = "converted"
 PREDICT_TOKENS = (*LANGUAGE_MODELS, "ForConditionalGeneration")
@@ -70,8 +70,7 @@ def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
         CheckpointError: the teacher cannot be loaded, or differs in shape.
     """
     check_shape(teacher, student)
-    with checkpoint_errors(f"cannot load teacher {teacher!r}"):
-        model = type(student).from_pretrained(teacher, config=student.config, dtype=torch.float32)
+    model: PreTrainedModel = load_weights(type(student), teacher, config=student.config, dtype=torch.float32)
     for name, module in student.named_modules():
         if isinstance(module, Mechanism):
             model.get_submodule(name).load_state_dict(module.state_dict())
@@ -80,8 +79,7 @@ def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
 
 def check_shape(teacher: str, student: PreTrainedModel) -> None:
     """Refuse a teacher whose attention outputs or weights do not fit the student."""
-    with loading(teacher, "teacher "):
-        config = AutoConfig.from_pretrained(teacher)
+    config = load_config(teacher)
     student_config = student.config
     kinds = [str(model_config.model_type).removeprefix("long_") for model_config in (config, student_config)]
     differing = [f"model_type is {kinds[0]!r}, not {kinds[1]!r}"] if kinds[0] != kinds[1] else []

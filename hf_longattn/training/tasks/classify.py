@@ -46,9 +46,10 @@ from hf_longattn.data.sources import DataError, class_names, held_back, load_lab
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
+from hf_longattn.loading import load_part
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import label_config, load_config, load_head, load_processing_class, load_start
+from hf_longattn.training.loading import config_with_head, label_config, load_head, load_start
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -295,7 +296,7 @@ class Files:
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and processor of a checkpoint."""
-        return load_config(name, self.task, self.types, otherwise_of(self.kind)), load_processing_class(self.processor, name)
+        return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_part(self.processor, name, "processor")
 
     def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
         """The model with a head for these classes."""
@@ -350,7 +351,7 @@ class Videos(Files):
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and processor of a checkpoint."""
-        return load_config(name, self.task, self.types, otherwise_of(self.kind)), load_frame_processor(name)
+        return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_frame_processor(name)
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The places of videos of a folder, with the names of their labels."""

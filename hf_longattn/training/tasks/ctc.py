@@ -42,11 +42,12 @@ from hf_longattn.data.transcripts import (
 )
 from hf_longattn.errors import CheckpointError, OptionError, sentence_case
 from hf_longattn.evaluation import load_metric
+from hf_longattn.loading import load_part
 from hf_longattn.naming import LOGGER
 from hf_longattn.private_apis import output_frames
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import load_config, load_head, load_processing_class
+from hf_longattn.training.loading import config_with_head, load_head
 from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -140,8 +141,8 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
         the loss and the error rates on held-out ones before and after, Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
-    config = load_config(model_args.model, "transcribing speech by CTC", MODEL_FOR_CTC_MAPPING_NAMES)
-    extractor = load_processing_class(AutoFeatureExtractor, model_args.model)
+    config = config_with_head(model_args.model, "transcribing speech by CTC", MODEL_FOR_CTC_MAPPING_NAMES)
+    extractor = load_part(AutoFeatureExtractor, model_args.model)
     parts = read_utterances(data_args, training_args.seed)
     tokenizer = vocabulary(model_args.model, config, data_args, [text for part in parts for text in part["text"]])
     cleaned = [with_texts(part, without_unknown(part["text"], tokenizer, data_args.unknown_characters)) for part in parts]
@@ -206,8 +207,8 @@ def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, text
     if args.new_vocabulary:
         return character_tokenizer(texts)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # what is missing or damaged raises errors of many kinds
+        tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
+    except CheckpointError as error:
         raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one of the transcripts") from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id != config.pad_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(

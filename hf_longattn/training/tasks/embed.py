@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
@@ -23,10 +22,10 @@ from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_t
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
+from hf_longattn.loading import load_sentence_model
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import loading, without_load_report
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -35,7 +34,6 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 logger = logging.get_logger(LOGGER)
 OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
 """Arguments that :class:`TimedTrainer` reads beside those of transformers."""
-FLOAT32 = {"dtype": torch.float32}
 """The dtype of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
 
 
@@ -174,8 +172,7 @@ def embedding_trainer(
             similarities = model.similarity_pairwise(anchors, positives).tolist()
             return dict(load_metric("correlation").compute(predictions=similarities, references=list(held["score"])))
 
-    with loading(model_args.model), without_load_report():
-        model = SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32)
+    model = load_sentence_model(SentenceTransformer, model_args.model, device=str(args.device))
     body = getattr(model[0], "auto_model", None)
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(
@@ -232,8 +229,7 @@ def reranking_trainer(
             self.candidates.append((is_relevant, pred_score.tolist()))
             return super().compute_metrics(is_relevant, pred_score)
 
-    with loading(model_args.model), without_load_report():
-        model = CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32)
+    model = load_sentence_model(CrossEncoder, model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device))
     relevant = relevant_texts(data, held)
     samples = reranking(held, relevant, args.seed)
     evaluator = Reranking(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")

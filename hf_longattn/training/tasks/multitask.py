@@ -21,7 +21,6 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
 )
 
@@ -37,13 +36,14 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
+from hf_longattn.loading import load_config, load_model
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.grid_rule import image_size
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.multimodal import ImageInput
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import label_config, load_model
+from hf_longattn.training.loading import label_config
 from hf_longattn.training.modalities import LOADERS, Start, load_multimodal_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.tasks.classify import NO_LENGTH, ClassificationDataArguments, read_labelled
@@ -460,7 +460,7 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     Raises:
         OptionError: the checkpoint has no such head.
     """
-    heads = getattr(AutoConfig.from_pretrained(name), "multitask_heads", {})
+    heads = getattr(load_config(name), "multitask_heads", {})
     if head not in heads:
         raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
     entry = heads[head]

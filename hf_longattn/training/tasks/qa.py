@@ -25,7 +25,6 @@ from datasets import Dataset
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForDocumentQuestionAnswering,
     AutoModelForQuestionAnswering,
     AutoTokenizer,
@@ -53,12 +52,13 @@ from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
+from hf_longattn.loading import load_config, load_model, load_part, loading_errors
 from hf_longattn.local_names import public_name, without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import check_reads_text, load_model, loading
+from hf_longattn.training.loading import check_reads_text
 from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words, sources_in_words
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -443,14 +443,15 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     The tokenizer pads on the right, so that answers keep their positions.
     """
-    with loading(name):
-        check_reads_text(name)
-        kind = AutoConfig.from_pretrained(name).model_type
-        of_pages = kind in MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES and kind not in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
-        loader = AutoModelForDocumentQuestionAnswering if of_pages else AutoModelForQuestionAnswering
-        model = load_model(loader, name, elsewhere=("evidence.",))
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        if getattr(model.config, "has_evidence_heads", False):
+    config = load_config(name)
+    check_reads_text(config, name)
+    kind = config.model_type
+    of_pages = kind in MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES and kind not in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
+    loader = AutoModelForDocumentQuestionAnswering if of_pages else AutoModelForQuestionAnswering
+    model: PreTrainedModel = load_model(loader, name, elsewhere=("evidence.",))
+    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
+    if getattr(model.config, "has_evidence_heads", False):
+        with loading_errors(name):
             attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer")

@@ -130,5 +130,5 @@ def test_a_checkpoint_without_its_head_is_refused(saved: dict[str, str], tmp_pat
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForQuestionAnswering"]}))
-    with pytest.raises(CheckpointError, match="lacks weights of BertForQuestionAnswering, such as qa_outputs"):
+    with pytest.raises(CheckpointError, match="lacks weights of BertForQuestionAnswering: qa_outputs"):
         hf_longattn.probe_model(str(folder), tasks=["passkey"], lengths=[512], samples=1)

@@ -1,0 +1,266 @@
+"""Load the configs, tokenizers, processors and models that a user names: the only file that calls ``from_pretrained`` on them.
+
+Python code of a checkpoint never runs, whatever stands on standard input, and pickled weights are read only where that is allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import logging as std_logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoConfig
+from transformers.utils import logging
+
+from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, needs_extra
+from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
+from .naming import LOGGER
+from .reading import is_generic, read_json_object
+
+PICKLED_WEIGHTS = "pytorch_model*.bin"
+REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
+"""Loggers of transformers' LOAD REPORT."""
+NO_CODE = {"trust_remote_code": False}
+"""Said in every call: where nothing is said, transformers asks on standard input."""
+logger = logging.get_logger(LOGGER)
+
+
+@contextlib.contextmanager
+def loading_errors(name: object, what: str = "", revision: str | None = None, token: str | bool | None = None) -> Iterator[None]:
+    """Around a call that loads a checkpoint: any error becomes one sentence.
+
+    Args:
+        name: a folder or a Hub repository id.
+        what: the part of it that is loaded, such as "tokenizer"; default: the checkpoint.
+        revision, token: of the repository.
+
+    Raises:
+        CheckpointError: that sentence; a LongAttentionError is raised as it is.
+    """
+    try:
+        yield
+    except LongAttentionError:
+        raise
+    except Exception as error:
+        subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{subject} needs Python code of its own, which this package never runs; give a checkpoint whose model_type and "
+                "classes transformers has, or load it in a program of yours and save it as one."
+            ) from error
+        if isinstance(error, OSError) and "safetensors" in str(error) and has_pickles(str(name), revision, token):
+            raise CheckpointError(only_pickles(str(name))) from error
+        raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
+
+
+def has_pickles(name: str, revision: str | None = None, token: str | bool | None = None) -> bool:
+    """Whether a folder or a Hub repository has torch's .bin files."""
+    if Path(name).is_dir():
+        return any(Path(name).glob(PICKLED_WEIGHTS))
+    with translated_errors(name, token, DOWNLOAD):
+        return any(fnmatch.fnmatch(file, PICKLED_WEIGHTS) for file in HfApi(token=token).list_repo_files(name, revision=revision))
+
+
+def only_pickles(name: str) -> str:
+    """The sentence on a folder or repository whose weights are .bin files."""
+    return (
+        f"{name!r} holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry code; add --allow-pickle "
+        "(allow_pickle=True) to longattn convert, which then reads the tensors in it, and nothing else. For other commands, load it with "
+        "transformers and write it again with save_pretrained."
+    )
+
+
+def check_loadable(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> None:
+    """Refuse a name that transformers' Auto classes cannot read by itself.
+
+    Raises:
+        CheckpointError: neither a folder nor a repository, an adapter without its model, or a plain class with mechanisms.
+    """
+    check_saved_model(str(name), revision, token)
+    config = Path(name) / "config.json"
+    if config.is_file():
+        if is_generic(read_json_object(config)):
+            raise CheckpointError(
+                f"{str(name)!r} was written by `longattn convert --generic`, which this command does not read; load it with "
+                "hf_longattn.load_generic, and use transformers' Trainer or generate."
+            )
+    elif config.with_name("adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{str(name)!r} holds an adapter, not a model; merge it with peft (merge_and_unload), or convert it with `longattn convert`, "
+            "which merges it."
+        )
+
+
+def load_config(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Any:
+    """The config of a checkpoint.
+
+    Args:
+        name: a folder or a Hub repository id.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its config cannot be loaded.
+    """
+    check_loadable(name, revision, token)
+    return load_part(AutoConfig, name, revision=revision, token=token)
+
+
+def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -> Any:
+    """A part of a checkpoint other than its weights.
+
+    Args:
+        loader: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoConfig`` or another class with ``from_pretrained``.
+        name: a folder or a Hub repository id.
+        what: its name in a message, such as "tokenizer".
+        arguments: of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    with loading_errors(name, what):
+        return loader.from_pretrained(name, **NO_CODE, **arguments)
+
+
+def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = False, **arguments: Any) -> Any:
+    """What ``loader.from_pretrained`` returns.
+
+    Args:
+        loader: a model class, or an Auto class of models.
+        name: a folder or a Hub repository id; ``None`` if ``arguments`` give config and state_dict.
+        allow_pickle: read tensors of .bin files where there are no safetensors.
+        arguments: of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has only pickled weights.
+    """
+    safely = {**NO_CODE, "use_safetensors": None if allow_pickle else True, "weights_only": True}
+    if name is None:
+        return loader.from_pretrained(name, **safely, **arguments)
+    with loading_errors(name, revision=arguments.get("revision"), token=arguments.get("token")):
+        return loader.from_pretrained(name, **safely, **arguments)
+
+
+def load_model(
+    loader: Any, name: str | Path, *, complete: bool = False, allow_pickle: bool = False, elsewhere: tuple[str, ...] = (), **arguments: Any
+) -> Any:
+    """A model in float32, unless ``arguments`` have another dtype.
+
+    Weights that are new or unused are a warning of one sentence, in place of transformers' LOAD REPORT.
+
+    Args:
+        loader: a model class, or an Auto class of models.
+        name: a folder or a Hub repository id.
+        complete: nothing is going to be trained, so that new weights are an error.
+        allow_pickle: read tensors of .bin files where there are no safetensors.
+        elsewhere: prefixes of weights that are loaded in another way.
+        arguments: of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: it cannot be loaded, has only pickled weights or, if ``complete``, lacks weights.
+    """
+    options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
+    with without_load_report():
+        model, info = load_weights(loader, name, allow_pickle=allow_pickle, **options)
+    if complete:
+        check_complete_head(model, info, str(name))
+    if int(os.environ.get("RANK", "0")) == 0 and (sentence := load_report(info, elsewhere)):
+        logger.warning(f"{name}: {sentence}.")
+    return model
+
+
+def check_complete_head(model: Any, info: Mapping[str, Any], name: str) -> None:
+    """Refuse a model some of whose weights are new.
+
+    Args:
+        info: of ``from_pretrained(output_loading_info=True)``.
+        name: of its checkpoint.
+
+    Raises:
+        CheckpointError: with the names of the modules.
+    """
+    missing = {*info["missing_keys"]} - {*tied_weights(model)}
+    lost = [_listed([key.rpartition(".")[0] or key for key in missing])] if missing else []
+    lost += [f"{_listed([key.rpartition('.')[0] for key, *_ in info['mismatched_keys']])} of this size"] if info["mismatched_keys"] else []
+    if lost:
+        raise CheckpointError(
+            f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; give a checkpoint that was saved with its head."
+        )
+
+
+def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
+    """A model of an Auto class with random weights."""
+    with loading_errors(getattr(config, "name_or_path", "") or type(config).__name__):
+        return loader.from_config(config, **NO_CODE, **arguments)
+
+
+def load_sentence_model(loader: Any, name: str, **arguments: Any) -> Any:
+    """A model of sentence-transformers in float32.
+
+    Args:
+        loader: ``SentenceTransformer`` or ``CrossEncoder``.
+        name: a folder or a Hub repository id.
+        arguments: of the loader.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has only pickled weights.
+    """
+    check_loadable(name)
+    with loading_errors(name), without_load_report():
+        return loader(name, model_kwargs={"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments)
+
+
+def merge_adapter(model: Any, folder: Path) -> Any:
+    """The model with the PEFT adapter in a folder added to its weights."""
+    with needs_extra("peft"):
+        from peft import PeftModel
+    with checkpoint_errors(f"peft cannot merge the adapter {str(folder)!r}"):
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+def tied_weights(model: Any) -> Mapping[str, str]:
+    """The weights of a model that share those of another, by name."""
+    return getattr(model, "all_tied_weights_keys", None) or {}
+
+
+def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = ()) -> str:
+    """What ``from_pretrained(output_loading_info=True)`` tells about a checkpoint, in words; "" if all of it was loaded."""
+    new = [key.rpartition(".")[0] for key in info["missing_keys"]]
+    resized = [key[0].rpartition(".")[0] for key in info["mismatched_keys"]]
+    unused = [key.partition(".")[0] for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
+    parts = [f"{_listed(new)} {_are(new)} new and trained from random values"] if new else []
+    reason = "it is" if len(set(resized)) == 1 else "they are"
+    parts += [f"{_listed(resized)} {_are(resized)} new, since {reason} of another size there"] if resized else []
+    parts += [f"{_listed(unused)} {_are(unused)} not used by this task"] if unused else []
+    return "; ".join(parts)
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    """ "a, b, c and 5 others"."""
+    names = sorted(set(names))
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} others"
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(set(names)) == 1 else "are"
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Leave out the table that transformers logs about weights that a checkpoint lacks, or has beside those of the model."""
+
+    def is_other(record: std_logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    loggers = [std_logging.getLogger(name) for name in REPORTERS]
+    for log in loggers:
+        log.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for log in loggers:
+            log.removeFilter(is_other)
