@@ -22,6 +22,8 @@ DECODER = unsupported("biogpt", "persimmon")
 """A decoder with the usual names of sizes."""
 SLIDING = unsupported("ministral", "cohere2")
 """Has rotary positions and windows of its own."""
+WITHOUT_WINDOWS = unsupported("qwen2_moe")
+"""Has windows of its own that are off by default; its config then gives them a width of 0."""
 IMAGES = unsupported("yolos")
 """Has ViT's config, whose image_size has two numbers, and the head ForObjectDetection."""
 TEXT_AND_IMAGES = unsupported("clip", "metaclip_2")

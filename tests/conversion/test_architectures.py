@@ -38,6 +38,7 @@ from tests.unsupported import (
     SPEECH,
     SYNTHESIS,
     TEXT_AND_IMAGES,
+    WITHOUT_WINDOWS,
 )
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -167,6 +168,16 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
     scaled = hf_longattn.load_generic(tmp_path / "yarn")
     assert scaled.config.rope_parameters["rope_type"] == "yarn"
     assert scaled(torch.randint(5, 200, (1, 200))).logits.isfinite().all()
+
+
+def test_windows_that_are_off_are_no_windows(tmp_path: Path) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    source = saved(f"{WITHOUT_WINDOWS}ForCausalLM", tmp_path / "plain", num_key_value_heads=2, max_position_embeddings=64, **experts)
+    report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", max_length=64)
+    assert not report.needs_training
+    model = hf_longattn.load_generic(tmp_path / "long")
+    assert (model.config.sliding_window, model.config.long_attention["mechanism"]) == (0, "full")
+    assert not model.config.long_attention.get("layers")
 
 
 def test_a_maximum_length_counts_the_steps_of_a_series(tmp_path: Path) -> None:

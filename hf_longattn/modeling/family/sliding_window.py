@@ -39,7 +39,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     if hasattr(config, "attention_layers"):  # GPT-Neo's names
         return [config.window_size if kind == "local" else None for kind in config.attention_layers]
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
-    if width is None:
+    if width is None or getattr(config, "use_sliding_window", None) is False:  # Qwen2-MoE's width is then 0
         return [None] * layers
     if width < 1:
         raise CheckpointError(
