@@ -24,7 +24,7 @@ from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.inference.pruning import KEPT_HEADS
-from ..positions import DROPPED, extends_learned
+from ..positions import DROPPED, RopePlan, extends_learned
 from ..reading import check_config, is_long, named_class, plain_names
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
@@ -86,7 +86,7 @@ class Architecture:
         self,
         attention: LongAttentionConfig,
         lengths: Mapping[str, Any],
-        rope: dict[str, Any] | None,
+        rope: RopePlan | None,
         rule: str,
         decoder_attention: LongAttentionConfig | None = None,
     ) -> Any:
@@ -95,7 +95,7 @@ class Architecture:
         Args:
             attention, decoder_attention: of the model, and of the decoder of an encoder-decoder.
             lengths: field of the config -> its new value.
-            rope: rotary parameters; ``None`` for position tables.
+            rope: rotary positions; ``None`` for position tables.
             rule: how position tables are extended.
         """
         values = self.source_config.to_dict()
@@ -112,10 +112,7 @@ class Architecture:
         if rope is None:
             config.position_extension = rule if extends_learned(rule) else "none" if rule in DROPPED else "tile"
         else:
-            config.rope_parameters = dict(rope)
-            trained = rope.get("original_max_position_embeddings")
-            if trained is not None and hasattr(config, "original_max_position_embeddings"):
-                config.original_max_position_embeddings = trained  # Phi-3 has it twice and uses this one
+            rope.write(config)
         config.architectures = [self.long_class]
         result = with_base_windows(config.to_dict())
         config.extended_from = {

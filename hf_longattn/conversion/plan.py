@@ -17,6 +17,7 @@ from ..errors import GridError, LengthError, OptionError, PositionError
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import PositionTable, tower_field
+from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import TOWERS, mark_generic, towers_of
@@ -36,7 +37,6 @@ from .plan_positions import (
     PositionWarning,
     StackLength,
     plan_positions,
-    plan_rotary,
     position_warnings,
     series_strategy,
     stack_lengths,
@@ -551,10 +551,8 @@ def _generic_config(
                 f"The source takes {length.old} tokens and conversion only extends it: a maximum length of {length.new} is too small, give "
                 f"at least {length.old}."
             )
-        rope = plan_rotary(text, reading, positions, length)
-        text.rope_parameters = rope.parameters
-        if length.new != length.old:
-            text.max_position_embeddings = rope.max_position_embeddings
+        rope = plan_rotary(text, reading, positions, length.old, length.new)
+        rope.write(text)
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
         return config, f"rope:{rope.kind}", position_change
     if table is not None and length.new != length.old:

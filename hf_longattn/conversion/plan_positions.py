@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import transformers
@@ -14,6 +13,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import PositionTable
+from ..modeling.family.rotary import plan_rotary
 from ..positions import (
     CENTRED,
     DROPPED,
@@ -24,7 +24,6 @@ from ..positions import (
     RopePlan,
     extends_learned,
     keeps_old_rows,
-    rope_parameters,
     stretched_from,
     unchanged_rows,
     widest_span,
@@ -32,7 +31,6 @@ from ..positions import (
 from ..positions.distances import TILE
 from .architectures import Architecture
 from .config import ConversionConfig
-from .flops import ModelShape, layer_mechanisms
 from .plan_tensors import RenamedTensor
 from .sources.base import Source
 from .tensor_names import names_in_model
@@ -138,8 +136,8 @@ class PositionPlan:
 
     rule: str  # "tile", "rope:yarn" …
     exact: bool  # whether outputs below the old length are unchanged
-    rope: dict[str, Any] | None  # rotary parameters of the result; None for tables and fixed formulas
-    lengths: dict[str, int]  # field of the result's config -> its value
+    rope: RopePlan | None  # rotary positions of the result; None for tables and fixed formulas
+    lengths: dict[str, int]  # field of the result's config -> its value; empty for rotary positions
     unchanged: int = 0  # where outputs change, the longest text, in tokens, whose outputs do not
 
     @property
@@ -160,8 +158,8 @@ def plan_positions(
     """
     family, base = architecture.family, architecture.source_config
     if family.rope and hasattr(base, "rope_parameters"):
-        rope = plan_rotary(base, attention, positions, text)
-        return PositionPlan(f"rope:{rope.kind}", rope.exact, rope.parameters, {"max_position_embeddings": rope.max_position_embeddings})
+        rope = plan_rotary(base, attention, positions, text.old, text.new)
+        return PositionPlan(f"rope:{rope.kind}", rope.exact, rope, {})
     if family.relative:
         if positions != "auto":
             raise PositionError(
@@ -221,44 +219,6 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     rule = unasked if positions == "auto" else positions
     kept_rows = stretched_from(rule)
     return rule if kept_rows is None else f"{STRETCH}:{kept_rows}"
-
-
-def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, length: StackLength) -> RopePlan:
-    """Plan the rotary parameters of the result, from the source's config and the result's attention. `positions`: "auto" or "rope:<kind>".
-
-    If they are given by layer type (Gemma 3), only those of layers that see beyond the old length are scaled.
-
-    Raises:
-        PositionError: as `hf_longattn.positions.rope_parameters`.
-    """
-    shape = ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4)
-    mechanisms = layer_mechanisms(attention, shape, length.new)
-    old = config.rope_parameters or {}
-    partial = old.get("partial_rotary_factor", 1.0)
-
-    def plan(kind: str, parameters: dict[str, Any], layers: list[Mechanism]) -> RopePlan:
-        frequencies = int(shape.head_dim * partial) // 2
-        lengths = {"old_length": length.old, "new_length": length.new}
-        return rope_parameters(kind, parameters, **lengths, reach=_reach(layers), frequencies=frequencies)
-
-    if not all(isinstance(parameters, dict) for parameters in old.values()):
-        return plan(positions, old, mechanisms)
-    plans: dict[str, RopePlan] = {}
-    for kind, parameters in old.items():
-        layers = [mechanism for mechanism, layer_kind in zip(mechanisms, config.layer_types, strict=True) if layer_kind == kind]
-        planned = plan(positions, parameters, layers)
-        reach = _reach(layers)
-        near = reach is not None and reach <= length.old
-        plans[kind] = plan("rope:none", parameters, layers) if near else planned
-    decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
-    parameters = {kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}
-    return RopePlan(decisive.kind, parameters, decisive.max_position_embeddings, all(plan_of_kind.exact for plan_of_kind in plans.values()))
-
-
-def _reach(layers: list[Mechanism]) -> int | None:
-    """How far the layers see back; ``None`` if unbounded."""
-    reaches = [layer.reach(True) for layer in layers]
-    return None if None in reaches else max((reach for reach in reaches if reach is not None), default=0)
 
 
 @dataclass(frozen=True)

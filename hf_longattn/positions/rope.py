@@ -39,6 +39,14 @@ class RopePlan:
     max_position_embeddings: int
     exact: bool  # the output up to the old length is unchanged
 
+    def write(self, config: Any) -> None:
+        """Set the fields of a config."""
+        config.rope_parameters = dict(self.parameters)
+        config.max_position_embeddings = self.max_position_embeddings
+        trained = self.parameters.get("original_max_position_embeddings")
+        if trained is not None and hasattr(config, "original_max_position_embeddings"):
+            config.original_max_position_embeddings = trained  # Phi-3 has it twice and uses this one
+
 
 def _scaled(old: Parameters, kind: str, factor: float) -> Parameters:
     unscaled = {key: value for key, value in old.items() if key in ("rope_theta", "partial_rotary_factor")}

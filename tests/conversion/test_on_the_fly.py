@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
+import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import CheckpointError
@@ -67,6 +68,41 @@ def test_other_positions(base: str, positions: str, short: Short, tmp_path: Path
 @pytest.mark.parametrize("positions", ["rope:linear", "rope:yarn", "rope:dynamic"])
 def test_rotary_positions(positions: str, short: Short, tmp_path: Path) -> None:
     check(short("llama", head_of("llama")), tmp_path / "long", positions=positions)
+
+
+ROTARY = ("llama", "qwen2", "gpt_neox", "phi", "phi3", "gemma3_text", "modernbert")
+"""Bases with rotary positions in every head, in a part of it, with two lengths, and for each of two kinds of layer."""
+
+
+def test_a_longer_config_scales_rotary_positions_as_a_conversion_does(short: Short) -> None:
+    different, kinds = {}, set()
+    for base in ROTARY:
+        folder = short(base, head_of(base))
+        for attention in ({"mechanism": "longformer", "window": 16}, {"mechanism": "window", "window": 16}):
+            options = {name: value for name, value in attention.items() if name != "mechanism"}
+            plan = plan_conversion(folder, mechanism=attention["mechanism"], options=options, max_length=NEW)
+            config = type(plan.config).from_pretrained(folder, max_position_embeddings=NEW, long_attention=attention)
+            kinds.add(plan.positions)
+            for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings"):
+                read, planned = (getattr(of, name, None) for of in (config, plan.config))
+                if read != planned:
+                    different[base, attention["mechanism"], name] = read, planned
+    assert not different
+    assert kinds == {"rope:none", "rope:yarn"}
+
+
+def test_a_longer_config_with_rotary_positions_that_are_chosen_or_scaled_already(
+    short: Short, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = short("llama", head_of("llama"))
+    chosen = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+    config = hf_longattn.LongLlamaConfig.from_pretrained(folder, max_position_embeddings=NEW, rope_parameters=chosen)
+    assert config.rope_parameters == chosen
+    scaled = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    transformers.LlamaConfig.from_pretrained(folder, rope_parameters=scaled).save_pretrained(tmp_path)
+    config = hf_longattn.LongLlamaConfig.from_pretrained(tmp_path, max_position_embeddings=NEW)
+    assert config.rope_parameters == scaled
+    assert "Rotary positions stay scaled as in the base, for 150 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("base", [base for base, family in TEXT_FAMILIES.items() if family.two_stacks])

@@ -61,7 +61,9 @@ def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path / "short")
     rows = plain.config.max_position_embeddings * 4
-    longer = converted(tmp_path / "short", base, rows, position_extension="tile")
+    rotary = getattr(plain.config, "rope_parameters", None)
+    unscaled = {} if rotary is None else {"rope_parameters": rotary}
+    longer = converted(tmp_path / "short", base, rows, position_extension="tile", **unscaled)
     assert type(longer).__name__ == f"Long{HEAD[base]}"
     inputs = head_inputs(HEAD[base], length=200, pad_token=plain.config.pad_token_id)
     real = inputs["attention_mask"].bool()

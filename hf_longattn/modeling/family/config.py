@@ -12,9 +12,10 @@ from transformers.utils import logging
 
 from ...config_format import FIELD, FORMAT, in_current_format
 from ...configuration import LongAttentionConfig
-from ...errors import BackendError, OptionError
+from ...errors import BackendError, OptionError, PositionError
 from ...naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
 from ...private_apis import IMPLEMENTATION_FIELD
+from .rotary import plan_rotary
 from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ logger = logging.get_logger(LOGGER)
 
 BASE_ATTENTION = "_base_attention"
 """Set after ``model.use_base_attention()``; not written to files."""
+LENGTH_FIELDS = ("max_position_embeddings", "rope_parameters", "original_max_position_embeddings")
+"""The base's values that a longer length changes."""
+ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta")
+"""Arguments that choose rotary positions."""
 DEFAULTS = ("sdpa", "eager")
 """transformers' default implementations, which scripts name without wanting a different attention."""
 
@@ -49,7 +54,8 @@ class LongConfig(_Base):
     extended_from: the short model's values where this config differs, for :func:`hf_longattn.revert_checkpoint`; set automatically.
 
     ``from_pretrained`` also reads the folder of a plain model of the base: ``LongBertConfig.from_pretrained("bert folder",
-    max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 512})``.
+    max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 512})``. Rotary positions are then scaled as a
+    conversion to that length scales them, unless ``rope_parameters`` are given.
     """
 
     base_model_type: ClassVar[str]
@@ -213,7 +219,7 @@ class LongConfig(_Base):
         if values.get("model_type") == cls.base_model_type:
             base_class: Any = cls.__bases__[-1]
             base = base_class.from_dict(dict(values))
-            before = {name: getattr(base, name, None) for name in ("max_position_embeddings", "rope_parameters")}
+            before = {name: getattr(base, name, None) for name in LENGTH_FIELDS}
             values["extended_from"] = {name: value for name, value in before.items() if value is not None}
             values["model_type"] = cls.model_type
         return values, kwargs
@@ -223,7 +229,27 @@ class LongConfig(_Base):
         """As the base's, of a dictionary in this format or an earlier one (:mod:`hf_longattn.config_format`); a ``long_attention`` in the
         keyword arguments replaces the dictionary's before checks, which need not fit the other arguments."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
-        return super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
+        result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
+        if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
+            (result[0] if isinstance(result, tuple) else result)._scale_rotary(values.get("extended_from", {}))
+        return result
+
+    def _scale_rotary(self, before: Mapping[str, Any]) -> None:
+        """Scale the rotary positions of a base with the values ``before`` as a conversion to this length does."""
+        from .definition import family_of
+
+        old, new = before.get("max_position_embeddings"), getattr(self, "max_position_embeddings", None)
+        if "rope_parameters" not in before or not family_of(self).rope or old is None or new is None or new <= old:
+            return
+        try:
+            plan = plan_rotary(self, self.long_attention, "auto", old, new)
+        except PositionError:
+            outcome = "stay scaled as in the base"
+        else:
+            plan.write(self)
+            outcome = "" if plan.exact else f"are scaled by {plan.kind}, as in a conversion"
+        if outcome:
+            logger.warning_once(f"Rotary positions {outcome}, for {new} tokens instead of {old}; pass rope_parameters to choose others.")
 
     @property
     def layer_types(self) -> list[str]:

@@ -1,0 +1,50 @@
+"""Rotary positions of a longer model, as a conversion and a config that is read with a larger length take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...configuration import LongAttentionConfig
+from ...mechanisms.common.registry import prototype
+from ...positions import RopePlan, rope_parameters
+
+
+def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int) -> RopePlan:
+    """The rotary positions of a model extended from ``old_length`` to ``new_length`` tokens.
+
+    If they are given by layer type (Gemma 3), only those of layers that see beyond the old length are scaled.
+
+    Args:
+        config: of the base, or a Long config with the base's ``rope_parameters``.
+        attention: of the result.
+        positions: "auto" or "rope:<kind>".
+
+    Raises:
+        PositionError: as :func:`hf_longattn.positions.rope_parameters`.
+    """
+    heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = range(getattr(config, "decoder_layers", config.num_hidden_layers))
+    reaches = [prototype(*attention.for_layer(layer)).reach(True) for layer in layers]
+    old = config.rope_parameters or {}
+    frequencies = int(head_dim * old.get("partial_rotary_factor", 1.0)) // 2
+
+    def plan(kind: str, parameters: dict[str, Any], reach: int | None) -> RopePlan:
+        lengths = {"old_length": old_length, "new_length": new_length}
+        return rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
+
+    if not all(isinstance(parameters, dict) for parameters in old.values()):
+        return plan(positions, old, _farthest(reaches))
+    plans: dict[str, RopePlan] = {}
+    for kind, parameters in old.items():
+        reach = _farthest([reach for reach, layer_kind in zip(reaches, config.layer_types, strict=True) if layer_kind == kind])
+        planned = plan(positions, parameters, reach)
+        plans[kind] = plan("rope:none", parameters, reach) if reach is not None and reach <= old_length else planned
+    decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
+    of_kinds = {kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}
+    return RopePlan(decisive.kind, of_kinds, decisive.max_position_embeddings, all(plan_of_kind.exact for plan_of_kind in plans.values()))
+
+
+def _farthest(reaches: list[int | None]) -> int | None:
+    """The farthest that any layer sees back; ``None`` if unbounded."""
+    return None if None in reaches else max((reach for reach in reaches if reach is not None), default=0)
