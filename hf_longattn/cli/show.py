@@ -313,7 +313,15 @@ def _duration(seconds: float) -> str:
 def show_compression(report: CompressionReport) -> None:
     """What a compression costs and saves."""
     console = terminal.console()
-    console.print(_facts(("written", str(report.destination)), ("method", report.config["method"]), ("measured on", report.text)))
+    console.print(
+        _facts(
+            ("written", str(report.destination)),
+            ("method", report.config["method"]),
+            ("changed", report.changed_in_words()),
+            ("outputs", _accuracy(report.outputs)),
+            ("measured on", report.text),
+        )
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "before", "after"):
         table.add_column(column, overflow="fold", justify="left" if not column else "right")
@@ -439,16 +447,19 @@ def _without_state(report: ExportReport, names: Sequence[str]) -> str:
 
 def _int8(int8: dict[str, Any]) -> str:
     """The quantised copy beside the graph, in a line."""
-    words = {"cosine": "cosine", "least_cosine": "least cosine", "same_choice": "same choice", "relative_error": "relative error"}
-    measured = "; ".join(
-        f"{name}: " + ", ".join(f"{words[key]} {value:.4f}" for key, value in values.items()) for name, values in int8["outputs"].items()
-    )
     seconds, sizes = int8["seconds"], int8["bytes"]
     timed = f"{seconds['tokens']:,} tokens" if "tokens" in seconds else "a picture"
     return (
         f"{int8['file']}, {size(sizes['int8'])} instead of {size(sizes['float32'])};"
         f" {timed} in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"
-        f" {seconds['threads']} threads; {measured}"
+        f" {seconds['threads']} threads; {_accuracy(int8['outputs'])}"
+    )
+
+
+def _accuracy(outputs: Mapping[str, Mapping[str, float]]) -> str:
+    """How near each output is to the unquantised model's."""
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()) for name, values in outputs.items()
     )
 
 

@@ -199,12 +199,14 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
     """All tensors that one forward pass over ``ids (B, N)`` returns, by name, without the cache.
 
     `decoder_tokens`: how many of the tokens, shifted right by one, the decoder of an encoder-decoder is given; ``None`` is all.
+        A classifier's always reads all.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)
     if model.config.is_encoder_decoder:
         if type(model).__name__.endswith("ForSequenceClassification"):  # it reads the position of the end token
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
+            decoder_tokens = None
         start = torch.full_like(ids[:, :1], decoder_start(model.config))
         arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
     arguments = {**seeded_pages(model.config, ids), **arguments}

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
@@ -23,10 +26,13 @@ from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo
 from ..conversion.sources.peft import refuse_adapter
+from ..conversion.sources.sentence_transformers import embeds_texts
+from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
-from ..modeling.family.definition import longest_input
+from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
-from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, first_output, quiet_torchao
+from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
+from .int8 import accuracy
 from .prune import Compressed, prune_ffn, prune_heads
 
 REPORT = "compression_report.json"
@@ -48,6 +54,8 @@ class CompressionReport:
             the longest length, and ``bytes`` of the weights.
         difference: largest difference between outputs of the files read again and those of the model that was written (quantised, bf16),
             or of the source without what was pruned; relative to the largest output.
+        changed: ``tensors`` and ``bytes`` that are quantised, rounded or pruned in the written files, and ``all_bytes`` of these files.
+        outputs: how near each output of the files read again is to the source's, as :func:`.int8.accuracy` measures it.
         pruned: the heads or units that were removed, by layer.
     """
 
@@ -55,6 +63,8 @@ class CompressionReport:
     config: dict[str, Any]
     measured: dict[str, dict[str, Any]]
     difference: float
+    changed: dict[str, int]
+    outputs: dict[str, dict[str, float]]
     pruned: dict[str, Any]
     text: str
     files: tuple[str, ...]
@@ -74,11 +84,16 @@ class CompressionReport:
         seconds, sizes = (tuple(f"{measured[key] / scale:,.{digits}f}" for measured in (before, after)) for key, scale, digits in UNITS)
         return [*rows, ("one pass, seconds", *seconds), ("weights, MB", *sizes)]
 
+    def changed_in_words(self) -> str:
+        """How much of the written files the method changed."""
+        tensors, changed, total = self.changed.values()
+        return f"{tensors:,} tensors, {changed / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+
     def table(self) -> str:
         """The report in Markdown, for a card."""
         cells: list[tuple[str, ...]] = [("", "before", "after"), ("---", "---", "---"), *self.rows()]
         measured = "\n".join(f"| {' | '.join(row)} |" for row in cells)
-        return f"Measured on {self.text}:\n\n{measured}"
+        return f"Changed: {self.changed_in_words()}. Measured on {self.text}:\n\n{measured}"
 
 
 UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
@@ -96,14 +111,32 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     with needs_extra("compress"), quiet_torchao():
         from torchao import quantization
     from transformers import TorchAoConfig
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
+    class Quantizer(TorchAoHfQuantizer):
+        """Lists only tensors of modules, since torchao cannot read files that list one of the model itself (BART's final_logits_bias)."""
+
+        def get_state_dict_and_metadata(self, model: Any) -> Any:
+            tensors, metadata = super().get_state_dict_and_metadata(model)
+            of_modules = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
+            return tensors, {**metadata, "tensor_names": json.dumps(of_modules)}
 
     model = source.model
     check_linear_layers(model)
-    outside = {name for name, module in model.named_children() if module is not model.base_model}
-    settings = TorchAoConfig(config(quantization), modules_to_not_convert=[r".*long_attention", *sorted(outside)])
+    settings = TorchAoConfig(config(quantization), modules_to_not_convert=[r".*long_attention", *heads_of_model(model)])
     with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
         quantised = source.load(source.folder, quantization_config=settings, dtype=torch.bfloat16)
-    return Compressed(quantised, quantised)
+    quantised.hf_quantizer.__class__ = Quantizer
+    return Compressed(quantised, quantised, is_changed=lambda header: header.name.endswith("_weight_qdata"))
+
+
+def heads_of_model(model: Any) -> list[str]:
+    """Names of the modules beside the base model: heads and output layers, which are not quantised."""
+    base = model.base_model
+    if base is model:  # a model without a head, or one with its stacks and its linear head side by side (T5)
+        headless = type(model).__name__.endswith(WITHOUT_HEAD)
+        return [name for name, module in model.named_children() if isinstance(module, nn.Linear) and not headless]
+    return [name for name, module in model.named_children() if module is not base]
 
 
 def check_linear_layers(model: Any) -> None:
@@ -142,6 +175,14 @@ def bf16(source: CompressionInput) -> Compressed:
     """All weights in bf16."""
     rounded = source.load(source.folder, dtype=torch.bfloat16)
     return Compressed(rounded, rounded)
+
+
+def count_changed(source: Iterable[TensorHeader], written: Collection[TensorHeader], compressed: Compressed) -> dict[str, int]:
+    """Count the written tensors whose dtype or shape the method changed, their bytes, and the bytes of all tensors."""
+    new = Counter((header.dtype, header.shape) for header in written if compressed.is_changed(header))
+    new -= Counter((header.dtype, header.shape) for header in source)
+    changed = sum(count * math.prod(shape) * dtype.itemsize for (dtype, shape), count in new.items())
+    return {"tensors": new.total(), "bytes": changed, "all_bytes": sum(header.nbytes for header in written)}
 
 
 METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
@@ -195,7 +236,7 @@ def compress_checkpoint(
 
     Raises:
         OptionError: unknown or impossible settings.
-        CheckpointError: the source cannot be loaded, is quantised already, or the result does not compute what it should.
+        CheckpointError: the source cannot be loaded or is quantised already, no tensor changed, or the result computes something else.
         ExportError: the source has an adapter that is not merged.
         LengthError: the text is shorter than ``length``.
         MissingExtraError: torchao is not installed.
@@ -209,9 +250,13 @@ def compress_checkpoint(
         opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
     refuse_adapter(opened)
     inputs = CompressionInput.from_source(opened, chosen)
+    if chosen.method in QUANTISED and embeds_texts(opened.card_folder):  # transformers reads no base model from quantised files with a head
+        inputs.model = without_head(inputs.model)
     class_name, longest = type(inputs.model).__name__, inputs.long_length()
     lengths = sorted({min(SHORT_LENGTH, longest), longest})
     before = inputs.measure(inputs.model, opened.folder, lengths)
+    # at the greatest length, since a short input may be within every head's blocks
+    outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 
     def write(stage: Path) -> list[str]:
@@ -221,13 +266,19 @@ def compress_checkpoint(
         return sorted(path.name for path in stage.iterdir())
 
     def measured(stage: Path, files: tuple[str, ...]) -> CompressionReport:
+        written = [header for file in stage.glob("*.safetensors") for header in read_headers(file).values()]
+        changed = count_changed(opened.tensors.values(), written, compressed)
+        if not changed["tensors"]:
+            raise CheckpointError(
+                f"--method {chosen.method} changes no tensor of this {class_name}, so nothing was kept; choose another --method."
+            )
         try:
             again = inputs.load(stage, **({} if compressed.dtype is None else {"dtype": torch.float32}))
         except CheckpointError as error:
             raise CheckpointError(f"What was written for {class_name} cannot be read again, so nothing was kept: {error}") from error
         with checkpoint_errors(f"What was written for {class_name} cannot be run, so nothing was kept"):
-            # at the greatest length, since a short input may be within every head's blocks
-            difference = _difference(again, compressed.expected, inputs.ids[:, : lengths[-1]])
+            outputs, expected = inputs.outputs(again, lengths[-1]), inputs.outputs(compressed.expected, lengths[-1])
+        difference = max(float((outputs[name] - values).abs().max() / values.abs().max()) for name, values in expected.items())
         if not difference <= TOLERANCE:
             raise CheckpointError(
                 f"What was written computes something else ({difference:.1e} of the largest output), so nothing was kept: "
@@ -240,6 +291,8 @@ def compress_checkpoint(
             config=values,
             measured={"before": before, "after": after},
             difference=difference,
+            changed=changed,
+            outputs=accuracy(outputs_before, outputs, None),
             pruned=compressed.pruned,
             text=inputs.text,
             files=files,
@@ -257,9 +310,3 @@ def compress_checkpoint(
         needed_bytes=opened.total_bytes + 2**20,
         overwrite=overwrite,
     )
-
-
-@torch.no_grad()
-def _difference(model: Any, expected: Any, ids: Tensor) -> float:
-    outputs, expected_outputs = first_output(model, ids).float(), first_output(expected, ids).float()
-    return float((outputs - expected_outputs).abs().max() / expected_outputs.abs().max())

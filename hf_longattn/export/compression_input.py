@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion.model_loading import quiet_libraries
+from ..conversion.model_loading import outputs, quiet_libraries, without_random_pooler
 from ..conversion.sources.base import Source
 from ..conversion.text import load_tokenizer, token_ids, verification_text
 from ..data.masking import masked_tokens
@@ -105,7 +105,7 @@ class CompressionInput:
                 "architectures to the class that saved it."
             )
         with quiet_torchao():
-            model = load_weights(model_class, source.folder, dtype=torch.float32, local_files_only=True).eval()
+            model = _load(model_class, source.folder, dtype=torch.float32)
         if model.main_input_name != "input_ids":
             raise OptionError(
                 f"{class_name} reads {model.main_input_name}, and compressions are measured on texts; load it and call "
@@ -128,7 +128,11 @@ class CompressionInput:
     def load(self, folder: Path, **arguments: Any) -> Any:
         """A model of the same class."""
         with quiet_torchao():
-            return load_weights(type(self.model), folder, local_files_only=True, **arguments).eval()
+            return _load(type(self.model), folder, **arguments)
+
+    def outputs(self, model: Any, length: int) -> dict[str, Tensor]:
+        """All outputs in fp32 for the first ``length`` tokens of the text; the decoder of an encoder-decoder reads 16 of them."""
+        return {name: values.float() for name, values in outputs(model, self.ids[:, :length], decoder_tokens=16).items()}
 
     def long_length(self) -> int:
         """Tokens of the long inputs.
@@ -177,20 +181,21 @@ class CompressionInput:
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            first_output(model, self.ids[:, : lengths[-1]])
+            self.outputs(model, lengths[-1])
             seconds.append(time.perf_counter() - started)
         return {"loss": losses, "seconds": min(seconds), "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+
+
+def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
+    """A model from safetensors files, without the pooler that they lack."""
+    model, info = load_weights(model_class, folder, local_files_only=True, output_loading_info=True, **arguments)
+    without_random_pooler(model, info["missing_keys"])
+    return model.eval()
 
 
 def predicts_tokens(model: Any) -> bool:
     """Whether it is a masked or causal language model."""
     return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
-
-
-def first_output(model: Any, ids: Tensor) -> Tensor:
-    """Logits or states for ``ids``; the decoder of an encoder-decoder reads the first of them."""
-    more = {"decoder_input_ids": ids[:, :16]} if model.config.is_encoder_decoder else {}
-    return model(input_ids=ids, **more)[0]
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..conversion.tensor_files import TensorHeader
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.family.config import LongConfig
@@ -33,12 +34,14 @@ class Compressed:
     expected: computes what `model` must compute after it was read again.
     dtype: to save it in; ``None`` as it is.
     pruned: what is missing, by layer.
+    is_changed: whether a written tensor counts as changed if the source has none of its dtype and shape.
     """
 
     model: Any
     expected: Any
     dtype: torch.dtype | None = None
     pruned: dict[str, Any] = field(default_factory=dict)
+    is_changed: Callable[[TensorHeader], bool] = lambda header: True
 
 
 def prune_heads(source: CompressionInput) -> Compressed:

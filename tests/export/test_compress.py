@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -27,9 +28,11 @@ from transformers import (
 import hf_longattn
 from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint, revert_checkpoint
 from hf_longattn.audit import audit_reach
+from hf_longattn.cli.show import show_compression
 from hf_longattn.conversion import inspect_checkpoint
+from hf_longattn.conversion.model_loading import outputs as run_model
 from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthError, MissingExtraError, OptionError
-from hf_longattn.export import export_checkpoint, export_native
+from hf_longattn.export import compress, export_checkpoint, export_native
 from hf_longattn.export.compress import METHODS, REPORT
 from hf_longattn.export.compression_input import CompressionInput
 from hf_longattn.families import FAMILIES
@@ -37,7 +40,7 @@ from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.pruning import heads_of
-from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, long_model, tokens
+from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, TEXT_FAMILIES, long_model, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
 
 pytest.importorskip("torchao")
@@ -302,14 +305,113 @@ def test_a_config_that_no_model_can_have(kept: Any) -> None:
 
 
 def test_encoder_decoders(tmp_path: Path) -> None:
-    """transformers 5.23 writes quantised ones that it does not read."""
     long_model("bart", "BartForConditionalGeneration", WINDOW).save_pretrained(tmp_path / "bart")
     assert compress_checkpoint(tmp_path / "bart", tmp_path / "bf16", method="bf16", **QUICK).difference == 0
-    with pytest.raises(CheckpointError, match="cannot be read again, so nothing was kept"):
-        compress_checkpoint(tmp_path / "bart", tmp_path / "int8", method="int8", **QUICK)
-    assert not (tmp_path / "int8").exists()
     with pytest.raises(OptionError, match="LongBartForConditionalGeneration is an encoder-decoder; choose --method bf16"):
         compress_checkpoint(tmp_path / "bart", tmp_path / "heads", method="prune-heads", **QUICK)
+
+
+def linear_layers(model: Any) -> int:
+    """The linear layers of a model that its base model has too; those of its head and output layer are not counted."""
+    base = {name for name, module in AutoModel.from_config(model.config).named_modules() if isinstance(module, nn.Linear)}
+    paths = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return sum(any(path == name or path.endswith(f".{name}") for name in base) for path in paths)
+
+
+FEW_CELLS = [("bert", None), ("bert", "BertForMultipleChoice"), ("bart", "BartForConditionalGeneration"), ("t5", "T5ForQuestionAnswering")]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pytest.param(FEW_CELLS, id="few"),
+        pytest.param([(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].heads], id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_8_bits_cover_the_linear_layers_of_every_head_and_none(cells: list[tuple[str, str | None]], tmp_path: Path) -> None:
+    failing = {}
+    for base, head in cells:
+        source, target = tmp_path / f"{base}-{head}", tmp_path / f"{base}-{head}-int8"
+        model = long_model(base, head, {"mechanism": "full"}, **({"decoder_start_token_id": 2} if base == "marian" else {}))
+        model.save_pretrained(source)
+        try:
+            report = compress_checkpoint(source, target, method="int8-weight-only", length=32, documents=1)
+        except OptionError as error:
+            if not re.search(NOT_QUANTISED.get(base, "$^"), str(error)):
+                failing[base, head] = str(error)
+            continue
+        tensors = load_file(target / "model.safetensors")
+        quantised = [tensor for name, tensor in tensors.items() if name.endswith("_qdata") and tensor.dtype == torch.int8]
+        counted = (report.changed["tensors"], report.changed["bytes"], report.changed["all_bytes"])
+        in_file = (len(quantised), sum(tensor.nbytes for tensor in quantised), sum(tensor.nbytes for tensor in tensors.values()))
+        with torch.no_grad():
+            expected = outputs_of(model, report)
+            loaded = outputs_of(type(model).from_pretrained(target).eval(), report)
+        error = {name: float((loaded[name].float() - values).norm() / values.norm()) for name, values in expected.items()}
+        stated = {name: values["relative_error"] for name, values in report.outputs.items()}
+        if (
+            counted != in_file
+            or len(quantised) != linear_layers(model)
+            or stated != pytest.approx(error, rel=1e-3)
+            or not all(error.values())
+        ):
+            failing[base, head] = (counted, in_file, linear_layers(model), stated, error)
+    assert not failing
+
+
+def outputs_of(model: Any, report: Any) -> dict[str, Tensor]:
+    """What a compression compared: outputs for the first seeded ids."""
+    ids = torch.randint(5, model.config.vocab_size, (1, 16384), generator=torch.Generator().manual_seed(0))[:, : report.config["length"]]
+    return run_model(model, ids, decoder_tokens=16)
+
+
+@pytest.mark.parametrize("class_name", ["BertModel", "BertForMaskedLM"])
+def test_a_folder_of_sentence_transformers_is_quantised_and_loads(class_name: str, tmp_path: Path) -> None:
+    """Its folder may name a class with a head, which SentenceTransformer leaves out."""
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    long_model("bert", class_name, WINDOW, vocab_size=900).save_pretrained(tmp_path / "bert")
+    tokenizer_of("bert", 512).save_pretrained(tmp_path / "bert")
+    st.SentenceTransformer(modules=[Transformer(str(tmp_path / "bert")), Pooling(64)]).save(str(tmp_path / "source"))
+    long_model("bert", class_name, WINDOW, vocab_size=900).save_pretrained(tmp_path / "source")
+    report = compress_checkpoint(tmp_path / "source", tmp_path / "int8", method="int8-weight-only", **QUICK)
+    assert report.changed["tensors"] == 18 + (class_name == "BertModel")  # the pooler
+    texts = REAL_TEXT.splitlines()[:3]
+    old, new = (st.SentenceTransformer(str(tmp_path / name), device="cpu").encode(texts) for name in ("source", "int8"))
+    cosines = torch.cosine_similarity(torch.tensor(old), torch.tensor(new).float())
+    assert 0.99 < float(cosines.min()) < 1 - 1e-6
+
+
+def test_a_compression_that_changes_nothing_is_an_error(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(dtype=torch.bfloat16)
+    message = r"--method bf16 changes no tensor of this LongBertForMaskedLM, so nothing was kept; choose another --method\."
+    with pytest.raises(CheckpointError, match=message):
+        compress_checkpoint(source, tmp_path / "bf16", method="bf16", **QUICK)
+    monkeypatch.setattr(compress, "heads_of_model", lambda model: [".*"])
+    with pytest.raises(CheckpointError, match="--method int8-weight-only changes no tensor"):
+        compress_checkpoint(source, tmp_path / "int8", method="int8-weight-only", **QUICK)
+    assert {path.name for path in tmp_path.iterdir()} == {"bert"}
+
+
+def test_what_changed_is_printed_and_counted_by_every_method(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved()
+    tensors = load_file(source / "model.safetensors")
+    counts = {}
+    for method in ("bf16", "prune-ffn", "prune-heads"):
+        report = compress_checkpoint(source, tmp_path / method, method=method, share=1 / 12, **QUICK)
+        written = load_file(tmp_path / method / "model.safetensors")
+        changed = [
+            written[name] for name in written if (written[name].dtype, written[name].shape) != (tensors[name].dtype, tensors[name].shape)
+        ]
+        assert report.changed["bytes"] == sum(tensor.nbytes for tensor in changed)
+        counts[method] = report.changed["tensors"]
+        show_compression(report)
+    assert counts == {"bf16": len(tensors), "prune-ffn": 9, "prune-heads": 7}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "changed 7 tensors, " in printed
+    assert "outputs logits: relative error 0." in printed
 
 
 def test_registry_of_families_is_covered() -> None:

@@ -59,8 +59,7 @@ class SentenceSource(WrappedSource):
         return written
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...]:
-        file = self.root / ROOT_FILES[0]
-        kind = read_json_object(file).get("model_type", EMBEDDINGS) if file.is_file() else EMBEDDINGS
+        kind = sentence_kind(self.root)
         if kind not in (EMBEDDINGS, RERANKER):
             return f"fine-tune {{model}} with sentence-transformers' trainer on texts of up to {max_length} tokens"
         return ("embed", *["--reranker"] * (kind == RERANKER), "--data", "YOUR_PAIRS.jsonl", "--max-length", str(max_length))
@@ -87,6 +86,17 @@ class SentenceTransformers(SourceFormat):
         read_config(root / first["path"])  # a sentence about the folder, where there is none
         inner = open_request(replace(request, path=root / first["path"]), below=self.priority)
         return SentenceSource.around(inner, paths=(*inner.paths, root), root=root)
+
+
+def sentence_kind(folder: Path) -> str:
+    """The class of sentence-transformers that loads a folder: ``SentenceTransformer`` unless it says otherwise."""
+    file = folder / ROOT_FILES[0]
+    return str(read_json_object(file).get("model_type", EMBEDDINGS) if file.is_file() else EMBEDDINGS)
+
+
+def embeds_texts(folder: Path) -> bool:
+    """Whether SentenceTransformer loads a folder, and so the model without its head."""
+    return (folder / MODULES).is_file() and sentence_kind(folder) == EMBEDDINGS
 
 
 def sentence_modules(folder: Path) -> list[dict[str, Any]]:
