@@ -100,17 +100,24 @@ class HubError(LongAttentionError):
 
 
 EXTRAS: dict[str, dict[str, str]] = {
-    "audio": {"jiwer": "jiwer>=4.0", "scipy": "scipy>=1.15", "soundfile": "soundfile>=0.13"},
+    "audio": {"scipy": "scipy>=1.15", "soundfile": "soundfile>=0.13"},
     "compress": {"torchao": "torchao>=0.18"},
     "fla": {"fla": "flash-linear-attention>=0.3; platform_system == 'Linux'"},
     "gguf": {"gguf": "gguf>=0.17"},
     "images": {"PIL": "pillow>=11.0", "torchvision": "torchvision>=0.26"},
+    "metrics": {
+        "jiwer": "jiwer>=4.0",
+        "rouge_score": "rouge-score>=0.1.2",
+        "scipy": "scipy>=1.15",
+        "seqeval": "seqeval>=1.2.2",
+        "sklearn": "scikit-learn>=1.6",
+    },
     "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
     "peft": {"peft": "peft>=0.21"},
     "plot": {"matplotlib": "matplotlib>=3.9"},
     "search": {"matplotlib": "matplotlib>=3.9", "optuna": "optuna>=5.0"},
     "serve": {"fastapi": "fastapi>=0.120", "onnxruntime": "onnxruntime>=1.22", "uvicorn": "uvicorn>=0.35"},
-    "sentence": {"sentence_transformers": "sentence-transformers>=6.0", "sklearn": "scikit-learn>=1.6"},
+    "sentence": {"sentence_transformers": "sentence-transformers>=6.0"},
 }
 """For each extra, the packages that hf_longattn imports: the name of the import and what pip installs, as in pyproject.toml."""
 

@@ -10,11 +10,13 @@ import pytest
 
 from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, needs_extra
+from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import load_task, task_names
 from tests.warm import run_fresh
 
 PACKAGES = (
-    "gguf", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "sentence_transformers", "sklearn", "torchao",
+    "gguf", "jiwer", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "rouge_score", "sentence_transformers", "seqeval",
+    "sklearn", "torchao",
 )  # fmt: skip
 WITHOUT = f"import sys; assert not sys.modules.keys() & {{*{PACKAGES!r}}}; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
 """As where none of these is installed: an import of them fails, and find_spec finds nothing."""
@@ -109,6 +111,10 @@ COMMANDS = [
     ("train classify --images --model nowhere --output out --data nothing", "PIL"),
     ("train classify --images --augmentation flip --model nowhere --output out --data nothing", "torchvision"),
     ("train classify --audio --model nowhere --output out --data nothing", "soundfile"),
+    ("train tokens --model nowhere --output out --data nothing", "seqeval"),
+    ("train multitask --model nowhere --output out --tasks a=tokens:nothing b=classify:nothing", "seqeval"),
+    ("train seq2seq --model nowhere --output out --data nothing", "rouge_score"),
+    ("train ctc --model nowhere --output out --data nothing", "jiwer"),
     ("train mlm --model nowhere --output out --text nothing --use_peft", "peft"),
     ("train linearise --model nowhere --output out --text nothing --rate_trials 2", "optuna"),
 ]
@@ -127,6 +133,16 @@ def test_what_is_missing_is_told_before_anything_is_read(
     assert said.startswith("Error: This needs the package")
     extra = said.removesuffix("]'.").rpartition("type pip install 'hf-longattn[")[2]
     assert package in EXTRAS[extra]
+
+
+def test_a_metric_says_which_extra_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, package, prediction in (
+        ("rouge", "rouge_score", "a"), ("entities", "seqeval", ["O"]), ("ranking", "sklearn", [1, 0]), ("correlation", "scipy", 1.0),
+        ("wer", "jiwer", "a"),
+    ):  # fmt: skip
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(MissingExtraError, match=rf"'{package}'.*'hf-longattn\[metrics\]'"):
+            load_metric(name).compute(predictions=[prediction] * 2, references=[prediction] * 2)
 
 
 def test_the_extras_are_those_of_the_project(repository: Path) -> None:

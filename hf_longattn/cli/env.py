@@ -23,6 +23,7 @@ PURPOSES = {
     "fla": "faster linear attention on CUDA",
     "gguf": "reading and writing .gguf files",
     "images": "`longattn train classify --images`, with augmentation",
+    "metrics": "scores of `longattn train ctc`, `embed`, `seq2seq` and `tokens`",
     "onnx": "`longattn export` to ONNX",
     "peft": "LoRA in training, and PEFT adapters in conversions",
     "plot": "drawings: `--plot`, `longattn diagnose --html`",

@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..evaluation.summaries import plus_minus
 from . import terminal
 
 if TYPE_CHECKING:
@@ -339,14 +340,15 @@ def show_probe(report: ProbeReport) -> None:
     chances = any(cell.chance is not None for cell in report.cells)
     headings = ["task", *(["depth"] if depths else []), *(f"{length:,}" for length in report.lengths), *(["chance"] if chances else [])]
     samples = report.cells[0].samples
-    title = f"percent right ± standard error, by tokens of a text; {samples} text{'s' * (samples > 1)} each"
+    measured = "percent right" if report.cells[0].error is None else "percent right ± standard error"
+    title = f"{measured}, by tokens of a text; {samples} text{'s' * (samples > 1)} each"
     table = _table(headings, title, justify="right")
     table.columns[0].justify = "left"
     for task, depth in dict.fromkeys((cell.task, cell.depth) for cell in report.cells):
         row = [cells[task, depth, length] for length in report.lengths]
         where = ["–" if depth is None else f"{depth:g}"] if depths else []
         by_chance = [f"{row[-1].chance:.0f}"] if row[-1].chance is not None else [""] * chances
-        table.add_row(task, *where, *(f"{cell.score:.0f} ± {cell.error:.0f}" for cell in row), *by_chance)
+        table.add_row(task, *where, *(plus_minus(cell.score, cell.error, 0) for cell in row), *by_chance)
     console.print(table)
 
 

@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 BUCKETS = (512, 1024, 2048, 4096, 8192)
 """Upper bounds of the length buckets, in tokens of the document."""
+LEAST_ITEMS = 10
+"""Minimum number of items for a standard error. Fewer items say too little about their spread."""
 Row = TypeVar("Row")
+Estimate = tuple[float, float | None]
+"""A value and its standard error, ``None`` for fewer than :data:`LEAST_ITEMS` items."""
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error; the error is 0 of fewer than two values, which do not have one."""
-    count = len(values)
-    mean = sum(values) / count if count else 0.0
-    spread = sum((value - mean) ** 2 for value in values)
-    return mean, math.sqrt(spread / (count - 1) / count) if count > 1 else 0.0
+def standard_error(variance: float, items: int) -> float | None:
+    """The standard error of an estimate from ``items`` items; ``None`` for fewer than :data:`LEAST_ITEMS`.
+
+    Args:
+        variance: of the estimate.
+    """
+    return math.sqrt(variance) if items >= LEAST_ITEMS else None
 
 
-def means_in_percent(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The mean of each column of ``rows`` in per cent, with its standard error as ``NAME_se``, and the number of rows, ``n``."""
-    scores: dict[str, float] = {}
-    for column, name in enumerate(names):
-        mean, error = mean_and_error([row[column] for row in rows])
-        scores |= {name: 100 * mean, f"{name}_se": 100 * error}
-    return {**scores, "n": len(rows)}
+def mean_and_error(values: Sequence[float]) -> Estimate:
+    """The mean and its standard error."""
+    return ratio_and_error([(value, 1) for value in values])
 
 
-def ratio_and_error(pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """The sum of the first numbers over that of the second, and its standard error over pairs (Cochran 1977, section 2.11); the error is 0
-    of fewer than two pairs."""
+def ratio_and_error(pairs: Sequence[tuple[float, int]]) -> Estimate:
+    """The sum of the first numbers over the sum of the second, and its standard error over pairs (Cochran 1977, section 2.11)."""
     count, total = len(pairs), max(1, sum(size for _, size in pairs))
     ratio = sum(part for part, _ in pairs) / total
     spread = sum((part - ratio * size) ** 2 for part, size in pairs)
-    return ratio, math.sqrt(spread * count / (count - 1)) / total if count > 1 else 0.0
+    return ratio, standard_error(spread * count / max(1, count - 1) / total**2, count)
+
+
+def plus_minus(value: float, error: float | None, digits: int) -> str:
+    """ "2.935 ± 0.041"; without an error "2.935"."""
+    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def in_percent(estimates: Mapping[str, Estimate], items: int) -> dict[str, float]:
+    """Each estimate in per cent, its standard error as ``NAME_se`` where there is one, and the number of items, ``n``."""
+    scores: dict[str, float] = {}
+    for name, (value, error) in estimates.items():
+        scores |= {name: 100 * value, **({} if error is None else {f"{name}_se": 100 * error})}
+    return {**scores, "n": items}
+
+
+def means_in_percent(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The mean of each column of ``rows``, as :func:`in_percent` returns it."""
+    return in_percent({name: mean_and_error([row[column] for row in rows]) for column, name in enumerate(names)}, len(rows))
 
 
 def by_bucket(

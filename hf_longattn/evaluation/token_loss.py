@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.tokenization import IGNORED, between
+from .summaries import mean_and_error
 
 TOKENS_AT_ONCE = 256
 """Tokens whose loss is computed together, since each piece copies its logits."""
@@ -22,14 +24,14 @@ NEGLIGIBLE = 0.01
 class LossChange:
     """Nats per predicted token before and after a change, over the same tokens.
 
-    before, after: means. change: ``after - before``. error: standard error of ``change``, from the differences of single tokens.
-    predicted: number of tokens.
+    before, after: means. change: ``after - before``. error: standard error of ``change``, from the differences of single tokens; ``None``
+    for fewer than ten. predicted: number of tokens.
     """
 
     before: float
     after: float
     change: float
-    error: float
+    error: float | None
     predicted: int
 
     @classmethod
@@ -39,21 +41,21 @@ class LossChange:
         if not both.any():
             return None
         before, after = before[both].double(), after[both].double()
-        difference = after - before
-        error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else float("inf")
-        return cls(float(before.mean()), float(after.mean()), float(difference.mean()), error, len(difference))
+        change, error = mean_and_error((after - before).tolist())
+        return cls(float(before.mean()), float(after.mean()), change, error, len(before))
 
     @property
     def worse(self) -> bool:
         """Whether the loss grew by more than twice its standard error, and by more than :data:`NEGLIGIBLE`; also if it is not finite."""
-        return not self.change <= max(NEGLIGIBLE, 2 * self.error)
+        return not self.change <= max(NEGLIGIBLE, math.inf if self.error is None else 2 * self.error)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {**asdict(self), "worse": self.worse, "unit": "nats per token"}
 
     def __str__(self) -> str:
-        return f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f} ± {self.error:.3f}, n = {self.predicted:,})"
+        error = "" if self.error is None else f" ± {self.error:.3f}"
+        return f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f}{error}, n = {self.predicted:,})"
 
 
 def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:

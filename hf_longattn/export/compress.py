@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..conversion.sources.peft import refuse_adapter
 from ..conversion.sources.sentence_transformers import embeds_texts
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
+from ..evaluation.summaries import plus_minus
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
@@ -77,10 +78,10 @@ class CompressionReport:
     def rows(self) -> list[tuple[str, ...]]:
         """What was measured, before and after."""
         before, after = self.measured["before"], self.measured["after"]
-        rows: list[tuple[str, ...]] = [
-            (f"loss at {int(length):,} tokens, nats", *map(_with_error, (loss, after["loss"][length])))
-            for length, loss in before["loss"].items()
-        ]
+        rows: list[tuple[str, ...]] = []
+        for length in before["loss"]:
+            losses = (measured["loss"][length] for measured in (before, after))
+            rows.append((f"loss at {int(length):,} tokens, nats", *(plus_minus(loss["loss"], loss["loss_se"], 3) for loss in losses)))
         seconds, sizes = (tuple(f"{measured[key] / scale:,.{digits}f}" for measured in (before, after)) for key, scale, digits in UNITS)
         return [*rows, ("one pass, seconds", *seconds), ("weights, MB", *sizes)]
 
@@ -98,10 +99,6 @@ class CompressionReport:
 
 UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
 """Key of a measurement, what it is divided by, and digits after the point."""
-
-
-def _with_error(loss: Mapping[str, Any]) -> str:
-    return f"{loss['loss']:.3f}" + f" ± {loss['loss_se']:.3f}" * (loss["documents"] > 1)
 
 
 # ---- quantisation

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from ..conversion.text import load_tokenizer, token_ids, verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError
+from ..evaluation.summaries import mean_and_error
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..reading import check_config, is_generic, named_class
@@ -176,8 +175,8 @@ class CompressionInput:
         losses = {}
         for length in lengths if predicts_tokens(model) else ():
             values = [float(self.loss(model, piece)) for piece in self.pieces(length)]
-            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-            losses[str(length)] = {"loss": statistics.fmean(values), "loss_se": error, "documents": len(values)}
+            loss, error = mean_and_error(values)
+            losses[str(length)] = {"loss": loss, "loss_se": error, "documents": len(values)}
         seconds = []
         for _ in range(3):
             started = time.perf_counter()

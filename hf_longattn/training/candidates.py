@@ -66,11 +66,12 @@ class CandidateTrainer(TimedTrainer):
 
 
 def accuracy_by_length(chosen: Sequence[int], rows: Dataset) -> dict[str, Any]:
-    """accuracy and accuracy_se in per cent, n, and the same by the tokens of a question's inputs."""
+    """Accuracy in per cent with its standard error, n, and the same by the tokens of a question's inputs."""
     references = [{"label": label, "length": length} for label, length in zip(rows["labels"], rows["length"], strict=True)]
     scores = load_metric("long_classification").compute(predictions=chosen, references=references)
     for part in (scores, *scores["buckets"].values()):
-        del part["macro_f1"], part["macro_f1_se"]  # which candidate has which number means nothing
+        for name in ("macro_f1", "macro_f1_se"):  # which candidate has which number means nothing
+            part.pop(name, None)
     return dict(scores)
 
 

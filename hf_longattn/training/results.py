@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_longattn.errors import in_one_line
+from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.hub import MeasuredResult
 from hf_longattn.local_names import public_name
 
@@ -41,23 +43,22 @@ def compared_losses(before: Scores | None, after: Scores) -> dict[str, Any]:
 
 
 def error_of(scores: Scores, name: str) -> float | None:
-    """The standard error of a score; ``None`` where one row has none."""
+    """The standard error of a score; ``None`` where it has none."""
     error = scores.get(f"{name}_se")
-    return float(error) if error is not None and scores.get("n", 2) > 1 and math.isfinite(error) else None
+    return float(error) if error is not None and math.isfinite(error) else None
 
 
 def score_in_words(scores: Scores, name: str, label: str = "") -> str:
     """ "accuracy 91.2 ± 1.3 %"; ``label``: in place of the metric's name."""
-    error = error_of(scores, name)
-    return f"{label or PERCENT[name]} {scores[name]:.1f}{'' if error is None else f' ± {error:.1f}'} %"
+    return f"{label or PERCENT[name]} {plus_minus(scores[name], error_of(scores, name), 1)} %"
 
 
 def loss_in_words(loss: Mapping[str, Any]) -> str:
     """ "3.214 before, 2.935 ± 0.041 after (32 inputs)", of :func:`compared_losses`; "2.935 ± 0.041 (32 inputs)" without a loss before."""
-    error, count = loss.get("standard_error"), loss.get("n")
+    count = loss.get("n")
     before, after = ("", "") if loss["before"] is None else (f"{loss['before']:.3f} before, ", " after")
     rows = "" if count is None else f" ({counted(count, 'input')})"
-    return f"{before}{loss['after']:.3f}{'' if error is None else f' ± {error:.3f}'}{after}{rows}"
+    return f"{before}{plus_minus(loss['after'], loss.get('standard_error'), 3)}{after}{rows}"
 
 
 def held_out_in_words(held_out: Mapping[str, Scores | None], words: Callable[[Scores], str], rows: str) -> str:
@@ -75,8 +76,8 @@ def held_out_in_words(held_out: Mapping[str, Scores | None], words: Callable[[Sc
 
 
 def counted(count: int, what: str) -> str:
-    """ "1 document", "1,200 documents"."""
-    plural = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    """ "1 document", "1,200 documents", "2 queries", "2 matches"."""
+    plural = re.sub(r"(?<=[^aeiou])y$", "ie", re.sub(r"(s|x|z|ch|sh)$", r"\1e", what)) + "s"
     return f"{count:,} {what if count == 1 else plural}"
 
 

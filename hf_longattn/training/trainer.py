@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import CountedPasses, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
+from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.hub import PushReport, check_login, push_model
 from hf_longattn.hub_errors import translated_errors
 from hf_longattn.loading import load_weights
@@ -166,7 +166,7 @@ class TimedTrainer(Trainer):
         if loss is not None:
             values = [(float(value.mean()), size) for value, size in self.batch_losses]
             gathered = gather_object(values) if self.args.world_size > 1 else values
-            error = standard_error_of_batches(gathered)
+            _, error = ratio_and_error([(mean * size, size) for mean, size in gathered])
             output.metrics.update({f"{prefix}_n": output.num_samples, **({} if error is None else {f"{prefix}_loss_se": error})})
         return output
 
@@ -537,16 +537,6 @@ def rows_of(inputs: dict[str, Any]) -> int:
     if isinstance(lengths, Tensor):
         return len(lengths)
     return next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
-
-
-def standard_error_of_batches(losses: Sequence[tuple[float, int]]) -> float | None:
-    """The standard error of the mean of (loss, rows) of batches, weighted by their rows; ``None`` for fewer than two."""
-    total = sum(rows for _, rows in losses)
-    if len(losses) < 2 or not total:
-        return None
-    mean = sum(loss * rows for loss, rows in losses) / total
-    squares = sum((rows * (loss - mean)) ** 2 for loss, rows in losses)
-    return math.sqrt(squares * len(losses) / (len(losses) - 1)) / total
 
 
 def without_idle_step(scheduler: Any, warmup: int) -> Any:

@@ -48,9 +48,7 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert reranker or log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
-    assert set(log["held_out"]["after"]) == (
-        {"mrr", "mrr_se", "ndcg", "ndcg_se", "n"} if reranker else {"accuracy_at_1", "accuracy_at_1_se", "mrr", "mrr_se", "n"}
-    )
+    assert set(log["held_out"]["after"]) == ({"mrr", "ndcg", "n"} if reranker else {"accuracy_at_1", "mrr", "n"})  # of three queries
     loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
     assert loaded.max_seq_length == 100
     assert (tmp_path / "out" / "README.md").is_file()

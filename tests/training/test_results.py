@@ -18,7 +18,7 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.results import draw_curves, measured
+from hf_longattn.training.results import counted, draw_curves, loss_in_words, measured, score_in_words
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.trainer import Throughput
 from tests.training.conftest import FAST, checkpoint
@@ -51,6 +51,17 @@ def test_rows_of_a_baseline_are_no_metadata() -> None:
     ours, theirs = measured(log, "question-answering")
     assert (ours.value, ours.system, ours.standard_error) == (50.0, "", 1.0)
     assert theirs.system.startswith("baseline")
+
+
+def test_rows_are_counted_in_the_plural() -> None:
+    for what, plural in (("document", "documents"), ("query", "queries"), ("match", "matches"), ("class", "classes"), ("day", "days")):
+        assert (counted(1, what), counted(1200, what)) == (f"1 {what}", f"1,200 {plural}")
+
+
+def test_no_error_is_said_of_a_score_without_one() -> None:
+    assert score_in_words({"accuracy": 100.0, "n": 6}, "accuracy") == "accuracy 100.0 %"
+    assert score_in_words({"accuracy": 90.0, "accuracy_se": 10.0, "n": 10}, "accuracy") == "accuracy 90.0 ± 10.0 %"
+    assert loss_in_words({"before": None, "after": 2.9352, "standard_error": None, "n": 6}) == "2.935 (6 inputs)"
 
 
 def test_nothing_is_drawn_of_a_single_entry(tmp_path: Path) -> None:

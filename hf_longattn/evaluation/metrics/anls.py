@@ -19,7 +19,8 @@ _CITATION = """
 _KWARGS = """
 predictions: list of texts; an empty one says "no answer".
 references: for each prediction the list of right texts; without any, only an empty prediction is right.
-Returns a dict: anls in per cent, its standard error over questions (anls_se), and n. Case and the number of spaces do not count.
+Returns a dict: anls in per cent, its standard error over questions (anls_se) for ten or more, and n. Case and the number of spaces do not
+count.
 """
 EXAMPLE = (["12 euros"], [["13 euros", "12 Euros"]], "anls")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""

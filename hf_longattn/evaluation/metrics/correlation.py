@@ -1,20 +1,23 @@
-"""Spearman's and Pearson's correlation of predicted similarities with scores; standard errors of Bonett & Wright (2000, equation 4), and
-of Fisher for Pearson's."""
+"""Spearman's and Pearson's correlation of predicted similarities with scores, by SciPy. Standard errors are those of Bonett & Wright (2000,
+equation 4), and of Fisher for Pearson's."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import datasets
 import evaluate
-import numpy as np
+
+from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.summaries import Estimate, in_percent, standard_error
 
 _KWARGS = """
 predictions: list of similarities.
 references: list of scores.
-Returns a dict: spearman and pearson in per cent, their standard errors (spearman_se, pearson_se), and n, the number of pairs. Similarities
-or scores that are all equal have no correlations, which are then left out.
+Returns a dict: spearman and pearson in per cent, their standard errors (spearman_se, pearson_se) for ten pairs or more, and n, the number
+of pairs. Similarities or scores that are all equal have no correlations, which are then left out.
 """
 EXAMPLE = ([0.1, 0.5, 0.9], [1.0, 2.0, 3.0], "spearman")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
@@ -32,20 +35,21 @@ class Correlation(evaluate.Metric):
 
 
 def correlations(similarities: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
-    """Both correlations in per cent with their standard errors, where they exist, and the number of pairs, ``n``."""
+    """Both correlations in per cent with their standard errors, where they exist, and the number of pairs, ``n``.
+
+    Raises:
+        MissingExtraError: SciPy is not installed.
+    """
+    with needs_extra("metrics"):
+        from scipy import stats
+
     count = len(scores)
-    results: dict[str, float] = {}
-    for name, values in (("spearman", (_ranks(similarities), _ranks(scores))), ("pearson", (np.array(similarities), np.array(scores)))):
-        if count < 2 or any(np.ptp(value) == 0 for value in values):
-            continue
-        value = float(np.clip(np.corrcoef(*values)[0, 1], -1, 1))
-        spread = 1 + value**2 / 2 if name == "spearman" else 1.0
-        error = math.sqrt(spread / (count - 3)) * (1 - value**2) if count > 3 else 0.0
-        results |= {name: 100 * value, f"{name}_se": 100 * error}
-    return {**results, "n": count}
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    """The rank of each value; equal values have the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
+    results: dict[str, Estimate] = {}
+    for name, correlate in (("spearman", stats.spearmanr), ("pearson", stats.pearsonr)) if count > 1 else ():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = float(correlate(similarities, scores).statistic)  # nan if either side is constant
+        if math.isfinite(value):
+            spread = 1 + value**2 / 2 if name == "spearman" else 1.0
+            results[name] = value, standard_error(spread / max(1, count - 3) * (1 - value**2) ** 2, count)
+    return in_percent(results, count)

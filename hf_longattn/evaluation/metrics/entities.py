@@ -1,19 +1,23 @@
-"""Entity-level precision, recall and F1 of tagged words, as CoNLL's script and seqeval (strict IOB2 or IOBES) count them."""
+"""Entity-level precision, recall and F1 of tagged words, by seqeval's strict mode: IOB2, or IOBES or BILOU where the tags have them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import evaluate
 
-from hf_longattn.evaluation.summaries import ratio_and_error
+from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
-Entity = tuple[str, int, int]
-"""Kind, first word, and the word after the last."""
+SCHEMES = (("IOBES", "ES", "S"), ("BILOU", "LU", "U"), ("IOB2", "", "B"))
+"""Schemes of seqeval, the prefixes that only this scheme has, and its prefix for an entity of one word."""
 _KWARGS = """
-predictions, references: a list of tags for each document.
-Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...), and n, the number of documents.
+predictions, references: a list of tags for each document. Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues
+no entity of its kind is none, as in seqeval's strict mode. A tag without a prefix is an entity of one word, O is none.
+Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten documents or more, and n, the
+number of documents.
 """
 EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
@@ -33,36 +37,32 @@ class Entities(evaluate.Metric):
 
 def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
     """precision, recall and f1 over all documents, and the accuracy of single words, in per cent; ``f1_se`` … are their standard errors
-    over documents, ``n`` the number of documents."""
-    counts: dict[str, list[tuple[int, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
-    for tags, gold_tags in zip(predicted, gold, strict=True):
-        entities, gold_entities = entities_of(tags), entities_of(gold_tags)
-        right = len(entities & gold_entities)
-        counts["precision"].append((right, len(entities)))
-        counts["recall"].append((right, len(gold_entities)))
-        counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
+    over documents, ``n`` the number of documents.
+
+    Raises:
+        MissingExtraError: seqeval is not installed.
+    """
+    counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
+    entities = entities_of([*predicted, *gold])
+    for at, (tags, gold_tags) in enumerate(zip(predicted, gold, strict=True)):
+        found, expected = entities[at], entities[len(predicted) + at]
+        right = len(found & expected)
+        counts["precision"].append((right, len(found)))
+        counts["recall"].append((right, len(expected)))
+        counts["f1"].append((2 * right, len(found) + len(expected)))
         counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
-    scores: dict[str, float] = {}
-    for name, pairs in counts.items():
-        ratio, error = ratio_and_error(pairs)
-        scores |= {name: 100 * ratio, f"{name}_se": 100 * error}
-    return {**scores, "n": len(counts["f1"])}
+    return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predicted))
 
 
-def entities_of(tags: Sequence[str]) -> set[Entity]:
-    """The entities of one document: ``B-``, ``I-``, ``E-``, ``S-`` and a kind; an ``I-`` of another kind than before starts one, as in
-    CoNLL's script. Tags without such a prefix, but for ``O``, are entities of one word each."""
-    entities: set[Entity] = set()
-    kind, start = "", 0
-    for place, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-") if tag[1:2] == "-" else ("" if tag == "O" else "S", "", "" if tag == "O" else tag)
-        continues = bool(kind) and prefix in ("I", "E") and name == kind
-        if kind and not continues:
-            entities.add((kind, start, place))
-            kind = ""
-        if prefix in ("B", "S", "I", "E") and not continues:
-            kind, start = name, place
-        if kind and prefix in ("E", "S"):
-            entities.add((kind, start, place + 1))
-            kind = ""
-    return entities
+def entities_of(documents: Sequence[Sequence[str]]) -> list[set[Any]]:
+    """seqeval's entities of each document, all in the scheme whose prefixes occur."""
+    with needs_extra("metrics"):
+        from seqeval import scheme as schemes
+
+    prefixes = {tag[0] for tags in documents for tag in tags if tag[1:2] == "-"}
+    name, _, single = next(row for row in SCHEMES if prefixes & set(row[1]) or not row[1])
+
+    def prefixed(tag: str) -> str:
+        return tag if tag == "O" or (tag[1:2] == "-" and tag[0] in name.removesuffix("2")) else f"{single}-{tag}"
+
+    return [set(schemes.Tokens(list(map(prefixed, tags)), getattr(schemes, name)).entities) for tags in documents]

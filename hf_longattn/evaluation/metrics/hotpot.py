@@ -19,7 +19,7 @@ NAMES = ("em", "f1", "prec", "recall")
 _KWARGS = """
 predictions, references: list of {answer, facts: list of {title, sentence}}.
 Returns a dict in per cent: em, f1, prec, recall of the answers, the same with sp_ of the supporting facts and with joint_ of both, their
-standard errors (f1_se, ...), and n, the number of questions.
+standard errors (f1_se, ...) for ten questions or more, and n, the number of questions.
 """
 _QUESTION = {"answer": "a red fox", "facts": [{"title": "Fox", "sentence": 1}]}
 EXAMPLE = ([_QUESTION], [_QUESTION], "joint_f1")

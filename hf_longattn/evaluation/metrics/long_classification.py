@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_longattn.evaluation.summaries import BUCKETS, by_bucket
+from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, in_percent, mean_and_error, standard_error
 
 _DESCRIPTION = """
 Accuracy and macro F1 of single-label classification, in per cent, over all documents and by their length in tokens. Macro F1 is the mean
@@ -20,7 +19,8 @@ _KWARGS = """
 predictions: list of class numbers.
 references: list of {label, length}; length = tokens of the document, -1 = not known.
 buckets: upper bounds of the length buckets.
-Returns a dict: accuracy, accuracy_se, macro_f1, macro_f1_se, n, and buckets: {"<=512": the same five, ...} without empty ones.
+Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n, and buckets:
+{"<=512": the same, ...} without empty ones.
 """
 EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
@@ -41,18 +41,14 @@ class LongClassification(evaluate.Metric):
 
 
 def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Return accuracy and macro F1 of (label, prediction) pairs with their standard errors, in per cent, and the number of pairs; an error
-    is 0 of fewer than two. That of macro F1 is the jackknife's."""
-    counts, n = Counter(pairs), len(pairs)
-    share = sum(count for (label, prediction), count in counts.items() if label == prediction) / max(1, n)
-    error = math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
-    spread = 0.0
-    if n > 1:
-        without = {pair: _macro_f1(counts - Counter([pair])) for pair in counts}
-        mean = sum(count * without[pair] for pair, count in counts.items()) / n
-        spread = math.sqrt((n - 1) / n * sum(count * (without[pair] - mean) ** 2 for pair, count in counts.items()))
-    scores = {"accuracy": share, "accuracy_se": error, "macro_f1": _macro_f1(counts), "macro_f1_se": spread}
-    return {**{name: 100 * score for name, score in scores.items()}, "n": n}
+    """Return accuracy and macro F1 of (label, prediction) pairs with their standard errors, in per cent, and the number of pairs. The
+    standard error of macro F1 is the jackknife's."""
+    counts, n = Counter(pairs), max(1, len(pairs))
+    without = {pair: _macro_f1(counts - Counter([pair])) for pair in counts}
+    mean = sum(count * without[pair] for pair, count in counts.items()) / n
+    variance = (n - 1) / n * sum(count * (without[pair] - mean) ** 2 for pair, count in counts.items())
+    macro_f1 = _macro_f1(counts), standard_error(variance, len(pairs))
+    return in_percent({"accuracy": mean_and_error([label == found for label, found in pairs]), "macro_f1": macro_f1}, len(pairs))
 
 
 def _macro_f1(counts: Counter[tuple[int, int]]) -> float:

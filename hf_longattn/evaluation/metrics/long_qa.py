@@ -27,7 +27,8 @@ predictions: list of {id, prediction_text}; an empty text says "no answer".
 references: list of {id, answers: {text, answer_start}, length}; length = tokens of the document, -1 = not known.
 buckets: upper bounds of the length buckets.
 scripts: for each reference "squad", which is the default, or "trivia", whose texts are aliases: the script that compares them.
-Returns a dict: exact_match, f1, exact_match_se, f1_se, n, and buckets: {"<=512": the same five, ...} without empty ones.
+Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and buckets:
+{"<=512": the same, ...} without empty ones.
 """
 EXAMPLE = (
     [{"id": "1", "prediction_text": "fox"}],
@@ -62,8 +63,9 @@ class LongQA(evaluate.Metric):
 
 
 def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Return exact match and F1 (0 … 1) against the best of ``answers``; without answers, only '' is right."""
-    return _best_score(normalise(prediction), [normalise(answer) for answer in answers])
+    """Exact match and F1 (0 … 1) against the best of ``answers``, by SQuAD 2's script: an answer of articles and punctuation alone does not
+    count, and without answers only '' is right."""
+    return _best_score(normalise(prediction), [answer for answer in map(normalise, answers) if answer])
 
 
 def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:

@@ -1,14 +1,15 @@
 """How well scores rank the candidates of each query: the share of queries whose first candidate is relevant, the mean reciprocal rank of
-the first relevant one, and nDCG (Järvelin & Kekäläinen 2002) with relevance 0 or 1, the latter two among the first ten."""
+the first relevant one, and scikit-learn's nDCG (Järvelin & Kekäläinen 2002). The latter two count the first ten candidates."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import datasets
 import evaluate
+import numpy as np
 
+from hf_longattn.errors import needs_extra
 from hf_longattn.evaluation.summaries import means_in_percent
 
 NAMES = ("accuracy_at_1", "mrr", "ndcg")
@@ -17,8 +18,9 @@ DEPTH = 10
 _KWARGS = """
 predictions: list of the scores of a query's candidates, the highest for the best.
 references: list of their relevance, 1 or 0, in the same order.
-Returns a dict: accuracy_at_1, mrr and ndcg in per cent, their standard errors (mrr_se, ...), and n, the number of queries. Relevant
-candidates rank last among those of the same score.
+Returns a dict: accuracy_at_1, mrr and ndcg in per cent, their standard errors (mrr_se, ...) for ten queries or more, and n, the number of
+queries. Relevant candidates rank last among those of the same score, and so does a score that is not a number; nDCG is the mean over the
+orders of equal scores.
 """
 EXAMPLE = ([[0.9, 0.1], [-2.0, -1.0, -3.0]], [[1, 0], [0, 1, 0]], "mrr")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
@@ -37,15 +39,17 @@ class Ranking(evaluate.Metric):
 
 
 def rank_scores(scores: Sequence[float], relevance: Sequence[int]) -> tuple[float, float, float]:
-    """One query's :data:`NAMES`, from 0 to 1."""
-    ranked = sorted(zip(scores, relevance, strict=True), key=lambda candidate: (-candidate[0], candidate[1]))
-    ranks = [rank for rank, (_, relevant) in enumerate(ranked[:DEPTH], start=1) if relevant]
-    if not ranks:
+    """One query's :data:`NAMES`, from 0 to 1.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    with needs_extra("metrics"):
+        from sklearn.metrics import ndcg_score
+
+    if not any(relevance):
         return 0.0, 0.0, 0.0
-    ideal = range(1, min(DEPTH, sum(relevance)) + 1)
-    return float(ranks[0] == 1), 1 / ranks[0], _gain(ranks) / _gain(ideal)
-
-
-def _gain(ranks: Sequence[int]) -> float:
-    """The discounted cumulative gain of relevant candidates at these ranks."""
-    return sum(1 / math.log2(rank + 1) for rank in ranks)
+    numbers, relevant = np.nan_to_num(scores, nan=-np.finfo(float).max), np.asarray(relevance, bool)
+    rank = 1 + int((numbers[~relevant] >= numbers[relevant].max()).sum())
+    gain = float(ndcg_score([relevance], [numbers], k=DEPTH)) if len(relevance) > 1 else 1.0
+    return float(rank == 1), 1 / rank if rank <= DEPTH else 0.0, gain

@@ -9,12 +9,12 @@ import datasets
 import evaluate
 
 from hf_longattn.errors import needs_extra
-from hf_longattn.evaluation.summaries import ratio_and_error
+from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
 _KWARGS = """
 predictions, references: list of texts.
-Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se), word_accuracy (100 - wer), and n, the number
-of texts. Case and punctuation count; white space does not.
+Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more, word_accuracy (100 - wer),
+and n, the number of texts. Case and punctuation count; white space does not.
 """
 EXAMPLE = (["a red fox"], ["a red fox"], "word_accuracy")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
@@ -38,16 +38,16 @@ def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     Raises:
         MissingExtraError: jiwer is not installed.
     """
-    with needs_extra("audio"):
+    with needs_extra("metrics"):
         from jiwer import process_characters, process_words
 
-    scores: dict[str, float] = {}
+    rates: dict[str, Estimate] = {}
     for name, process in (("wer", process_words), ("cer", process_characters)):
         pairs = []
         for prediction, reference in zip(predictions, references, strict=True):
             counts = process(reference, prediction)
             wrong = counts.substitutions + counts.deletions
             pairs.append((wrong + counts.insertions, wrong + counts.hits))
-        rate, error = ratio_and_error(pairs)
-        scores |= {name: 100 * rate, f"{name}_se": 100 * error}
-    return {**scores, "word_accuracy": 100 - scores["wer"], "word_accuracy_se": scores["wer_se"], "n": len(predictions)}
+        rates[name] = ratio_and_error(pairs)
+    rate, error = rates["wer"]
+    return in_percent({**rates, "word_accuracy": (1 - rate, error)}, len(predictions))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import time
@@ -22,6 +21,7 @@ from ...modeling.family.definition import model_name
 from ...modeling.family.validation import known_length
 from ...modeling.inference.optimize import evaluating
 from ...reading import check_name
+from ..summaries import mean_and_error
 from .scoring import ProbeAnswer, by_generation, by_likelihood, by_span, head_of, score_tokens
 from .task import ProbeTask, TextTask, TokenTask, probe_task
 
@@ -62,7 +62,7 @@ class ProbeRecord:
 class ProbeCell:
     """A task at one length, and at one depth if depths were given.
 
-    score: percent, the mean over samples. error: its standard error, over samples.
+    score: percent, the mean over samples. error: its standard error over samples; ``None`` for fewer than ten.
     chance: percent that a random choice among the candidates scores; ``None`` without candidates.
     """
 
@@ -70,7 +70,7 @@ class ProbeCell:
     length: int
     depth: float | None
     score: float
-    error: float
+    error: float | None
     chance: float | None
     samples: int
     seconds: float
@@ -239,12 +239,9 @@ class Asker:
             answers = sample.answers if isinstance(task, TextTask) else (self.tokenizer.decode(list(sample.targets)),)
             records.append(ProbeRecord(answers, answer.text, answer.score, answer.tokens, sample.depth))
             chances.append(answer.chance)
-        scores = [100 * record.score for record in records]
-        error = statistics.stdev(scores) / math.sqrt(samples) if samples > 1 else 0.0
+        score, error = mean_and_error([100 * record.score for record in records])
         chance = 100 * statistics.fmean(share for share in chances if share is not None) if chances[0] is not None else None
-        return ProbeCell(
-            task.name, length, depth, statistics.fmean(scores), error, chance, samples, time.perf_counter() - started, tuple(records)
-        )
+        return ProbeCell(task.name, length, depth, score, error, chance, samples, time.perf_counter() - started, tuple(records))
 
 
 def _check(

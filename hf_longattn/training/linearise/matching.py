@@ -20,12 +20,12 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.training.trainer import standard_error_of_batches
 
 TINY = 1e-12
 Batch = Mapping[str, Tensor]
@@ -243,8 +243,7 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
                 batch_errors = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
                 errors = batch_errors if errors is None else errors + batch_errors
     predictions, inputs = sum(count for _, count, _ in parts), sum(count for _, _, count in parts)
-    loss = sum(mean * count for mean, count, _ in parts) / max(1, predictions)
-    error = standard_error_of_batches([(mean, count) for mean, count, _ in parts])
+    loss, error = ratio_and_error([(mean * count, count) for mean, count, _ in parts])
     result: dict[str, Any] = {"loss": loss, "loss_se": error, "n": inputs, "predictions": predictions}
     if layers is not None and errors is not None:
         rows = (errors / inputs).tolist()

@@ -22,6 +22,7 @@ from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.layer_choice import layers_keep
+from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.hub import push_model
 from hf_longattn.naming import LOGGER
 from hf_longattn.staging import staged_folder, write_text
@@ -247,8 +248,8 @@ def markdown(report: dict[str, Any]) -> str:
         used += tokens.get(name, 0)
         won = recovered(before["original"], before["loss"], report[name]["loss"])
         share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
-        error = error_of(report[name], "loss")
-        lines.append(f"| {title} | {report[name]['loss']:.3f}{'' if error is None else f' ± {error:.3f}'} | {share} | {used:,} |")
+        loss = plus_minus(report[name]["loss"], error_of(report[name], "loss"), 3)
+        lines.append(f"| {title} | {loss} | {share} | {used:,} |")
     for stage, rates in report.get("learning_rates", {}).items():
         losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in rates["held_out"].items())
         lines += ["", f"Learning rate of stage {stage[-1]}: {rates['chosen']:g}. Held-out loss after short runs: {losses}. {SAME_INPUTS}"]

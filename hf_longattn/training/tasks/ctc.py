@@ -40,7 +40,7 @@ from hf_longattn.data.transcripts import (
     to_utterances,
     without_unknown,
 )
-from hf_longattn.errors import CheckpointError, OptionError, sentence_case
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
 from hf_longattn.naming import LOGGER
@@ -106,6 +106,7 @@ class CTCDataArguments(LabelledDataArguments):
             raise OptionError("unknown_characters is of a model's vocabulary, and a new one has all characters; leave one of both out")
         if self.audio_column and self.audio_column == self.text_column:
             raise OptionError(f"audio_column and text_column are both {self.audio_column!r}; name two columns")
+        check_extra("metrics", "jiwer")
 
 
 @dataclass

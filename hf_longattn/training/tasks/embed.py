@@ -22,6 +22,7 @@ from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_t
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
@@ -188,7 +189,7 @@ def embedding_trainer(
 
     def measure() -> dict[str, float]:
         scores: dict[str, float] = evaluator(model)
-        return scores if scored else chosen_scores(evaluator.ranking, "accuracy_at_1", "mrr")
+        return scores if scored else {name: value for name, value in evaluator.ranking.items() if not name.startswith("ndcg")}
 
     more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
     arguments = trainer_arguments(SentenceTransformerTrainingArguments, args, "spearman" if scored else "mrr", **more)
@@ -221,13 +222,14 @@ def reranking_trainer(
         pass
 
     class Reranking(CrossEncoderRerankingEvaluator):
-        """Keeps the candidates of each query: their relevance and scores."""
+        """Keeps the scores of each query."""
 
-        candidates: list[tuple[Any, Any]]
+        rows: list[tuple[float, float]] = []
 
         def compute_metrics(self, is_relevant: Any, pred_score: Any) -> Any:
-            self.candidates.append((is_relevant, pred_score.tolist()))
-            return super().compute_metrics(is_relevant, pred_score)
+            mrr, ndcg, precision = super().compute_metrics(is_relevant, pred_score)
+            self.rows.append((mrr, ndcg))
+            return mrr, ndcg, precision
 
     model = load_sentence_model(CrossEncoder, model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device))
     relevant = relevant_texts(data, held)
@@ -235,10 +237,9 @@ def reranking_trainer(
     evaluator = Reranking(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
 
     def measure() -> dict[str, float]:
-        evaluator.candidates = []
+        evaluator.rows = []
         evaluator(model)
-        relevance, scores = zip(*evaluator.candidates, strict=True)
-        return chosen_scores(load_metric("ranking").compute(predictions=scores, references=relevance), "mrr", "ndcg")
+        return means_in_percent(("mrr", "ndcg"), evaluator.rows)
 
     return RerankingTrainer(
         model,
@@ -249,11 +250,6 @@ def reranking_trainer(
         evaluator=evaluator,
         measure=measure,
     )
-
-
-def chosen_scores(scores: Scores, *names: str) -> dict[str, float]:
-    """Scores by these names, with their standard errors, and ``n``."""
-    return {name: value for name, value in scores.items() if name.removesuffix("_se") in (*names, "n")}
 
 
 def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:

@@ -79,7 +79,9 @@ class QAModelArguments(ModelArguments):
         None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
         "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
     )  # fmt: skip
-    baseline: str = argument("", "A short model to compare with on the same questions, read in windows of 512 tokens that share 128.")
+    baseline: str = argument(
+        "", "A short model to compare with on the same questions, in windows of up to 512 tokens that share a quarter."
+    )
 
     def check(self) -> None:
         super().check()
@@ -257,15 +259,16 @@ def pages_to_read(
 def baseline_scores(
     model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments, validation: Dataset
 ) -> dict[str, Any]:
-    """Scores of the short model ``model_args.baseline``, which reads documents in windows, with the best threshold where some have no
-    answer."""
+    """Scores of the short model ``model_args.baseline`` in windows of ``input_length`` tokens, with the best threshold where some questions
+    have no answer."""
     model, tokenizer = load_qa_model(model_args.baseline)
-    form = windows(min(512, longest_input(model, tokenizer)), 128, data_args.max_question_tokens)
+    length = min(512, longest_input(model, tokenizer))
+    form = windows(length, length // 4, data_args.max_question_tokens)
     reader = QAReader("", model.to(training_args.device), tokenizer, form, batch_size=training_args.per_device_eval_batch_size)
     records = validation.to_list()
     answers = reader.read(records)
     threshold = score_answers(records, answers).get("best_f1_threshold")
-    return score_answers(records, answers, threshold)
+    return {**score_answers(records, answers, threshold), "input_length": length}
 
 
 def supporting_paragraphs(records: Dataset) -> int | None:
@@ -335,9 +338,8 @@ class QATrainer(TimedTrainer):
             self.scores = score_answers(records, answers)
         self.given_answers = answers
         loss, error = mean_and_error([loss for answer in answers for loss in answer.losses])
-        numbers = {name: float(value) for name, value in self.scores.items() if isinstance(value, (int, float))}
-        named = {"loss": loss, "loss_se": error, **numbers}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in named.items()}
+        named = {"loss": loss, "loss_se": error, **self.scores}
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in named.items() if isinstance(value, (int, float))}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -425,7 +427,7 @@ def qa_table(log: dict[str, Any]) -> str:
     if "baseline" in log:
         scores = log["baseline"]
         shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1", "anls") if name in scores)
-        lines.append(f"{public_name(log['settings']['baseline'])} in windows of 512: {shown}")
+        lines.append(f"{public_name(log['settings']['baseline'])} in windows of {scores['input_length']}: {shown}")
     if "best_f1_threshold" in after and log["settings"].get("max_steps") != 0:
         lines.append(
             f'each with the threshold of "no answer" that is best on these very questions (now {after["best_f1_threshold"]:.2f}), so '

@@ -21,8 +21,9 @@ from hf_longattn.data.batching import SummaryCollator
 from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import held_back
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_head, load_start
@@ -65,6 +66,11 @@ class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArgumen
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
     learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
     label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
+
+    def check(self) -> None:
+        super().check()
+        if self.predict_with_generate:
+            check_extra("metrics", "rouge_score")
 
 
 SEQ2SEQ = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
@@ -154,9 +160,9 @@ def seq2seq_result(log: dict[str, Any]) -> str:
 
 
 def _in_words(scores: Scores) -> str:
-    error, names = error_of(scores, "loss"), [name for name in ("rouge1", "rouge2", "rougeL") if name in scores]
-    rouge = "/".join(f"{scores[name]:.1f}{'' if (se := error_of(scores, name)) is None else f' ± {se:.1f}'}" for name in names)
-    loss = f"loss {scores['loss']:.3f}{'' if error is None else f' ± {error:.3f}'}"
+    names = [name for name in ("rouge1", "rouge2", "rougeL") if name in scores]
+    rouge = "/".join(plus_minus(scores[name], error_of(scores, name), 1) for name in names)
+    loss = f"loss {plus_minus(scores['loss'], error_of(scores, 'loss'), 3)}"
     return f"{loss}, ROUGE-1/2/L {rouge} %" if rouge else loss
 
 

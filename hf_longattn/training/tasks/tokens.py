@@ -24,7 +24,7 @@ from hf_longattn.data.pages import chosen_columns
 from hf_longattn.data.sources import DataError, class_names, held_back
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
@@ -63,6 +63,7 @@ class TokenDataArguments(LabelledDataArguments):
             raise OptionError(f"words_column and tags_column are both {self.words_column!r}; name two columns")
         if self.layout is False and "boxes_column" in self.explicit:
             raise OptionError("boxes_column has no effect without layout; leave one of the two out")
+        check_extra("metrics", "seqeval")
 
 
 @dataclass

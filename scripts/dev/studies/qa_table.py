@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.evaluation.metrics.long_qa import summarise
-from hf_longattn.evaluation.summaries import BUCKETS
+from hf_longattn.evaluation.summaries import BUCKETS, plus_minus
 from scripts.dev.studies.qa_run import ScoredAnswer, bucket_of
 
 ALL = "all"
@@ -22,9 +22,9 @@ def tabulate(answers: Iterable[ScoredAnswer], buckets: Sequence[int] = BUCKETS) 
 
     Returns:
         {group: {system: {bucket: cell}}} in order of appearance, buckets ascending and "all" last. A cell has exact_match,
-        f1 and their standard errors over questions (per cent; answers of several seeds to one question are averaged
-        first), n, seconds (median per document), seeds, and with several seeds seed_spread (standard deviation of the
-        seeds' exact match).
+        f1 and, for ten questions or more, their standard errors over questions (per cent; answers of several seeds to
+        one question are averaged first), n, seconds (median per document), seeds, and with several seeds seed_spread
+        (standard deviation of the seeds' exact match).
     """
     return _tabulate(
         answers, lambda answer: bucket_of(answer.length, buckets), [*(f"<={high}" for high in buckets), f">{buckets[-1]}", ALL]
@@ -63,7 +63,7 @@ def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: boo
         lines += ["| system | " + " | ".join(heads) + " |", "|---" * (len(names) + 1) + "|"]
         for system, row in rows.items():
             seeds = f" ({row[ALL]['seeds']} seeds)" if row[ALL]["seeds"] > 1 else ""
-            shown = [f"{row[name][metric]:.1f} ± {row[name][metric + '_se']:.1f}" for name in names]
+            shown = [plus_minus(row[name][metric], row[name].get(f"{metric}_se"), 1) for name in names]
             lines.append(f"| {system}{seeds} | " + " | ".join(shown) + " |")
         timed = {system: row for system, row in rows.items() if row[ALL]["seconds"] >= 1e-3}
         if timed and seconds:
@@ -87,7 +87,7 @@ def summary_markdown(table: dict[str, Any], tokens: int = 1024, metric: str = "e
         "|---" * (len(table) + 2) + "|",
     ]
     for system in systems:
-        shown = ["–" if system not in rows else "{:.1f} ± {:.1f}".format(*above(rows[system], tokens, metric)) for rows in table.values()]
+        shown = ["–" if system not in rows else plus_minus(*above(rows[system], tokens, metric)[:2], 1) for rows in table.values()]
         seconds = first.get(system, {}).get(longest, {}).get("seconds", 0.0)
         seeds = max(rows[system][ALL]["seeds"] for rows in table.values() if system in rows)
         label = f"{system} ({seeds} seeds)" if seeds > 1 else system
@@ -95,12 +95,13 @@ def summary_markdown(table: dict[str, Any], tokens: int = 1024, metric: str = "e
     return "\n".join(lines) + "\n"
 
 
-def above(row: dict[str, Any], tokens: int, metric: str = "exact_match") -> tuple[float, float, int]:
-    """Mean, standard error and number of questions over the buckets beyond ``tokens`` tokens."""
+def above(row: dict[str, Any], tokens: int, metric: str = "exact_match") -> tuple[float, float | None, int]:
+    """Mean, standard error and number of questions over the buckets beyond ``tokens`` tokens; no error if a bucket has none."""
     cells = [cell for name, cell in row.items() if name != ALL and _size(name) > tokens]
     count = sum(cell["n"] for cell in cells)
     mean = sum(cell["n"] * cell[metric] for cell in cells) / count
-    return mean, sum((cell["n"] * cell[f"{metric}_se"]) ** 2 for cell in cells) ** 0.5 / count, count
+    known = all(f"{metric}_se" in cell for cell in cells)
+    return mean, sum((cell["n"] * cell[f"{metric}_se"]) ** 2 for cell in cells) ** 0.5 / count if known else None, count
 
 
 def draw(table: dict[str, Any], path: str | Path, metric: str = "exact_match") -> None:
@@ -117,7 +118,7 @@ def draw(table: dict[str, Any], path: str | Path, metric: str = "exact_match") -
     for axis, (group, rows) in zip(axes[0], table.items(), strict=False):
         for system, row in rows.items():
             shown = [name for name in row if name != ALL]
-            values, errors = [row[n][metric] for n in shown], [row[n][metric + "_se"] for n in shown]
+            values, errors = [row[n][metric] for n in shown], [row[n].get(f"{metric}_se", 0.0) for n in shown]
             color, marker = style[system]
             axis.errorbar([places[n] for n in shown], values, errors, label=system, color=color, marker=marker, capsize=2)
         axis.set(title=group, ylabel="exact match, %" if metric == "exact_match" else "F1, %", ylim=(-3, 103))
@@ -206,7 +207,7 @@ def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:
                     "value": round(cell["exact_match"], 2),
                     "unit": "%",
                     "n": cell["n"],
-                    "standard_error": round(cell["exact_match_se"], 2),
+                    "standard_error": round(cell["exact_match_se"], 2) if "exact_match_se" in cell else None,
                     "split": "test",
                 }
             )

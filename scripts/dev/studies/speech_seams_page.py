@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_longattn.evaluation.summaries import mean_and_error, ratio_and_error
+from hf_longattn.evaluation.summaries import ratio_and_error
 from scripts.dev.benchmarks.report import markdown_table
 
 INTRODUCTION = """
@@ -129,19 +130,26 @@ def rate_in_words(seeds: Sequence[Rows], kind: str = ALL) -> str:
     """ "2.1 ± 0.3 (2.0, 2.2: ± 0.1)": per cent with its standard error over the stretches of all seeds, and those of each seed with the
     standard error over seeds."""
     rate, error = ratio_and_error([pair for rows in seeds for pair in pairs_of(rows, kind)])
-    return f"{100 * rate:.1f} ± {100 * error:.1f}{by_seed([100 * ratio_and_error(pairs_of(rows, kind))[0] for rows in seeds])}"
+    return f"{100 * rate:.1f}{error_in_words(error, 1)}{by_seed([100 * ratio_and_error(pairs_of(rows, kind))[0] for rows in seeds])}"
+
+
+def error_in_words(error: float | None, digits: int) -> str:
+    """ " ± 0.3": a standard error in per cent; nothing of fewer than ten stretches."""
+    return "" if error is None else f" ± {100 * error:.{digits}f}"
 
 
 def by_seed(values: Sequence[float]) -> str:
     """ " (2.0, 2.2: ± 0.1)": numbers of each seed and the standard error of their mean; nothing of a single seed."""
-    return f" ({', '.join(f'{value:.1f}' for value in values)}: ± {mean_and_error(values)[1]:.1f})" if len(values) > 1 else ""
+    if len(values) < 2:
+        return ""
+    return f" ({', '.join(f'{value:.1f}' for value in values)}: ± {statistics.stdev(values) / len(values) ** 0.5:.1f})"
 
 
 def difference_in_words(seeds: Sequence[Sequence[Rows]]) -> str:
     """The word error rate of the first less that of the second, in points, on the same stretches, as :func:`rate_in_words` says it."""
     pairs = [difference_pairs(*both) for both in seeds]
     rate, error = ratio_and_error([pair for of_seed in pairs for pair in of_seed])
-    return f"{100 * rate:+.2f} ± {100 * error:.2f}{by_seed([100 * ratio_and_error(of_seed)[0] for of_seed in pairs])}"
+    return f"{100 * rate:+.2f}{error_in_words(error, 2)}{by_seed([100 * ratio_and_error(of_seed)[0] for of_seed in pairs])}"
 
 
 def difference_pairs(first: Rows, second: Rows) -> list[tuple[int, int]]:
@@ -160,7 +168,8 @@ def seam_difference(seeds: Sequence[Rows]) -> str:
     (near, near_error), (far, far_error) = (
         ratio_and_error([pair for rows in seeds for pair in pairs_of(rows, kind)]) for kind in (SEAMS, ELSEWHERE)
     )
-    return f"{100 * (near - far):+.1f} ± {100 * math.hypot(near_error, far_error):.1f}"
+    error = None if near_error is None or far_error is None else math.hypot(near_error, far_error)
+    return f"{100 * (near - far):+.1f}{error_in_words(error, 1)}"
 
 
 def kinds_in_words(results: Sequence[Mapping[str, Any]]) -> str:

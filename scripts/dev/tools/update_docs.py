@@ -16,6 +16,7 @@ import typer
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
+from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.families import FAMILIES, Family
 from hf_longattn.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
@@ -246,7 +247,7 @@ def quality_brief(name: str) -> str:
     if record is None:
         return NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa")
     scores = {task: {reader: above(record["table"][task][reader], 1024) for reader in READERS} for task in QUESTIONS}
-    rows = [[label, *("{:.0f} ± {:.0f} %".format(*scores[task][reader][:2]) for task in QUESTIONS)] for reader, label in READERS.items()]
+    rows = [[label, *(f"{plus_minus(*scores[task][reader][:2], 0)} %" for task in QUESTIONS)] for reader, label in READERS.items()]
     counts = " and ".join(f"{scores[task][reader][2]:,}" for task in QUESTIONS for reader in list(READERS)[:1])
     table = markdown_table(["exact match", *QUESTIONS.values()], rows)
     note = f"{counts} questions, whose answers are far from what is asked; ± one standard error"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+import string
 from pathlib import Path
 
 import evaluate
@@ -45,8 +48,7 @@ def test_scores_by_length(source: str) -> None:
         "<=1024": (1, 100.0),
         ">8192": (1, 0.0),
     }
-    assert result["buckets"]["<=512"]["exact_match_se"] == pytest.approx(50.0)
-    assert result["buckets"]["<=1024"]["exact_match_se"] == 0.0
+    assert not any(name.endswith("_se") for part in (result, *result["buckets"].values()) for name in part)  # fewer than ten
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,37 @@ def test_same_as_squad(prediction: str, answers: list[str], exact: float, f1: fl
     assert long_qa.score_answer(prediction, answers) == (exact, pytest.approx(f1))
 
 
+def squad_2(prediction: str, answers: list[str]) -> tuple[float, float]:
+    """evaluate-v2.0.py of SQuAD: ``get_raw_scores`` with ``compute_exact`` and ``compute_f1``, written as it describes them."""
+
+    def words(text: str) -> list[str]:
+        text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+        return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+    def f1(gold: list[str], found: list[str]) -> float:
+        if not gold or not found:
+            return float(gold == found)
+        same = sum(min(gold.count(word), found.count(word)) for word in set(gold))
+        return 2 * same / (len(gold) + len(found))
+
+    found, golds = words(prediction), [words(answer) for answer in answers if words(answer)] or [[]]
+    return max(float(gold == found) for gold in golds), max(f1(gold, found) for gold in golds)
+
+
+def test_random_answers_have_the_scores_of_squad_s_script() -> None:
+    choose, words = (
+        random.Random(0),
+        ["the", "A", "an", "fox", "Fox,", "red", "read_csv", "—", "...", "naïve", "Über-", "2,000", "他"],
+    )
+
+    def text() -> str:
+        return choose.choice(" \n").join(choose.choices(words, k=choose.randint(0, 4)))
+
+    for _ in range(500):
+        prediction, answers = text(), [text() for _ in range(choose.randint(0, 3))]
+        assert long_qa.score_answer(prediction, answers) == pytest.approx(squad_2(prediction, answers)), (prediction, answers)
+
+
 def test_missing_prediction_is_an_error() -> None:
     with pytest.raises(ValueError, match="no prediction for question 'd'"):
         load_metric("long_qa").compute(predictions=PREDICTIONS[:3] + PREDICTIONS[:1], references=REFERENCES)
@@ -80,19 +113,32 @@ def test_unknown_metric_is_refused() -> None:
 @pytest.mark.parametrize("source", ["package", "path"])
 def test_classes_by_length(source: str) -> None:
     metric = load_metric("long_classification") if source == "package" else evaluate.load(str(Path(long_classification.__file__)))
-    labels, found, lengths = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0], [10, 512, 600, 9000, 9000]
+    labels, found, lengths = [0, 0, 1, 1, 2] * 2, [0, 1, 1, 1, 0] * 2, [10, 512, 600, 9000, 9000] * 2
     references = [{"label": label, "length": length} for label, length in zip(labels, lengths, strict=True)]
     result = metric.compute(predictions=found, references=references)
-    assert (result["accuracy"], result["n"]) == (pytest.approx(60.0), 5)
-    assert result["accuracy_se"] == pytest.approx(100 * (0.6 * 0.4 / 4) ** 0.5)
+    assert (result["accuracy"], result["n"]) == (pytest.approx(60.0), 10)
+    assert result["accuracy_se"] == pytest.approx(100 * (0.6 * 0.4 / 9) ** 0.5)
     assert result["macro_f1"] == pytest.approx(100 * (2 / 4 + 4 / 5 + 0) / 3)
     pairs = list(zip(labels, found, strict=True))
-    without = [long_classification.summarise(pairs[:place] + pairs[place + 1 :])["macro_f1"] for place in range(5)]
-    mean = sum(without) / 5
-    assert result["macro_f1_se"] == pytest.approx((4 / 5 * sum((score - mean) ** 2 for score in without)) ** 0.5)  # the jackknife's
-    assert result["buckets"]["<=1024"]["macro_f1_se"] == 0.0
-    assert {name: (part["n"], part["accuracy"]) for name, part in result["buckets"].items()} == {
-        "<=512": (2, 50.0),
-        "<=1024": (1, 100.0),
-        ">8192": (2, 50.0),
+    without = [long_classification.summarise(pairs[:place] + pairs[place + 1 :])["macro_f1"] for place in range(10)]
+    mean = sum(without) / 10
+    assert result["macro_f1_se"] == pytest.approx((9 / 10 * sum((score - mean) ** 2 for score in without)) ** 0.5)  # the jackknife's
+    assert {name: (part["n"], part["accuracy"], len(part)) for name, part in result["buckets"].items()} == {
+        "<=512": (4, 50.0, 3),
+        "<=1024": (2, 100.0, 3),
+        ">8192": (4, 50.0, 3),
     }
+
+
+def test_random_classes_have_the_scores_of_scikit_learn() -> None:
+    """Also of classes that are never predicted, or only predicted."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    choose = random.Random(0)
+    for labels, found in ((range(4), range(4)), (range(4), [0]), ([1], range(4)), ([0, 2], [1, 2])):
+        pairs = [(choose.choice(list(labels)), choose.choice(list(found))) for _ in range(40)]
+        truth, predicted = ([pair[place] for pair in pairs] for place in (0, 1))
+        result = load_metric("long_classification").compute(
+            predictions=predicted, references=[{"label": label, "length": -1} for label in truth]
+        )
+        assert result["accuracy"] == pytest.approx(100 * metrics.accuracy_score(truth, predicted))
+        assert result["macro_f1"] == pytest.approx(100 * metrics.f1_score(truth, predicted, average="macro", zero_division=0))
