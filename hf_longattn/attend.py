@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen
+from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
+from .engines.common.grid_bias import GridBias
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
-from .errors import LengthError, MaskError, OptionError
+from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
-from .options import SEED
+from .options import LARGEST, SEED
 
 
 def attend(
@@ -45,23 +48,26 @@ def attend(
 ) -> Tensor:
     """Attention of ``mechanism`` from queries to keys and values.
 
+    An argument that the mechanism cannot use is refused; :func:`hf_longattn.mechanism_info` says what it takes.
+
     Args:
         q: ``(B, H, Nq, D)``.
-        k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H. With Nq < Nk the queries are the last Nq positions.
-        mechanism: a registered name, which runs in eval mode, or a module from :func:`hf_longattn.build_mechanism`, which runs in the mode
-            that it is in. A new module is in training mode, in which ``shifted_groups``, for example, has its groups. Within
+        k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H, in the dtype and on the device of q. With Nq < Nk the queries are the last Nq
+            positions.
+        mechanism: a registered name, which runs in eval mode, or a module from :func:`hf_longattn.build_mechanism`, which runs in its own
+            mode. A new module is in training mode, in which ``shifted_groups``, for example, has its groups. Within
             ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
-        padding_mask: ``(B, Nk)`` bool, True = real token.
+        padding_mask: ``(B, Nk)`` bool, True = real token; or numbers, 1 = real token. Additive masks are refused.
         documents: ``(B, Nk)`` integers, the number of each token's document, ascending along each row. No document sees another;
             windows, blocks, global tokens and positions start anew in each.
         cu_seqlens: the same for one row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
-        global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
-        scaling: factor on q·k; ``D ** -0.5`` by default.
-        dropout_p: dropout probability on the weights.
+        global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms with global tokens.
+        scaling: factor on q·k, at least 0; ``D ** -0.5`` by default.
+        dropout_p: dropout probability on the weights, from 0 to 1.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
         seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module that draws in every call, it
-            is added to the module's seed.
+            is added to the module's seed. Other mechanisms draw nothing and give the same output for every seed.
         hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that compute more than q, k and v from it.
         grid: where the tokens lie, for mechanisms and orders of tokens on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one for
             each sequence, as ``padding_mask`` or ``documents`` list them. Tokens are in raster order, the last axis fastest.
@@ -71,7 +77,7 @@ def attend(
         ``(B, H, Nq, D)`` in the dtype of q; empty where there are no sequences or no tokens. Rows of padding are finite but meaningless.
     Raises:
         UnknownMechanismError, OptionError: a mechanism or option that does not exist, or an impossible value.
-        MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v.
+        MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not take.
     """
     module, call = prepare(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
@@ -101,6 +107,71 @@ def prepare(
     grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """The mechanism of :func:`attend` and its call, whose arguments are checked here once for every mechanism."""
+    _check_tensors(q, k, v)
+    _check_values(causal, scaling, dropout_p, score_mod, seed)
+    if isinstance(mechanism, Mechanism):
+        if options:
+            raise OptionError(
+                f"Options {sorted(options)} were given with a built mechanism; "
+                f"pass them to build_mechanism({mechanism.name!r}, ...) instead."
+            )
+        module = mechanism
+        if (module.num_heads, module.head_dim) != (q.shape[1], q.shape[3]):
+            raise OptionError(
+                f"Mechanism {module.name!r} was built for {module.num_heads} heads of width {module.head_dim}, but q has {q.shape[1]} of "
+                f"width {q.shape[3]}; build it with num_heads={q.shape[1]}, head_dim={q.shape[3]}."
+            )
+    else:
+        width = hidden_states.shape[-1] if hidden_states is not None and hidden_states.dim() else None
+        module = _named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
+        if seed and SEED in options_of(mechanism):
+            seed = 0  # it is the module's
+    batch = None
+    if padding_mask is not None or documents is not None or cu_seqlens is not None:
+        shape = (k.shape[0], k.shape[2])
+        batch = Batch.of(check_mask("padding_mask", padding_mask, k, some=True), documents_from(documents, cu_seqlens, shape))
+    call = AttentionCall(
+        causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, k), scale=scaling, dropout=dropout_p,
+        score_mod=score_mod, seed=seed, hidden_states=hidden_states, grid=grid_of_argument(grid, prefix),
+    )  # fmt: skip
+    _check_taken(module, q, k, call)
+    return module, call
+
+
+KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
+"""Keyword arguments of :func:`attend` that are not options of a mechanism."""
+
+
+def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
+    """Refuse arguments of :func:`attend` that ``mechanism`` would leave out."""
+    name, hidden = mechanism.name, call.hidden_states
+    if mechanism.causal not in ("both", call.causal):
+        raise mechanism.wrong_form(call.causal, "this call")
+    if call.score_mod is not None and not mechanism.takes_score_mod:
+        raise OptionError(f"Mechanism {name!r} has no scores to which score_mod could add; leave score_mod out.")
+    if call.global_mask is not None and not mechanism.takes_globals:
+        raise MaskError(
+            f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
+            "'longformer'."
+        )
+    if call.grid is not None and not (mechanism.reads_grid or isinstance(call.score_mod, GridBias)):
+        raise GridError(
+            f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
+            "order='hilbert'."
+        )
+    if hidden is None:
+        return
+    if not mechanism.takes_hidden_states:
+        raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
+    if tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
+        expected = (len(k), k.shape[2], mechanism.hidden_size)
+        raise LengthError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise :class:`LengthError` for shapes and :class:`OptionError` for dtypes and devices with which there is no attention."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
     if (
         q.dim() != 4
         or k.dim() != 4
@@ -119,36 +190,25 @@ def prepare(
             f"There are {q.shape[2]} queries for {k.shape[2]} keys, but queries are the last positions of the keys' sequence: "
             "pass at least as many keys as queries."
         )
-    if isinstance(mechanism, Mechanism):
-        if options:
-            raise OptionError(
-                f"Options {sorted(options)} were given with a built mechanism; "
-                f"pass them to build_mechanism({mechanism.name!r}, ...) instead."
-            )
-        module = mechanism
-    else:
-        width = None if hidden_states is None else hidden_states.shape[-1]
-        module = _named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
-        if seed and SEED in options_of(mechanism):
-            seed = 0  # it is the module's
-    if module.causal not in ("both", causal):
-        raise module.wrong_form(causal, "this call")
-    if score_mod is not None and not module.takes_score_mod:
-        raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")
-    if hidden_states is not None and not module.takes_hidden_states:
-        raise OptionError(f"Mechanism {module.name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
-    shape = (k.shape[0], k.shape[2])
-    batch = None
-    if padding_mask is not None or documents is not None or cu_seqlens is not None:
-        batch = Batch.of(check_mask("padding_mask", padding_mask, shape), documents_from(documents, cu_seqlens, shape))
-    return module, AttentionCall(
-        causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, shape), scale=scaling, dropout=dropout_p,
-        score_mod=score_mod, seed=seed, hidden_states=hidden_states, grid=grid_of_argument(grid, prefix),
-    )  # fmt: skip
+    if not (q.device == k.device == v.device):
+        raise OptionError(f"q, k and v are on {q.device}, {k.device} and {v.device}; move them to one device.")
+    cast = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)
+    if not (cast and q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
+        raise OptionError(f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype.")
 
 
-KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
-"""Keyword arguments of :func:`attend` that are not options of a mechanism."""
+def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, seed: Any) -> None:
+    """Raise :class:`OptionError` for an argument of :func:`attend` with an impossible value."""
+    if not isinstance(causal, bool):
+        raise OptionError(f"causal is {causal!r}, but must be True or False.")
+    if scaling is not None and not (isinstance(scaling, int | float) and 0 <= scaling < math.inf):
+        raise OptionError(f"scaling is {scaling!r}, but must be a finite number of at least 0; for example scaling=0.125.")
+    if not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):
+        raise OptionError(f"dropout_p is {dropout_p!r}, but must be a probability from 0 to 1; for example dropout_p=0.1.")
+    if score_mod is not None and not callable(score_mod):
+        raise OptionError(f"score_mod is {score_mod!r}, but must be a function score_mod(score, b, h, q_idx, kv_idx).")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= LARGEST:
+        raise OptionError(f"seed is {seed!r}, but must be a whole number from 0 to {LARGEST}; for example seed=1.")
 
 
 def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
@@ -169,14 +229,30 @@ def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None
     return (module.to(device) if has_tensors(module) else module).eval()
 
 
-def check_mask(name: str, mask: Tensor | None, expected: tuple[int, int]) -> Tensor | None:
-    """Return ``mask`` as bool, or raise :class:`MaskError` when its shape is not ``(B, Nk)``, the expected one."""
+def check_mask(name: str, mask: Tensor | None, k: Tensor, *, some: bool = False) -> Tensor | None:
+    """``mask (B, Nk)`` as bool, for keys ``k (B, H_kv, Nk, D)``.
+
+    Args:
+        some: whether the mask must choose a token; zeros alone may be an additive mask, whose 0 stands for a token to keep.
+    Raises:
+        MaskError: another shape or device, or floats that do not mark tokens by 1. Floats wait for the device.
+    """
     if mask is None:
         return None
-    if tuple(mask.shape) != expected:
+    expected = (k.shape[0], k.shape[2])
+    if not isinstance(mask, Tensor) or tuple(mask.shape) != expected:
         raise MaskError(
-            f"{name} has shape {tuple(mask.shape)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens."
+            f"{name} {shape_in_words(mask)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens."
         )
+    if mask.device != k.device:
+        raise MaskError(f"{name} is on {mask.device} and k on {k.device}; move them to one device.")
+    if mask.is_floating_point():
+        chosen = mask == 1
+        if in_graph() or not bool((chosen | (mask == 0)).all()) or (some and mask.numel() and not bool(chosen.any())):
+            raise MaskError(
+                f"{name} has dtype {mask.dtype}, whose values may be added to the scores; pass booleans with True for the chosen tokens, "
+                f"for an additive mask {name}=(mask == 0)."
+            )
     return mask if mask.dtype == torch.bool else mask != 0
 
 

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
 from hf_longattn.attend import prepare
-from hf_longattn.errors import LengthError, MaskError, OptionError, RegistrationError, UnknownMechanismError
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.errors import (
+    GridError,
+    LengthError,
+    LongAttentionError,
+    MaskError,
+    OptionError,
+    RegistrationError,
+    UnknownMechanismError,
+)
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
 from hf_longattn.options import RESERVED
 
@@ -37,6 +46,141 @@ Q = torch.randn(2, 4, 10, 8)
 def test_bad_input_gets_a_sentence(call, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         call()
+
+
+HALF = Q.half()
+NEGATIVE = torch.zeros(2, 10).index_fill(1, torch.tensor([8, 9]), float("-inf"))
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "q is a list": (lambda run: run([1.0], Q, Q), OptionError, "q, k and v are list, Tensor and Tensor, but must be tensors."),
+    "three axes": (lambda run: run(Q[0], Q[0], Q[0]), LengthError, "but got q (4, 10, 8), k (4, 10, 8), v (4, 10, 8)."),
+    "k and v of two lengths": (lambda run: run(Q, Q, Q[:, :, :9]), LengthError, "k (2, 4, 10, 8), v (2, 4, 9, 8)."),
+    "another batch": (lambda run: run(Q, Q[:1], Q[:1]), LengthError, "k (1, 4, 10, 8), v (1, 4, 10, 8)."),
+    "another width": (lambda run: run(Q, Q[..., :4], Q[..., :4]), LengthError, "k (2, 4, 10, 4), v (2, 4, 10, 4)."),
+    "dtypes": (lambda run: run(Q, HALF, HALF), OptionError, "torch.float16 and torch.float16; convert them to one floating-point dtype."),
+    "integers": (lambda run: run(Q.int(), Q.int(), Q.int()), OptionError, "convert them to one floating-point dtype."),
+    "devices": (lambda run: run(Q.to("meta"), Q, Q), OptionError, "q, k and v are on meta, cpu and cpu; move them to one device."),
+    "a number as mechanism": (lambda run: run(Q, Q, Q, 3), UnknownMechanismError, "must be a name, for example 'longformer', or a module"),
+    "a module for other heads": (
+        lambda run: run(Q, Q, Q, build_mechanism("window", num_heads=2, head_dim=8)), OptionError, "build it with num_heads=4, head_dim=8.",
+    ),
+    "causal": (lambda run: run(Q, Q, Q, causal="no"), OptionError, "causal is 'no', but must be True or False."),
+    "scaling, a text": (lambda run: run(Q, Q, Q, scaling="a"), OptionError, "scaling is 'a', but must be a finite number of at least 0;"),
+    "scaling, not a number": (lambda run: run(Q, Q, Q, scaling=float("nan")), OptionError, "scaling is nan, but"),
+    "scaling, infinite": (lambda run: run(Q, Q, Q, scaling=float("inf")), OptionError, "scaling is inf, but"),
+    "scaling below 0": (lambda run: run(Q, Q, Q, "linear", scaling=-1.0), OptionError, "scaling is -1.0, but"),
+    "score_mod": (lambda run: run(Q, Q, Q, score_mod=1), OptionError, "score_mod is 1, but must be a function score_mod(score, b, h,"),
+    "seed below 0": (lambda run: run(Q, Q, Q, seed=-1), OptionError, "seed is -1, but must be a whole number from 0 to 2147483647;"),
+    "half a seed": (lambda run: run(Q, Q, Q, seed=0.5), OptionError, "seed is 0.5, but must be a whole number"),
+    "an additive mask": (lambda run: run(Q, Q, Q, padding_mask=NEGATIVE), MaskError, "an additive mask padding_mask=(mask == 0)."),
+    "an additive mask of zeros": (lambda run: run(Q, Q, Q, padding_mask=torch.zeros(2, 10)), MaskError, "has dtype torch.float32, whose"),
+    "a mask on another device": (
+        lambda run: run(Q, Q, Q, padding_mask=torch.ones(2, 10, device="meta")), MaskError, "is on meta and k on cpu; move them",
+    ),
+    "a list as mask": (lambda run: run(Q, Q, Q, padding_mask=[True]), MaskError, "padding_mask is a list, but must be (batch, key length)"),
+    "a list of documents": (lambda run: run(Q, Q, Q, documents=[0]), MaskError, "documents is a list, but must be integers"),
+    "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), MaskError, "but is a list for a batch of 2;"),
+    "hidden states of a width": (
+        lambda run: run(Q, Q, Q, build_mechanism("delta", num_heads=4, head_dim=8), causal=True, hidden_states=torch.ones(2, 10, 9)),
+        LengthError, "but must be (batch, key length, hidden size) = (2, 10, 32).",
+    ),
+}  # fmt: skip
+
+
+def test_a_wrong_argument_gets_a_sentence_that_ends_with_what_to_do() -> None:
+    wrong = [(case, run, *rest) for case, rest in WRONG.items() for run in (attend, reference_attend)]
+    wrong += [
+        (f"dropout_p={p!r}", attend, lambda run, p=p: run(Q, Q, Q, dropout_p=p), OptionError, f"dropout_p is {p!r}, but must be a prob")
+        for p in (1.5, -0.5, float("nan"), "a", None)
+    ]
+    failed = []
+    for case, run, call, error, says in wrong:
+        try:
+            call(run)
+        except error as raised:
+            sentence = str(raised)
+            if says not in sentence or not sentence.endswith(".") or "\n" in sentence or len(sentence) > 300:
+                failed.append((case, sentence))
+        except Exception as other:
+            failed.append((case, repr(other)))
+        else:
+            failed.append((case, "nothing was raised"))
+    assert not failed, "\n".join(map(str, failed))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32])
+def test_a_mask_marks_tokens_by_one_in_any_dtype(dtype: torch.dtype) -> None:
+    real = torch.arange(10).expand(2, -1) < torch.tensor([[10], [7]])
+    tokens = torch.arange(10).expand(2, -1) == 3
+    out = attend(Q, Q, Q, "longformer", window=4, padding_mask=real.to(dtype), global_mask=tokens.to(dtype))
+    assert torch.equal(out, attend(Q, Q, Q, "longformer", window=4, padding_mask=real, global_mask=tokens))
+    none, nobody = torch.zeros(2, 10, dtype=dtype), torch.zeros(2, 10, dtype=torch.bool)
+    assert torch.equal(*(attend(Q, Q, Q, "longformer", window=4, global_mask=mask) for mask in (none, nobody)))
+
+
+PLACES = Grid((12, 12))
+ALL_NAMES = [*list_mechanisms(grid=False), *list_mechanisms(grid=True)]
+CHANGES: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "padding_mask": {"padding_mask": torch.arange(144)[None] >= 30},
+    "documents": {"documents": torch.arange(144)[None] // 60},
+    "cu_seqlens": {"cu_seqlens": torch.tensor([0, 60, 144])},
+    "global_mask": {"global_mask": torch.arange(144)[None] % 50 == 7},
+    "scaling": {"scaling": 0.8},
+    "dropout_p": {"dropout_p": 0.3},
+    "score_mod": {"score_mod": lambda score, b, h, i, j: score - 0.02 * (i - j).abs()},
+    "seed": {"seed": 3},
+    "hidden_states": {"hidden_states": torch.randn(1, 144, 16)},
+    "grid": {"grid": (9, 16)},
+    "prefix": {"grid": (11, 12), "prefix": 12},
+}
+UNCHANGED = {
+    ("cosformer", "scaling"): "the scale of ReLU features cancels",
+    **{(name, "seed"): "nothing is drawn" for name in ALL_NAMES},
+}
+"""Where an argument may leave the output as it is, as the definition has it."""
+
+
+def test_every_argument_is_used_or_refused() -> None:
+    """A change of an argument changes the output, or there is a sentence. What the output is then is compared in test_contract.py."""
+    (q, k, v), failed = torch.randn(3, 1, 2, 144, 8), []
+    for name in ALL_NAMES:
+        cls = mechanism_class(name)
+        variants = [dict(cls.sample)]
+        if name == "delta":
+            variants.append({"gate_input": "hidden_states"})
+        if name in ("window", "top_k"):
+            variants.append({**cls.sample, "order": "hilbert"})
+        for options in variants:
+            usual: dict[str, Any] = {"causal": cls.causal is True, **options}
+            usual |= {"grid": PLACES} if cls.needs_grid or "order" in options else {}
+            usual |= {"hidden_states": torch.ones(1, 144, 16)} if options.get("gate_input") == "hidden_states" else {}
+            before = attend(q, k, v, name, **usual)
+            for argument, change in CHANGES.items():
+                changed = {**usual, **change} if change else {**usual, "causal": not usual["causal"]}
+                try:
+                    after = attend(q, k, v, name, **changed)
+                except LongAttentionError:
+                    continue
+                if torch.equal(before[:, :, 30:], after[:, :, 30:]) and (name, argument) not in UNCHANGED:
+                    failed.append(f"{name} {options}: {argument} is ignored")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("argument", ["global_mask", "grid"])
+def test_what_a_mechanism_does_not_take_is_refused(argument: str) -> None:
+    q = torch.randn(1, 2, 144, 8)
+    takes = {
+        name: mechanism_class(name).takes_globals if argument == "global_mask" else mechanism_class(name).needs_grid for name in ALL_NAMES
+    }
+    refused = {}
+    for name in ALL_NAMES:
+        usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).needs_grid else None}
+        try:
+            attend(q, q, q, name, **{**usual, **CHANGES[argument]}, **mechanism_class(name).sample)
+        except (MaskError, GridError) as error:
+            refused[name] = str(error)
+    assert set(refused) == {name for name, taken in takes.items() if not taken}
+    assert all(f"Mechanism {name!r}" in sentence and f"leave {argument} out" in sentence for name, sentence in refused.items())
 
 
 def test_a_users_own_mechanism_is_one_class_and_names_are_not_taken_twice() -> None:

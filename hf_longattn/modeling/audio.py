@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backend import COLLECT_WEIGHTS
 from ..engines.common.batch import in_graph
 from ..errors import MaskError
+from .attach.token_globals import check_globals
 from .family.audio_rule import AudioRule
 from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords_of
 from .run.losses import with_auxiliary_loss
@@ -55,7 +56,7 @@ class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
         if not self.runs_mechanisms:
             arguments.pop(GLOBAL_MASK, None)
             return base_forward(self, **arguments)
-        self.check_globals(arguments)
+        check_globals(self, arguments)
         if rule.hands_keywords_down and self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
         return base_forward(self, **arguments)

@@ -29,6 +29,7 @@ from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
 from .attach.memory_tokens import recursion_of
 from .attach.patch_places import hook_patch_places
 from .attach.text_globals import TEXT_GLOBAL, make_text_global
+from .attach.token_globals import check_globals
 from .attach.weights import shared_parameters
 from .family.config import LongConfig
 from .family.definition import TOWER_CONFIG
@@ -283,11 +284,18 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             f"{type(model).__name__} keeps its own attention in {deaf[0]}, so it cannot be replaced; "
             "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
         )
+    model.register_forward_pre_hook(_check_globals, with_kwargs=True)
     mark_generic(model.config, chosen)
     if isinstance(long_attention, Mapping) and long_attention.get(TEXT_GLOBAL):
         make_text_global(model, towers_of(model).get("text"))
         model.config.long_attention = {**model.config.long_attention, TEXT_GLOBAL: True}
     return model
+
+
+def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of a model without a Long class, whose attention modules do not know the mechanisms of other layers."""
+    if attention_implementation(model.config) == BACKEND:
+        check_globals(model, kwargs)
 
 
 def check_interface(model_class: type[Any]) -> None:

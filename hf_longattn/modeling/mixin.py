@@ -20,9 +20,9 @@ from ..memory import SegmentMemory
 from ..naming import BEFORE_UPLOAD, TAGS
 from ..private_apis import attention_implementation, attentions_collected, tie_parameters
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import ATTENTION_MODULES_ATTRIBUTE, MECHANISM_ATTRIBUTE, layer_mechanisms, with_members
+from .attach.attention_sites import ATTENTION_MODULES_ATTRIBUTE, MECHANISM_ATTRIBUTE, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
-from .attach.token_globals import global_tokens_of, token_rule
+from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, uninitialised_modules
 from .family.config import BASE_ATTENTION
 from .family.definition import Family, PositionTable
@@ -386,7 +386,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         Raises:
             MaskError, LengthError, PageError: one sentence each.
         """
-        self.check_globals(arguments)
+        if self.runs_mechanisms:
+            check_globals(self, arguments)
         if (tokens := input_of(arguments)) is not None:
             self.family.page.check(self.config, arguments, (tokens.shape[0], tokens.shape[1]))
         if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
@@ -399,17 +400,6 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             )
         if self.position_table is not None and (self.recursion is None or not self.runs_mechanisms):
             check_length(self.position_table, self.config, arguments)
-
-    def check_globals(self, arguments: dict[str, Any]) -> None:
-        """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes."""
-        if arguments.get("global_attention_mask") is not None and self.runs_mechanisms:
-            length = arguments["global_attention_mask"].shape[-1]
-            if not any(mechanism.takes_globals or mechanism.covers(length) for mechanism in with_members(layer_mechanisms(self))):
-                raise MaskError(
-                    "global_attention_mask was given, but no layer of this model takes global tokens "
-                    f"(its mechanism is {self.config.long_attention.mechanism!r}); "
-                    "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
-                )
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""

@@ -60,7 +60,7 @@ def test_the_layout_of_inputs_and_gradients_in_memory_does_not_matter(name: str,
 @every_form
 def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
-    out = attend(q, k, v, built(name), padding_mask=torch.zeros(2, 300), **arguments_for(name, causal, 300))
+    out = attend(q, k, v, built(name), padding_mask=torch.zeros(2, 300, dtype=torch.bool), **arguments_for(name, causal, 300))
     assert out.shape == q.shape
     assert out.isfinite().all()
     for x, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):

@@ -288,24 +288,29 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
     if documents is not None and cu_seqlens is not None:
         raise MaskError("documents and cu_seqlens say the same thing; pass one of them.")
     if documents is not None:
-        if tuple(documents.shape) != shape or documents.is_floating_point():
+        if not isinstance(documents, Tensor) or tuple(documents.shape) != shape or documents.is_floating_point():
             raise MaskError(
-                f"documents has shape {tuple(documents.shape)} and dtype {documents.dtype}, but must be integers "
+                f"documents {shape_in_words(documents)}, but must be integers "
                 f"(batch, tokens) = {shape}, the number of each token's document, ascending along each row."
             )
         return documents.long()
     assert cu_seqlens is not None
     batch, length = shape
-    fits = cu_seqlens.dim() == 1 and len(cu_seqlens) > 1 and not cu_seqlens.is_floating_point() and batch == 1
+    fits = isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == batch == 1 < len(cu_seqlens) and not cu_seqlens.is_floating_point()
     ends = cu_seqlens.tolist() if fits and not in_graph() else None
     if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
         raise MaskError(
             f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, for example "
-            f"[0, {length // 2}, {length}], but is {ends if ends is not None else tuple(cu_seqlens.shape)} for a batch of {batch}; "
+            f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a batch of {batch}; "
             "for several rows pass documents (batch, tokens)."
         )
     places = torch.arange(length, device=cu_seqlens.device)
     return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
+
+
+def shape_in_words(x: Any) -> str:
+    """What an argument is that must be a tensor, as the end of a clause about it."""
+    return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
 
 
 def documents_in_mask(mask: Tensor) -> Tensor | None:

@@ -137,7 +137,9 @@ def mechanism_class(name: str) -> type[Mechanism]:
     """
     _discover()
     if not isinstance(name, str):
-        raise UnknownMechanismError(f"The mechanism is given as {name!r}, but must be a name, for example 'longformer'.")
+        raise UnknownMechanismError(
+            f"The mechanism is a {type(name).__name__}, but must be a name, for example 'longformer', or a module from build_mechanism."
+        )
     name = current_name(name)
     if name not in _REGISTRY:
         raise unknown_mechanism(name, _REGISTRY)

@@ -16,6 +16,7 @@ from ...errors import MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.token_rules import TokenRule
 from ...naming import LOGGER
+from ..family.validation import input_of
 from .attention_sites import layer_mechanisms, with_members
 
 logger = logging.get_logger(LOGGER)
@@ -69,6 +70,20 @@ def chooses_by_ids(model: nn.Module) -> bool:
 def takes_globals(model: nn.Module) -> bool:
     """Whether any layer of ``model`` takes global tokens."""
     return any(mechanism.takes_globals for mechanism in layer_mechanisms(model))
+
+
+def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes, unless a layer sees the whole input anyway."""
+    mask, tokens = arguments.get("global_attention_mask"), input_of(arguments)
+    if mask is None:
+        return
+    length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
+    if not any(mechanism.takes_globals or mechanism.covers(length) for mechanism in with_members(layers)):
+        names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
+        raise MaskError(
+            f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "
+            "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
+        )
 
 
 def question_separator(tokenizer: Any) -> int | None:
