@@ -28,7 +28,7 @@ from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
 from .attach.memory_tokens import recursion_of
 from .attach.patch_places import hook_patch_places
-from .attach.text_globals import TEXT_GLOBAL, make_text_global
+from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
 from .attach.token_globals import check_globals
 from .attach.weights import shared_parameters
 from .family.config import LongConfig
@@ -294,8 +294,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a model without a Long class, whose attention modules do not know the mechanisms of other layers."""
-    if attention_implementation(model.config) == BACKEND:
-        check_globals(model, kwargs)
+    if kwargs.get(GLOBAL_MASK) is not None and attention_implementation(model.config) == BACKEND:
+        check_globals(model, arguments_by_name(model, args, kwargs))
 
 
 def check_interface(model_class: type[Any]) -> None:

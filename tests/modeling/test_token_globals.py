@@ -10,11 +10,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from hf_longattn import list_mechanisms
+from hf_longattn import enable_long_attention, list_mechanisms
+from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
 from hf_longattn.modeling.attach.token_globals import carry_question, question_separator, token_rule
 from hf_longattn.naming import LOGGER
-from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model
+from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model, plain_model, tokens
 
 SEPARATOR, PADDING = 2, 1
 LENGTH = 48
@@ -143,3 +145,32 @@ def test_the_document_in_the_question_s_place_is_said(said: list[str]) -> None:
 
 def test_every_base_with_a_question_head_is_tried() -> None:
     assert {base for base, _ in ANSWERING} <= set(IMPLEMENTATIONS)
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
+    """In a Long class, and in a model without one, whose attention modules do not know one another's mechanisms."""
+
+    def built(long_attention: dict[str, Any]) -> Any:
+        if generic:
+            return enable_long_attention(plain_model("bert", "BertModel"), long_attention).eval()
+        return long_model("bert", None, long_attention).eval()
+
+    ids, mask = tokens(2, 200), torch.zeros(2, 200, dtype=torch.long)
+    mask[:, 100] = 1
+    for name in list_mechanisms(causal=False, grid=False):
+        if name == "recurrent_memory":
+            continue  # for Long classes only
+        takes = mechanism_class(name).takes_globals
+        model = built({"mechanism": name, **mechanism_class(name).sample, **({"window": 4} if name in ("window", "longformer") else {})})
+        covered = any(mechanism.covers(200) for mechanism in with_members(layer_mechanisms(model)))
+        if takes or covered:
+            outs = [model(ids, global_attention_mask=given).last_hidden_state for given in (mask, 0 * mask)]
+            assert torch.equal(*outs) == covered, name
+        else:
+            with pytest.raises(MaskError, match=f"no layer of this model takes global tokens .its mechanism is '{name}'"):
+                model(ids, global_attention_mask=mask)
+            with pytest.raises(MaskError, match="no layer of this model takes global tokens"):  # as long as what the window covers
+                model(ids, global_attention_mask=mask[:, :1])
+    mixed = built({"mechanism": "window", "window": 4, "layers": {1: {"mechanism": "longformer", "window": 4}}})
+    assert mixed(ids, global_attention_mask=mask).last_hidden_state.shape[:2] == ids.shape

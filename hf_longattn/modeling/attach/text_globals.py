@@ -48,12 +48,17 @@ def _image_tokens(model: Any) -> list[int]:
     return sorted({token for token in ids if isinstance(token, int)})
 
 
+def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``model.forward``, of which ``args`` were given by position."""
+    names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Forward pre-hook of the whole model, which alone sees the ids."""
     if not (getattr(model.config, "long_attention", None) or {}).get(TEXT_GLOBAL) or GLOBAL_MASK in kwargs:
         return None
-    names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
-    ids = {**dict(zip(names, args, strict=False)), **kwargs}.get(IDS)
+    ids = arguments_by_name(model, args, kwargs).get(IDS)
     if not isinstance(ids, Tensor):
         raise MaskError(
             "Text tokens are global here, but inputs_embeds came without input_ids, which say what is text; pass input_ids as well, or "
