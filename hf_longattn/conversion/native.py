@@ -18,6 +18,7 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_long
 from .architectures import Architecture, current_name, read_long
 from .audio_seconds import sound_model
+from .differences import TOLERANCE, Difference
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
 from .folders import open_for_writing, short_name, write_planned
 from .grid_sizes import GridPlan, GridSize
@@ -34,7 +35,7 @@ from .tensor_names import ModelName, names_in_model
 from .text import VerificationText, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
-from .verify_outputs import GRADIENT_LENGTH, difference, gradients, gradients_of_outputs, length_from_files, probe_outputs
+from .verify_outputs import GRADIENT_LENGTH, gradients, gradients_of_outputs, length_from_files, probe_outputs
 from .verify_sizes import run_model
 
 NATIVE_REPORT = "native_report.json"
@@ -397,10 +398,8 @@ def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | No
     (expected, long_gradients), (of_twin, twin_gradients) = _run_both(plan, opened, scratch, run)
     checks = []
     for size, wanted, measured in zip(sizes, expected, of_twin, strict=True):
-        largest, relative = difference(wanted, measured)
-        detail = f"outputs and all hidden states at {size.describe()}: largest difference {largest:.1e}"
-        values = {**size.values, "max_abs_difference": largest}
-        checks.append(equality(f"equal to the long model at {size.words}", detail, relative, values))
+        detail = f"outputs and all hidden states at {size.describe()}: largest difference"
+        checks.append(equality(f"equal to the long model at {size.words}", detail, Difference.of(wanted, measured), size.values))
     return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
 
 
@@ -413,18 +412,14 @@ def _as_configured(model: Any) -> None:
 
 def _compared(length: int, probe: Probe, expected: dict[str, Tensor], measured: dict[str, Tensor]) -> Check:
     name = f"equal to the long model at {length} tokens, {probe.name}"
-    worst, most, where = 0.0, 0.0, ""
-    for output in sorted(expected.keys() & measured.keys()):
-        a, b = (probe.rows(output, outputs[output].float()) for outputs in (expected, measured))
-        difference = float((a - b).abs().max()) if a.shape == b.shape else float("inf")
-        relative = difference / max(1.0, float(a.abs().max()))
-        if not relative <= most or not where:
-            worst, most, where = difference, relative, output
-    if not where:
+    common = sorted(expected.keys() & measured.keys())
+    if not common:
         return Check(name, FAILED, "the two models have no output in common")
-    named = [output for output in sorted(expected.keys() & measured.keys()) if "hidden_states[" not in output]
+    rows = ({output: probe.rows(output, outputs[output]) for output in common} for outputs in (expected, measured))
+    difference = Difference.of(*rows)
+    named = [output for output in common if "hidden_states[" not in output]
     detail = f"{', '.join([*named, 'all hidden states'])}: largest difference"
-    return equality(name, f"{detail} {worst:.1e} ({where})", most, {"length": length, "max_abs_difference": worst})
+    return equality(name, detail, difference, {"length": length})
 
 
 def _with_tied(model: Any, by_name: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -460,7 +455,7 @@ def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dic
             worst, where = difference, name
     values = {"compared": compared, "max_abs_difference": worst, "largest_gradient": scale}
     detail = f"gradients of {compared} parameters after one step: largest difference {worst:.1e} ({where}), largest gradient {scale:.1e}"
-    good = scale > 0 and worst <= 1e-4 * scale
+    good = scale > 0 and worst <= TOLERANCE * scale
     return Check("equal gradients", PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
 
 
@@ -494,14 +489,14 @@ def _compared_tokens(length: int, of_long: tuple[Tensor, list[Tensor]], of_twin:
     """The generated tokens; after a first difference only rows that agree so far are compared."""
     name = f"generates the same after {length} tokens"
     same = torch.ones(len(of_long[0]), dtype=torch.bool)
-    worst = 0.0
+    steps = []
     for step, (a, b) in enumerate(zip(of_long[1], of_twin[1], strict=True)):
-        worst = max(worst, float((a - b)[same].abs().max()) / max(1.0, float(a.abs().max())))
+        steps.append(Difference.of({"logits": a[same]}, {"logits": b[same]}))
         same = same & (of_long[0][:, step] == of_twin[0][:, step])
         if not same.all():
             break
     how = f"{of_long[0].shape[1]} tokens after each of {len(same)} texts, {'the same' if bool(same.all()) else 'others'}"
-    check = equality(name, f"{how}, largest difference of the logits {worst:.1e} of the largest", worst, {"length": length})
+    check = equality(name, f"{how}, largest difference of the logits", Difference.worst(steps), {"length": length})
     return check if bool(same.all()) else Check(name, FAILED, f"{how}, but they must be equal", check.values)
 
 

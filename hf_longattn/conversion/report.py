@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,9 @@ from typing import Any
 from ..errors import CheckpointError
 from ..hub import next_step
 from ..naming import CONVERSION_REPORT
+from .differences import TOLERANCE, Difference
 
 REPORT = CONVERSION_REPORT
-TOLERANCE = 1e-4
-"""Largest difference that counts as equal, relative to the largest value (at least 1): fp32 sums in another order."""
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
 
 POSITIONS = "positions at the new length"
@@ -38,21 +38,23 @@ class Check:
         return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
 
 
-def equality(name: str, comparison: str, relative: float, values: dict[str, Any], why: str = "") -> Check:
+def equality(name: str, comparison: str, difference: Difference, values: dict[str, Any], why: str = "") -> Check:
     """A check of outputs that should be equal.
 
     Args:
         name, comparison: of the check, and what was compared with the largest difference.
-        relative: the largest difference, relative to the largest value; NaN is unequal.
+        difference: of the outputs.
         values: for the report.
         why: they may differ, so that the result needs training unless its loss says otherwise; empty if they must be equal.
     """
-    values = {**values, "relative_difference": relative, "tolerance": TOLERANCE}
-    if relative <= TOLERANCE:
-        return Check(name, PASSED, f"{comparison}, equal", values)
-    if why:
-        return Check(name, NEEDS_TRAINING, f"{comparison}: not exact, since {why}", values)
-    return Check(name, FAILED, f"{comparison}, but they must be equal", values)
+    values, detail = {**values, **difference.values}, f"{comparison} {difference}"
+    if difference.output and not difference.scale and not difference.largest:
+        return Check(name, SKIPPED, f"{comparison} is that of zeros, since the source's outputs are all zero", values)
+    if why and math.isfinite(difference.largest):
+        return Check(name, MEASURED if difference.equal else NEEDS_TRAINING, f"{detail}: not exact, since {why}", values)
+    if difference.equal:
+        return Check(name, PASSED, f"{detail}, equal", values)
+    return Check(name, FAILED, f"{detail}, but they must be {'finite' if why else 'equal'}", values)
 
 
 @dataclass(frozen=True)

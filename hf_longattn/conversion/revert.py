@@ -24,6 +24,7 @@ from ..reading import is_generic, is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
 from .audio_seconds import sound_model
 from .config import RevertConfig
+from .differences import Difference
 from .folders import open_for_writing, short_name, write_planned
 from .input_sizes import input_sizes
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
@@ -31,8 +32,8 @@ from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, tensors_with_towers
 from .processors import files_before
 from .report import (
-    FAILED,
     MEASURED,
+    NEEDS_TRAINING,
     PASSED,
     REPORT,
     SKIPPED,
@@ -49,7 +50,7 @@ from .tensor_files import read_tensor
 from .tensor_names import names_in_model
 from .text import VerificationText, verification_text
 from .verify import Step, VerificationInputs, check_reader, check_tensors, named_step, run_steps, verification_inputs
-from .verify_outputs import difference, length_from_files, part_to_compare
+from .verify_outputs import length_from_files, part_to_compare
 from .verify_sizes import run_model
 from .verify_towers import VerificationTowers
 
@@ -616,10 +617,8 @@ def _compared(
     name: str, reference: str, expected: dict[str, Tensor], measured: dict[str, Tensor], size: tuple[int, str], changed: str
 ) -> Check:
     """size: the length of the input and its unit. changed: why the outputs differ; empty if they must be equal."""
-    largest, relative = difference({output: expected[output] for output in expected if output in measured}, measured)
+    difference = Difference.of({output: expected[output] for output in expected if output in measured}, measured)
     length, unit = size
-    detail = f"outputs at {length} {unit}: largest difference from {reference} {largest:.1e}"
-    check = equality(name, detail, relative, {"length": length, "tokens": length, "max_abs_difference": largest})
-    if changed and check.status == FAILED:
-        return Check(name, MEASURED, f"{detail}, since {changed}", check.values)
-    return check
+    detail, values = f"outputs at {length} {unit}: largest difference from {reference}", {"length": length, "tokens": length}
+    check = equality(name, detail, difference, values, changed)
+    return replace(check, status=MEASURED) if check.status == NEEDS_TRAINING else check

@@ -14,13 +14,13 @@ from ..private_apis import attention_implementation
 from ..reading import read_json_object
 from .architectures import GenericArchitecture, read_generic
 from .config import RevertConfig
+from .differences import Difference
 from .model_loading import load_plain
 from .plan_tensors import TensorPlan, parse_dtype
 from .report import REPORT, Check, equality
 from .seeded_inputs import run_inputs, seeded_inputs
 from .series_lengths import series_table
 from .sources.base import Source, open_source
-from .verify_outputs import difference
 
 
 def plain_parts(source: Source, settings: RevertConfig) -> tuple[GenericArchitecture, Any, list[TensorPlan], int, list[str]]:
@@ -61,7 +61,7 @@ def check_plain_outputs(plan: Any, result: Path) -> list[Check]:
     plain: Any = load_plain(open_source(result), plan.architecture, torch.float32)
     for stack in stacks_of(long):
         stack.set_attn_implementation(attention_implementation(plain.config))
-    largest, relative = difference(run_inputs(long, inputs), run_inputs(plain, inputs))
+    difference = Difference.of(run_inputs(long, inputs), run_inputs(plain, inputs))
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-    detail = f"outputs for {shapes}: largest difference from the source with the class's attention {largest:.1e}"
-    return [equality("equal to the source with the class's attention", detail, relative, {"max_abs_difference": largest})]
+    detail = f"outputs for {shapes}: largest difference from the source with the class's attention"
+    return [equality("equal to the source with the class's attention", detail, difference, {})]

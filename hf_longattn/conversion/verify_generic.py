@@ -17,13 +17,14 @@ from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_w
 from ..positions import extend_table
 from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
+from .differences import Difference
 from .model_loading import load_plain, weights_in_files
 from .plan import ConversionPlan
 from .report import FAILED, PASSED, Check, equality
 from .seeded_inputs import run_inputs, seeded_inputs
 from .series_lengths import series_table
 from .sources.base import open_source
-from .verify_outputs import all_finite, difference
+from .verify_outputs import all_finite
 
 NOT_COVERED = "the mechanism does not cover the input"
 
@@ -61,9 +62,8 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     plain = run_inputs(model, inputs)
 
     def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
-        largest, relative = difference(expected, measured)
-        detail = f"outputs for {_shapes(inputs)}, {how}: largest difference from {reference} {largest:.1e}"
-        return equality(name, detail, relative, {"max_abs_difference": largest}, why)
+        detail = f"outputs for {_shapes(inputs)}, {how}: largest difference from {reference}"
+        return equality(name, detail, Difference.of(expected, measured), {}, why)
 
     def why_not_equal(of_tower: ConversionPlan, covered: bool) -> str:
         return ("" if lengthened else of_tower.position_change) or ("" if covered and not _own_windows(plan.source.config) else NOT_COVERED)

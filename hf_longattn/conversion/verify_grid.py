@@ -19,6 +19,7 @@ from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
 from ..private_apis import attention_implementation
+from .differences import Difference
 from .flops import cost_on, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels
 from .model_loading import load_result, load_source, newly_initialised
@@ -27,7 +28,7 @@ from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .processors import FILE, load_feature_extractor, picture_size, processor_of
 from .report import FAILED, PASSED, SKIPPED, Check, equality
-from .verify_outputs import FLOPS_AT_NEW_LENGTH, difference, part_to_compare
+from .verify_outputs import FLOPS_AT_NEW_LENGTH, part_to_compare
 from .verify_sizes import SizeChecks, run_model
 
 PROCESSED_PIXELS = 2**25
@@ -243,12 +244,9 @@ def _check_crops(
         for axis, (number, side) in enumerate(zip(place, sizes.old.grid.sizes, strict=True), 1):
             window = window.narrow(axis, number * side, side)
         measured[place] = window.flatten(1, -2)
-    largest, relative = difference(
-        {str(place): crop for place, crop in crops.items()}, {str(place): window for place, window in measured.items()}
-    )
+    difference = Difference.of(*({str(place): features for place, features in each.items()} for each in (crops, measured)))
     detail = (
         f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(crops)} crops of "
-        f"{sizes.old.words}: largest difference {largest:.1e}"
+        f"{sizes.old.words}: largest difference"
     )
-    values = {"crops": len(crops), sizes.rule.size_name: list(new.size), "max_abs_difference": largest}
-    return equality(CROPS, detail, relative, values)
+    return equality(CROPS, detail, difference, {"crops": len(crops), sizes.rule.size_name: list(new.size)})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..private_apis import attention_implementation
+from .differences import TOLERANCE, Difference
 from .flops import cost_at, layer_mechanisms
 from .long_models.base import CheckpointConverter, Probe
 from .model_loading import (
@@ -27,7 +28,7 @@ from .model_loading import (
 )
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .report import FAILED, PASSED, SKIPPED, TOLERANCE, Check, equality
+from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .text import VerificationText
 from .verify_loss import LossCheck
 
@@ -147,13 +148,6 @@ def part_to_compare(model: Any, headless: bool) -> Any:
     return model.base_model if headless else model
 
 
-def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
-    """(largest absolute difference, the same relative to the largest value but at least 1)."""
-    largest = float(torch.stack([(a[name] - b[name]).abs_().max() for name in a]).max())  # NaN in any of them gives NaN
-    scale = max(1.0, *(float(value.abs().max()) for value in a.values()))
-    return largest, largest / scale
-
-
 def _compare_old(
     plan: ConversionPlan, model: Any, headless: bool, text: VerificationText, lengths: Lengths, expected: dict[int, dict[str, Tensor]]
 ) -> list[Check]:
@@ -161,12 +155,10 @@ def _compare_old(
 
     def compare(name: str, length: int, how: str, why: str) -> Check:
         ids = text.tokens(length)
-        largest, relative = difference(
-            expected[length], outputs(part_to_compare(model, headless), ids, decoder_tokens=_decoder_limit(plan))
-        )
-        values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length]), "max_abs_difference": largest}
-        detail = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
-        return equality(name, detail, relative, values, why)
+        measured = outputs(part_to_compare(model, headless), ids, decoder_tokens=_decoder_limit(plan))
+        values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length])}
+        detail = f"{what} at {length} tokens, {how}: largest difference from the source"
+        return equality(name, detail, Difference.of(expected[length], measured), values, why)
 
     change = plan.position_change
     checks = []
@@ -236,18 +228,17 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     padded = run_masked(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0), padded_pages)
     real = {"right": slice(short), "left": slice(-short, None)}
     differences = {
-        side: max(float((padded[output][row, real[side]] - state[0]).abs().max()) for output, state in unpadded.items())
+        side: Difference.of(
+            {output: state[0] for output, state in unpadded.items()}, {output: padded[output][row, real[side]] for output in unpadded}
+        )
         for row, side in enumerate(sides)
     }
-    largest = max(differences.values())
-    scale = max(1.0, *(float(state.abs().max()) for state in unpadded.values()))
-    good = largest <= TOLERANCE * scale and all_finite(padded)
     detail = (
         f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
-        f"{' with global tokens' if takes_globals else ''}: largest difference {largest:.1e}"
+        f"{' with global tokens' if takes_globals else ''}: largest difference"
     )
-    values = {**differences, "length": length, "tokens": short, "tolerance": TOLERANCE}
-    return [first, Check(name, PASSED if good else FAILED, detail, values)]
+    values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
+    return [first, equality(name, detail, Difference.worst(differences.values()), values)]
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:
@@ -327,25 +318,21 @@ def _check_probe(
 ) -> Check:
     """Compare every output that both have, over the rows of real tokens, each relative to the source's largest value of it."""
     name = f"equal to the source, {probe.name}"
-    absolute, relative = {}, {}
-    for output in sorted(expected.keys() & measured.keys()):
-        if expected[output].shape == measured[output].shape:
-            a, b = (probe.rows(output, outputs[output].float()) for outputs in (expected, measured))
-            absolute[output] = float((a - b).abs().max())
-            relative[output] = absolute[output] / max(1.0, float(a.abs().max()))
-    if not absolute:
+    common = sorted(expected.keys() & measured.keys())
+    if not common:
         return Check(name, FAILED, "source and result have no output in common")
-    worst = max(relative, key=lambda output: relative[output] if relative[output] == relative[output] else float("inf"))  # NaN is the worst
-    layers = sum("hidden_states[" in output for output in absolute)
-    names = [output for output in absolute if "hidden_states[" not in output]
-    values = {"length": length, "tokens": int(probe.real.sum()), "max_abs_difference": max(absolute.values()), "outputs": absolute}
+    rows = ({output: probe.rows(output, outputs[output]) for output in common} for outputs in (expected, measured))
+    difference = Difference.of(*rows)
+    layers = sum("hidden_states[" in output for output in common)
+    names = [output for output in common if "hidden_states[" not in output]
+    values = {"length": length, "tokens": int(probe.real.sum()), "outputs": common}
     head = " (the source has no weights for its head)" if headless else ""
     detail = (
         f"{', '.join([*names, f'{layers} hidden states'])}{head} of two texts of up to {length} tokens, {probe.name}: "
-        f"largest difference from transformers' {plan.source.config['model_type']} {absolute[worst]:.1e} ({worst})"
+        f"largest difference from transformers' {plan.source.config['model_type']}"
     )
     same = plan.attention == plan.architecture.original_attention()
-    return equality(name, detail, relative[worst], values, plan.position_change if same else "the attention differs from the source's")
+    return equality(name, detail, difference, values, plan.position_change if same else "the attention differs from the source's")
 
 
 GRADIENT_LENGTH = 192

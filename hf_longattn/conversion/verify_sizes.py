@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import known_family
+from .differences import Difference
 from .input_sizes import InputSize, InputSizes
 from .plan import ConversionPlan
 from .report import FAILED, PASSED, Check, equality
-from .verify_outputs import all_finite, difference
+from .verify_outputs import all_finite
 
 DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the tokens of a decoder, which is given one."""
@@ -79,9 +80,8 @@ class SizeChecks:
         source = "the source"
         if self.plan.architecture.family.base_classes is not None:  # transformers' class cannot be built
             source = "the source, by the definition of its attention in plain operations,"
-        largest, relative = difference(expected, measured)
-        values = {**size.values, "outputs": sorted(expected), "max_abs_difference": largest}
-        return equality(name, f"{how}: largest difference from {source} {largest:.1e}", relative, values, why)
+        values = {**size.values, "outputs": sorted(expected)}
+        return equality(name, f"{how}: largest difference from {source}", Difference.of(expected, measured), values, why)
 
     def at_old(self, expected: dict[str, Tensor], outputs: dict[str, Tensor], with_base_attention: dict[str, Tensor]) -> list[Check]:
         """``outputs`` at the old size, and those of the result with the source's attention; empty where the mechanisms compute it."""

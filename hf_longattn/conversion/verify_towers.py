@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .differences import Difference
 from .flops import layer_mechanisms, mechanisms_on
 from .model_loading import load_result, load_source
 from .pictures import VerificationPictures
@@ -17,7 +18,7 @@ from .plan import ConversionPlan
 from .report import FAILED, PASSED, Check, equality
 from .text import VerificationText
 from .verify_grid import affordable_size
-from .verify_outputs import all_finite, choose_lengths, difference
+from .verify_outputs import all_finite, choose_lengths
 from .verify_sizes import run_model
 
 LONGEST_CAPTION = 512
@@ -51,12 +52,9 @@ def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTower
         model.use_base_attention()
     how = "with long attention" if covered else "with full attention"
     measured = run_model(model, old)
-    largest, relative = difference(expected, measured)
     pictures = " and ".join(part.old_input for part in plan.towers.values() if part.other_inputs is not None)
-    similarity = float((measured["logits_per_text"] - expected["logits_per_text"]).abs().max())
-    detail = f"similarity of a text of {length} tokens and a picture of {pictures}, {how}: it differs from the source's by {similarity:.1e}"
-    values = {"length": length, "max_abs_difference": largest, "similarity_difference": similarity}
-    checks = [equality("similarities of text and picture equal", detail, relative, values, why)]
+    detail = f"similarity of a text of {length} tokens and a picture of {pictures}, {how}: largest difference from the source"
+    checks = [equality("similarities of text and picture equal", detail, Difference.of(expected, measured), {"length": length}, why)]
     model.set_attn_implementation("longattn")
     new = _arguments(plan, inputs)
     with torch.no_grad():

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 
-from ..conversion.report import FAILED, PASSED, TOLERANCE, Check
+from ..conversion.differences import TOLERANCE, Difference
+from ..conversion.report import FAILED, PASSED, Check, equality
 from ..conversion.text import VerificationText
 from ..errors import ExportError
 from ..memory.graph_cache import POSITION, StateTensor, graph_layer, graph_state
@@ -211,7 +212,7 @@ class _Decoding:
         self.graph, self.run, self.mask = graph, run, mask
         self.positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.past, self.cache, self.at = graph.zeros(len(mask)), DynamicCache(config=graph.model.config), 0
-        self.worst, self.largest = 0.0, 1.0
+        self.steps: list[Difference] = []
 
     def step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The next tokens ``(B, n)``; logits of both, ``(B, n, vocabulary)``."""
@@ -226,14 +227,13 @@ class _Decoding:
         self.past, self.at = [outputs[name] for name in self.graph.outputs[1:]], here.stop
         real = self.mask[:, here] != 0  # outputs at padding are undefined
         if real.any():
-            difference = (outputs["logits"] - want)[real].abs().max().item()
-            self.worst = max(self.worst, difference if difference == difference else float("inf"))
-            self.largest = max(self.largest, want[real].abs().max().item())
+            self.steps.append(Difference.of({"logits": want[real]}, {"logits": outputs["logits"][real]}))
         return outputs["logits"], want
 
     @property
-    def relative(self) -> float:
-        return self.worst / self.largest
+    def difference(self) -> Difference:
+        """The largest of all steps."""
+        return Difference.worst(self.steps)
 
 
 STEPS = 12
@@ -287,18 +287,17 @@ def _greedy(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
         logits_of_graph, _ = decoding.step(next_ids)
         logits = logits_of_graph[0, -1]
         token = int(logits.argmax())
-        tied = (logits[token] - logits[want]).item() <= 2 * TOLERANCE * decoding.largest
+        tied = (logits[token] - logits[want]).item() <= 2 * TOLERANCE * decoding.steps[-1].scale
         chosen.append(want if tied else token)
         if chosen[-1] != want:
             break
         next_ids = torch.tensor([[want]])
     same = chosen == wanted[0].tolist()
     detail = f"{len(chosen)} tokens after {prompt:,}, chosen greedily, are {'those' if same else 'not those'} of model.generate"
-    status = PASSED if same and decoding.relative <= TOLERANCE else FAILED
-    return Check("generates the same", status, detail, {"prompt": prompt, "tokens": len(chosen), "difference": decoding.relative})
+    values = {"prompt": prompt, "tokens": len(chosen), "difference": decoding.difference.relative}
+    return Check("generates the same", PASSED if same and decoding.difference.equal else FAILED, detail, values)
 
 
 def _check(name: str, what: str, decoding: _Decoding) -> Check:
-    status = PASSED if decoding.relative <= TOLERANCE else FAILED
-    detail = f"{what}: largest difference {decoding.relative:.1e} of the largest logit"
-    return Check(name, status, detail, {"batch": len(decoding.mask), "length": decoding.at, "difference": decoding.relative})
+    values = {"batch": len(decoding.mask), "length": decoding.at, "difference": decoding.difference.relative}
+    return equality(name, f"{what}: largest difference", decoding.difference, values)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..conversion.report import FAILED, PASSED, TOLERANCE, Check
+from ..conversion.differences import Difference
+from ..conversion.report import FAILED, Check, equality
 from ..private_apis import trace_errors
 
 PAST = "past_key_values"
@@ -186,14 +187,9 @@ class OnePassGraph(ExportedGraph):
         except Exception as error:  # runtimes raise any type of error
             why = f"{comparison.description}: the runtime cannot run it ({type(error).__name__})"
             return Check(name, FAILED, why, {**values, "difference": None})
-        worst = 0.0
-        for output, expected_values in expected.items():
-            at = comparison.defined(expected_values)
-            largest = max(1.0, expected_values[at].abs().max().item())
-            difference = (outputs[output] - expected_values)[at].abs().max().item() / largest
-            worst = max(worst, difference if difference == difference else float("inf"))
-        detail = f"{comparison.description}: largest difference {worst:.1e} of the largest output"
-        return Check(name, PASSED if worst <= TOLERANCE else FAILED, detail, {**values, "difference": worst})
+        defined = [{output: each[output][comparison.defined(expected[output])] for output in expected} for each in (expected, outputs)]
+        difference = Difference.of(*defined)
+        return equality(name, f"{comparison.description}: largest difference", difference, {**values, "difference": difference.relative})
 
 
 def named_tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
