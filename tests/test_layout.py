@@ -45,7 +45,8 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "differences", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes", "series_lengths", "input_sizes"),
+    ("differences",),
+    ("config", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes", "series_lengths", "input_sizes"),
     ("sources",),
     ("long_models",),
     ("architectures",),

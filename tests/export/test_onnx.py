@@ -21,7 +21,7 @@ from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
 from hf_longattn.conversion import differences
 from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
-from hf_longattn.export import graphs, model_graph
+from hf_longattn.export import model_graph
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import padding, tokens
 
