@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_longattn.data.qa_features import pad_lists
 from hf_longattn.data.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, marked_question, plain
 from hf_longattn.data.sources import DataError, check_column, named_columns, read_source
 from hf_longattn.errors import LengthError
+from hf_longattn.naming import LOGGER
 
+logger = logging.get_logger(LOGGER)
 COLUMNS = {
     "context": ("context", "article", "sent1", "ctx"),
     "question": ("question", "sent2", "question_stem"),
@@ -99,7 +103,7 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
             with the choices, or of several with one choice each.
 
     Raises:
-        DataError: a missing column, a label that is none of the choices, or (unless ``varied``) different numbers of choices.
+        DataError: a missing column, labels that name no choice or may name two, or (unless ``varied``) different numbers of choices.
     """
     data = read_source(source, split)
     named = dict(named or {})
@@ -119,23 +123,30 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
             f"with --{what}-column"
         )
     texts_of = {role: columns[role] for role in ("context", "question") if role in columns}
+    if not len(data):
+        raise DataError(f"there are no questions in {source}")
+
+    def named_choices(row: dict[str, Any], number: int) -> tuple[list[str], list[str] | None]:
+        """The choices of a row, and what they are called in ARC and CommonsenseQA: A B C … or 1 2 3 …"""
+        choices = [row[name] for name in endings] if endings else row[columns["choices"]]
+        keys = choices.get("label") if isinstance(choices, dict) else None
+        choices = choices.get("text") if isinstance(choices, dict) else choices
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+            raise DataError(f"row {number + 1} of {source}: the choices must be at least two texts, not {choices!r}")
+        return choices, keys
+
+    asked = data.select_columns([columns["label"], *(endings or [columns["choices"]])])
+    labels = _numbers([(row[columns["label"]], *named_choices(row, number)) for number, row in enumerate(asked)], source)
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         where = f"row {number + 1} of {source}"
-        choices = [row[name] for name in endings] if endings else row[columns["choices"]]
-        keys = choices.get("label") if isinstance(choices, dict) else None  # of ARC and CommonsenseQA, A B C … or 1 2 3 …
-        choices = choices.get("text") if isinstance(choices, dict) else choices
-        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-            raise DataError(f"{where}: the choices must be at least two texts, not {choices!r}")
         texts: dict[str, Any] = {"context": "", "question": ""}
         texts |= {role: row[column] or "" for role, column in texts_of.items()}
         wrong = next((role for role, text in texts.items() if not isinstance(text, str)), None)
         if wrong is not None:
             raise DataError(f"{where}: {columns[wrong]!r} must be a text, not {texts[wrong]!r}")
-        return {**texts, "choices": choices, "label": _number(row, columns["label"], choices, where, keys)}
+        return {**texts, "choices": named_choices(row, number)[0], "label": labels[number]}
 
-    if not len(data):
-        raise DataError(f"there are no questions in {source}")
     questions = data.map(convert, with_indices=True, remove_columns=data.column_names, features=CHOICES)
     if not varied and len({len(choices) for choices in questions["choices"]}) > 1:
         raise DataError(
@@ -144,22 +155,45 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
     return questions
 
 
-def _number(row: Mapping[str, Any], column: str, choices: list[str], where: str, keys: list[str] | None = None) -> int:
-    """The number of the right choice; ``keys``: what the choices are called."""
-    label = row[column]
-    if keys and label in keys:
-        return keys.index(label)
-    if isinstance(label, str) and label in choices:
-        return choices.index(label)
-    if isinstance(label, str) and len(label.strip()) == 1 and label.strip().isalpha():
-        label = ord(label.strip().upper()) - ord("A")
-    elif isinstance(label, str) and label.strip().isdigit():
-        label = int(label)
-    if not isinstance(label, int) or not 0 <= label < len(choices):
-        raise DataError(
-            f"{where}: the label {row[column]!r} is none of its {len(choices)} choices; give a number from 0, a letter or the text"
-        )
-    return label
+def _readings(label: Any, choices: Sequence[str], keys: Sequence[str] | None) -> dict[str, int]:
+    """The number of the choice that a label names if it is a key, a letter, a number or a text; -1 for none."""
+    text = label.strip() if isinstance(label, str) else ""
+    number = int(label) if isinstance(label, int) or text.isdecimal() else -1
+    return {
+        "keys": keys.index(label) if keys and label in keys else -1,
+        "letters": string.ascii_uppercase[: len(choices)].find(text.upper()) if len(text) == 1 else -1,
+        "numbers": number if number < len(choices) else -1,
+        "texts": choices.index(label) if label in choices else -1,
+    }
+
+
+def _numbers(rows: Sequence[tuple[Any, Sequence[str], Sequence[str] | None]], source: str) -> list[int]:
+    """The number of the right choice of each row. All labels are keys, all are letters, all are numbers, or all are texts.
+
+    Args:
+        rows: label, choices, and the choices' keys if they have some.
+
+    Raises:
+        DataError: a label that names no choice, labels of several kinds, or numbers that may be texts of other choices.
+    """
+    readings = [_readings(*row) for row in rows]
+    for number, (reading, (label, choices, _)) in enumerate(zip(readings, rows, strict=True)):
+        if max(reading.values()) < 0:
+            raise DataError(
+                f"row {number + 1} of {source}: the label {label!r} is none of its {len(choices)} choices; give a number from 0, a letter "
+                "or the text"
+            )
+    kinds = [kind for kind in readings[0] if all(reading[kind] >= 0 for reading in readings)]
+    if not kinds:
+        raise DataError(f"the labels of {source} are of several kinds; give all rows a number from 0, a letter, or the text of a choice")
+    kind = kinds[0]
+    two = next((row for row, reading in enumerate(readings) if reading[kind] != reading[kinds[-1]]), None)
+    if two is not None and kind in ("letters", "numbers"):
+        doubt = f"the labels of {source} are {kind} or texts: in row {two + 1}, {rows[two][0]!r} names two different choices"
+        if kind == "numbers":
+            raise DataError(f"{doubt}; store the labels as integers from 0")
+        logger.warning(f"{doubt}. They are read as letters, A for the first choice; if they are texts, store integers from 0.")
+    return [reading[kind] for reading in readings]
 
 
 def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *, question_first: bool = False) -> Dataset:

@@ -35,6 +35,37 @@ def test_schemas(tmp_path: Path) -> None:
         assert read_choices(write([row], tmp_path / f"{name}.jsonl"), "train").to_list() == [plain], name
 
 
+def test_labels_are_read_in_one_way_for_all_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """HellaSwag's labels are texts that count from 0, also where choices are numbers themselves; RACE's are letters."""
+    keyed = {"text": ["1", "2", "0"], "label": ["1", "2", "3"]}
+    cases = [
+        ("1031", [["three", "four", "five", "six"], "3124", "1203", "3210"], "1031"),
+        ([1, 0], ["10", "01"], "10"),  # integers are numbers
+        ("20", ["012", "201"], None),  # all are texts, too
+        ("23", ["123", "345"], "10"),  # 3 is no number of a choice
+        ("21", ["012", "012"], "21"),  # both say the same
+        ("31", [keyed, keyed], "20"),
+        ("DB", ["wxyz", "CABD"], "31"),
+        ("db", [["a cat", "d"], ["b", "a dog"]], "10"),
+        (["ox", "1"], [["ox", "1"], ["2", "1"]], "01"),
+    ]
+    for number, (labels, choices, expected) in enumerate(cases):
+        rows = [
+            {"context": "c", "choices": each if isinstance(each, dict) else list(each), "label": label}
+            for label, each in zip(labels, choices, strict=True)
+        ]
+        source = write(rows, tmp_path / f"{number}.jsonl")
+        if expected is None:
+            with pytest.raises(DataError, match=r"numbers or texts: in row 2, '0' names two different choices; store .* integers from 0"):
+                read_choices(source, "train", varied=True)
+        else:
+            assert list(read_choices(source, "train", varied=True)["label"]) == [int(digit) for digit in expected], (labels, choices)
+    assert not caplog.records
+    source = write([{"context": "c", "choices": ["C", "A", "B", "D"], "label": "B"}], tmp_path / "letters.jsonl")
+    assert list(read_choices(source, "train")["label"]) == [1]
+    assert "in row 1, 'B' names two different choices. They are read as letters" in caplog.text
+
+
 def test_a_converted_model_learns_to_choose(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     choose = random.Random(0)
     rows = [
@@ -60,6 +91,8 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
         ("no column for choices", [{"context": "c", "label": 0}]),
         ("row 2 .* label 5 is none of its 2 choices", [row, {**row, "label": 5}]),
         ("label 'wolf' is none", [{**row, "label": "wolf"}]),
+        ("row 1 .* label '²' is none", [{**row, "label": "²"}]),
+        ("of several kinds; give all rows a number", [{**row, "label": "x"}, {**row, "label": "1"}]),
         ("at least two texts", [{**row, "choices": ["x"]}]),
         ("different numbers of choices", [row, {**row, "choices": ["x", "y", "z"]}]),
     ]

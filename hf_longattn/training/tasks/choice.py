@@ -51,8 +51,8 @@ class ChoiceDataArguments(LabelledDataArguments):
         [], "Files, folders or names on the Hub, one or several: "
         "a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "
         "columns context (or article, ctx), question, choices (or options, endings, or ending0, ending1 …) and label (or answer, "
-        "answerKey): a number from 0, a letter from A, the text of the choice, or its label (ARC); or with WikiHop's query, candidates, "
-        "supports and answer."
+        "answerKey): a number from 0, a letter from A, the text of the choice, or its label (ARC), the same in all rows; or with WikiHop's "
+        "query, candidates, supports and answer."
     )  # fmt: skip
     context_column: str = argument("", "The column that holds the document, if it has none of these names.")
     question_column: str = argument("", "The column that holds the question, if it has none of these names.")
