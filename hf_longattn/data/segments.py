@@ -102,11 +102,12 @@ class SegmentStream(IterableDataset):
     def _ordered(self, number: int) -> Iterable[Any]:
         if not self.shuffle:
             return self.documents
+        drawn = random.Random(f"{self.seed}:{number}")
         if isinstance(self.documents, StreamedDataset):
-            return self.documents.shuffle(seed=self.seed + number, buffer_size=SHUFFLE_BUFFER)
+            return self.documents.shuffle(seed=drawn.getrandbits(63), buffer_size=SHUFFLE_BUFFER)
         listed: Any = self.documents if isinstance(self.documents, Dataset) else list(self.documents)
         order = list(range(len(listed)))
-        random.Random(self.seed + number).shuffle(order)
+        drawn.shuffle(order)
         return (listed[index] for index in order)
 
     def _segments(self, document: tuple[int, list[int]] | None) -> Iterator[Sample]:

@@ -67,12 +67,26 @@ def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> 
     for a, b in zip(SegmentStream(whole, 64, 3), SegmentStream(streamed, 64, 3), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
     for documents in (whole, streamed):
-        orders = [[int(s["input_ids"][1]) for s in SegmentStream(documents, 64, 1, shuffle=True, seed=s)] for s in (0, 0, 3)]
+        orders = [[int(s["input_ids"][1]) for s in SegmentStream(documents, 64, 1, shuffle=True, seed=s)] for s in (0, 0, 1)]
         assert orders[0] == orders[1]
         assert orders[0] != orders[2]
         assert sorted(orders[0]) == sorted(orders[2])
     endless = iter(SegmentStream(DOCUMENTS, 4, 2, passes=None))
     assert sum(int(next(endless)["memory_reset"]) for _ in range(200)) > 20
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_passes_of_neighbouring_seeds_have_orders_of_their_own(streamed: bool) -> None:
+    """Pass 1 of seed 42 was pass 0 of seed 43."""
+    documents: Any = Dataset.from_list([{"input_ids": [0, number]} for number in range(60)])
+    if streamed:
+        documents = documents.to_iterable_dataset()
+    orders = set()
+    for seed in (42, 43, 44):
+        read = [int(sample["input_ids"][1]) for sample in SegmentStream(documents, 2, 1, shuffle=True, seed=seed, passes=3)]
+        orders |= {tuple(read[first : first + 60]) for first in (0, 60, 120)}
+    assert len(orders) == 9
+    assert all(sorted(order) == list(range(60)) for order in orders)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
