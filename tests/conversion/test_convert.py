@@ -258,6 +258,17 @@ def test_weights_are_cast_when_asked(dtype: str, torch_dtype: torch.dtype, built
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long").dtype == torch_dtype
 
 
+def test_a_cast_file_has_one_dtype(built: Callable[[str], Path], tmp_path: Path) -> None:
+    """Also in tensors that are extended, initialised, or copied from a layer."""
+    separate = {"mechanism": "longformer", "window": 16, "separate_global": True}
+    for number, (action, options) in enumerate((("copied", separate), ("added", {"mechanism": "linformer", "rank": 8}))):
+        folder = tmp_path / str(number)
+        report = convert_checkpoint(built("BertForMaskedLM"), folder, max_length=128, dtype="bf16", verify=False, **options)
+        assert set(report.plan["tensor_counts"]) >= {action, "kept", "extended"}
+        new = load_file(folder / "model.safetensors")
+        assert {str(tensor.dtype) for tensor in new.values() if tensor.is_floating_point()} == {"torch.bfloat16"}
+
+
 def test_layers_may_differ(built: Callable[[str], Path], tmp_path: Path) -> None:
     layers = {0: {"mechanism": "full"}}
     convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, layers=layers, max_length=128)

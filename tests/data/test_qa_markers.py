@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,7 @@ from hf_longattn.data.qa_schemas import SCHEMAS, _convert
 from hf_longattn.evaluation.qa_heads import chosen_evidence
 from hf_longattn.evaluation.qa_reader import n_best_spans
 from tests.byte_tokenizer import train_tokenizer
+from tests.grids import drawn
 from tests.trained import tokenizer_of
 from tests.training.conftest import SOURCES
 
@@ -68,7 +69,7 @@ def hotpot_rows(draw: st.DrawFn) -> tuple[list[list[Any]], list[list[Any]], str]
     return paragraphs, facts, draw(st.sampled_from([text for some in texts for text in some])) if answer == "span" else answer
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(120)
 @given(
     hotpot_rows(),
     st.sampled_from(["ours", "roberta"]),
