@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.words import to_windows
 from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.tokens import TOKENS, TokenDataArguments, finetune_tokens, read_tagged
+from hf_longattn.training.tasks.tokens import TOKENS, TokenDataArguments, finetune_tokens, read_tagged, tag_scores
 from tests.training.conftest import FAST, checkpoint
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
@@ -121,3 +122,12 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     for error, words, data in cases:
         with pytest.raises(error, match=words):
             read_tagged(TokenDataArguments(data=data), seed=0)
+
+
+def test_iob1_data_are_scored_in_their_scheme() -> None:
+    """Of CoNLL-2003's own files, strict IOB2 would find no entity that begins with I-."""
+    names, tags = ["O", "I-A", "B-A"], ["I-A", "I-A", "B-A", "O", "I-A"]
+    rows = Dataset.from_list([{"word_ids": list(range(5)), "labels": [names.index(tag) for tag in tags], "document": 0}])
+    logits = [np.eye(3)[rows[0]["labels"]]]
+    scores = tag_scores(logits, rows, Dataset.from_list([{"tags": tags}]), names)
+    assert [scores[name] for name in ("precision", "recall", "f1", "accuracy")] == [100.0] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -11,11 +12,12 @@ import evaluate
 from hf_longattn.errors import needs_extra
 from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
-SCHEMES = (("IOBES", "ES", "S"), ("BILOU", "LU", "U"), ("IOB2", "", "B"))
+SCHEMES = (("IOBES", "ES", "S"), ("BILOU", "LU", "U"), ("IOB2", "", "B"), ("IOB1", "", "I"))
 """Schemes of seqeval, the prefixes that only this scheme has, and its prefix for an entity of one word."""
 _KWARGS = """
 predictions, references: a list of tags for each document. Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues
 no entity of its kind is none, as in seqeval's strict mode. A tag without a prefix is an entity of one word, O is none.
+scheme: IOB2, IOBES, BILOU or IOB1; default: by the prefixes, IOB2 if they are B and I.
 Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten documents or more, and n, the
 number of documents.
 """
@@ -31,11 +33,11 @@ class Entities(evaluate.Metric):
         features = datasets.Features({"predictions": tags, "references": tags})
         return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
 
-    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
-        return entity_scores(predictions, references)
+    def _compute(self, predictions: list[list[str]], references: list[list[str]], scheme: str | None = None) -> dict[str, float]:
+        return entity_scores(predictions, references, scheme)
 
 
-def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], scheme: str | None = None) -> dict[str, float]:
     """precision, recall and f1 over all documents, and the accuracy of single words, in per cent; ``f1_se`` … are their standard errors
     over documents, ``n`` the number of documents.
 
@@ -43,7 +45,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
         MissingExtraError: seqeval is not installed.
     """
     counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
-    entities = entities_of([*predicted, *gold])
+    entities = entities_of([*predicted, *gold], scheme)
     for at, (tags, gold_tags) in enumerate(zip(predicted, gold, strict=True)):
         found, expected = entities[at], entities[len(predicted) + at]
         right = len(found & expected)
@@ -54,15 +56,22 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
     return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predicted))
 
 
-def entities_of(documents: Sequence[Sequence[str]]) -> list[set[Any]]:
-    """seqeval's entities of each document, all in the scheme whose prefixes occur."""
+def entities_of(documents: Sequence[Sequence[str]], scheme: str | None = None) -> list[set[Any]]:
+    """seqeval's entities of each document, in this scheme or in the one whose prefixes occur."""
     with needs_extra("metrics"):
         from seqeval import scheme as schemes
 
     prefixes = {tag[0] for tags in documents for tag in tags if tag[1:2] == "-"}
-    name, _, single = next(row for row in SCHEMES if prefixes & set(row[1]) or not row[1])
+    name, _, single = next(row for row in SCHEMES if (row[0] == scheme if scheme else prefixes & set(row[1]) or not row[1]))
 
     def prefixed(tag: str) -> str:
-        return tag if tag == "O" or (tag[1:2] == "-" and tag[0] in name.removesuffix("2")) else f"{single}-{tag}"
+        return tag if tag == "O" or (tag[1:2] == "-" and tag[0] in name.rstrip("12")) else f"{single}-{tag}"
 
     return [set(schemes.Tokens(list(map(prefixed, tags)), getattr(schemes, name)).entities) for tags in documents]
+
+
+def scheme_of(documents: Sequence[Sequence[str]]) -> str | None:
+    """ "IOB1" if entities begin with I-, and B- only parts two neighbours of a kind, as in CoNLL-2003's own files; otherwise ``None``."""
+    pairs = [pair for tags in documents for pair in pairwise(["O", *tags])]
+    starts = {tag[:2] for before, tag in pairs if tag[1:2] == "-" and (before[:2] not in ("B-", "I-") or before[2:] != tag[2:])}
+    return "IOB1" if starts == {"I-"} else None

@@ -26,6 +26,7 @@ from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.metrics.entities import scheme_of
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import label_config, load_head, load_start
@@ -150,7 +151,8 @@ def tag_scores(window_logits: Iterable[Any], rows: Dataset, texts: Dataset, name
             if label != IGNORED and context > best[document][word][0]:
                 best[document][word] = (context, names[int(choices[at])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
-    return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
+    gold = texts["tags"][:]
+    return load_metric("entities").compute(predictions=predicted, references=gold, scheme=scheme_of(gold))
 
 
 def describe_tokens(log: dict[str, Any]) -> str:
