@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from ..errors import CheckpointError, in_one_line
-from ..hub import BUNDLED_CODE, write_model_card
+from ..hub import bundled_code, write_model_card
 from ..naming import PREDICTIONS
 from ..private_apis import model_type_table
 from ..reading import read_json_object
@@ -324,7 +324,7 @@ def _keep_remote_code(source: Source, folder: Path) -> list[str]:
     config = read_json_object(folder / "config.json")
     if "auto_map" not in config:
         return []
-    code = [path for pattern in BUNDLED_CODE for path in sorted(source.folder.glob(pattern))]
+    code = bundled_code(source.folder)
     if not code or config.get("model_type") != source.config.get("model_type"):
         write_json(folder / "config.json", {name: value for name, value in config.items() if name != "auto_map"})
         return []

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .push import PushReport as PushReport
     from .push import check_login as check_login
     from .push import push_model as push_model
-    from .remote_code import BUNDLED_CODE as BUNDLED_CODE
     from .remote_code import bundle_remote_code as bundle_remote_code
+    from .remote_code import bundled_code as bundled_code
     from .remote_code import check_remote_code as check_remote_code
     from .trainer_card import ModelCardMixin as ModelCardMixin
     from .trainer_card import from_source as from_source
@@ -26,7 +26,7 @@ __getattr__, __all__ = public_names(
     {
         "card": ("MeasuredResult", "model_card", "write_model_card"),
         "push": ("PushReport", "check_login", "push_model"),
-        "remote_code": ("BUNDLED_CODE", "bundle_remote_code", "check_remote_code"),
+        "remote_code": ("bundle_remote_code", "bundled_code", "check_remote_code"),
         "trainer_card": ("ModelCardMixin", "from_source"),
         "usage": ("AUTO_CLASSES", "next_step"),
     },

@@ -181,14 +181,24 @@ def _check_folder(place: Path) -> None:
 
 
 def _check_code(place: Path) -> None:
-    """A config that names missing code could not be loaded without this package."""
+    """Refuse code that lacks files: what config.json names under auto_map, or what these files import."""
+    from transformers.dynamic_module_utils import get_relative_imports
+
     named = read_config(place).get("auto_map") or {}
-    local = {f"{where.split('.')[0]}.py" for where in named.values() if isinstance(where, str) and "--" not in where}
-    if missing := sorted(file for file in local if not (place / file).is_file()):
-        raise CheckpointError(
-            f"config.json names {missing[0]} under auto_map, which is not in {str(place)!r}; add --remote-code to write it, "
-            "or remove auto_map from config.json."
-        )
+    waiting = {
+        where.split(".")[0]: "config.json, under auto_map," for where in named.values() if isinstance(where, str) and "--" not in where
+    }
+    checked: set[str] = set()
+    while waiting:
+        name, who = waiting.popitem()
+        file = place / f"{name}.py"
+        if not file.is_file():
+            raise CheckpointError(
+                f"{who} names {file.name}, which is not in {str(place)!r}; add --remote-code to write the model's code, or remove auto_map "
+                "from config.json."
+            )
+        checked.add(name)
+        waiting |= {imported: file.name for imported in get_relative_imports(file) if imported not in checked}
 
 
 def _files(place: Path) -> tuple[list[str], list[str]]:

@@ -40,8 +40,10 @@ from .card import read_config
 PACKAGE = "hf_longattn"
 DISTRIBUTION = "hf-longattn"
 ROOT = Path(__file__).resolve().parent.parent
-BUNDLED_CODE = ("longattn_*.py", "modeling_long_*.py")
-"""Patterns of a bundle's files."""
+MARK = "# Bundled with this model"
+"""The beginning of a line in the header of every bundled file, and of no other."""
+HEADER_BYTES = 2048
+"""Bytes at the start of a file among which the mark is looked for."""
 LICENSE = """\
 # Copyright the authors of hf_longattn.
 #
@@ -64,14 +66,16 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     """Write the modelling code of a saved Long model into its folder, and name it in ``config.json``.
 
     Args:
-        folder: of a saved Long model. Files of an earlier bundle are replaced; of all others, only ``config.json`` changes.
+        folder: of a saved Long model. Files of an earlier bundle are replaced; of all others, only ``config.json`` changes. It names the
+            code before the first file changes and after the last one only, so that an interrupted bundle leaves a model without code.
         user_code: also bundle modified files of this package, and mechanisms that were registered from other modules.
 
     Returns:
         The names of the files written, ``config.json`` last.
 
     Raises:
-        CheckpointError: the folder has no readable ``config.json``, or that of another model, or cannot be written in.
+        CheckpointError: the folder has no readable ``config.json``, or that of another model, cannot be written in, or holds a file or
+            folder of somebody else with the name of a bundled file.
         RemoteCodeError: modified or custom code without ``user_code``, or a custom module that imports other files.
     """
     place = Path(folder)
@@ -92,9 +96,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     modules, origin = check_remote_code(config, user_code=user_code)
     entry = f"modeling_long_{family.module.rpartition('.')[2]}"
     files = {name: entry if name == family.module else flat_name(name) for name in modules}
-    for pattern in BUNDLED_CODE:
-        for old in place.glob(pattern):
-            old.unlink()
+    texts: dict[str, str] = {}
     for name, module in modules.items():
         text = _header(module, origin) + module.flattened(files)
         if name == f"{PACKAGE}.naming":
@@ -102,10 +104,32 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
         if name == family.module:  # transformers copies and downloads the files that it finds in import statements
             imports = "".join(f"    from .{file} import __name__ as _\n" for file in sorted(set(files.values()) - {entry}))
             text += f"\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:  # never run: lists every file of this model\n{imports}"
-        (place / f"{files[name]}.py").write_text(text, encoding="utf-8")
-    values["auto_map"] = _auto_map(family, config.model_type, entry)
-    write_text(place / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    return [*(f"{file}.py" for file in sorted(files.values())), "config.json"]
+        texts[f"{files[name]}.py"] = text
+    earlier = bundled_code(place)
+    for file in texts:
+        if os.path.lexists(place / file) and place / file not in earlier:
+            raise CheckpointError(
+                f"{str(place / file)!r} has the name of a file that is bundled with the model, but is not one; rename it or move it away."
+            )
+    if values.pop("auto_map", None) is not None:
+        _write_config(place, values)
+    for file, text in texts.items():
+        write_text(place / file, text)
+    for old in earlier:
+        if old.name not in texts:
+            old.unlink()
+    _write_config(place, {**values, "auto_map": _auto_map(family, config.model_type, entry)})
+    return [*sorted(texts), "config.json"]
+
+
+def bundled_code(folder: Path) -> list[Path]:
+    """The files that :func:`bundle_remote_code` wrote into a folder, by the mark in their headers."""
+
+    def is_marked(file: Path) -> bool:
+        with file.open("rb") as opened:
+            return any(line.startswith(MARK.encode()) for line in opened.read(HEADER_BYTES).splitlines())
+
+    return [file for file in sorted(folder.glob("*.py")) if file.is_file() and is_marked(file)]
 
 
 def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str, Module], str]:
@@ -388,12 +412,16 @@ def _origin(package_modules: list[Module], custom: list[Module], user_code: bool
 def _header(module: Module, origin: str) -> str:
     digest = hashlib.sha256(module.text.encode()).hexdigest()
     if not module.own:
-        return f"# Bundled with this model: a module by its author, {module.path.name}, sha256 {digest}.\n# It is not part of {PACKAGE}.\n"
+        return f"{MARK}: a module by its author, {module.path.name}, sha256 {digest}.\n# It is not part of {PACKAGE}.\n"
     file = f"{PACKAGE}/{module.path.relative_to(ROOT).as_posix()}"
-    return f"{LICENSE}# Bundled with this model by {origin}: {file},\n# sha256 {digest}, with its imports flattened.\n"
+    return f"{LICENSE}{MARK} by {origin}: {file},\n# sha256 {digest}, with its imports flattened.\n"
 
 
 # ---- config.json
+
+
+def _write_config(folder: Path, values: Mapping[str, Any]) -> None:
+    write_text(folder / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _auto_map(family: Family, model_type: str, entry: str) -> dict[str, str]:

@@ -29,6 +29,7 @@ from hf_longattn.errors import CheckpointError, RemoteCodeError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM
 from hf_longattn.hub import bundle_remote_code, push_model, remote_code
 from hf_longattn.hub.remote_code import Provenance, provenance
+from hf_longattn.staging import write_text
 
 from ..hub_server import serve
 from ..hub_state import WRITER, Hub
@@ -199,14 +200,48 @@ def test_the_installed_package_goes_before_the_code_in_the_repository(converted:
 
 
 def test_bundling_again_replaces_the_files(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    """Files of the user stay, whatever their names are."""
     repo = bundled(converted, tmp_path, "llama")
-    (repo / "longattn_mechanisms_gone.py").write_text("")
-    (repo / "mine.py").write_text("")
-    first = {path.name: path.read_bytes() for path in repo.iterdir()}
+    for name in ("mine.py", "longattn_mine.py", "modeling_long_mine.py"):
+        (repo / name).write_text(f"# {name}\n")
+    users = {path.name: path.read_bytes() for path in repo.iterdir()}
+    (repo / "longattn_mechanisms_gone.py").write_text(f"{remote_code.MARK} by an older version\n")
     bundle_remote_code(repo, user_code=True)
-    assert {path.name: path.read_bytes() for path in repo.iterdir()} == {
-        name: content for name, content in first.items() if name != "longattn_mechanisms_gone.py"
-    }
+    assert {path.name: path.read_bytes() for path in repo.iterdir()} == users
+
+
+def test_a_file_or_folder_of_the_user_with_a_bundled_name_is_refused(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    repo = shutil.copytree(converted("llama"), tmp_path / "llama")
+    before = {path.name: path.read_bytes() for path in repo.iterdir()}
+    for make in (lambda path: path.write_text("mine = 1\n"), Path.mkdir):
+        make(repo / "longattn_naming.py")
+        with pytest.raises(CheckpointError, match=r"longattn_naming\.py' has the name of a file that is bundled"):
+            bundle_remote_code(repo, user_code=True)
+        (repo / "longattn_naming.py").unlink() if (repo / "longattn_naming.py").is_file() else (repo / "longattn_naming.py").rmdir()
+        assert {path.name: path.read_bytes() for path in repo.iterdir()} == before
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupted_bundle_names_no_code(
+    again: bool, converted: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder without code, and of one with an earlier bundle."""
+    repo = bundled(converted, tmp_path, "llama") if again else shutil.copytree(converted("llama"), tmp_path / "llama")
+    written: list[str] = []
+
+    def killed_in_the_middle(file: Path, text: str) -> None:
+        written.append(file.name)
+        if len(written) > 30:
+            raise KeyboardInterrupt
+        write_text(file, text)
+
+    monkeypatch.setattr(remote_code, "write_text", killed_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        bundle_remote_code(repo, user_code=True)
+    assert "auto_map" not in json.loads((repo / "config.json").read_text())
+    monkeypatch.undo()
+    bundle_remote_code(repo, user_code=True)
+    assert len(remote_code.bundled_code(repo)) == len([*repo.glob("*.py")]) > 30
 
 
 MINE = '''
