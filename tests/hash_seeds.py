@@ -55,7 +55,7 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
     made: dict[str, Callable[[], Any]] = {
         "labelled pairs": lambda: labelled_pairs(data, relevant, 0).to_list(),
         "reranking": lambda: reranking(data, relevant, 0),
-        "retrieval": lambda: retrieval(data)[:2],
+        "retrieval": lambda: retrieval(data, relevant)[:2],
     }
     return drawn | {name: digest(make()) for name, make in made.items()}
 

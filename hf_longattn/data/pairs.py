@@ -67,14 +67,17 @@ def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:
     return {anchor: list(texts) for anchor, texts in relevant.items()}
 
 
-def retrieval(held_out: Dataset) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
+def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
     """Queries, documents, and the documents that belong to each query, by their keys, as sentence-transformers'
-    ``InformationRetrievalEvaluator`` takes them: every anchor once, and as documents the positives and negatives of all."""
-    relevant = relevant_texts(held_out)
+    ``InformationRetrievalEvaluator`` takes them: every anchor once, and as documents the positives and negatives of all.
+
+    Args:
+        relevant: of all data, so that no text of an anchor is taken for a wrong one.
+    """
     texts = [text for name in ("positive", "negative") if name in held_out.column_names for text in held_out[name]]
     documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(texts))}
-    queries = {f"q{number}": anchor for number, anchor in enumerate(relevant)}
-    right = {key: {documents[text] for text in relevant[anchor]} for key, anchor in queries.items()}
+    queries = {f"q{number}": anchor for number, anchor in enumerate(dict.fromkeys(held_out["anchor"]))}
+    right = {key: {documents[text] for text in relevant[anchor] if text in documents} for key, anchor in queries.items()}
     return queries, {key: text for text, key in documents.items()}, right
 
 

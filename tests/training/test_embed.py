@@ -94,9 +94,10 @@ def test_columns_come_in_the_order_in_which_losses_take_them(tmp_path: Path) -> 
 
 def test_all_texts_of_an_anchor_are_relevant_and_negatives_are_documents() -> None:
     held = pairs(("a", "x", "n"), ("a", "y", "n"), ("b", "y", "m"), names=("anchor", "positive", "negative"))
-    queries, documents, right = retrieval(held)
+    trained = pairs(("b", "x", "m"), ("c", "z", "m"), names=("anchor", "positive", "negative"))
+    queries, documents, right = retrieval(held, relevant_texts(trained, held))
     found = {queries[key]: {documents[name] for name in names} for key, names in right.items()}
-    assert found == {"a": {"x", "y"}, "b": {"y"}}
+    assert found == {"a": {"x", "y"}, "b": {"y", "x"}}  # the latter belongs to b in the training data
     assert list(documents.values()) == ["x", "y", "n", "m"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks import seq2seq
 from hf_longattn.training.tasks.seq2seq import SEQ2SEQ, finetune_seq2seq, write_in_one_language
 from tests.trained import tokenizer_of
 from tests.training.conftest import FAST, checkpoint
@@ -53,6 +55,25 @@ def test_a_converted_bart_learns_to_summarise(tmp_path: Path, tokenizer: PreTrai
     assert after["rouge1"] > max(40.0, before["rouge1"])
     assert len((tmp_path / "out" / "predictions.txt").read_text().splitlines()) == 2
     BartForConditionalGeneration.from_pretrained(tmp_path / "short")
+
+
+def test_summaries_are_scored_against_whole_references(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were scored against the labels, which are cut: the beginning of a summary was all of it."""
+    rows = [{"document": "tree " * 20, "summary": f"line {number}\nthe tree is here"} for number in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored: list[list[str]] = []
+
+    def compute(predictions: list[str], references: list[str]) -> dict[str, float]:
+        scored.append(references)
+        return {"rouge1": 0.0, "n": len(predictions)}
+
+    monkeypatch.setattr(seq2seq, "load_metric", lambda name: SimpleNamespace(compute=compute))
+    source = str(tmp_path / "rows.jsonl")
+    given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [source], "validation": source}
+    finetune_seq2seq(*build_arguments(SEQ2SEQ, **given, **FAST, max_steps=1, max_summary_length=4, generation_num_beams=1))
+    assert scored == [[row["summary"] for row in rows]] * 2
 
 
 def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

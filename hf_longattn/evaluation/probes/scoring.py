@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -141,11 +142,14 @@ def by_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sa
 def by_likelihood(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, choices: int, masked: bool
 ) -> ProbeAnswer:
-    """The most likely of the candidates, by nats per character; of k answers, the share of them among the k most likely candidates."""
+    """The most likely of the candidates, by nats per character; of k answers, the share of them among the k most likely candidates.
+
+    Of equally likely candidates, and of those whose likelihood is not a number, the answers come last.
+    """
     texts, right = sample.continuations(choices)
     score = masked_log_likelihoods if masked else candidate_log_likelihoods
     likely = [likelihood / len(text) for likelihood, text in zip(score(model, tokenizer, sample.prompt, texts), texts, strict=True)]
-    best = sorted(range(len(texts)), key=lambda place: -likely[place])[:right]
+    best = sorted(range(len(texts)), key=lambda place: (math.inf if math.isnan(likely[place]) else -likely[place], place < right))[:right]
     tokens = len(tokenizer(sample.prompt, verbose=False)["input_ids"])
     answer = ", ".join(texts[place].removeprefix(sample.lead).strip() for place in best)
     return ProbeAnswer(sum(place < right for place in best) / right, answer, tokens, right / len(texts))

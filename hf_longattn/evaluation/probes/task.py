@@ -159,7 +159,8 @@ class TokenTask(ProbeTask):
         candidates = targets.unique()
         if len(candidates) == 1:  # one question: the wrong candidates are tokens of the same text
             wrong = tokens[(tokens != candidates) & (tokens != tokens[places[0]])].unique()
-            candidates = torch.cat([candidates, wrong[torch.randperm(len(wrong), generator=generator)[: choices - 1]]])
+            wrong = wrong[torch.randperm(len(wrong), generator=generator)[: choices - 1]]
+            candidates = torch.cat([wrong, candidates])  # argmax takes the first of equal scores
         return TokenSample(
             tuple(names[tokens].tolist()), tuple(places.tolist()), tuple(names[targets].tolist()), tuple(names[candidates].tolist()), depth
         )

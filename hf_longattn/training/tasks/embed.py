@@ -185,7 +185,8 @@ def embedding_trainer(
     scored = "score" in data.column_names
     loss = CoSENTLoss(model) if scored else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
     size = args.per_device_eval_batch_size
-    evaluator: Any = Similarity() if scored else Retrieval(*retrieval(held), batch_size=size, write_csv=False, name="held")
+    pool = () if scored else retrieval(held, relevant_texts(data, held))
+    evaluator: Any = Similarity() if scored else Retrieval(*pool, batch_size=size, write_csv=False, name="held")
 
     def measure() -> dict[str, float]:
         scores: dict[str, float] = evaluator(model)

@@ -99,10 +99,12 @@ def finetune_seq2seq(
     rows, held_out = (to_summaries(part, tokenizer, data_args.prefix, length, data_args.max_summary_length) for part in (data, held))
     training_args.remove_unused_columns = False
 
+    def written(ids: Any) -> list[str]:
+        return tokenizer.batch_decode(np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
+
     def rouge(evaluation: EvalPrediction) -> dict[str, float]:
-        texts = [np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids) for ids in (evaluation.predictions, evaluation.label_ids)]
-        predictions, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
-        return load_metric("rouge").compute(predictions=predictions, references=references)
+        """Against the summaries as they are: labels are cut, and some tokenizers have no line breaks."""
+        return load_metric("rouge").compute(predictions=written(evaluation.predictions), references=held["summary"][:])
 
     trainer = LongSeq2SeqTrainer(
         model,
@@ -118,8 +120,7 @@ def finetune_seq2seq(
     prediction = trainer.predict(held_out)
     after = plain_scores(prediction.metrics)
     if training_args.predict_with_generate and trainer.is_world_process_zero():
-        ids = np.where(np.asarray(prediction.predictions) < 0, tokenizer.pad_token_id, prediction.predictions)
-        texts = [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        texts = [" ".join(text.split()) for text in written(prediction.predictions)]
         training_args.folder.mkdir(parents=True, exist_ok=True)
         Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
     log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}

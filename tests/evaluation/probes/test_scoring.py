@@ -93,6 +93,20 @@ def test_the_most_likely_candidates_are_the_answer(tokenizer: Any, monkeypatch: 
     assert few.chance == 0.5, "two answers have two wrong ones beside them, even of three choices"
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_model_that_tells_no_candidates_apart_has_nothing_right(value: float, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right candidates came first in the list, and so among equal ones."""
+    monkeypatch.setattr(scoring, "candidate_log_likelihoods", lambda model, tokenizer, prompt, texts: [value] * len(texts))
+    assert by_likelihood(SimpleNamespace(), tokenizer, NAMES, 4, masked=False).score == 0  # type: ignore[arg-type]
+
+    class Equal(LooksBack):
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            return SimpleNamespace(logits=torch.full((1, input_ids.shape[1], 500), value))
+
+    task: Any = probe_task("induction")
+    assert score_tokens(Equal(), tokenizer, task.sample(120, torch.arange(4, 260), 1, 8), "likelihood", masked=False).score == 0  # type: ignore[arg-type]
+
+
 def test_generated_text_is_matched(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[list[int], int]] = []
 
