@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import datasets
 import evaluate
@@ -12,8 +11,10 @@ import evaluate
 from hf_longattn.errors import needs_extra
 from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
-SCHEMES = (("IOBES", "ES", "S"), ("BILOU", "LU", "U"), ("IOB2", "", "B"), ("IOB1", "", "I"))
-"""Schemes of seqeval, the prefixes that only this scheme has, and its prefix for an entity of one word."""
+Entity = tuple[str, int, int]
+"""Kind, first word, and the word after the last."""
+SCHEMES = {"IOBES": "S", "BILOU": "U", "IOB2": "B", "IOB1": "I"}
+"""Schemes of seqeval, each with its prefix for an entity of one word."""
 _KWARGS = """
 predictions, references: a list of tags for each document. Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues
 no entity of its kind is none, as in seqeval's strict mode. A tag without a prefix is an entity of one word, O is none.
@@ -45,9 +46,9 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
         MissingExtraError: seqeval is not installed.
     """
     counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
-    entities = entities_of([*predicted, *gold], scheme)
-    for at, (tags, gold_tags) in enumerate(zip(predicted, gold, strict=True)):
-        found, expected = entities[at], entities[len(predicted) + at]
+    scheme = scheme or scheme_of([*predicted, *gold])
+    for tags, gold_tags in zip(predicted, gold, strict=True):
+        found, expected = entities_of(tags, scheme), entities_of(gold_tags, scheme)
         right = len(found & expected)
         counts["precision"].append((right, len(found)))
         counts["recall"].append((right, len(expected)))
@@ -56,22 +57,25 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
     return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predicted))
 
 
-def entities_of(documents: Sequence[Sequence[str]], scheme: str | None = None) -> list[set[Any]]:
-    """seqeval's entities of each document, in this scheme or in the one whose prefixes occur."""
+def entities_of(tags: Sequence[str], scheme: str | None = None) -> set[Entity]:
+    """seqeval's entities of one document, in one of the :data:`SCHEMES`; default: that of its prefixes."""
     with needs_extra("metrics"):
         from seqeval import scheme as schemes
 
+    name = scheme or scheme_of([tags])
+    known = [tag == "O" or (tag[1:2] == "-" and tag[0] in name.rstrip("12")) for tag in tags]
+    prefixed = [tag if is_known else f"{SCHEMES[name]}-{tag}" for tag, is_known in zip(tags, known, strict=True)]
+    return {(entity.tag, entity.start, entity.end) for entity in schemes.Tokens(prefixed, getattr(schemes, name)).entities}
+
+
+def scheme_of(documents: Sequence[Sequence[str]]) -> str:
+    """IOBES or BILOU if tags have a prefix of theirs, otherwise IOB2."""
     prefixes = {tag[0] for tags in documents for tag in tags if tag[1:2] == "-"}
-    name, _, single = next(row for row in SCHEMES if (row[0] == scheme if scheme else prefixes & set(row[1]) or not row[1]))
-
-    def prefixed(tag: str) -> str:
-        return tag if tag == "O" or (tag[1:2] == "-" and tag[0] in name.rstrip("12")) else f"{single}-{tag}"
-
-    return [set(schemes.Tokens(list(map(prefixed, tags)), getattr(schemes, name)).entities) for tags in documents]
+    return "IOBES" if prefixes & set("ES") else "BILOU" if prefixes & set("LU") else "IOB2"
 
 
-def scheme_of(documents: Sequence[Sequence[str]]) -> str | None:
-    """ "IOB1" if entities begin with I-, and B- only parts two neighbours of a kind, as in CoNLL-2003's own files; otherwise ``None``."""
+def is_iob1(documents: Sequence[Sequence[str]]) -> bool:
+    """Whether entities begin with I-, and B- only parts two neighbours of a kind, as in CoNLL-2003's own files."""
     pairs = [pair for tags in documents for pair in pairwise(["O", *tags])]
     starts = {tag[:2] for before, tag in pairs if tag[1:2] == "-" and (before[:2] not in ("B-", "I-") or before[2:] != tag[2:])}
-    return "IOB1" if starts == {"I-"} else None
+    return starts == {"I-"}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 
-from hf_longattn.evaluation.metrics.long_qa import normalise
+from hf_longattn.evaluation.metrics.long_qa import normalise, overlap
 from hf_longattn.evaluation.summaries import means_in_percent
 
 Fact = tuple[str, int]
@@ -62,20 +61,15 @@ def hotpot_scores(answers: Sequence[tuple[str, str]], facts: Sequence[tuple[Iter
 def answer_score(prediction: str, gold: str) -> tuple[float, float, float, float]:
     """Exact match, F1, precision and recall of an answer; yes and no must match as they are."""
     text, gold_text = normalise(prediction), normalise(gold)
-    exact = float(text == gold_text)
-    common = sum((Counter(text.split()) & Counter(gold_text.split())).values())
-    if (text != gold_text and (text in _VERBATIM or gold_text in _VERBATIM)) or not common:
-        return exact, 0.0, 0.0, 0.0
-    precision, recall = common / len(text.split()), common / len(gold_text.split())
-    return exact, _harmonic(precision, recall), precision, recall
+    if text != gold_text and (text in _VERBATIM or gold_text in _VERBATIM):
+        return 0.0, 0.0, 0.0, 0.0
+    return float(text == gold_text), *overlap(text.split(), gold_text.split())
 
 
 def support_score(prediction: Iterable[Fact], gold: Iterable[Fact]) -> tuple[float, float, float, float]:
     """Exact match, F1, precision and recall of a set of supporting facts."""
     facts, gold_facts = set(prediction), set(gold)
-    right = len(facts & gold_facts)
-    precision, recall = right / len(facts) if facts else 0.0, right / len(gold_facts) if gold_facts else 0.0
-    return float(facts == gold_facts), _harmonic(precision, recall), precision, recall
+    return float(facts == gold_facts), *overlap(list(facts), list(gold_facts))
 
 
 def _harmonic(precision: float, recall: float) -> float:

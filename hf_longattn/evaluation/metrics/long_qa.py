@@ -83,7 +83,7 @@ def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
         return right, right
     return (
         max(float(prediction == answer) for answer in answers),
-        max(token_f1(prediction.split(), answer.split()) for answer in answers),
+        max(overlap(prediction.split(), answer.split())[0] for answer in answers),
     )
 
 
@@ -98,10 +98,9 @@ def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
     return means_in_percent(("exact_match", "f1"), scores)
 
 
-def token_f1(prediction: list[str], answer: list[str]) -> float:
-    """F1 (0 … 1) of the words that two texts share."""
+def overlap(prediction: Sequence[Any], answer: Sequence[Any]) -> tuple[float, float, float]:
+    """F1, precision and recall (0 … 1) of what two lists share."""
     common = sum((Counter(prediction) & Counter(answer)).values())
     if not common:
-        return 0.0
-    precision, recall = common / len(prediction), common / len(answer)
-    return 2 * precision * recall / (precision + recall)
+        return 0.0, 0.0, 0.0
+    return 2 * common / (len(prediction) + len(answer)), common / len(prediction), common / len(answer)

@@ -51,7 +51,12 @@ class AnyScript:
 
 
 def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F-scores in per cent, with their standard errors over texts (``rouge1_se`` …) and the number of texts, ``n``.
+    """Mean F-scores in per cent, with their standard errors over texts (``rouge1_se`` …) and the number of texts, ``n``."""
+    return means_in_percent(NAMES, [rouge(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)])
+
+
+def rouge(prediction: str, reference: str) -> list[float]:
+    """The four F-scores (0 … 1) of one text.
 
     Raises:
         MissingExtraError: rouge_score is not installed.
@@ -59,12 +64,8 @@ def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[
     with needs_extra("metrics"):
         from rouge_score.rouge_scorer import RougeScorer
 
-    scorers = RougeScorer(NAMES), RougeScorer(NAMES, tokenizer=AnyScript())
-    rows = []
-    for prediction, reference in zip(predictions, references, strict=True):
-        scores = scorers[needs_any_script(reference)].score(reference, prediction)
-        rows.append([scores[name].fmeasure for name in NAMES])
-    return means_in_percent(NAMES, rows)
+    scores = RougeScorer(NAMES, tokenizer=AnyScript() if needs_any_script(reference) else None).score(reference, prediction)
+    return [scores[name].fmeasure for name in NAMES]
 
 
 def needs_any_script(text: str) -> bool:

@@ -26,7 +26,7 @@ from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.metrics.entities import scheme_of
+from hf_longattn.evaluation.metrics.entities import is_iob1
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import label_config, load_head, load_start
@@ -152,7 +152,7 @@ def tag_scores(window_logits: Iterable[Any], rows: Dataset, texts: Dataset, name
                 best[document][word] = (context, names[int(choices[at])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
     gold = texts["tags"][:]
-    return load_metric("entities").compute(predictions=predicted, references=gold, scheme=scheme_of(gold))
+    return load_metric("entities").compute(predictions=predicted, references=gold, scheme="IOB1" if is_iob1(gold) else None)
 
 
 def describe_tokens(log: dict[str, Any]) -> str:
