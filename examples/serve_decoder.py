@@ -2,7 +2,7 @@
 from.
 
 pip install fastapi uvicorn onnxruntime tokenizers
-DECODER=llama-onnx uvicorn --app-dir examples --factory serve_decoder:application --port 8083 --limit-concurrency 64
+DECODER=llama-onnx uvicorn --app-dir examples --http limits:Connection --factory serve_decoder:application --port 8083
 curl localhost:8083/generate -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time", "max_new_tokens": 40}'
 """
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, HTTPException
 from generate_onnx import Decoder, generate  # the file beside this one
+from limits import limited  # that, too
 from pydantic import Field
 
 Prompt = Annotated[str, Field(min_length=1, max_length=4_000_000), Body()]
@@ -38,6 +39,6 @@ class Generator:
 
 
 def application() -> FastAPI:
-    app = FastAPI(title="Generator")
+    app = limited(FastAPI(title="Generator"))
     app.post("/generate")(Generator(Path(os.environ["DECODER"])).generate)
     return app

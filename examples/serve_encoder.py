@@ -2,7 +2,7 @@
 to start from.
 
 pip install fastapi uvicorn onnxruntime tokenizers
-ENCODER=./encoder-onnx uvicorn --app-dir examples --factory serve_encoder:application --port 8080 --limit-concurrency 64
+ENCODER=./encoder-onnx uvicorn --app-dir examples --http limits:Connection --factory serve_encoder:application --port 8080
 curl localhost:8080/embed -H 'Content-Type: application/json' -d '{"inputs": ["A long document."]}'
 
 The address of a classifier is /predict.
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import onnxruntime
 from fastapi import Body, FastAPI, HTTPException
+from limits import limited  # the file beside this one
 from pydantic import Field
 from tokenizers import Encoding, Tokenizer
 
@@ -90,7 +91,7 @@ class Encoder:
 
 
 def application() -> FastAPI:
-    app, encoder = FastAPI(title="Encoder"), Encoder(Path(os.environ["ENCODER"]))
+    app, encoder = limited(FastAPI(title="Encoder")), Encoder(Path(os.environ["ENCODER"]))
     if encoder.output == "logits":
         app.post("/predict")(encoder.predict)
     else:

@@ -1,7 +1,7 @@
 """Serve a question answerer over HTTP, from a folder that `longattn train qa` wrote or a Hub id: an example to start from.
 
 pip install fastapi uvicorn
-READER=bert-4096-qa uvicorn --app-dir examples --factory serve_reader:application --port 8081 --limit-concurrency 64
+READER=bert-4096-qa uvicorn --app-dir examples --http limits:Connection --factory serve_reader:application --port 8081
 curl localhost:8081/answer -H 'Content-Type: application/json' -d '{"question": "Who came?", "context": "Ada came."}'
 """
 
@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI
+from limits import limited  # the file beside this one
 from pydantic import Field
 
 from hf_longattn.evaluation.qa_reader import QAReader, whole
@@ -33,6 +34,6 @@ class Reader:
 
 
 def application() -> FastAPI:
-    app = FastAPI(title="Reader")
+    app = limited(FastAPI(title="Reader"))
     app.post("/answer")(Reader(os.environ["READER"]).answer)
     return app

@@ -15,10 +15,10 @@ import pytest
 
 
 @contextmanager
-def serving(application: Any) -> Iterator[str]:
-    """The address of an application while it is served."""
+def serving(application: Any, **settings: Any) -> Iterator[str]:
+    """The address of an application while it is served, with these settings of uvicorn."""
     uvicorn = pytest.importorskip("uvicorn")
-    server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="warning", **settings))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -14,13 +14,10 @@ from .serving import ask, refusal, serving
 for package in ("uvicorn", "fastapi", "onnxruntime", "onnxscript"):
     pytest.importorskip(package)
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
 
 @pytest.fixture(scope="module")
 def url(decoder_graph: tuple[Path, Path]) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)  # as uvicorn's --app-dir does
         patch.setenv("DECODER", str(decoder_graph[1]))
         from examples import serve_decoder
 
@@ -47,4 +44,4 @@ def test_what_the_model_cannot_read_is_refused(url: str) -> None:
     for request, problem in ({"prompt": ""}, "at least 1 character"), ({"prompt": "a", "max_new_tokens": 0}, "greater than or equal to 1"):
         code, problems = refusal(url, **request)
         assert code == 422
-        assert problem in problems[0]["msg"]
+        assert problem in problems

@@ -58,4 +58,4 @@ def test_what_is_no_question_is_refused(url: str) -> None:
     for request, problem in ({"question": "", "context": "a"}, "at least 1 character"), ({"question": "a"}, "Field required"):
         code, problems = refusal(url, **request)
         assert code == 422
-        assert problem in problems[0]["msg"]
+        assert problem in problems
