@@ -126,7 +126,11 @@ def test_idle_connections_shut_nobody_out(address: tuple[str, int]) -> None:
 def test_more_requests_than_are_served_at_a_time_are_told_to_wait(
     address: tuple[str, int], limits: Any, waiting: threading.Semaphore
 ) -> None:
-    threads = [threading.Thread(target=answer, args=(address, b"", "/wait")) for _ in range(limits.REQUESTS)]
+    def wait() -> None:
+        while answer(address, b"", "/wait")[0] == 503:  # the request below was there first
+            pass
+
+    threads = [threading.Thread(target=wait) for _ in range(limits.REQUESTS)]
     for thread in threads:
         thread.start()
     try:
