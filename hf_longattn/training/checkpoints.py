@@ -80,11 +80,17 @@ def check_same_model(checkpoint: Path, model: str) -> None:
     check_same_name(callbacks.get("RunSettings", {}).get("attributes", {}).get("settings", {}).get("model"), model, checkpoint)
 
 
+def place_or_name(model: str) -> str:
+    """The absolute path of a model that is a folder, or its name on the Hub: which of both it is stays known when the folder is moved."""
+    return str(Path(model).resolve()) if Path(model).exists() else model
+
+
 def check_same_name(earlier_model: str | None, model: str, folder: Path) -> None:
     """As :func:`check_same_model`, by the name ``earlier_model`` of the model that ``folder`` was trained from."""
-    if earlier_model is None or earlier_model == model or Path(earlier_model).resolve() == Path(model).resolve():
+    if earlier_model is None or earlier_model == model or place_or_name(earlier_model) == place_or_name(model):
         return
-    if Path(earlier_model).name == Path(model).name and not Path(earlier_model).exists():  # a folder that was moved
+    earlier, now = Path(earlier_model), Path(model).resolve()
+    if earlier.is_absolute() and not earlier.exists() and now.is_dir() and earlier.name == now.name:  # a folder that was moved
         return
     raise CheckpointError(
         f"{str(folder)!r} continues a training of {earlier_model!r}, not of {model!r}; give --model {earlier_model}, or "

@@ -50,7 +50,7 @@ from hf_longattn.staging import check_writable, write_text
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import DataArguments, ModelArguments
-from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints
+from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints, place_or_name
 from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, saving, sentence_if_lost, watch_processes
 from hf_longattn.training.results import CURVES, draw_curves, measured
@@ -268,7 +268,9 @@ class RunSettings(TrainerCallback, ExportableState):
     """Notes in trainer_state.json what a run was started with, so that another run is told from it."""
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
-        self.settings = settings or {}
+        self.settings = dict(settings or {})
+        if "model" in self.settings:
+            self.settings["model"] = place_or_name(self.settings["model"])
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"settings": self.settings}}

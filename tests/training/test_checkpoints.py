@@ -90,17 +90,31 @@ def test_the_training_of_another_model_is_not_continued(checkpoints: Path, tmp_p
     check_same_model(folder, "anything")  # Trainer's own does not say what it trains
     (tmp_path / "one").mkdir()
     state = json.loads((folder / "trainer_state.json").read_text())
-    state["stateful_callbacks"]["RunSettings"] = RunSettings({"model": str(tmp_path / "one")}).state()
-    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+    def trained(model: str) -> None:
+        state["stateful_callbacks"]["RunSettings"] = RunSettings({"model": model}).state()
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+
     monkeypatch.chdir(tmp_path)
+    trained("one")
     for same in (str(tmp_path / "one"), "one", "./one"):
         check_same_model(folder, same)
     with pytest.raises(
         CheckpointError, match=r"continues a training of '.*one', not of 'elsewhere/one'; give --model .*one, or --overwrite"
     ):
         check_same_model(folder, "elsewhere/one")
-    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "one").rename(tmp_path / "elsewhere" / "one")
     check_same_model(folder, "elsewhere/one")  # was moved
+    for other in ("elsewhere/two", "writer/one"):
+        with pytest.raises(CheckpointError, match="continues a training of"):
+            check_same_model(folder, other)
+    trained("google-bert/bert-base-uncased")
+    check_same_model(folder, "google-bert/bert-base-uncased")
+    for other in ("someone-else/bert-base-uncased", "bert-base-uncased", "elsewhere/bert-base-uncased"):
+        (tmp_path / "elsewhere" / "bert-base-uncased").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match="continues a training of 'google-bert/bert-base-uncased', not of "):
+            check_same_model(folder, other)
 
 
 def test_nothing_to_resume_is_refused(tmp_path: Path) -> None:
