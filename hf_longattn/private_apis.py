@@ -105,6 +105,7 @@ OVERRIDDEN = (
     "transformers:GenerationMixin._prepare_position_ids_for_generation",
     "transformers.utils:PushToHubMixin._upload_modified_files",
     "transformers:Trainer._get_eval_sampler",
+    "transformers:Trainer._get_grad_norm",
     "transformers:Trainer._get_train_sampler",
     "transformers:Trainer._prepare_context_parallel_inputs",
     "transformers:Trainer._run_epoch",

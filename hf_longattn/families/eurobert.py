@@ -13,6 +13,6 @@ class LongEuroBertConfig(LongEncoderConfig, EuroBertConfig):
     model_type = "long_eurobert"
 
 
-FAMILY = Family(LongEuroBertConfig, rope=True, item_losses=("EuroBertForMaskedLM",))
+FAMILY = Family(LongEuroBertConfig, rope=True)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -19,6 +19,6 @@ class LongModernBertConfig(LongEncoderConfig, ModernBertConfig):
     default_mechanism = "full"
 
 
-FAMILY = Family(LongModernBertConfig, rope=True, item_losses=("ModernBertForMaskedLM",))
+FAMILY = Family(LongModernBertConfig, rope=True)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -15,7 +15,6 @@ from ..errors import MaskError
 from .attach.token_globals import check_globals
 from .family.audio_rule import AudioRule
 from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords_of
-from .run.losses import with_auxiliary_loss
 
 GLOBAL_MASK = "global_attention_mask"
 
@@ -39,8 +38,7 @@ class LongAudioMixin(LongAttentionMixin):
                         "the mechanism's option, for example global_tokens=0."
                     )
                 arguments[GLOBAL_MASK] = global_attention_mask
-            outputs = self._run(base_forward, arguments)
-            return with_auxiliary_loss(self, outputs, arguments) if self.training and self.runs_mechanisms else outputs
+            return self.call_base(base_forward, arguments)
 
         return with_keywords_of(forward, base_forward)
 

@@ -93,6 +93,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     from transformers import GenerationMixin
 
     from .mixin import LongDecoderMixin, LongGenerationMixin
+    from .run.losses import LOSS_BY_ROW
 
     bases: list[type] = [mixin, base]
     if family.mixin is not None:
@@ -107,7 +108,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,
-        "accepts_loss_kwargs": family.divides_by_items(base.__name__),  # Trainer's name
+        "accepts_loss_kwargs": not base.__name__.endswith(LOSS_BY_ROW),  # Trainer's name
         "position_table": next((table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None),
     }
     if family.config_class.score_cap is not None:

@@ -43,7 +43,7 @@ class LongGridMixin(LongAttentionMixin):
         @functools.wraps(base_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             refuse_text_arguments(self, kwargs, REFUSED_ARGUMENTS)
-            return self._run(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
+            return self.call_base(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
 
         return forward
 

@@ -30,7 +30,7 @@ from .family.validation import check_length, check_tables, input_of, refuse_scor
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
-from .run.losses import with_auxiliary_loss
+from .run.losses import with_training_loss
 from .run.memory import MEMORY_MASK_ARGUMENT, Memory, carries_memory, new_memory
 from .run.modes import RunsInModes, run_in_modes
 from .run.segment_decoding import SegmentDecoding
@@ -53,7 +53,7 @@ class LongAttentionMixin(_Base):
 
     family: ClassVar[Family]
     accepts_loss_kwargs: ClassVar[bool]
-    """Whether Trainer may leave the mean over accumulated batches to the head; see :meth:`Family.divides_by_items`."""
+    """Whether the loss is divided by ``num_items_in_batch``, the labels of a whole step; Trainer asks for it."""
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments down to attention."""
     marks_globals: ClassVar[bool] = False
@@ -130,6 +130,11 @@ class LongAttentionMixin(_Base):
 
     def after_attach(self) -> None:
         """Called once after the mechanisms have been attached."""
+
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """The outputs of ``base_forward``, with the loss of training; see :func:`with_training_loss`."""
+        items = arguments.pop("num_items_in_batch", None)
+        return with_training_loss(self, self._run(base_forward, arguments), arguments, items)
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward``, the base's, for arguments by name."""
@@ -485,8 +490,7 @@ def with_long_arguments(base_forward: Any) -> Any:
             return run_in_modes((Memory(memory, memory_reset),), self, forward, arguments, applying)
         if memory_reset is not None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
-        outputs = self._run(base_forward, arguments)
-        return with_auxiliary_loss(self, outputs, arguments) if self.training and self.runs_mechanisms else outputs
+        return self.call_base(base_forward, arguments)
 
     return with_keywords_of(forward, base_forward)
 

@@ -44,7 +44,7 @@ class LongTowersMixin(LongAttentionMixin):
                     f"A {type(self).__name__} compares texts with pictures, and {missing} is missing; give it, or call get_text_features "
                     "for texts alone, and get_image_features for pictures."
                 )
-            return self._run(base_forward, arguments)
+            return self.call_base(base_forward, arguments)
 
         return forward
 

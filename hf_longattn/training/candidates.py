@@ -51,12 +51,12 @@ def candidate_scores(logits: Tensor, owners: Tensor, places: Tensor) -> Tensor:
 class CandidateTrainer(TimedTrainer):
     """A Trainer whose loss is the cross-entropy among a question's candidates; predictions are numbers of candidates."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean over the batch's questions."""
         model_inputs = {name: value for name, value in inputs.items() if name not in ("owners", "places", "labels")}
         scores = candidate_scores(model(**model_inputs).logits, inputs["owners"], inputs["places"])
         loss = F.cross_entropy(scores, inputs["labels"])
-        return (loss, {"loss": loss, "scores": scores}) if return_outputs else loss
+        return loss, {"loss": loss, "scores": scores}
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

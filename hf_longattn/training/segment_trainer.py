@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
-from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.trainer import TimedTrainer
@@ -26,19 +25,13 @@ class SegmentTrainer(TimedTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.memory: Any = None
-        self.control: Any
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:  # Trainer's signature
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         if self.memory is None:
             self.memory = self.accelerator.unwrap_model(model).new_memory()
-        inputs = {**inputs, "memory": self.memory}
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss, outputs = super().mean_loss(model, {**inputs, "memory": self.memory})
         self.memory = outputs["memory"]
-        if not bool((self._predicted(inputs["labels"]) != IGNORED).any()):  # this process's rows have no document left
-            loss = outputs["logits"].sum() * 0.0
-        return (loss, outputs) if return_outputs else loss
+        return loss, outputs
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As Trainer's; the memory is resumed with the data."""
@@ -59,18 +52,9 @@ class SegmentTrainer(TimedTrainer):
                 batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
                 outputs = model(**batch, memory=memory)
                 memory = outputs["memory"]
-                items = int((self._predicted(batch["labels"]) != IGNORED).sum())
-                if items:
+                if items := int(self.items_of(batch)):
                     total, count = total + float(outputs["loss"]) * items, count + items
-        metrics = {f"{metric_key_prefix}_loss": total / max(1, count)}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def _predicted(self, labels: Tensor) -> Tensor:
-        """The labels that the loss averages over: without masking, the first token is not predicted."""
-        masks = isinstance(self.data_collator, SegmentCollator) and self.data_collator.masks is not None
-        return labels if masks else labels[..., 1:]
+        return self.log_scores({"loss": total / max(1, count)}, metric_key_prefix)
 
     def memory_file(self, checkpoint: Path) -> Path:
         """This process's file in a checkpoint."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 import torch.utils.data
 from accelerate.utils import broadcast, gather_object
+from huggingface_hub import HfApi
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,17 +35,24 @@ from hf_longattn.loading import load_weights
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin
-from hf_longattn.modeling.run.losses import divides_by_items
+from hf_longattn.modeling.run.losses import label_count, share_of_step
 from hf_longattn.modeling.run.sharding import sequence_parallel
 from hf_longattn.private_apis import leave_context_parallelism
-from hf_longattn.training.processes import saving
+from hf_longattn.training.processes import how_to_resume, saving
 
 LEAST_LOGS = 10
 """Log entries of a short run."""
 
 
+class DivergenceError(LongAttentionError):
+    """A loss or a gradient became NaN or infinite."""
+
+
 class TimedTrainer(Trainer):
-    """transformers' Trainer with a time budget.
+    """transformers' Trainer with a time budget, whose steps are those of all their labels together.
+
+    The loss of a step is the mean over its labels in all accumulated batches and all processes, as of one large batch, for every head:
+    :meth:`mean_loss` is the mean over a batch, :meth:`items_of` the number of its labels. A training that diverges ends.
 
     Args:
         max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
@@ -55,22 +65,29 @@ class TimedTrainer(Trainer):
 
     Raises:
         OptionError: Trainer refuses its arguments.
+        DivergenceError: a loss or a gradient is not a finite number.
     """
 
     data_collator: Any
+    loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
     def __init__(self, *args: Any, max_minutes: float | None = None, eval_collator: Any = None, **kwargs: Any) -> None:
         with refused_arguments():
             super().__init__(*args, **kwargs)
         counted = self.data_collator if isinstance(self.data_collator, CountedPasses) else None
         self.eval_collator = counted.for_evaluation() if eval_collator is None and counted is not None else eval_collator
+        self.model_accepts_loss_kwargs = False  # every head returns the mean over a batch
+        self.args.logging_nan_inf_filter = False  # a training with such a loss ends
         inner: Any = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
-        self.model_accepts_loss_kwargs &= divides_by_items(type(inner))
+        self.head = type(inner).__name__
         mark_for_zero3(inner)
         self.card: Callable[[], object] | None = None
         self.throughput = Throughput()
-        self.batch_losses: list[tuple[Tensor, int]] = []
+        self.step_loss: Tensor | float = 0.0
+        self.step_batches: list[Any] = []
+        self.step_items: Any = None
+        self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.clock = Clock(max_minutes)
         self.add_callback(FollowClock(self.clock, getattr(self.args, "save_minutes", 0.0)))
         self.add_callback(LogEnough())
@@ -117,9 +134,89 @@ class TimedTrainer(Trainer):
         """In the order of the rows: Trainer's groups them by length where it groups those of the training."""
         return SequentialSampler(eval_dataset) if isinstance(eval_dataset, Sized) else None
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
+        """The batches of a step, and the number of labels in them, of all processes."""
+        self.step_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_items = self.items_of_step(self.step_batches, device) if self.step_batches else None
+        return self.step_batches, self.step_items
+
+    def items_of_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+        """The number of labels of a step. Without ``average_tokens_across_devices``, of this process."""
+        return self.over_processes(torch.stack([torch.as_tensor(self.items_of(batch), device=device) for batch in batches]).sum(0))
+
+    def over_processes(self, count: Tensor) -> Tensor:
+        """The mean of a count over all processes, which also take the mean of their gradients."""
+        mean: Any = self.accelerator.reduce(count.float(), "mean") if self.args.average_tokens_across_devices else count
+        return mean
+
+    def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
+        """The number of labels over which :meth:`mean_loss` is a mean: those that are not ignored; rows, where a head counts these."""
+        count = label_count(self.head, inputs)
+        return rows_of(inputs) if count is None else count
+
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The mean loss over the labels of a batch, and the outputs. Tasks with a loss of their own override this.
+
+        A loss of several parts, each the mean over other labels, is a vector; so is what :meth:`items_of` returns.
+        """
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        return loss.mean(), outputs  # of torch's DataParallel, a loss of each device
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:  # Trainer's signature
+        """The batch's share of the mean over all labels of a step; in evaluations, the mean over the batch."""
+        items = None if num_items_in_batch is None else self.items_of(inputs)  # before label smoothing takes the labels out
+        loss, outputs = self.mean_loss(model, inputs)
+        if items is not None:
+            loss = share_of_step(loss, torch.as_tensor(items, device=loss.device), num_items_in_batch)
+        return (loss.sum(), outputs) if return_outputs else loss.sum()
+
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         self.throughput.count(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.step_loss = self.step_loss + loss
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As Trainer's. Before a step with a loss or gradient that is not finite the training ends.
+
+        The scaler of fp16 leaves such steps out and scales gradients down; the training ends when that does not help any more.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        loss, self.step_loss = float(self.step_loss), 0.0
+        norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # of FSDP
+        scaler = getattr(self.accelerator, "scaler", None)
+        if not math.isfinite(loss + float(0.0 if norm is None else norm)) and (scaler is None or scaler.get_scale() < 1):
+            self.diverged("the gradient" if math.isfinite(loss) else "the loss")
+        return grad_norm
+
+    def diverged(self, what: str) -> None:
+        """End the training before the present step.
+
+        Raises:
+            DivergenceError: always.
+        """
+        raise DivergenceError(f"{what} is not a finite number at step {self.state.global_step + 1}; {self.advice()}")
+
+    def check_held_out(self, loss: float) -> None:
+        """Refuse to go on with a model whose evaluation is NaN or infinite.
+
+        Raises:
+            DivergenceError: it is.
+        """
+        if math.isfinite(loss):
+            return
+        if step := self.state.global_step:
+            raise DivergenceError(f"the held-out loss is not a finite number after step {step}; {self.advice()}")
+        raise DivergenceError(
+            "the held-out loss is not a finite number before any training: the model computes NaN or infinity; give another --model, or "
+            "another precision (--no_bf16)"
+        )
+
+    def advice(self) -> str:
+        """What to type after a divergence."""
+        return f"lower --learning_rate, which is {self.args.learning_rate:g}; {how_to_resume(Path(str(self.args.output_dir)))}"
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
@@ -158,24 +255,45 @@ class TimedTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; the metrics have the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``."""
+        """As Trainer's; the metrics have the number of rows, ``n``, and the standard error of the loss over batches, ``loss_se``.
+
+        Batches without a label have no loss.
+
+        Raises:
+            DivergenceError: the loss of another is not finite.
+        """
         self.batch_losses = []
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         loss = output.metrics.get(f"{prefix}_loss")
         if loss is not None:
-            values = [(float(value.mean()), size) for value, size in self.batch_losses]
+            values = [(float(value.mean()), size) for value, size, labels in self.batch_losses if labels is None or bool(labels)]
             gathered = gather_object(values) if self.args.world_size > 1 else values
-            _, error = ratio_and_error([(mean * size, size) for mean, size in gathered])
-            output.metrics.update({f"{prefix}_n": output.num_samples, **({} if error is None else {f"{prefix}_loss_se": error})})
+            mean, error = ratio_and_error([(value * size, size) for value, size in gathered])
+            self.check_held_out(mean)
+            loss = mean if gathered and not math.isfinite(loss) else loss
+            scores = {"loss": loss, "n": output.num_samples, **({} if error is None else {"loss_se": error})}
+            output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         return output
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; notes the loss of the batch."""
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if loss is not None:
-            self.batch_losses.append((loss, rows_of(inputs)))
+            self.batch_losses.append((loss, rows_of(inputs), label_count(self.head, inputs)))
         return loss, logits, labels
+
+    def log_scores(self, scores: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
+        """Log scores as Trainer logs an evaluation, with ``prefix`` before their names; returns what is logged.
+
+        Raises:
+            DivergenceError: their loss is not finite.
+        """
+        self.check_held_out(scores.get("loss", 0.0))
+        metrics = {f"{prefix}_{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As Trainer's; what the Hub refuses is one sentence, and so is a public repository for what is to be private."""
@@ -188,9 +306,9 @@ class TimedTrainer(Trainer):
     def push_to_hub(
         self, commit_message: str | None = None, blocking: bool = True, token: str | None = None, revision: str | None = None,
         private: bool | None = None, **card: Any,
-    ) -> PushReport | None:  # fmt: skip
+    ) -> PushReport | Future[PushReport] | None:  # fmt: skip
         """Save the model and its card, and upload them by :func:`~hf_longattn.hub.push_model`, which leaves out what is not the model's:
-        Trainer uploads the whole folder."""
+        Trainer uploads the whole folder. Without ``blocking`` the upload runs in the background."""
         args: Any = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
         if self.hub_model_id is None:
@@ -200,10 +318,11 @@ class TimedTrainer(Trainer):
             return None
         tags = getattr(self.accelerator.unwrap_model(self.model), "model_tags", None) or []
         self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[2], "tags": [*tags], **card})
-        return push_model(
-            args.output_dir, str(self.hub_model_id), revision=revision or args.hub_revision, commit_message=commit_message,
+        upload = partial(
+            push_model, args.output_dir, str(self.hub_model_id), revision=revision or args.hub_revision, commit_message=commit_message,
             **self._access(token, private),
         )  # fmt: skip
+        return upload() if blocking else HfApi().run_as_future(upload)
 
     def _access(self, token: str | None, private: bool | None) -> dict[str, Any]:
         """The token of an upload, and whether its repository is private: as given, or else as the arguments of the training say."""
@@ -248,21 +367,17 @@ class MeasuringTrainer(TimedTrainer):
     """A trainer whose evaluations are measured by a function instead of by the loss on rows.
 
     Args:
-        measure: returns scores by name, the same in all processes.
+        measure: returns scores by name, the same in all processes: of the held-out data, or of those that it is given.
         *args, **kwargs: :class:`TimedTrainer`'s.
     """
 
-    def __init__(self, *args: Any, measure: Callable[[], dict[str, Any]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, measure: Callable[..., dict[str, Any]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.measure = measure
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The scores, logged as Trainer logs an evaluation."""
-        scores = self.measure()
-        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items() if isinstance(value, (int, float))}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.log_scores(self.measure() if eval_dataset is None else self.measure(eval_dataset), metric_key_prefix)
 
 
 def load_renamed(model: Any, folder: Path) -> bool:
@@ -531,7 +646,7 @@ def refused_arguments() -> Iterator[None]:
         raise OptionError(in_a_line(error)) from error
 
 
-def rows_of(inputs: dict[str, Any]) -> int:
+def rows_of(inputs: Mapping[str, Any]) -> int:
     """The rows of a batch; of a packed one, its documents."""
     lengths = inputs.get("lengths")
     if isinstance(lengths, Tensor):

@@ -164,7 +164,7 @@ class LongTrainingArguments(TrainingArguments):
         if self.use_liger_kernel and not is_liger_kernel_available():
             raise OptionError("use_liger_kernel needs the package liger-kernel, which is not installed; type pip install liger-kernel")
         if "underflow_overflow" in self.debug:
-            raise OptionError("debug underflow_overflow cannot read masks of true and false; give --logging_nan_inf_filter False")
+            raise OptionError("debug underflow_overflow cannot read masks of true and false; leave it out: a training ends at a NaN")
         if self.hub_strategy != "end":
             raise OptionError(f"hub_strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete")
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []

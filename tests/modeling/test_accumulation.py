@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import Trainer, TrainingArguments
 
 from hf_longattn import LongAttentionConfig
@@ -34,9 +33,10 @@ from hf_longattn.families import (
     LongRobertaConfig,
     LongRobertaForMaskedLM,
 )
-from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
-from hf_longattn.modeling.run.losses import divides_by_items
-from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
+from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, LANGUAGE_MODELS
+from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.modeling import audio_models, grid_models
+from tests.reference.small_models import long_model
 
 SIZES = {
     "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0,
@@ -79,8 +79,8 @@ def test_accumulated_batches_are_one_batch(model_class: Any, config_class: Any, 
     for number in range(4):
         ids = torch.randint(5, 32, (12,), generator=generator)
         targets = {
-            "tokens": {"labels": ids},
-            "tags": {"labels": ids % 2},
+            "tokens": {"labels": ids.where(torch.arange(12) > 3 * number, -100)},  # each row has another number of labels
+            "tags": {"labels": (ids % 2).where(torch.arange(12) > 3 * number, -100)},
             "classes": {"labels": torch.tensor(number % 2)},
             "spans": {"start_positions": torch.tensor(number), "end_positions": torch.tensor(number + 1)},
         }
@@ -111,17 +111,41 @@ def heads_with_labels() -> Iterator[tuple[str, str]]:
                 yield base, head
 
 
-@pytest.mark.parametrize(("base", "head"), heads_with_labels())
-def test_a_head_divides_by_the_items_that_it_is_said_to(base: str, head: str) -> None:
+@pytest.mark.parametrize(("base", "head"), list(heads_with_labels()))
+def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str) -> None:
+    """Of a step with ten times as many labels it is a tenth; Trainer, which adds the batches up, is told so."""
     torch.manual_seed(0)
-    config = small_config(base, Shape(tokens=32), pad_token_id=1, decoder_start_token_id=1, mask_token_id=4)
-    model = getattr(transformers, head)(config).eval()
+    start = {"decoder_start_token_id": 1} if FAMILIES[base].two_stacks else {}
+    model = long_model(base, head, {"mechanism": "window", "window": 8}, **start).eval()
     ids = torch.randint(5, 30, (2, 12))
-    ids = ids[:, None].repeat(1, 2, 1) if head.endswith("DoubleHeadsModel") else ids
-    inputs = {"input_ids": ids, "labels": ids % 2 if head.endswith("Classification") else ids}
+    labels = (ids % 2 if head.endswith("Classification") else ids).clone()
+    labels[1, 4:] = -100
+    ids, labels = (x[:, None].repeat(1, 2, 1) if head.endswith("DoubleHeadsModel") else x for x in (ids, labels))
+    count = int((labels[:, 1:] if head.endswith(CAUSAL_LANGUAGE_MODELS) else labels).ne(-100).sum())
+    inputs = {"input_ids": ids, "labels": labels}
     of_sentences = {"next_sentence_label", "sentence_order_label"} & {*inspect.signature(model.forward).parameters}
     inputs |= dict.fromkeys(of_sentences, torch.zeros(2, dtype=torch.long))
-    mean, share = (model(**inputs, num_items_in_batch=items).loss.item() for items in (None, torch.tensor(10**6)))
-    divides = share < mean / 100
-    assert divides_by_items(type(model)) == divides
-    assert FAMILIES[base].model_class(head).accepts_loss_kwargs == divides
+    mean, share = (model(**inputs, num_items_in_batch=items).loss.item() for items in (None, torch.tensor(10 * count)))
+    assert share == pytest.approx(mean / 10, rel=1e-5)
+    assert model.accepts_loss_kwargs
+
+
+@pytest.mark.parametrize(
+    ("models", "base", "head", "divides"),
+    [
+        (grid_models, "vit", "ViTForImageClassification", True),
+        (grid_models, "videomae", "VideoMAEForVideoClassification", True),
+        (audio_models, "wav2vec2", "Wav2Vec2ForSequenceClassification", True),
+        (audio_models, "wav2vec2", "Wav2Vec2ForCTC", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pictures_and_recordings_take_their_share_too(models: Any, base: str, head: str, divides: bool, tmp_path: Path) -> None:
+    """A connectionist loss is a mean over recordings, which Trainer does not count: it is left to Trainer's mean over batches."""
+    models.saved(base, head, tmp_path)
+    model = models.long_model(base, head, tmp_path)
+    labels = torch.tensor([0, 1]) if divides else torch.tensor([[5, 6, 7], [8, -100, -100]])
+    inputs = {**models.inputs_of(base), "labels": labels}
+    mean, share = (model(**inputs, num_items_in_batch=items).loss.item() for items in (None, torch.tensor(20)))
+    assert model.accepts_loss_kwargs == divides
+    assert share == pytest.approx(mean / 10 if divides else mean, rel=1e-5)

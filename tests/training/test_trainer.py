@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
+    BertConfig,
+    BertForTokenClassification,
     MixtralConfig,
     MixtralForCausalLM,
     SchedulerType,
@@ -35,6 +38,7 @@ from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.trainer import (
     CheckBestMetric,
     Clock,
+    DivergenceError,
     FollowClock,
     OrderOfPass,
     SeededGroups,
@@ -137,10 +141,15 @@ def train_for_a_time(folder: str) -> tuple[int, list[float], list[Any]]:
     return trainer.state.global_step, rates.rates, [weights.tolist() for weights in trainer.model.state_dict().values()]
 
 
-def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights(tmp_path: Path) -> None:
-    """Also after an evaluation before the first step, each with its rows."""
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Ranks]:
     with Ranks() as ranks:
-        first, second = ranks.run(train_for_a_time, str(tmp_path / "out"))
+        yield ranks
+
+
+def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights(pair: Ranks, tmp_path: Path) -> None:
+    """Also after an evaluation before the first step, each with its rows."""
+    first, second = pair.run(train_for_a_time, str(tmp_path / "out"))
     assert first == second
     steps, rates, _ = first
     assert 0 < steps < 1000
@@ -239,3 +248,85 @@ def test_a_checkpoint_whose_files_have_other_names_than_the_model_is_loaded(tmp_
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
     model.save_pretrained(tmp_path / "own names", save_original_format=False)
     assert not load_renamed(model, tmp_path / "own names")
+
+
+def tagging(folder: str, labels: Sequence[int], batch: int, nan_in: int | None = None) -> TimedTrainer:
+    """A trainer of tags for rows with these numbers of labels; ``nan_in``: the row whose tokens have embeddings of NaN."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForTokenClassification(
+        BertConfig(**sizes, max_position_embeddings=16, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    )
+    rows = []
+    for number, count in enumerate(labels):
+        tags = torch.arange(12).remainder(3).where(torch.arange(12) < count, -100)
+        rows.append({"input_ids": torch.randint(1, 40, (12,)) if number != nan_in else torch.zeros(12, dtype=torch.long), "labels": tags})
+    if nan_in is not None:
+        with torch.no_grad():
+            model.bert.embeddings.word_embeddings.weight[0] = torch.nan
+    arguments = TrainingArguments(
+        folder, max_steps=1, per_device_train_batch_size=batch, gradient_accumulation_steps=2 if batch == 1 else 1, learning_rate=1.0,
+        optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
+        train_sampling_strategy="sequential", logging_steps=1,
+    )  # fmt: skip
+    return TimedTrainer(model, arguments, train_dataset=rows)
+
+
+LABELS = (12, 3, 1, 0)
+
+
+def weights_after_a_step(folder: str) -> tuple[list[float], float]:
+    announce()
+    trainer = tagging(folder, LABELS, 1)
+    trainer.train()
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).tolist(), trainer.state.log_history[0]["loss"]
+
+
+def sentence_of_a_nan(folder: str) -> str:
+    announce()
+    try:
+        tagging(folder, LABELS, 1, nan_in=1).train()
+    except DivergenceError as error:
+        return str(error)
+    return ""
+
+
+def test_two_processes_that_accumulate_take_the_step_of_one_large_batch(pair: Ranks, tmp_path: Path) -> None:
+    """And where one of them meets NaN, both end with the same sentence."""
+    large = tagging(str(tmp_path), LABELS, 4)
+    large.train()
+    expected = torch.cat([p.detach().flatten() for p in large.model.parameters()])
+    for found, loss in pair.run(weights_after_a_step, str(tmp_path)):
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-6, atol=1e-7)
+        assert loss == pytest.approx(large.state.log_history[0]["loss"], rel=1e-6)
+    first, second = pair.run(sentence_of_a_nan, str(tmp_path))
+    assert "is not a finite number at step 1; lower --learning_rate" in first
+    assert second.partition(" is")[2] == first.partition(" is")[2]
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run_and_rows_without_labels_have_no_loss(tmp_path: Path) -> None:
+    trainer = tagging(str(tmp_path), LABELS, 1)
+    trainer.args.per_device_eval_batch_size = 1
+    alone = [trainer.evaluate([row])["eval_loss"] for row in trainer.train_dataset[:3]]
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(sum(alone) / 3, rel=1e-6)
+    broken = tagging(str(tmp_path), LABELS, 1, nan_in=1)
+    with pytest.raises(DivergenceError, match="the held-out loss is not a finite number before any training: the model computes NaN"):
+        broken.evaluate(broken.train_dataset)
+    broken.state.global_step = 3
+    with pytest.raises(DivergenceError, match="the held-out loss is not a finite number after step 3; lower --learning_rate, which is 1;"):
+        broken.predict(broken.train_dataset)
+
+
+def test_the_scaler_of_fp16_leaves_out_steps_until_smaller_scales_do_not_help(tmp_path: Path) -> None:
+    for nan_in, scale in ((None, 2.0**127), (1, 2.0)):
+        trainer = tagging(str(tmp_path), LABELS, 1, nan_in)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.args.max_steps, trainer.args.learning_rate = 6, 1e-3
+        with torch.no_grad():
+            trainer.model.classifier.weight.mul_(50)  # whose gradients overflow at the first scale
+        with (
+            contextlib.nullcontext() if nan_in is None else pytest.raises(DivergenceError, match="is not a finite number at step 5")
+        ):  # every other step has the row
+            trainer.train()
+        assert trainer.accelerator.scaler.get_scale() < scale
+        assert trainer.state.global_step == (6 if nan_in is None else 4)

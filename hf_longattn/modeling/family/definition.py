@@ -164,7 +164,6 @@ class Family:
     own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
     read_without_mask: what to know of texts with a mask, in a base that was trained on padded texts without one (SigLIP); native twins are
         compared without a mask.
-    item_losses: model classes of the base, next to a decoder's language models, that hand ``num_items_in_batch`` on to their loss.
     """
 
     config_class: type[PreTrainedConfig]
@@ -184,7 +183,6 @@ class Family:
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
     read_without_mask: str = ""
-    item_losses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Enter the family into the table of imported families.
@@ -292,15 +290,6 @@ class Family:
     def has_encoder(self, head: str) -> bool:
         """Whether the class ``head`` of an encoder-decoder has the encoder."""
         return self.two_stacks and not head.endswith(DECODER_ALONE)
-
-    def divides_by_items(self, head: str) -> bool:
-        """Whether the class of the base ``head`` divides its loss by ``num_items_in_batch``, the labels of all accumulated batches.
-
-        Trainer takes every ``forward`` with free keyword arguments for such a one, and does not divide by the number of accumulated
-        batches. Most heads for masked tokens, classes and tokens ignore the argument and return the mean of one batch, so that their
-        losses and gradients would add up: eight times too large with eight batches.
-        """
-        return head in self.item_losses or (head.endswith(CAUSAL_LANGUAGE_MODELS) and not self.two_stacks)
 
     def decoder_layers(self, config: Any) -> int:
         """The number of layers of the decoder with this config of the base."""

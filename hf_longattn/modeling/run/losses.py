@@ -1,4 +1,4 @@
-"""What is added to the loss of a head in training, and by what Trainer divides it."""
+"""The loss of a head in training: what mechanisms add to it, and a batch's share of the loss of a whole step."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from ...mechanisms.common.base import Mechanism
-from ..family.definition import FAMILIES
+from ..family.definition import CAUSAL_LANGUAGE_MODELS
 
 IGNORED_LABEL = -100
 """The label of tokens that are left out of a loss, as in ``torch.nn.functional.cross_entropy``."""
+LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT")
+"""Endings of classes with a loss per row, whatever the number of its labels."""
 
 
-def divides_by_items(model_class: Any) -> bool:
-    """Whether a class of transformers divides its loss by ``num_items_in_batch``; see :meth:`Family.divides_by_items`.
+def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
+    """The number of labels over which a head takes the mean, or ``None`` where the mean is over rows.
 
-    For a class of which neither it nor a family says so: no, since the mean of the batches is nearly right everywhere.
+    Args:
+        head: the name of the model class.
+        inputs: the batch, with ``labels`` (or ``shift_labels``, as Trainer counts them).
     """
-    accepts = getattr(model_class, "accepts_loss_kwargs", None)
-    if isinstance(accepts, bool):
-        return accepts
-    family = FAMILIES.get(getattr(getattr(model_class, "config_class", None), "model_type", ""))
-    return family is not None and model_class.__name__ in family.heads and family.divides_by_items(model_class.__name__)
+    labels = inputs.get("shift_labels")
+    if labels is None and isinstance(labels := inputs.get("labels"), Tensor) and head.endswith(CAUSAL_LANGUAGE_MODELS):
+        labels = labels[..., 1:]  # nothing predicts the first token
+    if not isinstance(labels, Tensor) or head.endswith(LOSS_BY_ROW):
+        return None
+    return ((labels != IGNORED_LABEL) | labels.is_floating_point()).sum()  # all of those that are numbers to predict
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
@@ -35,22 +40,32 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     return sum(terms[1:], terms[0]) if terms else None
 
 
-def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: Mapping[str, Any]) -> Any:
-    """``outputs`` of a forward pass with the auxiliary loss added to their loss, where they have one.
+def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
+    """A batch's part of the mean over all labels of a step: ``loss``, the mean over ``count`` labels, times ``count / items``.
 
-    With ``num_items_in_batch``, by which Trainer makes the losses of accumulated batches add up to one mean, each batch adds its share.
+    The parts of all batches add up to that mean. A batch without labels has a part of 0; its mean is NaN.
+    """
+    share = count / torch.where(count > 0, torch.as_tensor(items, device=count.device), 1)
+    return torch.where(count > 0, loss, 0.0) * share.to(loss)
+
+
+def with_training_loss(model: Any, outputs: Any, arguments: Mapping[str, Any], items: Any = None) -> Any:
+    """``outputs`` of a forward pass with the loss that is trained on, where they have a loss.
+
+    Args:
+        model: in training its mechanisms' auxiliary loss is added.
+        outputs: of the base, whose loss is the mean over the batch.
+        arguments: of the forward pass, without ``num_items_in_batch``.
+        items: ``num_items_in_batch``, the number of labels in a step, which Trainer gives: the loss becomes the batch's share.
     """
     by_name = hasattr(outputs, "loss")
     loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         return outputs
-    added = auxiliary_loss(model)
-    if added is None:
-        return outputs
-    labels, items = arguments.get("labels"), arguments.get("num_items_in_batch")
-    if isinstance(labels, Tensor) and items is not None:
-        added = added * (labels != IGNORED_LABEL).sum() / torch.as_tensor(items, device=labels.device)
-    loss = loss + added.to(loss)
+    if model.training and model.runs_mechanisms and (added := auxiliary_loss(model)) is not None:
+        loss = loss + added.to(loss)
+    if items is not None and (count := label_count(type(model).__name__, arguments)) is not None:
+        loss = share_of_step(loss, count, items)
     if not by_name:
         return (loss, *outputs[1:])
     outputs.loss = loss

@@ -27,7 +27,7 @@ from ...private_apis import attention_implementation
 from ..attach.token_globals import global_tokens_of, token_rule
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 from ..family.validation import input_of
-from .losses import IGNORED_LABEL, auxiliary_loss
+from .losses import IGNORED_LABEL, auxiliary_loss, label_count, share_of_step
 from .memory import Memory
 from .modes import Forward, Mode, RunsInModes, enters
 from .outputs import Kind, by_rows, joined
@@ -152,7 +152,7 @@ class Sharding(Mode[dict[str, Any]]):
     shard: Shard | None = None
     labels: Tensor | None = None
     items: Any = None
-    counted: Any = None
+    count: Any = None
     last: Tensor | None = None
 
     def give(self, shard: Shard | None) -> None:
@@ -255,9 +255,8 @@ class Sharding(Mode[dict[str, Any]]):
                 raise OptionError(
                     "logits_to_keep would count in each process's part of a sequence; leave it out, or generate outside of the context."
                 )
+            self.items, self.count = kwargs.pop("num_items_in_batch", None), label_count(type(model).__name__, kwargs)
             labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
-            self.items = kwargs.pop("num_items_in_batch", None)
-            self.counted = None if labels is None else (labels != IGNORED_LABEL).sum()  # as with_auxiliary_loss counts
             looks_ahead = type(model).__name__.endswith(HEADS_BY_TOKEN[:2])
             if looks_ahead and labels is not None and shifted is None:
                 shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
@@ -276,17 +275,15 @@ class Sharding(Mode[dict[str, Any]]):
             raise OptionError(TUPLE_REFUSAL)
         labels = self.labels.to(outputs.logits.device)
         local_labels = labels[:, self.shard.start : self.shard.stop]
-        items = (labels != IGNORED_LABEL).sum().clamp(min=1) if self.items is None else torch.as_tensor(self.items, device=labels.device)
         logits = outputs.logits.flatten(0, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, local_labels.flatten(), reduction="sum", ignore_index=IGNORED_LABEL) / items
+        loss = F.cross_entropy(logits, local_labels.flatten(), reduction="sum", ignore_index=IGNORED_LABEL)
+        loss = _WholeLoss.apply(loss / (labels != IGNORED_LABEL).sum().clamp(min=1), self.group, self.processes)
         added, routing = auxiliary_loss(model) if model.training else None, _routing_loss(model, outputs)
-        if self.items is None:
-            loss = _WholeLoss.apply(loss, self.group, self.processes)
-        else:  # the batch's share of them, a part of which is each process's
-            added = None if added is None or self.counted is None else added * self.counted.to(items.device) / items / self.processes
-            routing = None if routing is None else routing / self.processes
-        outputs["loss"] = sum((term.to(loss) for term in (added, routing) if term is not None), loss)
+        loss = sum((term.to(loss) for term in (added, routing) if term is not None), loss)
+        if self.items is not None and self.count is not None:  # of the batch's share, each process has its part
+            loss = share_of_step(loss, self.count.to(loss.device), self.items) / self.processes
+        outputs["loss"] = loss
         return outputs
 
 

@@ -33,7 +33,7 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Factors:
-    """The loss of a layer: ``output`` × relative squared error + ``weights`` × cross-entropy of the attention weights."""
+    """The loss of a layer: ``output`` × relative squared error + ``weights`` × cross-entropy of the attention weights, mean over inputs."""
 
     output: float = 1.0
     weights: float = 0.0
@@ -43,7 +43,7 @@ class Matching(Mechanism):
     """``teacher``, softmax attention, to which ``student`` is compared; replaces the student in an attention module.
 
     After a forward pass ``errors`` holds the mean squared error of the outputs before the output projection, and that error as a share
-    of the teacher's mean square, over tokens that are not padding; ``loss`` trains the student.
+    of the teacher's mean square, both over an input's tokens that are not padding, and mean over inputs; ``loss`` trains the student.
     """
 
     name = "matching"
@@ -79,8 +79,8 @@ class Matching(Mechanism):
             output = self.student(q, k, v, call)
             squared = _mean_square(output.float() - target.float(), padding)
             share = squared / _mean_square(target.float(), padding).clamp(min=TINY)
-            self.errors = torch.stack([squared, share]).detach()
-            self.loss = self.factors.output * share
+            self.errors = torch.stack([squared.mean(), share.mean()]).detach()
+            self.loss = self.factors.output * share.mean()
             if self.factors.weights:
                 target_weights, weights = (
                     mechanism.dense_weights(q.float(), k.float(), call) for mechanism in (self.teacher, self.student)
@@ -115,21 +115,22 @@ def own_softmax(config: Any, layer: int, like: Mechanism) -> Mechanism:
 
 
 def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean square of ``x (B, H, N, D)`` over rows that are not padding (``padding (B, Nk)``, True = real)."""
+    """Mean square of each input of ``x (B, H, N, D)``, ``(B,)``, over tokens that are not padding (``padding (B, Nk)``, True = real)."""
     if padding is None:
-        return x.square().mean()
+        return x.square().mean((1, 2, 3))
     rows = padding[:, -x.shape[2] :]
-    real = (rows.sum() * x.shape[1] * x.shape[3]).clamp(min=1)
-    return x.square().masked_fill(~rows[:, None, :, None], 0.0).sum() / real
+    real = (rows.sum(1) * x.shape[1] * x.shape[3]).clamp(min=1)
+    return x.square().masked_fill(~rows[:, None, :, None], 0.0).sum((1, 2, 3)) / real
 
 
 def _cross_entropy(target: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean over heads and real rows of -Σ_j wanted_ij log weights_ij (Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5)."""
+    """Mean over inputs of the mean over heads and real tokens i of -Σ_j wanted_ij log weights_ij (Zhang et al. 2024, The Hedgehog & the
+    Porcupine, eq. 5)."""
     rows = -(target * weights.clamp(min=TINY).log()).sum(-1)
     if padding is None:
         return rows.mean()
     real = padding[:, -rows.shape[2] :]
-    return rows.masked_fill(~real[:, None], 0.0).sum() / (real.sum() * rows.shape[1]).clamp(min=1)
+    return (rows.masked_fill(~real[:, None], 0.0).sum((1, 2)) / (real.sum(1) * rows.shape[1]).clamp(min=1)).mean()
 
 
 class MatchingModel(nn.Module):

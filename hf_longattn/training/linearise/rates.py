@@ -58,7 +58,7 @@ class RateTrials(LineariseTrainer):
         self.trained.zero_grad()
         return self.trained
 
-    def diverged(self, what: str, where: str) -> None:
+    def diverged(self, what: str) -> None:
         """A rate that is too high loses, without a sentence."""
         self.lost = self.control.should_training_stop = True
 

@@ -107,8 +107,9 @@ class Stages:
                 rows = held_out_loss(model, self.batches, layers)["errors"]
                 return sum(row["share"] for row, learns in zip(rows, learn, strict=True) if learns) / sum(learn)
 
-            self.train(MatchingModel(model, layers), 1, self.length, error)
+            trainer = self.train(MatchingModel(model, layers), 1, self.length, error)
         self.report["stage1"] = measured(model, self.batches)
+        trainer.check_held_out(self.report["stage1"]["loss"])
 
     def stage_2(self, model: PreTrainedModel) -> None:
         """Fine-tuning with the mechanisms in place, on the language-model loss, against the original, or both."""
@@ -127,14 +128,15 @@ class Stages:
                     return float(held_out_loss(model, self.batches)["loss"])
                 return teacher.divergence(model, self.batches)
 
-            self.train(model, 2, length, loss, teacher)
+            trainer = self.train(model, 2, length, loss, teacher)
         self.report["stage2"] = measured(model, self.batches)
+        trainer.check_held_out(self.report["stage2"]["loss"])
         if teacher is not None:
             self.report["kl"] = {**divergence, "after": teacher.divergence(model, self.batches)}
 
     def train(
         self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None = None
-    ) -> None:  # fmt: skip
+    ) -> LineariseTrainer:  # fmt: skip
         """Train, or resume from the latest checkpoint of this stage; ``measure`` the held-out loss, to choose a learning rate by."""
         args = self.args
         rate = self.learning_rate(model, stage, length, measure, teacher)
@@ -148,6 +150,7 @@ class Stages:
         trainer.train(resume_from_checkpoint=newest_of_stage(args.folder, stage) if args.resume else None)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
+        return trainer
 
     def of_trainer(self, stage: int, length: int, teacher: Teacher | None) -> dict[str, Any]:
         """What every run of a stage is given."""

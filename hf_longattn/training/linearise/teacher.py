@@ -70,7 +70,7 @@ class Teacher:
         )  # fmt: skip
 
     def loss(self, student: nn.Module, inputs: Mapping[str, Tensor], autocast: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """The loss of a batch, mean over its tokens, its parts by name, and the student's outputs."""
+        """The parts of a batch's loss times their factors, ``(parts,)``, the parts by their names, and the student's outputs."""
         hidden, at = bool(self.hidden), real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
         read = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), autocast, predictions_at(self.model, at):
@@ -86,9 +86,15 @@ class Teacher:
         if hidden:
             real = real_tokens(inputs)
             pairs = zip(outputs["hidden_states"][1:], target["hidden_states"][1:], strict=True)
-            parts["hidden"] = torch.stack([relative_error(states[real], expected[real]) for states, expected in pairs]).mean()
-        total = torch.stack([getattr(self, name) * part for name, part in parts.items()]).sum()
-        return total, {name: part.detach() for name, part in parts.items()}, outputs
+            parts["hidden"] = torch.stack([relative_error(states, expected, real) for states, expected in pairs]).mean()
+        losses = torch.stack([getattr(self, name) * part for name, part in parts.items()])
+        return losses, {name: part.detach() for name, part in parts.items()}, outputs
+
+    def items_of(self, inputs: Mapping[str, Tensor], labels: Tensor | int) -> Tensor:
+        """What the parts of :meth:`loss` are means over: ``labels``, the compared predictions, and the inputs."""
+        at = real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
+        counts = [*([labels] if self.lm else []), at.sum(), *([len(at)] if self.hidden else [])]
+        return torch.stack([torch.as_tensor(count, device=at.device) for count in counts])
 
     @torch.no_grad()
     def divergence(self, student: nn.Module, batches: Sequence[Batch]) -> float:
@@ -118,9 +124,16 @@ def predictions_at(model: nn.Module, at: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def relative_error(states: Tensor, target: Tensor) -> Tensor:
-    """The squared error as a share of the teacher's square, so that layers whose states differ in size count alike."""
-    return (states.float() - target.float()).square().sum() / target.float().square().sum()
+def relative_error(states: Tensor, target: Tensor, real: Tensor) -> Tensor:
+    """The squared error of each input as a share of the teacher's square, mean over inputs, so that layers whose states differ in size
+    count alike.
+
+    Args:
+        states, target: ``(B, N, C)``.
+        real: ``(B, N)`` bool, the tokens that are not padding.
+    """
+    error, square = ((x.square() * real[..., None]).sum((1, 2)) for x in (states.float() - target.float(), target.float()))
+    return (error / square).mean()
 
 
 def places_of_predictions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,17 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_longattn.errors import LongAttentionError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.staging import write_text
 from hf_longattn.training.linearise.teacher import Teacher
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import DivergenceError, TimedTrainer, rows_of
 
 LAYER = re.compile(r".*?\.\d+\.")
 """The part of an attention module's name that its whole layer shares."""
 
 
-class DivergenceError(LongAttentionError):
-    """A loss or a gradient became NaN or infinite."""
-
-
 class LineariseTrainer(TimedTrainer):
-    """Checks every loss and gradient before it reaches a parameter, so that every checkpoint is good.
+    """Trains the mechanisms of a converted model, and says in which layer a loss or gradient is not finite.
 
     Args:
         stage: 1 or 2.
@@ -40,84 +36,81 @@ class LineariseTrainer(TimedTrainer):
     def __init__(self, *args: Any, stage: int, log_path: Path | None, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage, self.teacher = stage, teacher
-        if teacher is not None:
-            self.model_accepts_loss_kwargs = False  # the loss is the mean of a batch
-        self.sums: dict[str, Tensor] = {}
-        self.summed = 0
+        self.sums: dict[str, tuple[Any, Any]] = {}  # of each part of the loss its values times their shares of a step, and these shares
+        self.gradients: dict[str, Tensor] = {}
         self.layer_names = [site.name for site in attention_sites(_inner(self.model)) if not site.cross]
         if log_path is not None:
             self.add_callback(JSONLog(log_path, stage))
         self.remove_callback(PrinterCallback)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
+        """Inputs in stage 1, labels in stage 2; with a teacher, what :meth:`Teacher.loss` compares."""
+        if self.stage == 1:
+            return rows_of(inputs)
+        labels = super().items_of(inputs)
+        return labels if self.teacher is None else self.teacher.items_of(inputs, labels)
+
+    def mean_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         if self.teacher is not None and model.training:
             loss, parts, outputs = self.teacher.loss(model, inputs, self.accelerator.autocast())
         else:
-            arguments = {name: value for name, value in kwargs.items() if name != "return_outputs"}
-            loss, outputs = super().compute_loss(model, inputs, True, **arguments)
+            loss, outputs = super().mean_loss(model, inputs)
             layers = outputs.get("layer_losses") if isinstance(outputs, dict) else None
             parts = {} if layers is None else {"layers": layers}
-        if not bool(torch.isfinite(loss)):
-            self.diverged("the loss", self._layer_of_loss(model, inputs, parts.get("layers")))
-        for name, part in parts.items():
-            self.sums[name] = self.sums[name] + part if name in self.sums else part.clone()
-        self.summed += bool(parts)
-        return (loss, outputs) if kwargs.get("return_outputs") else loss
+        counts = torch.as_tensor(self.items_of(inputs), device=loss.device)
+        for (name, part), share in zip(parts.items(), (counts / self.step_items).expand(len(parts)), strict=True):
+            total, shares = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = total + part.detach() * share, shares + share
+        return loss, outputs
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if getattr(self.accelerator, "scaler", None) is not None:  # of fp16: it leaves out steps whose scaled gradients overflow
-            return loss
-        gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-        sums = torch.stack([gradient.float().sum() for _, gradient in gradients])
-        if not bool(torch.isfinite(sums).all()):
-            bad = [gradients[number][0].removeprefix("module.") for number in torch.nonzero(~torch.isfinite(sums)).flatten().tolist()]
-            self.diverged("the gradient", self._layer_of_parameters(bad))
+        gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
+        self.gradients = {name: gradient.float().sum() for name, gradient in gradients.items()}  # before they are clipped
         return loss
 
-    def diverged(self, what: str, where: str) -> None:
+    def diverged(self, what: str) -> None:
         """Stop the training with a sentence."""
+        where = self._layer_of_loss() if what == "the loss" else self._layer_of_gradient()
+        step = f"step {self.state.global_step + 1} of stage {self.stage}"
+        raise DivergenceError(f"{what} is not a finite number at {step}, in {where}; {self.advice()}")
+
+    def advice(self) -> str:
+        """The last good checkpoint, and what to type."""
         newest = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
         checkpoint = f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
         rate = "transfer" if self.stage == 1 else "finetune"
-        raise DivergenceError(
-            f"{what} is not a finite number at step {self.state.global_step + 1} of stage {self.stage}, in {where}; {checkpoint}; "
-            f"lower --{rate}-learning-rate{', then resume with --resume' if newest else ''}"
-        )
+        return f"{checkpoint}; lower --{rate}-learning-rate{', then resume with --resume' if newest else ''}"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        means = {name: (total / self.summed).tolist() for name, total in self.sums.items()}
+        means = {name: (total / shares).tolist() for name, (total, shares) in self.sums.items()}
         rounded = {name: [round(value, 6) for value in mean] if isinstance(mean, list) else round(mean, 6) for name, mean in means.items()}
         logs = {**logs, **rounded}  # type: ignore[dict-item]
-        self.sums, self.summed = {}, 0
+        self.sums = {}
         super().log(logs, start_time)
 
-    def _layer_of_loss(self, model: nn.Module, inputs: dict[str, Any], layers: Tensor | None) -> str:
-        """Which layer made the loss not finite: by the layers' losses, or else by the first attention output that is not finite."""
-        if layers is not None:
-            bad = torch.nonzero(~torch.isfinite(layers)).flatten().tolist()
-            return self._named(bad[0]) if bad else "no single layer"
-        inner = _inner(model)
-        outputs: dict[str, bool] = {}
+    def _layer_of_loss(self) -> str:
+        """Which layer made the loss of this step not finite: by the layers' losses, or else by the first attention output that is not
+        finite."""
+        sites = [site for site in attention_sites(_inner(self.model)) if not site.cross]
+        for batch in self.step_batches:
+            finite: list[bool] = []
+            hooks = [site.module.register_forward_hook(lambda _, __, output, note=finite.append: note(_finite(output))) for site in sites]
+            try:
+                with torch.no_grad():
+                    outputs = self.model(**batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            layers = outputs.get("layer_losses") if isinstance(outputs, dict) else None
+            finite = finite if layers is None else torch.isfinite(layers).tolist()
+            if not all(finite):
+                return self._named(finite.index(False))
+        return "the parts after the attention layers"
 
-        def note(name: str) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                outputs[name] = _finite(output)
-
-            return hook
-
-        hooks = [site.module.register_forward_hook(note(site.name)) for site in attention_sites(inner) if not site.cross]
-        try:
-            with torch.no_grad():
-                inner(**inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        bad = [number for number, name in enumerate(self.layer_names) if not outputs.get(name, True)]
-        return self._named(bad[0]) if bad else "the parts after the attention layers"
-
-    def _layer_of_parameters(self, names: list[str]) -> str:
+    def _layer_of_gradient(self) -> str:
         """The layer of the parameter that comes last in the forward pass: NaN gradients spread to those before it."""
+        names = [name for name, total in self.gradients.items() if not bool(torch.isfinite(total))]
         prefixes = [LAYER.match(site) for site in self.layer_names]
         owners = [
             (number, name)

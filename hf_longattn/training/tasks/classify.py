@@ -462,12 +462,12 @@ def _reader_of(log: Mapping[str, Any]) -> Reader:
 class ClassificationTrainer(TimedTrainer):
     """Trains on packed rows or padded ones, on pictures or recordings, and scores documents by their length."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         if "lengths" not in inputs:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            return super().mean_loss(model, inputs)
         model_inputs = {name: value for name, value in inputs.items() if name != "lengths"}
         with first_tokens(self.accelerator.unwrap_model(model), inputs["lengths"]):
-            return super().compute_loss(model, model_inputs, *args, **kwargs)
+            return super().mean_loss(model, model_inputs)
 
     def scores(self, data: Dataset) -> dict[str, Any]:
         """Accuracy and macro F1 in per cent, by document length; empty in all processes but the first."""

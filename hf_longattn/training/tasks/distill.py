@@ -7,6 +7,7 @@ read the same text, of a length that the teacher takes; the student's mechanisms
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -169,12 +170,19 @@ class DistillTrainer(TimedTrainer):
 
     def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False  # the loss is the mean of a batch
         self.teacher, self.layers = frozen_teacher(teacher).to(self.args.device), layers
+        self.causal = any(site.causal for site in attention_sites(self.teacher) if not site.cross)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The real tokens of a batch for each of :data:`PARTS`; for attention, the pairs of tokens that are compared."""
+        tokens = inputs["attention_mask"].sum(1)
+        pairs = tokens * (tokens + 1) // 2 if self.causal else tokens.square()
+        return torch.stack([(pairs if part == "attention" else tokens).sum() for part in PARTS])
+
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The distance of each of :data:`PARTS`; in evaluations the student's own loss."""
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs)
+            return super().mean_loss(model, inputs)
         student: Any = self.accelerator.unwrap_model(model)
         factors = self.args.factors
         compares_attention = bool(factors["attention"])
@@ -196,8 +204,8 @@ class DistillTrainer(TimedTrainer):
                 for layer, (teacher_layer, causal) in enumerate(zip(self.layers, student_scores.causal, strict=True))
             ]
             parts["attention"] = torch.stack(errors).mean()
-        loss = torch.stack([factors[part] * value for part, value in parts.items()]).sum()
-        return (loss, outputs) if return_outputs else loss
+        absent = torch.zeros_like(parts["logits"])
+        return torch.stack([factors[part] * parts.get(part, absent) for part in PARTS]), outputs
 
 
 class AttentionScores:

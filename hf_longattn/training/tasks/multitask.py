@@ -18,7 +18,7 @@ import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PreTrainedModel,
@@ -41,6 +41,7 @@ from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.grid_rule import image_size
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.multimodal import ImageInput
+from hf_longattn.modeling.run.losses import label_count
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import label_config
@@ -49,7 +50,7 @@ from hf_longattn.training.results import held_out_in_words, score_in_words, step
 from hf_longattn.training.tasks.classify import NO_LENGTH, ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
-from hf_longattn.training.trainer import MeasuringTrainer
+from hf_longattn.training.trainer import MeasuringTrainer, rows_of
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -293,6 +294,12 @@ class MultiTaskModel(nn.Module):
             outputs.loss = qa_loss(outputs, inputs).mean()
         return outputs
 
+    def items_of(self, task: str, **inputs: Any) -> Tensor:
+        """The number of labels of a batch at the place of its task, and 0 at those of the others."""
+        count = label_count(type(self.models[task]).__name__, inputs)
+        count = torch.as_tensor(rows_of(inputs) if count is None else count)
+        return torch.stack([count if name == task else torch.zeros_like(count) for name in self.models])
+
 
 class MixedRows(torch.utils.data.Dataset[dict[str, Any]]):
     """The inputs of all tasks, by the task's name and their number."""
@@ -375,6 +382,16 @@ class MultiTaskTrainer(MeasuringTrainer):
         )
         self.tasks, self.temperature = tasks, args.temperature
 
+    def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The number of labels by task."""
+        items: Tensor = self.accelerator.unwrap_model(self.model).items_of(**inputs)
+        return items
+
+    def items_of_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+        """The number of labels by task, with which a task counts in a step by the number of its batches: each of its labels alike."""
+        drawn = self.over_processes(torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device))
+        return super().items_of_step(batches, device) * drawn.sum() / torch.where(drawn > 0, drawn, 1)
+
     def get_train_dataloader(self) -> Any:
         self.accelerator.even_batches = False  # there are as many batches for every process
         sizes, size = {name: len(task.rows) for name, task in self.tasks.items()}, self.args.train_batch_size
@@ -391,8 +408,14 @@ class MultiTaskTrainer(MeasuringTrainer):
             scores = {name: task.scores() for name, task in self.tasks.items()} if self.is_world_process_zero() else {}
         return dict(broadcast_object_list([scores])[0])
 
-    def measured(self) -> dict[str, float]:
-        """The scores of every task as ``NAME_accuracy`` …, and the mean of what each is judged by, ``mean``."""
+    def measured(self, rows: Any = None) -> dict[str, float]:
+        """The scores of every task as ``NAME_accuracy`` …, and the mean of what each is judged by, ``mean``.
+
+        Raises:
+            OptionError: there are ``rows``.
+        """
+        if rows is not None:
+            raise OptionError("several tasks are scored on the held-out data of each; leave eval_dataset out")
         scores = self.scores()
         scores_by_metric = {f"{name}_{key}": value for name, values in scores.items() for key, value in values.items()}
         main_scores = [scores[name][HEAD_SCORES[task.kind][0]] for name, task in self.tasks.items()]
@@ -551,12 +574,11 @@ def _qa(run: TaskArguments, start: Start, data: QADataArguments) -> TaskHead:
 
     def scores() -> Scores:
         reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
-        questions = validation.to_list()
-        answers = reader.read(questions)
-        results = score_answers(questions, answers)
+        answers = reader.read(validation)
+        results = score_answers(validation, answers)
         if "best_f1_threshold" in results:  # of "no answer", tuned on these questions
             task.settings["no_answer_threshold"] = results["best_f1_threshold"]
-            results = score_answers(questions, answers, results["best_f1_threshold"])
+            results = score_answers(validation, answers, results["best_f1_threshold"])
         names = ("exact_match", "exact_match_se", "f1", "f1_se", "n", "best_f1_threshold")
         return {name: results[name] for name in names if name in results}
 

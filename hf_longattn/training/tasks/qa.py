@@ -30,7 +30,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerControl,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES,
@@ -210,7 +209,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         trainer.accelerator.unwrap_model(trainer.model).config.no_answer_threshold = trainer.threshold
     if trainer.is_world_process_zero():
         training_args.folder.mkdir(parents=True, exist_ok=True)
-        write_predictions(training_args.folder, validation.to_list(), trainer.given_answers)
+        write_predictions(training_args.folder, validation, trainer.given_answers)
         if model_args.baseline:
             log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
     trainer.accelerator.wait_for_everyone()
@@ -265,10 +264,9 @@ def baseline_scores(
     length = min(512, longest_input(model, tokenizer))
     form = windows(length, length // 4, data_args.max_question_tokens)
     reader = QAReader("", model.to(training_args.device), tokenizer, form, batch_size=training_args.per_device_eval_batch_size)
-    records = validation.to_list()
-    answers = reader.read(records)
-    threshold = score_answers(records, answers).get("best_f1_threshold")
-    return {**score_answers(records, answers, threshold), "input_length": length}
+    answers = reader.read(validation)
+    threshold = score_answers(validation, answers).get("best_f1_threshold")
+    return {**score_answers(validation, answers, threshold), "input_length": length}
 
 
 def supporting_paragraphs(records: Dataset) -> int | None:
@@ -302,47 +300,44 @@ class QATrainer(TimedTrainer):
         self.given_answers: list[Answer] = []
         self.batches = (0, 0)  # the current step, and its batches so far
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean over the batch's inputs, of all correct spans; the model's own loss where a batch has ``start_positions`` instead."""
         if "starts" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            return super().mean_loss(model, inputs)
         evidence = getattr(self.accelerator.unwrap_model(model), "evidence", None)
         model_inputs = {name: value for name, value in inputs.items() if name not in TARGETS}
         outputs = model(**model_inputs, **({"output_hidden_states": True} if evidence is not None else {}))
         loss = qa_loss(outputs, inputs, evidence).mean()
-        return (loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}) if return_outputs else loss
+        return loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}
 
-    def answers(self) -> list[Answer]:
-        """The reader's answers to the evaluation data, in their order; each process reads its share."""
+    def answers(self, records: Dataset) -> list[Answer]:
+        """The reader's answers to records, in their order; each process reads its share."""
         assert self.reader is not None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.reader.model = self.model_wrapped if sharded else self.model
-        records = self.eval_dataset.to_list()
         if sharded or self.args.world_size == 1:  # sharded weights are gathered by all processes together
             return self.reader.read(records)
         mine = range(self.args.process_index, len(records), self.args.world_size)
-        numbered_answers = gather_object(list(zip(mine, self.reader.read([records[place] for place in mine]), strict=True)))
+        numbered_answers = gather_object(list(zip(mine, self.reader.read(records.select(mine)), strict=True)))
         return [answer for _, answer in sorted(numbered_answers, key=lambda pair: pair[0])]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
-        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on these questions; of a model that is only
-        scored, with its own."""
-        if self.reader is None or eval_dataset is not None:
+        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on the trainer's own data; of a model that is
+        only scored, with its own."""
+        if self.reader is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        records, answers = self.eval_dataset.to_list(), self.answers()
+        records = self.eval_dataset if eval_dataset is None else eval_dataset
+        answers = self.answers(records)
         self.scores = score_answers(records, answers)
-        if "best_f1_threshold" in self.scores and not self.args.only_scores:
+        if "best_f1_threshold" in self.scores and eval_dataset is None and not self.args.only_scores:
             self.threshold = self.scores["best_f1_threshold"]
+        if self.threshold != self.reader.null_threshold:
             answers = [dataclasses.replace(answer, text=answer.above(self.threshold)) for answer in answers]
             self.scores = score_answers(records, answers)
         self.given_answers = answers
         loss, error = mean_and_error([loss for answer in answers for loss in answer.losses])
-        named = {"loss": loss, "loss_se": error, **self.scores}
-        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in named.items() if isinstance(value, (int, float))}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.log_scores({"loss": loss, "loss_se": error, **self.scores}, metric_key_prefix)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """As Trainer's. Positions and windows are drawn with the step's own seed, so that a resumed run draws what the uninterrupted run

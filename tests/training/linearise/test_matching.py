@@ -105,7 +105,7 @@ def test_training_mode_leaves_the_original_without_dropout(model: PreTrainedMode
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_loss_is_its_definition_over_the_real_tokens(causal: bool) -> None:
+def test_the_loss_is_its_definition_over_the_real_tokens_of_each_input(causal: bool) -> None:
     student = build_mechanism("hedgehog", num_heads=4, head_dim=8)
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter)
@@ -122,15 +122,16 @@ def test_the_loss_is_its_definition_over_the_real_tokens(causal: bool) -> None:
     wanted, given = reference_attend(q, k, v, full, **arguments), reference_attend(q, k, v, student, **arguments)
     weights = [one.dense_weights(q.double(), k.double(), AttentionCall.of(**arguments)) for one in (full, student)]
     for b, length in enumerate((20, 13)):
-        squares.append((wanted - given)[b, :, :length].square().flatten())
-        energies.append(wanted[b, :, :length].square().flatten())
+        squares.append((wanted - given)[b, :, :length].square().mean())
+        energies.append(wanted[b, :, :length].square().mean())
         a, s = (one[b, :, :length] for one in weights)
-        entropies.append(-torch.where(a > 0, a * s.clamp(min=1e-12).log(), 0.0).sum(-1).flatten())
-    squared, energy, entropy = (torch.cat(parts).mean() for parts in (squares, energies, entropies))
+        entropies.append(-torch.where(a > 0, a * s.clamp(min=1e-12).log(), 0.0).sum(-1).mean())
+    squared, energy, entropy = (torch.stack(parts) for parts in (squares, energies, entropies))
+    share = (squared / energy).mean()
     assert layer.loss is not None
     assert layer.errors is not None
-    torch.testing.assert_close(layer.errors.double(), torch.stack([squared, squared / energy]), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(layer.loss.double(), 2.0 * squared / energy + 0.5 * entropy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer.errors.double(), torch.stack([squared.mean(), share]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(layer.loss.double(), 2.0 * share + 0.5 * entropy.mean(), atol=1e-5, rtol=1e-5)
     first = layer.loss.clone()
     for tensor in (q, k, v):
         tensor[1, :, 13:] = 7.0

@@ -91,7 +91,7 @@ def test_rates_that_diverge_lose(start: Start, monkeypatch: pytest.MonkeyPatch) 
 
     def diverging(self: LineariseTrainer, *args: Any, **kwargs: Any) -> Any:
         if self.args.learning_rate > limit:
-            self.diverged("the loss", "layer 0")
+            self.diverged("the loss")
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(LineariseTrainer, "training_step", diverging)
