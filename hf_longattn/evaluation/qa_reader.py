@@ -78,7 +78,7 @@ class QAReader:
         """
         answers: list[Answer] = []
         for first in range(0, len(records), RECORDS_AT_ONCE):
-            answers += self._read(records[first : first + RECORDS_AT_ONCE])
+            answers += self._read([records[place] for place in range(first, min(first + RECORDS_AT_ONCE, len(records)))])
         return answers
 
     def _read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:

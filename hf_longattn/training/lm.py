@@ -164,7 +164,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         stream = SegmentStream(
             to_documents(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, passes=None, **padding
         )
-        measured = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_train_batch_size, **padding)
+        measured = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_eval_batch_size, **padding)
         collate = SegmentCollator(collator if collator.mlm else None)
         training_args.remove_unused_columns = False  # the number of the pass is the collator's
         trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **settings)

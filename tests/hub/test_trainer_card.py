@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,9 @@ def test_a_plain_trainer_keeps_the_tags(trainer: type[Trainer], server: Hub, fol
     arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=REPO, use_cpu=True)
     trainer(model, arguments).push_to_hub()
     assert {"hf_longattn", "long-context"} <= set(pushed_card(server, tmp_path).data.tags)
+    commit = trainer(model, arguments).push_to_hub(blocking=False)
+    assert isinstance(commit, Future)
+    commit.result()
 
 
 def test_a_training_pushes_its_own_card(server: Hub, folder: Path, tmp_path: Path) -> None:

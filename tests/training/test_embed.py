@@ -18,7 +18,14 @@ from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, r
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.embed import EMBED, EmbedDataArguments, finetune_embeddings, prompts_of
+from hf_longattn.training.tasks.embed import (
+    EMBED,
+    EmbedDataArguments,
+    embedding_trainer,
+    finetune_embeddings,
+    prompts_of,
+    reranking_trainer,
+)
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -67,6 +74,18 @@ def test_a_checkpoint_in_half_precision_is_trained_in_full(reranker: bool, tmp_p
     before, after = (AutoModel.from_pretrained(one, dtype="auto").get_parameter(name).detach() for one in (folder, tmp_path / "out"))
     assert (before.dtype, after.dtype) == (torch.float16, torch.float32)
     assert 0 < float((after - before).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["pairs", "scores", "reranker"])
+def test_an_evaluation_scores_the_pairs_that_it_is_given(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    pytest.importorskip("sentence_transformers")
+    rows: list[dict[str, Any]] = [{"anchor": f"query {number}", "positive": f"text {number} of {number}"} for number in range(12)]
+    rows = [{**row, "score": number / 12} if kind == "scores" else row for number, row in enumerate(rows)]
+    data, held, other = (Dataset.from_list(part) for part in (rows[:4], rows[4:7], rows[7:]))
+    given = {"model": checkpoint("mlm", tmp_path / "short", tokenizer), "output_dir": str(tmp_path / "out"), "data": ["pairs.jsonl"]}
+    arguments = build_arguments(EMBED, **given, **FAST, reranker=kind == "reranker")
+    trainer = (reranking_trainer if kind == "reranker" else embedding_trainer)(*arguments, data, held)
+    assert [trainer.evaluate(*part)["eval_n"] for part in ((), (held,), (other,))] == [3, 3, 5]
 
 
 def test_pairs_and_what_is_wrong_with_them(tmp_path: Path) -> None:

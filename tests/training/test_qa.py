@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -387,6 +387,28 @@ def test_a_model_is_scored_with_its_own_threshold(checkpoint: str, data: str, tm
     assert (log["held_out"]["after"]["HasAns_f1"], log["held_out"]["after"]["NoAns_f1"]) == (0.0, 100.0)
     assert set(json.loads((tmp_path / "scored" / "predictions.json").read_text()).values()) == {""}
     assert "best on these" not in qa_table(log)
+
+
+def test_an_evaluation_scores_the_questions_that_it_is_given_row_by_row(
+    checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the threshold of the trainer's own questions, and without a list of all of them."""
+    model, tokenizer = load_qa_model(checkpoint)
+    records, nothing = load_qa(data), {"answers": {"text": [], "answer_start": []}, "gold": [], "kind": "none"}
+    none = records.select(range(3)).map(lambda _: nothing, features=records.features)
+    reader = QAReader("", model, tokenizer, whole(512), null_threshold=0.0)
+    _, _, arguments = build_arguments(QA, model=checkpoint, output_dir=str(tmp_path / "out"), data=[data], **FAST)
+    trainer = QATrainer(model, arguments, eval_dataset=concatenate_datasets([records, none]), reader=reader)
+    monkeypatch.delattr(Dataset, "to_list")
+    own = trainer.evaluate()
+    threshold = trainer.threshold
+    few = trainer.evaluate(records.select(range(2)))
+    assert (own["eval_n"], few["eval_n"]) == (19, 2)
+    alone = [loss for answer in reader.read(records.select(range(2))) for loss in answer.losses]
+    assert few["eval_loss"] == pytest.approx(sum(alone) / len(alone))
+    assert trainer.evaluate(none)["eval_n"] == 3
+    assert trainer.threshold == threshold
+    assert trainer.evaluate() == own
 
 
 def hotpot_rows() -> list[dict[str, Any]]:

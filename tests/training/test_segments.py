@@ -172,7 +172,7 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(folder / "long")
 
 
-def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoint(tmp_path, tokenizer)
     given = {
         "model": model,
@@ -181,7 +181,17 @@ def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizer
         "per_device_train_batch_size": 2,
         **FAST,
     }
-    log = finetune_lm(*build_arguments(LM, segments=32, max_steps=20, learning_rate=3e-3, **given))
+    rows, stream = [], SegmentStream.__init__
+
+    def noted(self: SegmentStream, *args: Any, **kwargs: Any) -> None:
+        stream(self, *args, **kwargs)
+        rows.append(self.rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentStream, "__init__", noted)
+        settings = {"segments": 32, "max_steps": 20, "learning_rate": 3e-3, "per_device_eval_batch_size": 3}
+        log = finetune_lm(*build_arguments(LM, **settings, **given))
+    assert rows == [2, 3]
     assert log["input_length"] == 32
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
 

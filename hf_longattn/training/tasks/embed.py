@@ -145,7 +145,7 @@ def embedding_trainer(
 ) -> MeasuringTrainer:
     """A trainer of embeddings that measures them: held-out documents found by their anchors, or similarities against scores."""
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, SentenceEvaluator
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
 
     class EmbeddingTrainer(MeasuringTrainer, SentenceTransformerTrainer):
@@ -164,15 +164,6 @@ def embedding_trainer(
             )
             return super().compute_metrics(queries_result_list)
 
-    class Similarity(SentenceEvaluator):
-        """Correlates the similarities of pairs with their scores."""
-
-        def __call__(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> dict[str, float]:
-            quiet = {"batch_size": size, "show_progress_bar": False, "convert_to_tensor": True}
-            anchors, positives = (model.encode(list(held[column]), **quiet) for column in ("anchor", "positive"))
-            similarities = model.similarity_pairwise(anchors, positives).tolist()
-            return dict(load_metric("correlation").compute(predictions=similarities, references=list(held["score"])))
-
     model = load_sentence_model(SentenceTransformer, model_args.model, device=str(args.device))
     body = getattr(model[0], "auto_model", None)
     if body is not None and body.main_input_name != "input_ids":
@@ -185,17 +176,21 @@ def embedding_trainer(
     scored = "score" in data.column_names
     loss = CoSENTLoss(model) if scored else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
     size = args.per_device_eval_batch_size
-    pool = () if scored else retrieval(held, relevant_texts(data, held))
-    evaluator: Any = Similarity() if scored else Retrieval(*pool, batch_size=size, write_csv=False, name="held")
 
-    def measure() -> dict[str, float]:
-        scores: dict[str, float] = evaluator(model)
-        return scores if scored else {name: value for name, value in evaluator.ranking.items() if not name.startswith("ndcg")}
+    def measure(pairs: Dataset = held) -> dict[str, float]:
+        if not scored:
+            evaluator: Any = Retrieval(*retrieval(pairs, relevant_texts(data, held, pairs)), batch_size=size, write_csv=False, name="held")
+            evaluator(model)
+            return {name: value for name, value in evaluator.ranking.items() if not name.startswith("ndcg")}
+        quiet = {"batch_size": size, "show_progress_bar": False, "convert_to_tensor": True}
+        anchors, positives = (model.encode(list(pairs[column]), **quiet) for column in ("anchor", "positive"))
+        similarities = model.similarity_pairwise(anchors, positives).tolist()
+        return dict(load_metric("correlation").compute(predictions=similarities, references=list(pairs["score"])))
 
     more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
     arguments = trainer_arguments(SentenceTransformerTrainingArguments, args, "spearman" if scored else "mrr", **more)
     return EmbeddingTrainer(
-        model, arguments, train_dataset=data, loss=loss, max_minutes=args.max_minutes, evaluator=evaluator, measure=measure
+        model, arguments, train_dataset=data, loss=loss, max_minutes=args.max_minutes, evaluator=[measure], measure=measure
     )
 
 
@@ -235,9 +230,10 @@ def reranking_trainer(
     model = load_sentence_model(CrossEncoder, model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device))
     relevant = relevant_texts(data, held)
     samples = reranking(held, relevant, args.seed)
-    evaluator = Reranking(samples, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
 
-    def measure() -> dict[str, float]:
+    def measure(pairs: Dataset | None = None) -> dict[str, float]:
+        candidates = samples if pairs is None else reranking(pairs, relevant_texts(data, held, pairs), args.seed)
+        evaluator = Reranking(candidates, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
         evaluator.rows = []
         evaluator(model)
         return means_in_percent(("mrr", "ndcg"), evaluator.rows)
@@ -248,7 +244,7 @@ def reranking_trainer(
         train_dataset=labelled_pairs(data, relevant, args.seed),
         loss=BinaryCrossEntropyLoss(model),
         max_minutes=args.max_minutes,
-        evaluator=evaluator,
+        evaluator=[measure],
         measure=measure,
     )
 
