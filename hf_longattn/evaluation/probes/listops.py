@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,10 +64,6 @@ class ListOps:
     @property
     def vocab(self) -> int:
         return len(SYMBOLS)
-
-    def easier(self, share: int) -> ListOps:
-        """Expressions of a ``share``-th of the length."""
-        return replace(self, length=max(5, self.length // share), least=None if self.least is None else self.least // share)
 
     def draw(self, rng: random.Random) -> tuple[list[str], int]:
         """An expression and its value.

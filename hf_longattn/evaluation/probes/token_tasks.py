@@ -8,7 +8,7 @@ with the tokenizer's ids as symbols (`longattn probe`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,10 +47,6 @@ class Mqar:
             raise OptionError(f"{self.pairs} pairs do not fit into {self.length} tokens: a text has at least four tokens for each of them.")
         if 2 * self.pairs > self.vocab:
             raise OptionError(f"{self.pairs} pairs need {2 * self.pairs} tokens at least, but the vocabulary has {self.vocab}.")
-
-    def easier(self, share: int) -> Mqar:
-        """The task with a ``share``-th of the pairs."""
-        return replace(self, pairs=max(1, self.pairs // share))
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``size`` texts: tokens ``(B, N)`` and labels ``(B, N)``, the value at each asked key and -100 elsewhere."""
@@ -104,10 +100,6 @@ class Compositional:
     def pairs(self) -> int:
         return self.side**2
 
-    def easier(self, share: int) -> Compositional:
-        """The task with a smaller grid; 2 is the smallest."""
-        return replace(self, side=max(2, round(self.side / share**0.5)))
-
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens and labels ``(B, N)``: the value at each asked second key."""
         third, pairs = self.vocab // 3, self.pairs
@@ -156,10 +148,6 @@ class Forgetting:
         if 2 * self.pairs > self.vocab or self.vocab < 4:
             raise OptionError(f"{self.pairs} pairs need {max(4, 2 * self.pairs)} tokens at least, but the vocabulary has {self.vocab}.")
 
-    def easier(self, share: int) -> Forgetting:
-        """The task with a ``share``-th of the pairs and updates."""
-        return replace(self, pairs=max(1, self.pairs // share), updates=min(max(1, self.pairs // share), self.updates // share))
-
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens and labels ``(B, N)``: the latest value at each asked key."""
         half, pairs, context = self.vocab // 2, self.pairs, 2 * (self.pairs + self.updates)
@@ -205,10 +193,6 @@ class Induction:
                 f"An induction text has 4 tokens or more of a vocabulary of 3 or more, not {self.length} tokens of {self.vocab}."
             )
 
-    def easier(self, share: int) -> Induction:
-        """The task in a ``share``-th of the length."""
-        return replace(self, length=max(4, self.length // share))
-
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens and labels ``(B, N)``: one label in each, at the last token."""
         pair = torch.rand(size, self.vocab, generator=generator).topk(2, -1).indices
@@ -253,10 +237,6 @@ class Copy:
     def half(self) -> int:
         """Tokens of the text that is copied."""
         return (self.length - 1) // 2
-
-    def easier(self, share: int) -> Copy:
-        """The task with a ``share``-th of the text."""
-        return replace(self, length=max(2 * self.given + 3, self.length // share))
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens and labels ``(B, 2 · half + 1)``: the next token at every token of the copy but the last."""

@@ -103,12 +103,6 @@ def test_what_does_not_fit_is_refused(make: Any, said: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("share", [2, 4])
-def test_easier_tasks_are_tasks(share: int) -> None:
-    for task in (Mqar(), Compositional(), Forgetting(), Induction(), Copy()):
-        drawn(task.easier(share), 3)
-
-
 @pytest.mark.parametrize("name", ["mqar", "compositional", "forgetting", "induction", "copy"])
 def test_the_same_for_a_tokenizers_ids(name: str) -> None:
     task = probe_task(name)
