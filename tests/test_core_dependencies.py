@@ -116,7 +116,6 @@ COMMANDS = [
     ("train seq2seq --model nowhere --output out --data nothing", "rouge_score"),
     ("train ctc --model nowhere --output out --data nothing", "jiwer"),
     ("train mlm --model nowhere --output out --text nothing --use_peft", "peft"),
-    ("train linearise --model nowhere --output out --text nothing --rate_trials 2", "optuna"),
 ]
 """Commands that would read a checkpoint that is not there, and a package that each needs."""
 

@@ -35,7 +35,7 @@ from .writing import write_result
 
 LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
-    "learning_rates.json", *PREDICTIONS,
+    *PREDICTIONS,
 )  # fmt: skip
 """Files of a source that a result has anew (reports are of one command's result), or that are of its training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")

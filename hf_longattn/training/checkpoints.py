@@ -27,8 +27,6 @@ STAGE_1 = "stage1"
 """The folder of the model after stage 1, in the output of an attention distillation; it appears whole."""
 DISTILLATION_REPORT = "distillation_report.json"
 """What an attention distillation writes last."""
-RATES = "learning_rates.json"
-"""The learning rates that were tried, in the output of an attention distillation."""
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 logger = logging.get_logger(LOGGER)
@@ -142,8 +140,6 @@ def finished_part(folder: Path) -> str | None:
     """What an attention distillation in ``folder`` resumes from without a checkpoint, in words; ``None`` if no part of it is finished."""
     if stage_1_is_complete(folder):
         return f"stage 1 is complete in {folder / STAGE_1}"
-    if (folder / RATES).is_file():
-        return f"the learning rates that were tried are in {folder / RATES}"
     return None
 
 

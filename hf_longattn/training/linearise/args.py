@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.errors import OptionError, check_extra
+from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
 from hf_longattn.training.args import argument
-from hf_longattn.training.checkpoints import CHECKPOINTS, stage_checkpoints
+from hf_longattn.training.checkpoints import stage_checkpoints
 from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
 from hf_longattn.training.training_args import LongTrainingArguments
 
@@ -93,11 +93,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
         0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune_loss kl or mixed."
     )
     full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
-    rate_trials: int = argument(
-        0, "Learning rates to try for each stage: N short runs with rates around the stage's, each 3.2 times the one before; the one "
-        "with the lowest held-out loss is taken. 0 = none. Needs Optuna (the extra 'search')."
-    )  # fmt: skip
-    rate_steps: int = argument(20, "Optimiser steps of each of these runs.")
     held_out_inputs: int = argument(32, "Inputs on which the report's losses are measured.")
 
     def check(self) -> None:
@@ -109,15 +104,11 @@ class LineariseTrainingArguments(TextTrainingArguments):
         super().check()
         if self.stage not in STAGES:
             raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
-        for name in ("transfer_steps", "finetune_steps", "held_out_inputs", "rate_steps"):
+        for name in ("transfer_steps", "finetune_steps", "held_out_inputs"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
             raise OptionError("output_factor and weights_factor must be 0 or more, and one of them above 0, so that stage 1 has a loss")
-        if self.rate_trials < 0 or self.rate_trials == 1:
-            raise OptionError(f"rate_trials must be 2 or more rates to choose from, or 0 to choose none, not {self.rate_trials}")
-        if self.rate_trials:
-            check_extra("search", "optuna")
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
             raise OptionError(f"softmax_layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}")
         self._check_finetune_loss()
@@ -181,23 +172,8 @@ class LineariseTrainingArguments(TextTrainingArguments):
             return self.transfer_learning_rate
         return (FULL_RATE if self.full else LORA_RATE) if self.finetune_learning_rate is None else self.finetune_learning_rate
 
-    def stage_args(self, stage: int, learning_rate: float | None = None) -> LongTrainingArguments:
-        """The arguments of one stage as of a single run; ``learning_rate``: in place of the one that is asked for."""
-        return self._single_run(
-            stage,
-            output_dir=str(self.checkpoints(stage)),
-            max_steps=self.transfer_steps if stage == 1 else self.finetune_steps,
-            learning_rate=self.learning_rate_of(stage) if learning_rate is None else learning_rate,
-        )
-
-    def trial_args(self, stage: int) -> LongTrainingArguments:
-        """The arguments of a short run of a stage that tries a learning rate."""
-        return self._single_run(
-            stage, output_dir=str(self.folder / CHECKPOINTS / "rates"), max_steps=self.rate_steps, save_strategy="no", report_to="none",
-            learning_rate=self.learning_rate_of(stage),
-        )  # fmt: skip
-
-    def _single_run(self, stage: int, **changes: Any) -> LongTrainingArguments:
+    def stage_args(self, stage: int) -> LongTrainingArguments:
+        """The arguments of one stage as of a single run."""
         values = {field.name: getattr(self, field.name) for field in fields(LongTrainingArguments) if field.init}
         return LongTrainingArguments(
             **{
@@ -208,6 +184,8 @@ class LineariseTrainingArguments(TextTrainingArguments):
                 "remove_unused_columns": False,
                 "push_to_hub": False,
                 "total_batch_size": 0,  # is in gradient_accumulation_steps
-                **changes,
+                "output_dir": str(self.checkpoints(stage)),
+                "max_steps": self.transfer_steps if stage == 1 else self.finetune_steps,
+                "learning_rate": self.learning_rate_of(stage),
             }
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +28,7 @@ from hf_longattn.training.adapters import low_rank_updates
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, newest_of_stage
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import keep_softmax
-from hf_longattn.training.linearise.matching import Batch, Factors, MatchingModel, held_out_loss, matching, measured, without_cache
-from hf_longattn.training.linearise.rates import RateTrials, chosen_rate, rates_around, read_rates, readable, write_rates
+from hf_longattn.training.linearise.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
 from hf_longattn.training.linearise.student import processes
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
@@ -100,14 +97,7 @@ class Stages:
     def stage_1(self, model: PreTrainedModel) -> None:
         """All mechanisms at once, each against the softmax attention of its layer."""
         with matching(model, Factors(self.args.output_factor, self.args.weights_factor)) as layers:
-
-            def error() -> float:
-                """Squared error of the layers that learn, as a share of the softmax output's mean square; their mean."""
-                learn = [layer.learns for layer in layers.values()]
-                rows = held_out_loss(model, self.batches, layers)["errors"]
-                return sum(row["share"] for row, learns in zip(rows, learn, strict=True) if learns) / sum(learn)
-
-            trainer = self.train(MatchingModel(model, layers), 1, self.length, error)
+            trainer = self.train(MatchingModel(model, layers), 1, self.length)
         self.report["stage1"] = measured(model, self.batches)
         trainer.check_held_out(self.report["stage1"]["loss"])
 
@@ -121,29 +111,20 @@ class Stages:
                 logger.warning(f"Stage 2 reads inputs of {length} tokens, which the original was trained for, not {self.length}.")
             divergence = {"input_length": length, "before": teacher.divergence(model.to(self.args.device), self.batches)}
         with nullcontext() if self.args.full else low_rank_updates(model, self.model_args):
-
-            def loss() -> float:
-                """What this stage lowers, on held-out inputs."""
-                if teacher is None or teacher.lm:
-                    return float(held_out_loss(model, self.batches)["loss"])
-                return teacher.divergence(model, self.batches)
-
-            trainer = self.train(model, 2, length, loss, teacher)
+            trainer = self.train(model, 2, length, teacher)
         self.report["stage2"] = measured(model, self.batches)
         trainer.check_held_out(self.report["stage2"]["loss"])
         if teacher is not None:
             self.report["kl"] = {**divergence, "after": teacher.divergence(model, self.batches)}
 
-    def train(
-        self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None = None
-    ) -> LineariseTrainer:  # fmt: skip
-        """Train, or resume from the latest checkpoint of this stage; ``measure`` the held-out loss, to choose a learning rate by."""
+    def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> LineariseTrainer:
+        """Train, or resume from the latest checkpoint of this stage."""
         args = self.args
-        rate = self.learning_rate(model, stage, length, measure, teacher)
         transformers.set_seed(args.seed)
         trainer = LineariseTrainer(
-            model, args.stage_args(stage, rate), log_path=args.folder / LOG_NAME, **self.of_trainer(stage, length, teacher)
-        )
+            model, args.stage_args(stage), stage=stage, teacher=teacher, data_collator=self.masks,
+            train_dataset=to_inputs(self.documents, self.tokenizer, length), log_path=args.folder / LOG_NAME,
+        )  # fmt: skip
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
         trainer.add_callback(RunSettings(self.run.settings))
@@ -151,42 +132,6 @@ class Stages:
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
         return trainer
-
-    def of_trainer(self, stage: int, length: int, teacher: Teacher | None) -> dict[str, Any]:
-        """What every run of a stage is given."""
-        return {
-            "train_dataset": to_inputs(self.documents, self.tokenizer, length),
-            "data_collator": self.masks,
-            "stage": stage,
-            "teacher": teacher,
-        }
-
-    def learning_rate(
-        self, model: nn.Module, stage: int, length: int, measure: Callable[[], float], teacher: Teacher | None
-    ) -> float | None:  # fmt: skip
-        """The best of the rates that are to be tried, which the report lists; ``None`` = the one that is asked for."""
-        args = self.args
-        if not args.rate_trials:
-            return None
-        tried = read_rates(args.folder, stage) if args.resume else None
-        rates = rates_around(args.learning_rate_of(stage), args.rate_trials)
-        if tried is not None and rates != sorted(tried):
-            before, now = (", ".join(f"{rate:g}" for rate in part) for part in (sorted(tried), rates))
-            logger.warning(
-                f"Stage {stage} resumes with the best of the rates that were tried before ({before}), not of {now}; start anew, without "
-                "--resume, to try those."
-            )
-        if tried is None:
-            transformers.set_seed(args.seed)
-            trials = RateTrials(model, args.trial_args(stage), measure=measure, log_path=None, **self.of_trainer(stage, length, teacher))
-            tried = trials.best(rates)
-            if processes().is_main_process:
-                shutil.rmtree(str(trials.args.output_dir), ignore_errors=True)
-                write_rates(args.folder, stage, tried)
-            processes().wait_for_everyone()
-        chosen = chosen_rate(tried)
-        self.report.setdefault("learning_rates", {})[f"stage{stage}"] = {"chosen": chosen, "held_out": readable(tried)}
-        return chosen
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         """Write checkpoint, tokenizer and report; the first process does, the others wait."""
@@ -253,9 +198,6 @@ def markdown(report: dict[str, Any]) -> str:
         share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
         loss = plus_minus(report[name]["loss"], error_of(report[name], "loss"), 3)
         lines.append(f"| {title} | {loss} | {share} | {used:,} |")
-    for stage, rates in report.get("learning_rates", {}).items():
-        losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in rates["held_out"].items())
-        lines += ["", f"Learning rate of stage {stage[-1]}: {rates['chosen']:g}. Held-out loss after short runs: {losses}. {SAME_INPUTS}"]
     if (chosen := report.get("softmax_layers")) is not None:
         gains = ", ".join(f"{layer}: {gain:.4f}" for layer, gain in chosen["importance"].items())
         choices = ", ".join(f"{name} {divergence:.4f}" for name, divergence in chosen["compared"].items())
@@ -291,10 +233,5 @@ def describe_distillation(report: dict[str, Any]) -> str:
         f"Attention distillation with `longattn train linearise` on {sources_in_words(report['settings'])}, {total:,} tokens: "
         f"held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
         f"{report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
-        + (f" Learning rates or layers were chosen by their losses. {SAME_INPUTS}" if is_tuned(report) else "")
+        + (f" Layers were chosen by their losses. {SAME_INPUTS}" if report.get("softmax_layers") else "")
     )
-
-
-def is_tuned(report: dict[str, Any]) -> bool:
-    """Whether something was chosen by its loss on the inputs that the report's losses are measured on."""
-    return bool(report.get("learning_rates") or report.get("softmax_layers"))

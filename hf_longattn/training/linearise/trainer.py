@@ -28,19 +28,18 @@ class LineariseTrainer(TimedTrainer):
 
     Args:
         stage: 1 or 2.
-        log_path: of the JSONL log; ``None`` = there is none.
+        log_path: of the JSONL log.
         teacher: what the loss compares with; ``None`` = it is the model's own.
         *args, **kwargs: Trainer's.
     """
 
-    def __init__(self, *args: Any, stage: int, log_path: Path | None, teacher: Teacher | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stage: int, log_path: Path, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage, self.teacher = stage, teacher
         self.sums: dict[str, tuple[Any, Any]] = {}  # of each part of the loss its values times their shares of a step, and these shares
         self.gradients: dict[str, Tensor] = {}
         self.layer_names = [site.name for site in attention_sites(_inner(self.model)) if not site.cross]
-        if log_path is not None:
-            self.add_callback(JSONLog(log_path, stage))
+        self.add_callback(JSONLog(log_path, stage))
         self.remove_callback(PrinterCallback)
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:

@@ -22,7 +22,6 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.checkpoints import (
     CHECKPOINTS,
     DISTILLATION_REPORT,
-    RATES,
     STAGE_1,
     check_same_model,
     check_same_name,
@@ -68,7 +67,6 @@ def linearise_attention(
     if training_args.overwrite and not training_args.resume and processes().is_main_process:
         for old in (training_args.folder / STAGE_1, training_args.checkpoints(1), training_args.checkpoints(2)):
             shutil.rmtree(old, ignore_errors=True)
-        (training_args.folder / RATES).unlink(missing_ok=True)
     processes().wait_for_everyone()
     with removed_if_useless(training_args):
         return distil(run, model_args, data_args, training_args)
