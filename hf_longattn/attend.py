@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
-from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence
+from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
@@ -277,8 +277,10 @@ def run_batch(
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     try:
         with running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext():
-            if call.batch is None or not mechanism.per_sequence(call):
+            if call.batch is None:
                 return attention(q, k, v, call)
+            if not mechanism.per_sequence(call):
+                return attention(*(without_padding(q, k, v, call) if mechanism.ignores_padding else (q, k, v, call)))
             context = DispatchContext(
                 q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
                 single_call=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
@@ -293,7 +295,8 @@ def run_batch(
                     kind = "packed rows"
                 elif mechanism.is_plain_band and not (context.separate_calls or context.single_call):
                     kind, context.dtype, context.features = "packed bands", dtype_in_attention(q), q.shape[3]
-            return attend_per_sequence(attention, q, k, v, call, choose(kind, context), context.stacking)
+            clears = mechanism.clears_padding and run is None
+            return attend_per_sequence(attention, q, k, v, call, choose(kind, context), context.stacking, clears_padding=clears)
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:
             raise

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .common import accelerator
 from .common.axis_term import AxisTerm
-from .common.call import AttentionCall, DistanceBias, Pattern, attend_per_sequence
+from .common.call import AttentionCall, DistanceBias, Pattern, attend_per_sequence, without_padding
 from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype, unit_stride
 from .common.distance_term import distance_term_of, with_terms_written_out
 from .common.document_rows import Stacking
@@ -44,6 +44,8 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         out, path = attempt("band", context, flash_band, q, k, v, pattern, call)
         if out is not None:
             return out
+    if path not in ("cpu-band", "cpu-distances"):  # which, like flash, read no outer padding
+        q, k, v, call = without_padding(q, k, v, call)
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path != "cpu-distances":
@@ -83,7 +85,11 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> 
         out, path = attempt("documents under a band", context, flash_band, q, k, v, pattern, call)
         if out is not None:
             return out
-    return attend_per_sequence(lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call, path)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return block_sparse_attention(q, k, v, pattern, call)
+
+    return attend_per_sequence(run, q, k, v, call, path, clears_padding=True)
 
 
 def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
@@ -98,6 +104,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tens
     if call.batch is not None and call.score_mod is None and accelerator.accelerated(q) and _on_flash(q, k, call):
         return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
     if call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting:
+        q, k, v, call = without_padding(q, k, v, call)
         return dense_attention(q, k, v, with_terms_written_out(call))
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
 

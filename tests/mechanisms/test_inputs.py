@@ -1,10 +1,12 @@
 """Every mechanism with inputs in any memory layout, with nothing but padding, and under a default device that is not theirs."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import attend, list_mechanisms
+from hf_longattn import attend, list_mechanisms, reference_attend
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.base import Mechanism
@@ -79,3 +81,103 @@ def test_a_default_device_changes_neither_a_call_nor_those_after_it(name: str, c
     for found in (during, after):
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+NAN, INF = float("nan"), float("inf")
+SIDES = ("left", "right", "inside")
+
+
+def real_tokens(length: int, side: str) -> Tensor:
+    """Which tokens of two rows are not padding, ``(2, length)``."""
+    places, cut = torch.arange(length), length // 4
+    if side == "right":
+        return torch.stack([places >= 0, places < length - cut])
+    return (places >= cut if side == "left" else (places < cut) | (places >= 2 * cut)).expand(2, -1)
+
+
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("window", {"window": 32, "dilation": (1, 2, 1, 2)}),
+    ("window", {"window": 32, "num_sinks": 2}),
+    ("window", {"window": 32, "relative": "shaw"}),
+    ("longformer", {"window": 32, "separate_global": True}),
+    ("delta", {"gate_input": "hidden_states"}),
+    ("top_k", {"num_keys": 8, "order": "hilbert"}),
+)
+
+
+def padded(x: Tensor, real: Tensor, value: float) -> Tensor:
+    """``x (B, H, n, D)`` or ``(B, n, C)``, for the last n tokens, with ``value`` in place of padding."""
+    mask = real[:, -x.shape[-2] :, None]
+    return x.detach().masked_fill(~(mask if x.dim() == 3 else mask[:, None]), value).requires_grad_()
+
+
+def differences(module: Mechanism, causal: bool, length: int, side: str, value: float, q_len: int | None = None, **more: Any) -> list[str]:
+    """What of the outputs and gradients of real tokens ``value`` in their padding changes, or is not finite anywhere."""
+    real = real_tokens(length, side)
+    arguments = {**arguments_for(module.name, causal, length), "padding_mask": real, **more}
+    if module.options.order is not None:
+        arguments["grid"] = GRIDS[length]
+    tensors = [x[:, :, -(q_len or length) :] if x.shape[1] == 4 else x for x in inputs(length)]
+    if module.takes_hidden_states:
+        tensors.append(torch.randn(2, length, module.hidden_size))
+    found = []
+    for filled in (0.0, value):
+        leaves = [padded(x, real, filled) for x in tensors]
+        q, k, v, *hidden = leaves
+        torch.manual_seed(0)
+        out = attend(q, k, v, module, **arguments, **({"hidden_states": hidden[0]} if hidden else {}))
+        rows = real[:, None, -q.shape[2] :, None]
+        gradients = torch.autograd.grad(torch.where(rows, out, 0.0).square().sum(), (*leaves, *module.parameters()), allow_unused=True)
+        found.append([torch.where(rows, out, 0.0), *(x for x in gradients if x is not None)])
+    case = f"{module.name}, causal={causal}, {length} tokens, padding {side} of {value}, {more or ''}"
+    return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
+
+
+@pytest.mark.parametrize("length", [64, 300])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_value_of_padding_reaches_a_real_token(causal: bool, side: str, length: int) -> None:
+    forms = [name for name, form in FORMS if form == causal]
+    failed = [case for name in forms for case in differences(built(name), causal, length, side, NAN)]
+    assert not failed, "\n".join(dict.fromkeys(failed))
+
+
+@pytest.mark.parametrize("length", [64, 300])
+@pytest.mark.parametrize("side", SIDES)
+def test_no_value_of_padding_reaches_a_real_token_with_other_options_and_arguments(side: str, length: int) -> None:
+    failed: list[str] = []
+    for name, options in VARIANTS:
+        module = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=300).eval()
+        failed += differences(module, module.causal is True, length, side, NAN)
+    for name in ("window", "full", "linear", "bigbird"):
+        failed += differences(built(name), True, length, side, INF)
+        failed += differences(built(name), True, length, side, NAN, dropout_p=0.1)
+        failed += differences(built(name), True, length, side, NAN, q_len=20)
+        failed += differences(built(name), False, length, side, NAN, documents=(torch.arange(length) > 40).long().expand(2, -1))
+    for name in ("window", "full", "bigbird"):
+        failed += differences(built(name), False, length, side, NAN, score_mod=lambda score, b, h, i, j: score - 0.01 * (i - j).abs())
+    assert not failed, "\n".join(dict.fromkeys(failed))
+
+
+def real_rows(run: Any, tensors: list[Tensor], value: float, module: Mechanism, **arguments: Any) -> Tensor:
+    """The rows of real tokens, zeros elsewhere, with ``value`` in the padding inside of the text."""
+    real = real_tokens(64, "inside")
+    out = run(*(padded(x, real, value) for x in tensors), module, padding_mask=real, **arguments)
+    return torch.where(real[:, None, :, None], out, 0.0)
+
+
+def test_no_value_of_padding_reaches_a_real_token_of_a_definition() -> None:
+    failed, real = [], real_tokens(64, "inside")
+    for name, causal in FORMS:
+        module, tensors, arguments = built(name), inputs(64), arguments_for(name, causal, 64)
+        expected, found = (real_rows(reference_attend, tensors, value, module, **arguments) for value in (0.0, NAN))
+        weights = module.weights(*(padded(x, real, NAN) for x in tensors[:2]), padding_mask=real, **arguments)
+        if not torch.equal(expected, found) or not weights.isfinite().all():
+            failed.append(f"{name}, causal={causal}")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("name", ["window", "linear"])
+def test_no_value_of_padding_reaches_a_real_token_of_a_graph(name: str) -> None:
+    run, tensors = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=False), inputs(64)
+    assert torch.equal(*(real_rows(run, tensors, value, built(name)) for value in (0.0, NAN)))

@@ -7,7 +7,8 @@ runs, so mechanisms and engines see padding only after a sequence or inside it, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -362,6 +363,11 @@ def positions_in(documents: Tensor) -> Tensor:
     places = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
     begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
     return places - torch.where(begins, places, 0).cummax(1).values
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether the sums of tensors are finite, and so all their numbers; waits for the device."""
+    return all(math.isfinite(x.detach().sum().item()) for x in tensors)
 
 
 def first_real(mask: Tensor) -> Tensor:

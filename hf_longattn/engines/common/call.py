@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ...errors import GridError, MaskError
 from .axis_term import AxisTerm
-from .batch import Batch, DocumentLabels, SequenceSpan, first_real, in_graph, nothing_seen, roll_left, wrapped
+from .batch import Batch, DocumentLabels, SequenceSpan, all_finite, first_real, in_graph, nothing_seen, roll_left, wrapped
 from .byte_cache import BYTE_CACHE
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
@@ -301,6 +301,7 @@ class AttentionCall:
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
     positions: ``(B or 1, n)``, what the features of n tokens read of their positions; set within linear mechanisms that count them.
     grid: where the tokens lie on a grid: one for all rows, or one for each sequence of :attr:`batch`.
+    cleared: whether :func:`without_padding` has seen the inputs.
     """
 
     causal: bool = False
@@ -314,6 +315,7 @@ class AttentionCall:
     detached_kv: tuple[Tensor, Tensor] | None = None
     positions: Tensor | None = None
     grid: Grid | tuple[Grid, ...] | None = None
+    cleared: bool = False
 
     @classmethod
     def of(
@@ -375,18 +377,44 @@ class AttentionCall:
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
+def without_padding(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
+    """Inputs with zeros in place of padding: NaN and infinities there would reach real rows, since 0 · NaN is NaN.
+
+    On the CPU, which can look at the values, inputs without NaN and infinities stay as they are. So do those of an exported graph.
+    """
+    mask = call.key_mask
+    if mask is None or call.cleared or torch.compiler.is_exporting():
+        return q, k, v, call
+    hidden, constants = call.hidden_states, call.detached_kv or ()
+    inputs = [x for x in (q, k, v, hidden, *constants) if x is not None]
+    if mask.device.type == "cpu" and not in_graph() and all_finite(inputs):
+        return q, k, v, call.replace(cleared=True)
+    padding, length = ~mask, mask.shape[1]
+
+    def clear(x: Tensor) -> Tensor:
+        return x.masked_fill(padding[:, None, length - x.shape[2] :, None], 0.0)
+
+    return clear(q), clear(k), clear(v), call.replace(
+        cleared=True,
+        hidden_states=None if hidden is None else clear(hidden[:, None])[:, 0],
+        detached_kv=tuple(map(clear, constants)) or None,
+    )  # fmt: skip
+
+
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
 """Attention of sequences that start at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
 
 
 def attend_per_sequence(
-    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str, stacking: Stacking | None = None
-) -> Tensor:
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str, stacking: Stacking | None = None, *,
+    clears_padding: bool = False,
+) -> Tensor:  # fmt: skip
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
         how: ``"packed"``, ``"stacked"``, ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
         stacking: which documents may share a call; by default all.
+        clears_padding: whether ``run`` keeps the values of padding from real rows by itself.
     Returns:
         Rows of padding are finite and mean nothing.
     Raises:
@@ -403,6 +431,8 @@ def attend_per_sequence(
         sequences = _split_sequences(q, k, v, call, batch)
         outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
+    if not clears_padding:
+        q, k, v, call = without_padding(q, k, v, call)
     if how == "stacked":
         return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
     return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)
@@ -417,7 +447,7 @@ def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor],
     if in_graph():
         assert batch.mask is not None
         start = first_real(batch.mask)
-        return _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), q, k, k, call, batch)
+        return _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *without_padding(q, k, k, call), batch)
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
     for span, (queries, keys, _, sequence_call) in zip(batch.sequences, _split_sequences(q, k, k, call, batch), strict=True):
@@ -486,7 +516,7 @@ def _split_sequences(
             detached_kv=constants,
             grid=grid,
         )
-        yield queries, keys, values, sequence_call
+        yield without_padding(queries, keys, values, sequence_call)
 
 
 def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:

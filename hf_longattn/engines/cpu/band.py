@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...naming import OPERATORS
 from ...private_apis import has_amx
+from ..common.batch import all_finite
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DistanceBias, Pattern
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
@@ -338,7 +339,12 @@ def items(
         columns = chosen if chosen is not None and len(chosen) else None
         by_query, by_key = (at, everything, slice(first - earlier, stop - earlier)), (at, everything, slice(start, stop))
         of_row = None if term is None else term.of_sequence(row, start, stop)
-        yield Item(by_query, by_key, first - start, hole, columns, q[by_query], k[by_key], v[by_key], of_row)
+        queries, keys, values = q[by_query], k[by_key], v[by_key]
+        if hole is not None and not all_finite((queries, keys, values)):  # 0 · NaN is NaN
+            padding = hole[0, 0, :, None] != 0
+            queries = queries.masked_fill(padding[first - start :], 0.0)
+            keys, values = keys.masked_fill(padding, 0.0), values.masked_fill(padding, 0.0)
+        yield Item(by_query, by_key, first - start, hole, columns, queries, keys, values, of_row)
 
 
 BandCall = tuple[Group, Tensor | None, Tensor | None]

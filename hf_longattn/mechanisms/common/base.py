@@ -28,7 +28,6 @@ How far a mechanism sees is asked for different purposes, each with a word:
 
 from __future__ import annotations
 
-import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.call import AttentionCall, weights_per_sequence
+from ...engines.common.call import AttentionCall, weights_per_sequence, without_padding
 from ...engines.common.dense import repeat_heads
 from ...errors import LengthError, OptionError
 from ...options import Options
@@ -148,8 +147,12 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         precise = torch.promote_types(q.dtype, torch.float32)
         call = (AttentionCall.of(**arguments) if call is None else call).with_bias_on_grid()
         weights = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
-        run = functools.partial(weights_per_sequence, weights) if self.per_sequence(call) else weights
-        return run(q.to(precise), k.to(precise), call).to(q.dtype)
+        dtype, q, k = q.dtype, q.to(precise), k.to(precise)
+        if self.per_sequence(call):
+            return weights_per_sequence(weights, q, k, call).to(dtype)
+        if self.ignores_padding:
+            q, k, _, call = without_padding(q, k, k, call)
+        return weights(q, k, call).to(dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, self.with_dense_terms(q, k, call))

@@ -194,7 +194,11 @@ class SparseMechanism(MaskedMechanism):
 
     @property
     def is_plain_band(self) -> bool:  # type: ignore[override]
-        return self.only_pattern() and self.relative is None and not self.pattern(self.causal is not False).has_globals
+        return self.clears_padding and not self.pattern(self.causal is not False).has_globals
+
+    @property
+    def clears_padding(self) -> bool:  # type: ignore[override]
+        return self.only_pattern() and self.relative is None
 
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:

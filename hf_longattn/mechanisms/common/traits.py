@@ -76,6 +76,8 @@ class Traits(nn.Module):
     no more than a key mask."""
     trims_padding: bool = False
     """Whether the engine for long inputs cuts the outer padding off every row by itself, so that rows need not be split."""
+    clears_padding: bool = False
+    """Whether ``forward`` keeps the values of padding (NaN, infinities) from real rows by itself, so that they need not be cleared."""
     ignores_padding: bool = True
     """Whether padding changes nothing. False only where an option reproduces another implementation that counts it."""
     needs_whole_batch: bool = False
