@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
+from hf_longattn.errors import OptionError
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.trainer import TimedTrainer
 from tests.training import test_options
@@ -173,6 +174,8 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
         many, few, classes = batch("tags", range(2)), batch("tags", range(2, 4), most=4), batch("classes", range(2))
         tags = {name: torch.cat([many[name], few[name]]) if isinstance(many[name], Tensor) else many[name] for name in many}
         (mixed, loss), *alone = (gradient_of(self, batches, train) for batches in ([many, classes, few], [tags], [classes]))
+        with pytest.raises(OptionError, match="several tasks are scored on the held-out data of each; leave eval_dataset out"):
+            self.evaluate(self.train_dataset)
         (gradient, tag_loss), (other, class_loss) = alone
         found["gradient"], found["loss"] = far(mixed, (2 * gradient + other) / 3), abs(3 * loss / (2 * tag_loss + class_loss) - 1)
         raise Stop
