@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,7 +45,8 @@ def _deprecated(old: str) -> Any:
 
 def warn_deprecated(old: str, removed_in: str, new: str) -> None:
     """Warn of a former name, at the line outside of this package that uses it, with what to write."""
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
+    assert frame is not None
     while (module := frame.f_globals.get("__name__", "")).startswith((__package__, "importlib.")) and frame.f_back is not None:
         frame = frame.f_back
     sentence = f"{old} is deprecated and will be removed in hf_longattn {removed_in}; write: {new}"
