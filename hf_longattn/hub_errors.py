@@ -110,22 +110,36 @@ def check_token(repo_id: str, token: str | bool | None = None) -> None:
         raise HubError(f"The token has characters that no token has; copy it again from {constants.ENDPOINT}/settings/tokens.")
 
 
-def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> None:
+def check_revision(name: str, revision: str | None) -> None:
+    """Refuse a revision of what is no repository on the Hub.
+
+    Raises:
+        CheckpointError: ``name`` is a folder or a file.
+    """
+    if revision is not None and Path(name).expanduser().exists():
+        raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
+
+
+def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> Path:
     """Refuse a name that transformers could not load, before it tries: without a connection, it tries for half a minute.
+
+    Returns:
+        The folder with the files that describe it.
 
     Raises:
         CheckpointError: neither the folder of a saved model, nor a repository on the Hub that can be read.
     """
+    check_revision(name, revision)
     path = Path(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in DESCRIBED):
             raise CheckpointError(f"{name!r} has no config.json; give the folder of a saved model, or a Hub repository id.")
-    elif path.exists():
+        return path
+    if path.exists():
         raise CheckpointError(f"{name!r} is a file; give the folder of a saved model, or a Hub repository id.")
-    else:
-        check_name(name)
-        with translated_errors(name, token, DOWNLOAD):
-            snapshot_download(name, revision=revision, token=token, allow_patterns=list(DESCRIBED))
+    check_name(name)
+    with translated_errors(name, token, DOWNLOAD):
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(DESCRIBED)))
 
 
 def is_broken_connection(error: BaseException) -> bool:

@@ -15,25 +15,27 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoConfig
-from transformers.utils import logging
+from transformers import AutoConfig, dynamic_module_utils
+from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, needs_extra
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
-from .reading import is_generic, read_json_object
+from .reading import is_generic, read_json, read_json_object
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 """Loggers of transformers' LOAD REPORT."""
 NO_CODE = {"trust_remote_code": False}
-"""Said in every call: where nothing is said, transformers asks on standard input."""
+"""Said in every call. Models that load others by the configs in their own do not pass it on; see :func:`guarded`."""
+NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
+"""The variable with which transformers has no pickled weights converted."""
 logger = logging.get_logger(LOGGER)
 
 
 @contextlib.contextmanager
 def loading_errors(name: object, what: str = "", revision: str | None = None, token: str | bool | None = None) -> Iterator[None]:
-    """Around a call that loads a checkpoint: any error becomes one sentence.
+    """Around a call that loads a checkpoint: its code is refused, and any error becomes one sentence.
 
     Args:
         name: a folder or a Hub repository id.
@@ -44,7 +46,8 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
         CheckpointError: that sentence; a LongAttentionError is raised as it is.
     """
     try:
-        yield
+        with guarded():
+            yield
     except LongAttentionError:
         raise
     except Exception as error:
@@ -57,6 +60,20 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
         if isinstance(error, OSError) and "safetensors" in str(error) and has_pickles(str(name), revision, token):
             raise CheckpointError(only_pickles(str(name))) from error
         raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Keep transformers from two things: asking on standard input whether code of a checkpoint may run, and having a service of the Hub
+    convert pickled weights, to which it sends the user's token."""
+    seconds, converts = dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ.get(NO_CONVERSION)
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[NO_CONVERSION] = 0, "1"
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+        del os.environ[NO_CONVERSION]
+        os.environ.update({} if converts is None else {NO_CONVERSION: converts})
 
 
 def has_pickles(name: str, revision: str | None = None, token: str | bool | None = None) -> bool:
@@ -82,8 +99,7 @@ def check_loadable(name: str | Path, revision: str | None = None, token: str | b
     Raises:
         CheckpointError: neither a folder nor a repository, an adapter without its model, or a plain class with mechanisms.
     """
-    check_saved_model(str(name), revision, token)
-    config = Path(name) / "config.json"
+    config = check_saved_model(str(name), revision, token) / "config.json"
     if config.is_file():
         if is_generic(read_json_object(config)):
             raise CheckpointError(
@@ -211,7 +227,19 @@ def load_sentence_model(loader: Any, name: str, **arguments: Any) -> Any:
     """
     check_loadable(name)
     with loading_errors(name), without_load_report():
+        _refuse_pickled_modules(name)
         return loader(name, model_kwargs={"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments)
+
+
+def _refuse_pickled_modules(name: str) -> None:
+    """Refuse modules beside the transformer that have weights in .bin files alone."""
+    listed = cached_file(name, "modules.json", _raise_exceptions_for_missing_entries=False)
+    for module in read_json(Path(listed)) if listed else ():
+        if not module["type"].endswith(".Transformer"):
+            files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
+            safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)
+            if pickled and not safe:
+                raise CheckpointError(only_pickles(f"{name}/{module['path']}"))
 
 
 def merge_adapter(model: Any, folder: Path) -> Any:

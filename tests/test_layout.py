@@ -210,6 +210,31 @@ def test_no_import_by_name_goes_around_the_layers() -> None:
     assert not wrong, "import statically, move the code, or be given a function: " + "; ".join(wrong)
 
 
+METHODS = {"from_pretrained", "from_config"}
+CALLED = {"SentenceTransformer", "CrossEncoder", "pipeline"}
+"""What loads a checkpoint, or would run its code."""
+
+
+def loads(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, name) of every use of what loads a checkpoint, except in a method of that name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in METHODS and ast.unparse(node.value) != "super()":
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.Call) and (name := getattr(node.func, "attr", getattr(node.func, "id", ""))) in CALLED:
+            yield node.lineno, name
+
+
+def test_checkpoints_are_loaded_in_one_file() -> None:
+    """``hf_longattn/loading.py`` says once that no code of a checkpoint runs and no pickle is read."""
+    wrong = [
+        f"{place(path, line)} {text}"
+        for path in MODULES
+        if path.name != "loading.py" or path.parent != PACKAGE
+        for line, text in loads(tree_of(path))
+    ]
+    assert not wrong, f"load it by a function of hf_longattn/loading.py: {'; '.join(wrong)}"
+
+
 def test_imports_have_no_cycles() -> None:
     """Cyclic imports, also where an import is inside a function or for types only."""
     known = {".".join(["hf_longattn", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
@@ -261,6 +286,9 @@ def test_the_rules_catch_what_they_are_for() -> None:
     evasions = "load_module('hub', 'card'); import_module('.hub', 'hf_longattn'); on_first_call('hf_longattn', 'hub', 'x')"
     assert len(list(dynamic_imports(ast.parse(evasions)))) == 3
     assert not list(dynamic_imports(ast.parse("importlib.import_module('deepspeed.utils')")))
+    evasions = "x = AutoModel.from_pretrained; partial(A.from_config, c); SentenceTransformer(name); models.CrossEncoder(name)"
+    assert len({text for _, text in loads(ast.parse(evasions))}) == 4
+    assert not list(loads(ast.parse("super().from_pretrained(name); load_sentence_model(SentenceTransformer, name)")))
     assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
 
 

@@ -2,67 +2,121 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
-from typer.testing import CliRunner
+import typer
+from transformers import BertForMaskedLM
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import app
 from hf_longattn.conversion import ConversionConfig
-from tests.trained import tokenizer_of
+from hf_longattn.tasks import load_task, task_names
 
-EVIL = "from pathlib import Path\nPath({marker!r}).touch()\n"
-COMMANDS = (
-    ("plan", "{source}", "--mechanism", "window", "--max-length", "256"),
-    ("convert", "{source}", "{out}", "--mechanism", "window", "--max-length", "256", "--no-verify"),
-    ("convert", "{source}", "{out}", "--generic", "--mechanism", "window", "--max-length", "256"),
-    ("inspect", "{source}"),
-    ("card", "{source}"),
-    ("audit", "{source}"),
-    ("probe", "{source}"),
-    ("train", "mlm", "--model", "{source}", "--text", "{source}/vocab.txt", "--output", "{out}", "--max_steps", "1"),
-)
+from .hostile import KINDS, Room, Runs, bert, check_commands, own_model_type, own_tokenizer, write_code
+
+YES = "y\n" * 100
+"""More answers than any command could ask for."""
 
 
-class Runs:
-    """What a hostile pickle holds: unpickled, it would make a file."""
+@pytest.fixture(scope="module")
+def program() -> Any:
+    return typer.main.get_command(app)
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.marker,)
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
+    pytest.importorskip("sentence_transformers")
+    for name in task_names():
+        load_task(name)
+    return Room.make(tmp_path_factory.mktemp("room"))
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    tokenizer = tokenizer_of("bert", 64)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    folder = tmp_path / "source"
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    bert(tmp_path / "source")
+    return tmp_path / "source"
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["a known model_type", "one of its own"])
-def test_its_python_is_never_run(known: bool, source: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    for module in ("modeling_evil", "configuration_evil", "tokenization_evil"):
-        (source / f"{module}.py").write_text(EVIL.format(marker=str(marker)), encoding="utf-8")
-    names = {"AutoConfig": "configuration_evil.Evil", "AutoModel": "modeling_evil.Evil", "AutoModelForMaskedLM": "modeling_evil.Evil"}
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"auto_map": names} | ({} if known else {"model_type": "evil"})))
-    described = json.loads((source / "tokenizer_config.json").read_text())
-    code = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}}
-    (source / "tokenizer_config.json").write_text(json.dumps(described | code))
-    for number, command in enumerate(COMMANDS):
-        typed = [part.format(source=source, out=tmp_path / f"out-{number}") for part in command]
-        CliRunner().invoke(app, typed, input="")
-        assert not marker.exists(), typed
+@contextlib.contextmanager
+def terminal() -> Iterator[TextIO]:
+    """A terminal at which somebody types "y"."""
+    import pty
+
+    master, slave = pty.openpty()
+    os.write(master, YES.encode())
+    with os.fdopen(slave, "r") as stream:
+        yield stream
+    os.close(master)
+
+
+def answer(program: Any, line: list[str], typed: TextIO) -> tuple[bool, str]:
+    """Whether a command line succeeds, and what it says."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        patch.setattr(sys, "stdin", typed)
+        try:
+            code = program(line, standalone_mode=False)
+        except SystemExit as stopped:
+            code = stopped.code
+        except ValueError as error:
+            code = str(error)
+    return code in (None, 0), f"{said.getvalue()}{code}"
+
+
+def ran(program: Any, lines: Iterator[list[str]], marker: Path, typed: Callable[[], TextIO]) -> list[str]:
+    """The command lines that ran a checkpoint's code, or spoke of running it, while "yes" stands on standard input."""
+    found = []
+    for line in lines:
+        _, said = answer(program, line, typed())
+        happened = {"ran it": marker.exists(), "asked": "[y/N]" in said, "advised to trust it": "trust_remote_code" in said}
+        found += [f"{' '.join(line[:2])}: {what}" for what, so in happened.items() if so]
+        marker.unlink(missing_ok=True)
+    return found
+
+
+def test_every_command_is_tried(program: Any) -> None:
+    check_commands(program)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "others"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_its_code_is_never_run(
+    kind: Callable[[Path], object], training: bool, program: Any, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, marker = tmp_path / "model", tmp_path / "marker"
+    kind(model)
+    write_code(model, marker)
+    monkeypatch.chdir(model)  # where `python -m hf_longattn` would find its modules
+    monkeypatch.syspath_prepend(model)
+    assert ran(program, room.lines(model, tmp_path / "out", training), marker, lambda: io.StringIO(YES)) == []
+
+
+@pytest.mark.parametrize("kind", [own_model_type, own_tokenizer], ids=lambda kind: kind.__name__)
+def test_its_code_is_not_run_at_a_terminal(kind: Callable[[Path], object], program: Any, room: Room, tmp_path: Path) -> None:
+    model, marker = tmp_path / "model", tmp_path / "marker"
+    kind(model)
+    write_code(model, marker)
+    with terminal() as stream:
+        assert ran(program, room.lines(model, tmp_path / "out", True), marker, lambda: stream) == []
+
+
+def test_pickled_weights_are_read_by_convert_alone(program: Any, room: Room, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    bert(model)
+    torch.save(BertForMaskedLM.from_pretrained(model).state_dict(), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    lines = [line for training in (True, False) for line in room.lines(model, tmp_path / "out", training)]
+    done = [line for line in lines if answer(program, line, io.StringIO())[0]]
+    assert [line[0] for line in done if "--allow-pickle" not in line] == ["card"]
+    assert [line[0] for line in done if "--allow-pickle" in line] == ["convert"]
 
 
 @pytest.mark.parametrize("allowed", [False, True])

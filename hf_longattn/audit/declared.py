@@ -21,6 +21,7 @@ from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
 from ..engines.common.token_order import token_order
 from ..errors import checkpoint_errors
+from ..loading import new_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from
@@ -359,7 +360,7 @@ def text_stack(config: Any, model: nn.Module | None = None) -> Any:
     if base is None or chosen is not None:
         with torch.device("meta"), checkpoint_errors("No model can be built from this config"):
             plain = base is not None and not isinstance(config, LongConfig)  # a tower may have no Auto class
-            base = (type(base) if plain else AutoModel.from_config)(copy.deepcopy(config))  # building writes into it
+            base = type(base)(copy.deepcopy(config)) if plain else new_model(AutoModel, copy.deepcopy(config))  # building writes into it
             if chosen is not None and not isinstance(config, LongConfig):
                 enable_long_attention(base, chosen)
     return encoder_of(base)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from ..configuration import LongAttentionConfig
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.pooling import sentence_pooling
-from ..conversion.sources.folder import has_safetensors, read_config
+from ..conversion.sources.folder import read_config
 from ..conversion.sources.hub import fetch_model
 from ..conversion.tensor_names import check_complete
 from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra
 from ..export.onnx import LONG_CONFIG
+from ..hub_errors import check_revision
 from ..loading import load_part, load_weights, loading_errors
 from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, model_name
@@ -230,6 +231,7 @@ def _length(name: str, length: int | None, longest: int | None, longest_by_defau
 def _folder(name: str, weights: bool, revision: str | None, token: str | bool | None) -> Path:
     """The folder of a checkpoint; a repository of the Hub is downloaded into its cache, with or without its weights."""
     check_name(name)
+    check_revision(name, revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -244,11 +246,6 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
     from transformers import AutoConfig, AutoModel
 
     values = read_config(folder)
-    if weights and not has_safetensors(folder):
-        raise CheckpointError(
-            f"{name!r} has no weights in safetensors files, and no others are loaded; load it with transformers and write it again with "
-            "save_pretrained, or give a converted model."
-        )
     source: dict[str, Any] = {"local_files_only": True}
     if attention is not None:
         source["attn_implementation"] = attention

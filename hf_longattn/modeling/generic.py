@@ -20,7 +20,7 @@ from ..backend import BACKEND
 from ..config_format import FIELD, FORMAT, in_current_format
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
-from ..hub_errors import DOWNLOAD, translated_errors
+from ..hub_errors import DOWNLOAD, check_revision, translated_errors
 from ..loading import load_weights
 from ..private_apis import attention_implementation, can_set_implementation
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
@@ -142,6 +142,7 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
 
 def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
     """The folder, or a snapshot of the repository."""
+    check_revision(str(folder), arguments.get("revision"))
     path = Path(folder).expanduser()
     if path.is_dir():
         return path

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from ...errors import CheckpointError, check_registration
-from ...hub_errors import NO_FOLDER
+from ...hub_errors import NO_FOLDER, check_revision
 from ...loading import load_weights, loading_errors
 from ...modeling.family.definition import tower_field
 from ...naming import load_module, module_names
@@ -298,6 +298,7 @@ def open_source(
         CheckpointError: missing, without config or weights, only pickle files, damaged, quantised, or unreachable.
     """
     check_name(str(source))
+    check_revision(str(source), revision)
     path = Path(source).expanduser()
     request = SourceRequest(str(source), path, revision, token, headers_only, allow_pickle, merge_adapter)
     opened = open_request(request)

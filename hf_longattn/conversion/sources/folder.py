@@ -42,10 +42,21 @@ def has_safetensors(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder."""
+    """The config.json of a checkpoint folder. Configs in it name no code, which transformers would offer to run for parts of a model."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
-    return in_current_format(read_json_object(folder / "config.json"))
+    values = in_current_format(read_json_object(folder / "config.json"))
+    for inner in values.values():
+        _forget_code(inner)
+    return values
+
+
+def _forget_code(values: Any) -> None:
+    """Remove ``auto_map`` from dictionaries in a JSON value."""
+    if isinstance(values, dict):
+        values.pop("auto_map", None)
+    for inner in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        _forget_code(inner)
 
 
 def indexed_headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict[str, TensorHeader]]) -> dict[str, TensorHeader]:

@@ -1,0 +1,315 @@
+"""Checkpoints whose Python, or pickled code, would leave a file, and lines that try each of them in every command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    WavLMConfig,
+    WavLMForCTC,
+)
+from transformers.models.auto import modeling_auto
+
+from hf_longattn import LongBertConfig, LongBertForMaskedLM
+from tests.trained import REAL_TEXT, tokenizer_of
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
+AUTO = (
+    "AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor",
+    *(name for name in vars(modeling_auto) if name.startswith("AutoModel")),
+)  # fmt: skip
+MAPS = dict.fromkeys(AUTO, "evil.Evil") | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+"""``auto_map`` that names a class of evil.py for every Auto class."""
+
+LINES: dict[str, tuple[str, ...]] = {
+    "convert": (
+        "{model} {out} --mechanism window --max-length 256 --no-verify",
+        "{model} {out} --mechanism window --max-length 256 --no-verify --allow-pickle",
+        "{model} {out} --mechanism window --max-length 256 --no-verify --generic",
+        "{model} {out} --mechanism window --max-length 256 --no-verify --merge-adapter",
+    ),
+    "plan": ("{model} --mechanism window --max-length 256",),
+    "export": ("{model} {out}", "{model} {out} --format native", "{model} {out} --format gguf"),
+    "compress": ("{model} {out} --method bf16",),
+    "inspect": ("{model}",),
+    "diagnose": (
+        "{model} {data}/book.txt --lengths 16",
+        "{model} {data}/book.txt --lengths 16,128 --extend tile --mechanism window:window=4",
+        "{model} {data}/pictures/a/0.png",
+        "{model} {data}/sounds/a/0.wav",
+    ),
+    "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),
+    "audit": ("{model} --length 16",),
+    "probe": (
+        "{model} --task copy --lengths 32 --samples 1",
+        "{model} {data}/pictures/a/0.png",
+        "{model} {data}/sounds/a/0.wav",
+    ),
+    "revert": ("{model} {out}",),
+    "card": ("{model}",),
+    "push": ("{model} somebody/model --token hf_no --remote-code --bundle-user-code",),
+    "train choice": ("{run} --data {data}/choice.jsonl",),
+    "train classify": (
+        "{run} --data {data}/labels.csv",
+        "{run} --data {data}/pictures --images",
+        "{run} --data {data}/videos --videos",
+        "{run} --data {data}/sounds --audio",
+    ),
+    "train clm": ("{run} {texts}",),
+    "train ctc": ("{run} --data {data}/spoken.csv", "{run} --data {data}/spoken.csv --new-vocabulary"),
+    "train distill": (
+        "{run} {texts} --method logits --teacher {good}",
+        "--model {good} --teacher {model} {texts} --method logits --output_dir {out} --max_steps 1 --bf16 false",
+    ),
+    "train embed": ("{run} --data {data}/pairs.jsonl", "{run} --data {data}/pairs.jsonl --reranker"),
+    "train linearise": (
+        "--model {model} {texts} --mechanism hedgehog --stage 1 --transfer_steps 1 --output_dir {out} --bf16 false",
+        "--model {long} --teacher {model} {texts} --stage 1 --transfer_steps 1 --output_dir {out} --bf16 false",
+    ),
+    "train mlm": ("{run} {texts}",),
+    "train multitask": ("{run} --tasks one=classify:{data}/labels.csv two=tokens:{data}/tags.conll",),
+    "train qa": ("{run} --data {data}/questions.json --stride 8",),
+    "train seq2seq": ("{run} --data {data}/summaries.jsonl",),
+    "train tokens": ("{run} --data {data}/tags.conll --stride 8",),
+}
+"""What is typed after each command; ``{model}`` is the hostile checkpoint."""
+RUN = "--model {model} --output_dir {out} --max_steps 1 --per_device_train_batch_size 1 --disable_tqdm true --bf16 false"
+TEXTS = "--text {data}/book.txt --validation {data}/book.txt"
+WITHOUT_CHECKPOINT = ("env", "mechanisms", "recipes")
+
+
+def commands(group: Any, path: str = "") -> Iterator[str]:
+    """Every command of the program, as it is typed."""
+    for name, command in group.commands.items():
+        typed = f"{path} {name}".strip()
+        yield from commands(command, typed) if hasattr(command, "commands") else (typed,)
+
+
+def check_commands(program: Any) -> None:
+    """Fail for a command that no line tries, and for lines of no command."""
+    known = {*commands(program)}
+    new = sorted(known - LINES.keys() - {*WITHOUT_CHECKPOINT})
+    assert not new, f"{', '.join(new)}: add to LINES in tests/{Path(__file__).name} what is typed after it, with {{model}} for a checkpoint"
+    assert not (gone := sorted(LINES.keys() - known)), f"LINES in tests/{Path(__file__).name} has {', '.join(gone)}, which is no command"
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where commands are tried: harmless checkpoints and data for them, made once."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Room:
+        tokenizer = bert(folder / "good")
+        config = LongBertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, long_attention={"mechanism": "hedgehog"}, **SIZES)
+        LongBertForMaskedLM(config).save_pretrained(folder / "long")
+        tokenizer.save_pretrained(folder / "long")
+        write_data(folder / "data")
+        return cls(folder)
+
+    def lines(self, model: Path, out: Path, training: bool) -> Iterator[list[str]]:
+        """Command lines that give ``model`` to every command that takes a checkpoint, of trainings or of the others."""
+        for command, ends in LINES.items():
+            for number, end in enumerate(ends if command.startswith("train ") == training else ()):
+                place = out / f"{command.replace(' ', '-')}-{number}"
+                line = end.replace("{run}", RUN).replace("{texts}", TEXTS)
+                names = {"model": model, "out": place, **{name: self.folder / name for name in ("good", "long", "data")}}
+                yield shlex.split(f"{command} {line}".format(**names))
+
+
+def write_data(folder: Path) -> None:
+    """Small data for every task."""
+    folder.mkdir()
+    words = REAL_TEXT.split()
+    (folder / "book.txt").write_text("\n\n".join(" ".join(words[at : at + 60]) for at in range(0, 1200, 60)))
+    rows = [" ".join(words[at : at + 12]).replace('"', "") for at in range(0, 120, 12)]
+    write_rows(folder / "pairs.jsonl", [{"anchor": row[:20], "positive": row} for row in rows])
+    write_rows(folder / "summaries.jsonl", [{"document": row, "summary": row[:20]} for row in rows])
+    (folder / "labels.csv").write_text("text,label\n" + "".join(f'"{row}",{"ab"[number % 2]}\n' for number, row in enumerate(rows)))
+    choice = {"question": "who", "choices": ["a", "b"]}
+    write_rows(folder / "choice.jsonl", [{"context": row, "label": number % 2, **choice} for number, row in enumerate(rows)])
+    answers = [{"id": str(number), "question": "who", "answers": [{"text": row[:4], "answer_start": 0}]} for number, row in enumerate(rows)]
+    paragraphs = [{"context": row, "qas": [answer]} for row, answer in zip(rows, answers, strict=True)]
+    (folder / "questions.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}))
+    documents = ("\n".join(f"{word} {('O', 'B-X')[number % 2]}" for number, word in enumerate(row.split())) for row in rows)
+    (folder / "tags.conll").write_text("\n\n".join(documents))
+    spoken = ["file,text"]
+    for label in "ab":
+        for kind in ("pictures", "sounds", "videos"):
+            (folder / kind / label).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (28, 28), (number, 0, 0)).save(folder / "pictures" / label / f"{number}.png")
+            soundfile.write(folder / "sounds" / label / f"{number}.wav", np.sin(np.arange(3200.0)), 16000)
+            np.save(folder / "videos" / label / f"{number}.npy", np.zeros((8, 28, 28, 3), dtype=np.uint8))
+            spoken.append(f"sounds/{label}/{number}.wav,a b")
+    (folder / "spoken.csv").write_text("\n".join(spoken) + "\n")
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def add_to(file: Path, **fields: Any) -> None:
+    """Set fields of a JSON file, which may be new."""
+    values = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(values | fields))
+
+
+def bert(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer = tokenizer_of("bert", 64)
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SIZES)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def llama(folder: Path) -> None:
+    """A model type for which transformers has no tokenizer of its own."""
+    tokenizer = tokenizer_of("bert", 64)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SIZES)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def own_model_type(folder: Path) -> None:
+    bert(folder)
+    add_to(folder / "config.json", model_type="evil", auto_map=MAPS)
+
+
+def own_head(folder: Path) -> None:
+    """A known model type with a head of its own, and without weights, which would only take time."""
+    llama(folder)
+    add_to(folder / "config.json", architectures=["Evil"], auto_map=MAPS)
+    (folder / "model.safetensors").unlink()
+
+
+def own_tokenizer(folder: Path) -> None:
+    llama(folder)
+    add_to(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map=MAPS)
+
+
+def own_image_processor(folder: Path) -> None:
+    sizes = {**SIZES, "image_size": 28, "patch_size": 14, "mlp_ratio": 1}
+    Dinov2WithRegistersForImageClassification(Dinov2WithRegistersConfig(**sizes)).save_pretrained(folder)
+    add_to(folder / "preprocessor_config.json", auto_map=MAPS)
+
+
+def own_feature_extractor(folder: Path) -> None:
+    tokenizer = bert(folder)
+    convolutions = {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    WavLMForCTC(WavLMConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **convolutions, **SIZES)).save_pretrained(
+        folder
+    )
+    add_to(folder / "preprocessor_config.json", auto_map=MAPS)
+
+
+def own_processor(folder: Path) -> None:
+    """Sentence-transformers asks for a processor first."""
+    llama(folder)
+    add_to(folder / "processor_config.json", processor_class="Evil", auto_map=MAPS)
+    add_to(folder / "tokenizer_config.json", processor_class="Evil", tokenizer_class="Evil", auto_map=MAPS)
+
+
+def own_sentence_module(folder: Path) -> None:
+    bert(folder)
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "evil.Transformer"}]))
+    (folder / "model.safetensors").unlink()
+
+
+def long_with_own_code(folder: Path) -> None:
+    """A folder of `longattn convert --remote-code` whose code was changed."""
+    tokenizer = bert(folder)
+    attention = {"long_attention": {"mechanism": "window", "window": 4}}
+    config = LongBertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **attention, **SIZES)
+    LongBertForMaskedLM(config).save_pretrained(folder)
+    add_to(folder / "config.json", auto_map=MAPS)
+    (folder / "model.safetensors").unlink()
+
+
+def native_twin(folder: Path) -> None:
+    """A folder of `longattn export --format native`."""
+    bert(folder)
+    add_to(folder / "config.json", model_type="longformer", architectures=["Evil"], attention_window=[4], auto_map=MAPS)
+    (folder / "model.safetensors").unlink()
+
+
+def own_decoder(folder: Path) -> None:
+    """An encoder-decoder, which builds its decoder by a config in its own, whose model type has no decoder in transformers."""
+    tokenizer = bert(folder)
+    parts = [{"model_type": "bert", "vocab_size": len(tokenizer), **SIZES}, {"model_type": "vit", "auto_map": MAPS}]
+    add_to(folder / "config.json", model_type="encoder-decoder", architectures=["EncoderDecoderModel"], encoder=parts[0])
+    add_to(folder / "config.json", decoder={**parts[1], "_name_or_path": str(folder)})
+
+
+def generic(folder: Path) -> None:
+    """A folder of `longattn convert --generic`."""
+    bert(folder)
+    attention = {"mechanism": "window", "window": 4}
+    add_to(
+        folder / "config.json", model_type="long_generic_evil", architectures=["LongGeneric:Evil"], long_attention=attention, auto_map=MAPS
+    )
+
+
+def adapter(folder: Path) -> None:
+    """An adapter whose base is hostile, and whose config names modules to import."""
+    bert(folder / "base")
+    add_to(folder / "base" / "config.json", model_type="evil", auto_map=MAPS)
+    write_code(folder / "base", folder.parent / "marker")
+    described = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["query"], "base_model_name_or_path": str(folder / "base")}
+    imports = {"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"}, "megatron_core": "evil", "megatron_config": {"a": 1}}
+    add_to(folder / "adapter_config.json", **described, **imports)
+    name = "base_model.model.bert.encoder.layer.0.attention.self.query"
+    save_file(
+        {f"{name}.lora_A.weight": torch.zeros(1, 16), f"{name}.lora_B.weight": torch.zeros(16, 1)}, folder / "adapter_model.safetensors"
+    )
+
+
+def model_with_adapter(folder: Path) -> None:
+    """A model with an adapter in its folder, which transformers loads with it."""
+    adapter(folder)
+    bert(folder)
+
+
+class Runs:
+    """What a hostile pickle holds: unpickled, it would make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def pickled(folder: Path) -> None:
+    bert(folder)
+    weights = BertForMaskedLM.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save({**weights, "bert.extra": Runs(folder.parent / "marker")}, folder / "pytorch_model.bin")
+
+
+KINDS: tuple[Callable[[Path], object], ...] = (
+    own_model_type, own_head, own_tokenizer, own_image_processor, own_feature_extractor, own_processor, own_sentence_module,
+    long_with_own_code, native_twin, own_decoder, generic, adapter, model_with_adapter, pickled,
+)  # fmt: skip
+"""Make a hostile checkpoint in a folder; what it runs makes the file "marker" beside the folder."""
+
+
+def write_code(folder: Path, marker: Path) -> None:
+    (folder / "evil.py").write_text(CODE.format(marker=str(marker)))

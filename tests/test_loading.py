@@ -1,0 +1,136 @@
+"""The one file that loads what a user names: its refusals, and what is said of weights that are new or unused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM, PreTrainedTokenizerBase
+
+from hf_longattn.errors import CheckpointError
+from hf_longattn.evaluation.probes import probe_model
+from hf_longattn.loading import load_config, load_model, load_sentence_model
+from hf_longattn.naming import LOGGER
+from hf_longattn.training.lm import load_lm
+from hf_longattn.training.loading import label_config
+from hf_longattn.training.tasks.qa import load_qa_model
+from tests.training.conftest import SOURCES, checkpoint
+
+from .byte_tokenizer import train_tokenizer
+from .hub_state import Hub
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(SOURCES, vocab_size=1024)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A BERT with its head of masked tokens."""
+    return checkpoint("mlm", tmp_path / "short", tokenizer)
+
+
+def to_pickle(folder: str) -> None:
+    """Replace the weights by the same in a .bin file."""
+    weights = BertForMaskedLM.from_pretrained(folder).state_dict()
+    Path(folder, "model.safetensors").unlink()
+    torch.save(weights, Path(folder, "pytorch_model.bin"))
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What is logged by transformers and by this package."""
+    lines: list[str] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, note = logging.getLogger("transformers"), Note()
+    assert LOGGER.startswith("transformers.")
+    logger.addHandler(note)
+    yield lines
+    logger.removeHandler(note)
+
+
+def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> None:
+    load_model(AutoModelForMaskedLM, folder)
+    assert said == []
+    model = load_model(AutoModelForSequenceClassification, folder, num_labels=3)
+    assert said == [f"{folder}: bert.pooler.dense, classifier are new and trained from random values; cls is not used by this task."]
+    said.clear()
+    model.save_pretrained(folder)
+    load_model(AutoModelForSequenceClassification, folder, ignore_mismatched_sizes=True, **label_config(list("abcde")))
+    assert said == [f"{folder}: classifier is new, since it is of another size there."]
+
+
+def test_heads_that_are_loaded_afterwards_are_not_called_unused(folder: str, tmp_path: Path, said: list[str]) -> None:
+    from hf_longattn.evaluation.qa_heads import attach_evidence
+
+    model, tokenizer = load_qa_model(folder)
+    attach_evidence(model, tokenizer)
+    model.save_pretrained(tmp_path / "read")
+    tokenizer.save_pretrained(tmp_path / "read")
+    said.clear()
+    load_qa_model(str(tmp_path / "read"))
+    assert said == []
+
+
+def test_where_nothing_is_trained_new_weights_are_refused(folder: str) -> None:
+    load_model(AutoModelForMaskedLM, folder, complete=True)
+    with pytest.raises(CheckpointError, match=r"lacks weights of BertForSequenceClassification: bert\.pooler\.dense, classifier; give a"):
+        load_model(AutoModelForSequenceClassification, folder, complete=True)
+    load_model(AutoModelForSequenceClassification, folder, num_labels=3).save_pretrained(folder)
+    load_model(AutoModelForSequenceClassification, folder, complete=True)
+    with pytest.raises(CheckpointError, match="BertForSequenceClassification: classifier of this size; give a"):
+        load_model(AutoModelForSequenceClassification, folder, complete=True, **label_config(list("abcde")))
+
+
+def test_pickled_weights_are_read_where_that_is_allowed(folder: str, server: Hub) -> None:
+    to_pickle(folder)
+    server.add("someone/pickled", Path(folder))
+    for name in (folder, "someone/pickled"):
+        for load in (lambda name: load_lm(name, "mlm"), probe_model, lambda name: load_model(AutoModelForMaskedLM, name)):
+            with pytest.raises(
+                CheckpointError, match=f"'{name}' holds its weights only as pickle .* add --allow-pickle .* longattn convert"
+            ):
+                load(name)
+    load_model(AutoModelForMaskedLM, folder, complete=True, allow_pickle=True)
+
+
+def test_pickled_modules_of_a_sentence_model_are_refused(folder: str, server: Hub) -> None:
+    sentence_transformers: Any = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    modules = [*sentence_transformers.SentenceTransformer(folder, device="cpu"), Dense(16, 8)]
+    sentence_transformers.SentenceTransformer(modules=modules, device="cpu").save(folder)
+    load_sentence_model(sentence_transformers.SentenceTransformer, folder, device="cpu")
+    (dense,) = Path(folder).glob("*_Dense")
+    weights = dense / "model.safetensors"
+    weights.unlink()
+    torch.save(modules[-1].state_dict(), dense / "pytorch_model.bin")
+    server.add("someone/dense", Path(folder))
+    for name in (folder, "someone/dense"):
+        with pytest.raises(CheckpointError, match="_Dense' holds its weights only as pickle"):
+            load_sentence_model(sentence_transformers.SentenceTransformer, name, device="cpu")
+
+
+def test_what_auto_classes_cannot_read_alone_is_a_sentence(folder: str, server: Hub) -> None:
+    described = Path(folder, "config.json")
+    values = json.loads(described.read_text())
+    described.write_text(json.dumps({**values, "model_type": "long_generic_bert", "long_attention": {"mechanism": "window"}}))
+    server.add("someone/generic", Path(folder))
+    for name in (folder, "someone/generic"):
+        with pytest.raises(CheckpointError, match="was written by `longattn convert --generic`"):
+            load_config(name)
+    described.rename(described.with_name("adapter_config.json"))
+    server.add("someone/adapter", Path(folder))
+    for name in (folder, "someone/adapter"):
+        with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
+            load_config(name)
