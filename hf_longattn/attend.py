@@ -18,7 +18,7 @@ from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.grid_bias import GridBias
-from .engines.dispatch import OBSERVERS, DispatchContext, choose, running
+from .engines.dispatch import OBSERVERS, DispatchContext, choose, reporting, running
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.ordered import in_order
@@ -275,8 +275,10 @@ def run_batch(
     call = call.with_bias_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
+    observed = OBSERVERS and not torch.compiler.is_compiling()
+    attention = reporting(mechanism, attention) if observed else attention
     try:
-        with running(mechanism) if OBSERVERS and not torch.compiler.is_compiling() else nullcontext():
+        with running(mechanism) if observed else nullcontext():
             if call.batch is None:
                 return attention(q, k, v, call)
             if not mechanism.per_sequence(call):

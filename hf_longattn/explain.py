@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ from .mechanisms.common.base import Mechanism
 
 COLUMNS = ("layer", "mechanism", "path", "reason")
 FIRST_CHOICE = "the path of highest priority: nothing speaks against it"
-ONLY_PATH = "the mechanism has no other path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +77,7 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
         paths.setdefault((id(mechanism), choice), LayerPath(layer_of(mechanism), getattr(mechanism, "name", ""), choice.path, reason))
 
-    def ran(mechanism: Any, args: Any, output: Any) -> None:
-        if not any(key == id(mechanism) for key, _ in paths):
-            paths[id(mechanism), PathChoice("its own")] = LayerPath(layer_of(mechanism), mechanism.name, "its own", ONLY_PATH)
-
-    layers = [module for name, module in model.named_modules() if isinstance(module, Mechanism) and ".members." not in name]
-    with contextlib.ExitStack() as hooks, torch.no_grad(), observe(note):
-        for mechanism in layers:
-            hooks.callback(mechanism.register_forward_hook(ran).remove)
+    with torch.no_grad(), observe(note):
         model(**({getattr(model, "main_input_name", "input_ids"): inputs} if isinstance(inputs, Tensor) else inputs))
     if not paths:
         raise BackendError(

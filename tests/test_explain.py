@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn import attend, build_mechanism, explain
+from hf_longattn import attend, build_mechanism, explain, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
@@ -63,6 +63,28 @@ def test_the_path_of(case: str) -> None:
     x = torch.randn(1, 2, 200 if case == "short" else 300, 16)
     found = paths(lambda: attend(x, x, x, name, **arguments))
     assert list(dict.fromkeys(found)) == list(dict.fromkeys(expected))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
+    rows, nameless = {"split", "masked", "rolled", "packed", "stacked"}, []
+    q = torch.randn(1, 2, 300, 16)
+    for name in list_mechanisms():
+        cls = mechanism_class(name)
+        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.needs_grid else {}
+        arguments |= {"padding_mask": torch.arange(300)[None] < 280} if padded else {}
+        for causal in (False, True):
+            if cls.causal not in ("both", causal):
+                continue
+            found = {*paths(lambda: attend(q, q, q, name, causal=causal, **arguments, **cls.sample))} - rows  # noqa: B023
+            if not found or "its own" in found:
+                nameless.append((name, causal, found))
+    assert not nameless
+
+
+def test_members_name_the_path_of_a_composite() -> None:
+    x = torch.randn(1, 2, 300, 16)
+    assert paths(lambda: attend(x, x, x, "per_head", heads="full,linear")) == ["dense, linear"]
 
 
 def test_every_kind_of_request_has_a_path_that_takes_all() -> None:

@@ -603,10 +603,13 @@ OBSERVERS: list[Observer] = []
 _process_observers: list[Observer] = []
 _context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _running: ContextVar[Any] = ContextVar("running", default=None)
+_reports: ContextVar[int] = ContextVar("reports", default=0)
+"""How many choices this thread has reported."""
 
 
 def notify(choice: PathChoice) -> None:
     """Tell the observers of this thread what ran in the innermost mechanism."""
+    _reports.set(_reports.get() + 1)
     for observer in (*_process_observers, *_context_observers.get()):
         observer(_running.get(), choice)
 
@@ -619,6 +622,18 @@ def running(mechanism: Any) -> Iterator[None]:
         yield
     finally:
         _running.reset(before)
+
+
+def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
+    """``run``, a call of ``mechanism``, which reports the mechanism's only path where it chooses none."""
+
+    def reported(*arguments: Any) -> Result:
+        before, out = _reports.get(), run(*arguments)
+        if _reports.get() == before:
+            _report(mechanism.only_path, ())
+        return out
+
+    return reported
 
 
 @contextlib.contextmanager

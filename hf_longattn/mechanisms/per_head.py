@@ -95,6 +95,10 @@ class PerHead(Composite):
 
     options: PerHeadOptions
 
+    @property
+    def only_path(self) -> str:
+        return ", ".join(dict.fromkeys(member.only_path for member in self.mechanisms))
+
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerHeadOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         assigned = options.assign(num_heads)

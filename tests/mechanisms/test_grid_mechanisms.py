@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.grid_bias import GridBias
 from hf_longattn.engines.dispatch import observe
@@ -524,3 +525,15 @@ def test_padding_takes_a_share(filled: tuple[dict[str, Any], Cell], prefixes: tu
     same_with_gradients(ours, wanted, inputs if outside.any() else [x for x in inputs if x is not pad_key and x is not pad_value], rows)
     defined = reference_attend(q, k, v, mechanism, grid=grid, **arguments)
     torch.testing.assert_close(defined if rows is None else defined * rows, wanted if rows is None else wanted * rows)
+
+
+@pytest.mark.parametrize("name", ["local2d", "neighborhood"])
+def test_the_windows_of_a_grid_are_computed_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls, asked = mechanism_class(name), []
+    stretch = cls.stretch
+    monkeypatch.setattr(cls, "stretch", lambda self, grid, axis, place: asked.append((axis, place)) or stretch(self, grid, axis, place))
+    BYTE_CACHE.clear()
+    q = torch.randn(1, 2, 17 * 18, 16)
+    for _ in range(2):
+        attend(q, q, q, name, grid=(17, 18), **cls.sample)
+    assert sorted(asked) == [(axis, place) for axis, size in enumerate((17, 18)) for place in range(size)]

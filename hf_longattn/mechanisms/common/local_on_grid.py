@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engines.common.axis_tiles import AxisWindows
+from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
@@ -37,12 +38,16 @@ class LocalGridMechanism(GridMechanism):
         return grid
 
     def axis_windows(self, grid: Grid) -> tuple[AxisWindows, ...]:
-        """The stretches of all places of every axis."""
-        windows = []
-        for axis, (size, step) in enumerate(zip(grid.sizes, self.steps(grid), strict=True)):
-            ends = [self.stretch(grid, axis, place) for place in range(size)]
-            windows.append(AxisWindows(tuple([low for low, _ in ends]), tuple([high for _, high in ends]), step))
-        return tuple(windows)
+        """The stretches of all places of every axis; cached."""
+
+        def make() -> tuple[AxisWindows, ...]:
+            windows = []
+            for axis, (size, step) in enumerate(zip(grid.sizes, self.steps(grid), strict=True)):
+                ends = [self.stretch(grid, axis, place) for place in range(size)]
+                windows.append(AxisWindows(tuple([low for low, _ in ends]), tuple([high for _, high in ends]), step))
+            return tuple(windows)
+
+        return BYTE_CACHE.get(("axis windows", type(self), self.options, self.layer_kind, grid), make)
 
     def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
         seen = []

@@ -43,6 +43,7 @@ class Traits(nn.Module):
 
     name: ClassVar[str]
     """Set by :func:`hf_longattn.register_mechanism`."""
+    engine: ClassVar[str]
     causal: bool | str
     options: Options
     layer: int = 0
@@ -154,6 +155,11 @@ class Traits(nn.Module):
     def reads_grid(self) -> bool:
         """Whether the places of tokens on their grid matter."""
         return self.needs_grid or self.options.order is not None
+
+    @property
+    def only_path(self) -> str:
+        """The name of what ran, where ``forward`` did not choose among several paths."""
+        return self.engine.replace("_", "-")
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:
