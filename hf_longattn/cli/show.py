@@ -228,7 +228,7 @@ def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> Non
 
 def show_report(report: ConversionReport) -> None:
     """What was written, and the checks."""
-    from ..conversion.report import POSITIONS
+    from ..conversion.report import POSITIONS, READY
     from ..hub.usage import next_step
 
     console = terminal.console()
@@ -257,6 +257,8 @@ def show_report(report: ConversionReport) -> None:
     console.print(table, highlight=False)
     console.print()
     console.print(f"Verified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}.", highlight=False)
+    if report.verdict == READY:
+        console.print(f"{READY.capitalize()}.", style="green")
     if report.next_step is not None:
         command = next_step(report.next_step, _as_typed(report.destination))
         console.print(f"Next: {escape(command)}", highlight=False, soft_wrap=True)

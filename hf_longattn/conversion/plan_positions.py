@@ -17,6 +17,7 @@ from ..modeling.family.rotary import plan_rotary
 from ..positions import (
     CENTRED,
     DROPPED,
+    INTERPOLATE,
     RANDOM,
     SINUSOIDAL,
     STRATEGIES,
@@ -221,15 +222,20 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     return rule if kept_rows is None else f"{STRETCH}:{kept_rows}"
 
 
+MOVED = (INTERPOLATE, "rope:linear", "rope:base")
+"""Rules that move every position, by a factor that no training has met."""
+
+
 @dataclass(frozen=True)
 class PositionWarning:
-    """What speaks against using the result without training: the problem, and what to do about it, both clauses."""
+    """What speaks against using the result without training: the problem, what to do about it, and the harm, all clauses."""
 
     problem: str
     advice: str
+    harm: str = "results can become worse"
 
     def __str__(self) -> str:
-        return f"{self.problem}, so predictions can become much worse; {self.advice}."
+        return f"{self.problem}, so {self.harm}; {self.advice}."
 
 
 def position_warnings(
@@ -244,9 +250,11 @@ def position_warnings(
         causal: whether its tokens look back only.
         decoder: whether it is the decoder of an encoder-decoder.
     """
-    if rule == RANDOM and length.new > length.old:
-        problem = f"positions from {length.old:,} on are random rows, as before training"
-        return [PositionWarning(problem, "leave --positions random out, or train the result")]
+    grows = length.new > length.old
+    if (rule in MOVED and grows) or rule in DROPPED or (rule == RANDOM and grows):
+        rows = f"positions from {length.old:,} on are random rows, as before training"
+        problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
+        return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]
     problems: dict[str, tuple[str, list[int]]] = {}
     for number, mechanism in enumerate(layers):
         if problem := mechanism.untrained_distances(rule, length.old, length.new, causal):

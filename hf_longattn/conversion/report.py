@@ -20,6 +20,8 @@ PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs t
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat what a plan warns of."""
+VERDICT, READY = "verdict", "ready to use"
+"""The value of the check that decides whether the result needs training (:mod:`.verdict`), and what it says if not."""
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
@@ -96,6 +98,11 @@ class ConversionReport:
         return None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     @property
+    def verdict(self) -> str | None:
+        """What was measured of the model's purpose says: "ready to use" or "train before use"; ``None`` if nothing decides."""
+        return next((check.values[VERDICT] for check in self.checks if VERDICT in check.values), None)
+
+    @property
     def needs_training(self) -> bool:
         return any(check.status == NEEDS_TRAINING for check in self.checks)
 
@@ -104,6 +111,7 @@ class ConversionReport:
         return {
             "passed": self.passed,
             "verified": bool(self.checks),
+            "verdict": self.verdict,
             "needs_training": self.needs_training,
             "next_step": self.next_step,
             "train_command": self.train_command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.page_words import text_encoding
+from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, checkpoint_errors
 from ..loading import load_part
 from ..reading import read_text
@@ -63,6 +65,16 @@ class VerificationText:
         if len(ids) >= count:
             return ids[:count].unsqueeze(0)
         return ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0)
+
+    @cached_property
+    def special(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts before and after a text."""
+        return ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
+
+    def passages(self, count: int, length: int) -> Tensor:
+        """(count, length) int64: pieces of the text one after another, each between the tokenizer's special tokens."""
+        ids, (before, after) = self.tokens(count * length).view(count, length), self.special
+        return between(ids, before, after) if length > len(before) + len(after) else ids
 
     def real_tokens(self) -> int:
         """Tokens of the text before it repeats; 0 without a tokenizer."""

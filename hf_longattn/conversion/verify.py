@@ -17,15 +17,17 @@ from .pictures import VerificationPictures, VerificationSpectrograms, Verificati
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .processors import load_feature_extractor
-from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, SKIPPED, Check
+from .report import FAILED, PASSED, SKIPPED, Check
 from .sound import VerificationSound
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, excerpt, load_tokenizer, token_ids
+from .verdict import Measurement, labelled
 from .verify_audio import check_feature_extractor, check_sound
+from .verify_embeddings import EmbeddingCheck, pooling_of
 from .verify_generic import check_generic
 from .verify_grid import check_extractor, check_on_grid, check_processor
-from .verify_loss import LOSS, LossCheck
+from .verify_loss import LossCheck
 from .verify_outputs import check_outputs, choose_lengths, why_no_gradients
 from .verify_towers import VerificationTowers, check_together
 from .writing import source_values
@@ -79,18 +81,6 @@ def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str
 def check_reader(plan: ResultPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
     """What turns a text or a picture into the model's input is in the written folder, and made for the result."""
     return CHECKS[type(inputs)].reader(plan, result, inputs)
-
-
-def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks, with what warns of the plan's positions, and with labels that follow the loss where it was measured: outputs that differ
-    from the source's and positions that were not trained need training only if predictions became worse."""
-    loss = next((check for check in checks if "change" in check.values), None)
-    label = NEEDS_TRAINING if loss is None else loss.status
-    sentences = [str(warning).rstrip(".") for warning in plan.warnings]
-    if label == MEASURED:
-        sentences = [f"{warning.problem}, but predictions are not worse ({LOSS})" for warning in plan.warnings]
-    warned = [Check(POSITIONS, label, sentence) for sentence in sentences]
-    return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
 
 
 def _running(plan: ConversionPlan) -> Running:
@@ -252,8 +242,13 @@ def _text_steps(plan: ConversionPlan, result: Path, text: VerificationText, scra
     lengths = choose_lengths(plan, from_files=scratch is not None)
 
     def run() -> list[Check]:
-        loss = LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
-        return check_outputs(plan, result, text, lengths, loss, scratch)
+        pooling = pooling_of(plan, result)
+        measurement: Measurement = (
+            LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
+            if pooling is None
+            else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
+        )
+        return check_outputs(plan, result, text, lengths, measurement, scratch)
 
     return [run]
 

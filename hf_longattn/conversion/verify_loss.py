@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from ..data.masking import MASKED, masked_tokens
-from ..data.tokenization import special_ids
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from .flops import cost_at, layer_mechanisms
 from .model_loading import auto_class_name
 from .plan import ConversionPlan
-from .report import MEASURED, NEEDS_TRAINING, SKIPPED, Check
+from .report import MEASURED, SKIPPED, Check
 from .text import VerificationText
+from .verdict import decision
 
 LOSS = "language-model loss by position"
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
@@ -54,12 +55,11 @@ class LossCheck:
         if self.skipped is not None:
             return
         together = 1 if self.from_files else self.count // self.chunk  # weights in files are read for every pass
-        special = special_ids(self.text.tokenizer)
         self.of_source: Tensor = chunk_losses(
-            source, self.shown, self.target, self.chunk, causal=self.causal, together=together, special=special
+            source, self.shown, self.target, self.chunk, causal=self.causal, together=together, special=self.text.special
         )
 
-    def check(self, result: Any) -> list[Check]:
+    def check(self, result: Any, states: Mapping[str, Tensor]) -> list[Check]:
         """Measure the losses of the result and compare them. Without a measurement the check says why; a model of another kind has none."""
         if self.skipped is not None:
             return self.skipped
@@ -82,10 +82,8 @@ class LossCheck:
             else ""
         )
         change = LossChange.of(with_context(old, self.chunk, causal=self.causal), new)
-        verdict = "" if change is None else f"; in all {change}: the result is {'worse' if change.worse else 'not worse'}"
         detail = (
-            f"{self.count} tokens{shortened} of {self.text.describe()}, source on chunks of {self.chunk} → result in one pass: "
-            f"{listed}{verdict}"
+            f"{self.count} tokens{shortened} of {self.text.describe()}, source on chunks of {self.chunk} → result in one pass: {listed}"
         )
         values = {
             "tokens": self.count,
@@ -93,9 +91,11 @@ class LossCheck:
             "predicts": "the next token" if self.causal else f"{MASKED:.0%} masked tokens",
             "unit": "nats per token",
             "buckets": buckets,
-            **({} if change is None else {"change": change.to_dict()}),
         }
-        return [Check(LOSS, NEEDS_TRAINING if change is not None and change.worse else MEASURED, detail, values)]
+        if change is None:
+            return [Check(LOSS, MEASURED, detail, values)]
+        detail = f"{detail}; in all {change}: the result is {'worse' if change.worse else 'not worse'}"
+        return [decision(LOSS, not change.worse, detail, {**values, "change": change.to_dict()})]
 
     def _not_predicted(self) -> list[Check] | None:
         """The checks of a model whose losses say nothing; ``None`` for one that predicts the tokens of the text."""

@@ -30,7 +30,7 @@ from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .text import VerificationText
-from .verify_loss import LossCheck
+from .verdict import Measurement
 
 FLOPS_AT_NEW_LENGTH = 4e12
 """Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
@@ -93,26 +93,27 @@ def length_from_files(plan: ResultPlan) -> int:
 
 
 def check_outputs(
-    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, loss: LossCheck, scratch: Path | None = None
+    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, measurement: Measurement, scratch: Path | None = None
 ) -> list[Check]:
     """All checks of outputs, run on `text` at the lengths from `choose_lengths`; the two models are never in memory together.
 
-    `loss`: is measured on both while they are loaded, on the result only if its outputs pass. `scratch`: if given, the weights stay in
+    `measurement`: is taken on both while they are loaded, on the result only if its outputs pass. `scratch`: if given, the weights stay in
     their files, see `load_source`.
     """
     if plan.architecture.converter is not None:
-        checks, model = compare_with_original(plan, result, text, lengths.old, loss, scratch)
+        checks, model = compare_with_original(plan, result, text, lengths.old, measurement, scratch)
     else:
-        checks, model = _compare_with_source(plan, result, text, lengths, loss, scratch)
-    checks += _check_new(plan, model.base_model, text, lengths.new)
-    return checks if any(check.status == FAILED for check in checks) else [*checks, *loss.check(model)]
+        checks, model = _compare_with_source(plan, result, text, lengths, measurement, scratch)
+    at_new, states = _check_new(plan, model.base_model, text, lengths.new)
+    checks += at_new
+    return checks if any(check.status == FAILED for check in checks) else [*checks, *measurement.check(model, states)]
 
 
-def _measured_source(plan: ConversionPlan, loss: LossCheck, scratch: Path | None) -> tuple[nn.Module, set[str]]:
-    """`load_source` as outputs are compared with it, after `loss` was measured, first of all, so that nothing else is in memory then."""
-    cast = plan.cast if loss.skipped is not None else None
+def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Path | None) -> tuple[nn.Module, set[str]]:
+    """`load_source` as outputs are compared with it, after `measurement`, so that nothing else is in memory then."""
+    cast = plan.cast if measurement.skipped is not None else None
     source, missing = load_source(plan.source, plan.architecture, cast, scratch)
-    loss.measure_source(source)
+    measurement.measure_source(source)
     if cast == plan.cast:
         return source, missing
     del source
@@ -120,10 +121,10 @@ def _measured_source(plan: ConversionPlan, loss: LossCheck, scratch: Path | None
 
 
 def _compare_with_source(
-    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, loss: LossCheck, scratch: Path | None
+    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, measurement: Measurement, scratch: Path | None
 ) -> tuple[list[Check], Any]:
     """The checks at the old length, and the loaded result."""
-    source, missing = _measured_source(plan, loss, scratch)
+    source, missing = _measured_source(plan, measurement, scratch)
     headless = newly_initialised(missing, source)
     at = sorted({lengths.old, lengths.covered, _unchanged(plan, lengths)} - {0})
     limit = _decoder_limit(plan)
@@ -180,16 +181,17 @@ def _compare_old(
     return checks
 
 
-def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> list[Check]:
-    """Check the hidden states at the new length: they are finite, and unchanged by padding."""
+def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> tuple[list[Check], dict[str, Tensor]]:
+    """Check the hidden states at the new length, which come with the checks: they are finite, and unchanged by padding."""
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
 
     def run(tokens: Tensor, **arguments: Tensor) -> dict[str, Tensor]:
         states = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
         return {name: state for name, state in states.items() if name.endswith("last_hidden_state")}
 
-    ids = text.tokens(length)
-    finite = all_finite(run(ids))
+    ids = text.passages(1, length)
+    states = run(ids)
+    finite = all_finite(states)
     at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
     finite_detail = f"hidden states {at} are {'' if finite else 'not '}finite"
     first = Check("finite at the new length", PASSED if finite else FAILED, finite_detail, {"length": length, "tokens": ids.numel()})
@@ -198,9 +200,9 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     layers = layer_mechanisms(plan.attention, plan.shape, length)
     short = max(1, length - PADDING)
     if short == length:
-        return [first, Check(name, SKIPPED, f"{length} tokens are too few for padding")]
+        return [first, Check(name, SKIPPED, f"{length} tokens are too few for padding")], states
     if not all(layer.ignores_padding for layer in layers):
-        return [first, Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")]
+        return [first, Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")], states
     takes_globals = any(layer.takes_globals for layer in layers)
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters
     sides = ("right", "left") if places else ("right",)  # without position_ids, left padding shifts the text
@@ -238,7 +240,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
         f"{' with global tokens' if takes_globals else ''}: largest difference"
     )
     values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
-    return [first, equality(name, detail, Difference.worst(differences.values()), values)]
+    return [first, equality(name, detail, Difference.worst(differences.values()), values)], states
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:
@@ -255,11 +257,11 @@ def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
 
 
 def compare_with_original(
-    plan: ConversionPlan, result: Path, text: VerificationText, length: int, loss: LossCheck, scratch: Path | None = None
+    plan: ConversionPlan, result: Path, text: VerificationText, length: int, measurement: Measurement, scratch: Path | None = None
 ) -> tuple[list[Check], Any]:
     """Compare source and result on the converter's probes, and the gradients of one step on the last of them.
 
-    `length` is at most what the source takes; `loss` and `scratch` as for `check_outputs`, without gradients if it is given.
+    `length` is at most what the source takes; `measurement` and `scratch` as for `check_outputs`, without gradients if it is given.
 
     Returns:
         One check for each probe and one for the gradients, and the loaded result.
@@ -275,7 +277,7 @@ def compare_with_original(
 
     probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
     why_not = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
-    source, missing = _measured_source(plan, loss, scratch)
+    source, missing = _measured_source(plan, measurement, scratch)
     headless = newly_initialised(missing, source)
     part = part_to_compare(source, headless)
     expected = [probe_outputs(part, probe.inputs) for probe in probes]

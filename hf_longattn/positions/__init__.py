@@ -5,6 +5,7 @@ from hf_longattn.positions.rope import RopePlan, rope_parameters
 from hf_longattn.positions.tables import (
     CENTRED,
     DROPPED,
+    INTERPOLATE,
     SHORTER,
     SINUSOIDAL,
     STRATEGIES,
@@ -21,6 +22,7 @@ from hf_longattn.positions.tables import (
 __all__ = [
     "CENTRED",
     "DROPPED",
+    "INTERPOLATE",
     "RANDOM",
     "SHORTER",
     "SINUSOIDAL",

@@ -137,8 +137,9 @@ def test_robertas_two_special_rows_are_kept_once(built: Callable[[str], Path], t
 def test_other_positions_verify_and_say_what_they_cost(positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
     assert report.passed
-    (check,) = [check for check in report.checks if check.status == "needs training"]
-    assert {"interpolate": "changes the old positions too", "random": "random rows"}[positions] in check.detail
+    (*outputs, check) = [check for check in report.checks if check.status == "needs training"]
+    assert {"interpolate": "changes the positions of every text", "random": "random rows"}[positions] in check.detail
+    assert ["changes the old positions too" in output.detail for output in outputs] == ([True] if positions == "interpolate" else [])
 
 
 @pytest.mark.parametrize("options", [{"mechanism": "full"}, {"mechanism": "window", "window": 8}], ids=["covered", "not-covered"])

@@ -207,7 +207,9 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
         ("BertForMaskedLM", {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}}, "full in layer 1 sees keys at"),
         ("BertForMaskedLM", {"mechanism": "block_top_k"}, "block_top_k in every layer sees keys at any distance"),
         ("BertForMaskedLM", {"mechanism": "full", "positions": "random"}, "are random rows"),
-        ("BertForMaskedLM", {"mechanism": "full", "positions": "interpolate"}, ""),  # changes the old positions: needs training anyway
+        ("BertForMaskedLM", {"mechanism": "full", "positions": "interpolate"}, "interpolate changes the positions of every text"),
+        ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:linear"}, "rope:linear changes the positions of every text"),
+        ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:yarn"}, ""),
         ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),  # whose table has two rows more
         ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH + 2}, "tiled positions repeat every 64 tokens"),
         ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH // 2, "num_sinks": 4}, ""),

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify, verify_outputs, writing
+from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_outputs, writing
 from hf_longattn.conversion.report import POSITIONS, Check
+from hf_longattn.conversion.verdict import decision, labelled
+from hf_longattn.conversion.verify_loss import LOSS
 from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
 from hf_longattn.mechanisms import register_mechanism
@@ -111,7 +113,7 @@ def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
     monkeypatch.setattr(model_loading, "IN_MEMORY", in_memory)
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH)
-    check = next(check for check in report.checks if check.name == verify.LOSS)
+    check = next(check for check in report.checks if check.name == LOSS)
     buckets = check.values["buckets"]
     assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(0, 64), (64, 128), (128, 256)]
     assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
@@ -131,13 +133,13 @@ def test_models_are_loaded_once_for_outputs_and_losses(
     report = convert_checkpoint(
         checkpoint("GPT2LMHeadModel", tokenizer="gpt2"), tmp_path / "long", mechanism="full", max_length=4 * LENGTH, dtype=dtype
     )
-    assert next(check for check in report.checks if check.name == verify.LOSS).values["buckets"]
+    assert next(check for check in report.checks if check.name == LOSS).values["buckets"]
     assert names == loaded
 
 
 def test_a_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
-    check = next(check for check in report.checks if check.name == verify.LOSS)
+    check = next(check for check in report.checks if check.name == LOSS)
     assert (check.status, check.detail) == ("skipped", "the source has no tokenizer, and a loss needs real text")
 
 
@@ -201,10 +203,10 @@ def test_labels_follow_the_loss_where_it_was_measured(window: int, change: bool 
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=window, max_length=256)
     checks = [Check("tensors", "passed", ""), *([Check("at the old length", "needs training", "")] if window == 16 else [])]
     if change is not None:
-        checks.append(Check(verify.LOSS, "needs training" if change else "measured", "", {"change": {"worse": change}}))
-    found = {check.name: check for check in verify.labelled(plan, checks)}
+        checks.append(decision(LOSS, not change, "", {}))
+    found = {check.name: check for check in labelled(plan, checks)}
     assert {name: found[name].status for name in expected} == expected
     assert found["tensors"].status == "passed"
     assert (POSITIONS in found) == (window == 128)
     if window == 128:
-        assert ("are not worse" in found[POSITIONS].detail) == (change is False)
+        assert ("the result is ready to use" in found[POSITIONS].detail) == (change is False)
