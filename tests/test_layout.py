@@ -46,7 +46,18 @@ PEERS = LAYER["conversion"]
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
     ("differences",),
-    ("config", "report", "text", "tensor_files", "tensor_names", "audio_seconds", "grid_sizes", "series_lengths", "input_sizes"),
+    (
+        "config",
+        "report",
+        "text",
+        "tensor_files",
+        "tensor_names",
+        "audio_seconds",
+        "grid_sizes",
+        "series_lengths",
+        "input_sizes",
+        "text_limits",
+    ),
     ("sources",),
     ("long_models",),
     ("architectures",),

@@ -21,7 +21,7 @@ from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress
-from .sources.base import ResultInfo
+from .sources.base import LONGEST, ResultInfo
 from .text import verification_text
 from .verify import verification_inputs
 from .verify import verify as verify_result
@@ -111,7 +111,7 @@ def _converted(
     target = destination_path(destination)
     return write_planned(
         plan,
-        ResultInfo(target, long_class, module, plan.new_length, lengthened=True, name=str(destination)),
+        ResultInfo(target, long_class, module, plan.new_length, reads=LONGEST, name=str(destination)),
         added=added,
         verify=verify,
         verified_on=None if inputs is None else "seeded inputs" if plan.generic else inputs.describe(),

@@ -31,6 +31,7 @@ from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_so
 from .sources.hub import folder_without_weights
 from .sources.sentence_transformers import MODULES
 from .tensor_files import write_json
+from .text_limits import TOKENIZER_CONFIG, limited_tokenizer
 from .writing import write_result
 
 LEFT_OUT = (
@@ -242,10 +243,12 @@ def copy_sidecars(
     """
     base_type, written = str(source.config.get("model_type")), []
     for path in sidecars(source):
-        if path.name == "tokenizer_config.json":
+        if path.name == TOKENIZER_CONFIG:
             write_json(folder / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
         elif path.name == "generation_config.json" and generated is not None:
             write_json(folder / path.name, _longer_generation(read_json_object(path), generated))
+        elif path.name == "tokenizer.json" and tokenizer_length and (cut := read_json_object(path).get("truncation")):
+            write_json(folder / path.name, {**read_json_object(path), "truncation": {**cut, "max_length": tokenizer_length}})
         elif path.name in changed_files:
             write_json(folder / path.name, dict(changed_files[path.name]))
         else:
@@ -255,9 +258,9 @@ def copy_sidecars(
         if (source.folder / name).is_dir():
             copy_folder(source.folder / name, folder / name)
             written.append(name)
-    if "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
-        write_json(folder / "tokenizer_config.json", _tokenizer_settings({}, base_type, tokenizer_length))
-        written.append("tokenizer_config.json")
+    if TOKENIZER_CONFIG not in written and any(name in written for name in TOKENIZER_FILES):
+        write_json(folder / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
+        written.append(TOKENIZER_CONFIG)
     return written
 
 
@@ -354,4 +357,5 @@ def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> 
     if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
         named = of_type
     chosen = {} if named is None else {"tokenizer_class": ANY_FAST_TOKENIZER if named == ANY_TOKENIZER else named}
-    return {**values, **chosen, **({"model_max_length": length} if length else {})}
+    settings = {**values, **chosen}
+    return limited_tokenizer(settings, length) if length else settings

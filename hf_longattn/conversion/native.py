@@ -58,6 +58,11 @@ class TwinPlan(ResultPlan):
     note: str
     renamings: Mapping[str, tuple[WeightRenaming, ...]]  # name of the long model's tensor -> its names in the twin
 
+    @property
+    def tokenizer_length(self) -> int:
+        """The tokenizer's limit is that of the long model's."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {

@@ -19,6 +19,7 @@ from ..loading import load_part, loading_errors
 from ..modeling.family.grid_rule import GridRule
 from ..reading import read_json_object
 from .grid_sizes import pixels
+from .text_limits import FIELD_BEFORE
 
 if TYPE_CHECKING:
     from ..data.audio import Samples
@@ -29,8 +30,6 @@ PROCESSOR_FILE = "processor_config.json"
 """The file of a processor, of which transformers 5 makes the feature extractor's a part."""
 IMAGE_PART = "image_processor"
 """The part of that file that is an image processor's."""
-FIELD_BEFORE = "extended_from"
-"""The field with the sizes before the conversion."""
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
 
 

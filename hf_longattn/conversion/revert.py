@@ -43,12 +43,13 @@ from .report import (
     equality,
 )
 from .revert_generic import check_plain_outputs, plain_parts
-from .sources.base import ResultInfo, Source, TowerSource, open_source
+from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
 from .text import VerificationText, verification_text
+from .text_limits import TOKENIZER_LIMIT, limits_before
 from .verify import Step, VerificationInputs, check_reader, check_tensors, named_step, run_steps, verification_inputs
 from .verify_outputs import length_from_files, part_to_compare
 from .verify_sizes import run_model
@@ -74,6 +75,18 @@ class RevertPlan(ResultPlan):
     changed: str  # why outputs differ even with full attention; empty if they must be equal
     length_before: int | None  # maximum length of the original model; None if the config does not say
     towers: Mapping[str, RevertPlan] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def reads_as_before(self) -> bool:
+        """Whether the result takes no more tokens than the original did."""
+        return self.length_before is not None and self.new_length <= self.length_before
+
+    @property
+    def tokenizer_length(self) -> int:
+        """The limit of the result's tokenizer: at most the original's, unless the result takes more tokens."""
+        length = super().tokenizer_length
+        before = limits_before(self.source.folder) if self.reads_as_before else {}
+        return min(length, before.get(TOKENIZER_LIMIT, length))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -483,7 +496,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     length = length if plan.sound is None else "for sounds of any duration"
     return write_planned(
         plan,
-        ResultInfo(target, base_class, "transformers", plan.new_length, name=str(destination)),
+        ResultInfo(target, base_class, "transformers", plan.new_length, BEFORE if plan.reads_as_before else LONGEST, str(destination)),
         verify=lambda stage: verify_reversion(plan, stage, inputs) if inputs else [],
         verified_on=None if inputs is None else "seeded inputs" if is_generic(opened.config) else inputs.describe(),
         settings=settings.to_dict(),

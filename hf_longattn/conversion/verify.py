@@ -126,7 +126,7 @@ def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> l
     start = text.text[:20_000]
     same = written is not None and token_ids(written, start) == token_ids(text.source_tokenizer, start)
     limit = getattr(written, "model_max_length", None)
-    good = same and (limit == plan.new_length or not plan.new_length)
+    good = same and (limit == plan.tokenizer_length or not plan.tokenizer_length)
     if not same:
         classes = " and ".join(type(tokenizer).__name__ for tokenizer in (text.source_tokenizer, written))
         advice = (

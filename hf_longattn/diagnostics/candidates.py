@@ -16,12 +16,14 @@ from ..modeling.family.audio_config import refuse_reading
 from .layer_attention import LayerAttention
 
 USUAL = (
-    "window:window=128", "window:window=256", "window:window=512", "window:window=1024", "window:window=512,num_sinks=4",
+    "window:window=128", "window:window=256", "window:window=512", "window:window=1024",
     "longformer:window=256", "longformer:window=512", "bigbird", "lsg", "lsg:selection=strided", "strided", "fixed",
     "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl", "shifted_groups",
     "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
 )  # fmt: skip
 """Compared by default; of mechanisms that are not among them, the default options are."""
+USUAL_CAUSAL = ("window:window=512,num_sinks=4",)
+"""Compared by default for causal layers; in others, the global tokens of a mechanism do what sinks do, and see everything."""
 USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
 """Chunks that are tried by default for sound."""
 USUAL_FOR_SOUND = ("window:window=32", "window:window=64", *USUAL_CHUNKS)
@@ -74,9 +76,9 @@ class Candidate:
         return (built if grid is None else built.on(grid)).pairs(length, causal)
 
 
-def usual_candidates() -> list[Candidate]:
-    """:data:`USUAL`, and the other mechanisms with their default options."""
-    usual = [Candidate.read(text) for text in USUAL]
+def usual_candidates(causal: bool = False) -> list[Candidate]:
+    """:data:`USUAL`, for causal layers :data:`USUAL_CAUSAL`, and the other mechanisms with their default options."""
+    usual = [Candidate.read(text) for text in (*USUAL, *USUAL_CAUSAL * causal)]
     named = {candidate.mechanism for candidate in usual}
     defaults = [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
     return [Candidate(candidate.mechanism, candidate.options) for candidate in usual] + defaults

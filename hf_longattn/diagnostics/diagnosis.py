@@ -276,11 +276,13 @@ class Diagnosis:
     def recommended_order(self, enough: float = ENOUGH) -> list[int]:
         """Candidates in the order in which they would be recommended: those that keep ``enough`` of the mass where mechanisms are
         :attr:`judged`, cheapest first, or, if none below full attention's cost does, the one that keeps most for at most half of that cost.
-        Costs are those at the longest length. Candidates for which positions do not hold without training are not among them."""
+        Costs are those at the longest length, in percent; of the same cost, the one that keeps most comes first. Candidates for which
+        positions do not hold without training are not among them."""
         mass = self.judged.captured().nanmean((0, 1)).tolist()
         cheaper = [number for number in self.applicable() if self.cost(number) < 1 and str(self.candidates[number]) not in self.untrained]
         half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
-        return [number for number in cheaper if mass[number] >= enough] or ([max(half, key=mass.__getitem__)] if half else [])
+        order = sorted(cheaper, key=lambda number: (round(self.cost(number), 2), -mass[number]))
+        return [number for number in order if mass[number] >= enough] or ([max(half, key=mass.__getitem__)] if half else [])
 
     def recommend(self, enough: float = ENOUGH) -> Recommendation | None:
         """The first in :meth:`recommended_order` with which the loss does not become worse, where that was measured; else the first.

@@ -119,7 +119,6 @@ def diagnose(
         BackendError: a model whose attention is not on transformers' AttentionInterface.
         OptionError, UnknownMechanismError: a candidate or setting that does not exist.
     """
-    chosen = usual_candidates() if candidates is None else read_candidates(candidates)
     if queries < 1:
         raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
     if lengths is not None and (not lengths or min(lengths) < SHORTEST):
@@ -134,6 +133,8 @@ def diagnose(
         network, name, tokenizer = loaded.model, str(model), loaded.tokenizer if tokenizer is None else tokenizer
     whole, (network, tower) = network, tower_that_reads(network, text=True)
     stack = watched_stack(network)
+    causal = is_causal(stack)
+    chosen = usual_candidates(causal) if candidates is None else read_candidates(candidates)
     limit = longest_input(stack.config)
     chosen_lengths = (
         sorted(set(lengths)) if lengths is not None else [length for length in LENGTHS if limit is None or length <= limit] or [limit or 0]
@@ -164,7 +165,7 @@ def diagnose(
     for length in chosen_lengths:
         at_length, sizes = _measure(stack, source, length, planted, chosen, reasons, queries, within_mechanism, progress or silent)
         measured.append(at_length)
-    causal, target = is_causal(stack), _target(whole, tower, loaded, is_long, max(limit or 0, chosen_lengths[-1]), extend)
+    target = _target(whole, tower, loaded, is_long, max(limit or 0, chosen_lengths[-1]), extend)
     rule, before = _position_rule(stack.config, loaded, target, is_long)
     diagnosis = Diagnosis(
         model=name, model_class=of_tower(type(whole).__name__, tower), text=source.name, device=device_name(stack), causal=causal,

@@ -349,7 +349,14 @@ class TimedTrainer(Trainer):
         super().log({**logs, **speed, "minutes": round(self.clock.elapsed(), 2)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, without ``training_args.bin``: a pickle, which nobody needs to use the model."""
+        """As Trainer's, without ``training_args.bin``: a pickle, which nobody needs to use the model.
+
+        The tokenizer's file does not keep at which length the last batch was cut and padded.
+        """
+        tokenizer = getattr(getattr(self.processing_class, "tokenizer", self.processing_class), "backend_tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         with saving():
             super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():

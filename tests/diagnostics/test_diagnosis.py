@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_longattn.diagnostics import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, html_page
+from hf_longattn.diagnostics.candidates import usual_candidates
 from hf_longattn.diagnostics.diagnosis import Target, percent
 from hf_longattn.diagnostics.layer_attention import MEANS, distance_bins
 from hf_longattn.diagnostics.texts import read_depths, read_lengths
@@ -51,6 +52,19 @@ def test_the_cheapest_that_keeps_enough_is_recommended() -> None:
     assert best.mass == pytest.approx(0.96 * 0.95)
     assert best.lowest == (pytest.approx(0.96 * 0.9), 1)
     assert best.command == "longattn convert short short-256 --mechanism window --option window=16 --max-length 256"
+
+
+def test_of_two_that_cost_the_same_percent_the_one_that_keeps_more_is_recommended() -> None:
+    best = diagnosis(at(256, (0.96, 0.99, 0.97, 1.0), (0.121, 0.124, 1.0, 1.0), 20)).recommend()
+    assert best is not None
+    assert str(best.candidate) == "window:window=64"
+
+
+def test_sinks_are_compared_in_causal_layers_only() -> None:
+    """In an encoder, the page on choosing and the search take longformer, whose global token does what sinks do."""
+    for causal in (False, True):
+        with_sinks = [candidate for candidate in usual_candidates(causal) if "num_sinks" in candidate.options]
+        assert [str(candidate) for candidate in with_sinks] == ["window:window=512,num_sinks=4"] * causal
 
 
 def test_what_keeps_most_for_half_the_cost_is_recommended_where_nothing_keeps_enough() -> None:

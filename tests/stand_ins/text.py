@@ -75,21 +75,21 @@ def gemma3_long(folder: Path) -> None:
     converted("google/gemma-3-1b-it", folder, "full", positions="rope:linear", max_length=4096)
 
 
-@stand_in("sentence-transformers/all-mpnet-base-v2")
-def mpnet(folder: Path) -> None:
+@stand_in("sentence-transformers/all-MiniLM-L6-v2")
+def minilm(folder: Path) -> None:
     """With mean pooling and normalisation, as sentence-transformers saves it."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-    plain = folder.with_name("mpnet-plain")
-    small("mpnet", "MPNetModel", plain, 512)
+    plain = folder.with_name("minilm-plain")
+    small("bert", "BertModel", plain, 512)
     SentenceTransformer(modules=[Transformer(str(plain)), Pooling(32), Normalize()]).save(str(folder))
 
 
-@stand_in("mpnet-4096-embed")
-def mpnet_long(folder: Path) -> None:
-    converted("sentence-transformers/all-mpnet-base-v2", folder, "window", window=512, max_length=4096)
+@stand_in("minilm-4096-embed")
+def minilm_long(folder: Path) -> None:
+    converted("sentence-transformers/all-MiniLM-L6-v2", folder, "longformer", max_length=4096)
 
 
 @stand_in("bert-4096-reviews")

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
@@ -57,8 +57,72 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     assert reranker or log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
     assert set(log["held_out"]["after"]) == ({"mrr", "ndcg", "n"} if reranker else {"accuracy_at_1", "mrr", "n"})  # of three queries
     loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
-    assert loaded.max_seq_length == 100
-    assert (tmp_path / "out" / "README.md").is_file()
+    assert loaded.max_seq_length == 128
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "cut at 100 tokens. held out: " in card
+    assert "texts of up to 128 tokens" in card
+
+
+def lengths_of(folder: Path, reranker: bool) -> tuple[int, int, int]:
+    """The config's positions, the limit of the tokenizer's file, and what sentence-transformers reads."""
+    import sentence_transformers as st
+
+    config, tokenizer = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "tokenizer_config"))
+    loaded = (st.CrossEncoder if reranker else st.SentenceTransformer)(str(folder), device="cpu")
+    return config["max_position_embeddings"], tokenizer["model_max_length"], loaded.max_seq_length
+
+
+@pytest.mark.parametrize("reranker", [False, True])
+@pytest.mark.filterwarnings("ignore:The plain model has the attention of")
+def test_what_a_model_reads_is_the_conversion_s_length_whatever_it_was_trained_on(
+    reranker: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source reads 32 of 64 tokens, the converted model 128; the training inputs have 20."""
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+
+    lengths: dict[bool, set[int]] = {True: set(), False: set()}
+    forward = Transformer.forward
+
+    def noted(module: Any, features: Any, **kwargs: Any) -> Any:
+        lengths[module.training].add(features["input_ids"].shape[1])
+        return forward(module, features, **kwargs)
+
+    monkeypatch.setattr(Transformer, "forward", noted)
+    source, long, out = (tmp_path / name for name in ("source", "long", "out"))
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    (st.CrossEncoder(short, num_labels=1) if reranker else st.SentenceTransformer(short)).save_pretrained(str(source))
+    for name, field, length in (("tokenizer", "model_max_length", 64), ("sentence_bert", "max_seq_length", 32)):
+        file = source / f"{name}_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), field: length}))
+    convert_checkpoint(source, long, mechanism="window", max_length=128, window=16, verify=False)
+    text = "def tree(node): return node.name " * 40
+    data = write([{"query": f"node {number}", "document": f"{number} {text}"} for number in range(8)], tmp_path / "pairs.jsonl")
+    given = {"model": str(long), "output_dir": str(out), "data": [data], "max_length": 20, "reranker": reranker, "max_steps": 1}
+    finetune_embeddings(*build_arguments(EMBED, **given, **FAST, per_device_train_batch_size=4))
+    assert max(lengths[True]) == 20
+    assert max(lengths[False]) == 128
+    lengths_by_folder = {"source": (64, 64, 32), "long": (128, 128, 128), "out": (128, 128, 128)}
+    for name in ("long", "out"):
+        revert_checkpoint(tmp_path / name, tmp_path / f"{name} back", verify=False)
+        lengths_by_folder[f"{name} back"] = (64, 64, 32)
+    revert_checkpoint(out, tmp_path / "wider", verify=False, max_length=100)
+    lengths_by_folder["wider"] = (100, 100, 100)
+    assert {name: lengths_of(tmp_path / name, reranker) for name in lengths_by_folder} == lengths_by_folder
+    card = (out / "README.md").read_text()
+    assert "cut at 20 tokens. held out: " in card
+    assert "texts of up to 128 tokens" in card
+    assert (json.loads((out / "tokenizer.json").read_text())["truncation"] or {"max_length": 128})["max_length"] == 128
+
+
+def test_training_inputs_are_no_longer_than_what_the_model_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    pytest.importorskip("sentence_transformers")
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    data = write([{"query": f"node {number}", "document": "text"} for number in range(8)], tmp_path / "pairs.jsonl")
+    for reranker in (False, True):
+        given = {"model": short, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 65, "reranker": reranker}
+        with pytest.raises(OptionError, match=r"max_length 65 exceeds the 64 tokens that the model reads .*; give at most 64"):
+            finetune_embeddings(*build_arguments(EMBED, **given, **FAST))
 
 
 @pytest.mark.parametrize("reranker", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForTokenClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedTokenizerBase,
     SchedulerType,
     TrainerCallback,
     TrainerControl,
@@ -31,6 +34,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
+from hf_longattn.data.modalities import InputProcessors
 from hf_longattn.errors import OptionError
 from hf_longattn.training import trainer as trainer_module
 from hf_longattn.training import training_loop
@@ -50,6 +54,7 @@ from hf_longattn.training.trainer import (
 )
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from tests.ranks import Ranks, announce
+from tests.training.conftest import checkpoint
 
 
 def test_the_warm_up_is_a_share_of_the_run() -> None:
@@ -222,6 +227,20 @@ def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pyte
     now[0] += 60 * 11
     with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max_minutes, add --no_eval"):
         short.on_epoch_begin(args, TrainerState(), control)
+
+
+def test_a_saved_tokenizer_keeps_no_length_of_training(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Programs that read tokenizer.json without transformers would cut every text there."""
+    checkpoint("mlm", tmp_path / "short", tokenizer)
+    words = AutoTokenizer.from_pretrained(tmp_path / "short", model_max_length=64)
+    for processor in (words, InputProcessors(words)):
+        words(["def tree"] * 2, truncation=True, padding="max_length", max_length=20)
+        arguments = LongTrainingArguments(output_dir=str(tmp_path / "out"), bf16=False)
+        trainer = TimedTrainer(torch.nn.Linear(1, 1), arguments, processing_class=processor)
+        trainer.save_model(str(tmp_path / "out"))
+        values = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+        assert (values["truncation"], values["padding"]) == (None, None)
+        assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 64
 
 
 def test_a_metric_that_no_evaluation_has_is_refused(tmp_path: Path) -> None:

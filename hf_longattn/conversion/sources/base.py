@@ -32,6 +32,10 @@ SIDECARS = (
 SIDECAR_FOLDERS = ("additional_chat_templates",)
 
 
+LONGEST, BEFORE = "longest", "before"
+"""Values of :attr:`ResultInfo.reads`."""
+
+
 @dataclass(frozen=True)
 class ResultInfo:
     """What a source needs to know about the result to write its files next to it.
@@ -39,7 +43,7 @@ class ResultInfo:
     destination: where the result will be.
     class_name, module: of its model class.
     max_length: tokens that it takes; 0 where nothing limits them.
-    lengthened: whether texts that the source cut off are to be read, up to that length.
+    reads: how much of a text it reads: up to max_length (``LONGEST``), as much as before a conversion (``BEFORE``), or as the source.
     name: what a reader types to load it; the destination if it is not given.
     """
 
@@ -47,7 +51,7 @@ class ResultInfo:
     class_name: str
     module: str
     max_length: int
-    lengthened: bool = False
+    reads: str = ""
     name: str | None = None
 
 

@@ -11,7 +11,8 @@ from ...errors import CheckpointError
 from ...reading import check_files, read_json, read_json_object
 from ...staging import copy_folder
 from ..tensor_files import write_json
-from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
+from ..text_limits import SENTENCE_LIMIT, limits_before, remember_limit
+from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 from .folder import read_config
 
 MODULES = "modules.json"
@@ -35,7 +36,7 @@ class SentenceSource(WrappedSource):
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
         """Write the other modules; the transformer is at the root of the result, where AutoModel finds it as well.
 
-        ``max_seq_length`` becomes the new length of a result that is longer, since shorter texts are what the source was limited to.
+        ``max_seq_length`` becomes the new length of a converted model, and what it was in a reverted one.
         """
         written = [*super().write_beside(folder, result), MODULES]
         modules = sentence_modules(self.root)
@@ -43,9 +44,15 @@ class SentenceSource(WrappedSource):
         write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
         for settings in sorted(transformer.glob(SETTINGS)):
             values = read_json_object(settings)
-            limit = values.get("max_seq_length")
+            limit = values.get(SENTENCE_LIMIT)
+            if result.reads == LONGEST and limit is not None:
+                if limit < result.max_length:
+                    remember_limit(folder, SENTENCE_LIMIT, limit)
+                limit = result.max_length
+            elif result.reads == BEFORE:
+                limit = limits_before(transformer).get(SENTENCE_LIMIT, limit)
             if limit is not None and result.max_length:
-                values["max_seq_length"] = result.max_length if result.lengthened else min(limit, result.max_length)
+                values[SENTENCE_LIMIT] = min(limit, result.max_length)
             write_json(folder / settings.name, values)
             written.append(settings.name)
         for name in ROOT_FILES:

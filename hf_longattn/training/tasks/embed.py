@@ -24,6 +24,7 @@ from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
+from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
@@ -57,6 +58,7 @@ class EmbedDataArguments(LabelledDataArguments):
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
         "or score (embeddings only)."
     )  # fmt: skip
+    max_length: int | None = argument(None, "Tokens at which training texts are cut; scores and the saved model keep the model's maximum.")
     anchor_column: str = argument("", "The column that holds the query, if it has none of these names.")
     positive_column: str = argument("", "The column that holds the text that belongs to it, if it has none of these names.")
     negative_column: str = argument("", "The column that holds a text that does not belong to it, if it is not called negative.")
@@ -119,7 +121,7 @@ def finetune_embeddings(
         )
     trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
     before = train(trainer, run, trainer.measure)
-    log = {"pairs": len(data), "held_out": {"before": before, "after": trainer.measure()}}
+    log = {"pairs": len(data), "read_length": read_length(trainer.model), "held_out": {"before": before, "after": trainer.measure()}}
     return save_run(trainer, run, log, describe_embeddings)
 
 
@@ -171,8 +173,6 @@ def embedding_trainer(
             f"{model_args.model!r} ({body.config.model_type}) reads {body.main_input_name}, and embeddings are trained on texts; take a "
             "model of texts"
         )
-    if data_args.max_length is not None:
-        model.max_seq_length = data_args.max_length
     scored = "score" in data.column_names
     loss = CoSENTLoss(model) if scored else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
     size = args.per_device_eval_batch_size
@@ -189,9 +189,31 @@ def embedding_trainer(
 
     more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
     arguments = trainer_arguments(SentenceTransformerTrainingArguments, args, "spearman" if scored else "mrr", **more)
+    arguments.max_length = training_length(model, data_args)  # sentence-transformers' trainer cuts inputs there
     return EmbeddingTrainer(
         model, arguments, train_dataset=data, loss=loss, max_minutes=args.max_minutes, evaluator=[measure], measure=measure
     )
+
+
+def read_length(model: Any) -> int | None:
+    """Tokens of the longest text that a model of sentence-transformers reads; ``None`` without a limit."""
+    length: int | None = model.max_seq_length
+    return length if length is not None and length < UNLIMITED_LENGTH else None
+
+
+def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
+    """Tokens at which training inputs are cut; evaluations and the saved model read ``model.max_seq_length``.
+
+    Raises:
+        OptionError: ``max_length`` is more than that.
+    """
+    length, longest = data_args.max_length, read_length(model)
+    if length is not None and longest is not None and length > longest:
+        raise OptionError(
+            f"max_length {length} exceeds the {longest} tokens that the model reads (max_seq_length); give at most {longest}, or convert "
+            "the model to that length first"
+        )
+    return length
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
@@ -215,7 +237,14 @@ def reranking_trainer(
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
     class RerankingTrainer(MeasuringTrainer, CrossEncoderTrainer):
-        pass
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            """The loss, which tokenises the pairs itself: they are cut at the training length, and those of an evaluation are not."""
+            read = model.max_seq_length
+            model.max_seq_length = cut or read
+            try:
+                return super().compute_loss(*args, **kwargs)
+            finally:
+                model.max_seq_length = read
 
     class Reranking(CrossEncoderRerankingEvaluator):
         """Keeps the scores of each query."""
@@ -227,7 +256,8 @@ def reranking_trainer(
             self.rows.append((mrr, ndcg))
             return mrr, ndcg, precision
 
-    model = load_sentence_model(CrossEncoder, model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device))
+    model = load_sentence_model(CrossEncoder, model_args.model, num_labels=1, device=str(args.device))
+    cut = training_length(model, data_args)
     relevant = relevant_texts(data, held)
     samples = reranking(held, relevant, args.seed)
 
@@ -268,14 +298,17 @@ def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, 
 
 def describe_embeddings(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    pairs, sources = f"{log['pairs']:,} pairs", sources_in_words(log["settings"])
-    return f"{steps_of(log)} with `longattn train embed` on {pairs} of {sources}. {embeddings_result(log)}."
+    pairs, sources, cut = f"{log['pairs']:,} pairs", sources_in_words(log["settings"]), log["settings"].get("max_length")
+    cut_at = f", cut at {cut:,} tokens" if cut else ""
+    return f"{steps_of(log)} with `longattn train embed` on {pairs} of {sources}{cut_at}. {embeddings_result(log)}."
 
 
 def embeddings_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
     rows = "pair" if {"spearman", "pearson"} & set(log["held_out"]["after"]) else "query"
-    return held_out_in_words(log["held_out"], _in_words, rows)
+    read = log["read_length"]
+    lengths = f", texts of up to {read:,} tokens" if read else ""
+    return f"{held_out_in_words(log['held_out'], _in_words, rows)}{lengths}"
 
 
 def _in_words(scores: Scores) -> str:

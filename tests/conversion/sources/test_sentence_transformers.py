@@ -55,6 +55,9 @@ def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Cal
     from sentence_transformers import SentenceTransformer
 
     source = sentence_folder(path)
+    words = next(source.rglob("tokenizer.json"))  # cut there for programs that read it without transformers, as all-MiniLM-L6-v2's
+    cut = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirst", "stride": 0}
+    words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": cut}))
     report = convert_checkpoint(source, tmp_path / "long", **ARGUMENTS)
     assert report.passed
     assert re.match(r"longattn train embed --model \S+ --data YOUR_PAIRS\.jsonl --max-length \d+ --output ", report.train_command or "")
@@ -68,8 +71,10 @@ def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Cal
     assert [type(module) for module in new] == [type(module) for module in old]
     with pytest.warns(UserWarning, match="has the attention of a"):
         revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    cuts = {name: json.loads((tmp_path / name / "tokenizer.json").read_text())["truncation"] for name in ("long", "back")}
+    assert cuts == {"long": {**cut, "max_length": 4 * LENGTH}, "back": {**cut, "max_length": LENGTH}}
     back = SentenceTransformer(str(tmp_path / "back"), device="cpu")
-    assert ([type(module) for module in back], back.max_seq_length) == ([type(module) for module in old], LENGTH)
+    assert ([type(module) for module in back], back.max_seq_length) == ([type(module) for module in old], LENGTH // 2)
     assert new.encode(TEXT).shape == (16,)
     assert abs(old.encode(SHORT) - new.encode(SHORT)).max() < 1e-5  # the window covers so short a text
     beginning, whole = TEXT * 8, TEXT * 30
