@@ -170,6 +170,14 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
     assert scaled(torch.randint(5, 200, (1, 200))).logits.isfinite().all()
 
 
+def test_a_model_with_windows_of_its_own_is_not_sent_to_generic(tmp_path: Path) -> None:
+    config = transformers.SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    transformers.SwinModel(config).save_pretrained(tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="needs none: it attends within windows of its own") as refusal:
+        plan_conversion(tmp_path / "plain")
+    assert "--generic" not in str(refusal.value)
+
+
 def test_windows_that_are_off_are_no_windows(tmp_path: Path) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
     source = saved(f"{WITHOUT_WINDOWS}ForCausalLM", tmp_path / "plain", num_key_value_heads=2, max_position_embeddings=64, **experts)
