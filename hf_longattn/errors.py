@@ -242,6 +242,12 @@ def encoding_sentence(what: object, error: UnicodeDecodeError) -> str:
     return f"{str(what)!r} is not UTF-8 text ({error}); convert it, for example with iconv -f {encoding} -t UTF-8"
 
 
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """Different names in order: "a, b, c, d and 5 others"."""
+    names = sorted(set(names))
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} others"
+
+
 def nearest(name: str, choices: Iterable[str], least: float = 0.5) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string if none is as close as ``least`` (of 1)."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=least)

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
-from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, needs_extra
+from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
 from .reading import is_generic, read_json, read_json_object
@@ -200,8 +200,8 @@ def check_complete_head(model: Any, info: Mapping[str, Any], name: str) -> None:
         CheckpointError: with the names of the modules.
     """
     missing = {*info["missing_keys"]} - {*tied_weights(model)}
-    lost = [_listed([key.rpartition(".")[0] or key for key in missing])] if missing else []
-    lost += [f"{_listed([key.rpartition('.')[0] for key, *_ in info['mismatched_keys']])} of this size"] if info["mismatched_keys"] else []
+    lost = [listed([key.rpartition(".")[0] or key for key in missing])] if missing else []
+    lost += [f"{listed([key.rpartition('.')[0] for key, *_ in info['mismatched_keys']])} of this size"] if info["mismatched_keys"] else []
     if lost:
         raise CheckpointError(
             f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; give a checkpoint that was saved with its head."
@@ -214,27 +214,31 @@ def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
         return loader.from_config(config, **NO_CODE, **arguments)
 
 
-def load_sentence_model(loader: Any, name: str, **arguments: Any) -> Any:
+def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arguments: Any) -> Any:
     """A model of sentence-transformers in float32.
 
     Args:
         loader: ``SentenceTransformer`` or ``CrossEncoder``.
         name: a folder or a Hub repository id.
+        complete: nothing is going to be trained, so that new weights are an error.
         arguments: of the loader.
 
     Raises:
-        CheckpointError: it cannot be loaded, or has only pickled weights.
+        CheckpointError: it cannot be loaded, has only pickled weights or, if ``complete``, lacks weights.
     """
     check_loadable(name)
     with loading_errors(name), without_load_report():
         _refuse_pickled_modules(name)
-        return loader(name, model_kwargs={"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments)
+        model = loader(name, model_kwargs={"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments)
+    if complete:  # it does not say which weights are new
+        load_model(type(model.transformers_model), name, complete=True, config=model.transformers_model.config)
+    return model
 
 
 def _refuse_pickled_modules(name: str) -> None:
     """Refuse modules beside the transformer that have weights in .bin files alone."""
-    listed = cached_file(name, "modules.json", _raise_exceptions_for_missing_entries=False)
-    for module in read_json(Path(listed)) if listed else ():
+    modules = cached_file(name, "modules.json", _raise_exceptions_for_missing_entries=False)
+    for module in read_json(Path(modules)) if modules else ():
         if not module["type"].endswith(".Transformer"):
             files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
             safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)
@@ -260,17 +264,11 @@ def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = ()) -> str
     new = [key.rpartition(".")[0] for key in info["missing_keys"]]
     resized = [key[0].rpartition(".")[0] for key in info["mismatched_keys"]]
     unused = [key.partition(".")[0] for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
-    parts = [f"{_listed(new)} {_are(new)} new and trained from random values"] if new else []
+    parts = [f"{listed(new)} {_are(new)} new and trained from random values"] if new else []
     reason = "it is" if len(set(resized)) == 1 else "they are"
-    parts += [f"{_listed(resized)} {_are(resized)} new, since {reason} of another size there"] if resized else []
-    parts += [f"{_listed(unused)} {_are(unused)} not used by this task"] if unused else []
+    parts += [f"{listed(resized)} {_are(resized)} new, since {reason} of another size there"] if resized else []
+    parts += [f"{listed(unused)} {_are(unused)} not used by this task"] if unused else []
     return "; ".join(parts)
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-    """ "a, b, c and 5 others"."""
-    names = sorted(set(names))
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} others"
 
 
 def _are(names: list[str]) -> str:

@@ -4,6 +4,7 @@ and its ``TASK`` has the rest. Command line, scripts, recipes, documents and tes
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pydoc import source_synopsis
 from typing import Any
@@ -24,12 +25,15 @@ class Task:
         arguments: the classes of its model, data and training arguments.
         train: takes them, trains and returns the log.
         result: what is printed of a log.
+        evaluation: what `longattn evaluate` scores by it, in a sentence; "" = nothing. ``train`` then scores where the arguments say
+            ``only_scores``.
         extras: the package's extras that it needs.
     """
 
     arguments: tuple[type[Any], type[Any], type[Any]]
     train: Callable[[Any, Any, Any], dict[str, Any]]
     result: Callable[[dict[str, Any]], str]
+    evaluation: str = ""
     extras: tuple[str, ...] = ()
 
 
@@ -49,6 +53,27 @@ def task_summary(name: str) -> str:
         raise UsageError(f"there is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     with path.open(encoding="utf-8") as source:
         return source_synopsis(source) or NO_SUMMARY
+
+
+def evaluation_summary(name: str) -> str:
+    """The ``evaluation`` of a task, which is read without importing the task.
+
+    Raises:
+        UsageError: there is no such task, or it evaluates nothing.
+    """
+    task_summary(name)
+    if name not in evaluated_tasks():
+        raise UsageError(f"{name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}")
+    return evaluated_tasks()[name]
+
+
+def evaluated_tasks() -> dict[str, str]:
+    """What can be typed after `longattn evaluate`, and the ``evaluation`` of each."""
+    summaries = {}
+    for name in task_names():
+        with suppress(UndeclaredError):
+            summaries[name] = keyword_of(f"{__package__}.{PACKAGE}.{name}", "TASK", "evaluation")
+    return summaries
 
 
 def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]]:

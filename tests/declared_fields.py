@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_longattn.declarations import UndeclaredError, member_of_class
 from hf_longattn.naming import module_names
-from hf_longattn.tasks import declared_arguments, task_names, task_summary
+from hf_longattn.tasks import declared_arguments, evaluated_tasks, task_names, task_summary
 from hf_longattn.training.parsing import answer_early
 
 
@@ -27,11 +27,11 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
     return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
-def short_help(task: str) -> str:
-    """What ``longattn train TASK --help`` prints."""
-    page = io.StringIO()
+def short_help(task: str, command: str = "train") -> str:
+    """What ``longattn train TASK --help`` or ``longattn evaluate TASK --help`` prints."""
+    page, is_evaluation = io.StringIO(), command == "evaluate"
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
-        answer_early(task, ["--help"], task_summary(task), f"longattn train {task}")
+        answer_early(task, ["--help"], task_summary(task), f"longattn {command} {task}", is_evaluation=is_evaluation)
     return page.getvalue()
 
 
@@ -46,7 +46,8 @@ def declared() -> dict[str, Any]:
             mechanisms[name] = None
     tasks = {name: [[kind.__name__, describe(kind)] for kind in declared_arguments(name)] for name in task_names()}
     pages = {name: short_help(name) for name in task_names()}
-    return {"tasks": tasks, "help": pages, "mechanisms": mechanisms, "torch": "torch" in sys.modules}
+    evaluations = {name: short_help(name, "evaluate") for name in evaluated_tasks()}
+    return {"tasks": tasks, "help": pages, "evaluations": evaluations, "mechanisms": mechanisms, "torch": "torch" in sys.modules}
 
 
 if __name__ == "__main__":

@@ -66,6 +66,24 @@ LINES: dict[str, tuple[str, ...]] = {
     "revert": ("{model} {out}",),
     "card": ("{model}",),
     "push": ("{model} somebody/model --token hf_no --remote-code --bundle-user-code",),
+    "evaluate choice": ("{score} --data {data}/choice.jsonl",),
+    "evaluate classify": (
+        "{score} --data {data}/labels.csv",
+        "{score} --data {data}/pictures --images",
+        "{score} --data {data}/videos --videos",
+        "{score} --data {data}/sounds --audio",
+    ),
+    "evaluate clm": ("{score} --text {data}/book.txt",),
+    "evaluate ctc": ("{score} --data {data}/spoken.csv",),
+    "evaluate embed": ("{score} --data {data}/pairs.jsonl", "{score} --data {data}/pairs.jsonl --reranker"),
+    "evaluate mlm": ("{score} --text {data}/book.txt",),
+    "evaluate multitask": ("{score} --tasks one=classify:{data}/labels.csv",),
+    "evaluate qa": (
+        "{score} --data {data}/questions.json --stride 8",
+        "--model {good} --baseline {model} --data {data}/questions.json --output {out} --bf16 false",
+    ),
+    "evaluate seq2seq": ("{score} --data {data}/summaries.jsonl",),
+    "evaluate tokens": ("{score} --data {data}/tags.conll --stride 8",),
     "train choice": ("{run} --data {data}/choice.jsonl",),
     "train classify": (
         "{run} --data {data}/labels.csv",
@@ -92,15 +110,16 @@ LINES: dict[str, tuple[str, ...]] = {
 }
 """What is typed after each command; ``{model}`` is the hostile checkpoint."""
 RUN = "--model {model} --output_dir {out} --max_steps 1 --per_device_train_batch_size 1 --disable_tqdm true --bf16 false"
+SCORE = "--model {model} --output {out} --per_device_eval_batch_size 1 --disable_tqdm true --bf16 false"
 TEXTS = "--text {data}/book.txt --validation {data}/book.txt"
 WITHOUT_CHECKPOINT = ("env", "mechanisms", "recipes")
 
 
 def commands(group: Any, path: str = "") -> Iterator[str]:
     """Every command of the program, as it is typed."""
-    for name, command in group.commands.items():
-        typed = f"{path} {name}".strip()
-        yield from commands(command, typed) if hasattr(command, "commands") else (typed,)
+    for name in group.list_commands(None):
+        typed, command = f"{path} {name}".strip(), group.get_command(None, name)
+        yield from commands(command, typed) if hasattr(command, "list_commands") else (typed,)
 
 
 def check_commands(program: Any) -> None:
@@ -131,7 +150,7 @@ class Room:
         for command, ends in LINES.items():
             for number, end in enumerate(ends if command.startswith("train ") == training else ()):
                 place = out / f"{command.replace(' ', '-')}-{number}"
-                line = end.replace("{run}", RUN).replace("{texts}", TEXTS)
+                line = end.replace("{run}", RUN).replace("{score}", SCORE).replace("{texts}", TEXTS)
                 names = {"model": model, "out": place, **{name: self.folder / name for name in ("good", "long", "data")}}
                 yield shlex.split(f"{command} {line}".format(**names))
 

@@ -15,7 +15,8 @@ import typer
 
 from hf_longattn.cli import app
 from hf_longattn.errors import LongAttentionError, UsageError
-from hf_longattn.tasks import load_task, task_names, task_summary
+from hf_longattn.tasks import evaluated_tasks, load_task, task_names, task_summary
+from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import TaskParser, task_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,8 +88,10 @@ def commands_of_app() -> dict[str, Any]:
 
 
 @functools.cache
-def parser_of(task: str) -> TaskParser:
-    return task_parser(load_task(task).arguments, task_summary(task), f"longattn train {task}")
+def parser_of(task: str, command: str = "train") -> TaskParser:
+    kinds = load_task(task).arguments
+    kinds = kinds if command == "train" else evaluation_arguments(kinds)
+    return task_parser(kinds, task_summary(task), f"longattn {command} {task}")
 
 
 def problem(words: list[str], *, whole: bool) -> str:
@@ -98,8 +101,8 @@ def problem(words: list[str], *, whole: bool) -> str:
     if not words or words[0] not in commands:
         return "" if not whole and (not words or words[0].isupper()) else f"there is no command {words[:1]}"
     words = [re.sub(r"^[A-Z]$", "1", word) for word in words if word not in ("…", "...", "\\")]
-    if words[0] == "train":
-        return "" if len(words) == 1 and not whole else _train_problem(words[1:], whole=whole)
+    if words[0] in ("train", "evaluate"):
+        return "" if len(words) == 1 and not whole else _task_problem(*words, whole=whole)
     command = commands[words[0]]
     try:
         command.make_context(words[0], words[1:], resilient_parsing=False).close()
@@ -114,19 +117,19 @@ def problem(words: list[str], *, whole: bool) -> str:
     return ""
 
 
-def _train_problem(words: list[str], *, whole: bool) -> str:
-    if words[0] not in task_names():
-        return "" if words[0] in ("1", "TASK") else f"there is no task {words[0]}"
-    parser = parser_of(words[0])
+def _task_problem(command: str, task: str, *words: str, whole: bool) -> str:
+    if task not in (task_names() if command == "train" else evaluated_tasks()):
+        return "" if task in ("1", "TASK") else f"there is no task {task}"
+    parser = parser_of(task, command)
     flags = {option for action in parser._actions for option in action.option_strings}
-    unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in flags]
+    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags]
     required = [action for action in parser._actions if action.required and not set(action.option_strings) & set(words)]
     if unknown or not whole:
         return f"no flag {unknown}" if unknown else ""
     if required:
         return f"lacks {required[0].option_strings}"
     try:
-        parser.parse(words[1:])
+        parser.parse(list(words))
     except UsageError as error:
         return str(error)
     return ""

@@ -12,14 +12,15 @@ import pytest
 
 from hf_longattn.catalogue import check_early
 from hf_longattn.declarations import UndeclaredError, class_fields, keyword_of, member_of_class
-from hf_longattn.errors import RegistrationError, UnknownMechanismError
+from hf_longattn.errors import RegistrationError, UnknownMechanismError, UsageError
 from hf_longattn.mechanisms import list_mechanisms, mechanism_class
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.naming import module_names
 from hf_longattn.options import Options
-from hf_longattn.tasks import NO_SUMMARY, load_task, task_names, task_summary
+from hf_longattn.tasks import NO_SUMMARY, evaluated_tasks, load_task, task_names, task_summary
 from hf_longattn.training import tasks as tasks_folder
-from hf_longattn.training.parsing import USUAL, parse_arguments
+from hf_longattn.training.evaluation import evaluation_arguments
+from hf_longattn.training.parsing import USUAL, answer_early, parse_arguments
 from tests.declared_fields import describe
 from tests.warm import run_fresh
 
@@ -51,6 +52,20 @@ def test_the_short_help_of_a_task_is_that_of_its_arguments(
     with pytest.raises(SystemExit):
         parse_arguments(load_task(task).arguments, ["--help"], task_summary(task), f"longattn train {task}")
     assert declared["help"][task] == capsys.readouterr().out
+
+
+def test_what_is_declared_of_an_evaluation_is_what_its_task_says(
+    declared: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert evaluated_tasks() == {name: load_task(name).evaluation for name in task_names() if load_task(name).evaluation}
+    assert len(evaluated_tasks()) == 10
+    for name in evaluated_tasks():
+        with pytest.raises(SystemExit):
+            parse_arguments(evaluation_arguments(load_task(name).arguments), ["--help"], task_summary(name), f"longattn evaluate {name}")
+        assert declared["evaluations"][name] == capsys.readouterr().out
+        with pytest.raises(UsageError, match="--learning_rate is an option of training, and nothing is trained here; leave it out"):
+            answer_early(name, ["--learning_rate", "1"], "", f"longattn evaluate {name}", is_evaluation=True)
 
 
 @pytest.mark.parametrize("mechanism", module_names("mechanisms"))

@@ -73,7 +73,7 @@ def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> 
 def test_heads_that_are_loaded_afterwards_are_not_called_unused(folder: str, tmp_path: Path, said: list[str]) -> None:
     from hf_longattn.evaluation.qa_heads import attach_evidence
 
-    model, tokenizer = load_qa_model(folder)
+    model, tokenizer = load_qa_model(folder, complete=False)
     attach_evidence(model, tokenizer)
     model.save_pretrained(tmp_path / "read")
     tokenizer.save_pretrained(tmp_path / "read")

@@ -60,6 +60,7 @@ COMMANDS = (
 for command in COMMANDS:
     add_command(app, command)
 app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
+app.add_typer(train.app, name="evaluate", help="Score a model with its own head, without training.")
 
 
 TALKATIVE = ("torchao", "torch.utils._pytree")

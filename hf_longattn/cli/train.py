@@ -1,4 +1,4 @@
-"""`longattn train TASK`, a command for each task (:mod:`hf_longattn.tasks`).
+"""`longattn train TASK` and `longattn evaluate TASK`, with a command for each task (:mod:`hf_longattn.tasks`).
 
 Options are model arguments, data arguments and transformers' TrainingArguments. Of several processes
 (`accelerate launch -m hf_longattn train …`), only the first one prints.
@@ -7,65 +7,74 @@ Options are model arguments, data arguments and transformers' TrainingArguments.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import LongAttentionError, UsageError, check_extra, error_line
-from ..tasks import load_task, task_names, task_summary
+from ..tasks import evaluated_tasks, evaluation_summary, load_task, task_names, task_summary
 from .terminal import say
 
-__all__ = ["app", "train"]
+__all__ = ["app", "evaluate", "train"]
+
+SUMMARIES: dict[str, Callable[[str], str]] = {"train": task_summary, "evaluate": evaluation_summary}
+"""The commands, and what says in a sentence what a task does there."""
 
 
-def train(name: str, arguments: list[str] | None = None) -> int:
+def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
     from ..training.parsing import answer_early
 
-    line, command = sys.argv[1:] if arguments is None else arguments, f"longattn train {name}"
+    line, prog = sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}"
+    is_evaluation = command == "evaluate"
     try:
-        answer_early(name, line, task_summary(name), command)  # before imports that take seconds
+        summary = SUMMARIES[command](name)
+        answer_early(name, line, summary, prog, is_evaluation=is_evaluation)  # before imports that take seconds
         task = load_task(name)
         for extra in task.extras:
             check_extra(extra)
     except LongAttentionError as error:
         say(error_line(error), stderr=True)
         return 2 if isinstance(error, UsageError) else 1
-    from ..training.training_loop import run_training
+    from ..training.evaluation import for_evaluation
+    from ..training.training_loop import run_task
 
-    return run_training(task, line, task_summary(name), command)
+    return run_task(for_evaluation(task) if is_evaluation else task, line, summary, prog)
+
+
+evaluate = partial(train, command="evaluate")
+
+
+class TaskCommand(TyperCommand):
+    """A task; its own parser reads everything after the name, ``--help`` included."""
+
+    def invoke(self, ctx: Any) -> Any:
+        raise typer.Exit(train(str(self.name), ctx.args, ctx.parent.command.name))
 
 
 class TaskGroup(TyperGroup):
     """The tasks as commands; what is none of them is refused with their names."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command of the first word.
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The tasks that the command runs."""
+        return task_names() if self.name == "train" else list(evaluated_tasks())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a task.
 
         Raises:
             click.UsageError: there is no such task.
         """
-        if not args[0].startswith("-") and not ctx.resilient_parsing:
-            try:
-                task_summary(args[0])
-            except UsageError as error:
-                ctx.fail(str(error))
-        return super().resolve_command(ctx, args)
+        try:
+            summary = SUMMARIES[str(self.name)](cmd_name)
+        except UsageError as error:
+            ctx.fail(str(error))
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+        return TaskCommand(cmd_name, help=summary, context_settings=settings)
 
 
 app = typer.Typer(cls=TaskGroup, no_args_is_help=True, rich_markup_mode=None)
-
-
-def _add(name: str) -> None:
-    """The training's own parser reads everything after the name, ``--help`` included."""
-
-    def command(context: typer.Context) -> None:
-        raise typer.Exit(train(name, context.args))
-
-    forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-    app.command(name, help=task_summary(name), context_settings=forwarded)(command)
-
-
-for _name in task_names():
-    _add(_name)
+app.callback()(lambda: None)

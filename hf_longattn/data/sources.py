@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from datasets import (
     ClassLabel,
@@ -26,8 +26,9 @@ from datasets import (
     load_from_disk,
 )
 
-from hf_longattn.errors import LongAttentionError, OptionError, encoding_sentence, nearest
+from hf_longattn.errors import LongAttentionError, OptionError, encoding_sentence, listed, nearest
 
+Changed = TypeVar("Changed")
 UTF_8 = "utf-8-sig"
 """How text files are read: Excel and Windows' editors write a mark first, which is no part of the text."""
 FORMATS = {
@@ -78,11 +79,11 @@ def read_source(source: str, split: str = "train") -> Dataset:
 
 
 class SampleLimits(Protocol):
-    """Arguments that say how many rows to train on and to evaluate on at most; ``None`` = all. ``only_scores``: nothing is trained."""
+    """Arguments that say how many rows to train on and to evaluate on at most; ``None`` = all. ``only_scores``: of an evaluation."""
 
     max_train_samples: int | None
     max_eval_samples: int | None
-    only_scores: bool
+    only_scores: ClassVar[bool]
 
 
 class LabelledSources(SampleLimits, Protocol):
@@ -98,7 +99,7 @@ def held_back(
     args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, least: int = 2, unit: str = ""
 ) -> tuple[Dataset, Dataset]:
     """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source; of both at most as many as
-    ``max_train_samples`` and ``max_eval_samples`` allow. Where nothing is trained, all rows are those to evaluate on.
+    ``max_train_samples`` and ``max_eval_samples`` allow. In an evaluation, both parts are the same rows: all of them.
 
     Args:
         read: reads a split of a source.
@@ -106,16 +107,17 @@ def held_back(
         least: rows without which nothing is held back.
 
     Raises:
-        DataError: sources with different columns.
+        DataError: sources with different columns, or nothing to score.
         OptionError: too few rows to hold some back.
     """
     parts = [read(source, args.split) for source in args.data]
     if differing := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
         columns = [", ".join(part.column_names) for part in (parts[0], parts[differing])]
         raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape")
-    if args.validation or args.only_scores:
-        data = concatenate_datasets(parts)
-        return limited(args, seed, data, read(args.validation, args.validation_split) if args.validation else data)
+    if args.only_scores:
+        return all_scored(args, seed, concatenate_datasets(parts))
+    if args.validation:
+        return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
     train, held_out = split_held_out(parts, seed, unit=unit)
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:
@@ -124,9 +126,27 @@ def held_back(
     return limited(args, seed, train, held_out)
 
 
+def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
+    """``change(part)`` of each part; the same rows are changed once, and remain the same."""
+    changed = {part: change(part) for part in dict.fromkeys(parts)}
+    return [changed[part] for part in parts]
+
+
 def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
     """The rows to train on and those to evaluate on, drawn by the seed where there are more than wanted."""
     return _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
+
+
+def all_scored(args: SampleLimits, seed: int, data: Dataset) -> tuple[Dataset, Dataset]:
+    """The parts of an evaluation, which are the same rows.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not len(data):
+        raise DataError("the data have no rows to score")
+    scored = _drawn(data, args.max_eval_samples, seed)
+    return scored, scored
 
 
 def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
@@ -284,11 +304,34 @@ def load_labelled(source: str, *, split: str = "train", text_column: str = "text
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=LABELLED).filter(_has_text)
 
 
-def class_names(names: Sequence[str], config: Any = None) -> list[str]:
+def class_names(names: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
     """The classes in the order of their numbers: the model's, if it knows all of ``names``, so that its head keeps its meaning; else as
-    given."""
-    known = [] if config is None else [str(config.id2label[number]) for number in sorted(config.id2label)]
-    return known if set(names) <= set(known) else list(names)
+    given.
+
+    Args:
+        names: the labels of the data.
+        known: the model's classes.
+        only_known: refuse labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
+
+    Raises:
+        DataError: the model does not know a label.
+    """
+    if set(names) <= set(known):
+        return list(known)
+    if not only_known:
+        return list(names)
+    numbers = list(map(str, range(len(known))))
+    if list(known) != [f"LABEL_{number}" for number in numbers]:
+        raise DataError(
+            f"the model does not know the labels {listed(set(names) - set(known))} of the data; its classes are {listed(known)}, so write "
+            "the labels like these"
+        )
+    if set(names) <= set(numbers):
+        return numbers
+    raise DataError(
+        f"the model has no names for its {len(known)} classes, so the labels of the data must be numbers from 0, not "
+        f"{listed(set(names) - set(numbers))}; write numbers, or the names into id2label of its config.json"
+    )
 
 
 def template_columns(template: str) -> list[str]:

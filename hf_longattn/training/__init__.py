@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .args import ModelArguments
     from .linearise.args import LineariseModelArguments, LineariseTrainingArguments
     from .lm import LMDataArguments, LMModelArguments, TextDataArguments, TextModelArguments, TextTrainingArguments, finetune_lm
+    from .modalities import load_multitask_head
     from .tasks.choice import ChoiceDataArguments, ChoiceTrainingArguments, finetune_choice
     from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
     from .tasks.clm import CLMDataArguments, CLMModelArguments
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
     from .tasks.linearise import linearise_attention
     from .tasks.mlm import MLMDataArguments, MLMModelArguments
-    from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
+    from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask
     from .tasks.qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
     from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
     from .tasks.tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
@@ -40,6 +41,7 @@ __getattr__, __all__ = public_names(
         "args": ("ModelArguments",),
         "linearise.args": ("LineariseModelArguments", "LineariseTrainingArguments"),
         "lm": ("LMDataArguments", "LMModelArguments", "TextDataArguments", "TextModelArguments", "TextTrainingArguments", "finetune_lm"),
+        "modalities": ("load_multitask_head",),
         "tasks.choice": ("ChoiceDataArguments", "ChoiceTrainingArguments", "finetune_choice"),
         "tasks.classify": ("ClassificationDataArguments", "ClassificationTrainingArguments", "finetune_classification"),
         "tasks.clm": ("CLMDataArguments", "CLMModelArguments"),
@@ -47,7 +49,7 @@ __getattr__, __all__ = public_names(
         "tasks.embed": ("EmbedDataArguments", "EmbedModelArguments", "EmbedTrainingArguments", "finetune_embeddings"),
         "tasks.linearise": ("linearise_attention",),
         "tasks.mlm": ("MLMDataArguments", "MLMModelArguments"),
-        "tasks.multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask", "load_multitask_head"),
+        "tasks.multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask"),
         "tasks.qa": ("QADataArguments", "QAModelArguments", "QATrainingArguments", "finetune_qa", "load_qa_model"),
         "tasks.seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
         "tasks.tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),

@@ -35,6 +35,10 @@ class CheckedArguments:
 
     explicit: dict[str, Any]
     """The values that differ from their defaults, by name."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Options that `longattn evaluate` does not have, besides those of base classes."""
+    only_scores: ClassVar[bool] = False
+    """Whether the model is scored, and neither trained nor written."""
     required: ClassVar[tuple[str, ...]] = ()
     """Options that a run needs besides the model, the data and the output."""
 
@@ -57,6 +61,8 @@ class ModelArguments(CheckedArguments):
     _argument_group_name: ClassVar[str] = "model arguments"
     names_mechanism: ClassVar[bool] = False
     """Whether ``mechanism`` and ``option`` choose a mechanism, so that typing errors in them are refused before torch is imported."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("dtype", "use_peft", "lora_rank", "lora_alpha")
 
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")
@@ -86,10 +92,9 @@ class DataArguments(CheckedArguments):
     """What every training reads."""
 
     _argument_group_name: ClassVar[str] = "data arguments"
-    only_scores = False
-    """Whether the data are scored, and nothing is trained on them: all of them, where there are no others to evaluate on."""
+    training_only: ClassVar[tuple[str, ...]] = ("max_train_samples",)
 
-    max_length: int | None = argument(None, "Tokens of a training input; default: the model's maximum.")
+    max_length: int | None = argument(None, "Tokens of an input; default: the model's maximum.")
     max_train_samples: int | None = argument(None, "Documents or rows to train on at most, in the order of --seed; default: all.")
     max_eval_samples: int | None = argument(None, "Documents or rows to evaluate on at most, in the order of --seed; default: all.")
 
@@ -105,6 +110,7 @@ class LabelledDataArguments(DataArguments):
     """Labelled data to train on and to evaluate on."""
 
     shape: ClassVar[str] = "a file"
+    training_only: ClassVar[tuple[str, ...]] = ("validation", "validation_split")
 
     data: list[str] = argument(
         [],

@@ -75,19 +75,28 @@ def accuracy_by_length(chosen: Sequence[int], rows: Dataset) -> dict[str, Any]:
     return dict(scores)
 
 
-def load_candidate_model(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that scores candidates (its head is new unless the checkpoint has one), whose question and candidates are global by its
-    config, and its tokenizer with the markers.
+def load_candidate_model(
+    name: str, tokenizer: PreTrainedTokenizerBase | None = None, *, complete: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that scores candidates, whose question and candidates are global by its config, and its tokenizer with the markers.
+
+    Args:
+        name: a folder or a Hub name.
+        tokenizer: its tokenizer; ``None`` = it is loaded.
+        complete: refuse a checkpoint without the head and the markers; otherwise they are new, and must be trained.
 
     Raises:
-        CheckpointError: it cannot be loaded, or its tokenizer is not a fast one.
+        CheckpointError: it cannot be loaded, its tokenizer is not a fast one, or a complete model lacks weights or markers.
     """
     if tokenizer is None:
         check_loadable(name)
         tokenizer = load_part(AutoTokenizer, name)
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer of {name!r} makes no further inputs of a long text; candidates need a fast tokenizer")
-    model = load_head(AutoModelForTokenClassification, name, tokenizer, num_labels=1, id2label={0: "candidate"}, label2id={"candidate": 0})
+    if complete and not set(CANDIDATES) <= set(tokenizer.get_vocab()):
+        raise CheckpointError(f"the tokenizer of {name!r} lacks the markers of candidates; take a model that was trained on candidates")
+    head: dict[str, Any] = {"num_labels": 1, "id2label": {0: "candidate"}, "label2id": {"candidate": 0}}
+    model = load_head(AutoModelForTokenClassification, name, tokenizer, complete=complete, **head)
     add_markers(model, tokenizer, CANDIDATES)
     carry_question(model, tokenizer)
     return model, tokenizer

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -21,7 +22,7 @@ from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
-from hf_longattn.data.sources import limited, read_texts, shuffled, split_held_out
+from hf_longattn.data.sources import all_scored, each_part, limited, read_texts, shuffled, split_held_out
 from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_part, new_model
@@ -62,6 +63,8 @@ class TextModelArguments(ModelArguments):
 class LMModelArguments(TextModelArguments):
     """What a training of a language model starts from."""
 
+    training_only: ClassVar[tuple[str, ...]] = ("from_scratch",)
+
     from_scratch: bool = argument(False, "Start from random weights of the model's architecture, which --model then only describes.")
 
     def check(self) -> None:
@@ -73,6 +76,8 @@ class LMModelArguments(TextModelArguments):
 @dataclass
 class TextDataArguments(DataArguments):
     """Plain text, and how inputs are made from it."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("validation",)
 
     text: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
@@ -150,7 +155,8 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     """
     check_segments(data_args, training_args)
     run = prepare_run(model_args, data_args, training_args)
-    model, tokenizer, objective = load_lm(model_args.model, model_args.objective, from_scratch=model_args.from_scratch)
+    sources = {"from_scratch": model_args.from_scratch, "complete": training_args.only_scores}
+    model, tokenizer, objective = load_lm(model_args.model, model_args.objective, **sources)
     length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
     training_args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
     documents, held_out = read_documents(data_args, training_args.seed)
@@ -169,7 +175,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         training_args.remove_unused_columns = False  # the number of the pass is the collator's
         trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **settings)
     else:
-        inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
+        inputs, measured_inputs = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
         trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **settings)
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": compared_losses(before, after)}
@@ -191,12 +197,14 @@ def describe_lm_result(log: dict[str, Any]) -> str:
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to evaluate on: all of ``validation``, or else a tenth of every source. Where nothing is trained,
-    all documents are those to evaluate on."""
+    """The documents to train on and those to evaluate on: all of ``validation``, or else a tenth of every source. In an evaluation, both
+    are all documents."""
     where: dict[str, Any] = {"column": args.column, "template": args.template}
     parts = read_texts(args.text, split=args.split, **where)
-    if args.validation or args.only_scores:
-        validation = read_texts([args.validation], split="validation", **where) if args.validation else parts
+    if args.only_scores:
+        return all_scored(args, seed, shuffled(parts, seed))
+    if args.validation:
+        validation = read_texts([args.validation], split="validation", **where)
         return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
     documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
     if not len(held_out):
@@ -204,11 +212,17 @@ def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset
     return limited(args, seed, documents, held_out)
 
 
-def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Load a model with its language-modelling head in float32, its tokenizer, and its objective; ``from_scratch``, with random weights.
+def load_lm(
+    name: str, objective: str, *, from_scratch: bool = False, complete: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
+
+    Args:
+        from_scratch: with random weights.
+        complete: refuse a checkpoint that lacks weights.
 
     Raises:
-        CheckpointError: it cannot be loaded, or has no head for the objective.
+        CheckpointError: it cannot be loaded, lacks weights, or has no head for the objective.
     """
     config = load_config(name)
     check_reads_text(config, name)
@@ -220,7 +234,7 @@ def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[P
             f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
             f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
         )
-    model: PreTrainedModel = new_model(loader, config, dtype=torch.float32) if from_scratch else load_model(loader, name)
+    model: PreTrainedModel = new_model(loader, config, dtype=torch.float32) if from_scratch else load_model(loader, name, complete=complete)
     if getattr(model, "is_quantized", False):
         raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from")
     if objective == "mlm" and tokenizer.mask_token is None:

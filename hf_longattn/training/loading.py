@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from hf_longattn.data.sources import class_names
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import load_config, load_model, load_part
@@ -59,19 +60,40 @@ def check_reads_text(config: PreTrainedConfig, name: str) -> None:
         raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads pictures; take a model of texts")
 
 
-def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, **config: Any) -> PreTrainedModel:
+def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, *, complete: bool, **config: Any) -> PreTrainedModel:
     """A model of an ``AutoModelFor…`` class in float32; its head is new unless the checkpoint has one of this size.
 
     Args:
         tokenizer: of a model that reads text, whose config gets the padding token if it has none.
+        complete: refuse a new head; ``only_scores`` of the arguments.
 
     Raises:
-        CheckpointError: it cannot be loaded.
+        CheckpointError: it cannot be loaded, or lacks weights.
     """
-    model: PreTrainedModel = load_model(loader, name, ignore_mismatched_sizes=True, **config)
+    model: PreTrainedModel = load_model(loader, name, complete=complete, ignore_mismatched_sizes=True, **config)
     if tokenizer is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def load_classifier(
+    loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, labels: Sequence[str], *, complete: bool, **config: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model with a head for classes, and the names of its classes by their numbers.
+
+    Args:
+        tokenizer, complete: see :func:`load_head`. A complete model has its own classes.
+        labels: of the data.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or lacks weights.
+        DataError: a complete model does not know a label.
+    """
+    if complete:
+        model = load_head(loader, name, tokenizer, complete=True, **config)
+        return model, class_names(labels, labels_of(model.config), only_known=True)
+    names = class_names(labels, labels_of(load_config(name)))
+    return load_head(loader, name, tokenizer, complete=False, **label_config(names), **config), names
 
 
 def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
@@ -83,9 +105,18 @@ def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
+def labels_of(config: PreTrainedConfig) -> list[str]:
+    """The names of the classes in a config, by their numbers."""
+    return [str(config.id2label[number]) for number in sorted(config.id2label)]
+
+
 def label_config(names: list[str]) -> dict[str, Any]:
     """The arguments of a config with these classes."""
     return {
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
     }
+
+
+SPAN_LABELS = label_config(["LABEL_0", "LABEL_1"])
+"""The arguments of the config of a head that scores first and last tokens, whatever classes its checkpoint has."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import (
@@ -19,11 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.modalities import InputProcessors, new_feature_extractor, new_image_processor
-from hf_longattn.errors import AudioError, OptionError
-from hf_longattn.loading import load_model, load_part
+from hf_longattn.errors import AudioError, CheckpointError, OptionError, listed, nearest
+from hf_longattn.loading import load_config, load_model, load_part
 from hf_longattn.modeling.multimodal import (
     AudioInput,
     ImageInput,
@@ -37,8 +38,10 @@ from hf_longattn.modeling.multimodal import (
     head_on,
     without_pooler,
 )
-from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.naming import LOGGER
+from hf_longattn.training.loading import SPAN_LABELS, label_config, load_head, load_start
 
+logger = logging.get_logger(LOGGER)
 LOADERS = {
     "classify": AutoModelForSequenceClassification,
     "tokens": AutoModelForTokenClassification,
@@ -64,11 +67,15 @@ class Start:
     name: the checkpoint.
     processors: what makes inputs.
     model: of several modalities; ``None`` = every head is of the checkpoint's own architecture.
+    heads: the checkpoint's, from ``multitask_heads`` of its config: the task's name -> kind, labels and fields of its config.
+    only_scores: use the checkpoint's heads only; otherwise a task without one gets a new head.
     """
 
     name: str
     processors: InputProcessors
     model: LongMultimodalModel | None = None
+    heads: Mapping[str, Any] = field(default_factory=dict)
+    only_scores: bool = False
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -76,15 +83,43 @@ class Start:
         tokenizer: PreTrainedTokenizerBase = self.processors.tokenizer
         return tokenizer
 
-    def head(self, kind: str, **fields: Any) -> PreTrainedModel:
-        """A head for tasks of a kind; ``fields`` are of its config.
+    def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, list[str]]:
+        """The model with the head of a task, and its classes: the checkpoint's head of this name and kind if it knows all labels.
+
+        Args:
+            task: its name.
+            kind: one of :data:`LOADERS`.
+            labels: of the data; none for spans.
 
         Raises:
             CheckpointError: the checkpoint cannot be loaded.
+            OptionError: only its heads are used, and it has none for this task.
         """
+        entry = self.heads.get(task)
+        if entry is None:
+            why = f"its heads are {', '.join(self.heads)}"
+        elif entry["kind"] != kind:
+            why = f"its head {task!r} is of kind {entry['kind']}, not {kind}"
+        elif unknown := set(labels) - set(entry["labels"]):
+            why = f"its head {task!r} has the classes {listed(entry['labels'])}, and the data have the labels {listed(unknown)}"
+        else:
+            return self._own_head(task, entry), entry["labels"]
+        if self.only_scores:
+            raise OptionError(f"{self.name!r} has no head for the task {task!r}: {why}.{nearest(task, set(self.heads) - {task})}")
+        if self.heads:
+            logger.warning(f"{self.name}: the head of the task {task!r} is new, since {why}.")
+        fields = {**label_config(list(labels)), "problem_type": "single_label_classification"} if labels else SPAN_LABELS
+        if self.model is not None:
+            return head_on(HEADS[kind], self.model, **fields), list(labels)
+        return load_head(LOADERS[kind], self.name, self.tokenizer, complete=False, elsewhere=("heads.",), **fields), list(labels)
+
+    def _own_head(self, task: str, entry: Mapping[str, Any]) -> PreTrainedModel:
+        model = load_multitask_head(self.name, task)
         if self.model is None:
-            return load_head(LOADERS[kind], self.name, self.tokenizer, **fields)
-        return head_on(HEADS[kind], self.model, **fields)
+            return model
+        head = head_on(HEADS[entry["kind"]], self.model, **label_config(entry["labels"]), **fields_of(entry))
+        head.classifier = model.classifier
+        return head
 
     def reads_text(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model that reads the texts of a head: the backbone, or the head itself."""
@@ -106,7 +141,38 @@ class Start:
             )
 
 
-def load_multimodal_start(name: str, kinds: Collection[str], images: ImageInput | None, mel_bins: int, subsampling: int) -> Start:
+def load_multitask_head(name: str, head: str) -> PreTrainedModel:
+    """One head of a checkpoint of ``longattn train multitask`` with the backbone, as an ordinary model.
+
+    Args:
+        name: a folder or a Hub name.
+        head: the task's name.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or lacks weights of the head.
+        OptionError: the checkpoint has no such head.
+    """
+    heads = getattr(load_config(name), "multitask_heads", {})
+    if head not in heads:
+        raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
+    entry = heads[head]
+    loader: Any = LOADERS[entry["kind"]]
+    arguments = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_config(entry["labels"])}
+    others = ("",)  # what is not of this head is of others
+    model: PreTrainedModel = load_model(loader, name, complete=True, elsewhere=others, **arguments)
+    for key, value in fields_of(entry).items():
+        setattr(model.config, key, value)
+    return model
+
+
+def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a head's own config, of its entry in ``multitask_heads``."""
+    return {key: value for key, value in entry.items() if key not in ("kind", "labels")}
+
+
+def load_multimodal_start(
+    name: str, kinds: Collection[str], images: ImageInput | None, mel_bins: int, subsampling: int, *, only_scores: bool = False
+) -> Start:
     """A start for tasks of these kinds.
 
     Args:
@@ -114,9 +180,10 @@ def load_multimodal_start(name: str, kinds: Collection[str], images: ImageInput 
         images: of a new embedder; ``None`` = none.
         mel_bins: of a new embedder of recordings; 0 = none.
         subsampling: see :class:`AudioInput`.
+        only_scores: nothing is trained, so that the checkpoint must have the heads.
 
     Raises:
-        CheckpointError: it cannot be loaded, or has no head for words.
+        CheckpointError: it cannot be loaded, or has no head for words, or no heads at all.
         OptionError: a task is of a modality without an embedder, or a new embedder is of one without a task, or there already.
         BackendError, GridError: the checkpoint is no such backbone, or too short for the pictures.
     """
@@ -124,15 +191,17 @@ def load_multimodal_start(name: str, kinds: Collection[str], images: ImageInput 
         if wanted and kind not in kinds:
             raise OptionError(f"{option} is for tasks of kind {kind}; add --tasks NAME={kind}:DATA, or leave it out")
     config, tokenizer = load_start(name, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
-    processors = InputProcessors(tokenizer)
+    heads: Mapping[str, Any] = getattr(config, "multitask_heads", {})
+    if only_scores and not heads:
+        raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one head")
     is_multimodal = isinstance(config, LongMultimodalConfig)
-    if not is_multimodal and not {"images", "audio"} & set(kinds):
-        return Start(name, processors)
+    if not is_multimodal and (only_scores or not {"images", "audio"} & set(kinds)):
+        return Start(name, InputProcessors(tokenizer), None, heads, only_scores)
     present = {"images": is_multimodal and config.image is not None, "audio": is_multimodal and config.audio is not None}
     advice = {"images": ("pictures", "--image_size 224 224 --patch_size 16"), "audio": ("recordings", "--mel_bins 80")}
     new = {"images": images is not None, "audio": mel_bins > 0}
     for kind, (words, options) in advice.items():
-        if kind in kinds and not present[kind] and not new[kind]:
+        if kind in kinds and not present[kind] and not new[kind] and not only_scores:
             raise OptionError(f"a task of kind {kind} reads {words}, and {name!r} has no embedder of {words}; add {options}")
         if present[kind] and new[kind]:
             raise OptionError(f"{name!r} has an embedder of {words} already; leave {options.split()[0].removeprefix('--')} out")
@@ -145,8 +214,9 @@ def load_multimodal_start(name: str, kinds: Collection[str], images: ImageInput 
         extractor = new_feature_extractor(mel_bins)
         sound = AudioInput(extractor.feature_size, subsampling)
     if is_multimodal:
-        model = load_model(LongMultimodalModel, name, elsewhere=("heads.", "classifier.")).with_embedders(images=images, sound=sound)
+        whole = load_model(LongMultimodalModel, name, complete=only_scores, elsewhere=("heads.", "classifier."))
+        model = whole.with_embedders(images=images, sound=sound)
     else:
         backbone = load_model(AutoModel, name, **without_pooler(config))
-        model = LongMultimodalModel.of(backbone, images=images, sound=sound)
-    return Start(name, InputProcessors(tokenizer, image_processor, extractor), model)
+        model, heads = LongMultimodalModel.of(backbone, images=images, sound=sound), {}
+    return Start(name, InputProcessors(tokenizer, image_processor, extractor), model, heads, only_scores)

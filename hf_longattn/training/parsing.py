@@ -10,9 +10,10 @@ import argparse
 import importlib.util
 import inspect
 import re
+import shlex
 import shutil
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
@@ -24,7 +25,8 @@ from hf_longattn.choice_text import read_choice
 from hf_longattn.declarations import ForeignClass, UndeclaredError, class_fields
 from hf_longattn.errors import OptionError, UsageError, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
-from hf_longattn.tasks import declared_arguments, load_task, task_names
+from hf_longattn.tasks import declared_arguments, evaluated_tasks, load_task, task_names
+from hf_longattn.training.evaluation import Kinds, evaluation_arguments, nothing_trained, training_options
 
 if TYPE_CHECKING:
     from hf_longattn.training.args import DataArguments, ModelArguments
@@ -47,7 +49,7 @@ LIBRARY_FILES = {"TrainingArguments": "training_args.py", "Seq2SeqTrainingArgume
 """Classes of transformers that arguments of a training derive from -> the file that declares their fields."""
 LEAST_WIDTH = 100
 """Columns of the short help, also where the terminal has fewer."""
-OWN, COMMON, TRAINING = "options of this task", "model and data", "training"
+OWN, COMMON, TRAINING, EVALUATION = "options of this task", "model and data", "training", "evaluation"
 HELP_ALL = "--help-all"
 
 
@@ -71,6 +73,8 @@ class TaskParser(HfArgumentParser):
 
     typed: Collection[str] = ()
     """The words of the command line, without values after an equals sign."""
+    training_only: Collection[str] = ()
+    """Options of the training of a task that is evaluated."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse.
@@ -113,6 +117,8 @@ class TaskParser(HfArgumentParser):
         """
         flag = next((word.partition("=")[0] for word in unknown if word.startswith("-") and word.partition("=")[0] not in elsewhere), None)
         if flag is not None:
+            if flag.removeprefix("--").removeprefix("no_").replace("-", "_") in self.training_only:
+                raise UsageError(f"{flag} is an option of training, and nothing is trained here; leave it out")
             choices = [flag for action in self._actions for flag in action.option_strings]
             tasks = tasks_with(flag)
             tasks_text = f" {tasks};" if tasks else ""
@@ -126,7 +132,8 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     training, a line each; ``--help-all`` lists all in full."""
     source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
     needed = "".join(f" --{name} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))
-    usage = f"%(prog)s --model MODEL{source}{needed} --output FOLDER [OPTION ...]"
+    is_evaluation = kinds[2].only_scores
+    usage = f"%(prog)s --model MODEL{source}{needed} {'[--output FOLDER]' if is_evaluation else '--output FOLDER'} [OPTION ...]"
     parser = TaskParser(kinds, description=description, usage=usage, prog=prog, allow_abbrev=False)
     command = (prog or "").removeprefix("longattn ")
     recipes = recipe_names(command)
@@ -143,6 +150,8 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
         elif action.type is string_to_bool and action.nargs is None:  # a switch whose default depends on others: alone it is on
             action.nargs, action.const = "?", True
     inherited = _library_fields(kinds[2])
+    if is_evaluation:
+        parser.training_only = {name for kind in kinds for name in training_options(kind, inherited)}
     for group in parser._action_groups:
         group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
     return parser
@@ -172,7 +181,8 @@ class OneLineHelp(argparse.HelpFormatter):
 
 def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
     """Let the help list what a run usually needs, the task's own options first, a line each."""
-    groups: dict[str, list[argparse.Action]] = {OWN: [], COMMON: [], TRAINING: []}
+    usual = EVALUATION if kinds[2].only_scores else TRAINING
+    groups: dict[str, list[argparse.Action]] = {OWN: [], COMMON: [], usual: []}
     for kind in (kinds[2], *kinds[:2]):
         own_fields, order = _own_fields(kind), _declared_order(kind)
         actions = [action for action in parser._actions if action.dest in order and action.dest in {field.name for field in fields(kind)}]
@@ -184,8 +194,8 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
                 groups[OWN].append(action)
             elif kind is not kinds[2]:
                 groups[COMMON].append(action)
-            elif action.dest in USUAL:
-                groups[TRAINING].append(action)
+            elif action.dest in USUAL or usual == EVALUATION:
+                groups[usual].append(action)
     del parser._action_groups[2:]  # after those of positional arguments and of --help
     for title, actions in groups.items():
         group = parser.add_argument_group(title)
@@ -224,7 +234,7 @@ def _arguments(task: str) -> tuple[type[Any], ...]:
         return load_task(task).arguments
 
 
-def answer_early(task: str, arguments: list[str], description: str, prog: str) -> None:
+def answer_early(task: str, arguments: list[str], description: str, prog: str, *, is_evaluation: bool = False) -> None:
     """Show the short help and exit, or refuse an unknown option or mechanism or a value of the wrong kind, before the task is imported.
 
     What cannot be said without importing it is left to :func:`parse_arguments`.
@@ -239,12 +249,14 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str) -
         library_fields = _library_fields(kinds[2])
     except UndeclaredError:
         return
+    if is_evaluation:
+        kinds = evaluation_arguments(kinds)
     if HELP_ALL in arguments:
         return
     parser = task_parser(kinds, description, prog)
     _shorten_help(parser, kinds)
     values, unknown = parser.parse_known_args(arguments)
-    flags = [f"--{off}{name}" for name in library_fields for off in ("", "no_")]
+    flags = [f"--{off}{name}" for name in library_fields if name not in parser.training_only for off in ("", "no_")]
     later = [*flags, *(flag[:2] + flag[2:].replace("_", "-") for flag in flags)]
     parser.check_flags([word for word in unknown if word.startswith("--") and word != "--"], later)
     if getattr(kinds[0], "names_mechanism", False) and values.mechanism:
@@ -285,9 +297,21 @@ def parse_arguments(
     if known.config:
         parser.set_defaults(**_defaults(parser, known.config, command))
     values = parser.parse(arguments)
+    if values.get("max_steps") == 0 and (task := command.removeprefix("train ")) in evaluated_tasks():
+        raise nothing_trained(shlex.join(["longattn", "evaluate", task, *_evaluation_words(kinds, arguments)]))
     for name in ("config", "help_all"):
         values.pop(name, None)
     return build_arguments(kinds, **{name: value for name, value in values.items() if value != defaults[name]})
+
+
+def _evaluation_words(kinds: Kinds, arguments: list[str]) -> Iterator[str]:
+    """The words of a training's command line that `longattn evaluate` takes as well."""
+    flags = {flag for action in task_parser(evaluation_arguments(kinds), "")._actions for flag in action.option_strings}
+    is_taken = False
+    for word in arguments:
+        is_taken = word.partition("=")[0] in flags if word.startswith("--") else is_taken
+        if is_taken:
+            yield word
 
 
 def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:

@@ -86,6 +86,11 @@ def steps_of(log: Mapping[str, Any]) -> str:
     return f"{max((entry.get('step', 0) for entry in log['history']), default=0):,} steps"
 
 
+def end_of_training(log: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Trainer's entry at the end of the steps of a run; its minutes are those of all sessions. Empty in an evaluation."""
+    return next((entry for entry in reversed(log["history"]) if "train_runtime" in entry), {})
+
+
 def sources_in_words(settings: Mapping[str, Any]) -> str:
     """What a run was trained on, for a card: names on the Hub, and files and folders without the folders that they are in."""
     return _in_words(settings.get("data") or settings.get("text") or settings.get("tasks") or [settings.get("task_file", "")])

@@ -15,13 +15,12 @@ from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, explicit_settings
+from hf_longattn.training.evaluation import nothing_trained
 
 EPOCHS = 3.0
 """Passes over the data of a run that is given neither steps nor epochs nor minutes."""
 ENDLESS = 1_000_000
 """Optimiser steps of a run that only the clock ends."""
-OF_TRAINED_MODELS = ("resume", "resume_from_checkpoint", "max_minutes", "push_to_hub", "load_best_model_at_end")
-"""Options of a run that trains, and writes its model."""
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """What `accelerate launch` sets where weights are split over processes."""
 
@@ -41,6 +40,13 @@ class LongTrainingArguments(TrainingArguments):
     """Whether the task runs where FSDP or DeepSpeed split the weights."""
     without_effect: ClassVar[tuple[str, ...]] = ()
     """Options of transformers that the task's own loss or model does not have, and that are refused."""
+    only_scores: ClassVar[bool] = False
+    """Whether the model is scored, and neither trained nor written."""
+    evaluation_options: ClassVar[tuple[str, ...]] = (
+        "output_dir", "overwrite", "per_device_eval_batch_size", "eval_accumulation_steps", "dataloader_num_workers", "bf16", "fp16",
+        "use_cpu", "threads", "seed", "disable_tqdm",
+    )  # fmt: skip
+    """Options that `longattn evaluate` has, besides those of base classes."""
 
     output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
     num_train_epochs: float = argument(
@@ -68,9 +74,7 @@ class LongTrainingArguments(TrainingArguments):
         0, "Stop after this many evaluations without improvement (with eval_strategy and load_best_model_at_end); 0 = never."
     )
     bf16: bool = argument(True, "Train under bfloat16 autocast.")
-    max_steps: int = argument(
-        -1, "Optimiser steps; -1 = as num_train_epochs says; 0 = none: the model is scored on all of the data, and the scores are written."
-    )  # fmt: skip
+    max_steps: int = argument(-1, "Optimiser steps; -1 = as num_train_epochs says.")
     save_strategy: str = argument("steps", "When to write checkpoints: no, epoch, steps (see save_steps) or best.")
     warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
     weight_decay: float = argument(0.01, "AdamW's weight decay.")
@@ -81,11 +85,6 @@ class LongTrainingArguments(TrainingArguments):
     )
     save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
     hub_strategy: str = argument("end", "When push_to_hub uploads: end, the complete model. Checkpoints stay on the disk.")
-
-    @property
-    def only_scores(self) -> bool:
-        """Whether the model is scored, and neither trained nor written."""
-        return self.max_steps == 0
 
     def __post_init__(self) -> None:
         self.explicit = explicit_settings(self)
@@ -125,9 +124,8 @@ class LongTrainingArguments(TrainingArguments):
         for name in ("tokens_per_batch", "save_steps", "save_minutes", "threads", "dataloader_num_workers", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        contradicting = [name for name in OF_TRAINED_MODELS if name in self.explicit]
-        if self.only_scores and contradicting:
-            raise OptionError(f"max_steps 0 scores the model without training; leave {contradicting[0]} out")
+        if self.max_steps == 0:
+            raise nothing_trained()
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise OptionError(f"max_minutes must be above 0, not {self.max_minutes:g}; --max_steps 1 takes a single step")
         if unused := next((name for name in self.without_effect if name in self.explicit), None):
@@ -221,10 +219,8 @@ class TaskArguments(NamedTuple):
         """Refuse arguments that contradict one another.
 
         Raises:
-            OptionError: the output is the folder of the model, or a model that is only scored gets updates.
+            OptionError: the output is the folder of the model.
         """
-        if self.training.only_scores and self.model.use_peft:
-            raise OptionError("max_steps 0 scores the model without training; leave use_peft out")
         folder = self.training.folder
         if folder.exists() and folder.resolve() == Path(self.model.model).resolve():
             raise OptionError(

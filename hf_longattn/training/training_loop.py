@@ -59,7 +59,7 @@ from hf_longattn.training.training_args import LongTrainingArguments, TaskArgume
 
 LOG_NAME = "training_log.json"
 SCORES_NAME = "scores.json"
-"""What a run without training writes."""
+"""What an evaluation writes."""
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
@@ -75,8 +75,8 @@ class FullDiskError(CheckpointError):
     """The disk became full; the sentence says what a run can resume from."""
 
 
-def run_training(task: Task, arguments: list[str] | None, description: str, prog: str | None = None) -> int:
-    """Run a training command; of several processes only the first one prints.
+def run_task(task: Task, arguments: list[str] | None, description: str, prog: str | None = None) -> int:
+    """Run a training or an evaluation from a command line; of several processes only the first one prints.
 
     Args:
         task: its arguments and functions.
@@ -139,7 +139,6 @@ def prepare_run(
     check_writable(training_args.folder)
     if check is None:
         starting_point(run)  # before anything slow
-    data_args.only_scores = training_args.only_scores
     if training_args.threads:
         torch.set_num_threads(training_args.threads)
     transformers.set_seed(training_args.seed)
@@ -150,8 +149,8 @@ def check_output(args: LongTrainingArguments) -> None:
     """Refuse to write over a model or to leave checkpoints of two runs in one folder.
 
     Raises:
-        OptionError: the output holds a model or checkpoints, and neither it is resumed nor ``overwrite`` is given; or scores, where the
-            model is only scored.
+        OptionError: the output holds a model or checkpoints, and neither it is resumed nor ``overwrite`` is given; or scores, of an
+            evaluation.
     """
     if args.overwrite:
         return
@@ -222,7 +221,7 @@ def starting_point(run: TaskArguments) -> str | None:
 
 
 def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
-    """Train, or resume from the latest complete checkpoint; where the model is only scored, do nothing.
+    """Train, or resume from the latest complete checkpoint; in an evaluation, do nothing.
 
     Args:
         measure: measures the model before its first step, unless ``eval_before_training`` is off; see :class:`MeasureFirst`.
@@ -237,7 +236,7 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
     dtype, args = run.model.dtype, run.training
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         if args.only_scores:
-            raise OptionError("max_steps 0 scores a whole model; leave FSDP and DeepSpeed out")
+            raise OptionError("an evaluation reads whole weights; leave FSDP and DeepSpeed out")
         if dtype != "float32":
             raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
         if run.model.use_peft:
@@ -353,7 +352,7 @@ def save_run(
     hub_task: str | None = None,
 ) -> dict[str, Any]:
     """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set. The log appears whole and last, so that a folder with
-    one holds a finished training. Of a model that is only scored, the log alone is saved, under another name.
+    one holds a finished training. An evaluation saves only the log, as ``scores.json``.
 
     Args:
         describe: what the card says about a log.

@@ -13,7 +13,7 @@ import transformers
 import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
-from hf_longattn.tasks import task_names
+from hf_longattn.tasks import evaluated_tasks, task_names
 
 from ..warm import run_fresh
 
@@ -166,23 +166,26 @@ def test_the_script_is_the_command(source: Path, tmp_path: Path, repository: Pat
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("task", task_names())
-def test_every_training_has_a_short_help_and_one_with_all_options(
-    task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("command", "task"), [*(("train", task) for task in task_names()), *(("evaluate", task) for task in evaluated_tasks())]
+)
+def test_every_task_has_a_short_help_and_one_with_all_options(
+    command: str, task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     pages = []
     for flag in ("--help", "--help-all"):
         with pytest.raises(SystemExit) as stopped:
-            main(["train", task, flag])
+            main([command, task, flag])
         assert stopped.value.code == 0
         pages.append(capsys.readouterr().out)
-        assert f"usage: longattn train {task} --model" in pages[-1]
+        assert f"usage: longattn {command} {task} --model" in pages[-1]
     short, whole = pages
     assert len(short.splitlines()) <= 60
-    assert short.find("options of this task:") < short.index("model and data:") < short.index("\ntraining:")
+    last = {"train": "\ntraining:", "evaluate": "\nevaluation:"}[command]
+    assert short.find("options of this task:") < short.index("model and data:") < short.index(last)
     assert "--adam_beta1" not in short
-    assert "--adam_beta1" in whole
+    assert ("--adam_beta1" in whole) == (command == "train")
     listed = set(re.findall(r"^  (--\w+)", short, flags=re.M))
     assert {"--model", "--output", "--seed"} <= listed
     assert listed - {"--help", "--config"} <= set(re.findall(r"--\w+", whole))

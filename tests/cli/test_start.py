@@ -46,6 +46,9 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
         ("convert . long --mechanism window --option window=0", 1),
         ("train mlm --help", 0),
         ("train mlm --modl x", 2),
+        ("evaluate --help", 0),
+        ("evaluate mlm --help", 0),
+        ("evaluate mlm --learning_rate 1", 2),
         ("train linearise --mechanism window --option windw=4", 1),
         ("--version", 0),
     ],
@@ -54,12 +57,12 @@ def test_nothing_slow_is_imported_before_it_is_needed(line: str, code: int, repo
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = run_fresh(list_slow_imports, *line.split(), cwd=tmp_path, env=environment, level="interpreter")
     assert done.returncode == code, done.stderr[-500:]
-    of_a_task = line.startswith(("train mlm", "train linearise"))
+    of_a_task = line.startswith(("train mlm", "train linearise", "evaluate mlm"))
     parser = ["transformers"] if of_a_task else []  # for its HfArgumentParser, which does not import torch
     assert done.stderr.splitlines()[-1] == f"imported: {parser}"
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
 def test_help_fits_on_a_page_and_help_all_has_every_option(name: str) -> None:
     runner = CliRunner(env={"COLUMNS": "80"})
     brief = runner.invoke(app, [name, "--help"]).output

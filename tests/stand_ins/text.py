@@ -97,7 +97,7 @@ def bert_reviews(folder: Path) -> None:
     from hf_longattn import convert_checkpoint
 
     plain = folder.with_name("bert-reviews")
-    small("bert", "BertForSequenceClassification", plain, 512)
+    small("bert", "BertForSequenceClassification", plain, 512, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
     convert_checkpoint(plain, folder, mechanism="longformer", verify=False, window=512, max_length=4096)
 
 

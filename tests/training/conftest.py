@@ -30,6 +30,8 @@ FAST: dict[str, Any] = {
     "overwrite": True,
 }  # fmt: skip
 """Settings of a short run: on one thread, every step logged; a test may run twice in its folder."""
+SCORED: dict[str, Any] = {name: FAST[name] for name in ("bf16", "disable_tqdm", "threads")}
+"""Settings of an evaluation."""
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 
 

@@ -53,7 +53,7 @@ def long_model(folder: Path, tokenizer: PreTrainedTokenizerBase, length: int = 1
 
 
 def test_inputs_have_all_candidates_and_together_all_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    model, marked = load_candidate_model(long_model(tmp_path, tokenizer))
+    model, marked = load_candidate_model(long_model(tmp_path, tokenizer), complete=False)
     record = {"question": "which [ent]?", "candidates": ["the tree", "a [ent] file"], "supports": ["one value " * 40, "[q] two"]}
     inputs, places = encode_candidates(record, marked, 64)
     assert len(inputs) > 1

@@ -32,11 +32,13 @@ from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError, BackendError, CheckpointError, LongAttentionError, OptionError
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
+from hf_longattn.training import load_multitask_head
+from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import multitask
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
-from hf_longattn.training.tasks.multitask import MULTITASK, MultiTaskTrainer, finetune_multitask, load_multitask_head
-from tests.training.conftest import FAST, checkpoint
+from hf_longattn.training.tasks.multitask import MULTITASK, MultiTaskTrainer, finetune_multitask
+from tests.training.conftest import FAST, SCORED, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_pictures import COLOURS, picture_of
 from tests.training.test_processes import ROOT, free_port
@@ -118,8 +120,11 @@ def test_one_backbone_learns_text_pictures_and_sound(backbone: str, tasks: dict[
 
     resumed = finetune_multitask(*settings(backbone, output, lines(tasks), max_steps=62, patch_order="hilbert", resume=True, **run))
     assert max(entry.get("step", 0) for entry in resumed["history"]) == 62
-    values = {"model": str(output), "output_dir": str(tmp_path / "next"), "tasks": lines(tasks), **FAST, "max_steps": 1}
-    finetune_multitask(*build_arguments(MULTITASK, **values))
+    values = {"model": str(output), "tasks": lines(tasks), **SCORED}
+    further = finetune_multitask(*build_arguments(MULTITASK, **values, output_dir=str(tmp_path / "next"), max_steps=1, learning_rate=1e-9))
+    scores = finetune_multitask(*build_arguments(evaluation_arguments(MULTITASK), **values, output_dir=str(tmp_path / "scores")))
+    for of_heads in (further["held_out"]["before"], scores["held_out"]["after"]):
+        assert {name: of_heads[name]["accuracy"] for name in tasks} == dict.fromkeys(tasks, 100.0)
     single = {"model": str(output), "output_dir": str(tmp_path / "single"), "data": [tasks["photo"]], "images": True, **FAST}
     finetune_classification(*build_arguments(CLASSIFICATION, **single, max_steps=1))
     assert isinstance(AutoModelForImageClassification.from_pretrained(tmp_path / "single"), LongMultimodalForImageClassification)

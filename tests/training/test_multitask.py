@@ -14,16 +14,17 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import OptionError
+from hf_longattn.training import load_multitask_head
+from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.multitask import (
     MULTITASK,
     MultiTaskDataArguments,
     TaskBatches,
     finetune_multitask,
-    load_multitask_head,
     multitask_result,
 )
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, SCORED, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_tokens import tagged, write
 
@@ -71,6 +72,8 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
     topic, names, ask = (load_multitask_head(str(tmp_path / "out"), head) for head in ("topic", "names", "ask"))
     assert topic.config.id2label == {0: "files", 1: "loops"}
     assert names.config.num_labels == 3
+    assert ask.config.question_separator_id == tokenizer.sep_token_id  # its question is global, as in the training
+    assert topic.config.question_separator_id is names.config.question_separator_id is None
     assert torch.equal(topic.bert.embeddings.word_embeddings.weight, ask.bert.embeddings.word_embeddings.weight)
     ids = tokenizer("for while break continue " * 8, return_tensors="pt")["input_ids"]
     assert int(topic.eval()(input_ids=ids).logits.argmax()) == 1
@@ -123,4 +126,9 @@ def test_a_head_of_questions_knows_when_there_is_no_answer(tmp_path: Path, token
     log = finetune_multitask(*build_arguments(MULTITASK, **given, max_steps=2, **FAST))
     threshold = log["held_out"]["after"]["ask"]["best_f1_threshold"]
     assert load_multitask_head(str(tmp_path / "out"), "ask").config.no_answer_threshold == threshold
-    assert 'the threshold of "no answer" is the best one on these questions' in multitask_result(log)
+    note = 'the threshold of "no answer" is the best one on these questions'
+    assert note in multitask_result(log)
+    again = {"model": str(tmp_path / "out"), "output_dir": str(tmp_path / "scored"), "tasks": [f"ask=qa:{tmp_path / 'qa.jsonl'}"]}
+    scored = finetune_multitask(*build_arguments(evaluation_arguments(MULTITASK), **again, **SCORED))
+    assert scored["held_out"]["after"]["ask"]["f1"] == log["held_out"]["after"]["ask"]["f1"]
+    assert note not in multitask_result(scored)

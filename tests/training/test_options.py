@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from hf_longattn.cli.train import train
+from hf_longattn.cli.train import evaluate, train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.naming import PREDICTIONS
-from hf_longattn.tasks import load_task, task_names
+from hf_longattn.tasks import evaluated_tasks, load_task, task_names
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
@@ -62,6 +62,7 @@ STEPS = {"linearise": ["--transfer_steps", "2", "--finetune_steps", "2", "--held
 """How a task is told to take two steps; the others by --max_steps and --learning_rate."""
 FITTING = {"qa": ["--stride", "4", "--max_question_tokens", "4"], "seq2seq": ["--max_summary_length", "8"]}
 """What a task needs beside for so small a model."""
+EVALUATION = "--no_bf16 --disable_tqdm True --threads 1"
 LINE = """--no_bf16 --disable_tqdm True --threads 1 --warmup_steps 1 --gradient_accumulation_steps 1 --logging_steps 1 --batch_size 2
     --max_length 64 --save_strategy no"""
 
@@ -483,35 +484,40 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
     is_one_sentence(run.said, r"no checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
 
 
-@pytest.mark.parametrize("task", [task for task in task_names() if task != "linearise"])
-def test_a_model_is_scored_on_all_of_the_data_without_training(task: str, runner: Runner, models: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", evaluated_tasks())
+def test_an_evaluation_gives_the_scores_of_the_end_of_the_training(
+    task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     data = tmp_path / "data.jsonl"
+    source = {"multitask": ["--tasks", f"one=classify:{data}", f"two=classify:{data}"], "mlm": ["--text", data], "clm": ["--text", data]}
     validation = f"one={data} two={data}" if task == "multitask" else data
     code, first = runner(task, f"--validation {validation}")
     assert code == 0, first.said
     trained = shutil.copytree(tmp_path / "out", tmp_path / "trained")
     files = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    typed = f"--max_steps 0 --model {trained}"
-    code, run = runner(task, typed, output="scored")
-    assert code == 0, run.said
-    assert f"scoring {trained}\n" in run.said
-    assert run.said.splitlines()[-1] == f"written to {run.folder / 'scores.json'}"
-    assert run.batches == run.trainers == []
-    scores = json.loads((run.folder / "scores.json").read_text())
-    assert not [path for path in run.folder.rglob("*") if path.suffix in (".safetensors", ".bin", ".md")]
+    length = [] if task in ("ctc", "embed") else ["--max_length", "64"]
+    typed = ["--model", trained, *source.get(task, ["--data", data]), *length, *FITTING.get(task, []), *EVALUATION.split()]
+
+    def said(*more: object, code: int = 0) -> str:
+        capsys.readouterr()
+        assert evaluate(task, [str(word) for word in (*typed, *more)]) == code
+        return capsys.readouterr().err
+
+    scored = tmp_path / "scored"
+    report = said("--output", scored)
+    assert f"scoring {trained}\n" in report
+    assert report.splitlines()[-1] == f"written to {scored / 'scores.json'}"
+    scores = json.loads((scored / "scores.json").read_text())
+    assert not [path for path in scored.rglob("*") if path.suffix in (".safetensors", ".bin", ".md")]
     assert files == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert before(scores) is None
     assert held_out_count(scores) >= 10
     assert numbers_of(scores) == pytest.approx(numbers_of(json.loads((trained / "training_log.json").read_text())), rel=1e-4)
-    code, again = runner(task, typed, output="scored")
-    assert code == 1
-    is_one_sentence(again.said, "holds scores already; give another --output, or add --overwrite")
-    assert runner(task, f"{typed} --overwrite", output="scored")[0] == 0
-    code, again = runner(task, typed)
-    assert code == 1
-    is_one_sentence(again.said, "holds a model; give another --output for the scores")
+    is_one_sentence(said("--output", scored, code=1), "holds scores already; give another --output, or add --overwrite")
+    said("--output", scored, "--overwrite")
+    is_one_sentence(said("--output", tmp_path / "out", code=1), "holds a model; give another --output for the scores")
 
 
 def numbers_of(log: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LengthError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.qa import (
     QA,
@@ -49,7 +51,7 @@ from hf_longattn.training.tasks.qa import (
 )
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.grids import quickly
-from tests.training.conftest import FAST
+from tests.training.conftest import FAST, SCORED
 
 
 @pytest.fixture
@@ -165,6 +167,24 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, d
     resumed = run("parts", save_steps=2, resume=True)
     assert losses(resumed) == losses(whole)
     assert len(losses(whole)) >= 6
+
+
+def test_the_card_counts_inputs_and_the_minutes_of_all_sessions(
+    checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count()  # half a minute each
+    monkeypatch.setattr("hf_longattn.training.trainer.time", SimpleNamespace(monotonic=lambda: 30.0 * next(looks)))
+    given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_length": 96, "stride": 16}
+    first = finetune_qa(*build_arguments(QA, **given, max_steps=2, save_steps=1, **FAST))
+    inputs = len(to_features(load_qa(data), load_qa_model(checkpoint)[1], QAFormat(96, 16)))
+    assert inputs > 16
+    assert first["held_out_loss"]["n"] == inputs
+    assert f"after ({inputs} inputs)." in describe_qa_training(first)
+    minutes = next(entry["minutes"] for entry in first["history"] if "train_runtime" in entry)
+    again = finetune_qa(*build_arguments(QA, **given, max_steps=2, save_steps=1, resume=True, **FAST))  # which has no step left
+    sentence = re.match(r"2 steps in ([\d.]+) minutes", describe_qa_training(again))
+    assert sentence is not None
+    assert float(sentence[1]) >= minutes > 1.0
 
 
 def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,8 +402,8 @@ def test_a_model_is_scored_with_its_own_threshold(checkpoint: str, data: str, tm
     config = AutoConfig.from_pretrained(model)
     config.no_answer_threshold = 1e6
     config.save_pretrained(model)
-    given = {"model": model, "output_dir": str(tmp_path / "scored"), "data": [str(tmp_path / "some.jsonl")], "max_steps": 0}
-    log = finetune_qa(*build_arguments(QA, **given, **FAST))
+    given = {"model": model, "output_dir": str(tmp_path / "scored"), "data": [str(tmp_path / "some.jsonl")], **SCORED}
+    log = finetune_qa(*build_arguments(evaluation_arguments(QA), **given))
     assert (log["held_out"]["after"]["HasAns_f1"], log["held_out"]["after"]["NoAns_f1"]) == (0.0, 100.0)
     assert set(json.loads((tmp_path / "scored" / "predictions.json").read_text()).values()) == {""}
     assert "best on these" not in qa_table(log)
@@ -409,6 +429,16 @@ def test_an_evaluation_scores_the_questions_that_it_is_given_row_by_row(
     assert trainer.evaluate(none)["eval_n"] == 3
     assert trainer.threshold == threshold
     assert trainer.evaluate() == own
+
+
+def test_an_evaluation_marks_the_question_as_the_training_did(checkpoint: str, data: str, tmp_path: Path) -> None:
+    convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
+    given = {"output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
+    trained = finetune_qa(*build_arguments(QA, model=str(tmp_path / "long"), **given, max_steps=1, global_question=False, **FAST))
+    arguments = build_arguments(
+        evaluation_arguments(QA), model=str(tmp_path / "out"), output_dir=str(tmp_path / "s"), data=[data], **SCORED
+    )
+    assert finetune_qa(*arguments)["held_out_loss"]["after"] == pytest.approx(trained["held_out_loss"]["after"], abs=1e-6)
 
 
 def hotpot_rows() -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from hf_longattn.data.batching import ChoiceCollator
 from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choices, read_joint, to_candidates, to_choices
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import held_back, read_source
+from hf_longattn.data.sources import each_part, held_back, read_source
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -103,14 +103,15 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
     _, tokenizer = load_start(model_args.model, "candidates" if joint else "multiple choice", known)
     data, held = held_back(data_args, partial(read_joint if joint else read_choices, named=data_args.named_columns), training_args.seed)
     if joint:
-        model, tokenizer = load_candidate_model(model_args.model, tokenizer)
+        model, tokenizer = load_candidate_model(model_args.model, tokenizer, complete=training_args.only_scores)
         encode = partial(to_candidates, truncate=data_args.long_documents == "truncate")
     else:
-        model = load_head(AutoModelForMultipleChoice, model_args.model, tokenizer)
-        carry_question(model, tokenizer)
+        model = load_head(AutoModelForMultipleChoice, model_args.model, tokenizer, complete=training_args.only_scores)
+        if not training_args.only_scores:
+            carry_question(model, tokenizer)
         encode = partial(to_choices, question_first=getattr(model.config, "question_separator_id", None) is not None)
     length = input_length(model, tokenizer, data_args.max_length)
-    rows, held_out = (encode(part, tokenizer, length) for part in (data, held))
+    rows, held_out = each_part(lambda part: encode(part, tokenizer, length), data, held)
     training_args.remove_unused_columns = False
     trainer = (CandidateTrainer if joint else TimedTrainer)(
         model,
@@ -161,4 +162,4 @@ def choice_result(log: dict[str, Any]) -> str:
     return held_out_in_words(log["held_out"], lambda scores: score_in_words(scores, "accuracy"), "question")
 
 
-TASK = Task(arguments=CHOICE, train=finetune_choice, result=choice_result)
+TASK = Task(arguments=CHOICE, train=finetune_choice, result=choice_result, evaluation="Score the choices of answers about long documents.")

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForVideoClassification,
     EvalPrediction,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
@@ -42,14 +43,14 @@ from hf_longattn.data.pictures import (
     count_transparent,
     load_labelled_pictures,
 )
-from hf_longattn.data.sources import DataError, class_names, held_back, load_labelled
+from hf_longattn.data.sources import DataError, each_part, held_back, load_labelled
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import config_with_head, label_config, load_head, load_start
+from hf_longattn.training.loading import config_with_head, load_classifier, load_start
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -74,6 +75,7 @@ class ClassificationDataArguments(LabelledDataArguments):
     """Documents, pages, pictures or recordings to classify."""
 
     shape: ClassVar[str] = "a labelled file"
+    training_only: ClassVar[tuple[str, ...]] = ("augmentation", "packing")
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
@@ -160,13 +162,14 @@ def finetune_classification(
     """
     run = prepare_run(model_args, data_args, training_args)
     reader = data_args.reader
-    config, processor = reader.load_start(model_args.model)
-    train_rows, held_rows = read_labelled(data_args, training_args.seed)
-    names = class_names(label_names(train_rows, held_rows), config)
-    classes = {**label_config(names), "problem_type": "single_label_classification"}
-    model = reader.load_model(model_args.model, processor, classes)
+    _, processor = reader.load_start(model_args.model)
+    parts = read_labelled(data_args, training_args.seed)
+    tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
+    labels, complete = label_names(*parts), training_args.only_scores
+    problem = {"problem_type": "single_label_classification"}
+    model, names = load_classifier(reader.head, model_args.model, tokenizer, labels, complete=complete, **problem)
     training_args.remove_unused_columns = False
-    inputs = reader.inputs(model, processor, (train_rows, held_rows), names, data_args, training_args)
+    inputs = reader.inputs(model, processor, parts, names, data_args, training_args)
     trainer = ClassificationTrainer(
         model,
         training_args,
@@ -204,6 +207,7 @@ class Texts:
     """Documents, and models that read them."""
 
     kind, unit, content, column = "texts", "document", "text", "text_column"
+    head = AutoModelForSequenceClassification
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and tokenizer of a checkpoint.
@@ -216,10 +220,6 @@ class Texts:
             raise OptionError(f"the tokenizer of {name!r} reads words with their {word_argument(start[1])}: add --layout")
         return start
 
-    def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
-        """The model with a head for these classes."""
-        return load_head(AutoModelForSequenceClassification, name, processor, **classes)
-
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The documents of a source, with the names of their labels."""
         return load_labelled(source, split=split, text_column=args.text_column, label_column=args.label_column)
@@ -231,8 +231,8 @@ class Texts:
         length = input_length(model, processor, args.max_length)
         no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
         pack = chosen_packing(model, args.packing, training_args, no_pooling)
-        documents, held_out = (self.documents(model, data, processor, length, names) for data in rows)
-        counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
+        documents, held_out = each_part(lambda data: self.documents(model, data, processor, length, names), *rows)
+        counts = {"train": len(documents), "held_out": len(held_out), "cut": sum(map(_cut, {documents, held_out}))}
         log = {"input_length": length, "packed": pack, "documents": counts}
         page = self.columns(model)
         unpacked = DocumentCollator(processor, page=page)  # several processes gather a row for each document
@@ -298,10 +298,6 @@ class Files:
         """Config and processor of a checkpoint."""
         return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_part(self.processor, name, "processor")
 
-    def load_model(self, name: str, processor: Any, classes: Mapping[str, Any]) -> PreTrainedModel:
-        """The model with a head for these classes."""
-        return load_head(self.head, name, None, **classes)
-
 
 class Pictures(Files):
     """Pictures, and models that read them."""
@@ -326,7 +322,7 @@ class Pictures(Files):
             raise OptionError("tokens_per_batch counts the tokens of texts, and pictures have as many each; give --batch_size instead")
         training_args.train_sampling_strategy = "random"
         size = checked_size(model, processor, rows[0][0])
-        transparent = sum(map(count_transparent, rows))
+        transparent = sum(map(count_transparent, set(rows)))
         collator = PictureCollator(processor, names, augmentation_of(args.augmentation, size), training_args.seed)
         counts = {"train": len(rows[0]), "held_out": len(rows[1]), "transparent": transparent}
         log = {"input_size": list(size), "augmented": collator.augmentation is not None, "pictures": counts}
@@ -372,7 +368,7 @@ class Videos(Files):
         training_args.train_sampling_strategy = "random"
         collator = VideoCollator.of(model, processor, names)
         size = checked_frames(model, collator, rows[0]["video"][0])
-        for place in (place for data in rows for place in data["video"]):  # before the training
+        for place in (place for data in set(rows) for place in data["video"]):  # before the training
             collator.pixels(place)
         counts = {"train": len(rows[0]), "held_out": len(rows[1])}
         return Inputs(*rows, collator, collator, {"input_size": list(size), "videos": counts})
@@ -411,7 +407,7 @@ class Recordings(Files):
         if training_args.tokens_per_batch:
             raise OptionError("tokens_per_batch counts the tokens of texts; give --batch_size for recordings instead")
         hearing = Hearing(processor, args.resample, args.mono)
-        train_rows, held_out = (with_lengths(data, hearing) for data in rows)
+        train_rows, held_out = each_part(lambda data: with_lengths(data, hearing), *rows)
         longest = max(map(max, (train_rows["length"], held_out["length"]))) / hearing.sampling_rate
         converted, read = getattr(model.config, "long_max_length", None), getattr(processor, "max_length", None)
         if converted is not None and converted != read:
@@ -420,7 +416,7 @@ class Recordings(Files):
                 f"{converted}; set max_length in its preprocessor_config.json to that"
             )
         most = hearing.most_samples
-        cut = 0 if most is None else sum(length > most for data in (train_rows, held_out) for length in data["length"])
+        cut = 0 if most is None else sum(length > most for data in {train_rows, held_out} for length in data["length"])
         counts = {"train": len(train_rows), "held_out": len(held_out), "cut": cut}
         log = {
             "longest_seconds": longest, "read_seconds": None if most is None else most / hearing.sampling_rate, "recordings": counts,
@@ -489,8 +485,8 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
     reader = args.reader
     train, held_out = held_back(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
     if not len(held_out):
-        raise DataError(f"there is no {reader.content} in {args.validation}")
-    if len(set(train["label"])) < 2:
+        raise DataError(f"there is no {reader.content} in {args.validation or ', '.join(args.data)}")
+    if not args.only_scores and len(set(train["label"])) < 2:
         raise DataError(
             f"all {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
             if len(train) else f"there is no {reader.content} in {', '.join(args.data)}"
@@ -533,4 +529,9 @@ def _in_words(scores: Scores) -> str:
     return f"{score_in_words(scores, 'accuracy')}, {score_in_words(scores, 'macro_f1')}"
 
 
-TASK = Task(arguments=CLASSIFICATION, train=finetune_classification, result=describe_classification_result)
+TASK = Task(
+    arguments=CLASSIFICATION,
+    train=finetune_classification,
+    result=describe_classification_result,
+    evaluation="Score the classes of documents, pages, pictures, videos or recordings.",
+)

@@ -26,4 +26,4 @@ class CLMDataArguments(LMDataArguments):
 
 
 CLM = (CLMModelArguments, CLMDataArguments, TextTrainingArguments)
-TASK = Task(arguments=CLM, train=finetune_lm, result=describe_lm_result)
+TASK = Task(arguments=CLM, train=finetune_lm, result=describe_lm_result, evaluation="Score the predictions of next tokens.")

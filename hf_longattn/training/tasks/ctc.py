@@ -29,7 +29,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging
 
 from hf_longattn.data.audio import EXTRA, Hearing
-from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.data.sources import DataError, each_part, held_back
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.transcripts import (
     UNKNOWN,
@@ -61,6 +61,8 @@ logger = logging.get_logger(LOGGER)
 class CTCModelArguments(ModelArguments):
     """What a training starts from, and what of it is trained."""
 
+    training_only: ClassVar[tuple[str, ...]] = ("freeze_feature_encoder",)
+
     freeze_feature_encoder: bool = argument(
         True, "Do not train the convolutions over samples, where the model has some; turn it off to train from random weights."
     )
@@ -71,6 +73,7 @@ class CTCDataArguments(LabelledDataArguments):
     """Utterances with transcripts, and how they become inputs."""
 
     shape: ClassVar[str] = "a table of recordings and transcripts"
+    training_only: ClassVar[tuple[str, ...]] = ("new_vocabulary",)
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: a folder with metadata.csv or .jsonl (file_name, transcription), a folder "
@@ -146,11 +149,11 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     extractor = load_part(AutoFeatureExtractor, model_args.model)
     parts = read_utterances(data_args, training_args.seed)
     tokenizer = vocabulary(model_args.model, config, data_args, [text for part in parts for text in part["text"]])
-    cleaned = [with_texts(part, without_unknown(part["text"], tokenizer, data_args.unknown_characters)) for part in parts]
+    cleaned = each_part(lambda part: with_texts(part, without_unknown(part["text"], tokenizer, data_args.unknown_characters)), *parts)
     model = load_ctc(model_args, tokenizer, data_args.new_vocabulary)
     hearing = Hearing(extractor, data_args.resample, data_args.mono)
-    (rows, left_out), (held_out, held_left_out) = (
-        to_utterances(part, tokenizer, hearing, lambda length: output_frames(model, length), data_args.max_seconds) for part in cleaned
+    (rows, left_out), (held_out, held_left_out) = each_part(
+        lambda part: to_utterances(part, tokenizer, hearing, lambda length: output_frames(model, length), data_args.max_seconds), *cleaned
     )
     for name, part in ((", ".join(data_args.data), rows), (data_args.validation or ", ".join(data_args.data), held_out)):
         if not len(part):
@@ -173,7 +176,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
         "vocabulary": len(tokenizer),
         "utterances": {"train": len(rows), "held_out": len(held_out)},
         "seconds": {"train": sum(rows["seconds"]), "held_out": sum(held_out["seconds"]), "longest": max(rows["seconds"])},
-        "left_out": {reason: names + held_left_out[reason] for reason, names in left_out.items()},
+        "left_out": {reason: list(dict.fromkeys(names + held_left_out[reason])) for reason, names in left_out.items()},
         "held_out": {"before": before, "after": after},
     }
     return save_run(trainer, run, log, describe_ctc)
@@ -228,7 +231,7 @@ def processor_of(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrained
 def load_ctc(args: CTCModelArguments, tokenizer: PreTrainedTokenizerBase, is_new: bool) -> PreTrainedModel:
     """The model, with a new head for a new vocabulary; its loss is the mean over utterances of the loss by label."""
     head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} if is_new else {}
-    model = load_head(AutoModelForCTC, args.model, None, ctc_loss_reduction="mean", **head)
+    model = load_head(AutoModelForCTC, args.model, None, complete=args.only_scores, ctc_loss_reduction="mean", **head)
     if args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     return model
@@ -285,4 +288,4 @@ def ctc_result(log: dict[str, Any]) -> str:
     return "\n".join([ctc_scores(log), *left_out])
 
 
-TASK = Task(arguments=CTC, train=finetune_ctc, result=ctc_result, extras=(EXTRA,))
+TASK = Task(arguments=CTC, train=finetune_ctc, result=ctc_result, evaluation="Score transcripts of speech.", extras=(EXTRA,))

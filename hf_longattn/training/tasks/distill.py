@@ -121,7 +121,7 @@ def distill_student(
         )
     run = prepare_run(model_args, data_args, training_args)
     student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
-    teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective)
+    teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
     if student.config.vocab_size != teacher.config.vocab_size:
         raise OptionError(
             f"the student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}; both must read the same"

@@ -43,7 +43,7 @@ OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
 class EmbedModelArguments(ModelArguments):
     """A model of embeddings, or a reranker."""
 
-    reranker: bool = argument(False, "Train a cross-encoder that scores a query and a document together, in place of embeddings.")
+    reranker: bool = argument(False, "A cross-encoder that scores a query and a document together, in place of embeddings.")
 
 
 @dataclass
@@ -51,6 +51,7 @@ class EmbedDataArguments(LabelledDataArguments):
     """Pairs of texts that belong together."""
 
     shape: ClassVar[str] = "a file of pairs"
+    training_only: ClassVar[tuple[str, ...]] = ("max_length",)
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
@@ -256,7 +257,10 @@ def reranking_trainer(
             self.rows.append((mrr, ndcg))
             return mrr, ndcg, precision
 
-    model = load_sentence_model(CrossEncoder, model_args.model, num_labels=1, device=str(args.device))
+    size: dict[str, Any] = {"complete": True} if args.only_scores else {"num_labels": 1}
+    model = load_sentence_model(CrossEncoder, model_args.model, device=str(args.device), **size)
+    if model.num_labels != 1:
+        raise CheckpointError(f"{model_args.model!r} has {model.num_labels} outputs, and a reranker has 1; take a reranker")
     cut = training_length(model, data_args)
     relevant = relevant_texts(data, held)
     samples = reranking(held, relevant, args.seed)
@@ -315,4 +319,10 @@ def _in_words(scores: Scores) -> str:
     return ", ".join(score_in_words(scores, name) for name in PERCENT if name in scores)
 
 
-TASK = Task(arguments=EMBED, train=finetune_embeddings, result=embeddings_result, extras=("sentence",))
+TASK = Task(
+    arguments=EMBED,
+    train=finetune_embeddings,
+    result=embeddings_result,
+    evaluation="Score the embeddings of documents, or a reranker.",
+    extras=("sentence",),
+)

@@ -21,4 +21,4 @@ class MLMDataArguments(LMDataArguments):
 
 
 MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)
-TASK = Task(arguments=MLM, train=finetune_lm, result=describe_lm_result)
+TASK = Task(arguments=MLM, train=finetune_lm, result=describe_lm_result, evaluation="Score the predictions of masked tokens.")

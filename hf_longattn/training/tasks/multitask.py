@@ -1,7 +1,7 @@
 """Train one backbone with several named heads.
 
 A batch is of one task, drawn by the tasks' sizes and a temperature. The result is one checkpoint, whose heads load singly
-(:func:`load_multitask_head`).
+(:func:`~hf_longattn.training.modalities.load_multitask_head`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -30,13 +30,13 @@ from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
+from hf_longattn.data.sources import each_part
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, in_a_line, nearest
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
-from hf_longattn.loading import load_config, load_model
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.grid_rule import image_size
 from hf_longattn.modeling.inference.optimize import evaluating
@@ -44,8 +44,9 @@ from hf_longattn.modeling.multimodal import ImageInput
 from hf_longattn.modeling.run.losses import label_count
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import label_config
-from hf_longattn.training.modalities import LOADERS, Start, load_multimodal_start
+from hf_longattn.training.evaluation import evaluation_class
+from hf_longattn.training.loading import labels_of
+from hf_longattn.training.modalities import Start, load_multimodal_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.tasks.classify import NO_LENGTH, ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.qa import QADataArguments, read_questions
@@ -76,6 +77,8 @@ Scores = dict[str, float]
 class MultiTaskModelArguments(ModelArguments):
     """What a training starts from, and the embedders that a model of texts gets for pictures and recordings."""
 
+    training_only: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", "patch_order", "mel_bins", "frame_stride")
+
     image_size: list[int] = argument(
         [], "Height and width of the pictures (one number: both), for a model of texts that is to read pictures; the converted model's own "
         "image processor resizes them."
@@ -100,6 +103,8 @@ class MultiTaskModelArguments(ModelArguments):
 class MultiTaskDataArguments(DataArguments):
     """The data of several tasks."""
 
+    training_only: ClassVar[tuple[str, ...]] = ("validation",)
+
     tasks: list[str] = argument(
         [], "Two or more NAME=KIND:DATA; KIND is classify, tokens, qa, images or audio, DATA as for that task (images and audio: as for "
         "classify), for example topic=classify:reviews.csv ask=qa:mandarjoshi/trivia_qa:rc."
@@ -115,10 +120,12 @@ class MultiTaskDataArguments(DataArguments):
 
     def check(self) -> None:
         super().check()
-        if len(self.tasks) < 2 and not self.task_file:
-            raise OptionError("multitask needs two tasks or more; add --tasks NAME=KIND:DATA NAME=KIND:DATA, or --task_file FILE.yaml")
-        if len(tasks := self.task_data()) < 2:
-            raise OptionError(f"multitask needs two tasks or more, not {', '.join(tasks) or 'none'}; add another to {self.task_file}")
+        least, count = (1, "a task") if self.only_scores else (2, "two tasks or more")
+        if len(self.tasks) < least and not self.task_file:
+            example = " ".join(["NAME=KIND:DATA"] * least)
+            raise OptionError(f"multitask needs {count}; add --tasks {example}, or --task_file FILE.yaml")
+        if len(tasks := self.task_data()) < least:
+            raise OptionError(f"multitask needs {count}, not {', '.join(tasks) or 'none'}; add another to {self.task_file}")
 
     def named_tasks(self) -> dict[str, tuple[str, str, str]]:
         """Kind, data and validation ("" for none) of each task of ``tasks``, by its name.
@@ -151,16 +158,15 @@ class MultiTaskDataArguments(DataArguments):
             MissingExtraError: a library that reads its data is not installed.
         """
         entries: dict[str, dict[str, Any]] = {
-            name: {"kind": kind, "data": data, "validation": validation} for name, (kind, data, validation) in self.named_tasks().items()
+            name: {"kind": kind, "data": data, "validation": validation or None}
+            for name, (kind, data, validation) in self.named_tasks().items()
         }
         for name, entry in read_task_file(self.task_file).items() if self.task_file else ():
             if name in entries:
                 raise OptionError(f"the task {name!r} is in --tasks and in {self.task_file}; leave one of both out")
             entries[name] = entry
         shared = {name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples")}
-        tasks = {name: (entry["kind"], task_arguments(name, {**shared, **entry})) for name, entry in entries.items()}
-        for _, arguments in tasks.values():
-            arguments.only_scores = self.only_scores
+        tasks = {name: (entry["kind"], task_arguments(name, {**shared, **entry}, self.only_scores)) for name, entry in entries.items()}
         return tasks
 
 
@@ -189,24 +195,27 @@ def read_task_file(file: str) -> dict[str, dict[str, Any]]:
     return content
 
 
-def task_arguments(name: str, entry: Mapping[str, Any]) -> Any:
+def task_arguments(name: str, entry: Mapping[str, Any], only_scores: bool = False) -> Any:
     """The data arguments of a task: those of the command for this task alone.
 
     Args:
         name: the task's.
         entry: ``kind``, ``data`` and further options by their names.
+        only_scores: of `longattn evaluate`.
 
     Raises:
         OptionError: an option that does not exist, or a value that the task refuses.
     """
     arguments, always = DATA_OF[entry["kind"]]
-    values = {key: value for key, value in entry.items() if key != "kind"}
+    if only_scores:
+        arguments = evaluation_class(arguments)
+    values = {key: value for key, value in entry.items() if key != "kind" and value is not None}
     known = [field.name for field in fields(arguments) if field.init and field.name not in WITHOUT_EFFECT]
     if unknown := next((key for key in values if key not in known), None):
         raise OptionError(f"the task {name!r} has no option {unknown!r}; its options are {', '.join(known)}.{nearest(unknown, known)}")
     values["data"] = [values["data"]] if isinstance(values.get("data"), str) else list(values.get("data") or [])
     try:
-        return arguments(**{key: value for key, value in values.items() if value is not None}, **always)
+        return arguments(**values, **always)
     except OptionError as error:
         raise OptionError(f"the task {name!r}: {error}") from error
 
@@ -422,11 +431,18 @@ class MultiTaskTrainer(MeasuringTrainer):
         return {**scores_by_metric, "mean": sum(main_scores) / len(main_scores)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        heads = {name: {"kind": task.kind, "labels": _labels(task.model), **task.settings} for name, task in self.tasks.items()}
+        heads = {name: head_entry(task) for name, task in self.tasks.items()}
         self.accelerator.unwrap_model(self.model).config.multitask_heads = heads
         super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
             self.accelerator.unwrap_model(self.model).config.save_pretrained(output_dir or self.args.output_dir)
+
+
+def head_entry(task: TaskHead) -> dict[str, Any]:
+    """What ``multitask_heads`` of the saved config says of a task; see :func:`~hf_longattn.training.modalities.load_multitask_head`."""
+    config = task.model.config
+    rule = {"question_separator_id": config.question_separator_id} if hasattr(config, "question_separator_id") else {}
+    return {"kind": task.kind, "labels": labels_of(config), **rule, **task.settings}
 
 
 def finetune_multitask(
@@ -439,9 +455,8 @@ def finetune_multitask(
     """
     run = prepare_run(model_args, data_args, training_args)
     task_data = data_args.task_data()
-    start = load_multimodal_start(
-        model_args.model, {kind for kind, _ in task_data.values()}, new_images(model_args), model_args.mel_bins, model_args.frame_stride
-    )
+    kinds, embedders = {kind for kind, _ in task_data.values()}, (new_images(model_args), model_args.mel_bins, model_args.frame_stride)
+    start = load_multimodal_start(model_args.model, kinds, *embedders, only_scores=training_args.only_scores)
     tokenizer = start.tokenizer
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     build: dict[str, Callable[..., TaskHead]] = {
@@ -451,7 +466,7 @@ def finetune_multitask(
         "images": _pictures,
         "audio": _recordings,
     }
-    tasks = {name: build[kind](run, start, data) for name, (kind, data) in task_data.items()}
+    tasks = {name: build[kind](name, run, start, data) for name, (kind, data) in task_data.items()}
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
     training_args.remove_unused_columns, training_args.ddp_find_unused_parameters = False, True
     processors = tokenizer if start.model is None else start.processors
@@ -473,67 +488,34 @@ def new_images(args: MultiTaskModelArguments) -> ImageInput | None:
     return ImageInput((height, width), args.patch_size, order=args.patch_order)
 
 
-def load_multitask_head(name: str, head: str) -> PreTrainedModel:
-    """One head of a checkpoint of ``longattn train multitask`` with the backbone, as an ordinary model.
-
-    Args:
-        name: a folder or a Hub name.
-        head: the task's name.
-
-    Raises:
-        OptionError: the checkpoint has no such head.
-    """
-    heads = getattr(load_config(name), "multitask_heads", {})
-    if head not in heads:
-        raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
-    entry = heads[head]
-    classes = label_config(entry["labels"])
-    loader: Any = LOADERS[entry["kind"]]
-    model = load_model(loader, name, elsewhere=("heads.",), key_mapping={rf"^heads\.{head}\.": ""}, **classes)
-    for key, value in entry.items():
-        if key not in ("kind", "labels"):
-            setattr(model.config, key, value)
-    return model
-
-
-def _labels(model: PreTrainedModel) -> list[str]:
-    return [model.config.id2label[number] for number in sorted(model.config.id2label)]
-
-
-def _classify(run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
-    texts, held_texts = read_labelled(data, run.training.seed)
-    names = label_names(texts, held_texts)
-    model = start.head("classify", **_classes(names))
+def _classify(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+    parts = read_labelled(data, run.training.seed)
+    model, names = start.head(name, "classify", label_names(*parts))
     length = input_length(start.reads_text(model), start.tokenizer, data.max_length or run.data.max_length)
-    rows, held_out = (to_documents(part, start.tokenizer, length, names) for part in (texts, held_texts))
+    rows, held_out = each_part(partial(to_documents, tokenizer=start.tokenizer, length=length, names=names), *parts)
     collator = DocumentCollator(start.tokenizer)
     return TaskHead("classify", model, rows, collator, _class_scores(model, held_out, collator, held_out["labels"], run))
 
 
-def _pictures(run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
-    return _files(run, start, data, "images", start.processors.image_processor)
+def _pictures(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+    return _files(name, run, start, data, "images", start.processors.image_processor)
 
 
-def _recordings(run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
-    task = _files(run, start, data, "audio", start.processors.feature_extractor)
+def _recordings(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+    task = _files(name, run, start, data, "audio", start.processors.feature_extractor)
     lengths = task.rows["length"]
     start.check_longest(Hearing(start.processors.feature_extractor, data.resample, data.mono), task.rows[lengths.index(max(lengths))])
     return task
 
 
-def _files(run: TaskArguments, start: Start, data: ClassificationDataArguments, kind: str, processor: Any) -> TaskHead:
+def _files(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments, kind: str, processor: Any) -> TaskHead:
     """A task whose inputs are files, read and fed as by ``longattn train classify``."""
     parts = read_labelled(data, run.training.seed)
-    names = label_names(*parts)
-    model = start.head(kind, **_classes(names))
+    model, names = start.head(name, kind, label_names(*parts))
     inputs = data.reader.inputs(model, processor, parts, names, data, run.training)
     labels = [names.index(label) for label in inputs.held_out["label"]]
     scores = _class_scores(model, inputs.held_out, inputs.eval_collator, labels, run)
     return TaskHead(kind, model, inputs.train, inputs.collator, scores, log=inputs.log)
-
-
-def _classes(names: list[str]) -> dict[str, Any]:
-    return {**label_config(names), "problem_type": "single_label_classification"}
 
 
 def _class_scores(model: PreTrainedModel, rows: Dataset, collator: Any, labels: Sequence[int], run: TaskArguments) -> Callable[[], Scores]:
@@ -548,12 +530,12 @@ def _class_scores(model: PreTrainedModel, rows: Dataset, collator: Any, labels: 
     return scores
 
 
-def _tokens(run: TaskArguments, start: Start, data: TokenDataArguments) -> TaskHead:
+def _tokens(name: str, run: TaskArguments, start: Start, data: TokenDataArguments) -> TaskHead:
     texts, held_texts = read_tagged(data, run.training.seed)
-    names = tag_names(texts, held_texts)
-    model = start.head("tokens", **label_config(names))
+    model, names = start.head(name, "tokens", tag_names(texts, held_texts))
     length = input_length(start.reads_text(model), start.tokenizer, data.max_length or run.data.max_length)
-    rows, held_out = (to_windows(part, start.tokenizer, length, data.stride, names) for part in (texts, held_texts))
+    encode = partial(to_windows, tokenizer=start.tokenizer, length=length, stride=data.stride, names=names)
+    rows, held_out = each_part(encode, texts, held_texts)
     collator, columns = TokenCollator(start.tokenizer), ["word_ids", "document"]
 
     def scores() -> Scores:
@@ -562,10 +544,12 @@ def _tokens(run: TaskArguments, start: Start, data: TokenDataArguments) -> TaskH
     return TaskHead("tokens", model, rows.remove_columns(columns), collator, scores)
 
 
-def _qa(run: TaskArguments, start: Start, data: QADataArguments) -> TaskHead:
+def _qa(name: str, run: TaskArguments, start: Start, data: QADataArguments) -> TaskHead:
     tokenizer = start.tokenizer
-    model = start.head("qa")
+    model, _ = start.head(name, "qa")
     carry_question(start.reads_text(model), tokenizer)
+    if not run.training.only_scores:
+        vars(model.config).pop("no_answer_threshold", None)  # of other weights
     length = input_length(start.reads_text(model), tokenizer, data.max_length or run.data.max_length)
     form = QAFormat(length, min(data.stride, length // 4))
     records, validation = read_questions(data, run.training.seed)
@@ -576,11 +560,12 @@ def _qa(run: TaskArguments, start: Start, data: QADataArguments) -> TaskHead:
         reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
         answers = reader.read(validation)
         results = score_answers(validation, answers)
-        if "best_f1_threshold" in results:  # of "no answer", tuned on these questions
-            task.settings["no_answer_threshold"] = results["best_f1_threshold"]
-            results = score_answers(validation, answers, results["best_f1_threshold"])
-        names = ("exact_match", "exact_match_se", "f1", "f1_se", "n", "best_f1_threshold")
-        return {name: results[name] for name in names if name in results}
+        tuned = None if run.training.only_scores else results.get("best_f1_threshold")  # of "no answer", on these questions
+        if tuned is not None:
+            task.settings["no_answer_threshold"] = tuned
+            results = score_answers(validation, answers, tuned)
+        named: Scores = {name: results[name] for name in ("exact_match", "exact_match_se", "f1", "f1_se", "n") if name in results}
+        return named if tuned is None else {**named, "best_f1_threshold": tuned}
 
     task.scores = scores
     return task
@@ -616,4 +601,4 @@ def multitask_result(log: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TASK = Task(arguments=MULTITASK, train=finetune_multitask, result=multitask_result)
+TASK = Task(arguments=MULTITASK, train=finetune_multitask, result=multitask_result, evaluation="Score heads of a backbone with several.")

@@ -57,8 +57,17 @@ from hf_longattn.modeling.attach.token_globals import carry_question, takes_glob
 from hf_longattn.private_apis import attention_implementation
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import check_reads_text
-from hf_longattn.training.results import compared_losses, counted, loss_in_words, plain_scores, score_in_words, sources_in_words
+from hf_longattn.training.loading import SPAN_LABELS, check_reads_text
+from hf_longattn.training.results import (
+    compared_losses,
+    counted,
+    end_of_training,
+    loss_in_words,
+    plain_scores,
+    score_in_words,
+    sources_in_words,
+    steps_of,
+)
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -70,6 +79,8 @@ QA_HEADS = ("auto", "span", "hotpot")
 @dataclass
 class QAModelArguments(ModelArguments):
     """What extractive question answering starts from, and is compared with."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("heads",)
 
     heads: str = argument(
         "auto", "span, hotpot (also yes and no answers and supporting sentences, as in Longformer) or auto (what the data have)."
@@ -93,6 +104,7 @@ class QADataArguments(LabelledDataArguments):
     """Questions about documents, and how documents become inputs."""
 
     shape: ClassVar[str] = "a SQuAD-shaped file"
+    training_only: ClassVar[tuple[str, ...]] = ("packing",)
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
@@ -164,10 +176,11 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     """
     run = prepare_run(model_args, data_args, training_args)
     records, validation = read_questions(data_args, training_args.seed)
-    model, tokenizer = load_qa_model(model_args.model)
+    model, tokenizer = load_qa_model(model_args.model, complete=training_args.only_scores)
     stride = None if data_args.long_documents == "truncate" else data_args.stride
     form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
-    if model_args.heads == "hotpot" or (model_args.heads == "auto" and any(records["sentences"])):
+    has_sentences = model_args.heads == "auto" and any(records["sentences"])
+    if not training_args.only_scores and (model_args.heads == "hotpot" or has_sentences):
         attach_evidence(model, tokenizer)
         model.config.evidence_paragraphs = supporting_paragraphs(records)
     page = pages_to_read(model, tokenizer, model_args, data_args, records, validation)
@@ -201,8 +214,8 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         reader=reader,
     )
     log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
-    before = train(trainer, run, lambda: (plain_scores(trainer.evaluate()), trainer.scores))
-    after = plain_scores(trainer.evaluate()), trainer.scores
+    before = train(trainer, run, lambda: (trainer.losses(), trainer.scores))
+    after = trainer.losses(), trainer.scores
     log["held_out_loss"] = compared_losses(None if before is None else before[0], after[0])
     log["held_out"] = {"before": None if before is None else before[1], "after": after[1]}
     if trainer.threshold is not None:
@@ -321,6 +334,11 @@ class QATrainer(TimedTrainer):
         numbered_answers = gather_object(list(zip(mine, self.reader.read(records.select(mine)), strict=True)))
         return [answer for _, answer in sorted(numbered_answers, key=lambda pair: pair[0])]
 
+    def losses(self) -> dict[str, Any]:
+        """The scores of an evaluation, with ``n``, the number of inputs that the loss is the mean of."""
+        scores = plain_scores(self.evaluate())
+        return {**scores, "n": sum(len(answer.losses) for answer in self.given_answers)}
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
         answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on the trainer's own data; of a model that is
@@ -392,11 +410,11 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
 
 def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
     """What a model card says about a run: its length, the arguments that were given, the held-out loss, and scores."""
-    settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
+    settings = log["settings"]
     unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
     changed = {k: v for k, v in without_folders(settings).items() if k not in unsaid}
-    minutes = last.get("train_runtime", 0.0) / 60
-    lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `{command}`, on {sources_in_words(settings)}:", ""]
+    minutes = end_of_training(log).get("minutes", 0.0)
+    lines = [f"{steps_of(log)} in {minutes:.1f} minutes with `{command}`, on {sources_in_words(settings)}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]
     if "held_out" in log:
         source = f"`{changed['validation']}`" if "validation" in settings else "held-out questions"
@@ -423,7 +441,7 @@ def qa_table(log: dict[str, Any]) -> str:
         scores = log["baseline"]
         shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1", "anls") if name in scores)
         lines.append(f"{public_name(log['settings']['baseline'])} in windows of {scores['input_length']}: {shown}")
-    if "best_f1_threshold" in after and log["settings"].get("max_steps") != 0:
+    if "best_f1_threshold" in after and end_of_training(log):
         lines.append(
             f'each with the threshold of "no answer" that is best on these very questions (now {after["best_f1_threshold"]:.2f}), so '
             "somewhat higher than on others"
@@ -435,17 +453,20 @@ def qa_table(log: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer.
+def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model with a question-answering head in float32, and its fast tokenizer.
 
     The tokenizer pads on the right, so that answers keep their positions.
+
+    Args:
+        complete: refuse a checkpoint without the head; otherwise it is new, and must be trained.
     """
     config = load_config(name)
     check_reads_text(config, name)
     kind = config.model_type
     of_pages = kind in MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES and kind not in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
     loader = AutoModelForDocumentQuestionAnswering if of_pages else AutoModelForQuestionAnswering
-    model: PreTrainedModel = load_model(loader, name, elsewhere=("evidence.",))
+    model: PreTrainedModel = load_model(loader, name, complete=complete, elsewhere=("evidence.",), **SPAN_LABELS)
     tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     if getattr(model.config, "has_evidence_heads", False):
         with loading_errors(name):
@@ -479,9 +500,9 @@ def format_for(
         OptionError: a global question is requested for a model without global tokens.
     """
     length, question = input_length(model, tokenizer, data_args.max_length), data_args.max_question_tokens
-    if model_args.global_question is False:
-        if getattr(model.config, "question_separator_id", None) is not None:
-            model.config.question_separator_id = None
+    if model_args.global_question is False and getattr(model.config, "question_separator_id", None) is not None:
+        model.config.question_separator_id = None
+    if not model_args.global_question and (model_args.global_question is False or model_args.only_scores):  # as its config says
         return QAFormat(length, max_question_tokens=question)
     chosen_by_model = carry_question(model, tokenizer)
     if model_args.global_question and not takes_globals(model):
@@ -489,4 +510,4 @@ def format_for(
     return QAFormat(length, None, bool(model_args.global_question) and not chosen_by_model, question)
 
 
-TASK = Task(arguments=QA, train=finetune_qa, result=qa_table)
+TASK = Task(arguments=QA, train=finetune_qa, result=qa_table, evaluation="Score answers to questions about long documents.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 from hf_longattn.data.batching import SummaryCollator
 from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import held_back
+from hf_longattn.data.sources import each_part, held_back
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
@@ -57,6 +58,7 @@ class Seq2SeqDataArguments(LabelledDataArguments):
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
     """``Seq2SeqTrainingArguments`` of summarisation."""
 
+    evaluation_options: ClassVar[tuple[str, ...]] = ("predict_with_generate", "generation_num_beams", "generation_max_length")
     without_effect: ClassVar[tuple[str, ...]] = ("neftune_noise_alpha",)  # encoders of BART's family do not read the shared embedding
 
     predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
@@ -92,11 +94,12 @@ def finetune_seq2seq(
     _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
     columns = data_args.text_column, data_args.summary_column
     data, held = held_back(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
-    model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer)
+    model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer, complete=training_args.only_scores)
     write_in_one_language(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.generation_max_length = training_args.generation_max_length or data_args.max_summary_length
-    rows, held_out = (to_summaries(part, tokenizer, data_args.prefix, length, data_args.max_summary_length) for part in (data, held))
+    limits = {"length": length, "summary_length": data_args.max_summary_length}
+    rows, held_out = each_part(partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, **limits), data, held)
     training_args.remove_unused_columns = False
 
     def written(ids: Any) -> list[str]:
@@ -167,4 +170,4 @@ def _in_words(scores: Scores) -> str:
     return f"{loss}, ROUGE-1/2/L {rouge} %" if rouge else loss
 
 
-TASK = Task(arguments=SEQ2SEQ, train=finetune_seq2seq, result=seq2seq_result)
+TASK = Task(arguments=SEQ2SEQ, train=finetune_seq2seq, result=seq2seq_result, evaluation="Score summaries of long documents.")

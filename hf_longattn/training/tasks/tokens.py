@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, ch
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns
-from hf_longattn.data.sources import DataError, class_names, held_back
+from hf_longattn.data.sources import DataError, each_part, held_back
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
@@ -29,7 +30,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.entities import is_iob1
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.loading import label_config, load_head, load_start
+from hf_longattn.training.loading import load_classifier, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -41,6 +42,7 @@ class TokenDataArguments(LabelledDataArguments):
     """Documents whose words are tagged, and how they become inputs."""
 
     shape: ClassVar[str] = "a tagged file"
+    training_only: ClassVar[tuple[str, ...]] = ("packing",)
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
@@ -97,10 +99,11 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         tokenizer = for_words(tokenizer, model_args.model)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     texts, held_texts = read_tagged(data_args, training_args.seed, data_args.boxes_column if columns else None)
-    names = class_names(tag_names(texts, held_texts), config)
-    model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **label_config(names))
+    tags, complete = tag_names(texts, held_texts), training_args.only_scores
+    model, names = load_classifier(AutoModelForTokenClassification, model_args.model, tokenizer, tags, complete=complete)
     length = input_length(model, tokenizer, data_args.max_length)
-    rows, held_out = (to_windows(data, tokenizer, length, data_args.stride, names, tuple(columns)) for data in (texts, held_texts))
+    encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names, page=tuple(columns))
+    rows, held_out = each_part(encode, texts, held_texts)
     pack = chosen_packing(model, data_args.packing, training_args)
     training_args.remove_unused_columns = False
     apart = ["word_ids", "document"]
@@ -135,7 +138,7 @@ def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None =
         args, lambda source, split: read_words(source, split, args.words_column, args.tags_column, places_column), seed
     )
     known = tag_names(data)
-    if len(known) < 2:
+    if len(known) < 2 and not args.only_scores:
         raise DataError(f"all words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn")
     return data, held_out
 
@@ -172,4 +175,4 @@ def tokens_result(log: dict[str, Any]) -> str:
     )
 
 
-TASK = Task(arguments=TOKENS, train=finetune_tokens, result=tokens_result)
+TASK = Task(arguments=TOKENS, train=finetune_tokens, result=tokens_result, evaluation="Score the tags of words in long documents.")

@@ -1,0 +1,71 @@
+"""The arguments of `longattn evaluate`: those of a task's training, without the options that only a training has.
+
+Importing this does not import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from hf_longattn.errors import OptionError
+from hf_longattn.tasks import Task
+from hf_longattn.training.args import argument
+
+Kinds = tuple[type[Any], type[Any], type[Any]]
+OPTIONS = "evaluation_options"
+"""The attribute of a class of arguments that lists the options of `longattn evaluate`."""
+REWORDED: dict[str, tuple[Any, Any]] = {
+    "model": (str, argument("", "Checkpoint to score: a folder or a Hub name, with its own head.")),
+    "split": (str, argument("validation", "Split to score, if the data have several.")),
+    "tasks": (list[str], argument(
+        [], "One or several NAME=KIND:DATA; NAME and KIND (classify, tokens, qa, images or audio) are of a head of the checkpoint, for "
+        "example topic=classify:test.csv."
+    )),
+    "output_dir": (str, argument(".", "Folder for scores.json and predictions, by default the current one.", ["--output"])),
+    "overwrite": (bool, argument(False, "Replace the scores of an earlier evaluation in output_dir.")),
+    "bf16": (bool, argument(True, "Score under bfloat16 autocast.")),
+}  # fmt: skip
+"""Options that mean something else than in a training -> their type and field."""
+
+
+def for_evaluation(task: Task) -> Task:
+    """A task with the arguments of `longattn evaluate`."""
+    return dataclasses.replace(task, arguments=evaluation_arguments(task.arguments))
+
+
+def evaluation_arguments(kinds: Kinds) -> Kinds:
+    """The classes of a task's arguments as `longattn evaluate` takes them."""
+    model, data, training = kinds
+    return evaluation_class(model), evaluation_class(data), evaluation_class(training)
+
+
+def training_options(kind: type[Any], inherited: Iterable[str] = ()) -> set[str]:
+    """The fields of a class of arguments that only a training has, also among those that it has ``inherited`` from undeclared classes."""
+    hidden, listed = ({name for base in kind.__mro__ for name in vars(base).get(names, ())} for names in ("training_only", OPTIONS))
+    return hidden | {field.name for field in dataclasses.fields(kind)}.union(inherited) - listed if listed else hidden
+
+
+def evaluation_class(kind: type[Any]) -> type[Any]:
+    """A class of arguments as `longattn evaluate` takes it; ``kind`` may be declared only.
+
+    It has the same fields, but the options of a training are not options: they have their defaults.
+    """
+    fields: list[Any] = []
+    hidden = training_options(kind)
+    for entry in dataclasses.fields(kind):
+        if entry.name in hidden:
+            default: Any = {"default": entry.default, "default_factory": entry.default_factory}
+            fields.append((entry.name, Any, dataclasses.field(**default, init=False)))
+        elif entry.name == "per_device_eval_batch_size":
+            fields.append((entry.name, int, argument(entry.default, entry.metadata["help"], ["--batch_size", "--batch-size"])))
+        elif entry.name in REWORDED:
+            fields.append((entry.name, *REWORDED[entry.name]))
+    title = kind._argument_group_name.replace("training", "evaluation")
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace={"only_scores": True, "_argument_group_name": title})
+
+
+def nothing_trained(command: str = "longattn evaluate TASK --model MODEL --data DATA") -> OptionError:
+    """The error for ``max_steps 0``; ``command`` scores the model."""
+    return OptionError(f"max_steps 0 trains nothing; to score a model, type {command}")

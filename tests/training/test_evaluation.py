@@ -1,0 +1,318 @@
+"""`longattn evaluate`: only what a checkpoint has is scored, with its own classes and under its own names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+    Wav2Vec2Model,
+)
+
+from hf_longattn.cli.train import evaluate, train
+from hf_longattn.data.qa_schemas import save_qa
+from hf_longattn.errors import OptionError
+from hf_longattn.tasks import evaluated_tasks
+from hf_longattn.training import load_multitask_head
+from hf_longattn.training.loading import label_config
+from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks.multitask import MULTITASK, finetune_multitask
+from tests.training.conftest import FAST, checkpoint
+from tests.training.speech import sentences, speech_checkpoint, spoken
+from tests.training.test_classification import WORDS, rows, table
+from tests.training.test_options import DATA, numbers_of
+from tests.training.test_processes import ROOT, free_port
+from tests.training.test_tokens import tagged, write
+
+USUAL = ["--no_bf16", "--disable_tqdm", "True", "--threads", "1"]
+CLASSES = ["good", "bad", "fair"]
+Scored = Callable[..., tuple[int, str, dict[str, Any]]]
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+
+
+@pytest.fixture
+def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
+    """``scored(task, line)``: the exit code of an evaluation, what it said, and scores.json."""
+
+    def run(task: str, *line: object) -> tuple[int, str, dict[str, Any]]:
+        capsys.readouterr()
+        output = tmp_path / "scored"
+        code = evaluate(task, [*map(str, line), "--output", str(output), "--overwrite", *USUAL])
+        scores = json.loads((output / "scores.json").read_text()) if not code else {}
+        return code, capsys.readouterr().err, scores
+
+    return run
+
+
+def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase, names: list[str] | None = None) -> str:
+    """A BERT with a head for classes of these names, or for three without names; what it answers depends on the document."""
+    torch.manual_seed(0)
+    named = {"num_labels": 3} if names is None else label_config(names)
+    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE, **named)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def batches(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Any]:
+    """One document each, cut as the models here cut it."""
+    return [tokenizer(text, truncation=True, max_length=SHAPE["max_position_embeddings"], return_tensors="pt") for text in texts]
+
+
+def answers(model: str, texts: list[str]) -> list[int]:
+    """The classes that a checkpoint gives documents, by transformers alone."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = BertForSequenceClassification.from_pretrained(model).eval()
+    with torch.inference_mode():
+        return [int(network(**batch).logits.argmax()) for batch in batches(tokenizer, texts)]
+
+
+def test_only_weights_of_the_checkpoint_are_scored(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+    torch.manual_seed(0)
+    base = checkpoint("mlm", tmp_path / "mlm", tokenizer)
+    for name, model in (
+        ("bert", BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE))),
+        ("gpt2", GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False))),
+        ("t5", T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))),
+    ):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    spoken(tmp_path, len(sentences(20)))
+    headless = {"mlm": tmp_path / "bert", "clm": tmp_path / "gpt2", "seq2seq": tmp_path / "t5"}
+    headless["ctc"] = Path(speech_checkpoint(tmp_path / "ctc"))
+    Wav2Vec2Model.from_pretrained(headless["ctc"]).save_pretrained(headless["ctc"])
+    wrong = {}
+    for task in evaluated_tasks():
+        file = table(tmp_path, DATA[task], f"{task}.jsonl")
+        source = {"mlm": ["--text", file], "clm": ["--text", file], "multitask": ["--tasks", f"one=classify:{file}"]}
+        line = ["--model", headless.get(task, base), *source.get(task, ["--data", file]), *(["--reranker"] if task == "embed" else [])]
+        code, said, _ = scored(task, *line)
+        if code != 1 or not re.search(r"^Error: .*(lacks weights of|has no heads of longattn train multitask)", said, re.M):
+            wrong[task] = said
+    assert wrong == {}
+
+
+def test_a_head_of_another_size_is_not_scored(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+    model = classifier(tmp_path / "model", tokenizer)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}))
+    code, said, _ = scored("classify", "--model", model, "--data", table(tmp_path, [{"text": "for", "label": "a"}]))
+    assert code == 1
+    assert "lacks weights of BertForSequenceClassification: classifier of this size; give a checkpoint" in said
+
+
+def test_the_classes_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+    texts = [row["text"] for row in rows(12)]
+    named, unnamed = classifier(tmp_path / "named", tokenizer, CLASSES), classifier(tmp_path / "unnamed", tokenizer)
+    numbers = answers(named, texts)
+    assert len(set(numbers)) > 1
+    by_name = [CLASSES[number] for number in numbers]
+    few = [row for row in zip(texts, by_name, strict=True) if row[1] == by_name[0]]
+
+    def outcome(model: str, labelled: Any) -> Any:
+        data = table(tmp_path, [{"text": text, "label": label} for text, label in labelled])
+        code, said, scores = scored("classify", "--model", model, "--data", data)
+        return said.splitlines()[-1] if code else scores["held_out"]["after"]["accuracy"]
+
+    assert outcome(named, zip(texts, by_name, strict=True)) == 100.0
+    assert outcome(named, few) == 100.0  # one class of three, whose number is the model's
+    assert outcome(unnamed, zip(texts, numbers, strict=True)) == 100.0
+    refusals = {
+        "the model does not know the labels 0, 1 of the data; its classes are bad, fair, good, so write the labels like these":
+            outcome(named, [(text, at % 2) for at, text in enumerate(texts)]),
+        "the model does not know the labels neutral of the data; its classes are bad, fair, good, so write the labels like these":
+            outcome(named, [*few, (texts[0], "neutral")]),
+        "the model has no names for its 3 classes, so the labels of the data must be numbers from 0, not good, neutral; write numbers, or "
+        "the names into id2label of its config.json":
+            outcome(unnamed, [(texts[0], "good"), (texts[1], "neutral")]),
+    }  # fmt: skip
+    assert {said: f"Error: {said}" for said in refusals} == refusals
+
+
+def test_tags_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+    torch.manual_seed(0)
+    names = {0: "I-THING", 1: "O", 2: "B-THING"}
+    BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), id2label=names, **SHAPE)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    outside = [{"tokens": ["for", "while"], "ner_tags": ["O", "O"]}] * 12
+    code, said, scores = scored("tokens", "--model", tmp_path / "model", "--data", table(tmp_path, outside))
+    assert (code, scores.get("tags")) == (0, ["I-THING", "O", "B-THING"]), said
+    other = [*outside, {"tokens": ["for"], "ner_tags": ["B-OTHER"]}]
+    code, said, _ = scored("tokens", "--model", tmp_path / "model", "--data", table(tmp_path, other))
+    assert code == 1
+    assert "does not know the labels B-OTHER of the data; its classes are B-THING, I-THING, O" in said
+
+
+def test_candidates_need_the_markers_of_a_model_that_was_trained_on_them(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
+) -> None:
+    BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **SHAPE)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    record = {"id": "1", "query": "is a", "candidates": ["tree", "file"], "supports": ["a tree"], "answer": "tree"}
+    code, said, _ = scored("choice", "--model", tmp_path / "model", "--data", table(tmp_path, [record] * 12))
+    assert code == 1
+    assert "lacks the markers of candidates; take a model that was trained on candidates" in said
+
+
+def test_what_cannot_be_scored_is_a_sentence(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier(tmp_path / "model", tokenizer, CLASSES)
+    data = table(tmp_path, [{"text": "for", "label": "good"}])
+    unlabelled = table(tmp_path, [{"text": "for"}], "unlabelled.jsonl")
+    sentences_said = {
+        ("classify", "--model", model): "no data given; add --data with a labelled file",
+        ("classify", "--data", data): "no model given; add --model",
+        ("classify", "--model", model, "--data", unlabelled): "has the columns text, not 'label'; name one with --label-column",
+        ("classify", "--model", model, "--data", tmp_path / "no.jsonl"): "no.jsonl' does not exist",
+        ("tokens", "--model", model, "--data", data): "name one with --words-column",
+        ("multitask", "--model", model): "multitask needs a task; add --tasks NAME=KIND:DATA, or --task_file FILE.yaml",
+        ("classify", "--model", model, "--data", data, "--use_peft"): "--use_peft is an option of training, and nothing is trained here",
+    }
+    wrong = {}
+    for line, words in sentences_said.items():
+        code, said, _ = scored(*line)
+        if code not in (1, 2) or words not in said or "Traceback" in said or said.count("Error: ") != 1:
+            wrong[line] = said
+    assert wrong == {}
+    assert evaluate("distill", ["--model", model]) == 2
+    assert "distill trains a model and scores none; the tasks that do are choice, classify" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "model")
+    assert evaluate("classify", ["--model", model, "--data", data, *USUAL]) == 1
+    assert "the output '.' is the folder of --model, which would be overwritten; give another --output" in capsys.readouterr().err
+
+
+def test_a_training_of_no_steps_says_how_to_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--model", "m", "--data", "a b.csv", "c.csv", "--learning_rate", "1", "--max_steps", "0", "--output", "o", "--validation", "v"]
+    assert train("classify", line) == 1
+    assert "type longattn evaluate classify --model m --data 'a b.csv' c.csv --output o\n" in capsys.readouterr().err
+    assert train("distill", ["--model", "m", "--text", "t", "--max_steps", "0", "--output", "o", "--method", "logits"]) == 1
+    assert "type longattn evaluate TASK --model MODEL --data DATA\n" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model, tasks = several(tmp_path, tokenizer)
+    named = classifier(tmp_path / "named", tokenizer, sorted(WORDS))
+    text = checkpoint("mlm", tmp_path / "mlm", tokenizer)
+    lines = {
+        "multitask": ["--model", model, "--tasks", *tasks],
+        "classify": ["--model", named, "--data", tasks[1].partition(":")[2]],
+        "mlm": ["--model", text, "--text", tasks[1].partition(":")[2]],
+    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    wrong = {}
+    for task, line in lines.items():
+        single, double = tmp_path / f"{task}-1", tmp_path / f"{task}-2"
+        assert evaluate(task, [*line, "--output", str(single), *USUAL]) == 0
+        command = [
+            *launcher,
+            "--master_port",
+            str(free_port()),
+            "-m",
+            "hf_longattn",
+            "evaluate",
+            task,
+            *line,
+            "--output",
+            str(double),
+            *USUAL,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
+        assert not done.returncode, done.stderr[-3000:]
+        scores = [numbers_of(json.loads((folder / "scores.json").read_text())) for folder in (single, double)]
+        for numbers in scores:
+            numbers.pop("held_out_loss.standard_error", None)  # over batches, of which several processes fill the last one
+        if scores[0] != pytest.approx(scores[1], rel=1e-5):
+            wrong[task] = scores
+    assert wrong == {}
+
+
+def several(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
+    """A checkpoint with three heads, of which "topic" gives the documents of :func:`rows` both of its classes; and its tasks."""
+    records = [
+        {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
+        for n in range(10, 30)
+    ]
+    save_qa(records, tmp_path / "qa.jsonl")
+    tags = write(tagged(), tmp_path / "tags.jsonl")
+    tasks = [f"ask=qa:{tmp_path / 'qa.jsonl'}", f"topic=classify:{table(tmp_path, rows())}", f"names=tokens:{tags}"]
+    given = {"model": classifier(tmp_path / "short", tokenizer), "output_dir": str(tmp_path / "several"), "tasks": tasks}
+    finetune_multitask(*build_arguments(MULTITASK, **given, max_steps=1, **FAST))
+    weights, model = load_file(tmp_path / "several" / "model.safetensors"), load_multitask_head(str(tmp_path / "several"), "topic").eval()
+    with torch.inference_mode():
+        pooled = torch.cat([model.bert(**batch).pooler_output for batch in batches(tokenizer, [row["text"] for row in rows()])])
+    direction = pooled[0] - pooled.mean(0)
+    weights["heads.topic.classifier.weight"] = torch.stack([direction, -direction])
+    weights["heads.topic.classifier.bias"] = weights["heads.topic.classifier.weight"] @ -pooled.mean(0)
+    save_file(weights, tmp_path / "several" / "model.safetensors", {"format": "pt"})
+    return str(tmp_path / "several"), tasks
+
+
+def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tasks = several(tmp_path, tokenizer)
+    topic = load_multitask_head(model, "topic").eval()
+    documents = [row["text"] for row in rows()]
+    with torch.inference_mode():
+        chosen = [topic.config.id2label[int(topic(**batch).logits.argmax())] for batch in batches(tokenizer, documents)]
+    assert set(chosen) == {"files", "loops"}
+    hits = [label == row["label"] for label, row in zip(chosen, rows(), strict=True)]
+    caplog.clear()
+    code, said, scores = scored("multitask", "--model", model, "--tasks", *tasks)
+    assert code == 0, said
+    assert not re.search("new and trained|not used", caplog.text), caplog.text
+    after = scores["held_out"]["after"]
+    assert after["topic"]["accuracy"] == pytest.approx(100 * sum(hits) / len(hits))
+    single = table(tmp_path, [{"text": text, "label": label} for text, label in zip(documents, chosen, strict=True)], "chosen.jsonl")
+    flipped = table(tmp_path, [{"text": documents[0], "label": chosen[0]}], "first.jsonl")
+    for data in (single, flipped):  # one class of two keeps its number
+        code, said, scores = scored("multitask", "--model", model, "--tasks", f"topic=classify:{data}")
+        assert (code, scores["held_out"]["after"]["topic"]["accuracy"]) == (0, 100.0), said
+    other = table(tmp_path, [{"text": "for", "label": "neither"}], "other.jsonl")
+    refused = {
+        f"topics=classify:{single}": "has no head for the task 'topics': its heads are ask, names, topic. Did you mean 'topic'?",
+        f"names=classify:{single}": "has no head for the task 'names': its head 'names' is of kind tokens, not classify.",
+        f"topic=classify:{other}": "its head 'topic' has the classes files, loops, and the data have the labels neither.",
+    }
+    wrong = {}
+    for task, words in refused.items():
+        code, said, _ = scored("multitask", "--model", model, "--tasks", task)
+        if code != 1 or words not in said:
+            wrong[task] = said
+    assert wrong == {}
+
+    given = {"model": model, "output_dir": str(tmp_path / "next"), "max_steps": 1, **FAST, "learning_rate": 1e-9}
+    caplog.clear()
+    new = [tasks[0], tasks[1], f"fresh=classify:{single}"]
+    log = finetune_multitask(*build_arguments(MULTITASK, **given, tasks=new, validation=[f"topic={single}"]))
+    assert log["held_out"]["before"]["topic"]["accuracy"] == 100.0  # of the head that was trained before
+    assert "the head of the task 'fresh' is new, since its heads are ask, names, topic." in caplog.text
+    kept = load_multitask_head(str(tmp_path / "next"), "topic")
+    assert torch.allclose(kept.classifier.weight, topic.classifier.weight, atol=1e-6)
+    with pytest.raises(OptionError, match="has the heads ask, fresh, topic, not 'names'"):
+        load_multitask_head(str(tmp_path / "next"), "names")
+    assert AutoModel.from_pretrained(tmp_path / "next").config.multitask_heads["topic"]["labels"] == ["files", "loops"]
