@@ -53,6 +53,7 @@ def late_chunks(
     """Embed every document in one pass, and average the states of each of its passages: the paper's equation 2.
 
     An encoder whose embeddings are averages over tokens needs no training for it; one that reads its first token (CLS pooling) does.
+    A text that is one passage, such as a query, is averaged with its special tokens and prefix, as sentence-transformers' ``encode`` does.
 
     Args:
         model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or ``sentence_transformer[0].auto_model``.
@@ -61,7 +62,7 @@ def late_chunks(
         spans: for each document the passages as (start, end) in characters, for example sentences; of a single text, also the passages
             themselves. A token belongs to the passage in which it starts. If not given, passages of ``chunk_tokens`` tokens, the last one
             shorter.
-        prefix: what the model was trained to read before documents, such as "search_document: "; in no passage.
+        prefix: what the model was trained to read before documents, such as "search_document: "; in no passage that is a part of a text.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
         overlap: a longer document is read in windows that share so many tokens, and each token's state is that of the window in which it
             is further from an end (the paper's algorithm 2 keeps the earlier window's).
@@ -88,9 +89,9 @@ def late_chunks(
     chunks = []
     with evaluating(model):  # as sentence-transformers does
         for number, text in enumerate(texts):
-            starts, states = _token_states(model, tokenizer, prefix, text, longest, overlap)
+            starts, states, around = _token_states(model, tokenizer, prefix, text, longest, overlap)
             inside = list(_even_spans(starts, len(text), chunk_tokens)) if passages is None else passages[number]
-            chunks.append([_chunk(text, span, starts, states, normalize, number) for span in inside])
+            chunks.append([_chunk(text, span, starts, states, around, normalize, number) for span in inside])
     return chunks
 
 
@@ -116,8 +117,9 @@ def _is_span(value: Any) -> bool:
 @torch.no_grad()
 def _token_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, longest: int | None, overlap: int
-) -> tuple[Tensor, Tensor]:
-    """The first characters ``(T,)`` of the document's tokens, and their last hidden states ``(T, hidden_size)`` in fp32."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first characters ``(T,)`` of the document's tokens, their last hidden states ``(T, hidden_size)`` in fp32, and the states of the
+    tokens around them: prefix and special tokens."""
     read = tokenizer(
         prefix + text, add_special_tokens=False, return_offsets_mapping=True
     )  # a token may hold both, such as the space between
@@ -129,13 +131,15 @@ def _token_states(
     before = [*frame[: len(frame) - len(after)], *read["input_ids"][:begin]]
     body = len(ids) if longest is None else longest - len(before) - len(after)
     states: Tensor | None = None
+    around: list[Tensor] = []
     margins = torch.full((len(ids),), -1)
     for first in range(0, max(len(ids), 1), max(body - overlap, 1)):
         part = ids[first : first + body]
         row = torch.tensor([[*before, *part, *after]], device=model.device)
-        output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0]
-        inside = output[len(before) : len(before) + len(part)].float().cpu()
+        output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0].float().cpu()
+        opening, inside, closing = output.split([len(before), len(part), len(after)])
         if states is None:
+            around.append(opening)
             states = inside.new_zeros(len(ids), inside.shape[-1])
         place = torch.arange(len(part))
         back = place if first else torch.full_like(place, len(ids))  # the document itself ends at its ends
@@ -145,9 +149,10 @@ def _token_states(
         states[first : first + len(part)][better] = inside[better]
         margins[first : first + len(part)][better] = margin[better]
         if first + body >= len(ids):
+            around.append(closing)
             break
     assert states is not None
-    return starts, states
+    return starts, states, torch.cat(around)
 
 
 def _even_spans(starts: Tensor, end: int, count: int) -> Iterator[Span]:
@@ -155,12 +160,12 @@ def _even_spans(starts: Tensor, end: int, count: int) -> Iterator[Span]:
     yield from pairwise([0, *starts[count::count].tolist(), end] if len(starts) else [])
 
 
-def _chunk(text: str, span: Span, starts: Tensor, states: Tensor, normalize: bool, number: int) -> Chunk:
+def _chunk(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, normalize: bool, number: int) -> Chunk:
     start, end = span
     if not 0 <= start < end <= len(text):
         raise LongAttentionError(f"Document {number} has {len(text):,} characters and no passage {span}; give 0 <= start < end <= length.")
     inside = (starts >= start) & (starts < end)
     if not inside.any():
         raise LongAttentionError(f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave it out.")
-    embedding = states[inside].mean(0)
+    embedding = (torch.cat([states, around]) if inside.all() else states[inside]).mean(0)
     return Chunk(start, end, text[start:end], F.normalize(embedding, dim=0) if normalize else embedding)

@@ -63,13 +63,30 @@ def test_passages_of_tokens_cover_the_document_and_see_each_other(model: PreTrai
     assert chunks[1].text == other[1].text
     whole = late_chunks(model, tokenizer, DOCUMENT, chunk_tokens=10_000, normalize=False)[0]
     states = hidden(model, tokenizer(DOCUMENT)["input_ids"])
-    torch.testing.assert_close(whole[0].embedding, states[1:-1].mean(0))
+    torch.testing.assert_close(whole[0].embedding, states.mean(0))
 
 
 def test_a_prefix_is_read_and_in_no_passage(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
-    (chunks,) = late_chunks(model, tokenizer, DOCUMENT, prefix="the value ", chunk_tokens=10_000, normalize=False)
     states = hidden(model, tokenizer("the value " + DOCUMENT)["input_ids"])
-    torch.testing.assert_close(chunks[0].embedding, states[3:-1].mean(0))
+    (chunks,) = late_chunks(model, tokenizer, DOCUMENT, prefix="the value ", chunk_tokens=20, normalize=False)
+    torch.testing.assert_close(chunks[0].embedding, states[3:23].mean(0))
+
+
+def test_a_text_of_one_passage_is_embedded_as_sentence_transformers_does(
+    model: PreTrainedModel, tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = st.SentenceTransformer(modules=[Transformer(str(tmp_path)), Pooling(model.config.hidden_size)], device="cpu")
+    for prefix in ("", "the value "):
+        for text in ("tree", DOCUMENT[:70]):
+            ((chunk,),) = late_chunks(model, tokenizer, text, prefix=prefix)
+            expected = torch.from_numpy(encoder.encode(text, prompt=prefix or None, normalize_embeddings=True))
+            torch.testing.assert_close(chunk.embedding, expected)
 
 
 def test_the_space_after_a_prefix_is_in_the_first_token_of_byte_level_tokenizers() -> None:

@@ -34,6 +34,7 @@ from hf_longattn.modeling.run.packing import packing_refusal
 from hf_longattn.private_apis import cpu_computes_bf16
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
+from tests.trained import REAL_TEXT, tokenizer_of
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 WINDOW = {"mechanism": "window", "window": 16}
@@ -366,6 +367,27 @@ def test_a_model_of_transformers_is_taken_too() -> None:
     assert torch.equal(hf_longattn.optimize_for_inference(plain)(tokens(2, 30)).last_hidden_state, expected)
 
 
+def test_a_sentence_transformer_pools_and_normalises_in_float32(tmp_path: Path) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    long_model("bert", None, WINDOW, vocab_size=900).save_pretrained(tmp_path)
+    tokenizer_of("bert", 512).save_pretrained(tmp_path)
+    modules = [Transformer(str(tmp_path)), Pooling(64), Dense(64, 32), Normalize()]
+    model = st.SentenceTransformer(modules=modules, device="cpu")
+    texts = REAL_TEXT.splitlines()[:6]
+    expected = model.encode(texts, convert_to_tensor=True)
+    assert hf_longattn.optimize_for_inference(model) is model
+    embeddings = model.encode(texts, convert_to_tensor=True)
+    assert type(model[0].auto_model.encoder.layer[0].output.dense) is PackedLinear
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(len(texts)), rtol=0, atol=1e-6)
+    assert float((embeddings * expected).sum(-1).min()) > 0.999
+    with pytest.raises(BackendError, match="optimised for inference already"):
+        hf_longattn.optimize_for_inference(model)
+
+
 def graphs_of(model: Any, **inputs: Tensor) -> tuple[Any, list[torch.fx.GraphModule]]:
     """The outputs of a compiled copy of a model, and the graphs that a compiler got."""
     graphs: list[torch.fx.GraphModule] = []
@@ -465,8 +487,8 @@ def test_refusals() -> None:
     model = long_model("bert", None, WINDOW)
     with pytest.raises(OptionError, match=r"There is no precision 'int4'; choose one of fp32, bf16, int8."):
         model.optimize_for_inference("int4")
-    with pytest.raises(BackendError, match="takes a model of transformers, not Linear"):
-        hf_longattn.optimize_for_inference(nn.Linear(2, 2))  # type: ignore[type-var]
+    with pytest.raises(BackendError, match="takes a model of transformers or sentence-transformers, not Linear"):
+        hf_longattn.optimize_for_inference(nn.Linear(2, 2))
     with pytest.raises(OptionError, match=r"pack=True: .* LongBertModel runs in segments with memory tokens"):
         long_model("bert", None, {"mechanism": "recurrent_memory"}).optimize_for_inference(pack=True)
     assert "token_dropout" in str(packing_refusal(long_model("esm", None, WINDOW)))

@@ -28,7 +28,7 @@ from ..run.packing import Packing, packing_refusal
 from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
 
 logger = logging.get_logger(LOGGER)
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=nn.Module)
 PRECISIONS = ("fp32", "bf16", "int8")
 """The precisions of linear layers. ``fp32`` replaces none of them, ``int8`` computes everything else as ``bf16`` does."""
 TOKENS_PER_PIECE = 512
@@ -80,7 +80,8 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
     to compile all of it, load it in bf16 instead.
 
     Args:
-        model: a Long model, one after :func:`hf_longattn.enable_long_attention` (which is not packed), or any model of transformers.
+        model: a Long model, one after :func:`hf_longattn.enable_long_attention` (which is not packed), any model of transformers, or one
+            of sentence-transformers, whose other modules then compute in float32.
         precision: ``fp32``, ``bf16`` or ``int8``.
         pack: whether to run padded batches packed; by default where the model can.
 
@@ -92,6 +93,15 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
         BackendError: no model of transformers, or one that is quantised, optimised already or not on the CPU; or the processor has no
             bf16.
     """
+    first: Any = next(iter(model), None) if isinstance(model, nn.Sequential) else None
+    if isinstance(transformer := getattr(first, "auto_model", None), PreTrainedModel):  # of sentence-transformers
+        optimize_for_inference(transformer, precision, pack=pack)
+        first.register_forward_hook(_in_float32)
+        return model.eval()
+    return _optimized(model, precision, pack)
+
+
+def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
     _check(model, precision)
     bases = [module for module in model.modules() if isinstance(module, RunsInModes)]
     refusals = {base: packing_refusal(base) for base in bases}
@@ -128,7 +138,7 @@ def _check(model: Any, precision: str) -> None:
     if precision not in PRECISIONS:
         raise OptionError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}")
     if not isinstance(model, PreTrainedModel):
-        raise BackendError(f"optimize_for_inference takes a model of transformers, not {type(model).__name__}.")
+        raise BackendError(f"optimize_for_inference takes a model of transformers or sentence-transformers, not {type(model).__name__}.")
     if (before := getattr(model, PRECISION_ATTRIBUTE, None)) is not None:
         raise BackendError(f"This model was optimised for inference already ({before}); load it again to choose anew.")
     if getattr(model.config, "quantization_config", None) is not None:
@@ -164,6 +174,11 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
         if isinstance(module, nn.Conv2d | nn.Conv3d):  # of patches, whose pixels processors give in float32
             module.register_forward_pre_hook(_as_its_weight)
     model.config.dtype = dtype
+
+
+def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """The features of a module of sentence-transformers for those that pool and normalise them."""
+    return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 
 def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
