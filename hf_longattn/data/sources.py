@@ -39,6 +39,8 @@ FORMATS = {
     ".tsv": ("csv", {"sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
+CONLL = (".conll", ".iob", ".bio")
+"""Files of words with tags, a word in a line."""
 TEXT_FILES = (".txt", ".md", ".rst", ".py")
 TENTH = 10
 """One row in this many of every source is held out."""
@@ -47,6 +49,16 @@ LABELLED = Features({"text": Value("string"), "label": Value("string")})
 
 class DataError(LongAttentionError):
     """Training data that cannot be read, or that lacks what the task needs."""
+
+
+def check_exists(source: str) -> None:
+    """Refuse a source with the name of a file that is not there.
+
+    Raises:
+        DataError: with that name.
+    """
+    if source.lower().endswith((*FORMATS, *CONLL, ".gz")) and not Path(source).exists():
+        raise DataError(f"data file {source!r} does not exist")
 
 
 def read_source(source: str, split: str = "train") -> Dataset:
@@ -62,12 +74,11 @@ def read_source(source: str, split: str = "train") -> Dataset:
         DataError: missing or unreadable file, empty folder, unknown split.
     """
     path = Path(source)
+    check_exists(source)
     if path.is_dir():
         return choose_split(load_saved(source), split, source) if saved_by_datasets(path) else _documents(path)
     ending = path.suffix.lower()
     if ending in FORMATS:
-        if not path.is_file():
-            raise DataError(f"data file {source!r} does not exist")
         if not path.stat().st_size:
             raise DataError(f"data file {source!r} is empty")
         kind, options = FORMATS[ending]

@@ -10,11 +10,10 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.pages import page_windows, placed_words
-from hf_longattn.data.sources import UTF_8, DataError, check_column, not_utf8, read_source
+from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, not_utf8, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
 from hf_longattn.errors import PageError
 
-CONLL = (".conll", ".iob", ".bio")
 TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
 """What :func:`read_words` returns of documents of text."""
 PLACED = Features({**TAGGED, "boxes": List(List(Value("int32"))), "xpaths": List(Value("string"))})

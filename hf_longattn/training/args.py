@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from transformers.hf_argparser import HfArg
 
+from hf_longattn.data.sources import check_exists
 from hf_longattn.errors import OptionError, check_extra
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -103,6 +104,10 @@ class DataArguments(CheckedArguments):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} must be at least {least}, not {value}")
+
+    def check_files(self) -> None:
+        """Refuse a missing file to evaluate on, before the model is loaded and the data to train on are tokenised."""
+        check_exists(getattr(self, "validation", ""))
 
 
 @dataclass

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, ProgressCallback, tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import CountedPasses, TokenBudget
@@ -90,6 +90,8 @@ class TimedTrainer(Trainer):
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.clock = Clock(max_minutes)
         self.add_callback(FollowClock(self.clock, getattr(self.args, "save_minutes", 0.0)))
+        if max_minutes is not None and self.pop_callback(ProgressCallback):
+            self.add_callback(MinutesBar(self.clock))
         self.add_callback(LogEnough())
         self.add_callback(CheckBestMetric())
         self.add_callback(SynchroniseCentroids())
@@ -570,6 +572,24 @@ class FollowClock(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"first_step": self.clock.first_step}}
+
+
+class MinutesBar(ProgressCallback):
+    """Trainer's bar, counting the minutes of a training that minutes limit."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        if state.is_world_process_zero:
+            form = "{l_bar}{bar}| {n:.1f} of {total:g} minutes{postfix}"
+            self.training_bar = tqdm(total=self.clock.minutes, bar_format=form, dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        if (bar := self.training_bar) is not None:
+            bar.n = min(self.clock.agreed, bar.total)
+            bar.set_postfix_str(f"step {state.global_step:,}")
 
 
 class SynchroniseCentroids(TrainerCallback):

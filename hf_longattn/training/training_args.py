@@ -219,8 +219,10 @@ class TaskArguments(NamedTuple):
         """Refuse arguments that contradict one another.
 
         Raises:
+            DataError: there is no such file to evaluate on.
             OptionError: the output is the folder of the model.
         """
+        self.data.check_files()
         folder = self.training.folder
         if folder.exists() and folder.resolve() == Path(self.model.model).resolve():
             raise OptionError(

@@ -111,6 +111,24 @@ def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) 
     check_refusals(partial(sentence, task), ROWS[task], LEFT_OUT[task], WRONG[task], tmp_path)
 
 
+def test_missing_validation_data_are_noticed_before_anything_is_loaded_or_tokenised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no model either: loading it would be another sentence."""
+    data = written([ROWS["classify"]] * 4, tmp_path)
+    failing = {}
+    for task in task_names():
+        flag = "--text" if task in ("mlm", "clm", "linearise", "distill") else "--tasks" if task == "multitask" else "--data"
+        sources = [f"one=classify:{data}", f"two=classify:{data}"] if task == "multitask" else [data]
+        needed = {"linearise": ["--mechanism", "hedgehog"], "distill": ["--method", "logits", "--teacher", "none"]}.get(task, [])
+        validation = f"{'two=' * (task == 'multitask')}{tmp_path / 'none.jsonl'}"
+        line = ["--model", str(tmp_path / "no model"), flag, *sources, *needed, "--validation", validation]
+        said = refusal(task, line, tmp_path, capsys)
+        if "none.jsonl' does not exist" not in said:
+            failing[task] = said
+    assert not failing
+
+
 def check_refusals(
     sentence: Callable[..., str], good: dict[str, Any], left_out: str, wrong: list[tuple[dict[str, Any], str]], tmp_path: Path
 ) -> None:

@@ -190,6 +190,25 @@ def test_the_first_step_learns_and_the_warm_up_ends_at_the_full_rate(kind: str, 
                 scheduler.step()
 
 
+class Quick(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.layer(x).pow(2).mean()}
+
+
+def test_the_bar_of_a_training_that_minutes_limit_counts_minutes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for minutes, steps in ((0.01, 1_000_000), (None, 3)):
+        arguments = TrainingArguments(str(tmp_path), max_steps=steps, report_to=[], use_cpu=True, save_strategy="no", logging_steps=10**6)
+        TimedTrainer(Quick(), arguments, train_dataset=[{"x": torch.ones(4)}] * 8, max_minutes=minutes).train()
+        printed = capsys.readouterr().err
+        assert ("0.0 of 0.01 minutes, step " in printed) == (minutes is not None)
+        assert ("3/3" in printed) == (minutes is None)
+        assert "1000000" not in printed
+
+
 def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = [0.0]
     monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))

@@ -127,6 +127,10 @@ class MultiTaskDataArguments(DataArguments):
         if len(tasks := self.task_data()) < least:
             raise OptionError(f"multitask needs {count}, not {', '.join(tasks) or 'none'}; add another to {self.task_file}")
 
+    def check_files(self) -> None:
+        for _, data in self.task_data().values():
+            data.check_files()
+
     def named_tasks(self) -> dict[str, tuple[str, str, str]]:
         """Kind, data and validation ("" for none) of each task of ``tasks``, by its name.
 
