@@ -58,8 +58,8 @@ class EmbeddingCheck:
         """Embed the passages, and the chunks of the document."""
         if self.skipped is not None:
             return
-        of_chunks = {self.chunk: self.document // self.chunk} if self.document else {}
-        self.of_source = {length: self._embedded(source, count, length) for length, count in {**self.counts, **of_chunks}.items()}
+        counts = {**self.counts, self.chunk: max(self.counts.get(self.chunk, 0), self.document // self.chunk)}
+        self.of_source = {length: self._embedded(source, count, length) for length, count in counts.items() if count}
 
     def check(self, result: Any, states: Mapping[str, Tensor]) -> list[Check]:
         """Compare the result's embeddings with the source's."""
@@ -78,7 +78,7 @@ class EmbeddingCheck:
         if self.document:
             last = states["last_hidden_state"]
             whole = self._pooled(last) if last.shape[1] == self.document else self._embedded(result, 1, self.document)
-            chunks = self.of_source[self.chunk]
+            chunks = self.of_source[self.chunk][: self.document // self.chunk]
             mean = normalize(chunks.mean(0, keepdim=True), dim=-1)
             cosine, alone = _cosine(whole, mean), _cosine(chunks[:1], mean)
             shortened = "" if self.document > self.plan.new_length - self.chunk else f" (of {self.plan.new_length:,})"

@@ -55,10 +55,11 @@ def test_embeddings_decide_what_needs_training(encoder: Path, tmp_path: Path) ->
     cases: dict[str, tuple[dict[str, Any], bool]] = {
         "longformer": ({"mechanism": "longformer", "options": {"window": LENGTH // 2}}, True),
         "full": ({"mechanism": "full"}, True),
+        "fewer chunks than passages": ({"mechanism": "full", "max_length": 2 * LENGTH}, True),
         "none": ({"mechanism": "window", "options": {"window": LENGTH}, "positions": "none"}, False),
     }
     for name, (settings, ready) in cases.items():
-        report = convert_checkpoint(encoder, tmp_path / name, max_length=NEW, **settings)
+        report = convert_checkpoint(encoder, tmp_path / name, **{"max_length": NEW, **settings})
         values = measured(report)
         cosines = [*values["cosines"].values(), values["document"]["cosine"]]
         facts = (report.verdict == "ready to use", not report.needs_training, report.train_command is None, min(cosines) >= values["least"])
