@@ -305,6 +305,16 @@ def test_positions(settings: dict[str, Any], rule: str, warned: str, saved: Chec
     assert bool(warned) == bool(plan.warnings)
 
 
+def test_rotary_and_relative_positions_are_tiled_with_windows_of_the_trained_size(tmp_path: Path) -> None:
+    rules = {}
+    for base in ("dinov3_vit", "beit"):
+        grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
+        for mechanism in ("window2d", "full"):
+            rules[base, mechanism] = plan_conversion(tmp_path / base, mechanism=mechanism, image_size=64).config.position_extension
+    expected = {"window2d": "tile", "full": "interpolate"}
+    assert rules == {(base, mechanism): expected[mechanism] for base, mechanism in rules}
+
+
 def test_a_printed_plan_counts_pictures(saved: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     print_plan(plan_conversion(saved(), image_size=64), as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
