@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
@@ -22,6 +24,7 @@ from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress
 from .sources.base import LONGEST, ResultInfo
+from .sources.sentence_transformers import embeds_texts
 from .text import verification_text
 from .verify import verification_inputs
 from .verify import verify as verify_result
@@ -139,8 +142,8 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     """How the result is trained, as a report keeps it: {"command": words} or {"advice": text}, with "{model}" for the model's name.
 
     A language model is trained on long text (mlm or clm, as its head predicts), or by attention distillation if its mechanisms have
-    parameters to learn; a classifier on labelled documents or pictures; a question-answering model, or an encoder without a head, on
-    questions.
+    parameters to learn, as a sentence encoder is then, too; a classifier on labelled documents or pictures; a question-answering model, or
+    an encoder without a head, on questions.
     """
     if plan.generic:
         return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
@@ -159,14 +162,17 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
             if head.endswith(ending):
                 return _command(task, *(["--audio"] if task == "classify" else []), "--data", "YOUR_RECORDINGS", output="trained")
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on sounds of up to {duration(plan.sound.new.seconds)}"}
+    learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
+    if learns and embeds_texts(plan.source.card_folder) and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return _command("linearise", "--stage", "1", *texts, output="trained")
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")
     layout = ["--layout"] if plan.architecture.family.page.names else []  # without it, no box or path is read
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
-        learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
         task = "linearise" if learns else "clm" if plan.shape.causal else "mlm"
-        return _command(task, "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
+        return _command(task, *texts, output="trained")
     if head.endswith("ForConditionalGeneration"):
         return _command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
     for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):

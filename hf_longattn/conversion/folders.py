@@ -29,7 +29,7 @@ from .plan_tensors import ResultPlan
 from .report import Check, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import folder_without_weights
-from .sources.sentence_transformers import MODULES
+from .sources.sentence_transformers import MODULES, ROOT_FILES, SETTINGS, write_modules
 from .tensor_files import write_json
 from .text_limits import TOKENIZER_CONFIG, limited_tokenizer
 from .writing import write_result
@@ -283,8 +283,16 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
         if (place / name).is_dir() and not (folder / name).exists():
             copy_folder(place / name, folder / name)
             written.append(name)
+    if (place / MODULES).is_file() and not (folder / MODULES).exists() and _class_of(place) == _class_of(folder):
+        written += write_modules(place, folder)
     give_usual_modes(folder)
     return written
+
+
+def _class_of(folder: Path) -> Any:
+    """The class that a config.json names."""
+    config = folder / "config.json"
+    return read_json_object(config).get("architectures") if config.is_file() else None
 
 
 def _files_around(place: Path, patterns: Sequence[str]) -> dict[str, Path]:
@@ -301,7 +309,7 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
         folder: of the earlier model.
         source: what that was made from, if it is known; of licences, those are removed that :func:`complete_folder` copied from it.
     """
-    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, "*processor_config.json", "generation_config.json"):
+    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, *ROOT_FILES, MODULES, SETTINGS, "*processor_config.json", "generation_config.json"):
         for path in folder.glob(pattern):
             path.unlink()
     for name in SIDECAR_FOLDERS:

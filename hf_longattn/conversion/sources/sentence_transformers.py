@@ -34,36 +34,7 @@ class SentenceSource(WrappedSource):
         return self.root
 
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
-        """Write the other modules; the transformer is at the root of the result, where AutoModel finds it as well.
-
-        ``max_seq_length`` becomes the new length of a converted model, and what it was in a reverted one.
-        """
-        written = [*super().write_beside(folder, result), MODULES]
-        modules = sentence_modules(self.root)
-        transformer = self.root / modules[0]["path"]
-        write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
-        for settings in sorted(transformer.glob(SETTINGS)):
-            values = read_json_object(settings)
-            limit = values.get(SENTENCE_LIMIT)
-            if result.reads == LONGEST and limit is not None:
-                if limit < result.max_length:
-                    remember_limit(folder, SENTENCE_LIMIT, limit)
-                limit = result.max_length
-            elif result.reads == BEFORE:
-                limit = limits_before(transformer).get(SENTENCE_LIMIT, limit)
-            if limit is not None and result.max_length:
-                values[SENTENCE_LIMIT] = min(limit, result.max_length)
-            write_json(folder / settings.name, values)
-            written.append(settings.name)
-        for name in ROOT_FILES:
-            if (self.root / name).is_file():
-                shutil.copyfile(self.root / name, folder / name)
-                written.append(name)
-        for module in modules[1:]:
-            if module["path"] and (self.root / module["path"]).is_dir():
-                copy_folder(self.root / module["path"], folder / module["path"])
-                written.append(module["path"])
-        return written
+        return [*super().write_beside(folder, result), *write_modules(self.root, folder, result.max_length, result.reads)]
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...]:
         kind = sentence_kind(self.root)
@@ -93,6 +64,42 @@ class SentenceTransformers(SourceFormat):
         read_config(root / first["path"])  # a sentence about the folder, where there is none
         inner = open_request(replace(request, path=root / first["path"]), below=self.priority)
         return SentenceSource.around(inner, paths=(*inner.paths, root), root=root)
+
+
+def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = "") -> list[str]:
+    """Write the other modules of ``root``; the transformer is at the root of ``folder``, where AutoModel finds it as well.
+
+    ``max_seq_length`` becomes the new length of a converted model, and what it was in a reverted one.
+
+    Args:
+        max_length, reads: of the result; see :class:`ResultInfo`.
+    """
+    written = [MODULES]
+    modules = sentence_modules(root)
+    transformer = root / modules[0]["path"]
+    write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
+    for settings in sorted(transformer.glob(SETTINGS)):
+        values = read_json_object(settings)
+        limit = values.get(SENTENCE_LIMIT)
+        if reads == LONGEST and limit is not None:
+            if limit < max_length:
+                remember_limit(folder, SENTENCE_LIMIT, limit)
+            limit = max_length
+        elif reads == BEFORE:
+            limit = limits_before(transformer).get(SENTENCE_LIMIT, limit)
+        if limit is not None and max_length:
+            values[SENTENCE_LIMIT] = min(limit, max_length)
+        write_json(folder / settings.name, values)
+        written.append(settings.name)
+    for name in ROOT_FILES:
+        if (root / name).is_file():
+            shutil.copyfile(root / name, folder / name)
+            written.append(name)
+    for module in modules[1:]:
+        if module["path"] and (root / module["path"]).is_dir():
+            copy_folder(root / module["path"], folder / module["path"])
+            written.append(module["path"])
+    return written
 
 
 def sentence_kind(folder: Path) -> str:

@@ -6,6 +6,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, newes
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import keep_softmax
 from hf_longattn.training.linearise.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
-from hf_longattn.training.linearise.student import processes
+from hf_longattn.training.linearise.student import as_saved, predicts_tokens, processes, student_source
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
@@ -74,6 +75,7 @@ class Stages:
             else:
                 self.report = {
                     "settings": self.run.settings, "objective": self.objective, "input_length": self.length, "versions": versions(),
+                    "predicts_tokens": predicts_tokens(model),
                     "tokens": {}, "steps": {}, "before": measured(model, self.batches),
                 }  # fmt: skip
                 if args.runs(1):
@@ -149,7 +151,8 @@ class Stages:
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Checkpoint, tokenizer and report."""
-        save_whole(model, self.tokenizer, folder, self.run.model.model, output=self.args.folder)
+        source = student_source(self.model_args, self.args)
+        save_whole(as_saved(model, source), self.tokenizer, folder, source, output=self.args.folder)
         write_report(self.report, folder)
 
 
@@ -171,18 +174,23 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def has_loss(report: dict[str, Any]) -> bool:
+    """Whether a report's losses mean something: the model has a head that was trained."""
+    return bool(report.get("predicts_tokens", True))
+
+
 def recovered(original: float, before: float, after: float) -> float | None:
     """The fraction of the loss added by the conversion that training has recovered; ``None`` if it added less than ``NO_GAP``."""
     return (before - after) / (before - original) if before - original >= NO_GAP else None
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a page: loss by stage, tokens used, and each layer's error."""
+    """The report as a page: loss by stage, unless the head is random, tokens used, and each layer's error."""
     before, tokens, kl = report["before"], report["tokens"], report.get("kl")
     unit = {"mlm": "masked", "clm": "next"}[report["objective"]]
+    heading = ["# Attention distillation", ""]
     lines = [
-        "# Attention distillation",
-        "",
+        *heading,
         f"Nats per {unit} token on {counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens. The original is the same "
         "model with softmax attention in every layer.",
         "",
@@ -212,6 +220,8 @@ def markdown(report: dict[str, Any]) -> str:
             f"KL divergence of its predictions from the original's, on inputs of {kl['input_length']:,} tokens: {kl['before']:.3f} nats "
             f"before stage 2, {kl['after']:.3f} after.",
         ]
+    if not has_loss(report):
+        lines = [*heading, f"{counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens, {used:,} tokens in training."]
     lines += [
         "",
         "Squared error of each layer's attention output, as a share of the softmax output's mean square:",
@@ -228,10 +238,16 @@ def markdown(report: dict[str, Any]) -> str:
 def describe_distillation(report: dict[str, Any]) -> str:
     """What a model card says about a run."""
     last = [name for name in STAGE_TITLES if name in report][-1]
-    total = sum(report["tokens"].values())
+    run = (
+        f"Attention distillation with `longattn train linearise` on {sources_in_words(report['settings'])}, "
+        f"{sum(report['tokens'].values()):,} tokens: "
+    )
+    if not has_loss(report):
+        before, after = (fmean(layer["share"] for layer in report[name]["layers"]) for name in ("before", last))
+        inputs = counted(report["before"]["n"], "held-out input")
+        return f"{run}squared error of the attention outputs {before:.4f} of their mean square before, {after:.4f} after ({inputs})."
     return (
-        f"Attention distillation with `longattn train linearise` on {sources_in_words(report['settings'])}, {total:,} tokens: "
-        f"held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
+        f"{run}held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
         f"{report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
         + (f" Layers were chosen by their losses. {SAME_INPUTS}" if report.get("softmax_layers") else "")
     )

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.loading import load_config, load_weights
+from hf_longattn.loading import load_config, load_model, load_weights
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
 from hf_longattn.modeling.inference.pruning import KEPT_HEADS
@@ -39,13 +39,13 @@ def load_student(
         CheckpointError: it cannot be loaded, or the teacher differs in shape.
         OptionError: it has not been converted and no mechanism is given, or it predicts no tokens.
     """
-    source = model_args.model
+    source = student_source(model_args, training_args)
+    needs_head = training_args.runs(2) or bool(training_args.softmax_layers)
     if model_args.mechanism:
-        source = str(training_args.folder / CONVERTED)
         if processes().is_main_process and not (training_args.resume and Path(source, "config.json").exists()):
             plan = plan_conversion(model_args.model, long_attention=model_args.attention())
             check_trains(plan.architecture.source_config, model_args.model)
-            check_head(model_args.model, plan.architecture.source_class, training_args.runs(2))
+            check_head(model_args.model, plan.architecture.source_class, needs_head)
             length = max(plan.old_length, data_args.max_length or 0)  # training inputs may be shorter than the model
             convert_checkpoint(model_args.model, source, long_attention=model_args.attention(), max_length=length, overwrite=True)
         processes().wait_for_everyone()
@@ -56,10 +56,29 @@ def load_student(
             f"{model_args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "
             f"longattn convert {model_args.model} DST --mechanism NAME"
         )
-    check_head(model_args.model, (model.config.architectures or [""])[0], training_args.runs(2))
+    check_head(model_args.model, _architecture(model), needs_head)
     if model_args.teacher:
         model = with_weights_of(model_args.teacher, model)
     return model, tokenizer, objective
+
+
+def student_source(model_args: LineariseModelArguments, training_args: LineariseTrainingArguments) -> str:
+    """The converted checkpoint: ``--model``, or with ``--mechanism`` what that is converted into."""
+    return str(training_args.folder / CONVERTED) if model_args.mechanism else model_args.model
+
+
+def predicts_tokens(model: PreTrainedModel) -> bool:
+    """Whether the checkpoint of a loaded model has a language-modelling head; without one, the model's head is random."""
+    return not _is_base(_architecture(model))
+
+
+def as_saved(model: PreTrainedModel, source: str) -> PreTrainedModel:
+    """The model of the class that ``source`` names: without a head that is not in that checkpoint, and with all that is."""
+    if predicts_tokens(model):
+        return model
+    base: PreTrainedModel = load_model(AutoModel, source, config=model.config, dtype=model.dtype)
+    base.load_state_dict(model.base_model.state_dict(), strict=False)  # a pooler is in the base alone
+    return base
 
 
 def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
@@ -94,17 +113,27 @@ def check_shape(teacher: str, student: PreTrainedModel) -> None:
         )
 
 
-def check_head(name: str, architecture: str, stage_2: bool) -> None:
+def check_head(name: str, architecture: str, needs_head: bool) -> None:
     """Refuse a checkpoint whose head predicts no tokens: a language-modelling head of random weights would replace it.
 
     Without a head at all, stage 1 can run, since it compares attention outputs alone.
 
     Raises:
-        OptionError: it has another head, or none for stage 2.
+        OptionError: it has another head, or none for what needs one.
     """
-    predicts = architecture.endswith(PREDICT_TOKENS)
-    if not architecture or predicts or (architecture.endswith("Model") and not stage_2):
+    base = _is_base(architecture)
+    if not architecture or architecture.endswith(PREDICT_TOKENS) or (base and not needs_head):
         return
+    advice = "add --stage 1 and leave --softmax_layers out, or " if base else ""
     raise OptionError(
-        f"{name!r} is a {architecture}, which predicts no tokens; give the checkpoint with a language-modelling head that it was made from"
+        f"{name!r} is a {architecture}, which predicts no tokens; {advice}give the checkpoint with a language-modelling head that it was "
+        "made from"
     )
+
+
+def _is_base(architecture: str) -> bool:
+    return architecture.endswith("Model") and not architecture.endswith(PREDICT_TOKENS)
+
+
+def _architecture(model: PreTrainedModel) -> str:
+    return str((model.config.architectures or [""])[0])

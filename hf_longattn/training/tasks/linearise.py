@@ -32,7 +32,7 @@ from hf_longattn.training.checkpoints import (
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import number_to_restore
 from hf_longattn.training.linearise.stages import Stages, held_out_batches, markdown, read_report
-from hf_longattn.training.linearise.student import CONVERTED, load_student, processes
+from hf_longattn.training.linearise.student import CONVERTED, load_student, predicts_tokens, processes
 from hf_longattn.training.linearise.teacher import check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
 from hf_longattn.training.training_args import TaskArguments
@@ -167,10 +167,12 @@ def check_learns(model: PreTrainedModel) -> None:
     mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
     if not any(p.requires_grad for mechanism in mechanisms for p in mechanism.parameters()):
         names = ", ".join(dict.fromkeys(repr(mechanism.name) for mechanism in mechanisms))
-        raise OptionError(
-            f"stage 1 trains the mechanisms' parameters, and {names} has none with these options; give --stage 2, which fine-tunes the "
-            "model's projections"
+        advice = (
+            "give --stage 2, which fine-tunes the model's projections"
+            if predicts_tokens(model)
+            else "convert with a mechanism that has some, such as hedgehog, or train the model for its task"
         )
+        raise OptionError(f"stage 1 trains the mechanisms' parameters, and {names} has none with these options; {advice}")
 
 
 TASK = Task(arguments=LINEARISE, train=linearise_attention, result=markdown)

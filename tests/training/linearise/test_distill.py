@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
+    BertModel,
     PreTrainedTokenizerBase,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.convert import next_step
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.training.linearise import student
@@ -208,6 +214,47 @@ def test_a_checkpoint_that_predicts_no_tokens(family: str, sentence: str, start:
     with pytest.raises(LongAttentionError, match=sentence):
         linearise_attention(*arguments)
     assert not Path(arguments[2].output_dir, "converted").exists()
+
+
+def test_a_sentence_encoder_stays_one(start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stage 1 saves the encoder without the head that it was loaded with; what needs a trained head is refused."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer)}
+    words = BertModel(BertConfig(**small, max_position_embeddings=64))
+    for parameter in words.parameters():
+        torch.nn.init.normal_(parameter)
+    words.save_pretrained(tmp_path / "words")
+    tokenizer.save_pretrained(tmp_path / "words")
+    modules = [Transformer(str(tmp_path / "words"), max_seq_length=32), Pooling(32, "mean")]
+    SentenceTransformer(modules=modules, prompts={"query": "Q: "}).save(str(tmp_path / "encoder"))
+    commands = {}
+    for mechanism in ("hedgehog", "linear"):
+        plan = plan_conversion(tmp_path / "encoder", mechanism=mechanism, max_length=128)
+        command = next_step(plan)["command"]
+        convert_checkpoint(tmp_path / "encoder", tmp_path / mechanism, mechanism=mechanism, max_length=128, verify=False)
+        commands[mechanism] = command[2], "--stage" in command
+    assert commands == {"hedgehog": ("linearise", True), "linear": ("embed", False)}
+    converted = {"mechanism": "", "model": str(tmp_path / "hedgehog"), "stage": "1", "transfer_steps": 2}
+    for words, changes in (
+        ("is a LongBertModel, which predicts no tokens; add --stage 1", {"stage": "both"}),
+        ("is a LongBertModel, which predicts no tokens; add --stage 1", {"softmax_layers": 1.0}),
+        ("'linear' has none with these options; convert with a mechanism that has some", {"model": str(tmp_path / "linear")}),
+    ):
+        with pytest.raises(OptionError, match=words):
+            linearise_attention(*start("refused", **{**converted, **changes}))
+    for output, changes in (("out", {}), ("at once", {"model": str(tmp_path / "encoder"), "mechanism": "hedgehog"})):
+        out = tmp_path / output
+        linearise_attention(*start(output, **{**converted, **changes}))
+        source = tmp_path / "hedgehog" if output == "out" else out / "converted"
+        before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert (set(after), changed) == (set(before), {name for name in before if ".long_attention." in name})
+        assert json.loads((out / "config.json").read_text())["architectures"] == ["LongBertModel"]
+        model, theirs = SentenceTransformer(str(out), device="cpu"), SentenceTransformer(str(source), device="cpu")
+        assert (model.max_seq_length, model.prompts) == (theirs.max_seq_length, theirs.prompts)
+        assert [type(module) for module in model] == [type(module) for module in theirs]
+        assert np.isfinite(model.encode("some words " * 20)).all()
+        assert "loss" not in (out / "distillation_report.md").read_text() + (out / "README.md").read_text().partition("Fine-tuned")[2]
 
 
 def test_the_recovered_share() -> None:
