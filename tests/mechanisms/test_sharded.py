@@ -16,6 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall, TokenTerm
 from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.mechanisms.common.sharding import Shardable
 from tests.grids import grid
 from tests.ranks import Ranks
 
@@ -254,13 +255,14 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
 
 
 def refuses(name: str, options: dict[str, Any], causal: bool, processes: int) -> bool:
-    """With a norm over all heads, with memory tokens on both sides, with relative positions, and with fewer key heads than processes."""
-    return (
-        (name == "nystrom" and "inv_coeff_init_option" in options)
-        or (name == "recurrent_memory" and not causal)
-        or (name == "top_k" and "relative" in options)
-        or (name == "nsa" and processes > HEADS_PER_LAYER // 2)
-    )
+    """Whether a mechanism needs whole sequences and its heads cannot be divided, or not over so many processes."""
+    shape = {"num_heads": HEADS_PER_LAYER, "head_dim": HEAD_DIM, "hidden_size": HIDDEN_SIZE, "max_length": LENGTH}
+    module = build_mechanism(name, **{**shape, **options})
+    own_way = type(module).attend_sharded is not Shardable.attend_sharded or (module.stateful and causal)
+    if own_way or module.locality(causal) is not None:
+        return False
+    divides_key_heads = type(module).attend_by_heads is not Shardable.attend_by_heads
+    return module.per_head_tensors is None or module.relative is not None or (divides_key_heads and processes > HEADS_PER_LAYER // 2)
 
 
 @pytest.mark.parametrize(("name", "options", "causal", "given"), CASES, ids=str)
