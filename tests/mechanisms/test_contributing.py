@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def test_mechanisms_dropped_in_place_equal_their_definitions(tmp_path: Path) -> 
         tmp_path,
         "tests/mechanisms/test_contract.py::test_covering_the_input_equals_full_softmax_attention",
         "tests/mechanisms/test_contract.py::test_only_the_causal_form_ignores_the_future",
+        "tests/mechanisms/test_extent.py",
     )
     assert all(f"test_only_the_causal_form_ignores_the_future[{name}-True] PASSED" in said for name in ("mine", "squared_relu"))
 
@@ -48,4 +50,13 @@ def test_mechanisms_dropped_in_place_equal_their_definitions(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mine", "squared_relu"])
 def test_a_mechanism_dropped_in_place_passes_the_contract(name: str, tmp_path: Path) -> None:
-    assert " passed" in contract([name], tmp_path, "tests/mechanisms/test_contract.py")
+    assert " passed" in contract([name], tmp_path, "tests/mechanisms/test_contract.py", "tests/memory/test_static_decoding.py")
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_a_template_states_what_the_lists_and_several_processes_need(name: str) -> None:
+    classes = [node for node in ast.parse(SNIPPETS[name]).body if isinstance(node, ast.ClassDef)]
+    stated = {
+        target.id for node in classes[-1].body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
+    }
+    assert stated >= {"summary", "paper", "when", "per_head_tensors"}

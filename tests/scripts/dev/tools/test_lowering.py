@@ -15,15 +15,18 @@ from tests.engines.lowering import CASES, REFUSED
 STORED = json.loads((RESULTS / "lowering.json").read_text(encoding="utf-8"))
 AGAIN = "run `python -m scripts.dev.tools.lowering --missing`"
 WITHOUT_FLEX = {
-    **dict.fromkeys(
-        ("linear", "performer", "taylor", "hedgehog", "cosformer", "delta", "hybrid"), "states, by kernels of our own or plain products"
-    ),
-    **dict.fromkeys(("full", "infini", "synthesizer"), "all pairs of the text or of a segment"),
-    **dict.fromkeys(("linformer", "nystrom"), "products of low rank"),
-    **dict.fromkeys(("axial", "local2d", "neighborhood", "shifted_groups", "window2d"), "calls for all windows of a picture or a text"),
-    "top_k": "keys gathered for each query",
+    "linear": "states, by kernels of our own or plain products",
+    "linear (chunked WY)": "a state, likewise",
+    "dense": "all pairs of the text",
+    "recurrent": "all pairs of a segment",
+    "low_rank": "products of low rank",
+    "grid_windows": "calls for all windows of a picture",
+    "grid_halo": "calls for all windows of a picture",
+    "selected": "keys gathered for each query",
 }
-"""Mechanisms that do not compare tokens by lists of blocks, and what they do."""
+"""Engines that do not compare tokens by lists of blocks, and what they do."""
+FULL_IN_EVAL_MODE = {"shifted_groups"}
+"""Mechanisms that run full attention when they are not training."""
 
 
 @pytest.mark.parametrize("name", list_mechanisms())
@@ -37,8 +40,9 @@ def test_every_mechanism_is_lowered_in_every_condition(name: str) -> None:
     forms = ["both ways", "causal"] if form == "both" else ["causal" if form else "both ways"]
     assert list(found) == [(form, condition) for form in forms for condition in CONDITIONS], AGAIN
     assert not failures_of(STORED["mechanisms"][name])
+    compares_blocks = mechanism_info(name).engine not in WITHOUT_FLEX and name not in FULL_IN_EVAL_MODE
     for where, cells in found.items():
-        assert bool(sum(cell["kernels"] for cell in cells)) == (name not in WITHOUT_FLEX), where
+        assert bool(sum(cell["kernels"] for cell in cells)) == compares_blocks, where
 
 
 def test_every_kind_of_call_is_stored_and_lowered() -> None:
