@@ -59,6 +59,11 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
             ) from error
         if isinstance(error, OSError) and "safetensors" in str(error) and has_pickles(str(name), revision, token):
             raise CheckpointError(only_pickles(str(name))) from error
+        if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("transformers.models."):  # where a class was looked for
+            raise CheckpointError(
+                f"{subject} names a processor that transformers does not have; correct processor_class in its processor_config.json and "
+                "tokenizer_config.json."
+            ) from error
         raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
 
 

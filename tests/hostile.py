@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from PIL import Image
@@ -128,6 +132,20 @@ def check_commands(program: Any) -> None:
     new = sorted(known - LINES.keys() - {*WITHOUT_CHECKPOINT})
     assert not new, f"{', '.join(new)}: add to LINES in tests/{Path(__file__).name} what is typed after it, with {{model}} for a checkpoint"
     assert not (gone := sorted(LINES.keys() - known)), f"LINES in tests/{Path(__file__).name} has {', '.join(gone)}, which is no command"
+
+
+def answer(program: Any, line: list[str], typed: TextIO) -> tuple[bool, str]:
+    """Whether a command line succeeds, and what it says."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        patch.setattr(sys, "stdin", typed)
+        try:
+            code = program(line, standalone_mode=False)
+        except SystemExit as stopped:
+            code = stopped.code
+        except ValueError as error:
+            code = str(error)
+    return code in (None, 0), f"{said.getvalue()}{code}"
 
 
 @dataclass(frozen=True)

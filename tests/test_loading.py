@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM, PreTrainedTokenizerBase
 
+from hf_longattn.cli import app
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.probes import probe_model
 from hf_longattn.loading import load_config, load_model, load_sentence_model
@@ -22,6 +25,7 @@ from hf_longattn.training.tasks.qa import load_qa_model
 from tests.training.conftest import SOURCES, checkpoint
 
 from .byte_tokenizer import train_tokenizer
+from .hostile import Room, answer
 from .hub_state import Hub
 
 
@@ -134,3 +138,22 @@ def test_what_auto_classes_cannot_read_alone_is_a_sentence(folder: str, server: 
     for name in (folder, "someone/adapter"):
         with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
             load_config(name)
+
+
+def test_a_processor_that_transformers_does_not_have_is_a_sentence(folder: str) -> None:
+    """transformers looks for names that contain it, and imports a module for each model type, of Long ones too."""
+    sentence_transformers: Any = pytest.importorskip("sentence_transformers")
+    Path(folder, "processor_config.json").write_text(json.dumps({"processor_class": "Processor"}))
+    for loader in (sentence_transformers.CrossEncoder, sentence_transformers.SentenceTransformer):
+        with pytest.raises(CheckpointError, match="names a processor that transformers does not have; correct processor_class"):
+            load_sentence_model(loader, folder, device="cpu")
+
+
+def test_a_revision_is_for_a_repository(tmp_path: Path) -> None:
+    room = Room.make(tmp_path / "room")
+    program: Any = typer.main.get_command(app)
+    accepting = [name for name, command in program.commands.items() if any(option.name == "revision" for option in command.params)]
+    tried = [line for line in room.lines(tmp_path / "room" / "good", tmp_path / "out", training=False) if line[0] in accepting]
+    taken = {" ".join(line): answer(program, [*line, "--revision", "v1"], io.StringIO())[1] for line in tried if line[0] != "push"}
+    assert {said for said in taken.values() if "--revision is for a repository of the Hub; leave --revision out" not in said} == set()
+    assert {line.split()[0] for line in taken} == {*accepting} - {"push"}

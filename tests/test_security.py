@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +19,7 @@ from hf_longattn.cli import app
 from hf_longattn.conversion import ConversionConfig
 from hf_longattn.tasks import load_task, task_names
 
-from .hostile import KINDS, Room, Runs, bert, check_commands, own_model_type, own_tokenizer, write_code
+from .hostile import KINDS, Room, Runs, answer, bert, check_commands, own_model_type, own_tokenizer, write_code
 
 YES = "y\n" * 100
 """More answers than any command could ask for."""
@@ -55,20 +54,6 @@ def terminal() -> Iterator[TextIO]:
     with os.fdopen(slave, "r") as stream:
         yield stream
     os.close(master)
-
-
-def answer(program: Any, line: list[str], typed: TextIO) -> tuple[bool, str]:
-    """Whether a command line succeeds, and what it says."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        patch.setattr(sys, "stdin", typed)
-        try:
-            code = program(line, standalone_mode=False)
-        except SystemExit as stopped:
-            code = stopped.code
-        except ValueError as error:
-            code = str(error)
-    return code in (None, 0), f"{said.getvalue()}{code}"
 
 
 def ran(program: Any, lines: Iterator[list[str]], marker: Path, typed: Callable[[], TextIO]) -> list[str]:

@@ -43,7 +43,10 @@ def probe(
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Texts of each task, length and depth; patches or frames replaced in each photo or recording.")
+        int,
+        typer.Option(
+            min=1, max=10_000, help="Texts of each task, length and depth; patches or frames replaced in each photo or recording."
+        ),
     ] = 20,
     mode: Annotated[
         str | None,
@@ -52,7 +55,7 @@ def probe(
             show_default="by the head: span, likelihood for masked models, else generate",
         ),
     ] = None,
-    choices: Annotated[int, typer.Option(min=2, help="Answers compared by likelihood; at least half of them are wrong.")] = 8,
+    choices: Annotated[int, typer.Option(min=2, max=10_000, help="Answers compared by likelihood; at least half of them are wrong.")] = 8,
     images: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="In place of PHOTO, a folder of photos; eight are read at most.", show_default=False),

@@ -6,6 +6,7 @@ Nothing heavy is imported here, since the command line reads the help texts when
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 
 S = TypeVar("S", bound="Settings")
+UNITS = ("", "KB", "MB", "GB", "TB")
+SHARD_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?) ?(?P<unit>[KMGT]B)?")
 AUTO = "auto"
 """In place of a mechanism: one is chosen for every layer, as :func:`hf_longattn.search_design` does."""
 
@@ -243,6 +246,8 @@ class ConversionConfig(Settings):
     )
 
     def __post_init__(self) -> None:
+        if self.max_shard_size is not None:
+            shard_bytes(self.max_shard_size)
         for name, instead in (("mechanism", "--mechanism"), ("long_attention", "--mechanism, --option and --layers")):
             if name in (self.options or {}):
                 raise OptionError(f"{name!r} is not an option of a mechanism; use {instead} (in Python, the argument {name}).")
@@ -342,6 +347,19 @@ class ConversionConfig(Settings):
         return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**overrides, **values.get("layers", {})}})
 
 
+def shard_bytes(size: str | int) -> int:
+    """The size of a weight file in bytes, from bytes or "5GB".
+
+    Raises:
+        OptionError: not a size.
+    """
+    read = SHARD_SIZE.fullmatch(str(size).upper())
+    count = 0 if read is None else int(float(read["number"]) * 1000 ** UNITS.index(read["unit"] or ""))
+    if count < 1:
+        raise OptionError(f"{size!r} is not a shard size; give bytes, or for example 500MB or 5GB.")
+    return count
+
+
 def _of_conversion(name: str) -> Any:
     """A setting that a conversion has, too."""
     entry = next(entry for entry in fields(ConversionConfig) if entry.name == name)
@@ -365,6 +383,10 @@ class RevertConfig(Settings):
     overwrite: bool = _of_conversion("overwrite")
     revision: str | None = _of_conversion("revision")
     token: str | bool | None = _of_conversion("token")
+
+    def __post_init__(self) -> None:
+        if self.max_shard_size is not None:
+            shard_bytes(self.max_shard_size)
 
     @classmethod
     def from_keywords(cls, config: RevertConfig | None, values: Mapping[str, Any]) -> RevertConfig:

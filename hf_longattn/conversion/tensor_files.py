@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .config import shard_bytes
 
 NUMBERS_PER_BLOCK = 2**20
 """Bytes that are copied, cast or compared at once; much larger blocks are written several times slower."""
@@ -213,20 +214,15 @@ def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) ->
     """Distribute tensors over files of at most `max_shard_size` (bytes, or "5GB"), in their order.
 
     Raises:
-        CheckpointError: not a size.
+        OptionError: not a size.
     """
-    if isinstance(max_shard_size, str) and max_shard_size.isascii() and max_shard_size.isdigit():
-        max_shard_size = int(max_shard_size)
     by_name = {tensor.name: tensor for tensor in tensors}
-    try:
-        split = split_state_dict_into_shards_factory(
-            by_name,
-            get_storage_size=lambda tensor: tensor.nbytes,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError as error:
-        raise CheckpointError(f"{max_shard_size!r} is not a shard size; give bytes, or for example 500MB or 5GB.") from error
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes(max_shard_size),
+    )
     return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
 
 

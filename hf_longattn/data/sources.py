@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import random
+import re
 import string
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import pyarrow.compute
 from datasets import (
     ClassLabel,
     Dataset,
@@ -42,6 +44,10 @@ FORMATS = {
 CONLL = (".conll", ".iob", ".bio")
 """Files of words with tags, a word in a line."""
 TEXT_FILES = (".txt", ".md", ".rst", ".py")
+LARGEST_TEXT = 16_000_000
+"""In bytes, of one document; five times War and Peace."""
+TOO_DEEP = re.compile("recursion|depth limit", re.IGNORECASE)
+"""In the errors of the readers of JSON, what says that it is nested too deeply."""
 TENTH = 10
 """One row in this many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
@@ -472,15 +478,17 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
     """
     name, _, subset = source.partition(":")
     try:
-        if kind:
-            return load_dataset(kind, data_files=[glob.escape(file) for file in files], **options)
-        return load_dataset(name, subset or None, **options)
+        if not kind:
+            return load_dataset(name, subset or None, **options)
+        data = load_dataset(kind, data_files=[glob.escape(file) for file in files], **options)
     except Exception as error:
         cause = error.__cause__ or error
         wrong = (_encoding_error(file) for file in files if kind != "parquet")
         if refusal := next(filter(None, wrong), None):
             raise refusal from error
         first = (str(cause).splitlines() or [""])[0]
+        if kind == "json" and TOO_DEEP.search(first):
+            raise DataError(f"{failure}: its JSON is nested too deeply; give rows of texts and numbers") from error
         if "corresponds to no data" in first:
             raise DataError(f"{source} has no rows") from error
         subsets = [] if kind else _subsets(name)
@@ -489,6 +497,23 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
             advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}"
             raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
         raise DataError(f"{failure} ({type(cause).__name__}: {first})") from error
+    return checked_texts(data, source)
+
+
+def checked_texts(data: Dataset, source: str) -> Dataset:
+    """``data``, whose texts have at most :data:`LARGEST_TEXT` bytes each; a tokenizer needs up to 200 bytes of memory for each of them.
+
+    Raises:
+        DataError: with the line or row of a larger one.
+    """
+    for column in (name for name, feature in data.features.items() if _kind(feature) in ("string", "large_string")):
+        sizes = pyarrow.compute.binary_length(data.data.column(column))
+        row = pyarrow.compute.index(pyarrow.compute.greater(sizes, LARGEST_TEXT), True).as_py()
+        if row >= 0:
+            unit = {".jsonl": "line", ".txt": "document"}.get(Path(source).suffix.lower(), "row")
+            size, most = sizes[row].as_py() / 1e6, LARGEST_TEXT / 1e6
+            raise DataError(f"{unit} {row + 1} of {source!r} has {size:,.0f} MB of text, but at most {most:,.0f} are read; split it")
+    return data
 
 
 def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
@@ -524,7 +549,7 @@ def choose_split(data: Any, split: str | None, source: str) -> Dataset:
         DataError: there is no such split.
     """
     if not isinstance(data, DatasetDict):
-        return data
+        return checked_texts(data, source)
     if split not in data:
         raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
-    return data[split]
+    return checked_texts(data[split], source)

@@ -30,7 +30,7 @@ from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
 from ..staging import staged_file
-from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
+from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
 from .usage import (
     GRAPHS,
     HEADS,
@@ -175,6 +175,7 @@ def model_card(
     task = _task(folder, config)
     rows = [row if row.task else dataclasses.replace(row, task=task) for row in map(MeasuredResult.of, results)]
     stated = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
+    check_stated(stated)
     metadata = with_inherited(stated, _inherited(folder, source, plan.get("source")))
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     if task in WIDGETS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from ..errors import CheckpointError, LongAttentionError, checkpoint_errors
+from ..errors import CheckpointError, LongAttentionError, OptionError, checkpoint_errors
 from ..reading import read_text
 
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
 """Metadata that a converted model shares with its source; not results, which were measured on another model."""
 LISTED = ("language", "datasets", "tags", "base_model")
 """Fields that may have several values."""
+IDENTIFIER = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9.+-]*", re.IGNORECASE)
+"""A licence on the Hub: a letter at least, such as mit or 0bsd."""
+TAG = re.compile(r"\w[\w .:/+-]*")
 FORMATS = frozenset((
     "coreml", "flax", "gguf", "jax", "keras", "mlx", "onnx", "openvino", "pytorch", "rust", "safetensors", "tensorflow", "tf", "tf-keras",
     "tflite", "torch", "transformers",
@@ -77,6 +81,18 @@ def fetch_card(repo_id: str) -> None:
     """Download the card of a Hub repository into the Hub cache, if it has one that can be read."""
     with contextlib.suppress(OSError, ValueError, HTTPError):  # without it, no metadata is inherited
         hf_hub_download(repo_id, "README.md")
+
+
+def check_stated(stated: Mapping[str, Any]) -> None:
+    """Refuse a licence and tags that a user gave for a card and that the Hub does not take.
+
+    Raises:
+        OptionError: with an example.
+    """
+    if (license := stated.get("license")) and not IDENTIFIER.fullmatch(license):
+        raise OptionError(f"{license!r} is not the identifier of a licence; give one, for example --license apache-2.0.")
+    if (wrong := next((tag for tag in stated.get("tags") or () if not TAG.fullmatch(tag)), None)) is not None:
+        raise OptionError(f"{wrong!r} is not a tag; give letters and digits, for example --tag legal.")
 
 
 def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:

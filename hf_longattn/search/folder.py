@@ -101,9 +101,11 @@ def opened_folder(path: str | Path, settings: Mapping[str, Any], *, resume: bool
 
 
 def _remove_files(folder: SearchFolder, new_folders: Sequence[Path]) -> None:
-    """Remove what a refused search has written, except measured costs, and the folders that were made for it."""
-    for name in (*MEASURED, LOCK):
+    """Remove what a refused search has written, with the folders that were made for it; in a folder that was there, measured costs stay."""
+    for name in (*MEASURED, LOCK, *((COSTS,) if new_folders else ())):
         folder.file(name).unlink(missing_ok=True)
+    if new_folders:
+        shutil.rmtree(folder.file(TRANSFER), ignore_errors=True)
     with suppress(OSError):  # not empty
         for empty in new_folders or [folder.path]:
             empty.rmdir()

@@ -14,16 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, writing
+from hf_longattn.conversion.config import ConversionConfig, RevertConfig, shard_bytes
 from hf_longattn.conversion.tensor_files import (
     TORCH_DTYPES,
     OutputTensor,
     read_blocks,
     read_headers,
     read_tensor,
-    split_by_size,
     write_weights,
 )
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, OptionError
 
 Checkpoint = Callable[..., Path]
 
@@ -128,10 +128,16 @@ def test_a_tensor_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
         write_weights(tmp_path, {"model.safetensors": [changed]})
 
 
-@pytest.mark.parametrize("size", ["much", "5XB", "-3"])
-def test_a_shard_size_that_is_none_is_refused(size: str) -> None:
-    with pytest.raises(CheckpointError, match="not a shard size"):
-        split_by_size([output("a", torch.zeros(4))], size)
+@pytest.mark.parametrize("size", ["much", "5XB", "-3", "ééé", "", "0", "0GB", "nanMB", "infGB", "1e3MB", "٣", 0])
+def test_a_shard_size_that_is_none_is_refused(size: str | int) -> None:
+    for settings in (ConversionConfig, RevertConfig):
+        with pytest.raises(OptionError, match="not a shard size"):
+            settings(max_shard_size=size)
+
+
+@pytest.mark.parametrize(("size", "read"), [("5", 5), (7, 7), ("2KB", 2000), ("1.5 mb", 1_500_000), ("3TB", 3 * 10**12)])
+def test_a_shard_size_is_read(size: str | int, read: int) -> None:
+    assert shard_bytes(size) == read
 
 
 def test_shards_in_shards_out(built: Callable[[str], Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from hf_longattn.data import sources
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import DataError, held_back, load_labelled, load_or_refuse, load_text, read_source, split_held_out
 from hf_longattn.data.words import read_words
@@ -198,6 +199,31 @@ def test_names_and_encodings_of_files(ending: str, read: Callable[[str], Any], t
     path.write_text(contents(ending), encoding="utf-16")
     with pytest.raises(DataError, match=r"PLAIN.* is not UTF-8 text .*iconv -f UTF-16"):
         read(str(path))
+
+
+def test_a_text_that_no_tokenizer_could_take_is_refused_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LARGEST_TEXT", 1_000_000)
+    long, rows = "ü" * 1_500_000, ["a", "b"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (*rows, long)))
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},a\n" for text in (long, *rows)))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "book.txt").write_text(long)
+    Dataset.from_dict({"text": [*rows, long]}).save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_dict({"text": [*rows, long]}).to_parquet(str(tmp_path / "rows.parquet"))
+    places = {"rows.jsonl": "line 3", "rows.csv": "row 1", "folder": "row 1", "folder/book.txt": "document 1", "saved": "row 3"}
+    for name, place in {**places, "rows.parquet": "row 3"}.items():
+        with pytest.raises(DataError, match=f"^{place} of '.*{name}' has 3 MB of text, but at most 1 are read; split it$"):
+            load_text([str(tmp_path / name)])
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": long[:500_000]}))
+    assert len(load_text([str(tmp_path / "rows.jsonl")])) == 1
+
+
+@pytest.mark.parametrize(("opening", "closing", "depth"), [("[", "]", 120), ("[", "]", 1000), ('{"a": ', "}", 120), ('{"a": ', "}", 5000)])
+def test_rows_that_are_nested_too_deeply_are_a_sentence(opening: str, closing: str, depth: int, tmp_path: Path) -> None:
+    nested = f"{opening * depth}1{closing * depth}"
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "a", "x": {nested}}}\n{{"text": "b"}}\n')
+    with pytest.raises(DataError, match="cannot be read: its JSON is nested too deeply; give rows of texts and numbers"):
+        load_text([str(tmp_path / "rows.jsonl")])
 
 
 def test_a_table_with_other_separators_is_refused(tmp_path: Path) -> None:

@@ -200,6 +200,17 @@ def test_a_budget_that_nothing_meets_names_the_cheapest(encoder: Path, text: Pat
     search_design(encoder, text, budget="0.1250", length=128, candidates=CANDIDATES, pieces=1)
 
 
+def test_a_search_that_refuses_its_budget_leaves_no_folder(encoder: Path, text: Path, tmp_path: Path) -> None:
+    refused: dict[str, Any] = {"budget": "0.0001", "length": 128, "candidates": CANDIDATES, "pieces": 1}
+    with pytest.raises(OptionError, match="No design meets the budget"):
+        search_design(encoder, text, tmp_path / "new" / "study", **refused)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(OptionError, match="No design meets the budget"):
+        search_design(encoder, text, tmp_path / "old", **refused)
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["costs.json"]
+
+
 @pytest.mark.usefixtures("priced")
 def test_a_decoder_is_searched_in_the_causal_form(decoder: Path, text: Path) -> None:
     result = search_design(decoder, text, budget="0.5", length=128, candidates=CANDIDATES, pieces=1)

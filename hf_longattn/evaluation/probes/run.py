@@ -41,6 +41,7 @@ LOADERS = {
     "span": "AutoModelForQuestionAnswering",
 }
 SHORTEST, LONGEST = 16, 1 << 24
+MOST_SAMPLES = 10_000
 DEFAULT_WINDOW = 512
 
 
@@ -260,8 +261,8 @@ def _check(
             f"None of {', '.join(task.name for task in tasks)} has one needle whose depth could be chosen; leave out --depths, or ask for "
             "passkey."
         )
-    if samples < 1 or choices < 2:
-        raise OptionError(f"A probe has 1 sample or more and 2 choices or more, not {samples} and {choices}.")
+    if not (1 <= samples <= MOST_SAMPLES and 2 <= choices <= MOST_SAMPLES):
+        raise OptionError(f"A probe has 1 to {MOST_SAMPLES:,} samples and 2 to {MOST_SAMPLES:,} choices, not {samples:,} and {choices:,}.")
     known = sorted({mode for modes in MODES.values() for mode in modes})
     if mode is not None and mode not in known:
         raise OptionError(f"There is no mode {mode!r}; the modes are {', '.join(known)}.{nearest(mode, known)}")
