@@ -195,3 +195,11 @@ def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch
         assert build_mechanism("mine", num_heads=4, head_dim=16, **mechanism_class("mine").covering(300, causal)).covers(300, causal)
     with pytest.raises(OptionError, match="must be at least 1"):
         build_mechanism("mine", num_heads=4, head_dim=16, window=0)
+
+
+def test_pictures_of_any_mode_are_read_in_colour() -> None:
+    """A grey or a transparent picture has another number of channels than models read."""
+    texts = {path: path.read_text(encoding="utf-8") for path in (*DOCUMENTS, ROOT / "hf_longattn/hub/usage.py")}
+    opened = {path.name: re.findall(r'Image\.open\(\w*"?[^)]*\)(?:\.convert\("RGB"\))?', text) for path, text in texts.items()}
+    plain = {name: calls for name, found in opened.items() if (calls := [call for call in found if not call.endswith('("RGB")')])}
+    assert not plain

@@ -19,7 +19,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 LAYERS = (
     ("errors", "lazy", "naming"),
     ("config_format", "declarations", "hub_errors", "private_apis", "reading"),
-    ("choice_text", "loading", "local_names", "recipes", "staging", "tasks"),
+    ("choice_text", "loading", "local_names", "processor_files", "recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),
     ("options",),
@@ -84,7 +84,7 @@ MODELING = (
     ("run",),
     ("inference",),
     ("mixin",),
-    ("audio", "grids", "marked_mask", "multimodal", "page_pipeline", "towers"),
+    ("audio", "grids", "marked_mask", "multimodal", "pipelines", "towers"),
     ("classes",),
     ("generic",),
     ("__init__",),

@@ -17,8 +17,8 @@ __all__ = ["add_command"]
 
 _CONVERSION = (
     "search_text", "search_images", "search_audio", "towers", "text_global", "frames", "decoder_mechanism", "max_decoder_length",
-    "max_shard_size", "allow_pickle", "merge_adapter", "generic", "verify_text", "verify_audio", "init_from_text", "native", "remote_code",
-    "bundle_user_code", "revision", "token", "private",
+    "max_shard_size", "allow_pickle", "merge_adapter", "needs_training", "generic", "verify_text", "verify_audio", "init_from_text",
+    "native", "remote_code", "bundle_user_code", "revision", "token", "private",
 )  # fmt: skip
 RARE_OPTIONS: dict[str, tuple[str, ...]] = {
     "convert": _CONVERSION,

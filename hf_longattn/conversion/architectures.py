@@ -173,6 +173,11 @@ def find_architecture(source: Source) -> Architecture:
         original = None if converter is None else converter.read_config(dict(source.config))
         values = dict(source.config) if converter is None else _without_names(converter.config_values(original))
         config = family.base_config_class.from_dict(values)
+    if getattr(config, "is_heterogeneous", False):
+        raise CheckpointError(
+            f"The config.json of {source.name!r} has per_layer_config, layers of several kinds, which Long classes do not have; give a "
+            "checkpoint whose layers have the same sizes and windows, or windows by layer_types."
+        )
     for name in SIZES:
         value = getattr(config, name, 1)
         if isinstance(value, int) and value < 1:

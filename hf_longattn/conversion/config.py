@@ -213,6 +213,11 @@ class ConversionConfig(Settings):
     merge_adapter: bool = setting(
         False, "Merge a PEFT adapter into the weights of its base instead of keeping it in DST/adapter.", planned=True
     )
+    needs_training: bool = setting(
+        False,
+        "Convert to a length at which the result is of no use before you train it: Whisper beyond its 30 seconds.",
+        planned=True,
+    )
     generic: bool = setting(
         False,
         "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; "

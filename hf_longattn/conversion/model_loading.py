@@ -427,7 +427,7 @@ def choose_running(parameters: int, largest: int, *, in_memory: bool = False) ->
 
     Args:
         parameters, largest: of the larger of the two models, and elements of its largest tensor.
-        whole: it must be loaded whole.
+        in_memory: they must be loaded whole, for gradients.
     """
     size, tensor, available = 4 * parameters, 4 * largest, available_memory()
     loaded = size * LOADING

@@ -75,6 +75,6 @@ def inputs_on_grid(rule: GridRule, config: Any, folder: Path) -> VerificationPic
     """The inputs to verify a model with; ``folder`` has its image processor, if it has one."""
     if not rule.reads_photographs:
         return VerificationSpectrograms(rule, config)
-    processor = processor_of(rule, folder)[0]
+    processor = processor_of(rule, folder)
     mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
     return (VerificationPictures if rule.reads_pictures else VerificationVideos)(rule, config, mean, std)

@@ -14,13 +14,14 @@ from ..configuration import LongAttentionConfig
 from ..errors import LengthError, PositionError
 from ..modeling.family.audio_config import audio_seconds, refuse_reading
 from ..modeling.family.definition import Family
+from ..processor_files import FEATURE_EXTRACTOR, ProcessorFile
 from .architectures import Architecture
 from .audio_seconds import AudioDuration, AudioPlan, duration, sound_model
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape
 from .plan_inputs import InputPlan
 from .plan_positions import PositionWarning
-from .processors import FILE, file_with, load_feature_extractor
+from .processors import load_feature_extractor, values_with
 from .sources.base import Source
 
 COUNTED_SECONDS = 10.0
@@ -28,14 +29,26 @@ COUNTED_SECONDS = 10.0
 
 
 def plan_sound(source: Source, architecture: Architecture, request: ConversionConfig) -> InputPlan:
-    """What is decided for a model that reads sound."""
+    """What is decided for a model that reads sound.
+
+    Raises:
+        LengthError: as :func:`audio_durations`, or a duration at which the result is of no use before it is trained.
+    """
     positions, sound = audio_positions(architecture, request.positions), audio_durations(architecture, request)
+    warnings = audio_warnings(architecture, sound)
+    if warnings and not request.needs_training:
+        old = f"{sound.old.seconds:g}"
+        raise LengthError(
+            f"A {architecture.source_class} of {sound.new.words} is of no use untrained: {warnings[0].problem}; leave --audio-seconds out, "
+            f"and transcribe longer recordings with transformers' pipeline('automatic-speech-recognition', …, chunk_length_s={old}), or "
+            "convert it with --needs-training and train it yourself."
+        )
     return InputPlan(
         sizes=sound,
         attention=audio_attention(architecture, request),
         positions=positions,
         fields={"long_audio_seconds": sound.new.seconds} if sound.grows else {},
-        warnings=audio_warnings(architecture, sound),
+        warnings=warnings,
         files=extractor_files(source, sound),
     )
 
@@ -125,11 +138,12 @@ def with_convolutions(shape: ModelShape, skeleton: nn.Module, family: Family, co
 def audio_warnings(architecture: Architecture, sound: AudioPlan) -> tuple[PositionWarning, ...]:
     """Why a result does not read longer sounds as its source reads short ones, without training."""
     problem = sound.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
-    return (PositionWarning(problem, "train the result on sounds of the new duration"),) if problem else ()
+    return (PositionWarning(problem, "train the result with transformers' Trainer on sounds of the new duration"),) if problem else ()
 
 
 def extractor_files(source: Source, plan: AudioPlan) -> dict[str, dict[str, Any]]:
     """The file of the feature extractor where it cuts or pads sounds to the duration; none where the source has none."""
-    changed = plan.rule.extractor_fields(plan.new.seconds)
-    extractor = load_feature_extractor(source.folder) if changed and plan.grows else None
-    return {} if extractor is None or not (source.folder / FILE).is_file() else {FILE: file_with(source.folder, extractor, changed)}
+    changed, place = plan.rule.extractor_fields(plan.new.seconds), ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
+    if place is None or not (changed and plan.grows):
+        return {}
+    return place.with_values(values_with(place, load_feature_extractor(source.folder), changed))

@@ -23,7 +23,7 @@ from .flops import ModelShape, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels, read_size
 from .plan_inputs import InputPlan
 from .plan_positions import PositionWarning
-from .processors import FILE, file_of_size, file_with, image_files, load_feature_extractor, picture_size, processor_of
+from .processors import picture_size, place_on_grid, processor_of, values_of_size, values_with
 from .sources.base import Source
 
 
@@ -204,25 +204,23 @@ def processor_files(source: Source, architecture: Architecture, sizes: GridPlan)
     Raises:
         CheckpointError: it makes inputs that the source cannot read, or of no certain size.
     """
-    if fields := sizes.rule.extractor_fields(sizes.old.size):
-        extractor = load_feature_extractor(source.folder)
-        if extractor is None:
-            return {}
-        for name, value in fields.items():
-            if getattr(extractor, name, value) != value:
-                raise CheckpointError(
-                    f"The feature extractor of {source.name!r} says {name}={getattr(extractor, name)}, but its config.json says {value}; "
-                    f"correct {name} in {FILE}, or in config.json."
-                )
-        changed = sizes.rule.extractor_fields(sizes.new.size)
-        return {FILE: file_with(source.folder, extractor, changed)} if sizes.grows else {}
-    processor, file = processor_of(sizes.rule, source.folder)
-    if processor is None:
+    rule, place = sizes.rule, place_on_grid(sizes.rule, source.folder)
+    if place is None:
         return {}
+    processor = processor_of(rule, source.folder)
+    for name, value in rule.extractor_fields(sizes.old.size).items():
+        if getattr(processor, name, value) != value:
+            raise CheckpointError(
+                f"The feature extractor of {source.name!r} says {name}={getattr(processor, name)}, but its config.json says {value}; "
+                f"correct {name} in {place.file}, or in config.json."
+            )
     processed, (old, new) = picture_size(processor), (size.size[-2:] for size in (sizes.old, sizes.new))
-    if processed is not None and processed != old and sizes.rule.checks_processor:
+    if processed is not None and processed != old and rule.checks_processor:
         raise CheckpointError(
             f"The image processor of {source.name!r} makes pictures of {pixels(processed)}, but its config.json says "
-            f"{sizes.rule.side}={getattr(architecture.source_config, sizes.rule.side)}; correct the size in {file}, or {sizes.rule.side}."
+            f"{rule.side}={getattr(architecture.source_config, rule.side)}; correct the size in {place.file}, or {rule.side}."
         )
-    return image_files(source.folder, file_of_size(source.folder, processor, new, file), file) if new != old else {}
+    if new == old:
+        return {}
+    changed = rule.extractor_fields(sizes.new.size)
+    return place.with_values(values_with(place, processor, changed) if changed else values_of_size(place, processor, new))

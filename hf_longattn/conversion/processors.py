@@ -6,18 +6,18 @@ kept in it for the way back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..data.videos import VIDEO_FILE, frame_processor, frames_as_pixels
+from ..data.videos import frame_processor, frames_as_pixels
 from ..errors import CheckpointError, GridError
 from ..loading import load_part, loading_errors
 from ..modeling.family.grid_rule import GridRule
-from ..reading import read_json_object
+from ..processor_files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile
 from .grid_sizes import pixels
 from .text_limits import FIELD_BEFORE
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from ..data.audio import Samples
     from ..modeling.family.grid_rule import GridRule
 
-FILE = "preprocessor_config.json"
-PROCESSOR_FILE = "processor_config.json"
-"""The file of a processor, of which transformers 5 makes the feature extractor's a part."""
-IMAGE_PART = "image_processor"
-"""The part of that file that is an image processor's."""
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
 
 
@@ -41,49 +36,8 @@ def load_image_processor(folder: Path) -> Any | None:
     """
     from transformers import AutoImageProcessor
 
-    if _image_values(folder) is None:  # which refuses a damaged file in its own words
-        return None
-    return load_part(AutoImageProcessor, folder, "image processor", local_files_only=True)
-
-
-def _image_values(folder: Path, file: str = FILE) -> dict[str, Any] | None:
-    """The values of a processor, from its own file or, of an image processor, from that of a processor that has it as a part; ``None``
-    without."""
-    if (folder / file).is_file():
-        return read_json_object(folder / file)
-    has_parts = file == FILE and (folder / PROCESSOR_FILE).is_file()
-    part = read_json_object(folder / PROCESSOR_FILE).get(IMAGE_PART) if has_parts else None
-    return part if isinstance(part, dict) else None
-
-
-def image_files(folder: Path, values: Mapping[str, Any], file: str = FILE) -> dict[str, dict[str, Any]]:
-    """The file of a processor with these values: its own, or that of a processor that has it as a part."""
-    if (folder / file).is_file():
-        return {file: dict(values)}
-    return {PROCESSOR_FILE: {**read_json_object(folder / PROCESSOR_FILE), IMAGE_PART: dict(values)}}
-
-
-def load_video_processor(folder: Path) -> Any | None:
-    """What makes the frames of a checkpoint's videos, :func:`frame_processor` for a video processor; ``None`` where its folder has no file
-    that says it.
-
-    Raises:
-        CheckpointError: there is one, and transformers cannot load it.
-    """
-    if not (folder / VIDEO_FILE).is_file():
-        return load_image_processor(folder)
-    with loading_errors(folder, "video processor"):
-        return frame_processor(read_json_object(folder / VIDEO_FILE))
-
-
-PROCESSOR_LOADERS: dict[str, Callable[[Path], Any | None]] = {"picture": load_image_processor, "video": load_video_processor}
-"""What loads the processor of a checkpoint, by what its model reads."""
-
-
-def processor_of(rule: GridRule, folder: Path) -> tuple[Any | None, str]:
-    """The processor in a checkpoint folder of a model of pictures or videos, ``None`` where it has none, and the name of its file."""
-    file = VIDEO_FILE if rule.noun == "video" and (folder / VIDEO_FILE).is_file() else FILE
-    return PROCESSOR_LOADERS.get(rule.noun, load_image_processor)(folder), file
+    place = ProcessorFile.find(folder, IMAGE_PROCESSOR)
+    return None if place is None else load_part(AutoImageProcessor, folder, "image processor", local_files_only=True)
 
 
 def load_feature_extractor(folder: Path) -> Any | None:
@@ -94,11 +48,34 @@ def load_feature_extractor(folder: Path) -> Any | None:
     """
     from transformers import AutoFeatureExtractor
 
-    file = next((folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()), None)
-    if file is None:
-        return None
-    read_json_object(file)  # refuses a damaged file in its own words
-    return load_part(AutoFeatureExtractor, folder, "feature extractor", local_files_only=True)
+    place = ProcessorFile.find(folder, FEATURE_EXTRACTOR)
+    return None if place is None else load_part(AutoFeatureExtractor, folder, "feature extractor", local_files_only=True)
+
+
+def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
+    """Where a folder says how the inputs of a model on a grid are made: a video processor where there is one, for videos."""
+    if not rule.reads_photographs:
+        return ProcessorFile.find(folder, FEATURE_EXTRACTOR)
+    of_videos = ProcessorFile.find(folder, VIDEO_PROCESSOR) if rule.noun == "video" else None
+    return of_videos or ProcessorFile.find(folder, IMAGE_PROCESSOR)
+
+
+def processor_of(rule: GridRule, folder: Path) -> Any | None:
+    """What makes the inputs of a model on a grid, :func:`frame_processor` for a video processor; ``None`` where its folder has no file
+    that says it.
+
+    Raises:
+        CheckpointError: there is one, and transformers cannot load it.
+    """
+    place = place_on_grid(rule, folder)
+    if place is None or not _is_of_videos(place):
+        return load_image_processor(folder) if rule.reads_photographs else load_feature_extractor(folder)
+    with loading_errors(folder, "video processor"):
+        return frame_processor(place.values)
+
+
+def _is_of_videos(place: ProcessorFile) -> bool:
+    return place.file == VIDEO_PROCESSOR.file or place.part in VIDEO_PROCESSOR.parts
 
 
 def required_processor(processor: Any | None, name: str, inputs: str = "pictures") -> Any:
@@ -119,13 +96,15 @@ def sized_pixels(processor: Any, folder: Path, pictures: Sequence[Any], size: tu
         CheckpointError: the processor resizes pictures in a way that has no such size.
         GridError: the processor makes pictures of another size.
     """
-    sized = type(processor).from_dict(file_of_size(folder, processor, size))
+    place = ProcessorFile.find(folder, IMAGE_PROCESSOR)
+    assert place is not None
+    sized = type(processor).from_dict(values_of_size(place, processor, size))
     values = [torch.as_tensor(sized(images=picture, return_tensors="pt")[name]) for picture in pictures]
     sizes = [tuple(picture.shape[2:]) for picture in values]
     if wrong := [picture_size for picture_size in sizes if picture_size != size]:
         raise GridError(
             f"The image processor in {str(folder)!r} makes pictures of {pixels(wrong[0])} where {pixels(size)} are needed; "
-            f"set do_resize and size in its {FILE}."
+            f"set do_resize and size in its {place.file}."
         )
     return torch.cat(values)
 
@@ -144,15 +123,16 @@ def sized_frames(rule: GridRule, processor: Any, folder: Path, videos: Sequence[
         CheckpointError: the processor resizes frames in a way that has no such size.
         GridError: the processor makes frames of another size.
     """
-    file = processor_of(rule, folder)[1]
-    values = file_of_size(folder, processor, size[-2:], file)
-    sized = frame_processor(values) if file == VIDEO_FILE else type(processor).from_dict(values)
+    place = place_on_grid(rule, folder)
+    assert place is not None
+    values = values_of_size(place, processor, size[-2:])
+    sized = frame_processor(values) if _is_of_videos(place) else type(processor).from_dict(values)
     pixels_of_videos = [frames_as_pixels(sized, frames) for frames in videos]
     sizes = {tuple(video.shape[-2:]) for video in pixels_of_videos}
     if wrong := sizes - {size[-2:]}:
         raise GridError(
             f"The processor in {str(folder)!r} makes frames of {pixels(wrong.pop())} where {pixels(size[-2:])} are needed by {name!r}; set "
-            f"do_resize and size in its {file}."
+            f"do_resize and size in its {place.file}."
         )
     return torch.cat(pixels_of_videos).transpose(1, 2)
 
@@ -164,15 +144,14 @@ def picture_size(processor: Any) -> tuple[int, int] | None:
     return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
 
 
-def file_of_size(folder: Path, processor: Any, size: tuple[int, ...], file: str = FILE) -> dict[str, Any]:
-    """The values of a processor's file for pictures of ``size``, height and width.
+def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
+    """The values of an image processor for pictures of ``size``, height and width.
 
     Raises:
         CheckpointError: it resizes pictures in a way that has no such size.
     """
-    values = _image_values(folder, file) or {}
     if size == picture_size(processor):
-        return values
+        return place.values
     crop, resized = _sizes(processor)
     changed: dict[str, Any] = {}
     if crop:
@@ -182,20 +161,20 @@ def file_of_size(folder: Path, processor: Any, size: tuple[int, ...], file: str 
         ratios = [new / old for new, old in zip(size, (resized["height"], resized["width"]), strict=True)]
     elif resized:
         raise CheckpointError(
-            f"The image processor of {str(folder)!r} resizes pictures by {resized}, which gives none of {pixels(size)}; set size to a "
-            f"height and a width in its {file}."
+            f"The image processor of {str(place.folder)!r} resizes pictures by {resized}, which gives none of {pixels(size)}; set size to "
+            f"a height and a width in its {place.file}."
         )
     if resized.keys() == {"height", "width"}:
         sides = zip((resized["height"], resized["width"]), ratios, strict=True)
         changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
     elif resized:  # the crop lies in the resized picture, whichever side is the shorter
         changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
-    return file_with(folder, processor, changed, file)
+    return values_with(place, processor, changed)
 
 
-def file_with(folder: Path, processor: Any, fields: Mapping[str, Any], file: str = FILE) -> dict[str, Any]:
-    """The values of the file of an image processor or a feature extractor with other values of these fields, and what they were."""
-    values, changed = _image_values(folder, file) or {}, dict(fields)
+def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an image processor or a feature extractor with other values of these fields, and what they were."""
+    values, changed = place.values, dict(fields)
     if not any(values.get(name) for name in TYPE_FIELDS):  # transformers looks it up by the model type, which is another one now
         field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
         changed[field] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
@@ -204,18 +183,15 @@ def file_with(folder: Path, processor: Any, fields: Mapping[str, Any], file: str
 
 
 def files_before(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of a folder's processors, by name, as they were before :func:`file_of_size`; of those that were changed."""
-    return {name: values for file in (FILE, VIDEO_FILE) for name, values in _file_before(folder, file).items()}
-
-
-def _file_before(folder: Path, file: str) -> dict[str, dict[str, Any]]:
-    """A processor's file as it was before :func:`file_of_size`; empty where there is none or nothing was changed."""
-    values = _image_values(folder, file) or {}
-    before = values.pop(FIELD_BEFORE, None)
-    if not isinstance(before, Mapping):
-        return {}
-    restored = {**values, **before}
-    return image_files(folder, {name: value for name, value in restored.items() if value is not None or name not in before}, file)
+    """The files of a folder's processors, by name, as they were before :func:`values_with`; of those that were changed."""
+    files: dict[str, dict[str, Any]] = {}
+    for place in filter(None, (ProcessorFile.find(folder, kind) for kind in KINDS)):
+        values = place.values
+        before = values.pop(FIELD_BEFORE, None)
+        if isinstance(before, Mapping):
+            restored = {**values, **before}
+            files |= place.with_values({name: value for name, value in restored.items() if value is not None or name not in before})
+    return files
 
 
 def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:

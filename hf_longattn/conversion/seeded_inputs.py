@@ -18,6 +18,8 @@ from .model_loading import seeded_pages
 from .series_lengths import SERIES_INPUT
 
 TOKENS, DECODER_TOKENS = 48, 8
+FIRST_POSITION = 2
+"""Index of the first position of RoBERTa and similar models, whose tables have so many fewer positions than rows."""
 SAMPLES = 4000
 """Audio samples for Wav2Vec2 and similar models."""
 GRIDS = ((1, 4, 6), (1, 2, 4))
@@ -26,8 +28,11 @@ IMAGE_TOKEN, VIDEO_TOKEN = "image_token_id", "video_token_id"
 """The config's fields with the tokens in place of which a language model reads pictures."""
 
 
-def seeded_inputs(model: Any) -> dict[str, Any]:
+def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
     """Random inputs for one forward pass, as the class takes them: token ids, images, audio features or samples, or a time series.
+
+    Args:
+        tokens: number of token ids, or as many as the model has positions for.
 
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.
@@ -43,7 +48,8 @@ def seeded_inputs(model: Any) -> dict[str, Any]:
     if "input_values" in taken and "input_ids" not in taken:  # next to text they are a recording to go on from, which may be left out
         inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)
     if "input_ids" in taken:
-        length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
+        positions = getattr(text, "max_position_embeddings", None)
+        length = min(tokens, positions - FIRST_POSITION) if positions else tokens
         inputs["input_ids"] = _ids(text, (1, length), random)
         inputs |= seeded_pages(config, inputs["input_ids"])
         if getattr(config, IMAGE_TOKEN, None) is not None and "pixel_values" in inputs:

@@ -16,8 +16,11 @@ from ..data.audio import Samples, audio_files, read_audio
 from ..data.files import evenly_spread
 from ..errors import AudioError, CheckpointError, LengthError, checkpoint_errors
 from ..modeling.family.audio_rule import AudioRule
+from ..processor_files import FILE
 from .audio_seconds import AudioDuration
-from .processors import FILE
+
+REPEATED_SECONDS = 30.0
+"""Duration of the sound that is repeated where only the length of an input matters."""
 
 
 class SoundInputs:
@@ -143,6 +146,14 @@ class VerificationSound(SoundInputs):
         if self.extractor is None and self.rule.features is not None:
             return self.rule.seeded(self.config, seconds)
         return self.extracted(self.samples(length / self.rule.rate))
+
+    def processed(self, seconds: float) -> Tensor:
+        """What the feature extractor makes of a sound of this duration where it is called without settings, as users call it."""
+        count = round(seconds * self.sampling_rate)
+        samples = np.resize(self.samples(min(seconds, REPEATED_SECONDS)), count)
+        extractor: Any = self.extractor
+        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
+            return extractor(samples, sampling_rate=self.sampling_rate, return_tensors="pt")[self.rule.input]
 
     def at(self, size: AudioDuration) -> dict[str, Any]:
         """The arguments of a model for one sound of this duration."""

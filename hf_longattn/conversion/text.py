@@ -138,6 +138,22 @@ def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list
         return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
 
 
+def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
+    """The lengths of what a tokenizer makes of a text beyond its limit, by name, where it is called with ``truncation=True``.
+
+    Args:
+        text: repeated until it is longer than the limit.
+
+    Raises:
+        CheckpointError: the tokenizer fails.
+    """
+    tokens = max(1, len(token_ids(tokenizer, text, special_tokens=False)))
+    longer = " ".join([text] * (tokenizer.model_max_length // tokens + 2))
+    with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
+        encoding = text_encoding(tokenizer, longer, truncation=True)
+    return {name: len(values) for name, values in encoding.items()}
+
+
 def excerpt(text: str, count: int) -> str:
     """The start of a text, long enough for `count` tokens."""
     return text[: CHARACTERS_PER_TOKEN * max(count, 512)]

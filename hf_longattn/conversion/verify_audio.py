@@ -26,7 +26,11 @@ from .verify_outputs import FLOPS_AT_NEW_LENGTH
 from .verify_sizes import SizeChecks, run_model
 
 EXTRACTED_SECONDS = 2.0
-"""The sound on which the written feature extractor is tried."""
+"""Duration at which the written feature extractor is compared with the source's."""
+PROCESSED_SECONDS = 600.0
+"""Maximum duration of the sound that the written feature extractor must not cut. Spectrograms of it take seconds."""
+WINDOW_SECONDS = 0.05
+"""How much shorter than its sound a spectrogram may be: windows of 25 ms end before the sound does."""
 PADDED = 0.9
 """The part of a sound that is left when it is compared with itself and padding after it."""
 
@@ -37,17 +41,23 @@ def check_feature_extractor(plan: ResultPlan, result: Path, inputs: Verification
 
 
 def _check_extractor(plan: ResultPlan, result: Path, inputs: VerificationSound) -> Check:
-    name = "feature extractor"
+    name, rule, sound = "feature extractor", inputs.rule, plan.sound
+    assert sound is not None
     if inputs.extractor is None:
-        return Check(name, SKIPPED, "the source has no feature extractor")
+        return Check(name, SKIPPED, f"the source has no feature extractor, so make inputs of {sound.new.words} as it was trained")
     try:
-        written = VerificationSound(inputs.rule, plan.config, load_feature_extractor(result), inputs.recording)
+        written = VerificationSound(rule, plan.config, load_feature_extractor(result), inputs.recording)
         same = torch.equal(written.features(EXTRACTED_SECONDS), inputs.features(EXTRACTED_SECONDS))
+        tried = min(sound.new.seconds, PROCESSED_SECONDS)
+        made = rule.seconds(rule.as_input(written.processed(tried)).shape[1])
     except CheckpointError as error:
         return Check(name, FAILED, str(error).rstrip("."))
-    kind = type(inputs.extractor).__name__
+    kind, before = type(inputs.extractor).__name__, duration(tried)
     detail = f"the {kind} of the result gives {'the same input as' if same else 'another input than'} the source's, at "
-    return Check(name, PASSED if same else FAILED, f"{detail}{inputs.sampling_rate:,} samples a second")
+    detail = f"{detail}{inputs.sampling_rate:,} samples a second; a sound of {before} becomes an input of {duration(round(made, 1))}"
+    if not (good := abs(made - tried) <= WINDOW_SECONDS):
+        detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
+    return Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": made})
 
 
 def _check_tokenizer(plan: ResultPlan, result: Path) -> Check:

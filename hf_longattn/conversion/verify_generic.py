@@ -21,11 +21,13 @@ from .differences import Difference
 from .model_loading import load_plain, weights_in_files
 from .plan import ConversionPlan
 from .report import FAILED, PASSED, Check, equality
-from .seeded_inputs import run_inputs, seeded_inputs
+from .seeded_inputs import TOKENS, run_inputs, seeded_inputs
 from .series_lengths import series_table
 from .sources.base import open_source
 from .verify_outputs import all_finite
 
+LONGEST, LOGITS = 4096, 2**26
+"""Maximum number of tokens, and of logits for them, of the text on which outputs are checked for NaN."""
 NOT_COVERED = "the mechanism does not cover the input"
 
 
@@ -50,7 +52,9 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     del source
     model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)
     with_mechanism, covered = _run_and_note_covers(model, inputs)
-    longest = seeded_inputs(model)
+    longest = seeded_inputs(
+        model, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // getattr(model.config.get_text_config(), "vocab_size", 1)))
+    )
     finite = all_finite(with_mechanism if _shapes(longest) == _shapes(inputs) else run_inputs(model, longest))
     parts = {name: towers_of(model)[name] for name in plan.towers} or {"": model}
     alone = {}

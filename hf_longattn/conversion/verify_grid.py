@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.videos import frames_as_pixels
 from ..engines.common.grid import Grid
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_a_line
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
-from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, PIXELS, GridRule
 from ..private_apis import attention_implementation
 from .differences import Difference
 from .flops import cost_on, mechanisms_on
@@ -26,67 +27,64 @@ from .model_loading import load_result, load_source, newly_initialised
 from .pictures import COLOURS, VerificationPictures
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .processors import FILE, load_feature_extractor, picture_size, processor_of
+from .processors import picture_size, place_on_grid, processor_of
 from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .verify_outputs import FLOPS_AT_NEW_LENGTH, part_to_compare
 from .verify_sizes import SizeChecks, run_model
 
 PROCESSED_PIXELS = 2**25
-"""Most pixels of a picture that the image processor is tried on; for larger ones its settings are compared."""
+"""Maximum pixels of an input that the processor is run on; for larger ones its settings are compared."""
 PHOTO_SIZE = (427, 640)
 """Height and width of a picture that the image processor has to resize."""
 
 
 def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures) -> list[Check]:
-    """The written image processor gives pictures of the new size, whatever size a picture has."""
-    name, grid = "image processor", plan.grid
+    """The written image processor or feature extractor gives inputs of the new size, whatever size a picture has or how long a sound is."""
+    grid = plan.grid
     assert grid is not None
-    size, rule = grid.new.size[-2:], grid.rule
-    processor, file = processor_of(rule, result)
-    if processor is None:
-        advice = f"the source has no image processor, so resize pictures to {pixels(size)} and normalise them as it was trained"
-        return [Check(name, SKIPPED, advice)]
-    fixed: tuple[int, ...] | None = picture_size(processor)
-    if fixed is None:
-        return [Check(name, PASSED, "the image processor leaves pictures at their size", {"image_size": None})]
-    inputs_tried = [PHOTO_SIZE, size] if math.prod(size) <= PROCESSED_PIXELS else []
+    rule, size, place = grid.rule, grid.new.size, place_on_grid(grid.rule, result)
+    name = "image processor" if rule.reads_photographs else "feature extractor"
+    if place is None:
+        return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {rule.describe(size)} as it was trained")]
     try:
-        sizes = [tuple(_processed(processor, rule, before).shape[-2:]) for before in inputs_tried] or [fixed]
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        return [Check(name, FAILED, f"the image processor of the result does not run: {error}")]
-    wrong = [after for after in sizes if after != size and (rule.checks_processor or grid.grows)]
-    if wrong:
-        problem = f"the image processor makes pictures of {pixels(wrong[0])} instead of {pixels(size)}; correct the size in {file}"
+        processor = processor_of(rule, result)
+        fixed: Any = picture_size(processor) if rule.reads_photographs else size
+        if math.prod(size) > PROCESSED_PIXELS:
+            return [_check_settings(name, rule, fixed, size)]
+        made = _sizes_made(processor, rule, size, resizes=fixed is not None)
+    except (CheckpointError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        return [Check(name, FAILED, f"the {name} of the result does not run: {in_a_line(error).rstrip('.')}")]
+    wrong = next((after for after in made.values() if after != size and (rule.checks_processor or grid.grows)), None)
+    if wrong is not None:
+        problem = f"the {name} makes inputs of {rule.describe(wrong)} instead of {rule.describe(size)}; correct the size in {place.file}"
         return [Check(name, FAILED, problem)]
-    before = " and ".join(map(pixels, inputs_tried)) or "any size"
-    return [Check(name, PASSED, f"pictures of {before} become pictures of {pixels(sizes[0])}", {"image_size": list(sizes[0])})]
+    values = {rule.size_name: None if fixed is None else list(next(iter(made.values())))}
+    return [Check(name, PASSED, f"{' and '.join(made)} become inputs of {rule.describe(next(iter(made.values())))}", values)]
 
 
-def _processed(processor: Any, rule: GridRule, size: tuple[int, ...]) -> Tensor:
-    picture = torch.zeros(*size, COLOURS, dtype=torch.uint8).numpy()
-    return processor(picture if rule.reads_pictures else [picture] * 2, return_tensors="pt")["pixel_values"]
+def _check_settings(name: str, rule: GridRule, fixed: tuple[int, ...] | None, size: tuple[int, ...]) -> Check:
+    """What a processor is set to, for inputs that are too large to make."""
+    if fixed in (None, size[-2:]):
+        return Check(name, SKIPPED, f"it was not run, since inputs of {rule.describe(size)} are large; its settings are for this size")
+    return Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")
 
 
-def check_extractor(plan: ResultPlan, result: Path, inputs: VerificationPictures) -> list[Check]:
-    """The written feature extractor gives inputs of the new size, however long a sound is."""
-    name, grid = "feature extractor", plan.grid
-    assert grid is not None
-    rule, size = grid.rule, grid.new.size
-    extractor = load_feature_extractor(result)
-    if extractor is None:
-        return [Check(name, SKIPPED, f"the source has no feature extractor, so make inputs of {rule.describe(size)} as it was trained")]
-    rate = extractor.sampling_rate
-    sounds = [torch.zeros(samples).numpy() for samples in (rate, rate * (2 + size[-1] // FRAMES_PER_SECOND))]
-    try:
-        sizes = [rule.size_of(extractor(sound, sampling_rate=rate, return_tensors="pt")[rule.input]) for sound in sounds]
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        return [Check(name, FAILED, f"the feature extractor of the result does not run: {error}")]
-    wrong = [extracted for extracted in sizes if extracted != size]
-    if wrong:
-        problem = f"the feature extractor makes inputs of {rule.describe(wrong[0])} instead of {rule.describe(size)}; correct {FILE}"
-        return [Check(name, FAILED, problem)]
-    detail = f"sounds of {' and '.join(f'{len(sound) / rate:g} s' for sound in sounds)} become inputs of {rule.describe(size)}"
-    return [Check(name, PASSED, detail, {rule.size_name: list(size)})]
+def _sizes_made(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
+    """What data is called -> the size of the input that a processor makes of it: of data of the new size and, if it resizes, another."""
+    made: dict[str, tuple[int, ...]] = {}
+    if not rule.reads_photographs:
+        rate = processor.sampling_rate
+        for seconds in (1, 2 + size[-1] // FRAMES_PER_SECOND):
+            values = processor(torch.zeros(rate * seconds).numpy(), sampling_rate=rate, return_tensors="pt")
+            made[f"sounds of {seconds} s"] = rule.size_of(torch.as_tensor(values[rule.input]))
+    for sides in [PHOTO_SIZE] * resizes + [size[-2:]] if rule.reads_photographs else ():
+        picture = torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy()
+        if rule.reads_pictures:
+            values = torch.as_tensor(processor(picture, return_tensors="pt")[PIXELS])
+        else:
+            values = frames_as_pixels(processor, [picture] * size[0])
+        made[f"{rule.noun}s of {pixels(sides)}"] = rule.size_of(values)
+    return made
 
 
 def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictures, scratch: Path | None = None) -> list[Check]:

@@ -40,6 +40,8 @@ PADDING = 37
 LOGITS_FROM_FILES = 6.4e7
 """Bytes of the logits at the old length, of which four copies are in memory, for models that run from their files; more if a quarter of the
 largest tensor is more."""
+HIDDEN_STATES = "last_hidden_state"
+"""How the names of outputs end that have a row for every token."""
 DECODED = 32
 """Decoder tokens of an encoder-decoder in the checks at the new length."""
 
@@ -186,8 +188,9 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
 
     def run(tokens: Tensor, **arguments: Tensor) -> dict[str, Tensor]:
-        states = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
-        return {name: state for name, state in states.items() if name.endswith("last_hidden_state")}
+        returned = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
+        states = {name: state for name, state in returned.items() if name.endswith(HIDDEN_STATES)}
+        return states or returned
 
     ids = text.passages(1, length)
     states = run(ids)
@@ -199,6 +202,8 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     name = "padding changes nothing"
     layers = layer_mechanisms(plan.attention, plan.shape, length)
     short = max(1, length - PADDING)
+    if not any(name.endswith(HIDDEN_STATES) for name in states):
+        return [first, Check(name, SKIPPED, f"the base returns no hidden states, but {', '.join(states) or 'nothing'}")], states
     if short == length:
         return [first, Check(name, SKIPPED, f"{length} tokens are too few for padding")], states
     if not all(layer.ignores_padding for layer in layers):
@@ -229,10 +234,9 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     padded_pages = {name: pad(values, rule.fill(plan.config, name)) for name, values in pages.items()}
     padded = run_masked(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0), padded_pages)
     real = {"right": slice(short), "left": slice(-short, None)}
+    expected = {output: state[0] for output, state in unpadded.items()}
     differences = {
-        side: Difference.of(
-            {output: state[0] for output, state in unpadded.items()}, {output: padded[output][row, real[side]] for output in unpadded}
-        )
+        side: Difference.of(expected, {output: state[row, real[side]] for output, state in padded.items()})
         for row, side in enumerate(sides)
     }
     detail = (
@@ -240,11 +244,13 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
         f"{' with global tokens' if takes_globals else ''}: largest difference"
     )
     values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
-    return [first, equality(name, detail, Difference.worst(differences.values()), values)], states
+    worst = Difference.worst(differences.values()) if all_finite(padded) else Difference(output="padding")
+    return [first, equality(name, detail, worst, values)], states
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:
-    return all(bool(value.isfinite().all()) for value in tensors.values())
+    """Whether there are tensors, and all of their values are finite."""
+    return bool(tensors) and all(bool(value.isfinite().all()) for value in tensors.values())
 
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:

@@ -43,7 +43,14 @@ Sound: TypeAlias = str | PathLike[str] | bytes | Mapping[str, Any] | NDArray[Any
 
 
 def read_audio(
-    source: Sound, sampling_rate: int, *, name: str = "", resample: bool = False, mono: bool = False, otherwise: str = "leave it out"
+    source: Sound,
+    sampling_rate: int,
+    *,
+    name: str = "",
+    resample: bool = False,
+    mono: bool = False,
+    silence: bool = False,
+    otherwise: str = "leave it out",
 ) -> Samples:
     """One utterance as the samples that a model's feature extractor takes.
 
@@ -55,6 +62,7 @@ def read_audio(
         name: what a message calls it; default: its path.
         resample: convert it from another sampling rate, by ``scipy.signal.resample_poly``.
         mono: take the mean of its channels.
+        silence: read a silent one, in which all samples are the same.
         otherwise: what a message advises where nothing else helps.
 
     Returns:
@@ -63,12 +71,12 @@ def read_audio(
     Raises:
         MissingExtraError: soundfile is not installed, or scipy where it is needed.
         AudioError: it does not exist, is empty, damaged, cut or not sound; has another sampling rate or several channels, unless these are
-            converted; holds values that are not finite; or is silent.
+            converted; holds values that are not finite; or is silent, unless that is read.
     """
     name = name or (f"{str(source)!r}" if isinstance(source, (str, PathLike)) else _cell_name(source))
     samples, rate = _decoded(source, sampling_rate, name, otherwise)
     samples = _one_channel(samples, name, mono)
-    check_samples(samples, rate, name, otherwise)
+    check_samples(samples, rate, name, otherwise, silence=silence)
     if rate == sampling_rate:
         return samples
     if not resample:
@@ -92,11 +100,11 @@ def resampled(samples: Samples, rate: int, new_rate: int) -> Samples:
     return np.asarray(resample_poly(samples, new_rate // divisor, rate // divisor), np.float32)
 
 
-def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leave it out") -> None:
+def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leave it out", *, silence: bool = False) -> None:
     """Refuse samples (N,) that no model can hear anything in.
 
     Raises:
-        AudioError: there are none, some are not finite, or all are the same.
+        AudioError: there are none, some are not finite, or all are the same and ``silence`` is not read.
     """
     if not samples.size:
         raise AudioError(f"{name} holds no samples; {otherwise}")
@@ -104,7 +112,7 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
     if not finite.all():
         second = int(np.argmin(finite)) / rate
         raise AudioError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}")
-    if samples.min() == samples.max():
+    if not silence and samples.min() == samples.max():
         raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}")
 
 

@@ -174,8 +174,11 @@ def _checked_boxes(words: list[str], boxes: list[Any], numbers: list[int], sizes
     elif (np.trunc(sides) != sides).any():
         raise PageError(f"boxes must be whole numbers from 0 to {BOX_LIMIT}; multiply sides from 0 to 1 by {BOX_LIMIT}")
     normalised, of_page = torch.from_numpy(sides).long(), np.array(numbers)
-    for number, name in zip(firsts, names, strict=True):
-        check_boxes(name, normalised[of_page == number])
+    try:
+        for number, name in zip(firsts, names, strict=True):
+            check_boxes(name, normalised[of_page == number])
+    except PageError as error:
+        raise PageError(str(error).rstrip(".")) from None  # callers go on after it
     return normalised.tolist()
 
 

@@ -19,14 +19,12 @@ from hf_longattn.errors import CheckpointError, needs_extra
 from hf_longattn.loading import load_part, loading_errors
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.naming import CODEC_SUFFIXES, FRAMES_SUFFIX, VIDEO_SUFFIXES
-from hf_longattn.reading import read_json_object
+from hf_longattn.processor_files import PROCESSOR_FILE, VIDEO_PROCESSOR, ProcessorFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from transformers import PreTrainedModel
 
-VIDEO_FILE = "video_preprocessor_config.json"
-"""The file of a video processor, of checkpoints whose frames are not made by an image processor."""
 MARGIN = 256 / 224
 """The shorter side of a frame, in sides of its crop, by V-JEPA 2's video processor."""
 COLOURS = (1, 3)
@@ -255,5 +253,6 @@ def load_frame_processor(name: str) -> Any:
     from transformers.utils import cached_file
 
     with loading_errors(name, "video processor"):
-        file = cached_file(name, VIDEO_FILE, _raise_exceptions_for_missing_entries=False)
-        return load_part(AutoImageProcessor, name, "image processor") if file is None else frame_processor(read_json_object(Path(file)))
+        files = [cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in (PROCESSOR_FILE, VIDEO_PROCESSOR.file)]
+        place = next((ProcessorFile.find(Path(file).parent, VIDEO_PROCESSOR) for file in files if file is not None), None)
+        return load_part(AutoImageProcessor, name, "image processor") if place is None else frame_processor(place.values)

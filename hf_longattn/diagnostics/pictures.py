@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import load_feature_extractor, processor_of, required_processor
+from ..conversion.processors import processor_of, required_processor
 from ..conversion.sound import read_recordings
 from ..conversion.sources.base import open_source
 from ..data.pictures import read_picture_file
@@ -150,7 +150,7 @@ def diagnose_picture(
     stack: Any = watched_layers(network)
     rule = grid_rule(stack, of_pixels=False)
     if processor is None and folder is not None:
-        processor = processor_of(rule, folder)[0] if rule.reads_photographs else load_feature_extractor(folder)
+        processor = processor_of(rule, folder)
     processor = required_processor(processor, name, f"{rule.noun}s" if rule.reads_photographs else "sound")
     values = _processed(rule, stack.config, processor, picture).to(stack.device, stack.dtype)
     _, arguments, grid = watched_on_grid(network, {rule.input: values})

@@ -485,7 +485,7 @@ def _videos(network: Any, folder: Path, name: str, places: Sequence[Path], image
     assert rule is not None
     size = rule.enlarged(rule.sizes(config)[1], None if image_size is None else read_size(image_size), None)
     rule.of_size(config, size)
-    processor = required_processor(processor_of(rule, folder)[0], name, "videos")
+    processor = required_processor(processor_of(rule, folder), name, "videos")
     videos = [read_video(place, size[0]) for place in places]
     return sized_frames(rule, processor, folder, videos, size, name).transpose(1, 2)
 

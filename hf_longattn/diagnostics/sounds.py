@@ -159,7 +159,7 @@ def _load(
     durations = _usual_durations(sounds) if durations is None else durations
     assert plan.sound is not None
     if durations[-1] > plan.sound.new.seconds:
-        plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1]))
+        plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1], needs_training=True))
     network = load_as_result(source, plan.architecture, plan.config).eval().to(target)
     return SoundModel(network, source.name, plan.architecture.source_class, extractor, plan, source.name), sounds, durations
 

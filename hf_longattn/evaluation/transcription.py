@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperConfig
 
-from hf_longattn.data.audio import Hearing, Samples, Sound
+from hf_longattn.data.audio import Hearing, Samples, Sound, read_audio
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, in_a_line, lacks_memory
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.private_apis import output_frames
@@ -67,7 +67,7 @@ def transcribe(
     Args:
         model: a ``…ForCTC``, short or long.
         processor: its processor, with ``feature_extractor`` and ``tokenizer``.
-        sound: see :func:`~hf_longattn.data.audio.read_audio`.
+        sound: see :func:`~hf_longattn.data.audio.read_audio`; silence is read like any other sound.
         chunk_seconds: read it in overlapping chunks of this length; ``None`` = in one pass.
         stride_seconds: seconds of overlap to the left and to the right, whose frames are left out; default: a sixth of a chunk each.
             Chunks and frames are counted as by ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
@@ -75,13 +75,13 @@ def transcribe(
 
     Raises:
         AudioError: the recording cannot be read, is shorter than a frame, or does not fit into memory in one pass.
-        CheckpointError: the model has no head for CTC.
+        CheckpointError: the model has no head for CTC; an encoder-decoder such as Whisper is run by transformers' pipeline.
         OptionError: a stride without chunks, or chunks that hold nothing but their strides.
     """
     if not type(model).__name__.endswith(CTC_CLASS):
-        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; load the checkpoint by AutoModelForCTC")
+        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_instead(model)}")
     hearing = Hearing(processor.feature_extractor, resample, mono)
-    samples = hearing.samples({"audio": sound, "name": ""})
+    samples = read_audio(sound, hearing.sampling_rate, resample=resample, mono=mono, silence=True)
     step = samples_per_frame(model, hearing)
     tokens, seams = [], []
     for start, left, right, chunk in chunks(samples, step, hearing.sampling_rate, chunk_seconds, stride_seconds):
@@ -94,6 +94,17 @@ def transcribe(
     words = ctc_words(ids, processor.tokenizer, step / hearing.sampling_rate)
     text = processor.tokenizer.decode(ids)
     return Transcript(text, tuple(words), tuple(ids.tolist()), len(samples) / hearing.sampling_rate, tuple(seams[1:]))
+
+
+def _instead(model: PreTrainedModel) -> str:
+    """What transcribes with a model that has no head for CTC."""
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return "load the checkpoint by AutoModelForCTC"
+    chunks = ", chunk_length_s=30" if isinstance(model.config, WhisperConfig) else ""
+    return (
+        "type transformers.pipeline('automatic-speech-recognition', model=model, tokenizer=processor.tokenizer, "
+        f"feature_extractor=processor.feature_extractor{chunks})(sound)"
+    )
 
 
 def samples_per_frame(model: PreTrainedModel, hearing: Hearing) -> int:

@@ -19,6 +19,7 @@ from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
 from ..modeling.family.registration import MULTIMODAL_TYPE
+from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, ProcessorFile
 from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
 
 _QA = """
@@ -179,7 +180,7 @@ print(model.config.id2label[logits[0].argmax().item()])
 """
 _SIMILARITY = """
 texts = ["A long caption starts here.", "Another one."]
-picture = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg")
+picture = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg").convert("RGB")
 inputs = processor(text=texts, images=picture, padding="max_length", truncation=True, max_length={length}, return_tensors="pt")
 with torch.no_grad():
     print(model(**inputs).logits_per_image)  # (pictures, texts)
@@ -392,11 +393,8 @@ AUTO_CLASSES = {
 """The Hub's name of a task -> the Auto class that loads its models."""
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-PREPROCESSOR = "preprocessor_config.json"
-"""The file of an image processor, or of a feature extractor."""
 SAMPLING_RATE = 16_000
 """Samples a second where a feature extractor does not say."""
-PROCESSORS = (PREPROCESSOR, "processor_config.json")
 SHOWN_SECONDS = 30
 """The longest sound of an example, which its reader runs at once."""
 GRAPHS = ("model.onnx", "model.pt2")
@@ -606,7 +604,7 @@ def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], n
     head = head_of(named_class(config, "AutoModel"), SPECTROGRAM_HEADS)
     if head is None:
         return None
-    ours, processed = "long_attention" in config and not trusts_code, (folder / PREPROCESSOR).is_file()
+    ours, processed = "long_attention" in config and not trusts_code, ProcessorFile.find(folder, FEATURE_EXTRACTOR)
     names = sorted([*(["AutoFeatureExtractor"] if processed else []), head.auto_class])
     lines = ["import torch", *([IMPORT_LINE] if ours else []), f"from transformers import {', '.join(names)}", ""]
     lines += [f"extractor = AutoFeatureExtractor.from_pretrained({_quoted(name)})"] if processed else []
@@ -615,7 +613,7 @@ def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], n
     assert rule is not None
     size = rule.sizes(values)[1]
     grid = rule.of_size(values, size)
-    rate = int(read_json_object(folder / PREPROCESSOR).get("sampling_rate", SAMPLING_RATE)) if processed else SAMPLING_RATE
+    rate = int(processed.values.get("sampling_rate", SAMPLING_RATE)) if processed else SAMPLING_RATE
     body = (_SOUND if processed else _SPECTROGRAM) + head.code
     code = body.format(
         samples=f"{rate} * {size[1]} // {FRAMES_PER_SECOND}",
@@ -634,7 +632,7 @@ def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name:
     head = head_of(architecture, HEADS_ON_GRIDS[rule.noun])
     if head is None or (trusts_code and not head.auto_class):
         return None
-    ours, processed = "long_attention" in config and not trusts_code, (folder / PREPROCESSOR).is_file()
+    ours, processed = "long_attention" in config and not trusts_code, ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None
     classifies = processed and head.auto_class == "AutoModelForImageClassification"
     auto = head.auto_class or architecture
     names = [*(["AutoImageProcessor"] if processed else []), *([auto] if head.auto_class or not ours else [])]
@@ -668,7 +666,7 @@ def sound_usage(family: Family, folder: Path, config: Mapping[str, Any], name: s
     head = head_of(architecture, SOUND_HEADS)
     if head is None or (trusts_code and not head.auto_class):
         return None
-    ours, processed = "long_attention" in config and not trusts_code, any((folder / file).is_file() for file in PROCESSORS)
+    ours, processed = "long_attention" in config and not trusts_code, ProcessorFile.find(folder, FEATURE_EXTRACTOR) is not None
     writes = head.task != RECOGNITION or any(path for pattern in ("vocab*", "tokenizer*") for path in folder.glob(pattern))
     spelled = processed and bool(head.auto_class) and head.task in (RECOGNITION, CLASSIFICATION) and writes
     auto = head.auto_class or architecture
@@ -707,7 +705,7 @@ def tower_families(config: Mapping[str, Any]) -> dict[str, Family]:
 def tower_usage(folder: Path, config: Mapping[str, Any], name: str, length: int, *, trusts_code: bool = False) -> str | None:
     """The snippet of a model of texts and pictures; arguments as for :func:`snippet`. ``None`` without a tokenizer and a processor."""
     head = head_of(named_class(config, "AutoModel"), TOWER_HEADS)
-    if head is None or not (folder / "tokenizer_config.json").is_file() or not any((folder / file).is_file() for file in PROCESSORS):
+    if head is None or not (folder / "tokenizer_config.json").is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
         return None
     lines = ["import torch", *([IMPORT_LINE] if is_long(config) and not trusts_code else []), "from PIL import Image"]
     lines += [f"from transformers import {head.auto_class}, AutoProcessor", ""]

@@ -123,7 +123,7 @@ class SearchVideos(SearchInputs):
                 "folder of these, to `longattn search` in place of the text, to --mechanism auto as --search-images, in Python as a Path."
             )
         self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
-        self.processor, self.name = required_processor(processor_of(self.rule, self.folder)[0], plan.source.name, "videos"), videos.name
+        self.processor, self.name = required_processor(processor_of(self.rule, self.folder), plan.source.name, "videos"), videos.name
         self.places, self.model = evenly_spread(video_places(videos), count), plan.source.name
 
     def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:

@@ -20,12 +20,13 @@ import hf_longattn
 from hf_longattn.cli import app
 from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
-from hf_longattn.conversion.processors import FILE, file_of_size, files_before, load_image_processor, picture_size
+from hf_longattn.conversion.processors import files_before, load_image_processor, picture_size, values_of_size
 from hf_longattn.data import photographs
 from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
+from hf_longattn.processor_files import FILE, ProcessorFile
 from hf_longattn.recipes import read_recipe
 
 from ..modeling import grid_models
@@ -444,8 +445,8 @@ def test_a_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path:
 def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_longattn.conversion import plan_grid
 
-    monkeypatch.setattr(plan_grid, "file_of_size", lambda folder, processor, size, file: values(folder, FILE))
-    with pytest.raises(CheckpointError, match="makes pictures of 32 × 32 pixels instead of 64 × 64"):
+    monkeypatch.setattr(plan_grid, "values_of_size", lambda place, processor, size: place.values)
+    with pytest.raises(CheckpointError, match="makes inputs of 32 × 32 pixels instead of 64 × 64"):
         convert_checkpoint(saved(), tmp_path / "long", image_size=64)
     assert not (tmp_path / "long").exists()
 
@@ -453,7 +454,7 @@ def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, 
 def test_files_of_processors(tmp_path: Path) -> None:
     def after(file: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         (tmp_path / FILE).write_text(json.dumps(file))
-        changed = file_of_size(tmp_path, load_image_processor(tmp_path), size)
+        changed = values_of_size(ProcessorFile(tmp_path, FILE), load_image_processor(tmp_path), size)
         (tmp_path / FILE).write_text(json.dumps(changed))
         assert picture_size(load_image_processor(tmp_path)) == size
         assert {**changed, **files_before(tmp_path).get(FILE, {})}.items() >= file.items()
@@ -465,7 +466,7 @@ def test_files_of_processors(tmp_path: Path) -> None:
     edge = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": False}
     (tmp_path / FILE).write_text(json.dumps(edge))
     with pytest.raises(CheckpointError, match="set size to a height and a width"):
-        file_of_size(tmp_path, load_image_processor(tmp_path), (64, 64))
+        values_of_size(ProcessorFile(tmp_path, FILE), load_image_processor(tmp_path), (64, 64))
 
 
 def test_a_short_folder_is_read_as_a_long_model(saved: Checkpoint) -> None:

@@ -98,6 +98,21 @@ def test_a_model_that_padding_on_one_side_changes_is_found(
     assert not (tmp_path / "wrong").exists()
 
 
+def test_a_base_without_hidden_states_runs(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = verify_outputs.outputs
+
+    def pooled(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
+        returned = run(model, ids, **arguments)
+        return {name: value for name, value in returned.items() if not name.endswith("last_hidden_state")}
+
+    monkeypatch.setattr(verify_outputs, "outputs", pooled)
+    report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="window", window=16, max_length=256)
+    checks = {check.name: check for check in report.checks}
+    assert (checks["finite at the new length"].status, checks["padding changes nothing"].status) == ("passed", "skipped")
+    assert checks["padding changes nothing"].detail == "the base returns no hidden states, but pooler_output"
+    assert not verify_outputs.all_finite({})
+
+
 def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     copy = folders.copy_sidecars

@@ -11,10 +11,11 @@ import torch
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from hf_longattn.conversion import ConversionReport, convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
-from hf_longattn.conversion.processors import FILE, VIDEO_FILE, load_video_processor, picture_size
+from hf_longattn.conversion.processors import picture_size, processor_of
 from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
+from hf_longattn.processor_files import FILE, VIDEO_FILE
 
 from ..modeling import grid_models
 
@@ -60,7 +61,7 @@ def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: P
     assert (config["frames_per_clip" if base == "vjepa2" else "num_frames"], config[rule.side]) == (4, 32)  # as they were trained
     assert config["long_attention"]["window"] == [2, 8, 8]
     assert inspect_checkpoint(long).longest_input == "videos of 8 frames of 64 × 64 pixels, 1,024 tokens"
-    processor = load_video_processor(long)
+    processor = processor_of(rule, long)
     assert picture_size(processor) == (64, 64)
     frames = [torch.zeros(40, 90, 3, dtype=torch.uint8).numpy()] * 3
     assert processor is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import (
 
 from hf_longattn import explain
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, revert_checkpoint
-from hf_longattn.errors import AudioError, OptionError
+from hf_longattn.errors import AudioError, LengthError, OptionError
 from hf_longattn.families import FAMILIES, LongWhisperConfig
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import defined, long_model, seeing, tensors
@@ -158,7 +159,7 @@ def test_a_part_of_a_second_counts_as_one(tmp_path: Path) -> None:
     """The feature extractor counts whole seconds, and the rows that it makes are those that are generated from at once."""
     save(tmp_path / "short", max_source_positions=150)
     WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(tmp_path / "short")
-    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=4.5)
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=4.5, needs_training=True)
     assert report.plan["new_audio_seconds"] == 5
     model = of(WhisperForConditionalGeneration, tmp_path / "long")
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "long")
@@ -196,7 +197,7 @@ class TestConversion:
     def test_the_feature_extractor_follows_and_all_comes_back(self, head: type[Any], tmp_path: Path) -> None:
         save(tmp_path / "short", head)
         WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(tmp_path / "short")
-        report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=2, mechanism="full")
+        report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=2, mechanism="full", needs_training=True)
         checks = {check.name: check.status for check in report.checks}
         assert report.passed
         assert checks["equal where the mechanism covers the input"] == checks["finite at the new duration"] == "passed"
@@ -212,13 +213,19 @@ class TestConversion:
             assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "short" / file).read_bytes()
 
     def test_a_plan_says_that_transcription_needs_training(self, tmp_path: Path) -> None:
+        """It is refused unless the user is going to train it; a report never says that transcripts are usable."""
         for head in HEADS:
+            writes = head is WhisperForConditionalGeneration
             save(tmp_path / "short", head)
-            warnings = plan_conversion(tmp_path / "short", audio_seconds=2).warnings
-            assert len(warnings) == (head is WhisperForConditionalGeneration)
             assert not plan_conversion(tmp_path / "short").warnings
+            warnings = plan_conversion(tmp_path / "short", audio_seconds=2, needs_training=True).warnings
+            assert len(warnings) == writes
             for warning in warnings:
                 assert str(warning).startswith("the decoder was trained to write what is said in 1 seconds, in 40 tokens at most")
+                assert "no task of hf_longattn trains it on more, and no check shows a usable transcript" in str(warning)
+            advice = r"leave --audio-seconds out, .* chunk_length_s=1\), or convert it with --needs-training"
+            with pytest.raises(LengthError, match=advice) if writes else contextlib.nullcontext():
+                assert not plan_conversion(tmp_path / "short", audio_seconds=2).warnings
 
     def test_a_pipeline_classifies_sounds_of_the_new_duration(self, tmp_path: Path) -> None:
         save(tmp_path / "short", WhisperForAudioClassification)

@@ -10,8 +10,19 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import ParakeetFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    ParakeetFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+    WhisperProcessor,
+    WhisperTokenizerFast,
+)
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from hf_longattn.families import FAMILIES
@@ -135,6 +146,17 @@ def with_extractor(base: str, head: str, folder: Path, **values: Any) -> Any:
         extractor = ParakeetFeatureExtractor(feature_size=mels)
     extractor.save_pretrained(folder)
     return model
+
+
+def whisper_processor(mels: int, seconds: int) -> WhisperProcessor:
+    """A processor with a token for each character, which transformers saves with its feature extractor in processor_config.json."""
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    vocabulary = {token: number for number, token in enumerate([*map(chr, range(33, 127)), *special])}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    end = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), special[0])
+    words = WhisperTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special[1:], **end)
+    return WhisperProcessor(WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds), words)
 
 
 def recording(file: Path, seconds: float, seed: int = 0) -> Path:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, DynamicCache
+from transformers import AutoConfig, CwmConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 import hf_longattn.families as families
-from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.errors import MaskError, OptionError
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.errors import CheckpointError, MaskError, OptionError
+from hf_longattn.modeling.family.config import LongConfig
+from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import small_values
 from tests.reference.small_models import LANGUAGE_MODELS, long_config, long_like, padding, plain_model, tokens
 
@@ -225,3 +227,31 @@ def test_a_file_tells_serving_engines_what_the_mechanisms_compute(case: str, tmp
     assert {**read.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
     again = type(config).from_dict(read.to_dict())
     assert again.to_diff_dict() == read.to_diff_dict()
+
+
+class LongCwmConfig(LongConfig, CwmConfig):
+    """Of a base whose ``sliding_window`` is a number of tokens, never null."""
+
+    model_type = "long_cwm"
+
+
+def test_a_width_that_cannot_be_null_stays_and_no_layer_has_it(tmp_path: Path) -> None:
+    for mechanism in ("full", "longformer", "window"):
+        config = LongCwmConfig(num_hidden_layers=2, long_attention={"layers": f"{mechanism},{mechanism}"})
+        config.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        types = ["sliding_attention" if mechanism == "window" else "full_attention"] * 2
+        assert (isinstance(written["sliding_window"], int), written["layer_types"]) == (True, types), mechanism
+        assert LongCwmConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_layers_with_configs_of_their_own(tmp_path: Path) -> None:
+    """transformers' ``per_layer_config``, whose windows are read, and which Long classes refuse."""
+    small: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+    config = MistralConfig(**small, per_layer_config={0: {"sliding_window": 8}, 1: {"sliding_window": None}})
+    assert own_windows(config) == [8, None]
+    LlamaForCausalLM(LlamaConfig(**small)).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "per_layer_config": {"0": {"intermediate_size": 64}}}))
+    with pytest.raises(CheckpointError, match="has per_layer_config, layers of several kinds, which Long classes do not have; give a"):
+        plan_conversion(tmp_path)

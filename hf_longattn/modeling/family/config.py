@@ -128,7 +128,9 @@ class LongConfig(_Base):
         if torch.compiler.is_compiling():  # a cache that is made in a graph asks for the names of the base's fields
             return values
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
-        served = serving_window_fields(self.long_attention, *self._attending, base_windows)
+        width = self.__dataclass_fields__.get("sliding_window")
+        nullable = width is None or "None" in str(width.type)
+        served = serving_window_fields(self.long_attention, *self._attending, base_windows, nullable=nullable)
         changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())
         own = {FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
         return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}

@@ -36,7 +36,11 @@ MULTIMODAL_CLASSES = {
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "ForAudioClassification",
 }
 """Tables of Auto classes, and the classes of a model of several modalities in them; it has no base in transformers."""
-PAGE_TASK, PAGE_PIPELINE = "document-question-answering", "PageQuestionAnsweringPipeline"
+PIPELINES = {
+    "document-question-answering": "PageQuestionAnsweringPipeline",
+    "automatic-speech-recognition": "SpeechRecognitionPipeline",
+}
+"""A task of transformers' pipelines -> the class that reads Long models for it."""
 
 
 def register_configs() -> None:
@@ -159,10 +163,11 @@ def register_response_templates() -> None:
 
 
 def register_pipelines() -> None:
-    """``pipeline("document-question-answering")`` reads a LongLayoutLM as its base."""
-    task, name = sys.modules["transformers.pipelines"].PIPELINE_REGISTRY.supported_tasks[PAGE_TASK], f"{PACKAGE}.modeling.page_pipeline"
-    by_name = isinstance(task["impl"], str)
-    task["impl"] = f"{name}.{PAGE_PIPELINE}" if by_name else getattr(importlib.import_module(name), PAGE_PIPELINE)
+    """``pipeline("document-question-answering")`` reads a LongLayoutLM, and that of speech a LongWhisper, as its base."""
+    tasks, module = sys.modules["transformers.pipelines"].PIPELINE_REGISTRY.supported_tasks, f"{PACKAGE}.modeling.pipelines"
+    for task, name in PIPELINES.items():
+        by_name = isinstance(tasks[task]["impl"], str)
+        tasks[task]["impl"] = f"{module}.{name}" if by_name else getattr(importlib.import_module(module), name)
 
 
 def register_standalone_encoders() -> None:

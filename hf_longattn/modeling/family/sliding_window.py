@@ -36,6 +36,8 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     Raises:
         CheckpointError: the config's width is not a number of tokens.
     """
+    if getattr(config, "is_heterogeneous", False):  # transformers' per_layer_config: each layer has a config of its own
+        return [own_windows(of_layer, causal)[layer] for layer, of_layer in enumerate(config.per_layer_config)]
     if hasattr(config, "attention_layers"):  # GPT-Neo's names
         return [config.window_size if kind == "local" else None for kind in config.attention_layers]
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
@@ -100,16 +102,23 @@ def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | Non
     return [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
 
 
-def serving_window_fields(attention: LongAttentionConfig, layers: int, causal: bool, base_fields: Collection[str]) -> dict[str, Any]:
+def serving_window_fields(
+    attention: LongAttentionConfig, layers: int, causal: bool, base_fields: Collection[str], *, nullable: bool = True
+) -> dict[str, Any]:
     """The values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines; where none can, those of the fields
-    ``base_fields`` of the base that say full attention."""
+    ``base_fields`` of the base that say full attention.
+
+    Args:
+        nullable: whether the base's ``sliding_window`` may be null. In others the types of the layers say that none has a window.
+    """
     if not causal:
         bands = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
         return {"attention_window": bands} if all(bands) else {}
     widths = window_widths(attention, layers) or []
     different = {width for width in widths if width is not None}
     if len(different) != 1:
-        neutral = {"sliding_window": None, "layer_types": None, "use_sliding_window": False, "max_window_layers": layers}
+        no_windows = {"sliding_window": None, "layer_types": None} if nullable else {"layer_types": [FULL] * layers}
+        neutral = {**no_windows, "use_sliding_window": False, "max_window_layers": layers}
         return {name: value for name, value in neutral.items() if name in base_fields}
     return {
         "sliding_window": different.pop(),

@@ -38,7 +38,7 @@ GUIDES = {
     "data/qa_inputs": "long_qa", "data/qa_markers": "long_qa", "data/qa_schemas": "long_qa", "data/transcripts": "speech",
     "data/videos": "videos", "data/words": "classify", "diagnostics": "diagnose", "evaluation": "measure", "export": "export",
     "hub": "hub", "hub_errors": "hub", "modeling/audio": "speech", "modeling/grids": "images", "modeling/multimodal": "image_text",
-    "modeling/page_pipeline": "pages", "modeling/towers": "image_text", "positions": "positions", "recipes": "recipes",
+    "modeling/pipelines": "pages", "modeling/towers": "image_text", "positions": "positions", "recipes": "recipes",
     "search": "search", "streaming": "speech", "training": "train", "training/linearise": "linearise",
     "training/processes": "many_processes", "training/tasks/classify": "classify", "training/tasks/ctc": "speech",
     "training/tasks/distill": "adapt", "training/tasks/embed": "embed", "training/tasks/linearise": "linearise",

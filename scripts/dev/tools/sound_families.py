@@ -61,7 +61,7 @@ class SoundSubject(Subject):
         seconds = GROWTH * self.rule.durations(config)[0]
         if limit is not None:
             seconds = min(seconds, self.rule.seconds(self.rule.length_of(config, limit)))
-        return [*([] if self.family.own_attention else chosen), "--audio-seconds", f"{seconds:g}"]
+        return [*([] if self.family.own_attention else chosen), "--audio-seconds", f"{seconds:g}", "--needs-training"]
 
     def old_length(self) -> str:
         base = self.family.base_class(self.checkpoint.head).from_pretrained(self.checkpoint.folder).eval()

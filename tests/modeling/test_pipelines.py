@@ -21,6 +21,8 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training import load_qa_model
+from tests.families.test_whisper import save as save_whisper
+from tests.modeling.audio_models import whisper_processor
 
 QUESTION = "which key ?"
 WORDS = [f"{first}{second}" for first in "abcdefgh" for second in "klmnopqrst"]
@@ -72,3 +74,17 @@ def test_answers_are_those_of_the_base_and_of_the_reader(make: Any, tmp_path: Pa
     starts = [len(" ".join(words[:word])) + (word > 0) for word in (found["start"], found["end"])]
     assert starts[0] <= read.start < starts[0] + 2
     assert starts[1] < read.end <= starts[1] + 2
+
+
+def test_chunks_of_a_long_whisper_are_merged_as_those_of_the_base(tmp_path: Path) -> None:
+    """Of other encoder-decoders, transformers puts the texts of overlapping chunks one after the other."""
+    save_whisper(tmp_path / "short")
+    whisper_processor(16, 1).save_pretrained(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", verify=False)
+    sound = torch.randn(40_000, generator=torch.Generator().manual_seed(0)).numpy()
+    heard = {}
+    for name in ("short", "long"):
+        recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / name), chunk_length_s=1, device="cpu")
+        heard[name] = (recognise.type, recognise({"raw": sound.copy(), "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 12}))
+    assert heard["long"] == heard["short"]
+    assert heard["long"][0] == "seq2seq_whisper"

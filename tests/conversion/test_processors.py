@@ -1,0 +1,151 @@
+"""What turns data into inputs follows the new size, wherever a folder has it, and the verification runs it at that size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    ASTFeatureExtractor,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    LayoutLMv3Config,
+    LayoutLMv3Model,
+    LayoutLMv3Tokenizer,
+    ViTImageProcessor,
+)
+
+from hf_longattn.conversion import convert_checkpoint, plan_audio, plan_grid, revert_checkpoint, verify
+from hf_longattn.conversion.report import Check
+from hf_longattn.errors import CheckpointError
+from hf_longattn.processor_files import FILE, KINDS, PROCESSOR_FILE, ProcessorFile
+from tests.families import test_audio_spectrogram_transformer as ast
+from tests.families import test_whisper as whisper
+from tests.modeling import grid_models
+from tests.modeling.audio_models import whisper_processor
+
+Made = Callable[[Path], tuple[int, ...]]
+"""The size of what the processor of a folder makes of data that is larger."""
+
+
+def nested(folder: Path, part: str, values: dict[str, Any]) -> None:
+    """Save a processor's values as transformers 5 does."""
+    folder.joinpath(PROCESSOR_FILE).write_text(json.dumps({part: values, "processor_class": "SomeProcessor"}, indent=2) + "\n")
+
+
+def saved_whisper(folder: Path) -> None:
+    whisper.save(folder, max_source_positions=150)
+    whisper_processor(16, 3).save_pretrained(folder)
+
+
+def saved_ast(folder: Path) -> None:
+    ast.save(folder)
+    (folder / FILE).unlink()
+    nested(folder, "feature_extractor", json.loads(ASTFeatureExtractor(max_length=104, num_mel_bins=64).to_json_string()))
+
+
+def saved_vit(folder: Path) -> None:
+    grid_models.saved("vit", "ViTForImageClassification", folder)
+    nested(folder, "image_processor", json.loads(ViTImageProcessor(size={"height": 32, "width": 32}).to_json_string()))
+
+
+def heard(folder: Path, name: str) -> tuple[int, ...]:
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    sound = np.random.default_rng(0).normal(size=8 * 16_000).astype(np.float32)
+    return tuple(extractor(sound, sampling_rate=16_000, return_tensors="pt")[name].shape)
+
+
+def seen(folder: Path) -> tuple[int, ...]:
+    picture = torch.zeros(90, 70, 3, dtype=torch.uint8).numpy()
+    return tuple(AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"].shape)
+
+
+CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, Made, tuple[int, ...]]] = {
+    "Whisper": (
+        saved_whisper, {"audio_seconds": 6, "needs_training": True}, "feature extractor",
+        lambda folder: heard(folder, "input_features"), (1, 16, 600),
+    ),
+    "AST": (saved_ast, {"audio_seconds": 3}, "feature extractor", lambda folder: heard(folder, "input_values"), (1, 300, 64)),
+    "ViT": (saved_vit, {"image_size": "48x64"}, "image processor", seen, (1, 3, 48, 64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_nested_processor_makes_inputs_of_the_new_size_and_comes_back(name: str, tmp_path: Path) -> None:
+    save, settings, check, made, size = CASES[name]
+    save(tmp_path / "short")
+    assert not (tmp_path / "short" / FILE).exists()
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
+    checks = {check.name: check for check in report.checks}
+    assert (checks[check].status, made(tmp_path / "long")) == ("passed", size)
+    revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / PROCESSOR_FILE).read_text()) == json.loads((tmp_path / "short" / PROCESSOR_FILE).read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_processor_that_stays_as_it_was_fails_the_verification(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, settings, _, made, size = CASES[name]
+    save(tmp_path / "short")
+    for module, function in ((plan_audio, "extractor_files"), (plan_grid, "processor_files")):
+        monkeypatch.setattr(module, function, lambda *_: {})
+    with pytest.raises(CheckpointError, match=r"becomes? an? inputs? of 3 seconds|makes inputs of .* instead of"):
+        convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
+    assert made(tmp_path / "short") != size
+    assert not (tmp_path / "long").exists()
+
+
+def test_the_part_of_a_processor_is_read_before_a_file_of_its_own(tmp_path: Path) -> None:
+    """As transformers reads them."""
+    saved_vit(tmp_path / "short")
+    ViTImageProcessor(size={"height": 99, "width": 99}).save_pretrained(tmp_path / "short")
+    before = (tmp_path / "short" / FILE).read_bytes()
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", image_size=64)
+    assert seen(tmp_path / "long") == (1, 3, 64, 64)
+    assert (tmp_path / "long" / FILE).read_bytes() == before
+
+
+def test_where_a_folder_says_it(tmp_path: Path) -> None:
+    assert [ProcessorFile.find(tmp_path, kind) for kind in KINDS] == [None] * 3
+    (tmp_path / PROCESSOR_FILE).write_text('{"processor_class": "SomeProcessor"}')
+    (tmp_path / FILE).write_text('{"size": 3}')
+    files = [ProcessorFile.find(tmp_path, kind) for kind in KINDS]
+    assert [file and (file.file, file.part, file.values) for file in files] == [(FILE, "", {"size": 3}), None, (FILE, "", {"size": 3})]
+    nested(tmp_path, "audio_processor", {"size": 4})
+    file = ProcessorFile.find(tmp_path, KINDS[2])
+    assert file is not None
+    assert file.with_values({"size": 5}) == {PROCESSOR_FILE: {"audio_processor": {"size": 5}, "processor_class": "SomeProcessor"}}
+    for name in (FILE, PROCESSOR_FILE):
+        (tmp_path / name).write_text("[]")
+        with pytest.raises(CheckpointError, match=name):
+            ProcessorFile.find(tmp_path, KINDS[0])
+
+
+class TestText:
+    def test_a_longer_text_is_cut_to_the_new_length(self, tmp_path: Path) -> None:
+        checks = self.checks(self.page(tmp_path), tmp_path / "long")
+        assert checks["tokenizer"].status == "passed"
+        assert "with truncation a longer text has 120 input_ids and 120 attention_mask and 120 bbox" in checks["tokenizer"].detail
+
+    def test_a_tokenizer_that_cuts_otherwise_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(verify, "truncated_lengths", lambda *_: {"input_ids": 64})
+        with pytest.raises(CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"):
+            self.checks(self.page(tmp_path), tmp_path / "long")
+        assert not (tmp_path / "long").exists()
+
+    def page(self, folder: Path) -> Path:
+        """A LayoutLMv3 of 60 words and boxes."""
+        letters = [*map(chr, range(33, 127)), "Ġ"]
+        vocabulary = {piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+        LayoutLMv3Tokenizer(vocab=vocabulary, merges=[], model_max_length=60).save_pretrained(folder / "short")
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "input_size": 32}
+        places = {"max_position_embeddings": 62, "pad_token_id": 1, "coordinate_size": 6, "shape_size": 4}
+        LayoutLMv3Model(LayoutLMv3Config(vocab_size=len(vocabulary), **sizes, **places)).save_pretrained(folder / "short")
+        return folder / "short"
+
+    def checks(self, source: Path, target: Path) -> dict[str, Check]:
+        return {check.name: check for check in convert_checkpoint(source, target, mechanism="window", max_length=120).checks}
