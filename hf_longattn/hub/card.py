@@ -181,11 +181,10 @@ def model_card(
     if task in WIDGETS:
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
     data = _card_data(folder, task, metadata, is_long=is_long(config))
-    base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
     text = _template().render(
         card_data=data.to_yaml(),
         title=title,
-        introduction=introduction or _introduction(architecture, base, attentions, length, plan),
+        introduction=introduction or _introduction(architecture, _origin(metadata, source, plan), attentions, length, plan),
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
         layers="\n\n".join(_table_of_layers(name, attention, backbone) for name, attention in attentions.items()),
         global_tokens=_global_tokens(folder, config),
@@ -360,16 +359,13 @@ def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[
     return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
 
 
-def _introduction(
-    architecture: str, base: str | None, attentions: Mapping[str, LongAttentionConfig], length: int, plan: dict[str, Any]
-) -> str:
+def _introduction(architecture: str, origin: str, attentions: Mapping[str, LongAttentionConfig], length: int, plan: dict[str, Any]) -> str:
     if not attentions:
         return f"`{architecture}` for inputs of up to {length:,} tokens."
     named = " and ".join(
         f"`{attention.mechanism}` attention{f' in the tower {tower}' if tower else ''}" for tower, attention in attentions.items()
     )
-    called = in_one_line(public_name(base)) if base else ""
-    start = f"Converted from `{called}`" if base else f"`{architecture}`"
+    start = f"Converted from {origin}" if origin else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
     if plan.get("new_audio_seconds"):
         before, after = (f"{plan[name]:,g}" for name in ("old_audio_seconds", "new_audio_seconds"))
@@ -396,13 +392,25 @@ def _introduction(
     return f"{start}{grown}{positions}, with {named}, by hf_longattn."
 
 
-def _display_name(source: str) -> str:
-    """A folder's name; of one in the Hub's cache, the repository's."""
+def _origin(metadata: Mapping[str, Any], source: str | Path | None, plan: Mapping[str, Any]) -> str:
+    """What the model was converted from, in words: a model on the Hub by its name, and any other by what its card says that it is based on.
+    Empty if nothing says that it was converted."""
+    typed = str(plan.get("source") or "")
+    if name := metadata.get("base_model") or _hub_name(typed):
+        return f"`{in_one_line(public_name(name))}`"
+    card = source_card(typed if source is None else source) if typed else None
+    base = None if card is None else inherited_metadata(card).get("base_model")
+    based = f", which is based on `{in_one_line(public_name(base))}`" if isinstance(base, str) else ""
+    return f"a local folder{based}" if typed else ""
+
+
+def _hub_name(source: str) -> str:
+    """The repository that a user named, or whose folder in the Hub's cache; empty for other folders."""
     path = Path(source).expanduser()
-    if not path.is_absolute() and not path.is_dir():
-        return source.rstrip("/")
     cached = [part for part in path.resolve().parts if part.startswith("models--")]
-    return cached[-1].removeprefix("models--").replace("--", "/") if cached else path.resolve().name
+    if cached and path.is_dir():
+        return cached[-1].removeprefix("models--").replace("--", "/")
+    return source if "/" in source and public_name(source) == source else ""
 
 
 UNTRAINED = "As converted, its outputs differ from those of its source: train it before use, as described above."

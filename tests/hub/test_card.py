@@ -227,14 +227,23 @@ def test_a_plain_model_gets_a_plain_card(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "shown"),
-    [(".", "bert"), ("../bert/", "bert"), ("some/bert", "some/bert"), ("hub/models--some--bert/snapshots/0a1b", "some/bert")],
+    [
+        (".", "a local folder"),
+        ("../bert/", "a local folder"),
+        ("bert", "a local folder"),  # as a report has it, which leaves folders out
+        ("based", "a local folder, which is based on `some/bert`"),
+        ("some/bert", "`some/bert`"),
+        ("hub/models--some--bert/snapshots/0a1b", "`some/bert`"),
+    ],
 )
-def test_the_source_is_called_by_its_name(typed: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_is_called_by_its_name_on_the_hub(typed: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (tmp_path / "bert" / "hub" / "models--some--bert" / "snapshots" / "0a1b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "bert")
+    Path("based").mkdir()
+    Path("based", "README.md").write_text("---\nbase_model: some/bert\n---\n")
     plan = {"source": typed, "old_length": 32, "new_length": 64, "positions": "tile"}
-    assert f"Converted from `{shown}`, extended" in write_model_card(folder, report={"plan": plan}).read_text()
+    assert f"Converted from {shown}, extended" in write_model_card(folder, report={"plan": plan}).read_text()
 
 
 def test_a_conversion_that_nobody_checked_says_so(tmp_path: Path) -> None:
