@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -206,7 +207,14 @@ def sentence_case(text: str) -> str:
 
 def error_line(error: object) -> str:
     """What every command prints of a refusal: one line that begins with "Error: "."""
+    if hides_torchvision() and re.search("'torchvision'|Torchvision library", str(error)):
+        error = UNFIT_TORCHVISION
     return f"Error: {visible(' '.join(str(error).split()))}"
+
+
+def hides_torchvision() -> bool:
+    """Whether torchvision counts as not installed in this process, since it does not fit the installed torch."""
+    return "torchvision" in sys.modules and sys.modules["torchvision"] is None
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import EXTRAS, UNFIT_TORCHVISION
+from ..errors import EXTRAS, UNFIT_TORCHVISION, hides_torchvision
 from . import options as flags
 from .terminal import print_json, say
 
@@ -76,7 +76,7 @@ def describe_environment() -> dict[str, Any]:
 
 def installed_version(module: str) -> str | None:
     """The version of an import's package, "unknown" where it does not say."""
-    if find_spec(module) is None:
+    if find_spec(module) is None and not (module == "torchvision" and hides_torchvision()):
         return None
     for name in (module, module.replace("_", "-"), DISTRIBUTIONS.get(module, module)):
         try:
@@ -93,7 +93,7 @@ def torchvision_fits() -> bool:
     in NVIDIA's containers, are those of each package's source, and say nothing.
     """
     torch, torchvision = (installed_version(name) for name in ("torch", "torchvision"))
-    if torch is None or torchvision is None:
+    if torch is None or torchvision in (None, "unknown"):
         return True
     (number, _, build), built_for = torch.partition("+"), torchvision.partition("+")[2]
     wanted = [found[1] for need in requires("torchvision") or () if (found := re.match(r"torch\s*\(?==\s*([\w.]+)", need))]
