@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 BYTES = 8 << 20  # of a request's body
 REQUESTS = 64  # at a time; uvicorn's --limit-concurrency would count idle connections, too
+CONNECTIONS = 256  # at a time, fewer than a process may open files; one more closes the oldest that waits for a request
 SECONDS = 30.0  # in which a request's head arrives, and then its body
 CHARACTERS = 200  # of a refusal
 
@@ -22,13 +23,20 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.since = self.loop.time()
+        if len(self.connections) > CONNECTIONS:
+            min(filter(Connection.waits, self.connections), key=lambda waiting: waiting.since).transport.close()
         self.loop.call_later(SECONDS, self.close_if_waiting, None)
+
+    def waits(self) -> bool:
+        """Whether no request has arrived since the last one was answered."""
+        return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
 
     def close_if_waiting(self, last: Any) -> None:
         """Close the connection if it waits for a request, as it did at the last look, after the request ``last``."""
         if self.transport.is_closing():
             return
-        if self.cycle is last and (last is None or last.response_complete):
+        if self.cycle is last and self.waits():
             self.transport.close()
         else:
             self.loop.call_later(SECONDS, self.close_if_waiting, self.cycle)

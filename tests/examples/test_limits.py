@@ -39,7 +39,13 @@ def waiting() -> threading.Semaphore:
 
 
 @pytest.fixture(scope="module")
-def address(limits: Any, waiting: threading.Semaphore) -> Iterator[tuple[str, int]]:
+def arrived() -> threading.Semaphore:
+    """Counts requests to /wait."""
+    return threading.Semaphore(0)
+
+
+@pytest.fixture(scope="module")
+def address(limits: Any, waiting: threading.Semaphore, arrived: threading.Semaphore) -> Iterator[tuple[str, int]]:
     app = limits.limited(FastAPI())
 
     @app.post("/length")
@@ -48,6 +54,7 @@ def address(limits: Any, waiting: threading.Semaphore) -> Iterator[tuple[str, in
 
     @app.post("/wait")
     def wait() -> None:
+        arrived.release()
         waiting.acquire(timeout=20)
 
     with serving(app, http=limits.Connection) as url:
@@ -121,6 +128,27 @@ def test_idle_connections_shut_nobody_out(address: tuple[str, int]) -> None:
     finally:
         for connection in idle:
             connection.close()
+
+
+def test_more_connections_than_are_held_close_the_oldest_that_wait(
+    address: tuple[str, int], limits: Any, waiting: threading.Semaphore, arrived: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process can open so many files only; a request that is being served goes on."""
+    monkeypatch.setattr(limits, "CONNECTIONS", 10)
+    answers: list[tuple[int, str]] = []
+    served = threading.Thread(target=lambda: answers.append(answer(address, b"", "/wait")))
+    served.start()
+    assert arrived.acquire(timeout=10)
+    idle = [socket.create_connection(address, timeout=10) for _ in range(60)]
+    try:
+        assert answer(address, b'{"inputs": ["ab"]}') == (200, "[2]")
+        assert [connection.recv(1) for connection in idle[:45]] == [b""] * 45
+    finally:
+        waiting.release()
+        served.join(20)
+        for connection in idle:
+            connection.close()
+    assert answers == [(200, "null")]
 
 
 def test_more_requests_than_are_served_at_a_time_are_told_to_wait(
