@@ -63,7 +63,7 @@ def attend(
             windows, blocks, global tokens and positions start anew in each.
         cu_seqlens: the same for one row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
         global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms with global tokens.
-        scaling: factor on q·k, at least 0; ``D ** -0.5`` by default.
+        scaling: factor on q·k, above 0; ``D ** -0.5`` by default.
         dropout_p: dropout probability on the weights, from 0 to 1.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
         seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module that draws in every call, it
@@ -122,7 +122,7 @@ def prepare(
                 f"width {q.shape[3]}; build it with num_heads={q.shape[1]}, head_dim={q.shape[3]}."
             )
     else:
-        width = hidden_states.shape[-1] if hidden_states is not None and hidden_states.dim() else None
+        width = hidden_states.shape[-1] if isinstance(hidden_states, Tensor) and hidden_states.dim() else None
         module = _named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
         if seed and SEED in options_of(mechanism):
             seed = 0  # it is the module's
@@ -163,7 +163,7 @@ def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall
         return
     if not mechanism.takes_hidden_states:
         raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
-    if tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
         expected = (len(k), k.shape[2], mechanism.hidden_size)
         raise LengthError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
 
@@ -201,8 +201,8 @@ def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, see
     """Raise :class:`OptionError` for an argument of :func:`attend` with an impossible value."""
     if not isinstance(causal, bool):
         raise OptionError(f"causal is {causal!r}, but must be True or False.")
-    if scaling is not None and not (isinstance(scaling, int | float) and 0 <= scaling < math.inf):
-        raise OptionError(f"scaling is {scaling!r}, but must be a finite number of at least 0; for example scaling=0.125.")
+    if scaling is not None and not (isinstance(scaling, int | float) and 0 < scaling < math.inf):
+        raise OptionError(f"scaling is {scaling!r}, but must be a finite number above 0; for example scaling=0.125.")
     if not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):
         raise OptionError(f"dropout_p is {dropout_p!r}, but must be a probability from 0 to 1; for example dropout_p=0.1.")
     if score_mod is not None and not callable(score_mod):

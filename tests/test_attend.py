@@ -64,9 +64,10 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         lambda run: run(Q, Q, Q, build_mechanism("window", num_heads=2, head_dim=8)), OptionError, "build it with num_heads=4, head_dim=8.",
     ),
     "causal": (lambda run: run(Q, Q, Q, causal="no"), OptionError, "causal is 'no', but must be True or False."),
-    "scaling, a text": (lambda run: run(Q, Q, Q, scaling="a"), OptionError, "scaling is 'a', but must be a finite number of at least 0;"),
+    "scaling, a text": (lambda run: run(Q, Q, Q, scaling="a"), OptionError, "scaling is 'a', but must be a finite number above 0;"),
     "scaling, not a number": (lambda run: run(Q, Q, Q, scaling=float("nan")), OptionError, "scaling is nan, but"),
     "scaling, infinite": (lambda run: run(Q, Q, Q, scaling=float("inf")), OptionError, "scaling is inf, but"),
+    "scaling 0, with which fused kernels give NaN": (lambda run: run(Q, Q, Q, scaling=0), OptionError, "scaling is 0, but"),
     "scaling below 0": (lambda run: run(Q, Q, Q, "linear", scaling=-1.0), OptionError, "scaling is -1.0, but"),
     "score_mod": (lambda run: run(Q, Q, Q, score_mod=1), OptionError, "score_mod is 1, but must be a function score_mod(score, b, h,"),
     "seed below 0": (lambda run: run(Q, Q, Q, seed=-1), OptionError, "seed is -1, but must be a whole number from 0 to 2147483647;"),
@@ -79,6 +80,11 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a list as mask": (lambda run: run(Q, Q, Q, padding_mask=[True]), MaskError, "padding_mask is a list, but must be (batch, key length)"),
     "a list of documents": (lambda run: run(Q, Q, Q, documents=[0]), MaskError, "documents is a list, but must be integers"),
     "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), MaskError, "but is a list for a batch of 2;"),
+    "a list of hidden states": (lambda run: run(Q, Q, Q, hidden_states=[1]), OptionError, "leave hidden_states out."),
+    "a list of hidden states that are taken": (
+        lambda run: run(Q, Q, Q, build_mechanism("delta", num_heads=4, head_dim=8), causal=True, hidden_states=[1]),
+        LengthError, "hidden_states is a list, but must be",
+    ),
     "hidden states of a width": (
         lambda run: run(Q, Q, Q, build_mechanism("delta", num_heads=4, head_dim=8), causal=True, hidden_states=torch.ones(2, 10, 9)),
         LengthError, "but must be (batch, key length, hidden size) = (2, 10, 32).",
