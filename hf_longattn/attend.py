@@ -74,7 +74,8 @@ def attend(
         prefix: tokens before the grid's, such as a class token, where ``grid`` is given as sizes.
         options: the mechanism's options, when it is given by name.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q; empty where there are no sequences or no tokens. Rows of padding are finite but meaningless.
+        ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Rows of padding are finite and mean nothing. No
+        value in padding, NaN included, changes the rows of real tokens or their gradients.
     Raises:
         UnknownMechanismError, OptionError: a mechanism or option that does not exist, or an impossible value.
         MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not take.
@@ -90,8 +91,10 @@ def attend(
 def reference_attend(
     q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism = "window", *, dropout_p: float = 0.0, **arguments: Any
 ) -> Tensor:
-    """The definition of :func:`attend` in float64, with the N×N matrix materialised and without dropout. Arguments and errors are those of
-    :func:`attend`."""
+    """The definition of :func:`attend` in float64, by the N×N matrix of weights.
+
+    It takes the arguments of :func:`attend` except dropout, and raises the same errors.
+    """
     if dropout_p:
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
     keywords = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
@@ -106,7 +109,7 @@ def prepare(
     seed: int = 0, hidden_states: Tensor | None = None,
     grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
-    """The mechanism of :func:`attend` and its call, whose arguments are checked here once for every mechanism."""
+    """Check the arguments of :func:`attend`, and return its mechanism and its call."""
     _check_tensors(q, k, v)
     _check_values(causal, scaling, dropout_p, score_mod, seed)
     if isinstance(mechanism, Mechanism):
@@ -143,7 +146,7 @@ KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "m
 
 
 def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
-    """Refuse arguments of :func:`attend` that ``mechanism`` would leave out."""
+    """Refuse arguments of :func:`attend` that ``mechanism`` does not use."""
     name, hidden = mechanism.name, call.hidden_states
     if mechanism.causal not in ("both", call.causal):
         raise mechanism.wrong_form(call.causal, "this call")
@@ -169,7 +172,7 @@ def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise :class:`LengthError` for shapes and :class:`OptionError` for dtypes and devices with which there is no attention."""
+    """Raise :class:`LengthError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
     if (
@@ -198,7 +201,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, seed: Any) -> None:
-    """Raise :class:`OptionError` for an argument of :func:`attend` with an impossible value."""
+    """Raise :class:`OptionError` for an impossible value."""
     if not isinstance(causal, bool):
         raise OptionError(f"causal is {causal!r}, but must be True or False.")
     if scaling is not None and not (isinstance(scaling, int | float) and 0 < scaling < math.inf):
@@ -212,8 +215,10 @@ def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, see
 
 
 def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
-    """The mechanism of this name for (heads, head_dim, hidden size, length), in eval mode; built once for all calls where it has no
-    tensors."""
+    """The mechanism of this name for (heads, head_dim, hidden size, length), in eval mode.
+
+    A mechanism without tensors is built once for all calls.
+    """
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
     if not torch.compiler.is_compiling() and all(
@@ -233,9 +238,9 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, some: bool = False)
     """``mask (B, Nk)`` as bool, for keys ``k (B, H_kv, Nk, D)``.
 
     Args:
-        some: whether the mask must choose a token; zeros alone may be an additive mask, whose 0 stands for a token to keep.
+        some: whether a mask of floats must choose a token. Zeros alone may be an additive mask, in which 0 means a token to keep.
     Raises:
-        MaskError: another shape or device, or floats that do not mark tokens by 1. Floats wait for the device.
+        MaskError: another shape or device, or floats other than 0 and 1. Only a mask of floats waits for the device.
     """
     if mask is None:
         return None
@@ -259,13 +264,15 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, some: bool = False)
 def run_batch(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *, alone: bool = False
 ) -> Tensor:
-    """Attention of a batch with padding anywhere and packed documents: a mechanism on sequences that start at index 0.
+    """Attention of a batch, in which a mechanism sees sequences that start at index 0.
+
+    The batch may have padding anywhere, and several documents in a row.
 
     Args:
-        run: what runs in place of the mechanism's ``forward``, such as its definition.
-        alone: run every sequence alone, on any device and at any length.
+        run: a function to run in place of the mechanism's ``forward``, such as its definition.
+        alone: whether every sequence is a call by itself, on any device and at any length.
     Returns:
-        ``(B, H, Nq, D)``, with zero gradients where it is empty. Rows of padding are finite and mean nothing.
+        ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite and mean nothing.
     """
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)

@@ -47,15 +47,15 @@ STATIC_LAYER = "long_static_layer"
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"
-"""The keyword for the keys and values of a module's input as a constant, for mechanisms that stop gradients there; empty: as they are."""
+"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()`` uses the call's own."""
 PROJECT_ONLY = "project_only"
-"""The keyword for a list to which the attention function appends its keys and values, instead of attending."""
+"""The keyword for a list. The attention function appends its keys and values to the list and does not attend."""
 COLLECT_WEIGHTS = "attention_weights"
-"""The keyword that asks for attention weights: layers that are computed again for the backward pass do not know who collects them."""
+"""The keyword that requests attention weights. Layers that are recomputed for the backward pass cannot see the collector."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
 STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None] = ContextVar("streamed keys", default=None)
-"""In a layer that reads a stream: new keys and values -> those with the earlier ones that its queries see."""
+"""While a layer reads a stream, a function that puts the earlier keys and values before the new ones."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
@@ -70,7 +70,7 @@ ADDITIONAL_KEYWORDS = DOCUMENTS.union(
     (CACHE_LAYER, STATIC_LAYER, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
     ("position_bias", "softcap", "global_attention_mask", "output_attentions"),
 )
-"""Keywords that ask for more than attention of queries to keys."""
+"""Keywords for anything besides plain attention of queries to keys."""
 
 
 def longattn_mask(
@@ -234,7 +234,7 @@ def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether a call asks for nothing but attention of queries to keys, and nobody asks which path runs."""
+    """Whether the call is plain attention, and no observer, graph or collector of weights watches it."""
     return (
         ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
         and not OBSERVERS
@@ -406,16 +406,18 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
-    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``, bool or additive with 0 for real tokens; ``None`` where all
-    tokens are real."""
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``; ``None`` if all tokens are real.
+
+    The mask is bool, or additive with 0 for real tokens.
+    """
     real = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] == 0
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
 def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
-    """A mask of one row for several queries as padding, where it says no more; others, and those in graphs, as they are.
+    """The padding ``(B, N)`` in a mask with one row for all queries. Other masks, and masks in graphs, are returned as they are.
 
-    Models make such a mask once for all layers, for which the padding is kept until the mask changes.
+    Models make such a mask once for all layers, so its padding is stored on it until the mask changes.
     """
     if mask is None or mask.dim() != 4 or mask.shape[1:3] != (1, 1) or q_len == 1 or in_graph():
         return mask
@@ -561,7 +563,7 @@ def _score_mod(
 
 
 def _weights_wanted(kwargs: dict[str, Any]) -> bool:
-    """Whether somebody collects attentions: not every model passes ``output_attentions`` down to its attention modules."""
+    """Whether this call returns attention weights. Not every model passes ``output_attentions`` to its attention modules."""
     return bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
 
 

@@ -1,4 +1,4 @@
-"""Which path of which engine runs in every layer of a model, and why not a faster one."""
+"""The path that each layer of a model runs, and the reasons against faster ones."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .errors import BackendError
 from .mechanisms.common.base import Mechanism
 
 COLUMNS = ("layer", "mechanism", "path", "reason")
-FIRST_CHOICE = "the path of highest priority: nothing speaks against it"
+FIRST_CHOICE = "the path of highest priority"
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerPath:
-    """One answer in one layer.
+    """One path that ran in one layer.
 
     layer: name of the attention module in the model.
     mechanism: its registered name.
-    path: what ran, such as ``cpu-band``, or how the rows of a batch were brought to it, such as ``split``.
-    reason: why the paths of higher priority did not run, or that there is none.
+    path: the engine's path, such as ``cpu-band``, or how the batch was brought to it, such as ``split``.
+    reason: why each path of higher priority did not run, or that this path has the highest.
     """
 
     layer: str
@@ -51,7 +51,7 @@ class Explanation(list[LayerPath]):
 
 
 def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation:
-    """Run ``model`` once, without gradients, and say what its attention ran.
+    """Run ``model`` once, without gradients, and list the paths of its attention layers.
 
         print(hf_longattn.explain(model, tokenizer(texts, return_tensors="pt", padding=True)))
 
@@ -63,7 +63,7 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
         inputs: the keyword arguments of its ``forward``, or its main input alone: ``input_ids``, or ``pixel_values`` of a model of
             pictures.
     Returns:
-        One entry per layer and distinct answer; ``print`` it.
+        One entry per layer and distinct path. ``print`` shows a table.
     Raises:
         BackendError: no mechanism ran.
     """

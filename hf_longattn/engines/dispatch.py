@@ -625,7 +625,7 @@ def running(mechanism: Any) -> Iterator[None]:
 
 
 def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
-    """``run``, a call of ``mechanism``, which reports the mechanism's only path where it chooses none."""
+    """``run``, after which the mechanism's only path is reported if ``run`` reported none."""
 
     def reported(*arguments: Any) -> Result:
         before, out = _reports.get(), run(*arguments)
