@@ -111,7 +111,14 @@ def test_every_page_of_a_diagnosis_recommends_what_plan_and_convert_agree_with(
     assert copied is not None
     assert convert[1] == html.unescape(copied[1]).replace("\N{NO-BREAK SPACE}", " ") == numbers["recommended"]["command"]
     words = shlex.split(convert[1])[1:]
-    assert not warnings_of(run, words)
+    moved = [f"{extend} changes the positions of every text"] if extend == "interpolate" else []  # what no mechanism changes
+
+    def other_warnings(command: list[str]) -> list[str]:
+        warnings = warnings_of(run, command)
+        assert [one for one in warnings if one.startswith(tuple(moved) or "\0")] == warnings[: len(moved)]
+        return warnings[len(moved) :]
+
+    assert not other_warnings(words)
     loss = numbers["recommended"]["loss"]
     told = f"{loss['before']:.3f} → {loss['after']:.3f} nats per token"
     assert told in " ".join(terminal.split())
@@ -124,7 +131,7 @@ def test_every_page_of_a_diagnosis_recommends_what_plan_and_convert_agree_with(
         values = name.partition(":")
         given = [word for option in values[2].split(",") if option for word in ("--option", option)]
         typed = ["convert", short["model"], "other", "--mechanism", values[0], *given, "--max-length", "256", "--positions", extend]
-        assert bool(warnings_of(run, [str(word) for word in typed])) == bool(why), name
+        assert bool(other_warnings([str(word) for word in typed])) == bool(why), name
     assert not problem(shlex.split(search[1])[1:], whole=True)
 
 
