@@ -138,7 +138,8 @@ def with_convolutions(shape: ModelShape, skeleton: nn.Module, family: Family, co
 def audio_warnings(architecture: Architecture, sound: AudioPlan) -> tuple[PositionWarning, ...]:
     """Why a result does not read longer sounds as its source reads short ones, without training."""
     problem = sound.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
-    return (PositionWarning(problem, "train the result with transformers' Trainer on sounds of the new duration"),) if problem else ()
+    advice = "train the result with transformers' Trainer on sounds of the new duration"
+    return (PositionWarning(problem, advice, "transcripts are of no use"),) if problem else ()
 
 
 def extractor_files(source: Source, plan: AudioPlan) -> dict[str, dict[str, Any]]:
