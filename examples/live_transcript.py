@@ -31,7 +31,8 @@ def main() -> None:
     )
     parser.add_argument("--state", type=Path, help="file that the stream goes on from, and is saved to")
     args = parser.parse_args()
-    model, processor = AutoModelForCTC.from_pretrained(args.model).eval(), AutoProcessor.from_pretrained(args.model)
+    model = AutoModelForCTC.from_pretrained(args.model, trust_remote_code=False).eval()
+    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
     normalise = (0.0, args.deviation) if processor.feature_extractor.do_normalize else None
     transcript = LiveTranscript(model, processor, normalise=normalise)
     if args.state is not None and args.state.exists():

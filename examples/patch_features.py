@@ -24,8 +24,9 @@ def main() -> None:
     parser.add_argument("drawing", type=Path, help="where to write, for example features.png")
     args = parser.parse_args()
     photo = ImageOps.exif_transpose(Image.open(args.photo)).convert("RGB")
-    pixels = AutoImageProcessor.from_pretrained(args.model)(photo, return_tensors="pt")["pixel_values"]
-    model = AutoModel.from_pretrained(args.model).eval()
+    processor = AutoImageProcessor.from_pretrained(args.model, trust_remote_code=False)
+    pixels = processor(photo, return_tensors="pt")["pixel_values"]
+    model = AutoModel.from_pretrained(args.model, trust_remote_code=False).eval()
     rows, columns = (side // model.config.patch_size for side in pixels.shape[2:])
     with torch.no_grad():
         states = model(pixels).last_hidden_state[0, -rows * columns :]  # after the class token and registers
