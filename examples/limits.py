@@ -25,7 +25,8 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.since = self.loop.time()
         if len(self.connections) > CONNECTIONS:
-            min(filter(Connection.waits, self.connections), key=lambda waiting: waiting.since).transport.close()
+            waiting = [other for other in self.connections if isinstance(other, Connection) and other.waits()]
+            min(waiting, key=lambda connection: connection.since).transport.close()
         self.loop.call_later(SECONDS, self.close_if_waiting, None)
 
     def waits(self) -> bool:

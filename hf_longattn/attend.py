@@ -286,8 +286,10 @@ def run_batch(
     attention = reporting(mechanism, attention) if observed else attention
     try:
         with running(mechanism) if observed else nullcontext():
-            if call.batch is None:
+            if (batch := call.batch) is None:
                 return attention(q, k, v, call)
+            if mechanism.is_cross_attention:
+                q, k, v, call = without_padding(q, k, v, call, cross=True)
             if not mechanism.per_sequence(call):
                 return attention(*(without_padding(q, k, v, call) if mechanism.ignores_padding else (q, k, v, call)))
             context = DispatchContext(
@@ -296,7 +298,7 @@ def run_batch(
                 separate_calls=(alone or isinstance(call.grid, tuple)) and not mechanism.is_cross_attention,
                 trims_padding=mechanism.trims_padding,
             )  # fmt: skip
-            kind = "rows" if call.batch.documents is None else "documents"
+            kind = "rows" if batch.documents is None else "documents"
             if kind == "documents" and not (alone or mechanism.is_cross_attention):
                 context.stacking = mechanism.stacking(call.causal)
             if run is None and order is None and kind == "documents" and not mechanism.is_cross_attention:

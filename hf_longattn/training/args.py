@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from transformers.hf_argparser import HfArg
 
-from hf_longattn.data.sources import check_exists
 from hf_longattn.errors import OptionError, check_extra
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -107,6 +106,8 @@ class DataArguments(CheckedArguments):
 
     def check_files(self) -> None:
         """Refuse a missing file to evaluate on, before the model is loaded and the data to train on are tokenised."""
+        from hf_longattn.data.sources import check_exists  # here, since datasets takes long to import and --help reads this file
+
         check_exists(getattr(self, "validation", ""))
 
 

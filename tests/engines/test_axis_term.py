@@ -12,6 +12,7 @@ from hf_longattn import attend
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.axis_term import AxisTerm
 from hf_longattn.engines.common.grid import Grid
+from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism
 
 MECHANISMS: list[dict[str, Any]] = [
@@ -37,6 +38,12 @@ def inputs(grid: Grid, rows: int = 4, **of: Any) -> tuple[Tensor, ...]:
     return tuple(x.requires_grad_() for x in (*qkv, *(torch.randn(2 * rows - 1, 8, **of) for _ in grid.sizes)))
 
 
+def on_grid(mechanism: Mechanism | str, grid: Grid) -> dict[str, Any]:
+    """The argument ``grid`` for a mechanism that reads it; the term has its own."""
+    reads = mechanism != "full" if isinstance(mechanism, str) else mechanism.reads_grid
+    return {"grid": grid} if reads else {}
+
+
 def pairs(q: Tensor, tables: tuple[Tensor, ...], grid: Grid) -> Tensor:
     """The term ``(B, H, N, N)``, pair by pair: of each axis the query times the row of its distance, which is counted here cell by cell."""
     places = [tuple(int(place) for place in grid.places(position)) for position in range(grid.prefix, grid.length)]
@@ -55,7 +62,7 @@ def test_equal_to_the_term_pair_by_pair(chosen: dict[str, Any], grid: Grid) -> N
     options = dict(chosen)
     mechanism = build_mechanism(options.pop("mechanism"), num_heads=2, head_dim=8, **options).double().eval()
     mechanism.layer = 1
-    grads, outs = [], []
+    grads, outs, where = [], [], on_grid(mechanism, grid)
     for written_out in (False, True):
         q, k, v, *tables = inputs(grid)
         if written_out:
@@ -64,9 +71,9 @@ def test_equal_to_the_term_pair_by_pair(chosen: dict[str, Any], grid: Grid) -> N
         else:
             change = AxisTerm(q, tuple(tables), grid)
         if chosen.get("padding") == "zeros" and written_out:  # padding has distances, too: the definition in float64
-            out = reference_attend(q, k, v, mechanism, grid=grid, score_mod=AxisTerm(q, tuple(tables), grid))
+            out = reference_attend(q, k, v, mechanism, **where, score_mod=AxisTerm(q, tuple(tables), grid))
         else:
-            out = attend(q, k, v, mechanism, grid=grid, score_mod=change)
+            out = attend(q, k, v, mechanism, **where, score_mod=change)
         outs.append(out)
         grads.append(torch.autograd.grad(out.sin().sum(), (q, k, v, *tables)))
     torch.testing.assert_close(outs[0], outs[1])
@@ -74,7 +81,7 @@ def test_equal_to_the_term_pair_by_pair(chosen: dict[str, Any], grid: Grid) -> N
         torch.testing.assert_close(ours, expected)
     with torch.no_grad():
         q, k, v, *tables = inputs(grid)
-        torch.testing.assert_close(attend(q, k, v, mechanism, grid=grid, score_mod=AxisTerm(q, tuple(tables), grid)), outs[1])
+        torch.testing.assert_close(attend(q, k, v, mechanism, **where, score_mod=AxisTerm(q, tuple(tables), grid)), outs[1])
 
 
 @pytest.mark.parametrize("sizes", [(11,), (3, 4, 5)], ids=str)
@@ -83,8 +90,9 @@ def test_any_number_of_axes(sizes: tuple[int, ...]) -> None:
     q, k, v, *tables = inputs(grid)
     term = pairs(q, tuple(tables), grid)
     for name, options in (("full", {}), ("window2d", {"window": 2})):
-        expected = attend(q, k, v, name, grid=grid, score_mod=lambda score, b, h, i, j: score + term[b, h, i, j], **options)
-        torch.testing.assert_close(attend(q, k, v, name, grid=grid, score_mod=AxisTerm(q, tuple(tables), grid), **options), expected)
+        options = {**options, **on_grid(name, grid)}
+        expected = attend(q, k, v, name, score_mod=lambda score, b, h, i, j: score + term[b, h, i, j], **options)
+        torch.testing.assert_close(attend(q, k, v, name, score_mod=AxisTerm(q, tuple(tables), grid), **options), expected)
 
 
 def test_full_attention_has_no_matrix_of_all_pairs() -> None:
@@ -92,7 +100,7 @@ def test_full_attention_has_no_matrix_of_all_pairs() -> None:
     grid = Grid((16, 16))
 
     def run(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return attend(q, k, v, "full", grid=grid, score_mod=AxisTerm(q, (rows, columns), grid))
+        return attend(q, k, v, "full", score_mod=AxisTerm(q, (rows, columns), grid))
 
     q, k, v, rows, columns = (x.detach() for x in inputs(grid, rows=16))
     shapes = []
@@ -115,9 +123,10 @@ def test_half_precision(dtype: torch.dtype) -> None:
     grid = Grid((12, 10), prefix=1)
     tensors = [x.detach() for x in inputs(grid)]
     for name, options in (("full", {}), ("window2d", {"window": 4}), ("neighborhood", {"kernel_size": 3})):
+        options = {**options, **on_grid(name, grid)}
         q, k, v, *tables = (x.to(dtype) for x in tensors)
-        ours = attend(q, k, v, name, grid=grid, score_mod=AxisTerm(q, tuple(tables), grid), **options)
+        ours = attend(q, k, v, name, score_mod=AxisTerm(q, tuple(tables), grid), **options)
         q, k, v, *tables = (x.to(dtype).double() for x in tensors)
-        expected = attend(q, k, v, name, grid=grid, score_mod=AxisTerm(q, tuple(tables), grid), **options)
+        expected = attend(q, k, v, name, score_mod=AxisTerm(q, tuple(tables), grid), **options)
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.double(), expected, rtol=3e-2, atol=6e-2)

@@ -342,7 +342,7 @@ def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[in
     mask[0, middle : middle + hole] = False
     mask[0, left] = True  # the first token between the paddings
     arguments = {"causal": causal, "padding_mask": mask, **cls.sample}
-    if cls.takes_globals:
+    if build_mechanism(name, num_heads=kv_heads * group, head_dim=8, **cls.sample).takes_globals:
         arguments["global_mask"] = torch.rand(2, kv_len, generator=generator) < 0.1
     out, expected = attend(q, k, v, name, **arguments), reference_attend(q, k, v, name, **arguments)
     real = mask[:, None, kv_len - q_len :, None]

@@ -142,6 +142,20 @@ def test_no_value_of_padding_reaches_a_real_token(causal: bool, side: str, lengt
     assert not failed, "\n".join(dict.fromkeys(failed))
 
 
+@pytest.mark.parametrize("queries", [40, 300])
+def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries: int) -> None:
+    """Queries of a cross-attention are another sequence, none of whose tokens are padding."""
+    failed, real = [], real_tokens(300, "right")
+    for name in list_mechanisms(causal=False, grid=False):
+        module = built(name)
+        module.is_cross_attention = True
+        if module.takes_fewer_queries or queries == 300:
+            q, *keys = inputs(300)
+            runs = (attend(q[:, :, :queries], *(padded(x, real, value) for x in keys), module, padding_mask=real) for value in (0.0, NAN))
+            failed += [] if torch.allclose(*runs, atol=1e-5) else [name]
+    assert not failed
+
+
 @pytest.mark.parametrize("length", [64, 300])
 @pytest.mark.parametrize("side", SIDES)
 def test_no_value_of_padding_reaches_a_real_token_with_other_options_and_arguments(side: str, length: int) -> None:

@@ -13,7 +13,6 @@ bucket makes neither empty nor long rows. Padding is sorted to the end and never
 from __future__ import annotations
 
 import dataclasses
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .accelerator import accelerated
-from .batch import DocumentLabels
+from .batch import DocumentLabels, graph_property
 from .call import GatherTile, inverse_permutation
 
 MAX_ROW_QUERIES = 128
@@ -92,7 +91,7 @@ class Rounds(ABC):
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
         self.place()
 
-    @functools.cached_property
+    @graph_property
     def key_places(self) -> Tensor:
         """The place of each token among the keys."""
         return self.keys.places
@@ -179,11 +178,11 @@ class ChunkRounds(Rounds):
     def place(self) -> None:
         self.chunks = (self.real + self.size - 1) // self.size
 
-    @functools.cached_property
+    @graph_property
     def key_chunks(self) -> Tensor:
         return self.key_places // self.size
 
-    @functools.cached_property
+    @graph_property
     def groups(self) -> Tensor:
         last = (self.real - 1).clamp(min=0)
         return (
@@ -191,7 +190,7 @@ class ChunkRounds(Rounds):
             // self.size
         )
 
-    @functools.cached_property
+    @graph_property
     def query_chunks(self) -> Tensor:
         return self.key_chunks if self.aligned else self.by_token(self.groups)
 
@@ -270,11 +269,11 @@ class RecentRounds(Rounds):
     def groups(self) -> Tensor:
         return self.sorted_high.clamp(min=0) // self.size
 
-    @functools.cached_property
+    @graph_property
     def low(self) -> Tensor:
         return self.by_token(self.sorted_low)
 
-    @functools.cached_property
+    @graph_property
     def high(self) -> Tensor:
         return self.by_token(self.sorted_high)
 

@@ -377,26 +377,34 @@ class AttentionCall:
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
-def without_padding(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
+def without_padding(
+    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, cross: bool = False
+) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
     """Inputs with zeros in place of padding: NaN and infinities there would reach real rows, since 0 · NaN is NaN.
 
     On the CPU, which can look at the values, inputs without NaN and infinities stay as they are. So do those of an exported graph.
+
+    Args:
+        cross: whether the queries, and the hidden states, are those of another sequence, which stay as they are.
     """
     mask = call.key_mask
     if mask is None or call.cleared or torch.compiler.is_exporting():
         return q, k, v, call
-    hidden, constants = call.hidden_states, call.detached_kv or ()
-    inputs = [x for x in (q, k, v, hidden, *constants) if x is not None]
+    hidden, constants = None if cross else call.hidden_states, call.detached_kv or ()
+    inputs = [x for x in (None if cross else q, k, v, hidden, *constants) if x is not None]
     if mask.device.type == "cpu" and not in_graph() and all_finite(inputs):
         return q, k, v, call.replace(cleared=True)
     padding, length = ~mask, mask.shape[1]
 
     def clear(x: Tensor) -> Tensor:
-        return x.masked_fill(padding[:, None, length - x.shape[2] :, None], 0.0)
+        by_token, rows = x.transpose(1, 2), padding[:, length - x.shape[2] :]
+        if by_token.is_contiguous():  # in the inputs' layout, since kernels round by it
+            return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
+        return x.masked_fill(rows[:, None, :, None], 0.0)
 
-    return clear(q), clear(k), clear(v), call.replace(
+    return q if cross else clear(q), clear(k), clear(v), call.replace(
         cleared=True,
-        hidden_states=None if hidden is None else clear(hidden[:, None])[:, 0],
+        hidden_states=call.hidden_states if hidden is None else clear(hidden[:, None])[:, 0],
         detached_kv=tuple(map(clear, constants)) or None,
     )  # fmt: skip
 

@@ -148,6 +148,8 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         call = (AttentionCall.of(**arguments) if call is None else call).with_bias_on_grid()
         weights = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
+        if self.is_cross_attention:
+            q, k, _, call = without_padding(q, k, k, call, cross=True)
         if self.per_sequence(call):
             return weights_per_sequence(weights, q, k, call).to(dtype)
         if self.ignores_padding:
