@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -150,17 +150,43 @@ def decoder_graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     workers."""
     from tests.export.decoder_graph import export_decoder
 
+    source, graph = made_once(tmp_path_factory, "decoder", export_decoder)
+    return source, graph
+
+
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2: do not write into it."""
+    from scripts.dev.real import real_checkpoint
+
+    return real_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def real_long(real_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, converted to 1,024 tokens with longformer and verified, which nothing changes; made once for all workers."""
+    from hf_longattn import convert_checkpoint
+
+    def convert(folder: Path) -> list[Path]:
+        convert_checkpoint(real_folder, folder / "long", mechanism="longformer", max_length=1024)
+        return [folder / "long"]
+
+    (long,) = made_once(tmp_path_factory, "real", convert)
+    return long
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Iterable[Path]]) -> list[Path]:
+    """The paths that ``make(folder)`` returns; the first worker that asks calls it, in a folder of this name."""
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # whose folders lie in that of the run
         place = place.parent
-    with (place / "decoder.lock").open("w") as lock:
+    with (place / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = place / "decoder.json"
+        done = place / f"{name}.json"
         if not done.exists():
-            (place / "decoder").mkdir()
-            done.write_text(json.dumps([str(path) for path in export_decoder(place / "decoder")]), encoding="utf-8")
-        source, graph = map(Path, json.loads(done.read_text(encoding="utf-8")))
-    return source, graph
+            (place / name).mkdir()
+            done.write_text(json.dumps([str(path) for path in make(place / name)]), encoding="utf-8")
+        return [Path(path) for path in json.loads(done.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(autouse=True)

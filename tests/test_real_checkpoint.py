@@ -1,0 +1,114 @@
+"""The real all-MiniLM-L6-v2 on the whole way: converted, verified, loaded, encoded with, reverted, exported, quantised.
+
+Texts are Python's own language reference.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, BertModel
+
+import hf_longattn
+from scripts.dev.real import WEIGHTS
+
+REFERENCE = " ".join(topics[name] for name in sorted(topics))
+
+
+@pytest.fixture(scope="module")
+def models(real_folder: Path, real_long: Path) -> tuple[Any, Any]:
+    """The original and the converted model."""
+    return BertModel.from_pretrained(real_folder).eval(), AutoModel.from_pretrained(real_long).eval()
+
+
+@pytest.fixture(scope="module")
+def encoders(real_folder: Path, real_long: Path) -> tuple[Any, Any]:
+    """The same as sentence-transformers loads them."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    short, long = (sentence_transformers.SentenceTransformer(str(folder), device="cpu") for folder in (real_folder, real_long))
+    return short, long
+
+
+def ids(tokens: int, folder: Path) -> torch.Tensor:
+    """The beginning of the reference in so many tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = tokenizer(REFERENCE[: 20 * tokens], truncation=True, max_length=tokens, return_tensors="pt")["input_ids"]
+    assert found.shape == (1, tokens)
+    return found
+
+
+def test_every_check_of_the_conversion_passes(real_long: Path) -> None:
+    report = json.loads((real_long / "conversion_report.json").read_text(encoding="utf-8"))
+    statuses = {check["name"]: check["status"] for check in report["checks"]}
+    assert set(statuses.values()) == {"passed", "measured"}
+    assert statuses["embeddings"] == "measured"
+
+
+@pytest.mark.parametrize("tokens", [5, 64, 257])
+def test_short_texts_have_the_states_of_the_original(tokens: int, models: tuple[Any, Any], real_long: Path) -> None:
+    short, long = models
+    assert type(long).__name__ == "LongBertModel"
+    with torch.no_grad():
+        expected, found = (model(ids(tokens, real_long)).last_hidden_state for model in (short, long))
+    assert (expected - found).abs().max() <= 1e-5
+
+
+def test_a_long_text_is_read_to_its_end(models: tuple[Any, Any], real_long: Path) -> None:
+    long, text = models[1], ids(1024, real_long)
+    other = text.clone()
+    other[0, 1000] = text[0, 1001]
+    with torch.no_grad():
+        changed = (long(text).last_hidden_state - long(other).last_hidden_state).abs().amax(-1)[0]
+    assert changed[[0, 800, 1023]].min() > 1e-4  # near, and far through the global token and layers
+
+
+def test_sentence_transformers_encodes_with_it(encoders: tuple[Any, Any]) -> None:
+    short, long = encoders
+    assert (short.max_seq_length, long.max_seq_length) == (256, 1024)
+    sentences = REFERENCE[:2000].split(". ")
+    assert abs(short.encode(sentences) - long.encode(sentences)).max() <= 1e-5
+    beginning, document = (long.encode(REFERENCE[:size]) for size in (1000, 20_000))
+    assert abs(beginning - document).max() > 1e-2
+    assert np.linalg.norm(document) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_way_back_gives_the_published_weights(real_long: Path, real_folder: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="has the attention of a BertModel"):
+        hf_longattn.revert_checkpoint(real_long, tmp_path / "back")
+    from safetensors.torch import load_file
+
+    back, original = (load_file(folder / WEIGHTS) for folder in (tmp_path / "back", real_folder))
+    assert set(original) - set(back) == {"embeddings.position_ids"}  # 0, 1, 2 …, which transformers no longer stores
+    assert all(torch.equal(tensor, original[name]) for name, tensor in back.items())
+
+
+def first_layers(count: int, source: Path, folder: Path) -> Path:
+    """A checkpoint of the first layers, with tokenizer and modules."""
+    shutil.copytree(source, folder)
+    (folder / WEIGHTS).unlink()
+    AutoModel.from_pretrained(source, num_hidden_layers=count).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [1, 6])
+def test_onnx_and_int8_give_its_embeddings(layers: int, real_long: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = first_layers(layers, real_long, tmp_path / "long")
+    report = hf_longattn.export_checkpoint(model, tmp_path / "graph", int8=True)
+    encoder = sentence_transformers.SentenceTransformer(str(model), device="cpu")
+    texts = [REFERENCE[:4000], REFERENCE[4000:4300], "A generator is a function that yields."]
+    inputs, expected = encoder.tokenizer(texts, padding=True, truncation=True, return_tensors="np"), encoder.encode(texts)
+    for file, difference in (("model.onnx", 1e-5), (report.int8["file"], 0.05)):
+        session = onnxruntime.InferenceSession(str(tmp_path / "graph" / file))
+        (found,) = session.run(["sentence_embedding"], {one.name: inputs[one.name] for one in session.get_inputs()})
+        assert abs(found - expected).max() <= difference, file
+    assert report.int8["bytes"]["int8"] < 0.9 * report.int8["bytes"]["float32"]
