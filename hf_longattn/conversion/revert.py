@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
+from ..hub import origin_of
 from ..modeling.family.definition import Family, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
@@ -25,7 +26,7 @@ from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture,
 from .audio_seconds import sound_model
 from .config import RevertConfig
 from .differences import Difference
-from .folders import open_for_writing, short_name, write_planned
+from .folders import open_for_writing, write_planned
 from .input_sizes import input_sizes
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
@@ -502,7 +503,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
         settings=settings.to_dict(),
         report_file=REVERT_REPORT,
         clock=clock,
-        introduction=f"A plain `{base_class}` {length}, made from the long model `{short_name(opened)}` by `longattn revert`.",
+        introduction=f"A plain `{base_class}` {length}, made by `longattn revert` from {origin_of(opened.name, opened.folder)}.",
         overwrite=settings.overwrite,
         progress=progress,
     )

@@ -21,7 +21,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from ..conversion.folders import open_for_writing, short_name, write_folder
+from ..conversion.folders import open_for_writing, write_folder
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo
@@ -30,6 +30,7 @@ from ..conversion.sources.sentence_transformers import embeds_texts
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
+from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
@@ -296,13 +297,14 @@ def compress_checkpoint(
             versions=versions(),
         )
 
+    origin = origin_of(opened.name, opened.folder)
     return write_folder(
         opened,
         ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0, name=str(destination)),
         weights=write,
         report=measured,
         report_file=REPORT,
-        introduction=f"`{short_name(opened)}` (`{class_name}`), compressed by `longattn compress --method {chosen.method}`.",
+        introduction=f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}.",
         card=lambda report: {"measured": report.table()},
         needed_bytes=opened.total_bytes + 2**20,
         overwrite=overwrite,

@@ -9,6 +9,7 @@ from ..lazy import public_names
 if TYPE_CHECKING:
     from .card import MeasuredResult as MeasuredResult
     from .card import model_card as model_card
+    from .card import origin_of as origin_of
     from .card import write_model_card as write_model_card
     from .push import PushReport as PushReport
     from .push import check_login as check_login
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = public_names(
     __name__,
     {
-        "card": ("MeasuredResult", "model_card", "write_model_card"),
+        "card": ("MeasuredResult", "model_card", "origin_of", "write_model_card"),
         "push": ("PushReport", "check_login", "push_model"),
         "remote_code": ("bundle_remote_code", "bundled_code", "check_remote_code"),
         "trainer_card": ("ModelCardMixin", "from_source"),

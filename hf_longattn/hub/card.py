@@ -398,10 +398,29 @@ def _origin(metadata: Mapping[str, Any], source: str | Path | None, plan: Mappin
     typed = str(plan.get("source") or "")
     if name := metadata.get("base_model") or _hub_name(typed):
         return f"`{in_one_line(public_name(name))}`"
-    card = source_card(typed if source is None else source) if typed else None
+    return _local_folder(source_card(typed if source is None else source)) if typed else ""
+
+
+def origin_of(source: str, folder: Path) -> str:
+    """What a model was made from, in words: a model on the Hub by its name, and a local folder by the model that it was converted from.
+
+    Args:
+        source: as the user typed it.
+        folder: its files.
+    """
+    if name := _hub_name(source):
+        return f"`{in_one_line(name)}`"
+    converted_from = _hub_name(str((read_report(folder).get("plan") or {}).get("source") or ""))
+    if converted_from:
+        return f"a local folder, which was converted from `{in_one_line(converted_from)}`"
+    return _local_folder(source_card(folder))
+
+
+def _local_folder(card: Path | None) -> str:
+    """What a card calls a local folder: by what its own card says that it is based on, if it says so, and never by its name."""
     base = None if card is None else inherited_metadata(card).get("base_model")
-    based = f", which is based on `{in_one_line(public_name(base))}`" if isinstance(base, str) else ""
-    return f"a local folder{based}" if typed else ""
+    named = base if isinstance(base, str) and public_name(base) == base else ""
+    return "a local folder" + (f", which is based on `{in_one_line(named)}`" if named else "")
 
 
 def _hub_name(source: str) -> str:

@@ -59,7 +59,13 @@ def test_the_card_keeps_the_licence_and_says_where_it_comes_from(built: Built, t
     revert_checkpoint(tmp_path / "long", tmp_path / "back")
     card = ModelCard.load(tmp_path / "back" / "README.md")
     assert (card.data.license, card.data.language, card.data.tags) == ("mit", "de", ["letters"])
-    assert "made from the long model `long` by `longattn revert`" in card.text
+    assert "made by `longattn revert` from a local folder." in card.text
+    report = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
+    report["plan"]["source"] = "some/bert"
+    (tmp_path / "long" / "conversion_report.json").write_text(json.dumps(report))
+    revert_checkpoint(tmp_path / "long", tmp_path / "again")
+    known = ModelCard.load(tmp_path / "again" / "README.md").text
+    assert "made by `longattn revert` from a local folder, which was converted from `some/bert`." in known
     assert "equal to the long model with full attention" in card.text
 
 

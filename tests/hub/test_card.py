@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from hf_longattn.data.qa_markers import CANDIDATES, EVIDENCE, SENTENCE, TITLE, add_markers, marked_document, marked_question
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
-from hf_longattn.hub import MeasuredResult, write_model_card
+from hf_longattn.hub import MeasuredResult, origin_of, write_model_card
 from hf_longattn.hub.usage import HEADS_ON_GRIDS, INSTALL, SOUND_HEADS, head_of, rule_of, usage
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.page.arguments)
@@ -244,6 +244,29 @@ def test_the_source_is_called_by_its_name_on_the_hub(typed: str, shown: str, tmp
     Path("based", "README.md").write_text("---\nbase_model: some/bert\n---\n")
     plan = {"source": typed, "old_length": 32, "new_length": 64, "positions": "tile"}
     assert f"Converted from {shown}, extended" in write_model_card(folder, report={"plan": plan}).read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "files", "shown"),
+    [
+        ("me/long", {}, "`me/long`"),
+        ("here", {"conversion_report.json": '{"plan": {"source": "some/bert", "old_length": 1, "new_length": 2, "positions": "tile"}}'},
+         "a local folder, which was converted from `some/bert`"),
+        ("here", {"conversion_report.json": '{"plan": {"source": "/home/me/bert", "old_length": 1, "new_length": 2, "positions": "tile"}}'},
+         "a local folder"),
+        ("here", {"README.md": "---\nbase_model: some/bert\n---\n"}, "a local folder, which is based on `some/bert`"),
+        ("here", {"README.md": "---\nbase_model: /home/me/bert\n---\n"}, "a local folder"),
+        ("here", {}, "a local folder"),
+    ],
+)  # fmt: skip
+def test_an_origin_is_never_a_folder_by_its_name(
+    typed: str, files: dict[str, str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    for name, text in files.items():
+        Path("here", name).write_text(text)
+    assert origin_of(typed, tmp_path / "here") == shown
 
 
 def test_a_conversion_that_nobody_checked_says_so(tmp_path: Path) -> None:
