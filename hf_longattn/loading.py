@@ -9,6 +9,7 @@ import contextlib
 import fnmatch
 import logging as std_logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from .naming import LOGGER
 from .reading import is_generic, read_json, read_json_object
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
+POOLER = re.compile(r"(^|\.)pooler\.")
+"""Weights that no embedding reads: sentence-transformers pools the last hidden states itself, and many encoders are saved without them."""
 REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 """Loggers of transformers' LOAD REPORT."""
 NO_CODE = {"trust_remote_code": False}
@@ -188,18 +191,19 @@ def load_model(
     with without_load_report():
         model, info = load_weights(loader, name, allow_pickle=allow_pickle, **options)
     if complete:
-        check_complete_head(model, info, str(name))
+        check_complete(model, info, str(name))
     if int(os.environ.get("RANK", "0")) == 0 and (sentence := load_report(info, elsewhere)):
         logger.warning(f"{name}: {sentence}.")
     return model
 
 
-def check_complete_head(model: Any, info: Mapping[str, Any], name: str) -> None:
+def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str = "give a checkpoint that was saved with its head") -> None:
     """Refuse a model some of whose weights are new.
 
     Args:
         info: of ``from_pretrained(output_loading_info=True)``.
         name: of its checkpoint.
+        advice: what to type, unless `longattn train multitask` wrote the checkpoint.
 
     Raises:
         CheckpointError: with the names of the modules.
@@ -208,9 +212,10 @@ def check_complete_head(model: Any, info: Mapping[str, Any], name: str) -> None:
     lost = [listed([key.rpartition(".")[0] or key for key in missing])] if missing else []
     lost += [f"{listed([key.rpartition('.')[0] for key, *_ in info['mismatched_keys']])} of this size"] if info["mismatched_keys"] else []
     if lost:
-        raise CheckpointError(
-            f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; give a checkpoint that was saved with its head."
-        )
+        if heads := getattr(model.config, "multitask_heads", None):
+            tasks = " ".join(f"{head}={fields['kind']}:DATA" for head, fields in heads.items())
+            advice = f"it has heads of `longattn train multitask`, so type longattn evaluate multitask --model {name} --tasks {tasks}"
+        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; {advice}.")
 
 
 def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
@@ -235,15 +240,28 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     with loading_errors(name), without_load_report():
         _refuse_pickled_modules(name)
         model = loader(name, model_kwargs={"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments)
-    if complete:  # it does not say which weights are new
-        load_model(type(model.transformers_model), name, complete=True, config=model.transformers_model.config)
+    if complete and (network := model.transformers_model) is not None:  # it does not say which weights are new
+        folder = next((entry["path"] for entry in _modules(name) if entry["type"].endswith(".Transformer")), "")
+        options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with without_load_report():
+            again, info = load_weights(type(network), name, **options)
+        if loader.__name__ == "CrossEncoder":
+            check_complete(again, info, name)
+        else:
+            read = {key for key in info["missing_keys"] if not POOLER.search(key)}
+            check_complete(again, {**info, "missing_keys": read}, name, "give a checkpoint that was saved with all of them")
     return model
+
+
+def _modules(name: str) -> list[dict[str, Any]]:
+    """What modules.json of a model of sentence-transformers lists; empty for other models."""
+    modules = cached_file(name, "modules.json", _raise_exceptions_for_missing_entries=False)
+    return [dict(module) for module in read_json(Path(modules))] if modules else []
 
 
 def _refuse_pickled_modules(name: str) -> None:
     """Refuse modules beside the transformer that have weights in .bin files alone."""
-    modules = cached_file(name, "modules.json", _raise_exceptions_for_missing_entries=False)
-    for module in read_json(Path(modules)) if modules else ():
+    for module in _modules(name):
         if not module["type"].endswith(".Transformer"):
             files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
             safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM, PreTrainedTokenizerBase
 
 from hf_longattn.cli import app
@@ -123,6 +125,30 @@ def test_pickled_modules_of_a_sentence_model_are_refused(folder: str, server: Hu
     for name in (folder, "someone/dense"):
         with pytest.raises(CheckpointError, match="_Dense' holds its weights only as pickle"):
             load_sentence_model(sentence_transformers.SentenceTransformer, name, device="cpu")
+
+
+def test_an_encoder_that_lacks_weights_is_not_scored_and_its_pooler_does_not_count(folder: str) -> None:
+    sentence_transformers: Any = pytest.importorskip("sentence_transformers")
+    loader, encoder, beside = sentence_transformers.SentenceTransformer, "encoder.layer.0.output.dense", Path(folder, "0_Transformer")
+    load_sentence_model(loader, folder, complete=True, device="cpu")  # of a masked LM, which has no pooler
+    loader(folder, device="cpu").save(folder)
+    for name in ("config.json", "model.safetensors"):  # as sentence-transformers saved the first module before
+        beside.mkdir(exist_ok=True)
+        shutil.move(Path(folder, name), beside / name)
+    for file in Path(folder).glob("*token*"):
+        shutil.copy(file, beside / file.name)
+    modules = json.loads(Path(folder, "modules.json").read_text())
+    Path(folder, "modules.json").write_text(json.dumps([{**modules[0], "path": beside.name}, *modules[1:]]))
+    tensors = load_file(beside / "model.safetensors")
+    for name in [name for name in tensors if "pooler" in name]:
+        del tensors[name]
+    save_file(tensors, beside / "model.safetensors", {"format": "pt"})
+    load_sentence_model(loader, folder, complete=True, device="cpu")
+    lacking = {name: value for name, value in tensors.items() if encoder not in name}
+    save_file(lacking, beside / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"lacks weights of BertModel: {encoder}; give a checkpoint that was saved with all of them"):
+        load_sentence_model(loader, folder, complete=True, device="cpu")
+    load_sentence_model(loader, folder, device="cpu")
 
 
 def test_what_auto_classes_cannot_read_alone_is_a_sentence(folder: str, server: Hub) -> None:

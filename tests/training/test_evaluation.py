@@ -303,6 +303,13 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
         code, said, _ = scored("multitask", "--model", model, "--tasks", task)
         if code != 1 or words not in said:
             wrong[task] = said
+    for task in ("classify", "tokens", "qa", "mlm"):
+        code, said, _ = scored(
+            task, "--model", model, "--text" if task == "mlm" else "--data", table(tmp_path, DATA[task], f"{task}.jsonl")
+        )
+        line = f"longattn evaluate multitask --model {model} --tasks ask=qa:DATA names=tokens:DATA topic=classify:DATA."
+        if code != 1 or "lacks weights of Bert" not in said or f"`longattn train multitask`, so type {line}" not in said:
+            wrong[task] = said
     assert wrong == {}
 
     given = {"model": model, "output_dir": str(tmp_path / "next"), "max_steps": 1, **FAST, "learning_rate": 1e-9}

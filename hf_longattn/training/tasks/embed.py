@@ -167,7 +167,7 @@ def embedding_trainer(
             )
             return super().compute_metrics(queries_result_list)
 
-    model = load_sentence_model(SentenceTransformer, model_args.model, device=str(args.device))
+    model = load_sentence_model(SentenceTransformer, model_args.model, complete=args.only_scores, device=str(args.device))
     body = getattr(model[0], "auto_model", None)
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(
