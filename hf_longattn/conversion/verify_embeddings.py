@@ -88,7 +88,7 @@ class EmbeddingCheck:
             )
             values |= {"document": {"tokens": self.document, "chunk": self.chunk, "cosine": cosine, "first_chunk": alone}}
             ready = ready and cosine >= least
-        detail += f"; different passages have {different:.2f}, and {least:.2f} is enough"
+        detail += f"; different passages have {different:.2f}, so at least {least:.2f} is required"
         return [decision(EMBEDDINGS, ready, detail, values)]
 
     def _embedded(self, model: Any, count: int, length: int) -> Tensor:

@@ -129,7 +129,7 @@ class TestText:
     def test_a_longer_text_is_cut_to_the_new_length(self, tmp_path: Path) -> None:
         checks = self.checks(self.page(tmp_path), tmp_path / "long")
         assert checks["tokenizer"].status == "passed"
-        assert "with truncation a longer text has 120 input_ids and 120 attention_mask and 120 bbox" in checks["tokenizer"].detail
+        assert "truncation cuts a longer text to 120 (input_ids, attention_mask, bbox)" in checks["tokenizer"].detail
 
     def test_a_tokenizer_that_cuts_otherwise_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(verify, "truncated_lengths", lambda *_: {"input_ids": 64})
