@@ -112,6 +112,8 @@ def prepare(
     """Check the arguments of :func:`attend`, and return its mechanism and its call."""
     _check_tensors(q, k, v)
     _check_values(causal, scaling, dropout_p, score_mod, seed)
+    for name in ELSEWHERE.keys() & options.keys():
+        raise OptionError(f"attend has no argument {name!r}; write {ELSEWHERE[name]}.")
     if isinstance(mechanism, Mechanism):
         if options:
             raise OptionError(
@@ -141,6 +143,15 @@ def prepare(
     return module, call
 
 
+ELSEWHERE = {
+    "attn_mask": "padding_mask, (batch, key length) with True for real tokens",
+    "attention_mask": "padding_mask, (batch, key length) with 1 for real tokens",
+    "key_padding_mask": "padding_mask, (batch, key length) with True for real tokens, the reverse of key_padding_mask",
+    "is_causal": "causal",
+    "scale": "scaling",
+    "dropout": "dropout_p",
+}
+"""Arguments of PyTorch's and transformers' attention, and what :func:`attend` takes in their place."""
 KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
 """Keyword arguments of :func:`attend` that are not options of a mechanism."""
 
@@ -204,9 +215,9 @@ def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, see
     """Raise :class:`OptionError` for an impossible value."""
     if not isinstance(causal, bool):
         raise OptionError(f"causal is {causal!r}, but must be True or False.")
-    if scaling is not None and not (isinstance(scaling, int | float) and 0 < scaling < math.inf):
+    if scaling is not None and (isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)):
         raise OptionError(f"scaling is {scaling!r}, but must be a finite number above 0; for example scaling=0.125.")
-    if not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):
+    if isinstance(dropout_p, bool) or not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):
         raise OptionError(f"dropout_p is {dropout_p!r}, but must be a probability from 0 to 1; for example dropout_p=0.1.")
     if score_mod is not None and not callable(score_mod):
         raise OptionError(f"score_mod is {score_mod!r}, but must be a function score_mod(score, b, h, q_idx, kv_idx).")

@@ -138,7 +138,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
     _discover()
     if not isinstance(name, str):
         raise UnknownMechanismError(
-            f"The mechanism is a {type(name).__name__}, but must be a name, for example 'longformer', or a module from build_mechanism."
+            f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism."
         )
     name = current_name(name)
     if name not in _REGISTRY:
