@@ -1,6 +1,8 @@
-"""Where a checkpoint folder says how data becomes inputs: in a file of its own, or in a part of processor_config.json.
+"""The files of a checkpoint folder that say how data becomes inputs: those of its processors and its tokenizer.
 
-transformers 5 writes the parts of a processor into processor_config.json, and reads a part from there before a file of its own.
+transformers 5 writes the parts of a processor into processor_config.json, and reads a part from there before the part's separate file.
+
+A conversion raises sizes and limits in these files. It keeps the former values in them, since trainers write all their fields again.
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ from .reading import read_json_object
 FILE = "preprocessor_config.json"
 VIDEO_FILE = "video_preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+FIELD_BEFORE = "extended_from"
+"""The field of a tokenizer's or processor's file with its limits or sizes before the conversion."""
+TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
+"""Maximum tokens of a text: a field of the tokenizer's config, and one of sentence-transformers'."""
 
 
 class ProcessorKind(NamedTuple):
-    """The names of a kind of processor in processor_config.json, and its own file."""
+    """The names of a kind of processor in processor_config.json, and its separate file."""
 
     parts: tuple[str, ...]
     file: str
@@ -32,10 +39,10 @@ KINDS = (IMAGE_PROCESSOR, VIDEO_PROCESSOR, FEATURE_EXTRACTOR)
 
 @dataclass(frozen=True)
 class ProcessorFile:
-    """Where the values of an image processor, a video processor or a feature extractor are.
+    """The place of the values of an image processor, a video processor or a feature extractor.
 
     file: name of the file.
-    part: their name in it; empty where they are the whole file.
+    part: the name of the values in it; empty if they are the whole file.
     """
 
     folder: Path
@@ -44,7 +51,7 @@ class ProcessorFile:
 
     @classmethod
     def find(cls, folder: Path, kind: ProcessorKind) -> ProcessorFile | None:
-        """The place that transformers reads; ``None`` where there is none.
+        """The place that transformers reads; ``None`` if there is none.
 
         Raises:
             CheckpointError: a file is damaged.
@@ -71,3 +78,31 @@ class ProcessorFile:
     def with_values(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The name of the file, and its content with other values of this processor."""
         return {self.file: {**read_json_object(self.folder / self.file), self.part: dict(values)} if self.part else dict(values)}
+
+
+def tokenizer_values(folder: Path) -> dict[str, Any]:
+    """The values of the tokenizer's config in a folder; empty without one."""
+    file = folder / TOKENIZER_CONFIG
+    return read_json_object(file) if file.is_file() else {}
+
+
+def limits_of(values: object) -> dict[str, int]:
+    """The fields of a tokenizer's config that are a number of tokens."""
+    fields = values.items() if isinstance(values, Mapping) else ()
+    return {name: value for name, value in fields if isinstance(value, int) and not isinstance(value, bool) and value > 0}
+
+
+def limits_before(folder: Path) -> dict[str, int]:
+    """The limits of a checkpoint before it was converted, by field."""
+    return limits_of(tokenizer_values(folder).get(FIELD_BEFORE))
+
+
+def limited_tokenizer(values: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """The values of a tokenizer's config with another limit; a smaller one from before is kept in it."""
+    limit = limits_of(values).get(TOKENIZER_LIMIT, length)
+    limited = {**values, TOKENIZER_LIMIT: length}
+    if limit < length:
+        limited[FIELD_BEFORE] = {TOKENIZER_LIMIT: limit}
+    elif limit > length:
+        limited.pop(FIELD_BEFORE, None)
+    return limited

@@ -22,6 +22,7 @@ from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
 from ..naming import PREDICTIONS
 from ..private_apis import model_type_table
+from ..processor_files import TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_positions import StackLength
@@ -31,7 +32,6 @@ from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_so
 from .sources.hub import folder_without_weights
 from .sources.sentence_transformers import MODULES, ROOT_FILES, SETTINGS, write_modules
 from .tensor_files import write_json
-from .text_limits import TOKENIZER_CONFIG, limited_tokenizer
 from .writing import write_result
 
 LEFT_OUT = (

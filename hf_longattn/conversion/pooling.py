@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..processor_files import SENTENCE_LIMIT, TOKENIZER_LIMIT, limits_of, tokenizer_values
 from ..reading import read_json_object
 from .sources.sentence_transformers import MODULES, SETTINGS, sentence_modules
 from .tensor_files import write_json
-from .text_limits import SENTENCE_LIMIT, tokenizer_limit
 
 
 def _mean(states: Tensor, real: Tensor) -> Tensor:
@@ -105,7 +105,8 @@ def write_for_servers(folder: Path, max_length: int) -> None:
         return
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
     for settings in folder.glob(SETTINGS):
-        values = {SENTENCE_LIMIT: min(max_length, tokenizer_limit(folder) or max_length), **read_json_object(settings)}
+        limit = limits_of(tokenizer_values(folder)).get(TOKENIZER_LIMIT, max_length)
+        values = {SENTENCE_LIMIT: min(max_length, limit), **read_json_object(settings)}
         if pooling is not None:  # what version 6 adds to it is what the others do anyway
             values = {
                 name: value for name, value in values.items() if name not in ("transformer_task", "modality_config", "module_output_name")

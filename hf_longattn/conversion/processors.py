@@ -17,9 +17,8 @@ from ..data.videos import frame_processor, frames_as_pixels
 from ..errors import CheckpointError, GridError
 from ..loading import load_part, loading_errors
 from ..modeling.family.grid_rule import GridRule
-from ..processor_files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile
+from ..processor_files import FEATURE_EXTRACTOR, FIELD_BEFORE, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile
 from .grid_sizes import pixels
-from .text_limits import FIELD_BEFORE
 
 if TYPE_CHECKING:
     from ..data.audio import Samples

@@ -20,8 +20,8 @@ PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs t
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat what a plan warns of."""
-VERDICT, READY = "verdict", "ready to use"
-"""The value of the check that decides whether the result needs training (:mod:`.verdict`), and what it says if not."""
+VERDICT, READY, TRAIN = "verdict", "ready to use", "train before use"
+"""The value of the check that decides whether the result needs training, and what it says."""
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
@@ -47,7 +47,7 @@ def equality(name: str, comparison: str, difference: Difference, values: dict[st
         name, comparison: of the check, and what was compared with the largest difference.
         difference: of the outputs.
         values: for the report.
-        why: they may differ, so that the result needs training unless its loss says otherwise; empty if they must be equal.
+        why: they may differ, so that the result needs training unless a :func:`decision` says otherwise; empty if they must be equal.
     """
     values, detail = {**values, **difference.values}, f"{comparison} {difference}"
     if difference.output and not difference.scale and not difference.largest:
@@ -57,6 +57,16 @@ def equality(name: str, comparison: str, difference: Difference, values: dict[st
     if difference.equal:
         return Check(name, PASSED, f"{detail}, equal", values)
     return Check(name, FAILED, f"{detail}, but they must be {'finite' if why else 'equal'}", values)
+
+
+def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
+    """The check that decides whether the result needs training.
+
+    What the model is for is measured: the loss of a language model (:mod:`.verify_loss`), the embeddings of a sentence encoder
+    (:mod:`.verify_embeddings`). Other heads cannot be measured without labels: their results need training if outputs or positions differ.
+    """
+    verdict = READY if ready else TRAIN
+    return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class ConversionReport:
 
     @property
     def verdict(self) -> str | None:
-        """What was measured of the model's purpose says: "ready to use" or "train before use"; ``None`` if nothing decides."""
+        """Whether the result needs training: "ready to use" or "train before use"; ``None`` if no check decides."""
         return next((check.values[VERDICT] for check in self.checks if VERDICT in check.values), None)
 
     @property

@@ -21,6 +21,7 @@ from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
+from ..processor_files import TOKENIZER_LIMIT, limits_before
 from ..reading import is_generic, is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
 from .audio_seconds import sound_model
@@ -50,7 +51,6 @@ from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
 from .text import VerificationText, verification_text
-from .text_limits import TOKENIZER_LIMIT, limits_before
 from .verify import Step, VerificationInputs, check_reader, check_tensors, named_step, run_steps, verification_inputs
 from .verify_outputs import length_from_files, part_to_compare
 from .verify_sizes import run_model

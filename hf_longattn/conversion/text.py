@@ -14,6 +14,7 @@ from ..data.page_words import text_encoding
 from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, checkpoint_errors
 from ..loading import load_part
+from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
 
 LARGEST_TEXT = 2**30
@@ -167,7 +168,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")):
+    if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
         return None
     for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
         if file.stat().st_size > LARGEST_TOKENIZER:

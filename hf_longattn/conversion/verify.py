@@ -16,19 +16,19 @@ from .model_loading import Running, choose_running
 from .pictures import VerificationPictures, VerificationSpectrograms, VerificationVideos, inputs_on_grid
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
+from .pooling import sentence_pooling
 from .processors import load_feature_extractor
-from .report import FAILED, PASSED, SKIPPED, Check
+from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, READY, SKIPPED, VERDICT, Check
 from .sound import VerificationSound
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, excerpt, load_tokenizer, token_ids, truncated_lengths
-from .verdict import Measurement, labelled
 from .verify_audio import check_feature_extractor, check_sound
-from .verify_embeddings import EmbeddingCheck, pooling_of
+from .verify_embeddings import EmbeddingCheck
 from .verify_generic import check_generic
 from .verify_grid import check_on_grid, check_processor
 from .verify_loss import LossCheck
-from .verify_outputs import check_outputs, choose_lengths, why_no_gradients
+from .verify_outputs import Measurement, check_outputs, choose_lengths, why_no_gradients
 from .verify_towers import VerificationTowers, check_together
 from .writing import source_values
 
@@ -85,6 +85,20 @@ def check_reader(plan: ResultPlan, result: Path, inputs: VerificationInputs) -> 
     return CHECKS[type(inputs)].reader(plan, result, inputs)
 
 
+def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
+    """The checks and the plan's warnings, labelled by the check that decides.
+
+    Without one, outputs that differ from the source's and positions that were not trained need training.
+    """
+    deciding = next((check for check in checks if VERDICT in check.values), None)
+    label = NEEDS_TRAINING if deciding is None else deciding.status
+    sentences = [str(warning).rstrip(".") for warning in plan.warnings]
+    if deciding is not None and label == MEASURED:
+        sentences = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
+    warned = [Check(POSITIONS, label, sentence) for sentence in sentences]
+    return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
+
+
 def _running(plan: ConversionPlan) -> Running:
     """How the models are run; gradients need them whole in memory."""
     gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None
@@ -118,7 +132,7 @@ def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] |
 
 
 def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> list[Check]:
-    """The written tokenizer gives the same ids as the source's, and cuts a longer text to the result's length."""
+    """The written tokenizer gives the source's ids, and cuts a longer text to the result's length."""
     if text.source_tokenizer is None:
         return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
     try:
@@ -253,7 +267,7 @@ def _text_steps(plan: ConversionPlan, result: Path, text: VerificationText, scra
     lengths = choose_lengths(plan, from_files=scratch is not None)
 
     def run() -> list[Check]:
-        pooling = pooling_of(plan, result)
+        pooling = sentence_pooling(result) if plan.decoder is None else None  # a sentence encoder is one stack
         measurement: Measurement = (
             LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
             if pooling is None

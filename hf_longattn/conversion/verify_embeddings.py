@@ -1,4 +1,4 @@
-"""The embeddings of a sentence encoder, compared with the source's: of short passages, and of a document that only the result reads whole.
+"""The embeddings of a sentence encoder, compared with the source's, for short passages and for a document longer than the source reads.
 
 Embeddings are pooled and normalised as sentence-transformers does. A document's are compared with the mean of the source's embeddings of
 its chunks, the usual way to embed a text that a model cannot read whole.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from torch.nn.functional import normalize
 from .flops import cost_at, layer_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan
-from .pooling import SentencePooling, sentence_pooling
-from .report import SKIPPED, Check
+from .pooling import SentencePooling
+from .report import SKIPPED, Check, decision
 from .text import VerificationText
-from .verdict import decision
 
 EMBEDDINGS = "embeddings"
 LENGTHS = (16, 64, 256, 512)
@@ -34,11 +32,11 @@ SHARE = 0.5
 """Maximum distance from the source's embedding, as a share of the distance between different passages. Untuned: of all-MiniLM-L6-v2 at
 8,192 tokens, Nyström attention (0.4) loses 4 points of MRR in retrieval, and interpolated positions (2.1) lose 48."""
 FLOPS = 1e12
-"""Arithmetic spent on one document."""
+"""Maximum arithmetic for one document. Untuned."""
 
 
 class EmbeddingCheck:
-    """Measures the embeddings of source and result; a :class:`~.verdict.Measurement`.
+    """Measures the embeddings of source and result; a :class:`~.verify_outputs.Measurement`.
 
     Args:
         pooling: of the source.
@@ -77,10 +75,10 @@ class EmbeddingCheck:
         ready = all(cosine >= least for cosine in cosines.values())  # NaN is less
         if self.document:
             last = states["last_hidden_state"]
-            whole = self._pooled(last) if last.shape[1] == self.document else self._embedded(result, 1, self.document)
+            document = self._pooled(last) if last.shape[1] == self.document else self._embedded(result, 1, self.document)
             chunks = self.of_source[self.chunk][: self.document // self.chunk]
             mean = normalize(chunks.mean(0, keepdim=True), dim=-1)
-            cosine, alone = _cosine(whole, mean), _cosine(chunks[:1], mean)
+            cosine, alone = _cosine(document, mean), _cosine(chunks[:1], mean)
             shortened = "" if self.document > self.plan.new_length - self.chunk else f" (of {self.plan.new_length:,})"
             detail += (
                 f"; at {self.document:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks "
@@ -92,7 +90,7 @@ class EmbeddingCheck:
         return [decision(EMBEDDINGS, ready, detail, values)]
 
     def _embedded(self, model: Any, count: int, length: int) -> Tensor:
-        """Normalised embeddings ``(count, D)`` of the first passages of so many tokens, special ones included."""
+        """Normalised embeddings ``(count, D)`` of the first passages of ``length`` tokens, special tokens included."""
         return self._pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"])
 
     def _pooled(self, states: Tensor) -> Tensor:
@@ -111,11 +109,6 @@ class EmbeddingCheck:
         if self.text.tokenizer is None:
             return f"{self.text.why_seeded}, and embeddings need real text"
         return f"two passages of {min(LENGTHS[0], old)} tokens are needed, and the text has {self.text.real_tokens()}"
-
-
-def pooling_of(plan: ConversionPlan, result: Path) -> SentencePooling | None:
-    """The pooling of a sentence encoder that is one stack; ``None`` for any other model."""
-    return None if plan.decoder is not None else sentence_pooling(result)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

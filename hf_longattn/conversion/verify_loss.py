@@ -13,9 +13,8 @@ from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with
 from .flops import cost_at, layer_mechanisms
 from .model_loading import auto_class_name
 from .plan import ConversionPlan
-from .report import MEASURED, SKIPPED, Check
+from .report import MEASURED, SKIPPED, Check, decision
 from .text import VerificationText
-from .verdict import decision
 
 LOSS = "language-model loss by position"
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .report import FAILED, PASSED, SKIPPED, Check, equality
 from .text import VerificationText
-from .verdict import Measurement
 
 FLOPS_AT_NEW_LENGTH = 4e12
 """Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
@@ -41,7 +40,7 @@ LOGITS_FROM_FILES = 6.4e7
 """Bytes of the logits at the old length, of which four copies are in memory, for models that run from their files; more if a quarter of the
 largest tensor is more."""
 HIDDEN_STATES = "last_hidden_state"
-"""How the names of outputs end that have a row for every token."""
+"""Ending of the names of outputs with a row for every token."""
 DECODED = 32
 """Decoder tokens of an encoder-decoder in the checks at the new length."""
 
@@ -53,6 +52,22 @@ class Lengths:
     covered: int  # the longest up to `old` at which every layer equals the source's; 0 if there is none
     old: int
     new: int
+
+
+class Measurement(Protocol):
+    """Measures source and result, each while it is loaded for the comparison of outputs."""
+
+    skipped: list[Check] | None
+    """The checks in place of a measurement, which say why there is none; ``None`` if it is measured."""
+
+    def measure_source(self, source: Any) -> None:
+        """Measure the source, whose weights must not be rounded."""
+
+    def check(self, result: Any, states: Mapping[str, Tensor]) -> list[Check]:
+        """Measure the result, and compare; :attr:`skipped` without a measurement.
+
+        states: the result's last hidden states ``(1, N, D)`` of the text at the new length, by the name of the output.
+        """
 
 
 def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:

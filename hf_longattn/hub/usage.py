@@ -19,7 +19,7 @@ from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
 from ..modeling.family.registration import MULTIMODAL_TYPE
-from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, ProcessorFile
+from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile, tokenizer_values
 from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
 
 _QA = """
@@ -392,7 +392,6 @@ AUTO_CLASSES = {
 }
 """The Hub's name of a task -> the Auto class that loads its models."""
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 SAMPLING_RATE = 16_000
 """Samples a second where a feature extractor does not say."""
 SHOWN_SECONDS = 30
@@ -580,9 +579,7 @@ def tokenizer_words(folder: Path) -> str | None:
     """The argument in which the tokenizer of a folder takes the places of words (LayoutLMv3, MarkupLM); ``None`` where it takes text."""
     import transformers
 
-    if not (folder / TOKENIZER_CONFIG).is_file():
-        return None
-    named = read_json_object(folder / TOKENIZER_CONFIG).get("tokenizer_class")
+    named = tokenizer_values(folder).get("tokenizer_class")
     tokenizer_class = getattr(transformers, named, None) if isinstance(named, str) else None
     return word_argument(tokenizer_class) if isinstance(tokenizer_class, type) else None
 
@@ -705,7 +702,7 @@ def tower_families(config: Mapping[str, Any]) -> dict[str, Family]:
 def tower_usage(folder: Path, config: Mapping[str, Any], name: str, length: int, *, trusts_code: bool = False) -> str | None:
     """The snippet of a model of texts and pictures; arguments as for :func:`snippet`. ``None`` without a tokenizer and a processor."""
     head = head_of(named_class(config, "AutoModel"), TOWER_HEADS)
-    if head is None or not (folder / "tokenizer_config.json").is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
+    if head is None or not (folder / TOKENIZER_CONFIG).is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
         return None
     lines = ["import torch", *([IMPORT_LINE] if is_long(config) and not trusts_code else []), "from PIL import Image"]
     lines += [f"from transformers import {head.auto_class}, AutoProcessor", ""]

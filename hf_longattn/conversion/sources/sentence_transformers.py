@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import CheckpointError
+from ...processor_files import FIELD_BEFORE, SENTENCE_LIMIT, TOKENIZER_CONFIG, limits_before, tokenizer_values
 from ...reading import check_files, read_json, read_json_object
 from ...staging import copy_folder
 from ..tensor_files import write_json
-from ..text_limits import SENTENCE_LIMIT, limits_before, remember_limit
 from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 from .folder import read_config
 
@@ -82,8 +82,9 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
         values = read_json_object(settings)
         limit = values.get(SENTENCE_LIMIT)
         if reads == LONGEST and limit is not None:
-            if limit < max_length:
-                remember_limit(folder, SENTENCE_LIMIT, limit)
+            if limit < max_length and (tokenizer := tokenizer_values(folder)):
+                before = {**limits_before(folder), SENTENCE_LIMIT: limit}
+                write_json(folder / TOKENIZER_CONFIG, {**tokenizer, FIELD_BEFORE: before})
             limit = max_length
         elif reads == BEFORE:
             limit = limits_before(transformer).get(SENTENCE_LIMIT, limit)
