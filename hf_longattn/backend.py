@@ -234,7 +234,7 @@ def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the call is plain attention, and no observer, graph or collector of weights watches it."""
+    """Whether the call is plain attention that no observer, graph or collector of weights watches."""
     return (
         ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
         and not OBSERVERS

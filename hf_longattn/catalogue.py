@@ -27,7 +27,7 @@ FORMER_NAMES = {"shifted_window": ("shifted_groups", "0.5")}
 
 
 def current_name(name: str) -> str:
-    """The name of a mechanism that may be given by its former name, which warns."""
+    """The present name of a mechanism; a former name warns."""
     if name not in FORMER_NAMES:
         return name
     new, removed_in = FORMER_NAMES[name]

@@ -213,7 +213,7 @@ def error_line(error: object) -> str:
 
 
 def hides_torchvision() -> bool:
-    """Whether torchvision counts as not installed in this process, since it does not fit the installed torch."""
+    """Whether this process hides torchvision, which does not fit the installed torch."""
     return "torchvision" in sys.modules and sys.modules["torchvision"] is None
 
 

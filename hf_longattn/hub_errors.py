@@ -111,7 +111,7 @@ def check_token(repo_id: str, token: str | bool | None = None) -> None:
 
 
 def check_revision(name: str, revision: str | None) -> None:
-    """Refuse a revision of what is no repository on the Hub.
+    """Refuse a revision for a model that is not on the Hub.
 
     Raises:
         CheckpointError: ``name`` is a folder or a file.

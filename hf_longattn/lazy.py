@@ -44,7 +44,7 @@ def _deprecated(old: str) -> Any:
 
 
 def warn_deprecated(old: str, removed_in: str, new: str) -> None:
-    """Warn of a former name, at the line outside of this package that uses it, with what to write."""
+    """Warn of a former name, at the caller's line outside this package, and say what to write."""
     frame = inspect.currentframe()
     assert frame is not None
     while (module := frame.f_globals.get("__name__", "")).startswith((__package__, "importlib.")) and frame.f_back is not None:

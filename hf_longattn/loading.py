@@ -30,7 +30,7 @@ POOLER = re.compile(r"(^|\.)pooler\.")
 REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 """Loggers of transformers' LOAD REPORT."""
 NO_CODE = {"trust_remote_code": False}
-"""Said in every call. Models that load others by the configs in their own do not pass it on; see :func:`guarded`."""
+"""Passed in every call. Models that load others by inner configs do not pass it on; see :func:`guarded`."""
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The variable with which transformers has no pickled weights converted."""
 logger = logging.get_logger(LOGGER)
@@ -38,7 +38,7 @@ logger = logging.get_logger(LOGGER)
 
 @contextlib.contextmanager
 def loading_errors(name: object, what: str = "", revision: str | None = None, token: str | bool | None = None) -> Iterator[None]:
-    """Around a call that loads a checkpoint: its code is refused, and any error becomes one sentence.
+    """Refuse a checkpoint's code, and turn any error of loading it into one sentence.
 
     Args:
         name: a folder or a Hub repository id.
@@ -57,7 +57,7 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
         subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
         if "trust_remote_code" in str(error):
             raise CheckpointError(
-                f"{subject} needs Python code of its own, which this package never runs; give a checkpoint whose model_type and "
+                f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
             ) from error
         if isinstance(error, OSError) and "safetensors" in str(error) and has_pickles(str(name), revision, token):
@@ -72,8 +72,10 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Keep transformers from two things: asking on standard input whether code of a checkpoint may run, and having a service of the Hub
-    convert pickled weights, to which it sends the user's token."""
+    """Keep transformers from asking whether code may run, and from having weights converted.
+
+    It would ask on standard input. It would send the user's token to a service of the Hub that converts pickled weights.
+    """
     seconds, converts = dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ.get(NO_CONVERSION)
     dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[NO_CONVERSION] = 0, "1"
     try:
@@ -172,7 +174,7 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
 def load_model(
     loader: Any, name: str | Path, *, complete: bool = False, allow_pickle: bool = False, elsewhere: tuple[str, ...] = (), **arguments: Any
 ) -> Any:
-    """A model in float32, unless ``arguments`` have another dtype.
+    """A model, in float32 unless ``arguments`` name another dtype.
 
     Weights that are new or unused are a warning of one sentence, in place of transformers' LOAD REPORT.
 
@@ -260,7 +262,7 @@ def _modules(name: str) -> list[dict[str, Any]]:
 
 
 def _refuse_pickled_modules(name: str) -> None:
-    """Refuse modules beside the transformer that have weights in .bin files alone."""
+    """Refuse modules beside the transformer with weights only in .bin files."""
     for module in _modules(name):
         if not module["type"].endswith(".Transformer"):
             files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
@@ -283,7 +285,7 @@ def tied_weights(model: Any) -> Mapping[str, str]:
 
 
 def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = ()) -> str:
-    """What ``from_pretrained(output_loading_info=True)`` tells about a checkpoint, in words; "" if all of it was loaded."""
+    """The loading info of ``from_pretrained`` in words; "" if everything was loaded."""
     new = [key.rpartition(".")[0] for key in info["missing_keys"]]
     resized = [key[0].rpartition(".")[0] for key in info["mismatched_keys"]]
     unused = [key.partition(".")[0] for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
@@ -300,7 +302,7 @@ def _are(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
-    """Leave out the table that transformers logs about weights that a checkpoint lacks, or has beside those of the model."""
+    """Suppress transformers' LOAD REPORT, a table of missing and unused weights."""
 
     def is_other(record: std_logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()

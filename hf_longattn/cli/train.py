@@ -21,7 +21,7 @@ from .terminal import say
 __all__ = ["app", "evaluate", "train"]
 
 SUMMARIES: dict[str, Callable[[str], str]] = {"train": task_summary, "evaluate": evaluation_summary}
-"""The commands, and what says in a sentence what a task does there."""
+"""Command -> the function that returns the one-sentence summary of a task."""
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
@@ -56,7 +56,7 @@ class TaskCommand(TyperCommand):
 
 
 class TaskGroup(TyperGroup):
-    """The tasks as commands; what is none of them is refused with their names."""
+    """The tasks as commands. An unknown name raises an error that lists them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The tasks that the command runs."""

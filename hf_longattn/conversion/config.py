@@ -215,7 +215,7 @@ class ConversionConfig(Settings):
     )
     needs_training: bool = setting(
         False,
-        "Convert to a length at which the result is of no use before you train it: Whisper beyond its 30 seconds.",
+        "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds.",
         planned=True,
     )
     generic: bool = setting(

@@ -1,4 +1,4 @@
-"""How much a result's outputs differ from its source's, relative to the scale of each output."""
+"""Differences of a result's outputs from its source's, relative to the scale of each output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 2**24
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference between outputs of two models, in the output where it is relatively largest.
+    """The largest difference between outputs of two models, and the output that has it.
 
     largest: absolute difference.
     scale: largest magnitude of that output of the source, in values below :data:`MASKED`.
@@ -39,7 +39,7 @@ class Difference:
 
     @classmethod
     def worst(cls, differences: Iterable[Difference]) -> Difference:
-        """The relatively largest; of none, an infinite one, since nothing was compared."""
+        """The relatively largest difference; infinite if there is none, since nothing was compared."""
         return max(differences, key=lambda difference: (difference.relative, difference.scale), default=cls())
 
     @classmethod
@@ -74,7 +74,7 @@ def _blocks(values: Tensor) -> Iterator[Tensor]:
 def _compared(expected: Tensor, measured: Tensor, scale: float) -> tuple[float, float]:
     """The largest difference of two blocks, absolute and relative."""
     differs = expected != measured  # infinite values may be equal
-    difference, own = (expected - measured).abs()[differs], expected.abs()[differs]
-    relative = difference / own.where(own >= MASKED, scale)
+    difference, magnitude = (expected - measured).abs()[differs], expected.abs()[differs]
+    relative = difference / magnitude.where(magnitude >= MASKED, scale)
     largest = [float(values.nan_to_num(math.inf, math.inf).max()) if values.numel() else 0.0 for values in (difference, relative)]
     return largest[0], largest[1]

@@ -247,8 +247,8 @@ def copy_sidecars(
             write_json(folder / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
         elif path.name == "generation_config.json" and generated is not None:
             write_json(folder / path.name, _longer_generation(read_json_object(path), generated))
-        elif path.name == "tokenizer.json" and tokenizer_length and (cut := read_json_object(path).get("truncation")):
-            write_json(folder / path.name, {**read_json_object(path), "truncation": {**cut, "max_length": tokenizer_length}})
+        elif path.name == "tokenizer.json" and tokenizer_length and (values := read_json_object(path)).get("truncation"):
+            write_json(folder / path.name, {**values, "truncation": {**values["truncation"], "max_length": tokenizer_length}})
         elif path.name in changed_files:
             write_json(folder / path.name, dict(changed_files[path.name]))
         else:

@@ -32,7 +32,7 @@ def plan_sound(source: Source, architecture: Architecture, request: ConversionCo
     """What is decided for a model that reads sound.
 
     Raises:
-        LengthError: as :func:`audio_durations`, or a duration at which the result is of no use before it is trained.
+        LengthError: as :func:`audio_durations`, or a duration at which the result is of no use until it is trained.
     """
     positions, sound = audio_positions(architecture, request.positions), audio_durations(architecture, request)
     warnings = audio_warnings(architecture, sound)

@@ -335,7 +335,7 @@ class ResultPlan:
 
     @property
     def tokenizer_length(self) -> int:
-        """The limit of the result's tokenizer; 0 leaves it as it is, as that of a model of sound, which writes texts."""
+        """The limit of the result's tokenizer; 0 keeps the source's, as for models of sound, whose tokenizers write texts."""
         return self.new_length if self.sound is None else 0
 
     def input_values(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def load_feature_extractor(folder: Path) -> Any | None:
 
 
 def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
-    """Where a folder says how the inputs of a model on a grid are made: a video processor where there is one, for videos."""
+    """The place of the processor of a model on a grid; for videos a video processor if there is one."""
     if not rule.reads_photographs:
         return ProcessorFile.find(folder, FEATURE_EXTRACTOR)
     of_videos = ProcessorFile.find(folder, VIDEO_PROCESSOR) if rule.noun == "video" else None
@@ -60,8 +60,7 @@ def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
 
 
 def processor_of(rule: GridRule, folder: Path) -> Any | None:
-    """What makes the inputs of a model on a grid, :func:`frame_processor` for a video processor; ``None`` where its folder has no file
-    that says it.
+    """The processor of a model on a grid; ``None`` if its folder has none. Video processors are loaded by :func:`frame_processor`.
 
     Raises:
         CheckpointError: there is one, and transformers cannot load it.
@@ -172,7 +171,7 @@ def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) 
 
 
 def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of an image processor or a feature extractor with other values of these fields, and what they were."""
+    """The values of a processor with other ``fields``, and their former values in :data:`FIELD_BEFORE`."""
     values, changed = place.values, dict(fields)
     if not any(values.get(name) for name in TYPE_FIELDS):  # transformers looks it up by the model type, which is another one now
         field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
@@ -182,7 +181,7 @@ def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any])
 
 
 def files_before(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of a folder's processors, by name, as they were before :func:`values_with`; of those that were changed."""
+    """The contents of a folder's processor files before :func:`values_with`, by name; unchanged files are left out."""
     files: dict[str, dict[str, Any]] = {}
     for place in filter(None, (ProcessorFile.find(folder, kind) for kind in KINDS)):
         values = place.values

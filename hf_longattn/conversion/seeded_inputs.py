@@ -19,7 +19,7 @@ from .series_lengths import SERIES_INPUT
 
 TOKENS, DECODER_TOKENS = 48, 8
 FIRST_POSITION = 2
-"""Index of the first position of RoBERTa and similar models, whose tables have so many fewer positions than rows."""
+"""Index of the first position in RoBERTa and similar models. Their tables have two more rows than positions."""
 SAMPLES = 4000
 """Audio samples for Wav2Vec2 and similar models."""
 GRIDS = ((1, 4, 6), (1, 2, 4))
@@ -32,7 +32,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
     """Random inputs for one forward pass, as the class takes them: token ids, images, audio features or samples, or a time series.
 
     Args:
-        tokens: number of token ids, or as many as the model has positions for.
+        tokens: number of token ids; fewer if the model has fewer positions.
 
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.

@@ -20,7 +20,7 @@ from ..processor_files import FILE
 from .audio_seconds import AudioDuration
 
 REPEATED_SECONDS = 30.0
-"""Duration of the sound that is repeated where only the length of an input matters."""
+"""Duration of the sound that longer inputs repeat, if only their length matters."""
 
 
 class SoundInputs:
@@ -148,7 +148,7 @@ class VerificationSound(SoundInputs):
         return self.extracted(self.samples(length / self.rule.rate))
 
     def processed(self, seconds: float) -> Tensor:
-        """What the feature extractor makes of a sound of this duration where it is called without settings, as users call it."""
+        """The feature extractor's output for a sound of this duration, with its default settings, as users call it."""
         count = round(seconds * self.sampling_rate)
         samples = np.resize(self.samples(min(seconds, REPEATED_SECONDS)), count)
         extractor: Any = self.extractor

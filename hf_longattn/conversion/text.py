@@ -140,7 +140,7 @@ def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list
 
 
 def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
-    """The lengths of what a tokenizer makes of a text beyond its limit, by name, where it is called with ``truncation=True``.
+    """The lengths of a tokenizer's outputs for a text beyond its limit, by name, with ``truncation=True``.
 
     Args:
         text: repeated until it is longer than the limit.

@@ -81,7 +81,7 @@ def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str
 
 
 def check_reader(plan: ResultPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
-    """What turns a text or a picture into the model's input is in the written folder, and made for the result."""
+    """The tokenizer or processor is in the written folder, and makes inputs for the result."""
     return CHECKS[type(inputs)].reader(plan, result, inputs)
 
 

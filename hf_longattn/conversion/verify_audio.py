@@ -48,16 +48,19 @@ def _check_extractor(plan: ResultPlan, result: Path, inputs: VerificationSound) 
     try:
         written = VerificationSound(rule, plan.config, load_feature_extractor(result), inputs.recording)
         same = torch.equal(written.features(EXTRACTED_SECONDS), inputs.features(EXTRACTED_SECONDS))
-        tried = min(sound.new.seconds, PROCESSED_SECONDS)
-        made = rule.seconds(rule.as_input(written.processed(tried)).shape[1])
+        duration_in = min(sound.new.seconds, PROCESSED_SECONDS)
+        duration_out = rule.seconds(rule.as_input(written.processed(duration_in)).shape[1])
     except CheckpointError as error:
         return Check(name, FAILED, str(error).rstrip("."))
-    kind, before = type(inputs.extractor).__name__, duration(tried)
-    detail = f"the {kind} of the result gives {'the same input as' if same else 'another input than'} the source's, at "
-    detail = f"{detail}{inputs.sampling_rate:,} samples a second; a sound of {before} becomes an input of {duration(round(made, 1))}"
-    if not (good := abs(made - tried) <= WINDOW_SECONDS):
+    kind = type(inputs.extractor).__name__
+    detail = (
+        f"the {kind} of the result gives {'the same input as' if same else 'another input than'} the source's, at "
+        f"{inputs.sampling_rate:,} samples a second; a sound of {duration(duration_in)} becomes an input of "
+        f"{duration(round(duration_out, 1))}"
+    )
+    if not (good := abs(duration_out - duration_in) <= WINDOW_SECONDS):
         detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
-    return Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": made})
+    return Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out})
 
 
 def _check_tokenizer(plan: ResultPlan, result: Path) -> Check:

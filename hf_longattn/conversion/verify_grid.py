@@ -39,7 +39,7 @@ PHOTO_SIZE = (427, 640)
 
 
 def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures) -> list[Check]:
-    """The written image processor or feature extractor gives inputs of the new size, whatever size a picture has or how long a sound is."""
+    """The written image processor or feature extractor makes inputs of the new size, from any picture or sound."""
     grid = plan.grid
     assert grid is not None
     rule, size, place = grid.rule, grid.new.size, place_on_grid(grid.rule, result)
@@ -51,15 +51,16 @@ def check_processor(plan: ResultPlan, result: Path, inputs: VerificationPictures
         fixed: Any = picture_size(processor) if rule.reads_photographs else size
         if math.prod(size) > PROCESSED_PIXELS:
             return [_check_settings(name, rule, fixed, size)]
-        made = _sizes_made(processor, rule, size, resizes=fixed is not None)
+        sizes = _processed_sizes(processor, rule, size, resizes=fixed is not None)
     except (CheckpointError, ValueError, TypeError, KeyError, RuntimeError) as error:
         return [Check(name, FAILED, f"the {name} of the result does not run: {in_a_line(error).rstrip('.')}")]
-    wrong = next((after for after in made.values() if after != size and (rule.checks_processor or grid.grows)), None)
+    wrong = next((after for after in sizes.values() if after != size and (rule.checks_processor or grid.grows)), None)
     if wrong is not None:
         problem = f"the {name} makes inputs of {rule.describe(wrong)} instead of {rule.describe(size)}; correct the size in {place.file}"
         return [Check(name, FAILED, problem)]
-    values = {rule.size_name: None if fixed is None else list(next(iter(made.values())))}
-    return [Check(name, PASSED, f"{' and '.join(made)} become inputs of {rule.describe(next(iter(made.values())))}", values)]
+    processed = next(iter(sizes.values()))
+    values = {rule.size_name: None if fixed is None else list(processed)}
+    return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {rule.describe(processed)}", values)]
 
 
 def _check_settings(name: str, rule: GridRule, fixed: tuple[int, ...] | None, size: tuple[int, ...]) -> Check:
@@ -69,22 +70,22 @@ def _check_settings(name: str, rule: GridRule, fixed: tuple[int, ...] | None, si
     return Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")
 
 
-def _sizes_made(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
-    """What data is called -> the size of the input that a processor makes of it: of data of the new size and, if it resizes, another."""
-    made: dict[str, tuple[int, ...]] = {}
+def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
+    """Data in words -> the size of the processor's output for it: data of the new size and, if the processor resizes, of another."""
+    sizes: dict[str, tuple[int, ...]] = {}
     if not rule.reads_photographs:
         rate = processor.sampling_rate
         for seconds in (1, 2 + size[-1] // FRAMES_PER_SECOND):
             values = processor(torch.zeros(rate * seconds).numpy(), sampling_rate=rate, return_tensors="pt")
-            made[f"sounds of {seconds} s"] = rule.size_of(torch.as_tensor(values[rule.input]))
+            sizes[f"sounds of {seconds} s"] = rule.size_of(torch.as_tensor(values[rule.input]))
     for sides in [PHOTO_SIZE] * resizes + [size[-2:]] if rule.reads_photographs else ():
         picture = torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy()
         if rule.reads_pictures:
             values = torch.as_tensor(processor(picture, return_tensors="pt")[PIXELS])
         else:
             values = frames_as_pixels(processor, [picture] * size[0])
-        made[f"{rule.noun}s of {pixels(sides)}"] = rule.size_of(values)
-    return made
+        sizes[f"{rule.noun}s of {pixels(sides)}"] = rule.size_of(values)
+    return sizes
 
 
 def check_on_grid(plan: ConversionPlan, result: Path, inputs: VerificationPictures, scratch: Path | None = None) -> list[Check]:

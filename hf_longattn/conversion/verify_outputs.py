@@ -127,7 +127,7 @@ def check_outputs(
 
 
 def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Path | None) -> tuple[nn.Module, set[str]]:
-    """`load_source` as outputs are compared with it, after `measurement`, so that nothing else is in memory then."""
+    """The source for the comparison of outputs; `measurement` is taken first, while nothing else is in memory."""
     cast = plan.cast if measurement.skipped is not None else None
     source, missing = load_source(plan.source, plan.architecture, cast, scratch)
     measurement.measure_source(source)
@@ -280,7 +280,7 @@ def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
 def compare_with_original(
     plan: ConversionPlan, result: Path, text: VerificationText, length: int, measurement: Measurement, scratch: Path | None = None
 ) -> tuple[list[Check], Any]:
-    """Compare source and result on the converter's probes, and the gradients of one step on the last of them.
+    """Compare source and result on the converter's probes, and gradients on the last probe.
 
     `length` is at most what the source takes; `measurement` and `scratch` as for `check_outputs`, without gradients if it is given.
 

@@ -135,8 +135,8 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
             raise DataError(f"row {number + 1} of {source}: the choices must be at least two texts, not {choices!r}")
         return choices, keys
 
-    asked = data.select_columns([columns["label"], *(endings or [columns["choices"]])])
-    labels = _numbers([(row[columns["label"]], *named_choices(row, number)) for number, row in enumerate(asked)], source)
+    answers = data.select_columns([columns["label"], *(endings or [columns["choices"]])])
+    labels = _numbers([(row[columns["label"]], *named_choices(row, number)) for number, row in enumerate(answers)], source)
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         where = f"row {number + 1} of {source}"
@@ -156,7 +156,7 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
 
 
 def _readings(label: Any, choices: Sequence[str], keys: Sequence[str] | None) -> dict[str, int]:
-    """The number of the choice that a label names if it is a key, a letter, a number or a text; -1 for none."""
+    """The choice that a label names when read as a key, a letter, a number or a text; -1 for none."""
     text = label.strip() if isinstance(label, str) else ""
     number = int(label) if isinstance(label, int) or text.isdecimal() else -1
     return {
@@ -187,9 +187,9 @@ def _numbers(rows: Sequence[tuple[Any, Sequence[str], Sequence[str] | None]], so
     if not kinds:
         raise DataError(f"the labels of {source} are of several kinds; give all rows a number from 0, a letter, or the text of a choice")
     kind = kinds[0]
-    two = next((row for row, reading in enumerate(readings) if reading[kind] != reading[kinds[-1]]), None)
-    if two is not None and kind in ("letters", "numbers"):
-        doubt = f"the labels of {source} are {kind} or texts: in row {two + 1}, {rows[two][0]!r} names two different choices"
+    doubtful = next((row for row, reading in enumerate(readings) if reading[kind] != reading[kinds[-1]]), None)
+    if doubtful is not None and kind in ("letters", "numbers"):
+        doubt = f"the labels of {source} are {kind} or texts: in row {doubtful + 1}, {rows[doubtful][0]!r} names two different choices"
         if kind == "numbers":
             raise DataError(f"{doubt}; store the labels as integers from 0")
         logger.warning(f"{doubt}. They are read as letters, A for the first choice; if they are texts, store integers from 0.")

@@ -178,7 +178,7 @@ def _checked_boxes(words: list[str], boxes: list[Any], numbers: list[int], sizes
         for number, name in zip(firsts, names, strict=True):
             check_boxes(name, normalised[of_page == number])
     except PageError as error:
-        raise PageError(str(error).rstrip(".")) from None  # callers go on after it
+        raise PageError(str(error).rstrip(".")) from None  # callers continue the sentence
     return normalised.tolist()
 
 

@@ -68,11 +68,12 @@ def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:
 
 
 def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
-    """Queries, documents, and the documents that belong to each query, by their keys, as sentence-transformers'
-    ``InformationRetrievalEvaluator`` takes them: every anchor once, and as documents the positives and negatives of all.
+    """The arguments of sentence-transformers' ``InformationRetrievalEvaluator``: queries, documents and relevant documents by key.
+
+    Every anchor is a query once. The documents are the positives and negatives of all anchors.
 
     Args:
-        relevant: of all data, so that no text of an anchor is taken for a wrong one.
+        relevant: the texts of each anchor in all data, so that none of them counts as wrong.
     """
     texts = [text for name in ("positive", "negative") if name in held_out.column_names for text in held_out[name]]
     documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(texts))}

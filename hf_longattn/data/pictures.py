@@ -244,8 +244,8 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
         return None
     if not name and find_spec("torchvision") is None:
         logger.warning(
-            "The pictures are not augmented: random crops and flips need torchvision, which is not installed, or not for this torch; type "
-            f"pip install 'hf-longattn[{EXTRA}]' or longattn env, or --augmentation none to train without."
+            "The pictures are not augmented: random crops and flips need a torchvision that fits the installed torch; type "
+            f"pip install 'hf-longattn[{EXTRA}]', longattn env to see the versions, or --augmentation none to train without."
         )
         return None
     check_extra(EXTRA, "torchvision")

@@ -456,7 +456,7 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
             record = {**common, "problem": "", **values}
             name = str(number if record["id"] is None else record["id"])
             if record["problem"]:
-                records.append({**empty, "id": name, "problem": f"{_called(record['id'], number)}: {record['problem']}"})
+                records.append({**empty, "id": name, "problem": f"{_in_message(record['id'], number)}: {record['problem']}"})
                 continue
             _text(record, "question")
             _text(record, "context")
@@ -469,13 +469,13 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
             if isinstance(error, RowError)
             else f"it does not match the schema of {schema.name} ({type(error).__name__}: {error})"
         )
-        called = _called(next((row[key] for key in IDS if row.get(key) is not None), None), number)
-        return [{**empty, "id": str(number), "problem": f"{called}: {why}"}]
+        question = _in_message(next((row[key] for key in IDS if row.get(key) is not None), None), number)
+        return [{**empty, "id": str(number), "problem": f"{question}: {why}"}]
     return records
 
 
-def _called(name: Any, number: int) -> str:
-    """What a message calls a question: its id, or the number of its row, counted from 1."""
+def _in_message(name: Any, number: int) -> str:
+    """A question in a message: its id, or the number of its row, counted from 1."""
     return f"row {number + 1}" if name is None else f"question {name}"
 
 

@@ -102,12 +102,12 @@ class SegmentStream(IterableDataset):
     def _ordered(self, number: int) -> Iterable[Any]:
         if not self.shuffle:
             return self.documents
-        drawn = random.Random(f"{self.seed}:{number}")
+        generator = random.Random(f"{self.seed}:{number}")
         if isinstance(self.documents, StreamedDataset):
-            return self.documents.shuffle(seed=drawn.getrandbits(63), buffer_size=SHUFFLE_BUFFER)
+            return self.documents.shuffle(seed=generator.getrandbits(63), buffer_size=SHUFFLE_BUFFER)
         listed: Any = self.documents if isinstance(self.documents, Dataset) else list(self.documents)
         order = list(range(len(listed)))
-        drawn.shuffle(order)
+        generator.shuffle(order)
         return (listed[index] for index in order)
 
     def _segments(self, document: tuple[int, list[int]] | None) -> Iterator[Sample]:

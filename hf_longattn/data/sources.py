@@ -42,12 +42,12 @@ FORMATS = {
     ".parquet": ("parquet", {}),
 }
 CONLL = (".conll", ".iob", ".bio")
-"""Files of words with tags, a word in a line."""
+"""Endings of files of words with tags, one word in a line."""
 TEXT_FILES = (".txt", ".md", ".rst", ".py")
 LARGEST_TEXT = 16_000_000
-"""In bytes, of one document; five times War and Peace."""
+"""Maximum bytes of one document; five times War and Peace."""
 TOO_DEEP = re.compile("recursion|depth limit", re.IGNORECASE)
-"""In the errors of the readers of JSON, what says that it is nested too deeply."""
+"""Matches the errors of JSON readers about input that is nested too deeply."""
 TENTH = 10
 """One row in this many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
@@ -96,7 +96,7 @@ def read_source(source: str, split: str = "train") -> Dataset:
 
 
 class SampleLimits(Protocol):
-    """Arguments that say how many rows to train on and to evaluate on at most; ``None`` = all. ``only_scores``: of an evaluation."""
+    """Arguments with the maximum rows to train on and to evaluate on; ``None`` = all. ``only_scores``: nothing is trained."""
 
     max_train_samples: int | None
     max_eval_samples: int | None
@@ -144,7 +144,7 @@ def held_back(
 
 
 def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
-    """``change(part)`` of each part; the same rows are changed once, and remain the same."""
+    """``change(part)`` for each part. A part that is given twice is changed once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
 
@@ -155,7 +155,7 @@ def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) ->
 
 
 def all_scored(args: SampleLimits, seed: int, data: Dataset) -> tuple[Dataset, Dataset]:
-    """The parts of an evaluation, which are the same rows.
+    """The two parts of an evaluation, which are the same rows.
 
     Raises:
         DataError: there are none.
@@ -501,7 +501,7 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
 
 
 def checked_texts(data: Dataset, source: str) -> Dataset:
-    """``data``, whose texts have at most :data:`LARGEST_TEXT` bytes each; a tokenizer needs up to 200 bytes of memory for each of them.
+    """``data``, if no text has more than :data:`LARGEST_TEXT` bytes. A tokenizer needs up to 200 bytes of memory for each byte.
 
     Raises:
         DataError: with the line or row of a larger one.

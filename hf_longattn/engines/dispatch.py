@@ -604,7 +604,7 @@ _process_observers: list[Observer] = []
 _context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _running: ContextVar[Any] = ContextVar("running", default=None)
 _reports: ContextVar[int] = ContextVar("reports", default=0)
-"""How many choices this thread has reported."""
+"""Number of choices that this thread has reported."""
 
 
 def notify(choice: PathChoice) -> None:

@@ -118,8 +118,12 @@ def _is_span(value: Any) -> bool:
 def _token_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, longest: int | None, overlap: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first characters ``(T,)`` of the document's tokens, their last hidden states ``(T, hidden_size)`` in fp32, and the states of the
-    tokens around them: prefix and special tokens."""
+    """The first characters, the states and the surrounding states of a document's tokens.
+
+    Returns:
+        The index of each token's first character ``(T,)``, the tokens' last hidden states ``(T, hidden_size)`` in fp32, and those of the
+        prefix and the special tokens.
+    """
     read = tokenizer(
         prefix + text, add_special_tokens=False, return_offsets_mapping=True
     )  # a token may hold both, such as the space between

@@ -30,7 +30,7 @@ def mean_and_error(values: Sequence[float]) -> Estimate:
 
 
 def ratio_and_error(pairs: Sequence[tuple[float, int]]) -> Estimate:
-    """The sum of the first numbers over the sum of the second, and its standard error over pairs (Cochran 1977, section 2.11)."""
+    """Sum of the first numbers / sum of the second, with its standard error over pairs (Cochran 1977, §2.11)."""
     count, total = len(pairs), max(1, sum(size for _, size in pairs))
     ratio = sum(part for part, _ in pairs) / total
     spread = sum((part - ratio * size) ** 2 for part, size in pairs)
@@ -38,12 +38,12 @@ def ratio_and_error(pairs: Sequence[tuple[float, int]]) -> Estimate:
 
 
 def plus_minus(value: float, error: float | None, digits: int) -> str:
-    """ "2.935 ± 0.041"; without an error "2.935"."""
+    """For example "2.935 ± 0.041"; without an error "2.935"."""
     return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def in_percent(estimates: Mapping[str, Estimate], items: int) -> dict[str, float]:
-    """Each estimate in per cent, its standard error as ``NAME_se`` where there is one, and the number of items, ``n``."""
+    """Each estimate in per cent, its standard error, if it has one, as ``NAME_se``, and ``n`` items."""
     scores: dict[str, float] = {}
     for name, (value, error) in estimates.items():
         scores |= {name: 100 * value, **({} if error is None else {f"{name}_se": 100 * error})}

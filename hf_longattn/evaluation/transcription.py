@@ -79,7 +79,7 @@ def transcribe(
         OptionError: a stride without chunks, or chunks that hold nothing but their strides.
     """
     if not type(model).__name__.endswith(CTC_CLASS):
-        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_instead(model)}")
+        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_advice(model)}")
     hearing = Hearing(processor.feature_extractor, resample, mono)
     samples = read_audio(sound, hearing.sampling_rate, resample=resample, mono=mono, silence=True)
     step = samples_per_frame(model, hearing)
@@ -96,8 +96,8 @@ def transcribe(
     return Transcript(text, tuple(words), tuple(ids.tolist()), len(samples) / hearing.sampling_rate, tuple(seams[1:]))
 
 
-def _instead(model: PreTrainedModel) -> str:
-    """What transcribes with a model that has no head for CTC."""
+def _advice(model: PreTrainedModel) -> str:
+    """Advice for a model without a CTC head."""
     if not getattr(model.config, "is_encoder_decoder", False):
         return "load the checkpoint by AutoModelForCTC"
     chunks = ", chunk_length_s=30" if isinstance(model.config, WhisperConfig) else ""

@@ -112,7 +112,7 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     class Quantizer(TorchAoHfQuantizer):
-        """Lists only tensors of modules, since torchao cannot read files that list one of the model itself (BART's final_logits_bias)."""
+        """Lists tensors of modules only: torchao cannot read files that list a parameter of the model (BART's final_logits_bias)."""
 
         def get_state_dict_and_metadata(self, model: Any) -> Any:
             tensors, metadata = super().get_state_dict_and_metadata(model)
@@ -176,7 +176,7 @@ def bf16(source: CompressionInput) -> Compressed:
 
 
 def count_changed(source: Iterable[TensorHeader], written: Collection[TensorHeader], compressed: Compressed) -> dict[str, int]:
-    """Count the written tensors whose dtype or shape the method changed, their bytes, and the bytes of all tensors."""
+    """Count the written tensors with a new dtype or shape, their bytes, and all bytes."""
     new = Counter((header.dtype, header.shape) for header in written if compressed.is_changed(header))
     new -= Counter((header.dtype, header.shape) for header in source)
     changed = sum(count * math.prod(shape) * dtype.itemsize for (dtype, shape), count in new.items())

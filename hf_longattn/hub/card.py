@@ -393,16 +393,18 @@ def _introduction(architecture: str, origin: str, attentions: Mapping[str, LongA
 
 
 def _origin(metadata: Mapping[str, Any], source: str | Path | None, plan: Mapping[str, Any]) -> str:
-    """What the model was converted from, in words: a model on the Hub by its name, and any other by what its card says that it is based on.
-    Empty if nothing says that it was converted."""
-    typed = str(plan.get("source") or "")
-    if name := metadata.get("base_model") or _hub_name(typed):
+    """The source of a conversion, in words; empty if nothing says that the model was converted.
+
+    A model on the Hub has its name. Any other is a local folder, with the base model that its card names.
+    """
+    converted = str(plan.get("source") or "")
+    if name := metadata.get("base_model") or _hub_name(converted):
         return f"`{in_one_line(public_name(name))}`"
-    return _local_folder(source_card(typed if source is None else source)) if typed else ""
+    return _local_folder(source_card(converted if source is None else source)) if converted else ""
 
 
 def origin_of(source: str, folder: Path) -> str:
-    """What a model was made from, in words: a model on the Hub by its name, and a local folder by the model that it was converted from.
+    """The source of a model, in words: its name on the Hub, or a local folder and what that was converted from.
 
     Args:
         source: as the user typed it.
@@ -417,14 +419,14 @@ def origin_of(source: str, folder: Path) -> str:
 
 
 def _local_folder(card: Path | None) -> str:
-    """What a card calls a local folder: by what its own card says that it is based on, if it says so, and never by its name."""
+    """A local folder in words, with the base model that its card names, and never with its name."""
     base = None if card is None else inherited_metadata(card).get("base_model")
     named = base if isinstance(base, str) and public_name(base) == base else ""
     return "a local folder" + (f", which is based on `{in_one_line(named)}`" if named else "")
 
 
 def _hub_name(source: str) -> str:
-    """The repository that a user named, or whose folder in the Hub's cache; empty for other folders."""
+    """The name of a repository, or of one in the Hub's cache by its folder; empty for other folders."""
     path = Path(source).expanduser()
     cached = [part for part in path.resolve().parts if part.startswith("models--")]
     if cached and path.is_dir():

@@ -20,7 +20,7 @@ KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags
 LISTED = ("language", "datasets", "tags", "base_model")
 """Fields that may have several values."""
 IDENTIFIER = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9.+-]*", re.IGNORECASE)
-"""A licence on the Hub: a letter at least, such as mit or 0bsd."""
+"""A licence on the Hub, with at least one letter: mit, 0bsd."""
 TAG = re.compile(r"\w[\w .:/+-]*")
 FORMATS = frozenset((
     "coreml", "flax", "gguf", "jax", "keras", "mlx", "onnx", "openvino", "pytorch", "rust", "safetensors", "tensorflow", "tf", "tf-keras",
@@ -84,7 +84,7 @@ def fetch_card(repo_id: str) -> None:
 
 
 def check_stated(stated: Mapping[str, Any]) -> None:
-    """Refuse a licence and tags that a user gave for a card and that the Hub does not take.
+    """Refuse a card's licence or tags that the Hub does not take.
 
     Raises:
         OptionError: with an example.

@@ -190,12 +190,12 @@ def _check_code(place: Path) -> None:
     }
     checked: set[str] = set()
     while waiting:
-        name, who = waiting.popitem()
+        name, referrer = waiting.popitem()
         file = place / f"{name}.py"
         if not file.is_file():
             raise CheckpointError(
-                f"{who} names {file.name}, which is not in {str(place)!r}; add --remote-code to write the model's code, or remove auto_map "
-                "from config.json."
+                f"{referrer} names {file.name}, which is not in {str(place)!r}; add --remote-code to write the model's code, or remove "
+                "auto_map from config.json."
             )
         checked.add(name)
         waiting |= {imported: file.name for imported in get_relative_imports(file) if imported not in checked}

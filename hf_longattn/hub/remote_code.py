@@ -41,9 +41,9 @@ PACKAGE = "hf_longattn"
 DISTRIBUTION = "hf-longattn"
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "# Bundled with this model"
-"""The beginning of a line in the header of every bundled file, and of no other."""
+"""Start of a line in the header of every bundled file, and of no other file."""
 HEADER_BYTES = 2048
-"""Bytes at the start of a file among which the mark is looked for."""
+"""Bytes at the start of a file that are searched for the mark."""
 LICENSE = """\
 # Copyright the authors of hf_longattn.
 #

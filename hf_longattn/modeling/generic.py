@@ -294,7 +294,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a model without a Long class, whose attention modules do not know the mechanisms of other layers."""
+    """Forward pre-hook of a model without a Long class: its attention modules do not know one another."""
     if kwargs.get(GLOBAL_MASK) is not None and attention_implementation(model.config) == BACKEND:
         check_globals(model, arguments_by_name(model, args, kwargs))
 

@@ -1,4 +1,4 @@
-"""transformers' pipelines that ask for a base by name, for its Long models as well."""
+"""transformers' pipelines that know a model by its name, extended to Long models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from transformers.pipelines.document_question_answering import DocumentQuestionA
 
 
 class PageQuestionAnsweringPipeline(DocumentQuestionAnsweringPipeline):
-    """As transformers' own, which gives ``boxes=`` to the tokenizer of every model but one whose config's class is called
-    ``LayoutLMConfig``; here its subclasses are read as it is, since their tokenizers take no boxes either."""
+    """transformers' pipeline, which treats subclasses of ``LayoutLMConfig`` as LayoutLM: their tokenizers take no boxes.
+
+    The base class gives ``boxes=`` to the tokenizer of every config whose class has another name.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -19,9 +21,9 @@ class PageQuestionAnsweringPipeline(DocumentQuestionAnsweringPipeline):
 
 
 class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
-    """As transformers' own, which merges chunks and returns timestamps of models of type ``whisper`` alone; here of a LongWhisper as well.
+    """transformers' pipeline, which treats a LongWhisper as Whisper: it merges chunks and returns timestamps.
 
-    Of other encoder-decoders, the texts of overlapping chunks are put one after the other.
+    For other encoder-decoders, the base class joins the texts of overlapping chunks.
     """
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
@@ -30,7 +32,7 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
 
     @property
     def type(self) -> str:
-        """How transformers' own decodes."""
+        """The decoding of the base class."""
         return "seq2seq_whisper" if self._whisper else self._type
 
     @type.setter

@@ -40,7 +40,7 @@ class RopePlan:
     exact: bool  # the output up to the old length is unchanged
 
     def write(self, config: Any) -> None:
-        """Set the fields of a config."""
+        """Set the rotary fields of a config."""
         config.rope_parameters = dict(self.parameters)
         config.max_position_embeddings = self.max_position_embeddings
         trained = self.parameters.get("original_max_position_embeddings")

@@ -101,7 +101,7 @@ def opened_folder(path: str | Path, settings: Mapping[str, Any], *, resume: bool
 
 
 def _remove_files(folder: SearchFolder, new_folders: Sequence[Path]) -> None:
-    """Remove what a refused search has written, with the folders that were made for it; in a folder that was there, measured costs stay."""
+    """Remove the files of a refused search, and the folders created for it. Measured costs stay in a folder that existed."""
     for name in (*MEASURED, LOCK, *((COSTS,) if new_folders else ())):
         folder.file(name).unlink(missing_ok=True)
     if new_folders:

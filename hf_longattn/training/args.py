@@ -105,7 +105,7 @@ class DataArguments(CheckedArguments):
                 raise OptionError(f"{name} must be at least {least}, not {value}")
 
     def check_files(self) -> None:
-        """Refuse a missing file to evaluate on, before the model is loaded and the data to train on are tokenised."""
+        """Refuse a missing evaluation file, before the model is loaded and the training data are tokenised."""
         from hf_longattn.data.sources import check_exists  # here, since datasets takes long to import and --help reads this file
 
         check_exists(getattr(self, "validation", ""))

@@ -66,7 +66,7 @@ class CandidateTrainer(TimedTrainer):
 
 
 def accuracy_by_length(chosen: Sequence[int], rows: Dataset) -> dict[str, Any]:
-    """Accuracy in per cent with its standard error, n, and the same by the tokens of a question's inputs."""
+    """Accuracy in per cent with its standard error, n, and the same by length in tokens."""
     references = [{"label": label, "length": length} for label, length in zip(rows["labels"], rows["length"], strict=True)]
     scores = load_metric("long_classification").compute(predictions=chosen, references=references)
     for part in (scores, *scores["buckets"].values()):
@@ -78,7 +78,7 @@ def accuracy_by_length(chosen: Sequence[int], rows: Dataset) -> dict[str, Any]:
 def load_candidate_model(
     name: str, tokenizer: PreTrainedTokenizerBase | None = None, *, complete: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that scores candidates, whose question and candidates are global by its config, and its tokenizer with the markers.
+    """A model that scores candidates, and its tokenizer with the markers. Question and candidates are global tokens.
 
     Args:
         name: a folder or a Hub name.

@@ -79,7 +79,7 @@ def check_same_model(checkpoint: Path, model: str) -> None:
 
 
 def place_or_name(model: str) -> str:
-    """The absolute path of a model that is a folder, or its name on the Hub: which of both it is stays known when the folder is moved."""
+    """The absolute path of a folder, or a name on the Hub. The path shows that it was a folder after it moves."""
     return str(Path(model).resolve()) if Path(model).exists() else model
 
 

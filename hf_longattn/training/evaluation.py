@@ -27,7 +27,7 @@ REWORDED: dict[str, tuple[Any, Any]] = {
     "overwrite": (bool, argument(False, "Replace the scores of an earlier evaluation in output_dir.")),
     "bf16": (bool, argument(True, "Score under bfloat16 autocast.")),
 }  # fmt: skip
-"""Options that mean something else than in a training -> their type and field."""
+"""Options with another meaning than in a training -> their type and field."""
 
 
 def for_evaluation(task: Task) -> Task:
@@ -42,7 +42,11 @@ def evaluation_arguments(kinds: Kinds) -> Kinds:
 
 
 def training_options(kind: type[Any], inherited: Iterable[str] = ()) -> set[str]:
-    """The fields of a class of arguments that only a training has, also among those that it has ``inherited`` from undeclared classes."""
+    """The options of a class of arguments that only a training has.
+
+    Args:
+        inherited: names of fields from classes that are not declared.
+    """
     hidden, listed = ({name for base in kind.__mro__ for name in vars(base).get(names, ())} for names in ("training_only", OPTIONS))
     return hidden | {field.name for field in dataclasses.fields(kind)}.union(inherited) - listed if listed else hidden
 

@@ -79,10 +79,10 @@ def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None,
 def load_classifier(
     loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, labels: Sequence[str], *, complete: bool, **config: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model with a head for classes, and the names of its classes by their numbers.
+    """A model with a head for classes, and the names of its classes in order.
 
     Args:
-        tokenizer, complete: see :func:`load_head`. A complete model has its own classes.
+        tokenizer, complete: see :func:`load_head`. A complete model keeps its classes.
         labels: of the data.
 
     Raises:

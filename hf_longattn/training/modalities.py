@@ -142,7 +142,7 @@ class Start:
 
 
 def load_multitask_head(name: str, head: str) -> PreTrainedModel:
-    """One head of a checkpoint of ``longattn train multitask`` with the backbone, as an ordinary model.
+    """One head of a ``longattn train multitask`` checkpoint with its backbone, as an ordinary model.
 
     Args:
         name: a folder or a Hub name.
@@ -166,7 +166,7 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
 
 
 def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a head's own config, of its entry in ``multitask_heads``."""
+    """The fields of a head's config in its entry of ``multitask_heads``."""
     return {key: value for key, value in entry.items() if key not in ("kind", "labels")}
 
 
@@ -214,8 +214,8 @@ def load_multimodal_start(
         extractor = new_feature_extractor(mel_bins)
         sound = AudioInput(extractor.feature_size, subsampling)
     if is_multimodal:
-        whole = load_model(LongMultimodalModel, name, complete=only_scores, elsewhere=("heads.", "classifier."))
-        model = whole.with_embedders(images=images, sound=sound)
+        saved = load_model(LongMultimodalModel, name, complete=only_scores, elsewhere=("heads.", "classifier."))
+        model = saved.with_embedders(images=images, sound=sound)
     else:
         backbone = load_model(AutoModel, name, **without_pooler(config))
         model, heads = LongMultimodalModel.of(backbone, images=images, sound=sound), {}

@@ -147,17 +147,17 @@ class TimedTrainer(Trainer):
         return self.over_processes(torch.stack([torch.as_tensor(self.items_of(batch), device=device) for batch in batches]).sum(0))
 
     def over_processes(self, count: Tensor) -> Tensor:
-        """The mean of a count over all processes, which also take the mean of their gradients."""
+        """The mean of a count over all processes, as gradients are averaged."""
         mean: Any = self.accelerator.reduce(count.float(), "mean") if self.args.average_tokens_across_devices else count
         return mean
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
-        """The number of labels over which :meth:`mean_loss` is a mean: those that are not ignored; rows, where a head counts these."""
+        """The number of labels over which :meth:`mean_loss` averages; rows, if the head averages over rows."""
         count = label_count(self.head, inputs)
         return rows_of(inputs) if count is None else count
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The mean loss over the labels of a batch, and the outputs. Tasks with a loss of their own override this.
+        """The mean loss over the labels of a batch, and the outputs. Tasks with another loss override this.
 
         A loss of several parts, each the mean over other labels, is a vector; so is what :meth:`items_of` returns.
         """
@@ -373,10 +373,10 @@ class TimedTrainer(Trainer):
 
 
 class MeasuringTrainer(TimedTrainer):
-    """A trainer whose evaluations are measured by a function instead of by the loss on rows.
+    """A trainer whose evaluations are the scores of a function.
 
     Args:
-        measure: returns scores by name, the same in all processes: of the held-out data, or of those that it is given.
+        measure: returns scores by name, the same in all processes: of the held-out data, or of the data in its argument.
         *args, **kwargs: :class:`TimedTrainer`'s.
     """
 

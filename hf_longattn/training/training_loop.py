@@ -146,11 +146,11 @@ def prepare_run(
 
 
 def check_output(args: LongTrainingArguments) -> None:
-    """Refuse to write over a model or to leave checkpoints of two runs in one folder.
+    """Refuse to write over a model, or to mix checkpoints of two runs in one folder.
 
     Raises:
-        OptionError: the output holds a model or checkpoints, and neither it is resumed nor ``overwrite`` is given; or scores, of an
-            evaluation.
+        OptionError: the output holds a model or checkpoints of a run that is not resumed, or an earlier evaluation's scores, and
+            ``overwrite`` is not set.
     """
     if args.overwrite:
         return

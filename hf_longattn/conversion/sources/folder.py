@@ -42,7 +42,7 @@ def has_safetensors(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder. Configs in it name no code, which transformers would offer to run for parts of a model."""
+    """The config.json of a checkpoint folder, without ``auto_map`` in inner configs, whose code transformers would offer to run."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = in_current_format(read_json_object(folder / "config.json"))

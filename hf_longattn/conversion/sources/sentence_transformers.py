@@ -104,7 +104,7 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
 
 
 def sentence_kind(folder: Path) -> str:
-    """The class of sentence-transformers that loads a folder: ``SentenceTransformer`` unless it says otherwise."""
+    """The class of sentence-transformers that loads a folder; by default ``SentenceTransformer``."""
     file = folder / ROOT_FILES[0]
     return str(read_json_object(file).get("model_type", EMBEDDINGS) if file.is_file() else EMBEDDINGS)
 

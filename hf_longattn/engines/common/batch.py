@@ -310,7 +310,7 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
 
 
 def shape_in_words(x: Any) -> str:
-    """What an argument is that must be a tensor, as the end of a clause about it."""
+    """The shape and dtype of an argument, or its type if it is no tensor: the end of a clause."""
     return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
 
 

@@ -35,7 +35,7 @@ class Correlation(evaluate.Metric):
 
 
 def correlations(similarities: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
-    """Both correlations in per cent with their standard errors, where they exist, and the number of pairs, ``n``.
+    """Both correlations in per cent with their standard errors, if they exist, and ``n`` pairs.
 
     Raises:
         MissingExtraError: SciPy is not installed.

@@ -39,8 +39,9 @@ class Entities(evaluate.Metric):
 
 
 def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], scheme: str | None = None) -> dict[str, float]:
-    """precision, recall and f1 over all documents, and the accuracy of single words, in per cent; ``f1_se`` … are their standard errors
-    over documents, ``n`` the number of documents.
+    """Precision, recall and F1 over all documents, and the accuracy of single words, in per cent.
+
+    ``f1_se`` … are their standard errors over documents, ``n`` is the number of documents.
 
     Raises:
         MissingExtraError: seqeval is not installed.
@@ -48,11 +49,11 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
     counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
     scheme = scheme or scheme_of([*predicted, *gold])
     for tags, gold_tags in zip(predicted, gold, strict=True):
-        found, expected = entities_of(tags, scheme), entities_of(gold_tags, scheme)
-        right = len(found & expected)
-        counts["precision"].append((right, len(found)))
-        counts["recall"].append((right, len(expected)))
-        counts["f1"].append((2 * right, len(found) + len(expected)))
+        entities, gold_entities = entities_of(tags, scheme), entities_of(gold_tags, scheme)
+        right = len(entities & gold_entities)
+        counts["precision"].append((right, len(entities)))
+        counts["recall"].append((right, len(gold_entities)))
+        counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
         counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
     return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predicted))
 
@@ -69,13 +70,13 @@ def entities_of(tags: Sequence[str], scheme: str | None = None) -> set[Entity]:
 
 
 def scheme_of(documents: Sequence[Sequence[str]]) -> str:
-    """IOBES or BILOU if tags have a prefix of theirs, otherwise IOB2."""
+    """IOBES or BILOU if tags have prefixes that only these have, otherwise IOB2."""
     prefixes = {tag[0] for tags in documents for tag in tags if tag[1:2] == "-"}
     return "IOBES" if prefixes & set("ES") else "BILOU" if prefixes & set("LU") else "IOB2"
 
 
 def is_iob1(documents: Sequence[Sequence[str]]) -> bool:
-    """Whether entities begin with I-, and B- only parts two neighbours of a kind, as in CoNLL-2003's own files."""
+    """Whether entities begin with I-, and B- only separates neighbours of a kind (CoNLL-2003's own files)."""
     pairs = [pair for tags in documents for pair in pairwise(["O", *tags])]
     starts = {tag[:2] for before, tag in pairs if tag[1:2] == "-" and (before[:2] not in ("B-", "I-") or before[2:] != tag[2:])}
     return starts == {"I-"}

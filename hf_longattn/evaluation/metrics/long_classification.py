@@ -41,14 +41,16 @@ class LongClassification(evaluate.Metric):
 
 
 def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Return accuracy and macro F1 of (label, prediction) pairs with their standard errors, in per cent, and the number of pairs. The
-    standard error of macro F1 is the jackknife's."""
+    """Accuracy and macro F1 of (label, prediction) pairs in per cent, with standard errors, and ``n`` pairs.
+
+    The standard error of macro F1 is the jackknife's.
+    """
     counts, n = Counter(pairs), max(1, len(pairs))
     without = {pair: _macro_f1(counts - Counter([pair])) for pair in counts}
     mean = sum(count * without[pair] for pair, count in counts.items()) / n
     variance = (n - 1) / n * sum(count * (without[pair] - mean) ** 2 for pair, count in counts.items())
     macro_f1 = _macro_f1(counts), standard_error(variance, len(pairs))
-    return in_percent({"accuracy": mean_and_error([label == found for label, found in pairs]), "macro_f1": macro_f1}, len(pairs))
+    return in_percent({"accuracy": mean_and_error([label == prediction for label, prediction in pairs]), "macro_f1": macro_f1}, len(pairs))
 
 
 def _macro_f1(counts: Counter[tuple[int, int]]) -> float:

@@ -63,8 +63,10 @@ class LongQA(evaluate.Metric):
 
 
 def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 (0 … 1) against the best of ``answers``, by SQuAD 2's script: an answer of articles and punctuation alone does not
-    count, and without answers only '' is right."""
+    """Exact match and F1 (0 … 1) against the best of ``answers``, as in SQuAD 2's script.
+
+    An answer of articles and punctuation alone does not count. Without answers only '' is right.
+    """
     return _best_score(normalise(prediction), [answer for answer in map(normalise, answers) if answer])
 
 

@@ -158,12 +158,14 @@ class Traits(nn.Module):
 
     @property
     def only_path(self) -> str:
-        """The name of what ran, where ``forward`` did not choose among several paths."""
+        """Name of the path of a ``forward`` with a single path."""
         return self.engine.replace("_", "-")
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
-        """How calling this module for whole rows of real tokens, with keys ``key (B, H_kv, N, D)``, runs one fused call and nothing else:
-        ``True`` without a mask other than causality, or with an additive mask ``(1, 1, N, N)``; ``False`` where it does not."""
+        """The mask of the single fused call that equals this module on rows of real tokens with keys ``key (B, H_kv, N, D)``.
+
+        ``True`` is causality or no mask; a tensor ``(1, 1, N, N)`` is added to the scores; ``False`` if there is no such call.
+        """
         return False
 
     def wrong_form(self, causal: bool, where: str) -> OptionError:

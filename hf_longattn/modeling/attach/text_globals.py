@@ -49,7 +49,7 @@ def _image_tokens(model: Any) -> list[int]:
 
 
 def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``model.forward``, of which ``args`` were given by position."""
+    """The arguments of ``model.forward`` by name; ``args`` are positional."""
     names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 

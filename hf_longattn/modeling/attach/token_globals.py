@@ -73,7 +73,11 @@ def takes_globals(model: nn.Module) -> bool:
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes, unless a layer sees the whole input anyway."""
+    """Refuse a ``global_attention_mask`` that no layer takes, unless a layer sees the whole input anyway.
+
+    Raises:
+        MaskError: with the names of the mechanisms.
+    """
     mask, tokens = arguments.get("global_attention_mask"), input_of(arguments)
     if mask is None:
         return

@@ -237,7 +237,11 @@ class LongConfig(_Base):
         return result
 
     def _scale_rotary(self, before: Mapping[str, Any]) -> None:
-        """Scale the rotary positions of a base with the values ``before`` as a conversion to this length does."""
+        """Scale the rotary positions of a base as a conversion to this length does.
+
+        Args:
+            before: the base's values of :data:`LENGTH_FIELDS`.
+        """
         from .definition import family_of
 
         old, new = before.get("max_position_embeddings"), getattr(self, "max_position_embeddings", None)

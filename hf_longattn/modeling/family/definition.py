@@ -409,7 +409,7 @@ def declared_exports(base_model_type: str) -> tuple[str, ...]:
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}
-"""Model type of the base -> file and line of the entry, and the family; of those imported so far."""
+"""Model type of the base -> file and line of the entry, and the family; imported families only."""
 
 
 def attention_names(module: Any) -> AttentionNames:

@@ -181,7 +181,7 @@ def register_standalone_encoders() -> None:
     table = model_type_table("standalone_encoders", transformer) or []
     for config_class, _, name in list(table):
         for base in family_names([config_class.model_type]):
-            with contextlib.suppress(Exception):  # a faulty family raises its error when a model of its own is loaded
+            with contextlib.suppress(Exception):  # a faulty family raises its error when its models are loaded
                 family = FAMILIES[base]
                 table.insert(0, (family.config_class, family.module, {**family.heads, **family.parts}[name]))
 

@@ -1,4 +1,4 @@
-"""Rotary positions of a longer model, as a conversion and a config that is read with a larger length take them."""
+"""Rotary positions of a longer model, for conversions and for configs that are read with a larger length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...positions import RopePlan, rope_parameters
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int) -> RopePlan:
     """The rotary positions of a model extended from ``old_length`` to ``new_length`` tokens.
 
-    If they are given by layer type (Gemma 3), only those of layers that see beyond the old length are scaled.
+    If each layer type has positions (Gemma 3), only layers that see beyond the old length are scaled.
 
     Args:
         config: of the base, or a Long config with the base's ``rope_parameters``.

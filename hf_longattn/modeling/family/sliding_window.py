@@ -36,7 +36,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     Raises:
         CheckpointError: the config's width is not a number of tokens.
     """
-    if getattr(config, "is_heterogeneous", False):  # transformers' per_layer_config: each layer has a config of its own
+    if getattr(config, "is_heterogeneous", False):  # each layer has a config in transformers' per_layer_config
         return [own_windows(of_layer, causal)[layer] for layer, of_layer in enumerate(config.per_layer_config)]
     if hasattr(config, "attention_layers"):  # GPT-Neo's names
         return [config.window_size if kind == "local" else None for kind in config.attention_layers]

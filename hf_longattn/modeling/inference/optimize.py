@@ -177,7 +177,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """The features of a module of sentence-transformers for those that pool and normalise them."""
+    """The features of a module of sentence-transformers, for the modules that pool and normalise them."""
     return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 

@@ -18,7 +18,7 @@ LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT")
 
 
 def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
-    """The number of labels over which a head takes the mean, or ``None`` where the mean is over rows.
+    """The number of labels over which a head averages; ``None`` if it averages over rows.
 
     Args:
         head: the name of the model class.
@@ -29,7 +29,7 @@ def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
         labels = labels[..., 1:]  # nothing predicts the first token
     if not isinstance(labels, Tensor) or head.endswith(LOSS_BY_ROW):
         return None
-    return ((labels != IGNORED_LABEL) | labels.is_floating_point()).sum()  # all of those that are numbers to predict
+    return ((labels != IGNORED_LABEL) | labels.is_floating_point()).sum()  # every float is a number to predict
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
@@ -41,7 +41,7 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
 
 
 def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
-    """A batch's part of the mean over all labels of a step: ``loss``, the mean over ``count`` labels, times ``count / items``.
+    """A batch's part of a step's mean: ``loss``, a mean over ``count`` labels, times ``count / items``.
 
     The parts of all batches add up to that mean. A batch without labels has a part of 0; its mean is NaN.
     """
@@ -50,7 +50,7 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
 
 
 def with_training_loss(model: Any, outputs: Any, arguments: Mapping[str, Any], items: Any = None) -> Any:
-    """``outputs`` of a forward pass with the loss that is trained on, where they have a loss.
+    """``outputs`` of a forward pass with the loss for training, if they have a loss.
 
     Args:
         model: in training its mechanisms' auxiliary loss is added.

@@ -115,7 +115,7 @@ def own_softmax(config: Any, layer: int, like: Mechanism) -> Mechanism:
 
 
 def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean square of each input of ``x (B, H, N, D)``, ``(B,)``, over tokens that are not padding (``padding (B, Nk)``, True = real)."""
+    """Mean square ``(B,)`` of each input of ``x (B, H, N, D)`` over real tokens (``padding (B, Nk)``, True = real)."""
     if padding is None:
         return x.square().mean((1, 2, 3))
     rows = padding[:, -x.shape[2] :]
@@ -124,8 +124,10 @@ def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def _cross_entropy(target: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean over inputs of the mean over heads and real tokens i of -Σ_j wanted_ij log weights_ij (Zhang et al. 2024, The Hedgehog & the
-    Porcupine, eq. 5)."""
+    """Mean over inputs of -Σ_j wanted_ij log weights_ij, averaged over heads and real tokens i.
+
+    See Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5.
+    """
     rows = -(target * weights.clamp(min=TINY).log()).sum(-1)
     if padding is None:
         return rows.mean()

@@ -175,7 +175,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 
 
 def has_loss(report: dict[str, Any]) -> bool:
-    """Whether a report's losses mean something: the model has a head that was trained."""
+    """Whether a report has losses: those of a random head mean nothing."""
     return bool(report.get("predicts_tokens", True))
 
 
@@ -185,20 +185,37 @@ def recovered(original: float, before: float, after: float) -> float | None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a page: loss by stage, unless the head is random, tokens used, and each layer's error."""
+    """The report as a page: loss by stage if the model has a trained head, tokens used, and each layer's error."""
+    before, stages = report["before"], {name: title for name, title in STAGE_TITLES.items() if name in report}
+    inputs = f"{counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens"
+    trained = f"{inputs}, {sum(report['tokens'].values()):,} tokens in training."
+    lines = [
+        "# Attention distillation",
+        "",
+        *(loss_by_stage(report, stages, inputs) if has_loss(report) else [trained]),
+        "",
+        "Squared error of each layer's attention output, as a share of the softmax output's mean square:",
+        "",
+        "| layer | " + " | ".join(stages.values()) + " |",
+        "|---" * (len(stages) + 1) + "|",
+    ]
+    for number, row in enumerate(before["layers"]):
+        cells = " | ".join(f"{report[name]['layers'][number]['share']:.4f}" for name in stages)
+        lines.append(f"| {row['layer']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def loss_by_stage(report: dict[str, Any], stages: dict[str, str], inputs: str) -> list[str]:
+    """The lines about losses; ``stages``: titles by name, ``inputs``: the held-out inputs in words."""
     before, tokens, kl = report["before"], report["tokens"], report.get("kl")
     unit = {"mlm": "masked", "clm": "next"}[report["objective"]]
-    heading = ["# Attention distillation", ""]
     lines = [
-        *heading,
-        f"Nats per {unit} token on {counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens. The original is the same "
-        "model with softmax attention in every layer.",
+        f"Nats per {unit} token on {inputs}. The original is the same model with softmax attention in every layer.",
         "",
         "| model | loss | gap recovered | tokens |",
         "|---|---|---|---|",
         f"| original | {before['original']:.3f} | | |",
     ]
-    stages = {name: title for name, title in STAGE_TITLES.items() if name in report}
     used = 0
     for name, title in stages.items():
         used += tokens.get(name, 0)
@@ -220,19 +237,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"KL divergence of its predictions from the original's, on inputs of {kl['input_length']:,} tokens: {kl['before']:.3f} nats "
             f"before stage 2, {kl['after']:.3f} after.",
         ]
-    if not has_loss(report):
-        lines = [*heading, f"{counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens, {used:,} tokens in training."]
-    lines += [
-        "",
-        "Squared error of each layer's attention output, as a share of the softmax output's mean square:",
-        "",
-        "| layer | " + " | ".join(stages.values()) + " |",
-        "|---" * (len(stages) + 1) + "|",
-    ]
-    for number, row in enumerate(before["layers"]):
-        cells = " | ".join(f"{report[name]['layers'][number]['share']:.4f}" for name in stages)
-        lines.append(f"| {row['layer']} | {cells} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def describe_distillation(report: dict[str, Any]) -> str:

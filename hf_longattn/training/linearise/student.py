@@ -63,7 +63,7 @@ def load_student(
 
 
 def student_source(model_args: LineariseModelArguments, training_args: LineariseTrainingArguments) -> str:
-    """The converted checkpoint: ``--model``, or with ``--mechanism`` what that is converted into."""
+    """The converted checkpoint: ``--model``, or with ``--mechanism`` its conversion."""
     return str(training_args.folder / CONVERTED) if model_args.mechanism else model_args.model
 
 
@@ -73,7 +73,7 @@ def predicts_tokens(model: PreTrainedModel) -> bool:
 
 
 def as_saved(model: PreTrainedModel, source: str) -> PreTrainedModel:
-    """The model of the class that ``source`` names: without a head that is not in that checkpoint, and with all that is."""
+    """The model of the class that ``source`` names, without a head that this checkpoint lacks."""
     if predicts_tokens(model):
         return model
     base: PreTrainedModel = load_model(AutoModel, source, config=model.config, dtype=model.dtype)
@@ -119,7 +119,7 @@ def check_head(name: str, architecture: str, needs_head: bool) -> None:
     Without a head at all, stage 1 can run, since it compares attention outputs alone.
 
     Raises:
-        OptionError: it has another head, or none for what needs one.
+        OptionError: it has another head, or none where one is needed.
     """
     base = _is_base(architecture)
     if not architecture or architecture.endswith(PREDICT_TOKENS) or (base and not needs_head):

@@ -70,7 +70,11 @@ class Teacher:
         )  # fmt: skip
 
     def loss(self, student: nn.Module, inputs: Mapping[str, Tensor], autocast: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """The parts of a batch's loss times their factors, ``(parts,)``, the parts by their names, and the student's outputs."""
+        """The parts of a batch's loss.
+
+        Returns:
+            The parts times their factors ``(parts,)``, the parts by name, and the student's outputs.
+        """
         hidden, at = bool(self.hidden), real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
         read = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), autocast, predictions_at(self.model, at):
@@ -91,7 +95,7 @@ class Teacher:
         return losses, {name: part.detach() for name, part in parts.items()}, outputs
 
     def items_of(self, inputs: Mapping[str, Tensor], labels: Tensor | int) -> Tensor:
-        """What the parts of :meth:`loss` are means over: ``labels``, the compared predictions, and the inputs."""
+        """The number of items in each part of :meth:`loss`: ``labels``, compared predictions, and inputs."""
         at = real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
         counts = [*([labels] if self.lm else []), at.sum(), *([len(at)] if self.hidden else [])]
         return torch.stack([torch.as_tensor(count, device=at.device) for count in counts])
@@ -125,8 +129,9 @@ def predictions_at(model: nn.Module, at: Tensor) -> Iterator[None]:
 
 
 def relative_error(states: Tensor, target: Tensor, real: Tensor) -> Tensor:
-    """The squared error of each input as a share of the teacher's square, mean over inputs, so that layers whose states differ in size
-    count alike.
+    """Squared error as a share of the teacher's square, averaged over inputs.
+
+    Layers with large and small states count alike.
 
     Args:
         states, target: ``(B, N, C)``.

@@ -24,7 +24,7 @@ LAYER = re.compile(r".*?\.\d+\.")
 
 
 class LineariseTrainer(TimedTrainer):
-    """Trains the mechanisms of a converted model, and says in which layer a loss or gradient is not finite.
+    """Trains the mechanisms of a converted model, and names the layer of a loss or gradient that is not finite.
 
     Args:
         stage: 1 or 2.
@@ -89,8 +89,7 @@ class LineariseTrainer(TimedTrainer):
         super().log(logs, start_time)
 
     def _layer_of_loss(self) -> str:
-        """Which layer made the loss of this step not finite: by the layers' losses, or else by the first attention output that is not
-        finite."""
+        """The layer in which this step's loss stops being finite, by the layers' losses or their attention outputs."""
         sites = [site for site in attention_sites(_inner(self.model)) if not site.cross]
         for batch in self.step_batches:
             finite: list[bool] = []

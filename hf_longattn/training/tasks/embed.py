@@ -36,7 +36,6 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 logger = logging.get_logger(LOGGER)
 OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
 """Arguments that :class:`TimedTrainer` reads beside those of transformers."""
-"""The dtype of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
 
 
 @dataclass

@@ -308,7 +308,7 @@ class MultiTaskModel(nn.Module):
         return outputs
 
     def items_of(self, task: str, **inputs: Any) -> Tensor:
-        """The number of labels of a batch at the place of its task, and 0 at those of the others."""
+        """The number of labels in a batch ``(tasks,)``: 0 for every task but the batch's."""
         count = label_count(type(self.models[task]).__name__, inputs)
         count = torch.as_tensor(rows_of(inputs) if count is None else count)
         return torch.stack([count if name == task else torch.zeros_like(count) for name in self.models])
@@ -401,7 +401,7 @@ class MultiTaskTrainer(MeasuringTrainer):
         return items
 
     def items_of_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
-        """The number of labels by task, with which a task counts in a step by the number of its batches: each of its labels alike."""
+        """The number of labels by task, scaled so that a task counts by its batches, and its labels alike."""
         drawn = self.over_processes(torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device))
         return super().items_of_step(batches, device) * drawn.sum() / torch.where(drawn > 0, drawn, 1)
 
@@ -422,7 +422,7 @@ class MultiTaskTrainer(MeasuringTrainer):
         return dict(broadcast_object_list([scores])[0])
 
     def measured(self, rows: Any = None) -> dict[str, float]:
-        """The scores of every task as ``NAME_accuracy`` …, and the mean of what each is judged by, ``mean``.
+        """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``.
 
         Raises:
             OptionError: there are ``rows``.
@@ -443,7 +443,7 @@ class MultiTaskTrainer(MeasuringTrainer):
 
 
 def head_entry(task: TaskHead) -> dict[str, Any]:
-    """What ``multitask_heads`` of the saved config says of a task; see :func:`~hf_longattn.training.modalities.load_multitask_head`."""
+    """A task's entry in ``multitask_heads`` of the saved config, for :func:`.load_multitask_head`."""
     config = task.model.config
     rule = {"question_separator_id": config.question_separator_id} if hasattr(config, "question_separator_id") else {}
     return {"kind": task.kind, "labels": labels_of(config), **rule, **task.settings}

@@ -271,8 +271,10 @@ def pages_to_read(
 def baseline_scores(
     model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments, validation: Dataset
 ) -> dict[str, Any]:
-    """Scores of the short model ``model_args.baseline`` in windows of ``input_length`` tokens, with the best threshold where some questions
-    have no answer."""
+    """Scores of the short model ``model_args.baseline``, which reads windows of ``input_length`` tokens.
+
+    If some questions have no answer, they are the scores with the best threshold.
+    """
     model, tokenizer = load_qa_model(model_args.baseline)
     length = min(512, longest_input(model, tokenizer))
     form = windows(length, length // 4, data_args.max_question_tokens)
@@ -335,7 +337,7 @@ class QATrainer(TimedTrainer):
         return [answer for _, answer in sorted(numbered_answers, key=lambda pair: pair[0])]
 
     def losses(self) -> dict[str, Any]:
-        """The scores of an evaluation, with ``n``, the number of inputs that the loss is the mean of."""
+        """The scores of an evaluation, with ``n``, the number of inputs in the mean loss."""
         scores = plain_scores(self.evaluate())
         return {**scores, "n": sum(len(answer.losses) for answer in self.given_answers)}
 

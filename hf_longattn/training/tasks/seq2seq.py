@@ -106,7 +106,7 @@ def finetune_seq2seq(
         return tokenizer.batch_decode(np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
 
     def rouge(evaluation: EvalPrediction) -> dict[str, float]:
-        """Against the summaries as they are: labels are cut, and some tokenizers have no line breaks."""
+        """ROUGE against the uncut summaries. Labels are cut, and some tokenizers lose line breaks."""
         return load_metric("rouge").compute(predictions=written(evaluation.predictions), references=held["summary"][:])
 
     trainer = LongSeq2SeqTrainer(
