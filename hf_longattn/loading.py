@@ -200,7 +200,7 @@ def load_model(
 
 
 def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str = "give a checkpoint that was saved with its head") -> None:
-    """Refuse a model some of whose weights are new.
+    """Refuse a model with new weights.
 
     Args:
         info: of ``from_pretrained(output_loading_info=True)``.

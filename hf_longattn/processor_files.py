@@ -25,15 +25,21 @@ TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
 
 
 class ProcessorKind(NamedTuple):
-    """The names of a kind of processor in processor_config.json, and its separate file."""
+    """A kind of processor: its names in processor_config.json, its separate file, and the Auto class that loads it, if any."""
 
     parts: tuple[str, ...]
     file: str
+    auto_class: str = ""
+
+    @property
+    def noun(self) -> str:
+        """For example "image processor"."""
+        return self.parts[0].replace("_", " ")
 
 
-IMAGE_PROCESSOR = ProcessorKind(("image_processor",), FILE)
+IMAGE_PROCESSOR = ProcessorKind(("image_processor",), FILE, "AutoImageProcessor")
 VIDEO_PROCESSOR = ProcessorKind(("video_processor",), VIDEO_FILE)
-FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), FILE)
+FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), FILE, "AutoFeatureExtractor")
 KINDS = (IMAGE_PROCESSOR, VIDEO_PROCESSOR, FEATURE_EXTRACTOR)
 
 
@@ -41,13 +47,17 @@ KINDS = (IMAGE_PROCESSOR, VIDEO_PROCESSOR, FEATURE_EXTRACTOR)
 class ProcessorFile:
     """The place of the values of an image processor, a video processor or a feature extractor.
 
-    file: name of the file.
-    part: the name of the values in it; empty if they are the whole file.
+    part: their name in processor_config.json; empty if they are in the separate file.
     """
 
     folder: Path
-    file: str
+    kind: ProcessorKind
     part: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+        return PROCESSOR_FILE if self.part else self.kind.file
 
     @classmethod
     def find(cls, folder: Path, kind: ProcessorKind) -> ProcessorFile | None:
@@ -59,11 +69,11 @@ class ProcessorFile:
         parts = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
         part = next((name for name in kind.parts if isinstance(parts.get(name), dict)), None)
         if part is not None:
-            return cls(folder, PROCESSOR_FILE, part)
+            return cls(folder, kind, part)
         if not (folder / kind.file).is_file():
             return None
         read_json_object(folder / kind.file)  # transformers would refuse a damaged one in other words
-        return cls(folder, kind.file)
+        return cls(folder, kind)
 
     @property
     def values(self) -> dict[str, Any]:

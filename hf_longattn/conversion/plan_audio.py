@@ -21,7 +21,7 @@ from .config import AUTO, ConversionConfig
 from .flops import ModelShape
 from .plan_inputs import InputPlan
 from .plan_positions import PositionWarning
-from .processors import load_feature_extractor, values_with
+from .processors import load_processor, values_with
 from .sources.base import Source
 
 COUNTED_SECONDS = 10.0
@@ -147,4 +147,4 @@ def extractor_files(source: Source, plan: AudioPlan) -> dict[str, dict[str, Any]
     changed, place = plan.rule.extractor_fields(plan.new.seconds), ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
     if place is None or not (changed and plan.grows):
         return {}
-    return place.with_values(values_with(place, load_feature_extractor(source.folder), changed))
+    return place.with_values(values_with(place, load_processor(source.folder, FEATURE_EXTRACTOR), changed))

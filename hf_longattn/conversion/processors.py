@@ -17,38 +17,29 @@ from ..data.videos import frame_processor, frames_as_pixels
 from ..errors import CheckpointError, GridError
 from ..loading import load_part, loading_errors
 from ..modeling.family.grid_rule import GridRule
-from ..processor_files import FEATURE_EXTRACTOR, FIELD_BEFORE, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile
+from ..processor_files import FEATURE_EXTRACTOR, FIELD_BEFORE, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile, ProcessorKind
 from .grid_sizes import pixels
 
 if TYPE_CHECKING:
     from ..data.audio import Samples
-    from ..modeling.family.grid_rule import GridRule
 
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
 
 
-def load_image_processor(folder: Path) -> Any | None:
-    """The image processor in a checkpoint folder, as transformers loads it; ``None`` where it has none.
+def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
+    """The processor of a kind in a checkpoint folder; ``None`` if it has none. :func:`frame_processor` is used for videos.
 
     Raises:
         CheckpointError: there is one, and transformers cannot load it.
     """
-    from transformers import AutoImageProcessor
+    if (place := ProcessorFile.find(folder, kind)) is None:
+        return None
+    if kind is VIDEO_PROCESSOR:
+        with loading_errors(folder, kind.noun):
+            return frame_processor(place.values)
+    import transformers
 
-    place = ProcessorFile.find(folder, IMAGE_PROCESSOR)
-    return None if place is None else load_part(AutoImageProcessor, folder, "image processor", local_files_only=True)
-
-
-def load_feature_extractor(folder: Path) -> Any | None:
-    """The feature extractor in a checkpoint folder, as transformers loads it; ``None`` where it has none.
-
-    Raises:
-        CheckpointError: there is one, and transformers cannot load it.
-    """
-    from transformers import AutoFeatureExtractor
-
-    place = ProcessorFile.find(folder, FEATURE_EXTRACTOR)
-    return None if place is None else load_part(AutoFeatureExtractor, folder, "feature extractor", local_files_only=True)
+    return load_part(getattr(transformers, kind.auto_class), folder, kind.noun, local_files_only=True)
 
 
 def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
@@ -60,20 +51,9 @@ def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
 
 
 def processor_of(rule: GridRule, folder: Path) -> Any | None:
-    """The processor of a model on a grid; ``None`` if its folder has none. Video processors are loaded by :func:`frame_processor`.
-
-    Raises:
-        CheckpointError: there is one, and transformers cannot load it.
-    """
+    """The processor of a model on a grid, by :func:`load_processor`; ``None`` if its folder has none."""
     place = place_on_grid(rule, folder)
-    if place is None or not _is_of_videos(place):
-        return load_image_processor(folder) if rule.reads_photographs else load_feature_extractor(folder)
-    with loading_errors(folder, "video processor"):
-        return frame_processor(place.values)
-
-
-def _is_of_videos(place: ProcessorFile) -> bool:
-    return place.file == VIDEO_PROCESSOR.file or place.part in VIDEO_PROCESSOR.parts
+    return None if place is None else load_processor(folder, place.kind)
 
 
 def required_processor(processor: Any | None, name: str, inputs: str = "pictures") -> Any:
@@ -124,7 +104,7 @@ def sized_frames(rule: GridRule, processor: Any, folder: Path, videos: Sequence[
     place = place_on_grid(rule, folder)
     assert place is not None
     values = values_of_size(place, processor, size[-2:])
-    sized = frame_processor(values) if _is_of_videos(place) else type(processor).from_dict(values)
+    sized = frame_processor(values) if place.kind is VIDEO_PROCESSOR else type(processor).from_dict(values)
     pixels_of_videos = [frames_as_pixels(sized, frames) for frames in videos]
     sizes = {tuple(video.shape[-2:]) for video in pixels_of_videos}
     if wrong := sizes - {size[-2:]}:

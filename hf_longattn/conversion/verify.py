@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..positions import unchanged_rows
+from ..processor_files import FEATURE_EXTRACTOR
 from .model_loading import Running, choose_running
 from .pictures import VerificationPictures, VerificationSpectrograms, VerificationVideos, inputs_on_grid
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .pooling import sentence_pooling
-from .processors import load_feature_extractor
+from .processors import load_processor
 from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, READY, SKIPPED, VERDICT, Check
 from .sound import VerificationSound
 from .sources.base import Source, open_source
@@ -73,7 +74,8 @@ def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str
         parts: dict[str, Any] = {name: verification_inputs(part, text, origin, recording) for name, part in plan.towers.items()}
         return VerificationTowers(parts)
     if plan.sound is not None:
-        return VerificationSound(plan.sound.rule, config, load_feature_extractor(folder), None if recording is None else Path(recording))
+        extractor, recorded = load_processor(folder, FEATURE_EXTRACTOR), None if recording is None else Path(recording)
+        return VerificationSound(plan.sound.rule, config, extractor, recorded)
     if plan.grid is None:
         vocabulary = getattr(config.get_text_config(), "vocab_size", 2)  # a model of images has none
         return VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(folder), vocabulary)

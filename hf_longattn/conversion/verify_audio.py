@@ -12,13 +12,14 @@ import torch
 from ..errors import CheckpointError
 from ..mechanisms import Mechanism
 from ..private_apis import attention_implementation
+from ..processor_files import FEATURE_EXTRACTOR
 from .audio_seconds import AudioDuration, duration, sound_model
 from .differences import Difference
 from .flops import cost_at, layer_mechanisms
 from .model_loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .processors import load_feature_extractor
+from .processors import load_processor
 from .report import FAILED, MEASURED, PASSED, SKIPPED, Check, equality
 from .sound import VerificationSound
 from .text import PARAGRAPHS, load_tokenizer
@@ -46,7 +47,7 @@ def _check_extractor(plan: ResultPlan, result: Path, inputs: VerificationSound) 
     if inputs.extractor is None:
         return Check(name, SKIPPED, f"the source has no feature extractor, so make inputs of {sound.new.words} as it was trained")
     try:
-        written = VerificationSound(rule, plan.config, load_feature_extractor(result), inputs.recording)
+        written = VerificationSound(rule, plan.config, load_processor(result, FEATURE_EXTRACTOR), inputs.recording)
         same = torch.equal(written.features(EXTRACTED_SECONDS), inputs.features(EXTRACTED_SECONDS))
         duration_in = min(sound.new.seconds, PROCESSED_SECONDS)
         duration_out = rule.seconds(rule.as_input(written.processed(duration_in)).shape[1])

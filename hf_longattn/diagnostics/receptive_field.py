@@ -31,8 +31,7 @@ from ..conversion.audio_seconds import audio_family
 from ..conversion.grid_sizes import read_size
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.processors import (
-    load_feature_extractor,
-    load_image_processor,
+    load_processor,
     processor_of,
     required_processor,
     sized_frames,
@@ -55,6 +54,7 @@ from ..modeling.family.definition import FAMILIES, Family, model_name
 from ..modeling.family.grid_rule import IMAGE_SIZE
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
+from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
 from .cells import cells_of, stack_of_layers
 from .loading import load_for_diagnosis
 from .watching import has_mechanisms
@@ -444,7 +444,8 @@ def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: fl
     assert family is not None
     rule, config = family.audio, network.config
     assert rule is not None
-    sounds = RecordedSounds(rule, config, required_processor(load_feature_extractor(folder), name, "sound"), recordings, PICTURES)
+    extractor = required_processor(load_processor(folder, FEATURE_EXTRACTOR), name, "sound")
+    sounds = RecordedSounds(rule, config, extractor, recordings, PICTURES)
     duration = (
         min(SECONDS, rule.longest_seconds(config), sounds.longest) if seconds is None else checked_seconds(seconds, "--audio-seconds")
     )
@@ -469,7 +470,7 @@ def _spectrograms(network: Any, folder: Path, name: str, files: Sequence[Path], 
             f"{name!r} has positions for spectrograms of {rule.typed(rule.sizes(config)[0])} s; leave --audio-seconds out, or probe what "
             f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
         )
-    extractor = required_processor(load_feature_extractor(folder), name, "sound")
+    extractor = required_processor(load_processor(folder, FEATURE_EXTRACTOR), name, "sound")
     return spectrograms(extractor, read_recordings(files, extractor.sampling_rate), rule, size)
 
 
@@ -497,7 +498,7 @@ def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_
     assert rule is not None
     size = rule.sizes(config)[1] if image_size is None else read_size(image_size, len(rule.axes))
     rule.of_size(config, size)
-    processor = required_processor(load_image_processor(folder), name)
+    processor = required_processor(load_processor(folder, IMAGE_PROCESSOR), name)
     if rule.shapes is not None:
         settings = {"do_resize": False, "max_num_patches": rule.of_size(config, size).cells, "return_tensors": "pt"}
         patches = [processor(images=image.resize(size[::-1], processor.resample), **settings)[rule.input] for image in images]

@@ -20,7 +20,7 @@ from ..conversion.audio_seconds import audio_family, duration
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import load_feature_extractor, required_processor
+from ..conversion.processors import load_processor, required_processor
 from ..conversion.sound import RecordedSounds
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
@@ -28,6 +28,7 @@ from ..errors import BackendError, OptionError
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
 from ..modeling.family.definition import FAMILIES, Family, model_name
+from ..processor_files import FEATURE_EXTRACTOR
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
 from .diagnosis import Diagnosis, LengthDiagnosis, Target
@@ -146,7 +147,7 @@ def _load(
     if family is None or family.audio is None:
         raise _reads_no_sound(source.name, model_type, family)
     refuse_quantised(source)
-    extractor = required_processor(load_feature_extractor(source.folder), source.name, "sound")
+    extractor = required_processor(load_processor(source.folder, FEATURE_EXTRACTOR), source.name, "sound")
     if "long_attention" in source.config:
         network: Any = load_for_diagnosis(source.folder, None, device=device).model
         loaded = SoundModel(network, source.name, type(network).__name__, extractor, converted_from=converted_from(source.folder))

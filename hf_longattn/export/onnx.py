@@ -22,7 +22,7 @@ from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pictures import VerificationPictures, inputs_on_grid
 from ..conversion.pooling import sentence_pooling, write_for_servers
-from ..conversion.processors import load_feature_extractor
+from ..conversion.processors import load_processor
 from ..conversion.report import FAILED, Check, versions
 from ..conversion.sound import VerificationSound
 from ..conversion.sources.base import ResultInfo, Source, open_source
@@ -37,6 +37,7 @@ from ..modeling.family.definition import family_of, family_with
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..private_apis import auto_mapping
+from ..processor_files import FEATURE_EXTRACTOR
 from ..reading import is_long
 from ..staging import check_destination, destination_path
 from .decoder import TASK as WITH_PAST
@@ -168,7 +169,7 @@ def export_checkpoint(
             raise ExportError("The graph of a model of sound is written with its head and without global tokens; leave both options out.")
         audio = family_of(loaded.config).audio
         assert audio is not None
-        words = VerificationSound(audio, loaded.config, load_feature_extractor(source.folder))
+        words = VerificationSound(audio, loaded.config, load_processor(source.folder, FEATURE_EXTRACTOR))
         graph = SoundGraph(loaded, words)
     elif image_size is not None:
         if global_attention_mask:

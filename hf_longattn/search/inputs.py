@@ -14,8 +14,7 @@ from ..conversion.audio_seconds import AudioDuration
 from ..conversion.grid_sizes import GridSize
 from ..conversion.plan import ConversionPlan
 from ..conversion.processors import (
-    load_feature_extractor,
-    load_image_processor,
+    load_processor,
     processor_of,
     required_processor,
     sized_frames,
@@ -29,6 +28,7 @@ from ..data.photographs import photographs
 from ..data.pictures import picture_files, read_picture_file
 from ..data.videos import read_video, video_places
 from ..errors import OptionError
+from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
 
 
 class SearchInputs(ABC):
@@ -75,7 +75,7 @@ class SearchPictures(SearchInputs):
     def __init__(self, pictures: object, plan: ConversionPlan, count: int) -> None:
         assert plan.grid is not None
         self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
-        self.processor = required_processor(load_image_processor(self.folder), plan.source.name)
+        self.processor = required_processor(load_processor(self.folder, IMAGE_PROCESSOR), plan.source.name)
         self._pieces: dict[GridSize, list[dict[str, Tensor]]] = {}
         if isinstance(pictures, Path):
             files = picture_files(pictures)
@@ -208,7 +208,7 @@ def _recordings(recordings: object, plan: ConversionPlan) -> tuple[Path, Any]:
             f"{plan.source.name!r} reads sound, by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn "
             "search` in place of the text, to --mechanism auto as --search-audio, in Python as a Path."
         )
-    return recordings, required_processor(load_feature_extractor(plan.source.folder), plan.source.name, "sound")
+    return recordings, required_processor(load_processor(plan.source.folder, FEATURE_EXTRACTOR), plan.source.name, "sound")
 
 
 def search_inputs(inputs: object, plan: ConversionPlan, count: int) -> SearchInputs:

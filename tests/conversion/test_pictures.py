@@ -20,13 +20,13 @@ import hf_longattn
 from hf_longattn.cli import app
 from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
-from hf_longattn.conversion.processors import files_before, load_image_processor, picture_size, values_of_size
+from hf_longattn.conversion.processors import files_before, load_processor, picture_size, values_of_size
 from hf_longattn.data import photographs
 from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
-from hf_longattn.processor_files import FILE, ProcessorFile
+from hf_longattn.processor_files import FILE, IMAGE_PROCESSOR, ProcessorFile
 from hf_longattn.recipes import read_recipe
 
 from ..modeling import grid_models
@@ -151,7 +151,7 @@ def test_the_processor_makes_pictures_of_the_new_size(name: str, saved: Checkpoi
         assert processor(images=picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 64)
     again = tmp_path / "saved"
     processor.save_pretrained(again)
-    assert picture_size(load_image_processor(again)) == (48, 64)
+    assert picture_size(load_processor(again, IMAGE_PROCESSOR)) == (48, 64)
 
 
 def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path: Path) -> None:
@@ -454,9 +454,9 @@ def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, 
 def test_files_of_processors(tmp_path: Path) -> None:
     def after(file: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         (tmp_path / FILE).write_text(json.dumps(file))
-        changed = values_of_size(ProcessorFile(tmp_path, FILE), load_image_processor(tmp_path), size)
+        changed = values_of_size(ProcessorFile(tmp_path, IMAGE_PROCESSOR), load_processor(tmp_path, IMAGE_PROCESSOR), size)
         (tmp_path / FILE).write_text(json.dumps(changed))
-        assert picture_size(load_image_processor(tmp_path)) == size
+        assert picture_size(load_processor(tmp_path, IMAGE_PROCESSOR)) == size
         assert {**changed, **files_before(tmp_path).get(FILE, {})}.items() >= file.items()
         return changed
 
@@ -466,7 +466,7 @@ def test_files_of_processors(tmp_path: Path) -> None:
     edge = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": False}
     (tmp_path / FILE).write_text(json.dumps(edge))
     with pytest.raises(CheckpointError, match="set size to a height and a width"):
-        values_of_size(ProcessorFile(tmp_path, FILE), load_image_processor(tmp_path), (64, 64))
+        values_of_size(ProcessorFile(tmp_path, IMAGE_PROCESSOR), load_processor(tmp_path, IMAGE_PROCESSOR), (64, 64))
 
 
 def test_a_short_folder_is_read_as_a_long_model(saved: Checkpoint) -> None:

@@ -46,18 +46,22 @@ def test_tasks_are_drawn_with_the_temperature() -> None:
     assert set(seen[:100]) == set(range(100))  # an input comes again when all have come
 
 
-def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    convert_checkpoint(
-        checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="longformer", max_length=160, window=16, verify=False
-    )
+def three_tasks(folder: Path) -> list[str]:
+    """Tasks of three kinds, with their data in a folder."""
     records = [
         {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
         for n in range(10, 30)
     ]
-    save_qa(records, tmp_path / "qa.jsonl")
-    tags = write(tagged(), tmp_path / "tags.jsonl")
-    tasks = [f"topic=classify:{table(tmp_path, rows())}", f"names=tokens:{tags}", f"ask=qa:{tmp_path / 'qa.jsonl'}"]
-    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "tasks": tasks}
+    save_qa(records, folder / "qa.jsonl")
+    tags = write(tagged(), folder / "tags.jsonl")
+    return [f"topic=classify:{table(folder, rows())}", f"names=tokens:{tags}", f"ask=qa:{folder / 'qa.jsonl'}"]
+
+
+def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    convert_checkpoint(
+        checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="longformer", max_length=160, window=16, verify=False
+    )
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "tasks": three_tasks(tmp_path)}
     args = build_arguments(MULTITASK, **given, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=4, save_steps=40, **MIXED)
     log = finetune_multitask(*args)
     before, after = log["held_out"]["before"], log["held_out"]["after"]
