@@ -34,7 +34,7 @@ class Connection(H11Protocol):
         return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
 
     def close_if_waiting(self, last: Any) -> None:
-        """Close the connection if it waits for a request, as it did at the last look, after the request ``last``."""
+        """Close the connection if it still waits, as at the last look, after the request ``last``."""
         if self.transport.is_closing():
             return
         if self.cycle is last and self.waits():
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
 
 
 class Limits:
-    """An ASGI application in front of another, which gets a request when its body has arrived."""
+    """An ASGI application that passes a request on to another when its body has arrived."""
 
     def __init__(self, app: Any) -> None:
         self.app, self.running = app, 0

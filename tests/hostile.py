@@ -1,4 +1,4 @@
-"""Checkpoints whose Python, or pickled code, would leave a file, and lines that try each of them in every command."""
+"""Checkpoints whose code would leave a file, and command lines that try each in every command."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Room:
         return cls(folder)
 
     def lines(self, model: Path, out: Path, training: bool) -> Iterator[list[str]]:
-        """Command lines that give ``model`` to every command that takes a checkpoint, of trainings or of the others."""
+        """Command lines with ``model`` for every command that takes a checkpoint: trainings, or the others."""
         for command, ends in LINES.items():
             for number, end in enumerate(ends if command.startswith("train ") == training else ()):
                 place = out / f"{command.replace(' ', '-')}-{number}"
@@ -231,7 +231,7 @@ def own_model_type(folder: Path) -> None:
 
 
 def own_head(folder: Path) -> None:
-    """A known model type with a head of its own, and without weights, which would only take time."""
+    """A known model type with an unknown head, without weights, which would only take time."""
     llama(folder)
     add_to(folder / "config.json", architectures=["Evil"], auto_map=MAPS)
     (folder / "model.safetensors").unlink()
@@ -288,7 +288,7 @@ def native_twin(folder: Path) -> None:
 
 
 def own_decoder(folder: Path) -> None:
-    """An encoder-decoder, which builds its decoder by a config in its own, whose model type has no decoder in transformers."""
+    """An encoder-decoder whose inner config names a type that has no decoder in transformers."""
     tokenizer = bert(folder)
     parts = [{"model_type": "bert", "vocab_size": len(tokenizer), **SIZES}, {"model_type": "vit", "auto_map": MAPS}]
     add_to(folder / "config.json", model_type="encoder-decoder", architectures=["EncoderDecoderModel"], encoder=parts[0])

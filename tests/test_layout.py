@@ -226,7 +226,7 @@ CALLED = {"SentenceTransformer", "CrossEncoder", "pipeline"}
 
 
 def loads(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, name) of every use of what loads a checkpoint, except in a method of that name."""
+    """(line, name) of every call that loads a checkpoint, except in a method of that name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in METHODS and ast.unparse(node.value) != "super()":
             yield node.lineno, node.attr

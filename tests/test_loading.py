@@ -167,7 +167,7 @@ def test_what_auto_classes_cannot_read_alone_is_a_sentence(folder: str, server: 
 
 
 def test_a_processor_that_transformers_does_not_have_is_a_sentence(folder: str) -> None:
-    """transformers looks for names that contain it, and imports a module for each model type, of Long ones too."""
+    """transformers looks for names that contain it, in a module for each model type."""
     sentence_transformers: Any = pytest.importorskip("sentence_transformers")
     Path(folder, "processor_config.json").write_text(json.dumps({"processor_class": "Processor"}))
     for loader in (sentence_transformers.CrossEncoder, sentence_transformers.SentenceTransformer):

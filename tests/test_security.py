@@ -57,7 +57,7 @@ def terminal() -> Iterator[TextIO]:
 
 
 def ran(program: Any, lines: Iterator[list[str]], marker: Path, typed: Callable[[], TextIO]) -> list[str]:
-    """The command lines that ran a checkpoint's code, or spoke of running it, while "yes" stands on standard input."""
+    """Command lines that ran a checkpoint's code, or offered to, with "yes" on standard input."""
     found = []
     for line in lines:
         _, said = answer(program, line, typed())

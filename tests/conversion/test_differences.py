@@ -1,4 +1,4 @@
-"""Outputs are equal only relative to their own scale, and only where a mechanism computes what the source computes."""
+"""Outputs are equal relative to their scale, and only if a mechanism covers the input."""
 
 from __future__ import annotations
 

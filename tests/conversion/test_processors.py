@@ -1,4 +1,4 @@
-"""What turns data into inputs follows the new size, wherever a folder has it, and the verification runs it at that size."""
+"""Processors follow the new size, in whichever file they are, and are run at that size."""
 
 from __future__ import annotations
 

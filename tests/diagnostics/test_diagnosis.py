@@ -61,7 +61,7 @@ def test_of_two_that_cost_the_same_percent_the_one_that_keeps_more_is_recommende
 
 
 def test_sinks_are_compared_in_causal_layers_only() -> None:
-    """In an encoder, the page on choosing and the search take longformer, whose global token does what sinks do."""
+    """Encoders have longformer, whose global token does what sinks do."""
     for causal in (False, True):
         with_sinks = [candidate for candidate in usual_candidates(causal) if "num_sinks" in candidate.options]
         assert [str(candidate) for candidate in with_sinks] == ["window:window=512,num_sinks=4"] * causal

@@ -1,4 +1,4 @@
-"""Requests that are too large, too slow, too many or malformed, to a real server on loopback."""
+"""Requests to a real server on loopback that are too large, slow, many or malformed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_large_body_is_refused_before_it_arrives(address: tuple[str, int]) -> 
 
 
 def test_what_does_not_arrive_ends(address: tuple[str, int], limits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No request, a part of its head, a part of its body, and a part of a second head: all are closed."""
+    """Connections without a request, or with a part of a head, a body or a second head."""
     head = b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     whole = head + b'Content-Length: 17\r\n\r\n{"inputs": ["ab"]}'
     monkeypatch.setattr(limits, "SECONDS", 0.3)

@@ -106,13 +106,13 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def padded(x: Tensor, real: Tensor, value: float) -> Tensor:
-    """``x (B, H, n, D)`` or ``(B, n, C)``, for the last n tokens, with ``value`` in place of padding."""
+    """``x (B, H, n, D)`` or ``(B, n, C)``, the last n tokens, with ``value`` in padding."""
     mask = real[:, -x.shape[-2] :, None]
     return x.detach().masked_fill(~(mask if x.dim() == 3 else mask[:, None]), value).requires_grad_()
 
 
 def differences(module: Mechanism, causal: bool, length: int, side: str, value: float, q_len: int | None = None, **more: Any) -> list[str]:
-    """What of the outputs and gradients of real tokens ``value`` in their padding changes, or is not finite anywhere."""
+    """Names of outputs and gradients of real tokens that ``value`` in padding changes, or that are not finite."""
     real = real_tokens(length, side)
     arguments = {**arguments_for(module.name, causal, length), "padding_mask": real, **more}
     if module.options.order is not None:
@@ -174,7 +174,7 @@ def test_no_value_of_padding_reaches_a_real_token_with_other_options_and_argumen
 
 
 def real_rows(run: Any, tensors: list[Tensor], value: float, module: Mechanism, **arguments: Any) -> Tensor:
-    """The rows of real tokens, zeros elsewhere, with ``value`` in the padding inside of the text."""
+    """The output at real tokens, zeros elsewhere, with ``value`` in padding inside the text."""
     real = real_tokens(64, "inside")
     out = run(*(padded(x, real, value) for x in tensors), module, padding_mask=real, **arguments)
     return torch.where(real[:, None, :, None], out, 0.0)

@@ -255,7 +255,7 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
 
 
 def refuses(name: str, options: dict[str, Any], causal: bool, processes: int) -> bool:
-    """Whether a mechanism needs whole sequences and its heads cannot be divided, or not over so many processes."""
+    """Whether a mechanism needs whole sequences and its heads cannot be divided over the processes."""
     shape = {"num_heads": HEADS_PER_LAYER, "head_dim": HEAD_DIM, "hidden_size": HIDDEN_SIZE, "max_length": LENGTH}
     module = build_mechanism(name, **{**shape, **options})
     own_way = type(module).attend_sharded is not Shardable.attend_sharded or (module.stateful and causal)

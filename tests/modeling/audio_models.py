@@ -149,7 +149,7 @@ def with_extractor(base: str, head: str, folder: Path, **values: Any) -> Any:
 
 
 def whisper_processor(mels: int, seconds: int) -> WhisperProcessor:
-    """A processor with a token for each character, which transformers saves with its feature extractor in processor_config.json."""
+    """A processor with a token for each character; its feature extractor is saved in processor_config.json."""
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
     vocabulary = {token: number for number, token in enumerate([*map(chr, range(33, 127)), *special])}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))

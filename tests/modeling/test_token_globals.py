@@ -149,7 +149,7 @@ def test_every_base_with_a_question_head_is_tried() -> None:
 
 @pytest.mark.parametrize("generic", [False, True])
 def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
-    """In a Long class, and in a model without one, whose attention modules do not know one another's mechanisms."""
+    """In a Long class, and in a model without one, whose attention modules do not know one another."""
 
     def built(long_attention: dict[str, Any]) -> Any:
         if generic:

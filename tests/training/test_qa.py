@@ -412,7 +412,7 @@ def test_a_model_is_scored_with_its_own_threshold(checkpoint: str, data: str, tm
 def test_an_evaluation_scores_the_questions_that_it_is_given_row_by_row(
     checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the threshold of the trainer's own questions, and without a list of all of them."""
+    """With the threshold of the trainer's questions, and without a list of all questions."""
     model, tokenizer = load_qa_model(checkpoint)
     records, nothing = load_qa(data), {"answers": {"text": [], "answer_start": []}, "gold": [], "kind": "none"}
     none = records.select(range(3)).map(lambda _: nothing, features=records.features)

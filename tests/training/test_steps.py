@@ -88,7 +88,7 @@ def far(found: Tensor, expected: Tensor) -> float:
 
 
 def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, float]]:
-    """By how much the gradient of accumulated batches differs from that of one, as a share of it, for several kinds of batches."""
+    """Relative difference between the gradients of accumulated batches and of one batch, by kind of batch."""
     batch = next(iter(type(trainer).get_train_dataloader(trainer)))
     packed = {"lengths", "documents", "owners"} & set(batch)  # whose rows are not those of a tensor
     kinds = {"even": batch}
@@ -148,7 +148,7 @@ def without_dropout(folder: Path) -> None:
 
 @torch.no_grad()
 def sharpen(model: torch.nn.Module) -> None:
-    """Make the rows of a batch differ in their outputs, so that their gradients do not cancel out."""
+    """Make the outputs of a batch's rows differ, so that gradients do not cancel out."""
     for parameter in model.parameters():
         if parameter.dim() == 2:
             parameter.mul_(5)
@@ -157,7 +157,7 @@ def sharpen(model: torch.nn.Module) -> None:
 def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
     runner: Runner, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of two batches of tags, with many and few labels, and one of classes: two thirds of the mean over all tags."""
+    """Two batches of tags, with many and few labels, and one of classes: tags count by two thirds."""
     without_dropout(Path(models["multitask"]))
     train, found = TimedTrainer.train, {}
 

@@ -42,7 +42,7 @@ def test_random_rankings_have_the_scores_of_sentence_transformers() -> None:
 
 
 def test_the_rank_is_that_of_the_worst_order_of_equal_scores() -> None:
-    """So a model that gives all candidates one score, or none that is a number, finds nothing."""
+    """So a model with equal scores, or with NaN for all candidates, finds nothing."""
     predictions = [[1.0] * 4, [0.0] * 12, [5.0, 1.0], [math.nan] * 5, [math.nan, 1.0], [2.0]]
     result = load_metric("ranking").compute(
         predictions=predictions, references=[[1, 0, 0, 0], [1] + [0] * 11, [1, 0], [1, 0, 0, 0, 0], [1, 0], [1]]

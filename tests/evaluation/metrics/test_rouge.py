@@ -29,7 +29,7 @@ def test_cases_worked_by_hand(prediction: str, reference: str, expected: tuple[f
 
 
 def test_random_texts_have_the_scores_of_rouge_score() -> None:
-    """Few words and several lines, so that the longest common subsequences of many lines are ties; empty texts, accents, digits."""
+    """Empty texts, accents and digits. Few words and several lines give many ties of longest common subsequences."""
     choose = random.Random(0)
     words = ["the", "model", "of", "long", "text", "is", "good", "Café", "naïve", "2024", "ff-dd", "and", "fast.", "über,", "we"]
 
