@@ -12,9 +12,8 @@ from transformers import AutoImageProcessor, Speech2TextFeatureExtractor
 
 from hf_longattn.errors import OptionError
 from hf_longattn.loading import load_part
+from hf_longattn.processor_files import IMAGE_PROCESSOR, PROCESSOR_FILE
 
-FILE = "processor_config.json"
-"""Where transformers looks for an image processor and a feature extractor that share a folder."""
 LEAST_MEL_BINS, MOST_MEL_BINS = 8, 96
 """With more, filters at low frequencies would be empty."""
 
@@ -38,14 +37,14 @@ class InputProcessors:
         parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
         values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}
         if values:
-            Path(folder, FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            Path(folder, PROCESSOR_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def new_image_processor(size: tuple[int, int]) -> Any:
     """ViT's image processor for pictures of a height and a width, as transformers chooses it for the libraries that are installed."""
     fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": size[0], "width": size[1]}}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "preprocessor_config.json").write_text(json.dumps(fields), encoding="utf-8")
+        Path(folder, IMAGE_PROCESSOR.file).write_text(json.dumps(fields), encoding="utf-8")
         return load_part(AutoImageProcessor, folder, local_files_only=True)
 
 
