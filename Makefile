@@ -40,7 +40,7 @@ $(STUBS): $(READY) scripts/dev/tools/class_stubs.py $(wildcard hf_longattn/famil
 	@$(PY) -m scripts.dev.tools.class_stubs
 	@touch $@
 
-demo: $(READY)  ## convert, fine-tune and compare on long question answering (10 minutes on 2 cores)
+demo: $(READY)  ## convert all-MiniLM-L6-v2; then fine-tune and compare on long question answering (10 minutes on 2 cores)
 	@$(PY) scripts/demo.py $(ARGS)
 
 # The versions that pyproject.toml declares to be enough, each as old as it allows; linux wheels of torch bring CUDA's libraries along.

@@ -1,4 +1,4 @@
-"""The whole path without a network: convert, score, fine-tune, score again: `python scripts/demo.py` or `make demo`."""
+"""The whole path without a network: all-MiniLM-L6-v2 converted, then long questions: `python scripts/demo.py` or `make demo`."""
 
 import sys
 from pathlib import Path

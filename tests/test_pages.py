@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from scripts.dev.real import NAME as REAL
 from tests.hub_state import WRITER, Hub
 from tests.not_typed import NOT_TYPED
 from tests.pages import KINDS, ROOT, Here, blocks, commands, follow, matches, matches_but_for_numbers, pages_with_blocks
@@ -94,6 +96,18 @@ def test_the_page_works(page: str, desk: Hub, stand_ins: StandIns) -> None:
     reader = Here()
     follow(page, reader, stand_ins)
     if page == "README.md":
-        assert reader.names["hidden_states"].shape[1] == reader.names["model"].config.max_position_embeddings == 4096
+        assert reader.names["model"].max_seq_length == 4096
     if page in ("README.md", "docs/quickstart.md"):
-        assert "my-name/bert-4096-qa" in desk.repos
+        assert "my-name/minilm-4096-embed" in desk.repos
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_page_works_with_the_real_checkpoint(page: str, desk: Hub, stand_ins: StandIns, real_folder: Path, tmp_path: Path) -> None:
+    """Instead of the small stand-in under its name, which the quick tests convert."""
+    shutil.copytree(real_folder, tmp_path / REAL)
+    reader = Here()
+    follow(page, reader, stand_ins)
+    assert reader.names["vectors"].shape == (2, 384)
+    if page == "docs/quickstart.md":
+        assert reader.names["documents"][reader.names["scores"].argmax()].startswith("On Fridays farmers sell apples")

@@ -197,15 +197,6 @@ def book(file: Path) -> None:
     file.write_text(REAL_TEXT * 6, encoding="utf-8")
 
 
-@stand_in("questions.jsonl")
-def questions(file: Path) -> None:
-    """Those of the quickstart, often enough that a tenth can be held out."""
-    from tests.pages import ROOT, blocks
-
-    quickstart = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
-    file.write_text(next(block.content for block in blocks(quickstart) if block.file == file.name) * 10, encoding="utf-8")
-
-
 @stand_in("my_squad.json", "dev.json")
 def squad(file: Path) -> None:
     """Questions about houses, as SQuAD has them; fewer to be scored with."""
@@ -363,6 +354,7 @@ page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative"})
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20"))
 page("docs/how-to/decoder_graph.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
 page("docs/how-to/export.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
+page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 2"}))
 page(
     "docs/how-to/embed.md", Setting(before=PHOTO, copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 4"}, slow=True)
 )

@@ -1,10 +1,11 @@
-"""The whole path on a fresh machine, without a network: convert, score, fine-tune, score again (10 minutes at most, 2 cores).
+"""The whole path on a fresh machine, without a network (10 minutes at most, 2 cores).
 
     make demo                        or   python scripts/demo.py
     python scripts/demo.py --minutes 1 --per-length 8        a shorter look
 
-What is committed: the 512-token question-answering model in model_cards/bert-python-512-qa (and the encoder it came from).
-What happens here: its conversion, all scores, the fine-tuning on long documents, tables, drawing and model card.
+First, all-MiniLM-L6-v2 is converted (`make install` has installed it), and compared with the original.
+Then a 512-token question-answering model is converted, scored, fine-tuned on long documents, and scored again. It is committed, in
+model_cards/bert-python-512-qa. All scores, tables, the drawing and the model card are made here.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def convert(options: argparse.Namespace, out: Path) -> tuple[Path, Path]:
     from hf_longattn import convert_checkpoint
     from hf_longattn.cli.show import show_report
 
-    step(1, f"Convert the committed 512-token QA model to {LENGTH:,} tokens with longformer attention")
+    step(2, f"Convert the committed 512-token QA model to {LENGTH:,} tokens with longformer attention")
     console.print(
         f"   longattn convert {options.model} {out / 'converted'} --mechanism longformer --option window={WINDOW} --max-length {LENGTH}"
     )
@@ -113,7 +114,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     from hf_longattn.training import load_qa_model
     from scripts.dev.studies.qa_run import evaluation_set
 
-    step(3, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
+    step(4, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
     _, tokenizer = load_qa_model(options.model)
     records = [
         {name: record[name] for name in ("id", "title", "question", "context", "answers")}
@@ -142,7 +143,7 @@ def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namesp
         "machine": ", ".join(f"{key} {value}" for key, value in machine().items()),
     }
     table = write_report(out / "long_qa", answers, about, "Long question answering: the demo's tables")
-    step(5, "What came out: exact answers, per cent ± standard error")
+    step(6, "What came out: exact answers, per cent ± standard error")
     console.print(Markdown(summary_markdown(table)))
     card = write_model_card(
         folder,
@@ -166,14 +167,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     options = parse(arguments)
     started = time.monotonic()
-    console.print("[bold]hf_longattn: a 512-token model reads 8,192 tokens[/bold]  (no network needed)")
-    console.print(f"   Committed: {Path(options.model).name}, a 512-token QA model trained by this project; loading libraries ...")
+    console.print("[bold]hf_longattn: models of 512 tokens read thousands[/bold]  (no network needed)")
+    console.print("   Loading libraries ...")
     import torch
     import transformers
 
+    import hf_longattn.cli.app  # noqa: F401 (before transformers: it silences warnings about kernels for other devices)
     from hf_longattn.errors import LongAttentionError
     from hf_longattn.training import load_qa_model
     from scripts.dev.studies.qa_run import evaluation_set
+    from scripts.dev.studies.real_checkpoint import show_real_checkpoint
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -181,10 +184,12 @@ def main(arguments: list[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
     out = Path(options.output)
     try:
-        for name in ("converted", "control", "fine-tuned"):
+        for name in ("minilm", "converted", "control", "fine-tuned"):
             shutil.rmtree(out / name, ignore_errors=True)
+        step(1, "Convert all-MiniLM-L6-v2, a sentence encoder that many programs use, and compare it with the original")
+        show_real_checkpoint(console, out)
         converted, control = convert(options, out)
-        step(2, "Score on long documents from packages that no training ever saw, before any training")
+        step(3, "Score on long documents from packages that no training ever saw, before any training")
         _, tokenizer = load_qa_model(options.model)
         sets = {name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths) for name in options.data}
         for name, records in sets.items():
@@ -192,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"   {name}: {shown['question']}  Answer: {shown['answers']['text'][0]}", markup=False)
         answers = score(readers(options, converted, control), sets, "all systems")
         folder = fine_tune(options, converted, out)
-        step(4, "Score the fine-tuned model on the same questions")
+        step(5, "Score the fine-tuned model on the same questions")
         answers += score([long_reader(AFTER, folder)], sets, "fine-tuned")
         finish(answers, out, folder, options, started)
     except LongAttentionError as error:
