@@ -324,7 +324,7 @@ FEW_CELLS = [("bert", None), ("bert", "BertForMultipleChoice"), ("bart", "BartFo
 @pytest.mark.parametrize(
     "cells",
     [
-        pytest.param(FEW_CELLS, id="few"),
+        *(pytest.param([cell], id=f"{cell[0]}-{cell[1]}") for cell in FEW_CELLS),
         pytest.param([(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].heads], id="all", marks=pytest.mark.slow),
     ],
 )

@@ -44,6 +44,8 @@ from tests.training.test_processes import ROOT, free_port
 
 USUAL = ["--no_bf16", "--disable_tqdm", "True", "--threads", "1"]
 CLASSES = ["good", "bad", "fair"]
+Multitask = tuple[str, list[str]]
+"""A checkpoint with several heads, and what is typed after --tasks."""
 Scored = Callable[..., tuple[int, str, dict[str, Any]]]
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
 
@@ -210,8 +212,8 @@ def test_a_training_of_no_steps_says_how_to_score(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    model, tasks = several(tmp_path, tokenizer)
+def test_two_processes_give_the_scores_of_one(multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model, tasks = multitask
     named = classifier(tmp_path / "named", tokenizer, sorted(WORDS))
     text = checkpoint("mlm", tmp_path / "mlm", tokenizer)
     lines = {
@@ -237,8 +239,10 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, tokenizer: PreTrai
     assert wrong == {}
 
 
-def several(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
+@pytest.fixture(scope="module")
+def multitask(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Multitask:
     """A checkpoint with three heads, and its tasks. The head "topic" predicts both classes on the documents of :func:`rows`."""
+    tmp_path = tmp_path_factory.mktemp("multitask")
     tasks = three_tasks(tmp_path)
     given = {"model": classifier(tmp_path / "short", tokenizer), "output_dir": str(tmp_path / "several"), "tasks": tasks}
     finetune_multitask(*build_arguments(MULTITASK, **given, max_steps=1, **FAST))
@@ -253,9 +257,9 @@ def several(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[str, li
 
 
 def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, caplog: pytest.LogCaptureFixture
+    multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, tasks = several(tmp_path, tokenizer)
+    model, tasks = multitask
     topic = load_multitask_head(model, "topic").eval()
     documents = [row["text"] for row in rows()]
     with torch.inference_mode():
@@ -284,13 +288,6 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
         code, said, _ = scored("multitask", "--model", model, "--tasks", task)
         if code != 1 or words not in said:
             wrong[task] = said
-    for task in ("classify", "tokens", "qa", "mlm"):
-        code, said, _ = scored(
-            task, "--model", model, "--text" if task == "mlm" else "--data", table(tmp_path, DATA[task], f"{task}.jsonl")
-        )
-        line = f"longattn evaluate multitask --model {model} --tasks ask=qa:DATA names=tokens:DATA topic=classify:DATA."
-        if code != 1 or "lacks weights of Bert" not in said or f"`longattn train multitask`, so type {line}" not in said:
-            wrong[task] = said
     assert wrong == {}
 
     given = {"model": model, "output_dir": str(tmp_path / "next"), "max_steps": 1, **FAST, "learning_rate": 1e-9}
@@ -304,3 +301,15 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
     heads = AutoModel.from_pretrained(tmp_path / "next").config.multitask_heads
     assert heads.keys() == {"ask", "topic", "fresh"}
     assert heads["topic"]["labels"] == ["files", "loops"]
+
+
+def test_a_single_task_names_the_evaluation_of_all_heads(multitask: Multitask, tmp_path: Path, scored: Scored) -> None:
+    model, _ = multitask
+    line = f"longattn evaluate multitask --model {model} --tasks ask=qa:DATA names=tokens:DATA topic=classify:DATA."
+    wrong = {}
+    for task in ("classify", "tokens", "qa", "mlm"):
+        data = table(tmp_path, DATA[task], f"{task}.jsonl")
+        code, said, _ = scored(task, "--model", model, "--text" if task == "mlm" else "--data", data)
+        if code != 1 or "lacks weights of Bert" not in said or f"`longattn train multitask`, so type {line}" not in said:
+            wrong[task] = said
+    assert wrong == {}
