@@ -62,6 +62,8 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
             ) from error
         if isinstance(error, OSError) and "safetensors" in str(error) and has_pickles(str(name), revision, token):
             raise CheckpointError(only_pickles(str(name))) from error
+        if isinstance(error, OSError) and "no file named" in str(error) and not what:
+            raise CheckpointError(f"{subject} has no weights; give a folder with model.safetensors, or all files of its index.") from error
         if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("transformers.models."):  # where a class was looked for
             raise CheckpointError(
                 f"{subject} names a processor that transformers does not have; correct processor_class in its processor_config.json and "
@@ -194,7 +196,7 @@ def load_model(
         model, info = load_weights(loader, name, allow_pickle=allow_pickle, **options)
     if complete:
         check_complete(model, info, str(name))
-    if int(os.environ.get("RANK", "0")) == 0 and (sentence := load_report(info, elsewhere)):
+    if int(os.environ.get("RANK", "0")) == 0 and (sentence := load_report(info, elsewhere, model.base_model_prefix)):
         logger.warning(f"{name}: {sentence}.")
     return model
 
@@ -284,11 +286,16 @@ def tied_weights(model: Any) -> Mapping[str, str]:
     return getattr(model, "all_tied_weights_keys", None) or {}
 
 
-def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = ()) -> str:
-    """The loading info of ``from_pretrained`` in words; "" if everything was loaded."""
+def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = (), base: str = "") -> str:
+    """The loading info of ``from_pretrained`` in words; "" if everything was loaded.
+
+    Args:
+        elsewhere: prefixes of weights that are loaded in another way.
+        base: the name of the base model within the model, such as "bert". Names of unused weights are given without it.
+    """
     new = [key.rpartition(".")[0] for key in info["missing_keys"]]
     resized = [key[0].rpartition(".")[0] for key in info["mismatched_keys"]]
-    unused = [key.partition(".")[0] for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
+    unused = [key.removeprefix(f"{base}.").partition(".")[0] for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
     parts = [f"{listed(new)} {_are(new)} new and trained from random values"] if new else []
     reason = "it is" if len(set(resized)) == 1 else "they are"
     parts += [f"{listed(resized)} {_are(resized)} new, since {reason} of another size there"] if resized else []

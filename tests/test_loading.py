@@ -14,7 +14,13 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertForMaskedLM,
+    PreTrainedTokenizerBase,
+)
 
 from hf_longattn.cli import app
 from hf_longattn.errors import CheckpointError
@@ -70,6 +76,13 @@ def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> 
     assert said == []
     model = load_model(AutoModelForSequenceClassification, folder, num_labels=3)
     assert said == [f"{folder}: bert.pooler.dense, classifier are new and trained from random values; cls is not used by this task."]
+    said.clear()
+    model.save_pretrained(folder)
+    load_model(AutoModelForTokenClassification, folder, num_labels=3)
+    assert said == [f"{folder}: pooler is not used by this task."]
+    Path(folder, "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"short' has no weights; give a folder with model\.safetensors, or all files of its index\."):
+        load_model(AutoModelForTokenClassification, folder)
     said.clear()
     model.save_pretrained(folder)
     load_model(AutoModelForSequenceClassification, folder, ignore_mismatched_sizes=True, **label_config(list("abcde")))
