@@ -231,8 +231,8 @@ def load_lm(
     loader, names = _HEADS[objective]
     if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
         raise OptionError(
-            f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
-            f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
+            f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} needs; "
+            f"take the task {'clm' if objective == 'mlm' else 'mlm'}"
         )
     model: PreTrainedModel = new_model(loader, config, dtype=torch.float32) if from_scratch else load_model(loader, name, complete=complete)
     if getattr(model, "is_quantized", False):

@@ -31,7 +31,7 @@ def test_each_objective_refuses_a_model_of_the_other(
     assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()
     assert train(objective, ["--model", checkpoint(other, tmp_path / "other", tokenizer), *usual, "--overwrite"]) == 1
-    assert f"train it with {other}" in capfd.readouterr().err
+    assert f"take the task {other}" in capfd.readouterr().err
 
 
 def test_the_script_is_the_command(repository: Path) -> None:
