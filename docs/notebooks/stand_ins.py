@@ -10,6 +10,8 @@ import json
 import os
 import random
 import re
+import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics  # the language reference, in every Python installation
@@ -101,6 +103,14 @@ def chapters(folder: str) -> None:
     Path(folder).mkdir(exist_ok=True)
     for number, name in enumerate(sorted(topics)):
         Path(folder, f"{number:02}.txt").write_text(topics[name], encoding="utf-8")
+
+
+def published_encoder(folder: str) -> None:
+    """all-MiniLM-L6-v2 itself, no stand-in: a clone's `make install` has installed it."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone
+    from scripts.dev.real import real_checkpoint
+
+    shutil.copytree(real_checkpoint(), folder)
 
 
 def python_writer(folder: str, steps: int = 250) -> None:
