@@ -60,11 +60,9 @@ def show_real_checkpoint(console: Console, out: Path) -> None:
         console.print(f"   {row.tokens:>6}   {row.cosine:.4f}   {row.difference:.1e}{', equal' if row.equal else ''}", highlight=False)
     console.print(f"   {summary(comparisons)}")
     full, long = time_long_text(target)
-    console.print(
-        f"\n   A text of {LENGTH:,} tokens, of which the original reads {SHORT_TEXTS[-1]} ({torch.get_num_threads()} threads, fp32)"
-    )
-    console.print(f"   full attention, transformers' own (SDPA)   {full:.2f} s")
-    console.print(f"   longformer                                 {long:.2f} s   {full / long:.1f} times as fast")
+    console.print(f"\n   Processor time for a text of {LENGTH:,} tokens, of which the original reads {SHORT_TEXTS[-1]} (fp32)")
+    console.print(f"   full attention (transformers' BERT, SDPA)   {full:5.2f} s", highlight=False)
+    console.print(f"   longformer                                  {long:5.2f} s, {full / long:.1f} times as fast", highlight=False)
 
 
 def tokens_of(tokenizer: Any, count: int) -> dict[str, Tensor]:
