@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen,
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
+from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.grid_bias import GridBias
 from .engines.dispatch import OBSERVERS, DispatchContext, choose, reporting, running
@@ -159,8 +161,7 @@ KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "m
 def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
     """Refuse arguments of :func:`attend` that ``mechanism`` does not use."""
     name, hidden = mechanism.name, call.hidden_states
-    if mechanism.causal not in ("both", call.causal):
-        raise mechanism.wrong_form(call.causal, "this call")
+    mechanism.check_form(call.causal, "this call")
     if call.score_mod is not None and not mechanism.takes_score_mod:
         raise OptionError(f"Mechanism {name!r} has no scores to which score_mod could add; leave score_mod out.")
     if call.global_mask is not None and not mechanism.takes_globals:
@@ -285,6 +286,22 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite and mean nothing.
     """
+    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, alone=alone)
+    full = None if call.causal or mechanism.shard is not None else mechanism.full
+    if full is None:
+        return by_mechanism(q, k, v, call)
+
+    def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        call = call.replace(global_mask=None, hidden_states=None, detached_kv=None)
+        return run_mechanism(full, q, k, v, call, None if run is None else getattr(full, run.__name__), alone=alone)
+
+    return by_length(in_full, by_mechanism, mechanism.options.exact_length or 0, mechanism.needs_whole_batch, q, k, v, call)
+
+
+def run_mechanism(
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *, alone: bool = False
+) -> Tensor:
+    """:func:`run_batch` of sequences of any length by the mechanism, whatever its option ``exact_length``."""
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
     attention, order = run or mechanism, mechanism.options.order

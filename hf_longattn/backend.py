@@ -7,6 +7,7 @@ the two-dimensional padding mask as it is, so that nothing of size N×N is built
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
@@ -25,6 +26,7 @@ from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_fro
 from .engines.common.call import AttentionCall, ScoreMod, constant
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
+from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
@@ -177,7 +179,7 @@ def longattn_attention_forward(
     key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
-        mask = mechanism.fused_mask(key, causal)
+        mask = mechanism.at(key.shape[2], causal).fused_mask(key, causal)
         if mask is True:  # what transformers' sdpa attention does, at the same cost
             output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
             return output.transpose(1, 2).contiguous(), None
@@ -211,6 +213,11 @@ def longattn_attention_forward(
         raise MaskError(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
+        )
+    if dense_mask is not None and in_graph() and not causal and mechanism.full is not None and mechanism.at(key.shape[2]) is mechanism:
+        raise MaskError(
+            "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot tell which are short; "
+            "give each document its own row with padding, leave torch.compile out, or set exact_length=0."
         )
     tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), padding, query.shape[2], key)
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
@@ -384,7 +391,12 @@ def _sharded(
     call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], _softcap(kwargs, query)))
     if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
-    return mechanism.attend_sharded(query, key, value, call, shard).transpose(1, 2).contiguous()
+    sharded = functools.partial(mechanism.attend_sharded, shard=shard)
+    full, most = None if call.causal else mechanism.full, mechanism.options.exact_length or 0
+    if full is None:
+        return sharded(query, key, value, call).transpose(1, 2).contiguous()
+    in_full = functools.partial(shard.run, full)
+    return by_length_sharded(in_full, sharded, most, query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:

@@ -79,9 +79,7 @@ class LongAttentionConfig:
         self.check_layers(num_layers)
         for index in range(num_layers):
             name, options = self.for_layer(index)
-            mechanism = prototype(name, options)
-            if mechanism.causal not in ("both", causal):
-                raise mechanism.wrong_form(causal, f"layer {index}")
+            prototype(name, options).check_form(causal, f"layer {index}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""

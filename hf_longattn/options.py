@@ -21,6 +21,8 @@ ORDER = "order"
 """The option that every mechanism for texts has: the order in which it reads the tokens of a grid."""
 RELATIVE = "relative"
 """The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
+EXACT_LENGTH = "exact_length"
+"""The option that every mechanism with a bidirectional form has: the longest text that is attended in full."""
 
 MAX_LENGTH, SEED = "max_length", "seed"
 """Options that build_mechanism or attend have an argument for: what is given there is the option."""
@@ -107,6 +109,16 @@ class Options:
             "unit": "",
         },
     )
+    exact_length: int | None = dataclasses.field(
+        default=None,
+        kw_only=True,
+        metadata={
+            "help": "longest text that is attended in full, as by the source of a converted encoder; longer texts, decided one by one, are "
+            "attended by the mechanism",
+            "unit": "tokens",
+            "least": 0,
+        },
+    )
 
     def check(self) -> None:
         """Raise :class:`OptionError` for what :func:`option` cannot express, such as values that do not fit together."""
@@ -125,7 +137,7 @@ class Options:
         """
         hints = _hints(cls)  # type: ignore[arg-type]
         known = [info.name for info in cls.infos()]
-        checked = {}
+        checked: dict[str, Any] = {}
         for name, value in values.items():
             if name not in hints or name not in known:
                 listed = ", ".join(known) if known else "none"
@@ -182,8 +194,8 @@ class Options:
         return 1
 
 
-COMMON: dict[str, Callable[[Any], str]] = {RELATIVE: lambda value: _read_relative(value), ORDER: check_order}
-"""Options that mechanisms have in common, which are left out of files where they are not set -> what reads a value."""
+COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: lambda value: _read_relative(value), ORDER: check_order, EXACT_LENGTH: None}
+"""Options that mechanisms share, left out of files where they are not set -> what reads a value; by default its type does."""
 
 
 @functools.cache

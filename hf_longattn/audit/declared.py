@@ -294,6 +294,7 @@ class DeclaredReach:
     def _of_mechanism(self, mechanism: Mechanism, causal: bool, chosen: Tensor | None) -> LayerReach:
         """The pairs of a mechanism's mask if this is its whole definition, else those within its locality."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
+        mechanism = mechanism.at(self.length, causal)
         call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
         tokens = mechanism.resolve_globals(torch.empty(1, 1, self.length, 1), call)
         local = mechanism.locality(causal)

@@ -265,7 +265,7 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
     dense = full_pairs(length, shape.causal)
     width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
-    pairs = {layer: layer.pairs(length, shape.causal) for layer in set(layers)}
+    pairs = {layer: layer.at(length, shape.causal).pairs(length, shape.causal) for layer in set(layers)}
     cache = None
     if shape.causal:
         cache = state_bytes(layers, shape, length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,12 @@ from torch import nn
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
 from ..errors import GridError, LengthError, OptionError, PositionError
+from ..mechanisms.common.registry import prototype
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import PositionTable, tower_field
 from ..modeling.family.rotary import plan_rotary
-from ..modeling.family.sliding_window import own_windows, with_own_windows
+from ..modeling.family.sliding_window import keeps_window, own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import TOWERS, mark_generic, towers_of
 from ..options import RELATIVE
@@ -165,6 +166,9 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         zeroed=planned.rule in DROPPED,
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
+    short_texts = ShortTexts()
+    if original is None:
+        short_texts = short_texts_of(attention, length, own_windows(base), shape.causal, position_change)
     mechanisms = layer_mechanisms(attention, shape, length.new)
     warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal)
     if decoder is not None:
@@ -183,6 +187,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         max_shard_size=request.max_shard_size,
         attention=attention,
         position_change=position_change,
+        short_texts=short_texts,
         unchanged_tokens=unchanged,
         shape=shape,
         costs=costs,
@@ -315,6 +320,21 @@ def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, s
 
 
 @dataclass(frozen=True)
+class ShortTexts:
+    """The texts that an encoder attends in full, as its source does.
+
+    length: tokens of the longest; 0 if there are none.
+    reason: why they are not read exactly as by the source; empty if they are, or where that is no question.
+    """
+
+    length: int = 0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"not exactly as by the source: {self.reason}" if self.reason else f"up to {self.length} tokens exactly as by the source"
+
+
+@dataclass(frozen=True)
 class ConversionPlan(ResultPlan):
     """Everything that is decided before a byte is written. Of towers, `attention`, `shape` and `costs` are in their plans."""
 
@@ -323,6 +343,7 @@ class ConversionPlan(ResultPlan):
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     warnings: tuple[PositionWarning, ...] = ()  # mechanisms for which the positions do not hold without training
+    short_texts: ShortTexts = ShortTexts()
     unchanged_tokens: int = 0  # where positions change outputs, the longest text whose outputs they do not change
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
@@ -371,6 +392,7 @@ class ConversionPlan(ResultPlan):
             **({} if self.series is None else self.series.to_dict()),
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
+            **({"short_texts": str(self.short_texts)} if self.short_texts != ShortTexts() else {}),
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
             **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
             **self.sizes(),
@@ -613,6 +635,31 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
             choice[RELATIVE] = ALIBI
     changed = {**({} if turns is None else {IN_TURN: turns}), **overrides}
     return LongAttentionConfig.from_dict({**values, RELATIVE: ALIBI, **({"layers": changed} if changed else {})})
+
+
+def short_texts_of(
+    attention: LongAttentionConfig, length: StackLength, windows: Sequence[int | None], causal: bool, change: str
+) -> ShortTexts:
+    """The texts that are attended in full by the option ``exact_length``.
+
+    Args:
+        windows: the width of each layer's window in the source; ``None`` where it has none.
+        change: how positions change outputs of short texts; empty if they do not.
+
+    Raises:
+        OptionError: they are longer than those that the source reads.
+    """
+    own = [keeps_window(attention, number, width) for number, width in enumerate(windows)]
+    layers = [prototype(*attention.for_layer(number)) for number, keeps in enumerate(own) if not keeps]
+    given = [layer.options.exact_length or 0 for layer in layers]
+    if causal or not any(given):
+        return ShortTexts()
+    if (longest := max(given)) > length.old:
+        raise OptionError(f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most {length.old}.")
+    if not all(one or layer.covers(longest) for one, layer in zip(given, layers, strict=True)):
+        return ShortTexts(0, "some layers have no exact_length")
+    replaced = any(width is not None and not keeps for width, keeps in zip(windows, own, strict=True))
+    return ShortTexts(min(filter(None, given)), change or ("exact_length replaces windows of the source" if replaced else ""))
 
 
 def needs_separator(attention: LongAttentionConfig) -> bool:

@@ -14,6 +14,7 @@ from ..errors import CheckpointError, LengthError, PositionError, checkpoint_err
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
+from ..options import EXACT_LENGTH
 from ..positions import (
     CENTRED,
     DROPPED,
@@ -259,7 +260,8 @@ def position_warnings(
     for number, mechanism in enumerate(layers):
         if problem := mechanism.untrained_distances(rule, length.old, length.new, causal):
             name, options = attention.for_layer(number)
-            problems.setdefault(write_choice({"mechanism": name, **options}), (problem, []))[1].append(number)
+            told = {option: value for option, value in options.items() if option != EXACT_LENGTH}
+            problems.setdefault(write_choice({"mechanism": name, **told}), (problem, []))[1].append(number)
     width = widest_span(length.old, causal=causal)
     flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
     stack = "decoder layer" if decoder else "layer"

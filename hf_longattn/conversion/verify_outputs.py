@@ -143,7 +143,7 @@ def _compare_with_source(
     """The checks at the old length, and the loaded result."""
     source, missing = _measured_source(plan, measurement, scratch)
     headless = newly_initialised(missing, source)
-    at = sorted({lengths.old, lengths.covered, _unchanged(plan, lengths)} - {0})
+    at = sorted({lengths.old, lengths.covered, _unchanged(plan, lengths), min(plan.short_texts.length, lengths.old)} - {0})
     limit = _decoder_limit(plan)
     expected = {length: outputs(part_to_compare(source, headless), text.tokens(length), decoder_tokens=limit) for length in at}
     del source
@@ -181,6 +181,9 @@ def _compare_old(
     change = plan.position_change
     checks = []
     unchanged = _unchanged(plan, lengths)
+    if at := min(plan.short_texts.length, lengths.old):
+        checks.append(compare("equal for short texts", at, f"as for texts of up to {plan.short_texts.length}", plan.short_texts.reason))
+        attend_by_mechanisms(model)
     if unchanged and unchanged <= lengths.covered:
         checks.append(compare("equal where positions are unchanged", unchanged, "long attention", ""))
     if lengths.covered:
@@ -195,7 +198,15 @@ def _compare_old(
         covers = f"covers inputs up to {lengths.covered} tokens" if lengths.covered else "is full attention at no length"
         why = " and ".join(filter(None, [change, f"the mechanism {covers}"]))
         checks.append(compare("at the old length", lengths.old, "long attention", why))
+    attend_by_mechanisms(model, False)
     return checks
+
+
+def attend_by_mechanisms(model: nn.Module, short_texts: bool = True) -> None:
+    """Have the mechanisms attend short texts, too, or no longer, whatever ``exact_length`` says."""
+    for module in model.modules():
+        if isinstance(module, Mechanism):
+            module.ignores_exact_length = short_texts
 
 
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> tuple[list[Check], dict[str, Tensor]]:

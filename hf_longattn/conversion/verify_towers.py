@@ -92,4 +92,5 @@ def _covers(plan: ConversionPlan, length: int) -> bool:
     if plan.grid is not None:
         layers = mechanisms_on(plan.grid.old, plan.attention, plan.shape)
         return all(layer.covers(grid.length) for layer, grid in zip(layers, plan.grid.old.layers, strict=True))
-    return all(layer.covers(length, plan.shape.causal) for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    causal = plan.shape.causal
+    return all(layer.at(length, causal).covers(length, causal) for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))

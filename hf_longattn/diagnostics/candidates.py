@@ -140,8 +140,7 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Read
         return why
     try:
         mechanism = candidate.build(layer, number)
-        if mechanism.causal not in ("both", causal):
-            raise mechanism.wrong_form(causal, "the model")
+        mechanism.check_form(causal, "the model")
         call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
         reading = mechanism.reading(layer.q, layer.k, call)
     except LongAttentionError as error:

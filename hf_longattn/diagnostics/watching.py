@@ -205,7 +205,8 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
             for site in _sites(stack):
                 if not isinstance(site.mechanism, Mechanism):
                     raise BackendError(f"{site.name} of {type(stack).__name__} has no mechanism, so its attention cannot be watched.")
-                handles.append(site.mechanism.register_forward_pre_hook(functools.partial(hook, site), prepend=True))
+                for mechanism in filter(None, (site.mechanism, site.mechanism.full)):
+                    handles.append(mechanism.register_forward_pre_hook(functools.partial(hook, site), prepend=True))
             yield
         finally:
             for handle in handles:

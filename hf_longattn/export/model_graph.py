@@ -95,7 +95,7 @@ def least_lengths(graph: nn.Module, max_length: int) -> list[int]:
 
 
 def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> bool:
-    return not mechanism.covers(length, causal)
+    return not mechanism.at(length, causal).covers(length, causal)
 
 
 def longest_decoded(model: Any, max_length: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND, COLLECT_WEIGHTS, filled_columns
-from ..engines.common.batch import for_one_pass
+from ..engines.common.batch import first_real, for_one_pass
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
@@ -334,6 +334,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     """Comes before the base model, which receives the input with or without a head: checks and completes its arguments."""
 
     position_table: ClassVar[PositionTable | None]
+    exact_length: int | None = None
+    """The longest text that every layer attends in full, where its positions are those of a table; ``None`` without the option."""
 
     @property
     def recursion(self) -> Recursion | None:
@@ -356,6 +358,9 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         setattr(self, ATTENTION_MODULES_ATTRIBUTE, [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)])
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
+        if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
+            exact = [mechanism.options.exact_length for mechanism in layer_mechanisms(self) if mechanism.full is not None]
+            self.exact_length = min(filter(None, exact), default=None)
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""
@@ -399,6 +404,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             self.rule_out_packing(arguments)
         if self.runs_mechanisms:
             self.find_documents(arguments)
+            if tokens is not None and arguments.get("position_ids") is None and self._counts_from_the_text(arguments, tokens.shape[1]):
+                arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
         elif arguments.pop("documents", None) is not None:
             raise MaskError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
@@ -414,9 +421,20 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         if table is not None and table.skips_padding:
             ids = kwargs.get("input_ids")
             real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != table.padding_id(self.config)
-        if real is None:
-            return torch.arange(first, first + shape[1], device=device).expand(shape)
-        return real.long().cumsum(1) * real.long() + first - 1
+        if real is not None:
+            return real.long().cumsum(1) * real.long() + first - 1
+        places = torch.arange(first, first + shape[1], device=device).expand(shape)
+        if self._counts_from_the_text(kwargs, shape[1]):
+            places = (places - first_real(kwargs["attention_mask"])[:, None]).clamp(min=first)
+        return places
+
+    def _counts_from_the_text(self, kwargs: dict[str, Any], length: int) -> bool:
+        """Whether positions start after padding on the left: in batches that are longer than the texts that are attended in full.
+
+        Shorter batches have the source's positions, which count padding where the source does.
+        """
+        mask = kwargs.get("attention_mask")
+        return self.exact_length is not None and length > self.exact_length and isinstance(mask, Tensor) and mask.dim() == 2
 
     @property
     def takes_positions(self) -> bool:

@@ -149,8 +149,7 @@ class LayerCosts:
             candidate.mechanism, candidate.options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden,
             max_length=self.length, generator=generator,
         )  # fmt: skip
-        if mechanism.causal not in ("both", shape.causal):
-            raise mechanism.wrong_form(shape.causal, "the model")
+        mechanism.check_form(shape.causal, "the model")
         mechanism = mechanism.to(self.device).eval()
 
         def values(heads: int) -> Tensor:

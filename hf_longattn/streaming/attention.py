@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attend import run_batch
+from ..attend import run_mechanism
 from ..engines.common.call import AttentionCall
 from ..engines.common.shards import Locality
 from ..errors import LengthError, OptionError, StreamError
@@ -139,7 +139,7 @@ class AttentionStream:
             real = torch.ones(len(k), end - start, dtype=torch.bool, device=k.device)
             q_places = torch.arange(first, stop, device=k.device).expand(len(q), -1)
             return mechanism.attend_kept(q, k, v, q_places, places.expand(len(k), -1), real, self._call)
-        return run_batch(mechanism, self._tails["q"].between(first, end), k, v, self._call)[:, :, : stop - first]
+        return run_mechanism(mechanism, self._tails["q"].between(first, end), k, v, self._call)[:, :, : stop - first]
 
     def _end(self, stop: int) -> int:
         """The token after the last one that the outputs up to before ``stop`` depend on."""

@@ -60,6 +60,7 @@ class Cell:
         self.layouts = {way.layout for way in self.ways if way.layout}
         self.dtype = torch.float32 if any(way.dtype == torch.float32 for way in self.ways) else torch.float64
         self.tolerance = max(way.tolerance for way in self.ways)
+        self.attention: dict[str, Any] = WINDOW
 
     def missing(self) -> str | None:
         """Why there is no such cell."""
@@ -86,9 +87,10 @@ class Cell:
 
     def model(self) -> Any:
         """The model before any way has prepared it."""
-        values: dict[str, Any] = {"long_attention": WINDOW, **NO_DROPOUT, **({"is_decoder": True} if decodes(self.row) else {})}
-        for way in self.ways:
-            values |= way.values
+        values: dict[str, Any] = {"long_attention": self.attention, **NO_DROPOUT, **({"is_decoder": True} if decodes(self.row) else {})}
+        for way in sorted(self.ways, key=lambda way: "mechanism" not in way.values.get("long_attention", {"mechanism": ""})):
+            attention = way.values.get("long_attention", {})
+            values |= {**way.values, "long_attention": {**({} if "mechanism" in attention else values["long_attention"]), **attention}}
         known = {name: value for name, value in values.items() if name != "long_attention"}
         model = copy.deepcopy(_built(self.row, json.dumps(values["long_attention"]), json.dumps(_known(self.base, known))))
         if hasattr(model.config, "num_experts_per_tok"):

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_longattn.private_apis import cpu_computes_bf16
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.modes.cells import ROWS, Cell
-from tests.modes.ways import WAYS
+from tests.modes.ways import EXACT_LENGTH, WAYS, decodes
 
 STORED = json.loads((Path(__file__).resolve().parents[2] / "scripts" / "dev" / "results" / "modes.json").read_text(encoding="utf-8"))
 ROUNDING = ("packed bf16", "packed int8")
@@ -44,6 +45,16 @@ def check(row: str, first: str, second: str) -> None:
 @pytest.mark.parametrize(("row", "first", "second"), ALONE + ROTATED)
 def test_two_ways_together(row: str, first: str, second: str) -> None:
     check(row, first, second)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not decodes(row)])
+def test_a_short_text_is_attended_in_full(row: str) -> None:
+    """As by a model of full attention with the same weights, and a longer one beside it is not."""
+    batch, in_full = Cell(row, "right padded", "exact length"), Cell(row, "right padded")
+    in_full.attention = {"mechanism": "full"}
+    for found, expected, sequence in zip(batch.run()[0], in_full.expected()[0], batch.sequences(), strict=True):
+        equal = [torch.allclose(found[name], expected[name], rtol=0, atol=1e-8) for name in expected]
+        assert all(equal) if len(sequence) <= EXACT_LENGTH else not any(equal)
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ Fields = dict[str, Tensor]
 Call = Callable[[Any, dict[str, Any]], Fields]
 """From a model and its arguments to its outputs."""
 WINDOW = {"mechanism": "window", "window": 16}
+EXACT_LENGTH = 30
+"""Tokens of the longest sequence that the way of this name attends in full: some sequences of every cell are longer."""
 COMPILED = ("bert", "llama", "bart")
 ALONG_THE_TEXT = (
     *("input_ids", "attention_mask", "position_ids", "documents", "labels", "global_attention_mask"),
@@ -86,6 +88,10 @@ def decodes(row: str) -> bool:
 
 def no_cache(row: str) -> str | None:
     return None if decodes(row) else "no decoder"
+
+
+def looks_back(row: str) -> str | None:
+    return "a decoder sees what came before, whatever the length" if decodes(row) else None
 
 
 def not_compiled(row: str) -> str | None:
@@ -412,6 +418,7 @@ WAYS: dict[str, Way] = {
         Way("memory", call=with_memory, in_pieces=True, apart={"attentions": "a call has the weights of the keys in the memory, too"}),
         Way("segments", values={"long_attention": {"mechanism": "recurrent_memory", "segment_length": 24, "num_memory_tokens": 4}}),
         Way("global tokens", values={"long_attention": {"mechanism": "longformer", "window": 16}}, layout="globals"),
+        Way("exact length", values={"long_attention": {"exact_length": EXACT_LENGTH}}, lacks=looks_back),
         Way("packed fp32", prepare=optimised("fp32", pack=None), dtype=torch.float32, tolerance=2e-4),
         Way("packed bf16", prepare=optimised("bf16"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
         Way("packed int8", prepare=optimised("int8"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),

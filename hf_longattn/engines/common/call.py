@@ -443,7 +443,7 @@ def attend_per_sequence(
         q, k, v, call = without_padding(q, k, v, call)
     if how == "stacked":
         return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
-    return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)
+    return run(q, k, v, call) if how in ("packed", "masked") else rolled(run, q, k, v, call, batch)
 
 
 def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -455,7 +455,7 @@ def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor],
     if in_graph():
         assert batch.mask is not None
         start = first_real(batch.mask)
-        return _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *without_padding(q, k, k, call), batch)
+        return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *without_padding(q, k, k, call), batch)
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
     for span, (queries, keys, _, sequence_call) in zip(batch.sequences, _split_sequences(q, k, k, call, batch), strict=True):
@@ -600,7 +600,7 @@ def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: i
     return of_rows
 
 
-def _rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
+def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
     """Every row from its first real token on; queries that are the last of a sequence are preceded by zeros."""
     assert batch.mask is not None
     start, length = first_real(batch.mask), k.shape[2]

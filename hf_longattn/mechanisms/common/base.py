@@ -28,6 +28,7 @@ How far a mechanism sees is asked for different purposes, each with a word:
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall, weights_per_sequence, without_padding
 from ...engines.common.dense import repeat_heads
+from ...engines.common.exact import weights_by_length
 from ...errors import LengthError, OptionError
 from ...options import Options
 from ...positions.relative import RelativePositions
@@ -74,6 +76,9 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     trains: bool = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
     options_type: ClassVar[type[Options]] = Options
+    ignores_exact_length: bool = False
+    """Whether short texts are attended by the mechanism for now, to measure it."""
+    _full: tuple[Mechanism, ...] = ()  # a tuple, so that it is no submodule
     sample: ClassVar[dict[str, Any]] = {}
     """Options that suit inputs of some hundred tokens, for tests and pictures."""
 
@@ -87,6 +92,55 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         self.num_heads, self.head_dim, self.hidden_size, self.max_length = num_heads, head_dim, hidden_size, max_length
         self.options = options
         self.build_relative(options, num_heads, head_dim, hidden_size)
+
+    def build_full(self) -> None:
+        """Build the full attention of the option ``exact_length``, once the mechanism is built.
+
+        Raises:
+            OptionError: short texts cannot be attended in full with these options.
+        """
+        if not self.options.exact_length:
+            return
+        reasons = {
+            "exists in the causal form only": self.causal is True,
+            "reads a grid": self.reads_grid,
+            "passes memory tokens from segment to segment": self.recursion is not None,
+            "counts padding with these options": not self.ignores_padding,
+            "adds relative positions to the scores": self.relative is not None,
+        }
+        if reason := next((why for why, holds in reasons.items() if holds), None):
+            raise OptionError(
+                f"Mechanism {self.name!r} {reason}, so that it cannot attend short texts in full as another model does; "
+                "leave exact_length out, or set exact_length=0."
+            )
+        from ..full import Full  # which derives from this class
+
+        self._full = (Full(self.num_heads, self.head_dim, self.hidden_size, None, Options()),)
+
+    @property
+    def full(self) -> Mechanism | None:
+        """Full attention for sequences of at most ``options.exact_length`` tokens; ``None`` without that option."""
+        if not self._full or self.is_cross_attention or self.ignores_exact_length:
+            return None
+        full = self._full[0]
+        if full.layer != self.layer:
+            full.layer = self.layer
+        return full
+
+    def check_form(self, causal: bool, where: str) -> None:
+        """Raise :class:`OptionError` where ``where`` needs a form, causal or bidirectional, that these options do not have."""
+        if self.causal not in ("both", causal):
+            raise self.wrong_form(causal, where)
+        if causal and self.full is not None:
+            raise OptionError(
+                f"exact_length={self.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "
+                f"a causal window of {self.options.exact_length} tokens already sees all of shorter texts."
+            )
+
+    def at(self, length: int, causal: bool = False) -> Mechanism:
+        """What attends a text of ``length`` tokens: full attention for short ones, with the option ``exact_length``."""
+        full = None if causal else self.full
+        return self if full is None or length > (self.options.exact_length or 0) else full
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set every parameter and buffer, those of relative positions and of members included, to its initial value.
@@ -146,10 +200,12 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
             return q.new_zeros(*q.shape[:3], k.shape[2])
         precise = torch.promote_types(q.dtype, torch.float32)
         call = (AttentionCall.of(**arguments) if call is None else call).with_bias_on_grid()
-        weights = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
+        weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
         if self.is_cross_attention:
             q, k, _, call = without_padding(q, k, k, call, cross=True)
+        if self.full is not None and not call.causal:
+            weights = functools.partial(weights_by_length, self.full._weights, weights, self.options.exact_length or 0)
         if self.per_sequence(call):
             return weights_per_sequence(weights, q, k, call).to(dtype)
         if self.ignores_padding:
@@ -166,6 +222,8 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         Raises:
             GridError: an order for a call without a grid.
         """
+        if (full := self.at(k.shape[2], call.causal)) is not self:
+            return full.reading(q, k, call.replace(global_mask=None))
         if self.options.order is not None:
             return reading_in_order(self.options.order, self._reading, q, k, call)
         return self._reading(q, k, call)

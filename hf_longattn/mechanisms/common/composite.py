@@ -11,7 +11,7 @@ from torch import nn
 
 from ...choice_text import read_choice, read_members, read_numbers, read_rules, write_choice, write_numbers
 from ...errors import OptionError
-from ...options import Options
+from ...options import EXACT_LENGTH, RELATIVE, Options
 from .base import Mechanism
 from .registry import check_options, mechanism_class
 from .token_rules import TokenRule
@@ -48,11 +48,12 @@ class MechanismSpec:
     def _of(cls, values: dict[str, Any], owner: str) -> MechanismSpec:
         mechanism = mechanism_class(values.pop("mechanism")).name
         options = check_options(mechanism, values)
-        if options.relative is not None:
-            raise OptionError(
-                f"Relative positions belong to a whole layer, but a member of mechanism {owner!r} has relative={options.relative!r}; "
-                f"give relative to {owner!r} itself."
-            )
+        for option, what in {RELATIVE: "Relative positions belong", EXACT_LENGTH: "Texts attended in full belong"}.items():
+            if value := getattr(options, option):
+                raise OptionError(
+                    f"{what} to a whole layer, but a member of mechanism {owner!r} has {option}={value!r}; "
+                    f"give {option} to {owner!r} itself."
+                )
         return cls(mechanism, options, tuple(values))
 
     @classmethod

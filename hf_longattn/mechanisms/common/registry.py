@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from numbers import Integral
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from ...catalogue import current_name, unknown_mechanism
 from ...engines.common.grid import Grid
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, refuse_taken_name
 from ...naming import FLAT_FILES, load_module, module_names
-from ...options import LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
+from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from .base import Mechanism, reset
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
@@ -171,7 +172,8 @@ def mechanism_info(name: str) -> MechanismInfo:
         UnknownMechanismError: no mechanism has this name; the nearest one is offered.
     """
     cls = mechanism_class(name)
-    refused = {RELATIVE: not cls.takes_score_mod, ORDER: cls.needs_grid}
+    one_pass = not cls.needs_grid and cls.causal is not True and prototype(name, {}).recursion is None
+    refused = {RELATIVE: not cls.takes_score_mod, ORDER: cls.needs_grid, EXACT_LENGTH: not one_pass}
     options = tuple(info for info in cls.options_type.infos() if not refused.get(info.name))
     facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}
     return MechanismInfo(**(facts | {"options": options, "exact_when": _exact_when(cls)}))
@@ -240,7 +242,9 @@ def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
     heads = chosen.min_heads()
     with torch.device("meta"):
-        return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length(), chosen)
+        built = mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length(), chosen)
+    built.build_full()
+    return built
 
 
 def build_mechanism(
@@ -283,11 +287,10 @@ def mechanism_from(
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= LARGEST):
             raise OptionError(f"Mechanism {name!r} cannot be built with {field}={value!r}; it must be a whole number of at least 1.")
     width = hidden_size or num_heads * head_dim
-    if generator is None:
-        return cls(num_heads, head_dim, width, max_length, checked)
-    with torch.device("meta"):
+    with torch.device("meta") if generator is not None else nullcontext():
         built = cls(num_heads, head_dim, width, max_length, checked)
-    if has_tensors(built):
+    built.build_full()
+    if generator is not None and has_tensors(built):
         reset(built.to_empty(device=generator.device), generator)
     return built
 

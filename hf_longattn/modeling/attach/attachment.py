@@ -76,8 +76,7 @@ def attach_mechanisms(
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = site.causal
-        if mechanism.causal not in ("both", causal):
-            raise mechanism.wrong_form(causal, f"{site.name} of {type(model).__name__}")
+        mechanism.check_form(causal, f"{site.name} of {type(model).__name__}")
         if mechanism.takes_hidden_states:
             _check_projections(site, mechanism, model)
         if mechanism.takes_hidden_states or mechanism.stops_gradients(sys.maxsize):

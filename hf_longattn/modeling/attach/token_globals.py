@@ -82,7 +82,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     if mask is None:
         return
     length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
-    if not any(mechanism.takes_globals or mechanism.covers(length) for mechanism in with_members(layers)):
+    if not any(mechanism.takes_globals or mechanism.at(length).covers(length) for mechanism in with_members(layers)):
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
         raise MaskError(
             f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "

@@ -14,12 +14,12 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli.plot import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import input_in_words, mechanism_class, mechanism_from
-from hf_longattn.options import ORDER, RELATIVE, OptionInfo
+from hf_longattn.options import EXACT_LENGTH, ORDER, RELATIVE, OptionInfo
 from scripts.dev.benchmarks.report import markdown_table
 
 LENGTH = 64
 MADE = "<!-- `make docs` writes this page from the registry -->"
-SHARED = (RELATIVE, ORDER)
+SHARED = (RELATIVE, ORDER, EXACT_LENGTH)
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
 
 
@@ -61,7 +61,8 @@ def _section(name: str) -> str:
     table = "This mechanism has no options of its own."
     if rows:
         table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---")
-    shared = " and ".join(f"`{one}`" for one in _shared_options(name))
+    *others, last = ["", *(f"`{one}`" for one in _shared_options(name))]
+    shared = " and ".join(filter(None, [", ".join(filter(None, others)), last]))
     table += f"\n\nIt also has {shared}, as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) do." if shared else ""
     facts = {
         "source": info.paper,

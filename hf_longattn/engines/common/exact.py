@@ -1,0 +1,129 @@
+"""Short sequences attended in full, and long ones by a mechanism: the option ``exact_length``.
+
+A sequence is a row from its first real token to its last, or one packed document. One of at most ``most`` tokens sees all of its tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .batch import Batch, first_real, in_graph, last_real
+from .call import AttentionCall, AttentionFunction, BatchTerm, attend_per_sequence, rolled
+from .document_rows import Stacking
+from .shards import Locality, Shard
+
+
+def by_length(
+    in_full: AttentionFunction,
+    by_mechanism: AttentionFunction,
+    most: int,
+    one_call: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of ``in_full`` for sequences of at most ``most`` tokens, and of ``by_mechanism`` for longer ones.
+
+    Args:
+        one_call: whether all longer sequences must be one call of the mechanism.
+    """
+    if in_graph():
+        return _in_graph(in_full, by_mechanism, most, q, k, v, call)
+    if call.batch is None:
+        return (in_full if k.shape[2] <= most else by_mechanism)(q, k, v, call)
+    sequences = call.batch.sequences
+    short = sum(span.length <= most for span in sequences)
+    if short in (0, len(sequences)):
+        return (in_full if short else by_mechanism)(q, k, v, call)
+    each = functools.partial(by_length, in_full, by_mechanism, most, one_call)
+    if q.device.type == "cpu" and not one_call:
+        return attend_per_sequence(each, q, k, v, call, "split")
+    kinds = Stacking(kind=lambda length: length <= most, **({"most_calls": 1} if one_call else {}))
+    return attend_per_sequence(each, q, k, v, call, "stacked", kinds)
+
+
+def _in_graph(
+    in_full: AttentionFunction, by_mechanism: AttentionFunction, most: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
+) -> Tensor:
+    """:func:`by_length` where no value can be looked at: both for every row, in full for its first ``most`` tokens only."""
+    length, batch = k.shape[2], call.batch
+    free = torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
+    if batch is not None and batch.documents is not None:  # which is refused
+        return by_mechanism(q, k, v, call)
+    if not free and length <= most:
+        return in_full(q, k, v, call)
+    if not free and batch is None:
+        return by_mechanism(q, k, v, call)
+    if batch is None or batch.mask is None:
+        batch = Batch(torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device))
+    mask = batch.mask
+    assert mask is not None
+
+    def first(x: Tensor, dim: int) -> Tensor:
+        if free:  # a graph does not know whether there are as many tokens
+            x = torch.cat([x, x.new_zeros(*x.shape[:dim], most, *x.shape[dim + 1 :])], dim)
+        return x.narrow(dim, 0, most)
+
+    def of_first(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        assert call.batch is not None
+        assert call.batch.mask is not None
+        score_mod = call.score_mod.moved(first) if isinstance(call.score_mod, BatchTerm) else call.score_mod
+        short_call = call.replace(batch=Batch(first(call.batch.mask, 1)), score_mod=score_mod)
+        return F.pad(in_full(first(q, 2), first(k, 2), first(v, 2), short_call), (0, 0, 0, length))[:, :, :length]
+
+    short = last_real(mask) - first_real(mask) < most
+    alone = call.replace(batch=batch, global_mask=None, hidden_states=None, detached_kv=None)
+    return torch.where(short[:, None, None, None], rolled(of_first, q, k, v, alone, batch), by_mechanism(q, k, v, call))
+
+
+def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """The weights ``(B, H, Nq, Nk)`` of sequences from index 0 on, each by ``in_full(q, k, call)`` if it has at most ``most`` tokens.
+
+    Padding may come after a sequence in a graph, which computes the weights of both where it does not know.
+    """
+    plain, length = call.replace(global_mask=None, hidden_states=None, detached_kv=None), k.shape[2]
+    mask = call.key_mask if in_graph() else None
+    if mask is None or length <= most:
+        return in_full(q, k, plain) if length <= most else by_mechanism(q, k, call)
+    short = last_real(mask) < most
+    return torch.where(short[:, None, None, None], in_full(q, k, plain), by_mechanism(q, k, call))
+
+
+def by_length_sharded(
+    in_full: AttentionFunction,
+    by_mechanism: AttentionFunction,
+    most: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    shard: Shard,
+) -> Tensor:
+    """:func:`by_length` of one process's rows ``(B, H, n, D)``. A short sequence lies within ``most`` tokens of each of its tokens.
+
+    Args:
+        by_mechanism: this process's rows of the mechanism.
+    """
+    like = shard.mask if shard.documents is None else shard.documents
+    whole = torch.ones(k.shape[0], shard.length, dtype=torch.bool, device=k.device) if like is None else like
+    short = torch.zeros(whole.shape, dtype=torch.bool, device=k.device)
+    sequences = Batch(shard.mask if like is not None else whole, shard.documents).sequences
+    for span in sequences:
+        short[span.row, span.start : span.stop] = span.length <= most
+    if all(span.length > most for span in sequences):
+        return by_mechanism(q, k, v, call)
+    real = short if shard.mask is None else short & shard.mask
+    alone = dataclasses.replace(shard, mask=real, global_mask=None)
+    plain = call.replace(hidden_states=None, detached_kv=None)
+    out = alone.attend(in_full, q, k, v, plain, Locality(most - 1, most - 1))
+    if all(span.length <= most for span in sequences):
+        return out
+    own = short[:, None, shard.start : shard.stop, None]
+    return torch.where(own, out, by_mechanism(q, k, v, call))

@@ -1,0 +1,182 @@
+"""The option ``exact_length``: short sequences are attended in full and long ones by the mechanism, whatever else is in the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from, prototype
+
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 100}
+
+EXACT, LENGTH = 40, 100
+LENGTHS = (EXACT, LENGTH, EXACT + 1, 5)
+"""Of the sequences of a batch: two are short."""
+
+
+def served(name: str) -> bool:
+    return prototype(name, mechanism_class(name).sample).recursion is None
+
+
+NAMES = [name for name in list_mechanisms(causal=False, grid=False) if served(name)]
+
+
+def built(name: str) -> Mechanism:
+    torch.manual_seed(0)
+    options = {**mechanism_class(name).sample, "exact_length": EXACT}
+    return mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
+
+
+def layouts() -> dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]]:
+    """The arguments of a batch, and the row, the first token and the one after the last of every sequence."""
+    found: dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]] = {}
+    for side in ("right", "left"):
+        mask = torch.zeros(len(LENGTHS), LENGTH, dtype=torch.bool)
+        starts = [LENGTH - length if side == "left" else 0 for length in LENGTHS]
+        for row, (start, length) in enumerate(zip(starts, LENGTHS, strict=True)):
+            mask[row, start : start + length] = True
+        places = [(row, start, start + length) for row, (start, length) in enumerate(zip(starts, LENGTHS, strict=True))]
+        found[side] = {"padding_mask": mask}, places
+    ends = torch.tensor(LENGTHS).cumsum(0).tolist()
+    documents = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[None]
+    found["packed"] = {"documents": documents}, [(0, end - length, end) for end, length in zip(ends, LENGTHS, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("layout", layouts())
+def test_short_sequences_are_full_attention_and_long_ones_the_mechanism(layout: str) -> None:
+    arguments, places = layouts()[layout]
+    rows, length = next(iter(arguments.values())).shape
+    failed = []
+    for name in NAMES:
+        module, options = built(name), mechanism_class(name).sample
+        plain = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
+        plain.load_state_dict(module.state_dict())
+        q, k, v = (torch.randn(rows, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
+        more: dict[str, Tensor] = {"hidden_states": torch.randn(rows, length, 64)} if module.takes_hidden_states else {}
+        out = attend(q, k, v, module, **arguments, **more)
+        reference = reference_attend(q, k, v, module, **arguments, **more)
+        gradients = torch.autograd.grad(sum(out[row, :, a:b].square().sum() for row, a, b in places), (q, k, v))
+        for row, first, last in places:
+            at = (slice(row, row + 1), slice(None), slice(first, last))
+            alone = [x[at].detach().requires_grad_() for x in (q, k, v)]
+            own = {} if last - first <= EXACT else {name: x[at[0], at[2]] for name, x in more.items()}
+            expected = attend(*alone, "full" if last - first <= EXACT else plain, **own)
+            wanted = torch.autograd.grad(expected.square().sum(), alone)
+            close = [torch.allclose(out[at], expected, atol=1e-6), torch.allclose(reference[at].float(), expected, atol=1e-5)]
+            close += [torch.allclose(x[at], y, atol=1e-5) for x, y in zip(gradients, wanted, strict=True)]
+            failed += [] if all(close) else [f"{name}: {last - first} tokens: {close}"]
+    assert not failed, "\n".join(failed)
+
+
+def test_a_graph_chooses_by_row() -> None:
+    """As one does that is traced or mapped, where no value can be looked at; positions of the two rows differ."""
+    failed = []
+    for layout in ("right", "left"):
+        arguments, _ = layouts()[layout]
+        q, k, v = torch.randn(3, len(LENGTHS), 4, LENGTH, 16)
+        for name in ("window", "longformer", "bigbird", "top_k", "linear", "nystrom"):
+            module = built(name)
+
+            def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, module: Mechanism = module) -> Tensor:
+                return attend(q[None], k[None], v[None], module, padding_mask=mask[None])[0]
+
+            mask = arguments["padding_mask"]
+            mapped = torch.vmap(run)(q, k, v, mask)
+            real = mask[:, None, :, None]
+            if not torch.allclose(mapped * real, attend(q, k, v, module, padding_mask=mask) * real, atol=1e-5):
+                failed.append(f"{name}, {layout}")
+    assert not failed
+
+
+def test_weights_are_those_of_what_attends() -> None:
+    module, (arguments, places) = built("window"), layouts()["right"]
+    q, k = torch.randn(2, len(LENGTHS), 4, LENGTH, 16)
+    weights = module.weights(q, k, padding_mask=arguments["padding_mask"])
+    for row, _, last in places:
+        assert bool((weights[row, :, :last, :last] > 0).all()) == (last <= EXACT)
+        torch.testing.assert_close(weights[row, :, :last].sum(-1), torch.ones(4, last))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: build_mechanism("window2d", num_heads=2, head_dim=8, exact_length=8), "reads a grid"),
+        (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, order="hilbert"), "reads a grid"),
+        (lambda: build_mechanism("infini", num_heads=2, head_dim=8, exact_length=8), "causal form only"),
+        (lambda: build_mechanism("recurrent_memory", num_heads=2, head_dim=8, exact_length=8), "memory tokens"),
+        (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, relative="shaw"), "relative positions"),
+        (
+            lambda: build_mechanism("per_head", num_heads=2, head_dim=8, heads="window:exact_length=8,full"),
+            "give exact_length to 'per_head'",
+        ),
+        (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=-1), "must be at least 0"),
+        (lambda: attend(*torch.zeros(3, 1, 2, 9, 8), "window", causal=True, exact_length=8), "this call is causal; leave it out"),
+        (lambda: LongAttentionConfig("window", exact_length=8).check_forms(2, causal=True), "layer 0 is causal; leave it out"),
+    ],
+)
+def test_what_it_cannot_serve_is_one_sentence(build: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        build()
+
+
+# ---- models
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source")
+    transformers.BertForMaskedLM(transformers.BertConfig(**SIZES, max_position_embeddings=64)).save_pretrained(folder)
+    return folder
+
+
+def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_path: Path) -> None:
+    options = {"window": 8, "exact_length": 64}
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", options=options, max_length=512)
+    (check,) = [check for check in report.checks if check.name == "equal for short texts"]
+    assert check.status == "passed"
+    assert "at 64 tokens, as for texts of up to 64" in check.detail
+    assert report.plan["short_texts"] == "up to 64 tokens exactly as by the source"
+    short, long = (transformers.AutoModelForMaskedLM.from_pretrained(folder).eval() for folder in (source, tmp_path / "long"))
+    ids = torch.randint(5, SIZES["vocab_size"], (2, 200))
+    with torch.no_grad():
+        alone = long(ids[:1]).logits
+        for length in (5, 64):
+            text = ids[1:, :length]
+            expected = short(text).logits
+            for side in (slice(0, length), slice(200 - length, 200)):
+                batch, mask = ids[:1].repeat(2, 1), torch.ones(2, 200, dtype=torch.long)
+                mask[1], mask[1, side], batch[1, side] = 0, 1, text
+                found = long(batch, attention_mask=mask).logits
+                torch.testing.assert_close(found[1:, side], expected, atol=1e-5, rtol=0)
+                torch.testing.assert_close(found[:1], alone, atol=1e-5, rtol=0)
+            packed = torch.cat([ids[:1], text], 1)
+            documents = torch.tensor([[0] * 200 + [1] * length])
+            torch.testing.assert_close(long(packed, documents=documents).logits[:, 200:], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"exact_length": 65}, "beyond the 64 tokens that the source reads"),
+        ({"exact_length": 64, "positions": "interpolate"}, "not exactly as by the source: interpolate changes"),
+        ({"exact_length": 64, "layers": {1: {"mechanism": "window", "window": 8}}}, "some layers have no exact_length"),
+    ],
+)
+def test_a_plan_says_which_texts_are_read_as_by_the_source(settings: dict[str, Any], words: str, source: Path) -> None:
+    try:
+        said = str(plan_conversion(source, mechanism="window", window=8, max_length=512, **settings).short_texts)
+    except OptionError as error:
+        said = str(error)
+    assert words in said
