@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -58,6 +58,20 @@ def keep_what_stays() -> None:
 def repository() -> Path:
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    """Skip a test that meets the refusal of bf16 on a processor that has none, with that reason."""
+    from hf_longattn.errors import BackendError
+    from hf_longattn.private_apis import cpu_computes_bf16
+
+    try:
+        return (yield)
+    except BackendError as refusal:
+        if cpu_computes_bf16() or "computes no bf16" not in str(refusal):
+            raise
+        pytest.skip(str(refusal))
 
 
 @pytest.fixture(autouse=True)

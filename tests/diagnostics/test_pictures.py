@@ -21,7 +21,6 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError
 from hf_longattn.families import LongViTForImageClassification
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from hf_longattn.private_apis import cpu_computes_bf16
 
 Image: Any = pytest.importorskip("PIL.Image")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 4, "image_size": 32}
@@ -146,6 +145,6 @@ def test_packing_needs_padding(folder: Path) -> None:
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model(pixels).logits
-        for precision in ("bf16", "int8") if cpu_computes_bf16() else ():
+        for precision in ("bf16", "int8"):
             fast = LongViTForImageClassification.from_pretrained(folder).eval().optimize_for_inference(precision)
             assert (fast(pixels).logits.float() - expected).norm() < 0.1 * expected.norm()
