@@ -51,13 +51,24 @@ def test_every_check_of_the_conversion_passes(real_long: Path) -> None:
     assert statuses["embeddings"] == "measured"
 
 
-@pytest.mark.parametrize("tokens", [5, 64, 257])
-def test_short_texts_have_the_states_of_the_original(tokens: int, models: tuple[Any, Any], real_long: Path) -> None:
+@pytest.mark.parametrize("tokens", [5, 512])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_short_texts_have_the_states_of_the_original(tokens: int, side: str, models: tuple[Any, Any], real_long: Path) -> None:
+    """Alone, padded beside a long text, and packed behind it, whose states stay the same, too."""
     short, long = models
     assert type(long).__name__ == "LongBertModel"
+    text, beside = ids(tokens, real_long), ids(1000, real_long)
+    at = slice(0, tokens) if side == "right" else slice(1000 - tokens, 1000)
+    batch, mask = beside.repeat(2, 1), torch.ones(2, 1000, dtype=torch.long)
+    mask[1], mask[1, at], batch[1, at] = 0, 1, text
+    documents = torch.tensor([[0] * 1000 + [1] * tokens])
     with torch.no_grad():
-        expected, found = (model(ids(tokens, real_long)).last_hidden_state for model in (short, long))
-    assert (expected - found).abs().max() <= 1e-5
+        expected, of_long = short(text).last_hidden_state, long(beside).last_hidden_state
+        padded = long(batch, attention_mask=mask).last_hidden_state
+        packed = long(torch.cat([beside, text], 1)[:, -1024:], documents=documents[:, -1024:]).last_hidden_state
+        found = [long(text).last_hidden_state, padded[1:, at], packed[:, -tokens:]]
+    assert all((expected - one).abs().max() <= 1e-5 for one in found)
+    assert (padded[:1] - of_long).abs().max() <= 1e-5
 
 
 def test_a_long_text_is_read_to_its_end(models: tuple[Any, Any], real_long: Path) -> None:
