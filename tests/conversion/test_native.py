@@ -170,6 +170,7 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
         "bert", WINDOW, "BertForSequenceClassification", {},
         "Layer 0 makes no token global, while a Longformer.* by itself makes position 0 global",
     ),
+    "short texts": ("bert", {**LONGFORMER, "exact_length": 8}, None, {}, "No stock architecture has exact_length=8; convert with"),
     "activation": ("bert", LONGFORMER, None, {"hidden_act": "relu"}, "activation 'relu', and Longformer's has 'gelu'"),
     "asymmetric window": ("roberta", {**WINDOW, "left": 5}, None, {}, "Layer 0 has 'window' with window=6, left=5, and every layer of"),
     "asymmetric T5": ("t5", {**WINDOW, "right": 1}, None, {}, "Layer 0 has 'window' with window=6, right=1, which no stock architecture"),
