@@ -6,12 +6,12 @@ from transformers.models.markuplm.modeling_markuplm import MarkupLMEncoder
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.one_row_mask import ReadsPadding
 from ..modeling.classes import lazy_classes
-from ..modeling.family.config import LongConfig
+from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.family.page_rule import MARKUP_PATHS
 
 
-class LongMarkupLMConfig(LongConfig, MarkupLMConfig):
+class LongMarkupLMConfig(LongEncoderConfig, MarkupLMConfig):
     """MarkupLMConfig with ``long_attention``."""
 
     model_type = "long_markuplm"

@@ -78,7 +78,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     options_type: ClassVar[type[Options]] = Options
     ignores_exact_length: bool = False
     """Whether short texts are attended by the mechanism for now, to measure it."""
-    _full: tuple[Mechanism, ...] = ()  # a tuple, so that it is no submodule
+    _full: tuple[Mechanism, ...] = ()  # set by the registry; a tuple, so that it is no submodule
     sample: ClassVar[dict[str, Any]] = {}
     """Options that suit inputs of some hundred tokens, for tests and pictures."""
 
@@ -93,14 +93,8 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         self.options = options
         self.build_relative(options, num_heads, head_dim, hidden_size)
 
-    def build_full(self) -> None:
-        """Build the full attention of the option ``exact_length``, once the mechanism is built.
-
-        Raises:
-            OptionError: short texts cannot be attended in full with these options.
-        """
-        if not self.options.exact_length:
-            return
+    def check_exact_length(self) -> None:
+        """Raise :class:`OptionError` where short texts cannot be attended in full with these options."""
         reasons = {
             "exists in the causal form only": self.causal is True,
             "reads a grid": self.reads_grid,
@@ -113,9 +107,6 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
                 f"Mechanism {self.name!r} {reason}, so that it cannot attend short texts in full as another model does; "
                 "leave exact_length out, or set exact_length=0."
             )
-        from ..full import Full  # which derives from this class
-
-        self._full = (Full(self.num_heads, self.head_dim, self.hidden_size, None, Options()),)
 
     @property
     def full(self) -> Mechanism | None:

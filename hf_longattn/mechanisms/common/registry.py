@@ -237,13 +237,21 @@ def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
     return _prototype(name, options if isinstance(options, str) else json.dumps(options, sort_keys=True))
 
 
+def _add_full(mechanism: Mechanism) -> None:
+    """Give a mechanism with the option ``exact_length`` the full attention of short texts."""
+    if mechanism.options.exact_length:
+        mechanism.check_exact_length()
+        sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
+        mechanism._full = (mechanism_class("full")(*sizes, None, Options()),)
+
+
 @lru_cache(KEPT_PROTOTYPES)
 def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
     heads = chosen.min_heads()
     with torch.device("meta"):
         built = mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length(), chosen)
-    built.build_full()
+    _add_full(built)
     return built
 
 
@@ -289,7 +297,7 @@ def mechanism_from(
     width = hidden_size or num_heads * head_dim
     with torch.device("meta") if generator is not None else nullcontext():
         built = cls(num_heads, head_dim, width, max_length, checked)
-    built.build_full()
+    _add_full(built)
     if generator is not None and has_tensors(built):
         reset(built.to_empty(device=generator.device), generator)
     return built
