@@ -292,10 +292,9 @@ def run_batch(
         return by_mechanism(q, k, v, call)
 
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        call = call.replace(global_mask=None, hidden_states=None, detached_kv=None)
-        return run_mechanism(full, q, k, v, call, None if run is None else getattr(full, run.__name__), alone=alone)
+        return run_mechanism(full, q, k, v, call.for_full_attention(), None if run is None else getattr(full, run.__name__), alone=alone)
 
-    return by_length(in_full, by_mechanism, mechanism.options.exact_length or 0, mechanism.needs_whole_batch, q, k, v, call)
+    return by_length(in_full, by_mechanism, mechanism.exact_length, mechanism.needs_whole_batch, q, k, v, call)
 
 
 def run_mechanism(

@@ -392,11 +392,11 @@ def _sharded(
     if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     sharded = functools.partial(mechanism.attend_sharded, shard=shard)
-    full, most = None if call.causal else mechanism.full, mechanism.options.exact_length or 0
+    full = None if call.causal else mechanism.full
     if full is None:
         return sharded(query, key, value, call).transpose(1, 2).contiguous()
     in_full = functools.partial(shard.run, full)
-    return by_length_sharded(in_full, sharded, most, query, key, value, call, shard).transpose(1, 2).contiguous()
+    return by_length_sharded(in_full, sharded, mechanism.exact_length, query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:

@@ -14,7 +14,7 @@ from torch import nn
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
 from ..errors import GridError, LengthError, OptionError, PositionError
-from ..mechanisms.common.registry import prototype
+from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import PositionTable, tower_field
@@ -123,7 +123,8 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
     attention = request.attention(original) if chosen else architecture.family.config_class.default_attention()
-    attention = with_own_windows(attention, own_windows(base))
+    windows = own_windows(base)
+    attention = with_own_windows(attention, windows)
     decoder_attention = decoder_choice(architecture, request.decoder_long_attention)
     attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
     answers = architecture.source_class.endswith("ForQuestionAnswering") and original is None
@@ -166,10 +167,11 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         zeroed=planned.rule in DROPPED,
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
-    short_texts = ShortTexts()
-    if original is None:
-        short_texts = short_texts_of(attention, length, own_windows(base), shape.causal, position_change)
     mechanisms = layer_mechanisms(attention, shape, length.new)
+    short_texts = ShortTexts()
+    if original is None and not shape.causal:
+        of_layers = windows if decoder is None else [None] * len(mechanisms)  # encoders beside a decoder have none
+        short_texts = short_texts_of(attention, mechanisms, of_layers, length, position_change)
     warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal)
     if decoder is not None:
         decoder_attention = config.decoder_attention
@@ -638,28 +640,30 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
 
 
 def short_texts_of(
-    attention: LongAttentionConfig, length: StackLength, windows: Sequence[int | None], causal: bool, change: str
+    attention: LongAttentionConfig, mechanisms: Sequence[Mechanism], windows: Sequence[int | None], length: StackLength, change: str
 ) -> ShortTexts:
-    """The texts that are attended in full by the option ``exact_length``.
+    """The texts that an encoder attends in full by the option ``exact_length``.
 
     Args:
+        mechanisms: of every layer, by ``attention``.
         windows: the width of each layer's window in the source; ``None`` where it has none.
         change: how positions change outputs of short texts; empty if they do not.
 
     Raises:
-        OptionError: they are longer than those that the source reads.
+        OptionError: ``exact_length`` is more tokens than the source reads.
     """
-    own = [keeps_window(attention, number, width) for number, width in enumerate(windows)]
-    layers = [prototype(*attention.for_layer(number)) for number, keeps in enumerate(own) if not keeps]
-    given = [layer.options.exact_length or 0 for layer in layers]
-    if causal or not any(given):
+    kept = [keeps_window(attention, number, width) for number, width in enumerate(windows)]
+    layers = [mechanism for mechanism, keeps in zip(mechanisms, kept, strict=True) if not keeps]
+    longest = max((layer.exact_length for layer in layers), default=0)
+    if not longest:
         return ShortTexts()
-    if (longest := max(given)) > length.old:
+    if longest > length.old:
         raise OptionError(f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most {length.old}.")
-    if not all(one or layer.covers(longest) for one, layer in zip(given, layers, strict=True)):
+    if not all(layer.exact_length or layer.covers(longest) for layer in layers):
         return ShortTexts(0, "some layers have no exact_length")
-    replaced = any(width is not None and not keeps for width, keeps in zip(windows, own, strict=True))
-    return ShortTexts(min(filter(None, given)), change or ("exact_length replaces windows of the source" if replaced else ""))
+    replaced = any(width is not None and not keeps for width, keeps in zip(windows, kept, strict=True))
+    shortest = min(layer.exact_length for layer in layers if layer.exact_length)
+    return ShortTexts(shortest, change or ("exact_length replaces windows of the source" if replaced else ""))
 
 
 def needs_separator(attention: LongAttentionConfig) -> bool:

@@ -260,8 +260,8 @@ def position_warnings(
     for number, mechanism in enumerate(layers):
         if problem := mechanism.untrained_distances(rule, length.old, length.new, causal):
             name, options = attention.for_layer(number)
-            told = {option: value for option, value in options.items() if option != EXACT_LENGTH}
-            problems.setdefault(write_choice({"mechanism": name, **told}), (problem, []))[1].append(number)
+            for_long_texts = {option: value for option, value in options.items() if option != EXACT_LENGTH}
+            problems.setdefault(write_choice({"mechanism": name, **for_long_texts}), (problem, []))[1].append(number)
     width = widest_span(length.old, causal=causal)
     flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
     stack = "decoder layer" if decoder else "layer"

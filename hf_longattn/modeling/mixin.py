@@ -359,8 +359,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
-            exact = [mechanism.options.exact_length for mechanism in layer_mechanisms(self) if mechanism.full is not None]
-            self.exact_length = min(filter(None, exact), default=None)
+            self.exact_length = min((layer.exact_length for layer in layer_mechanisms(self) if layer.full is not None), default=None)
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""

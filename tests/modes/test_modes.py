@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_longattn.private_apis import cpu_computes_bf16
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.modes.cells import ROWS, Cell
 from tests.modes.ways import EXACT_LENGTH, WAYS, decodes
 
 STORED = json.loads((Path(__file__).resolve().parents[2] / "scripts" / "dev" / "results" / "modes.json").read_text(encoding="utf-8"))
-ROUNDING = ("packed bf16", "packed int8")
 QUICK = [name for name, way in WAYS.items() if not way.slow]
 ALONE = [(row, name, name) for row in ROWS for name in QUICK]
 ALL = [(row, *pair) for row in ROWS for pair in itertools.combinations_with_replacement(WAYS, 2)]
@@ -35,8 +33,6 @@ ROTATED = [*rotated()]
 
 
 def check(row: str, first: str, second: str) -> None:
-    if not cpu_computes_bf16() and {first, second} & {*ROUNDING}:
-        pytest.skip("this processor computes no bf16")
     outcome = Cell(row, first, second).outcome()
     stored = STORED["cells"].get(row, {}).get(f"{first} × {second}")
     assert stored == str(outcome), "the table says something else; after a change that is meant, run python -m tests.modes"

@@ -240,7 +240,7 @@ def choose_twin(model: LongModel) -> TwinChoice:
     """The first twin that holds the model, or the reason of the most special one that comes near."""
     if model.family.towers:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
-    if (exact := next((layer.options.exact_length for layer in model.layers if layer.full is not None), None)) is not None:
+    if exact := next((layer.exact_length for layer in model.layers if layer.full is not None), 0):
         return TwinChoice(None, "", "", f"No stock architecture has exact_length={exact}; convert with exact_length=0.")
     reasons: list[tuple[bool, str]] = []
     other_layer = next((layer for layer in model.layers if not is_full(layer, model.causal)), None)

@@ -372,6 +372,10 @@ class AttentionCall:
         """The call for other keys: ``key_mask (B, Nk)`` bool in place of the call's."""
         return self.replace(batch=Batch.of(key_mask))
 
+    def for_full_attention(self) -> AttentionCall:
+        """The call without what full attention does not read."""
+        return self.replace(global_mask=None, hidden_states=None, detached_kv=None)
+
     def scale_for(self, head_dim: int) -> float:
         """The factor on q·k as a number."""
         return head_dim**-0.5 if self.scale is None else self.scale

@@ -79,8 +79,8 @@ def _in_graph(
         return F.pad(in_full(first(q, 2), first(k, 2), first(v, 2), short_call), (0, 0, 0, length))[:, :, :length]
 
     short = last_real(mask) - first_real(mask) < most
-    alone = call.replace(batch=batch, global_mask=None, hidden_states=None, detached_kv=None)
-    return torch.where(short[:, None, None, None], rolled(of_first, q, k, v, alone, batch), by_mechanism(q, k, v, call))
+    full_call = call.for_full_attention().replace(batch=batch)
+    return torch.where(short[:, None, None, None], rolled(of_first, q, k, v, full_call, batch), by_mechanism(q, k, v, call))
 
 
 def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -88,12 +88,12 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
 
     Padding may come after a sequence in a graph, which computes the weights of both where it does not know.
     """
-    plain, length = call.replace(global_mask=None, hidden_states=None, detached_kv=None), k.shape[2]
+    full_call, length = call.for_full_attention(), k.shape[2]
     mask = call.key_mask if in_graph() else None
     if mask is None or length <= most:
-        return in_full(q, k, plain) if length <= most else by_mechanism(q, k, call)
+        return in_full(q, k, full_call) if length <= most else by_mechanism(q, k, call)
     short = last_real(mask) < most
-    return torch.where(short[:, None, None, None], in_full(q, k, plain), by_mechanism(q, k, call))
+    return torch.where(short[:, None, None, None], in_full(q, k, full_call), by_mechanism(q, k, call))
 
 
 def by_length_sharded(
@@ -111,19 +111,17 @@ def by_length_sharded(
     Args:
         by_mechanism: this process's rows of the mechanism.
     """
-    like = shard.mask if shard.documents is None else shard.documents
-    whole = torch.ones(k.shape[0], shard.length, dtype=torch.bool, device=k.device) if like is None else like
-    short = torch.zeros(whole.shape, dtype=torch.bool, device=k.device)
-    sequences = Batch(shard.mask if like is not None else whole, shard.documents).sequences
+    every_token = torch.ones(k.shape[0], shard.length, dtype=torch.bool, device=k.device)
+    short = torch.zeros_like(every_token)
+    sequences = Batch(every_token if shard.mask is None else shard.mask, shard.documents).sequences
     for span in sequences:
         short[span.row, span.start : span.stop] = span.length <= most
     if all(span.length > most for span in sequences):
         return by_mechanism(q, k, v, call)
     real = short if shard.mask is None else short & shard.mask
-    alone = dataclasses.replace(shard, mask=real, global_mask=None)
-    plain = call.replace(hidden_states=None, detached_kv=None)
-    out = alone.attend(in_full, q, k, v, plain, Locality(most - 1, most - 1))
+    short_shard = dataclasses.replace(shard, mask=real, global_mask=None)
+    out = short_shard.attend(in_full, q, k, v, call.for_full_attention(), Locality(most - 1, most - 1))
     if all(span.length <= most for span in sequences):
         return out
-    own = short[:, None, shard.start : shard.stop, None]
-    return torch.where(own, out, by_mechanism(q, k, v, call))
+    is_short = short[:, None, shard.start : shard.stop, None]
+    return torch.where(is_short, out, by_mechanism(q, k, v, call))

@@ -109,8 +109,13 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
             )
 
     @property
+    def exact_length(self) -> int:
+        """The longest text that is attended in full by the option of this name; 0 without it."""
+        return self.options.exact_length or 0
+
+    @property
     def full(self) -> Mechanism | None:
-        """Full attention for sequences of at most ``options.exact_length`` tokens; ``None`` without that option."""
+        """Full attention for sequences of at most :attr:`exact_length` tokens; ``None`` without that option."""
         if not self._full or self.is_cross_attention or self.ignores_exact_length:
             return None
         full = self._full[0]
@@ -131,7 +136,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     def at(self, length: int, causal: bool = False) -> Mechanism:
         """What attends a text of ``length`` tokens: full attention for short ones, with the option ``exact_length``."""
         full = None if causal else self.full
-        return self if full is None or length > (self.options.exact_length or 0) else full
+        return self if full is None or length > self.exact_length else full
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set every parameter and buffer, those of relative positions and of members included, to its initial value.
@@ -196,7 +201,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         if self.is_cross_attention:
             q, k, _, call = without_padding(q, k, k, call, cross=True)
         if self.full is not None and not call.causal:
-            weights = functools.partial(weights_by_length, self.full._weights, weights, self.options.exact_length or 0)
+            weights = functools.partial(weights_by_length, self.full._weights, weights, self.exact_length)
         if self.per_sequence(call):
             return weights_per_sequence(weights, q, k, call).to(dtype)
         if self.ignores_padding:
