@@ -43,7 +43,7 @@ def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
 
 
 def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
-    """The place of the processor of a model on a grid; for videos a video processor if there is one."""
+    """The place of the processor of a model on a grid; of videos, the video processor's if any."""
     if not rule.reads_photographs:
         return ProcessorFile.find(folder, FEATURE_EXTRACTOR)
     of_videos = ProcessorFile.find(folder, VIDEO_PROCESSOR) if rule.noun == "video" else None

@@ -71,7 +71,7 @@ def _check_settings(name: str, rule: GridRule, fixed: tuple[int, ...] | None, si
 
 
 def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
-    """Data in words -> the size of the processor's output for it: data of the new size and, if the processor resizes, of another."""
+    """Data in words -> the size of the processor's output: for the new size and, if it resizes, for another."""
     sizes: dict[str, tuple[int, ...]] = {}
     if not rule.reads_photographs:
         rate = processor.sampling_rate

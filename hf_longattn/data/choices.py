@@ -156,7 +156,7 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
 
 
 def _readings(label: Any, choices: Sequence[str], keys: Sequence[str] | None) -> dict[str, int]:
-    """The choice that a label names when read as a key, a letter, a number or a text; -1 for none."""
+    """The choice that a label names, as a key, a letter, a number or a text; -1 for none."""
     text = label.strip() if isinstance(label, str) else ""
     number = int(label) if isinstance(label, int) or text.isdecimal() else -1
     return {

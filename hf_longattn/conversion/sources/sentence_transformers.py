@@ -67,7 +67,7 @@ class SentenceTransformers(SourceFormat):
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = "") -> list[str]:
-    """Write the other modules of ``root``; the transformer is at the root of ``folder``, where AutoModel finds it as well.
+    """Write the other modules of ``root``; the transformer is at the root of ``folder``, for AutoModel.
 
     ``max_seq_length`` becomes the new length of a converted model, and what it was in a reverted one.
 
