@@ -199,6 +199,12 @@ def cpu_computes_bf16() -> bool:
     return bool(_onednn("packed_linear", 2)())
 
 
+def check_bf16(instead: str) -> None:
+    """Raise :class:`BackendError` where the processor has no bf16, with what to choose ``instead``: a product takes minutes there."""
+    if not cpu_computes_bf16():
+        raise BackendError(f"This processor computes no bf16 (it needs avx512_bf16 or AMX); choose {instead}.")
+
+
 def pack_weight(weight: Tensor) -> Tensor:
     """A weight ``(out, in)`` as oneDNN's kernels read it."""
     return _onednn("packed_linear", 0)(weight, None)

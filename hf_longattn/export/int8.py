@@ -24,8 +24,9 @@ TURNS = 3
 def quantise(graph: Path, target: Path) -> int:
     """Write a copy of an ONNX graph whose linear layers multiply integers: onnxruntime's dynamic quantisation.
 
-    Weights are int8, symmetric, with one scale per output channel; the inputs of a layer are uint8, with one scale for the whole batch,
-    computed in every run. Embeddings, normalisations, biases and the products inside attention keep their 32 bits.
+    Weights are uint8 with a scale for each output channel, inputs of layers uint8 with one scale for the whole batch, computed in every
+    run. Embeddings, normalisations, biases and the products inside attention keep 32 bits. Weights are not signed, since processors
+    without VNNI clip sums of two products of signed and unsigned numbers to 16 bits.
 
     Returns:
         How many linear layers were quantised.
@@ -43,7 +44,7 @@ def quantise(graph: Path, target: Path) -> int:
     computed = [node.name for node in model.graph.node if node.op_type in OPERATORS and node.input[1] not in constants]
     try:
         quantize_dynamic(
-            model, target, op_types_to_quantize=list(OPERATORS), per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=computed,
+            model, target, op_types_to_quantize=list(OPERATORS), per_channel=True, weight_type=QuantType.QUInt8, nodes_to_exclude=computed,
             use_external_data_format=graph_bytes(graph) > LARGEST_FILE,
         )  # fmt: skip
         quantised = onnx.load(target, load_external_data=False)

@@ -8,6 +8,7 @@ Either way, the SHA-256 of the weights must be the published one. No code of tha
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 from importlib import metadata
@@ -82,6 +83,7 @@ def check_weights(folder: Path, mend: str) -> None:
 
 def main() -> int:
     """Print the folder; return the exit code."""
+    argparse.ArgumentParser(prog="python -m scripts.dev.real", description=__doc__.partition("\n")[0]).parse_args()
     try:
         print(real_checkpoint())
     except LongAttentionError as error:

@@ -53,8 +53,11 @@ def linear_graph(file: Path, constant: bool = True, width: int = 4) -> Path:
 
 
 def test_linear_layers_are_quantised_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     assert quantise(linear_graph(tmp_path / "graph.onnx"), tmp_path / "int8.onnx") == 1
+    [weights] = [tensor for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer if list(tensor.dims) == [8, 4]]
+    assert weights.data_type == onnx.TensorProto.UINT8  # of int8, processors without VNNI clip sums
     with pytest.raises(ExportError, match="no linear layer"):
         quantise(linear_graph(tmp_path / "product.onnx", constant=False), tmp_path / "int8.onnx")
     (tmp_path / "empty.onnx").write_bytes(b"")

@@ -22,7 +22,7 @@ from ...engines.common.batch import in_graph
 from ...errors import BackendError, OptionError, nearest
 from ...mechanisms.common.base import Mechanism
 from ...naming import LOGGER
-from ...private_apis import cpu_computes_bf16, has_amx, has_hooks, kept_in_float32
+from ...private_apis import check_bf16, has_amx, has_hooks, kept_in_float32
 from ..run.modes import RunsInModes
 from ..run.packing import Packing, packing_refusal
 from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
@@ -150,8 +150,7 @@ def _check(model: Any, precision: str) -> None:
             f"optimize_for_inference({precision!r}) is for CPUs, but this model is on {device!r}; "
             "call model.to('cpu') before, or load it with dtype=torch.bfloat16."
         )
-    if not cpu_computes_bf16():
-        raise BackendError("This processor computes no bf16 (it needs avx512_bf16 or AMX); choose precision='fp32'.")
+    check_bf16("precision='fp32'")
 
 
 # ---- linear layers

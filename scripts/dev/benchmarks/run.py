@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_longattn.errors import OptionError
+from hf_longattn.private_apis import check_bf16
 
 from .case import Case
 from .implementations import Implementation, LeftOut, build_implementation
@@ -59,6 +60,8 @@ def _run(
 ) -> BenchmarkResult:
     if not lengths or min(lengths) < 1 or repeats < 1:
         raise OptionError("A benchmark needs at least one length and one repeat, all of them 1 or more; for example --lengths 1024,4096.")
+    if case.device == "cpu" and case.dtype == "bf16":
+        check_bf16("--dtype fp32")
     kind = "attention" if name == "attention" else "model"
     result = BenchmarkResult(name, case, list(lengths), clock="processor time" if processor_time else "time")
     for length in lengths:

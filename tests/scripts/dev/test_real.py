@@ -16,6 +16,11 @@ def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real, "installed_folder", lambda: None)
 
 
+@pytest.fixture(autouse=True)
+def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["real"])
+
+
 def test_the_folder_is_printed(real_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert real.main() == 0
     assert capsys.readouterr().out == f"{real_folder}\n"
