@@ -182,7 +182,7 @@ def real_long(real_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from hf_longattn import convert_checkpoint
 
     def convert(folder: Path) -> list[Path]:
-        convert_checkpoint(real_folder, folder / "long", mechanism="longformer", exact_length=512, max_length=1024)
+        convert_checkpoint(real_folder, folder / "long", mechanism="longformer", max_length=1024)
         return [folder / "long"]
 
     (long,) = made_once(tmp_path_factory, "real", convert)

@@ -64,7 +64,7 @@ CONVERSION = (
     ("flops", "model_loading", "pooling"),
     ("plain_parts",),
     ("plan_tensors", "plan_positions", "processors"),
-    ("plan_inputs",),
+    ("plan_inputs", "short_texts"),
     ("plan_grid",),
     ("plan_audio",),
     ("plan",),

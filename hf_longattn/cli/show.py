@@ -239,6 +239,7 @@ def show_report(report: ConversionReport) -> None:
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
             ("model", f"{class_name}, {_grown(plan)}, positions {plan['positions']}"),
+            *([("short texts", _short_texts(report))] if "short_texts" in plan else []),
             ("tensors", _counts(plan["tensor_counts"])),
         )
     )
@@ -263,6 +264,17 @@ def show_report(report: ConversionReport) -> None:
     if report.next_step is not None:
         command = next_step(report.next_step, _as_typed(report.destination))
         console.print(f"Next: {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def _short_texts(report: ConversionReport) -> str:
+    """What a conversion says first of short texts: what was planned or, where that was verified, the largest difference."""
+    from ..conversion.report import PASSED, SHORT_TEXTS
+
+    for check in report.checks:
+        if check.name == SHORT_TEXTS and check.status == PASSED:
+            length, difference = check.values["length"], check.values["relative_difference"]
+            return f"up to {length} tokens: outputs equal the source's (largest difference {difference:.1e})"
+    return str(report.plan["short_texts"])
 
 
 def _as_typed(path: Path) -> str:

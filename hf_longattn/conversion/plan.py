@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from torch import nn
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
 from ..errors import GridError, LengthError, OptionError, PositionError
-from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import PositionTable, tower_field
 from ..modeling.family.rotary import plan_rotary
-from ..modeling.family.sliding_window import keeps_window, own_windows, with_own_windows
+from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import TOWERS, mark_generic, towers_of
 from ..options import RELATIVE
@@ -44,6 +43,7 @@ from .plan_positions import (
 )
 from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, plan_tensors, renamed_tensors, tensors_with_towers
 from .series_lengths import SeriesPlan, series_table
+from .short_texts import ShortTexts, with_short_texts
 from .sources.base import Source, TowerSource, open_source
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
@@ -148,7 +148,13 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     changing = [choice for stack in stacks for choice in relative_choices(stack) if not relative_kind(choice).neutral]
     if changing:
         position_change, unchanged = position_change or f"relative={changing[0]} changes every score", 0
-    config = architecture.long_config(attention, planned.lengths, planned.rope, planned.rule, decoder_attention)
+    with_attention = partial(architecture.long_config, lengths=planned.lengths, rope=planned.rope, rule=planned.rule)
+    config = with_attention(attention, decoder_attention=decoder_attention)
+    short_texts, (encoding, causal) = ShortTexts(), config.attending
+    if original is None and not causal:
+        of_layers = windows if decoder is None else [None] * encoding  # encoders beside a decoder have none
+        attention, short_texts = with_short_texts(attention, of_layers, length, position_change, unasked=not request.native)
+        config = with_attention(attention, decoder_attention=decoder_attention)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
@@ -168,10 +174,6 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    short_texts = ShortTexts()
-    if original is None and not shape.causal:
-        of_layers = windows if decoder is None else [None] * len(mechanisms)  # encoders beside a decoder have none
-        short_texts = short_texts_of(attention, mechanisms, of_layers, length, position_change)
     warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal)
     if decoder is not None:
         decoder_attention = config.decoder_attention
@@ -322,21 +324,6 @@ def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, s
 
 
 @dataclass(frozen=True)
-class ShortTexts:
-    """The texts that an encoder attends in full, as its source does.
-
-    length: tokens of the longest; 0 if there are none.
-    reason: why they are not read exactly as by the source; empty if they are, or where that is no question.
-    """
-
-    length: int = 0
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"not exactly as by the source: {self.reason}" if self.reason else f"up to {self.length} tokens exactly as by the source"
-
-
-@dataclass(frozen=True)
 class ConversionPlan(ResultPlan):
     """Everything that is decided before a byte is written. Of towers, `attention`, `shape` and `costs` are in their plans."""
 
@@ -345,7 +332,7 @@ class ConversionPlan(ResultPlan):
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     warnings: tuple[PositionWarning, ...] = ()  # mechanisms for which the positions do not hold without training
-    short_texts: ShortTexts = ShortTexts()
+    short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # where positions change outputs, the longest text whose outputs they do not change
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
@@ -637,33 +624,6 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
             choice[RELATIVE] = ALIBI
     changed = {**({} if turns is None else {IN_TURN: turns}), **overrides}
     return LongAttentionConfig.from_dict({**values, RELATIVE: ALIBI, **({"layers": changed} if changed else {})})
-
-
-def short_texts_of(
-    attention: LongAttentionConfig, mechanisms: Sequence[Mechanism], windows: Sequence[int | None], length: StackLength, change: str
-) -> ShortTexts:
-    """The texts that an encoder attends in full by the option ``exact_length``.
-
-    Args:
-        mechanisms: of every layer, by ``attention``.
-        windows: the width of each layer's window in the source; ``None`` where it has none.
-        change: how positions change outputs of short texts; empty if they do not.
-
-    Raises:
-        OptionError: ``exact_length`` is more tokens than the source reads.
-    """
-    kept = [keeps_window(attention, number, width) for number, width in enumerate(windows)]
-    layers = [mechanism for mechanism, keeps in zip(mechanisms, kept, strict=True) if not keeps]
-    longest = max((layer.exact_length for layer in layers), default=0)
-    if not longest:
-        return ShortTexts()
-    if longest > length.old:
-        raise OptionError(f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most {length.old}.")
-    if not all(layer.exact_length or layer.covers(longest) for layer in layers):
-        return ShortTexts(0, "some layers have no exact_length")
-    replaced = any(width is not None and not keeps for width, keeps in zip(windows, kept, strict=True))
-    shortest = min(layer.exact_length for layer in layers if layer.exact_length)
-    return ShortTexts(shortest, change or ("exact_length replaces windows of the source" if replaced else ""))
 
 
 def needs_separator(attention: LongAttentionConfig) -> bool:

@@ -20,6 +20,8 @@ PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs t
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat what a plan warns of."""
+SHORT_TEXTS = "equal for short texts"
+"""Name of the check of texts that are attended in full by the option ``exact_length``."""
 VERDICT, READY, TRAIN = "verdict", "ready to use", "train before use"
 """The value of the check that decides whether the result needs training, and what it says."""
 

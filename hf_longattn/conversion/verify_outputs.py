@@ -28,7 +28,7 @@ from .model_loading import (
 )
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .report import FAILED, PASSED, SKIPPED, Check, equality
+from .report import FAILED, PASSED, SHORT_TEXTS, SKIPPED, Check, equality
 from .text import VerificationText
 
 FLOPS_AT_NEW_LENGTH = 4e12
@@ -182,7 +182,7 @@ def _compare_old(
     checks = []
     unchanged = _unchanged(plan, lengths)
     if at := min(plan.short_texts.length, lengths.old):
-        checks.append(compare("equal for short texts", at, f"as for texts of up to {plan.short_texts.length}", plan.short_texts.reason))
+        checks.append(compare(SHORT_TEXTS, at, f"as for texts of up to {plan.short_texts.length}", plan.short_texts.reason))
         attend_by_mechanisms(model)
     if unchanged and unchanged <= lengths.covered:
         checks.append(compare("equal where positions are unchanged", unchanged, "long attention", ""))

@@ -74,7 +74,7 @@ class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConf
         return LongAttentionConfig("full")
 
     @property
-    def _attending(self) -> tuple[int, bool]:
+    def attending(self) -> tuple[int, bool]:
         return self.encoder_config.num_hidden_layers, False
 
 

@@ -105,13 +105,15 @@ def test_a_discriminator_is_not_trained_as_a_language_model(built: Callable[[str
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_result_equals_conversion_on_the_fly(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
-    convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, verify=False)
+    """Conversion alone chooses ``exact_length``."""
+    settings = {**WINDOW, "exact_length": 0}
+    convert_checkpoint(built(name), tmp_path / "long", **settings, max_length=200, verify=False)
     auto = auto_class_name(transformers.AutoConfig.from_pretrained(built(name)), name)
     assert auto is not None
     written = getattr(transformers, auto).from_pretrained(tmp_path / "long")
     fields = ("max_position_embeddings", "max_decoder_position_embeddings")
     lengths = {field: getattr(written.config, field) for field in fields if hasattr(written.config, field)}
-    config = type(written.config).from_pretrained(built(name), **lengths, long_attention=WINDOW)
+    config = type(written.config).from_pretrained(built(name), **lengths, long_attention=settings)
     flown = getattr(transformers, auto).from_pretrained(built(name), config=config)
     assert type(written) is type(flown)
     assert type(written).__name__ == f"Long{name}"

@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
         "bert", WINDOW, "BertForSequenceClassification", {},
         "Layer 0 makes no token global, while a Longformer.* by itself makes position 0 global",
     ),
-    "short texts": ("bert", {**LONGFORMER, "exact_length": 8}, None, {}, "No stock architecture has exact_length=8; convert with"),
+    "short texts": ("bert", {**LONGFORMER, "exact_length": 8}, None, {}, "No stock architecture has exact_length=8; convert with --option"),
     "activation": ("bert", LONGFORMER, None, {"hidden_act": "relu"}, "activation 'relu', and Longformer's has 'gelu'"),
     "asymmetric window": ("roberta", {**WINDOW, "left": 5}, None, {}, "Layer 0 has 'window' with window=6, left=5, and every layer of"),
     "asymmetric T5": ("t5", {**WINDOW, "right": 1}, None, {}, "Layer 0 has 'window' with window=6, right=1, which no stock architecture"),
@@ -248,7 +248,7 @@ def test_a_refusal_for_global_tokens_names_the_options_that_make_a_twin(name: st
     source = checkpoint("RobertaForMaskedLM", tokenizer="roberta")
     getattr(transformers, name).from_pretrained(source).save_pretrained(source)
     arguments = ["convert", str(source), str(tmp_path / "long"), "--mechanism", "longformer"]
-    arguments += ["--option", "window=8", "--max-length", "100", "--no-verify", "--overwrite"]
+    arguments += ["--option", "window=8", "--option", "exact_length=0", "--max-length", "100", "--no-verify", "--overwrite"]
     with pytest.raises(SystemExit):
         main(arguments)
     with pytest.raises(ExportError) as refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from, prototype
+from hf_longattn.modeling.attach.attention_sites import attention_sites
+from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.reference.small_models import long_model
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 100}
 
@@ -142,8 +146,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_path: Path) -> None:
-    options = {"window": 8, "exact_length": 64}
-    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", options=options, max_length=512)
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=8, max_length=512)
     (check,) = [check for check in report.checks if check.name == "equal for short texts"]
     assert check.status == "passed"
     assert "at 64 tokens, as for texts of up to 64" in check.detail
@@ -180,3 +183,75 @@ def test_a_plan_says_which_texts_are_read_as_by_the_source(settings: dict[str, A
     except OptionError as error:
         said = str(error)
     assert words in said
+
+
+READ = {"exact_length": 64}
+
+
+@pytest.mark.parametrize(
+    ("settings", "attention", "reason"),
+    [
+        ({"mechanism": "longformer", "window": 8}, {"mechanism": "longformer", "window": 8, **READ}, ""),
+        ({"mechanism": "window", "window": 8, "exact_length": 0}, {"mechanism": "window", "window": 8, "exact_length": 0}, ""),
+        ({"mechanism": "window", "window": 8, "max_length": 64}, {"mechanism": "window", "window": 8}, ""),  # reads no longer texts
+        ({"mechanism": "window", "window": 8, "positions": "interpolate"}, {"mechanism": "window", "window": 8}, "interpolate changes"),
+        ({"mechanism": "window", "window": 256}, {"mechanism": "window", "window": 256}, ""),  # covers them
+        ({"mechanism": "full"}, {"mechanism": "full"}, ""),
+        ({"mechanism": "linear"}, {"mechanism": "linear"}, "'linear' is not full attention over fewer keys"),
+        ({"mechanism": "synthesizer"}, {"mechanism": "synthesizer"}, "'synthesizer' trains parameters of its own"),
+        ({"mechanism": "window", "relative": "alibi"}, {"mechanism": "window", "relative": "alibi"}, "relative=alibi changes"),
+        (
+            {"mechanism": "window", "window": 8, "layers": {0: {"mechanism": "full"}}},
+            {"mechanism": "window", "window": 8, **READ, "layers": {"0": {"mechanism": "full"}}},
+            "",
+        ),
+        (
+            {"mechanism": "window", "window": 8, "layers": {0: {"mechanism": "chunked", "chunk_size": 8}, 1: {"window": 16}}},
+            {
+                **{"mechanism": "window", "window": 8, **READ},
+                "layers": {"0": {"mechanism": "chunked", "chunk_size": 8, **READ}, "1": {"window": 16}},
+            },
+            "",
+        ),
+        (
+            {"layers": "window:window=8,full"},
+            {"mechanism": "window", **READ, "layers": {"in_turn": [{"mechanism": "window", "window": 8, **READ}, {"mechanism": "full"}]}},
+            "",
+        ),
+        ({"layers": "window:window=8,linear"}, None, "'linear' is not full attention over fewer keys"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
+)
+def test_it_is_the_sources_length_unasked_where_that_is_exact(
+    settings: dict[str, Any], attention: dict[str, Any] | None, reason: str, source: Path
+) -> None:
+    plan = plan_conversion(source, **{"max_length": 512, **settings})
+    assert attention is None or plan.attention.to_dict() == attention
+    assert plan.config.long_attention == plan.attention
+    assert ("exact_length" in json.dumps(plan.attention.to_dict())) == bool(plan.short_texts.length or settings.get("exact_length") == 0)
+    assert plan.short_texts.reason.startswith(reason)
+    assert bool(plan.short_texts.reason) == bool(reason)
+
+
+def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_path: Path) -> None:
+    marks = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
+    config = transformers.ModernBertConfig(**SIZES, **marks, max_position_embeddings=64, local_attention=16, global_attn_every_n_layers=2)
+    transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "windows")
+    plan = plan_conversion(tmp_path / "windows", mechanism="window", window=8, max_length=512)
+    [(name, options), *_] = [plan.attention.for_layer(layer) for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
+    assert (name, options) == ("window", {"window": 8, **READ})
+    [(name, options), *_] = [plan.attention.for_layer(layer) for layer, kind in enumerate(config.layer_types) if kind != "full_attention"]
+    assert (name, options) == ("window", {"window": 16})
+    assert str(plan.short_texts) == "up to 64 tokens exactly as by the source"
+    sizes = {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "decoder")
+    assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {"mechanism": "window"}
+
+
+@pytest.mark.parametrize("base", TEXT_FAMILIES)
+def test_a_config_says_whether_its_layers_look_back_only(base: str) -> None:
+    """The default is decided by the config, before there is a model."""
+    model = long_model(base, None, {"mechanism": "window"})
+    encoding = [site for site in attention_sites(model) if not site.cross and not (site.in_decoder and model.config.is_encoder_decoder)]
+    layers, causal = model.config.attending
+    assert (layers, causal) == (len(encoding), all(site.causal for site in encoding))

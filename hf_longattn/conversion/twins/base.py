@@ -61,12 +61,12 @@ class LongModel:
 
     @cached_property
     def causal(self) -> bool:
-        return bool(self.config._attending[1])
+        return bool(self.config.attending[1])
 
     @cached_property
     def layers(self) -> tuple[Mechanism, ...]:
         """The mechanism of every layer; of the encoder in an encoder-decoder."""
-        return _mechanisms(self.config.long_attention, self.config._attending[0])
+        return _mechanisms(self.config.long_attention, self.config.attending[0])
 
     @cached_property
     def decoder_layers(self) -> tuple[Mechanism, ...]:
@@ -241,7 +241,7 @@ def choose_twin(model: LongModel) -> TwinChoice:
     if model.family.towers:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
     if exact := next((layer.exact_length for layer in model.layers if layer.full is not None), 0):
-        return TwinChoice(None, "", "", f"No stock architecture has exact_length={exact}; convert with exact_length=0.")
+        return TwinChoice(None, "", "", f"No stock architecture has exact_length={exact}; convert with --option exact_length=0.")
     reasons: list[tuple[bool, str]] = []
     other_layer = next((layer for layer in model.layers if not is_full(layer, model.causal)), None)
     for twin in native_twins():

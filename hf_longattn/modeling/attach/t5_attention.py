@@ -69,7 +69,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
         return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
 
     @property
-    def _attending(self) -> tuple[int, bool]:
+    def attending(self) -> tuple[int, bool]:
         return self.num_layers, False
 
 

@@ -115,7 +115,7 @@ class LongConfig(_Base):
         if name == "long_attention" and not torch.compiler.is_compiling():  # a cache that is made in a graph renames fields of a copy
             value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
-            value.check_forms(*self._attending)
+            value.check_forms(*self.attending)
             self._check_implementation()
         elif name == IMPLEMENTATION_FIELD:
             super().__setattr__(name, value if value is None else self.resolve_implementation(value))
@@ -130,7 +130,7 @@ class LongConfig(_Base):
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
         width = self.__dataclass_fields__.get("sliding_window")
         nullable = width is None or "None" in str(width.type)
-        served = serving_window_fields(self.long_attention, *self._attending, base_windows, nullable=nullable)
+        served = serving_window_fields(self.long_attention, *self.attending, base_windows, nullable=nullable)
         changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())
         own = {FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
         return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}
@@ -172,7 +172,7 @@ class LongConfig(_Base):
     @property
     def _computes_as_base(self) -> bool:
         """Whether every layer's mechanism computes what the base's attention does."""
-        layers, causal = self._attending
+        layers, causal = self.attending
         own_attention = self._own_attention
         if own_attention is not None:
             return self.long_attention.same_layers(own_attention, layers)
@@ -305,7 +305,7 @@ class LongConfig(_Base):
         return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
 
     @property
-    def _attending(self) -> tuple[int, bool]:
+    def attending(self) -> tuple[int, bool]:
         """Number of layers that run ``long_attention``, and whether they are causal."""
         return self.num_hidden_layers, self._causal
 
@@ -413,7 +413,7 @@ class LongEncoderDecoderConfig(LongConfig):
         return LongAttentionConfig("full") if self.is_encoder_decoder else self.long_attention
 
     @property
-    def _attending(self) -> tuple[int, bool]:
+    def attending(self) -> tuple[int, bool]:
         return (self.encoder_layers, False) if self.is_encoder_decoder else (self.decoder_layers, True)
 
     @property

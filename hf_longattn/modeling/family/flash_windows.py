@@ -37,7 +37,7 @@ def takes_windows(config: Any, requested: str) -> bool:
     family = known_family(config)
     if family is None or not family.reads_text or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
         return False
-    layers, causal = config._attending
+    layers, causal = config.attending
     plan = (prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
     if any(sliding_window(mechanism, causal) is None for mechanism in plan):
         return False

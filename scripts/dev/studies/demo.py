@@ -1,7 +1,7 @@
 """The whole path on a fresh machine, without a network (10 minutes at most, 2 cores).
 
     make demo                        or   python scripts/demo.py
-    python scripts/demo.py --minutes 1 --per-length 8        a shorter look
+    python scripts/demo.py --minutes 1 --per-length 4        a shorter look
 
 First, all-MiniLM-L6-v2 is converted (`make install` has installed it), and compared with the original.
 Then a 512-token question-answering model is converted, scored, fine-tuned on long documents, and scored again. It is committed, in
@@ -25,7 +25,7 @@ from rich.progress import Progress
 from scripts.dev import ROOT
 
 ASSET = ROOT / "model_cards" / "bert-python-512-qa"
-BEFORE, AFTER, CONTROL = "converted to longformer", "longformer, fine-tuned", "converted, random positions (control)"
+BEFORE, AFTER = "converted to longformer", "longformer, fine-tuned"
 LENGTH, WINDOW = 8192, 256
 TRAINING_LENGTHS, TRAINING_QUESTIONS = (1024, 2048, 4096), 60
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -39,14 +39,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--output", default="demo_output", help="folder for models, tables, drawing and card (default: demo_output)")
     add("--minutes", type=float, default=1.5, help="minutes of fine-tuning (default: 1.5)")
     add("--data", nargs="+", default=["argument", "base", "lookup"], help="tasks to score (default: argument base lookup)")
-    add("--per-length", type=int, default=24, help="questions per length and data set (default: 24)")
+    add("--per-length", type=int, default=8, help="questions per length and data set (default: 8)")
     add("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="lengths of lookup documents")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     return parser.parse_args(arguments)
 
 
-def convert(options: argparse.Namespace, out: Path) -> tuple[Path, Path]:
-    """Convert with tiled positions (verified, shown) and with random ones (the control)."""
+def convert(options: argparse.Namespace, out: Path) -> Path:
+    """Convert, verify, and show what came out."""
     from hf_longattn import convert_checkpoint
     from hf_longattn.cli.show import show_report
 
@@ -56,14 +56,11 @@ def convert(options: argparse.Namespace, out: Path) -> tuple[Path, Path]:
     )
     console.print("   With a network the same command takes a Hub name:")
     console.print("   longattn convert deepset/bert-base-cased-squad2 long-bert --mechanism longformer --max-length 4096\n")
-    settings: dict[str, Any] = {"mechanism": "longformer", "window": WINDOW, "max_length": LENGTH}
-    report = convert_checkpoint(options.model, out / "converted", positions="tile", **settings)
-    show_report(report)
-    convert_checkpoint(options.model, out / "control", positions="random", verify=False, **settings)
-    return out / "converted", out / "control"
+    show_report(convert_checkpoint(options.model, out / "converted", mechanism="longformer", window=WINDOW, max_length=LENGTH))
+    return out / "converted"
 
 
-def readers(options: argparse.Namespace, converted: Path, control: Path) -> list[Any]:
+def readers(options: argparse.Namespace, converted: Path) -> list[Any]:
     """The rows that need no training."""
     from hf_longattn.evaluation.qa_reader import QAReader, truncated, windows
     from hf_longattn.training import load_qa_model
@@ -76,7 +73,6 @@ def readers(options: argparse.Namespace, converted: Path, control: Path) -> list
         Program(),
         QAReader("first 512 tokens", model, tokenizer, truncated(512)),
         QAReader("windows of 512, stride 128", model, tokenizer, windows(512, 128)),
-        long_reader(CONTROL, control),
         long_reader(BEFORE, converted),
     ]
 
@@ -124,6 +120,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     save_qa(records, out / "train.jsonl")
     command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
     command += ["--max_minutes", f"{options.minutes:g}", "--learning_rate", "2e-5", "--threads", str(options.threads)]
+    command += ["--no_eval_before_training", "--max_eval_samples", "8"]  # all questions are asked below, and were asked above
     console.print(f"   longattn train qa {' '.join(command)}")
     if train("qa", command):
         raise LongAttentionError("the fine-tuning failed; see above")
@@ -184,18 +181,18 @@ def main(arguments: list[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
     out = Path(options.output)
     try:
-        for name in ("minilm", "converted", "control", "fine-tuned"):
+        for name in ("minilm", "converted", "fine-tuned"):
             shutil.rmtree(out / name, ignore_errors=True)
         step(1, "Convert all-MiniLM-L6-v2, a sentence encoder that many programs use, and compare it with the original")
         show_real_checkpoint(console, out)
-        converted, control = convert(options, out)
+        converted = convert(options, out)
         step(3, "Score on long documents from packages that no training ever saw, before any training")
         _, tokenizer = load_qa_model(options.model)
         sets = {name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths) for name in options.data}
         for name, records in sets.items():
             shown = records[len(records) // 2]
             console.print(f"   {name}: {shown['question']}  Answer: {shown['answers']['text'][0]}", markup=False)
-        answers = score(readers(options, converted, control), sets, "all systems")
+        answers = score(readers(options, converted), sets, "all systems")
         folder = fine_tune(options, converted, out)
         step(5, "Score the fine-tuned model on the same questions")
         answers += score([long_reader(AFTER, folder)], sets, "fine-tuned")

@@ -49,9 +49,8 @@ def show_real_checkpoint(console: Console, out: Path) -> None:
     from hf_longattn.cli.show import show_report
 
     source, target = real_checkpoint(), out / "minilm"
-    short = f"exact_length={SHORT_TEXTS[-1]}"
-    console.print(f"   longattn convert {NAME} {target} --mechanism longformer --option {short} --max-length {LENGTH}\n")
-    show_report(convert_checkpoint(source, target, mechanism="longformer", exact_length=SHORT_TEXTS[-1], max_length=LENGTH))
+    console.print(f"   longattn convert {NAME} {target} --mechanism longformer --max-length {LENGTH}\n")
+    show_report(convert_checkpoint(source, target, mechanism="longformer", max_length=LENGTH))
     original, converted = (SentenceTransformer(str(folder), device="cpu") for folder in (source, target))
     original.max_seq_length = SHORT_TEXTS[-1]  # shipped with 256, which is not the length of its position table
     comparisons = compare_short_texts(original, converted)

@@ -1,0 +1,100 @@
+"""The texts that a converted encoder attends in full, as its source does: the option ``exact_length`` and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..choice_text import IN_TURN
+from ..configuration import LongAttentionConfig
+from ..errors import OptionError
+from ..mechanisms import Mechanism
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.sliding_window import keeps_window
+from ..options import EXACT_LENGTH
+from .plan_positions import StackLength
+
+
+@dataclass(frozen=True)
+class ShortTexts:
+    """Which texts an encoder attends in full.
+
+    length: tokens of the longest; 0 if there are none.
+    reason: why they are not read exactly as by the source; empty if they are, or where that is no question.
+    """
+
+    length: int = 0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"not exactly as by the source: {self.reason}" if self.reason else f"up to {self.length} tokens exactly as by the source"
+
+
+def why_off(mechanism: Mechanism) -> str:
+    """Why a layer does not attend short texts in full unasked; empty if it does: a mechanism that is full attention over fewer keys."""
+    if mechanism.trains:
+        return f"{mechanism.name!r} trains parameters of its own"
+    if not mechanism.takes_score_mod:
+        return f"{mechanism.name!r} is not full attention over fewer keys"
+    try:
+        mechanism.check_exact_length()
+    except OptionError as refusal:
+        return str(refusal).partition(", so that")[0].removeprefix("Mechanism ")
+    return ""
+
+
+def with_short_texts(
+    attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str, unasked: bool = True
+) -> tuple[LongAttentionConfig, ShortTexts]:
+    """``attention`` with ``exact_length`` of the source's length, and which texts an encoder then attends in full.
+
+    It is set unasked for a result that reads more than its source, with positions that do not change, where every layer that neither keeps
+    a window of the source nor covers such texts anyway is full attention over fewer keys (:func:`why_off`).
+
+    Args:
+        windows: the width of each layer's window in the source; ``None`` where it has none.
+        change: how positions change outputs of short texts; empty if they do not.
+        unasked: whether to set it where no layer has the option.
+
+    Raises:
+        OptionError: ``exact_length`` is more tokens than the source reads.
+    """
+    choices = [attention.options, *attention.turns, *attention.layers.values()]
+    reason = change
+    if unasked and length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
+        lacking = [layer for layer in _without_windows(attention, windows) if not layer.covers(length.old)]
+        reason = next(filter(None, map(why_off, lacking)), "")
+        if lacking and not reason:
+            attention = _with_exact_length(attention, {layer.name for layer in lacking}, windows, length.old)
+    layers = _without_windows(attention, windows)
+    longest = max((layer.exact_length for layer in layers), default=0)
+    if not longest:
+        return attention, ShortTexts(0, reason)
+    if longest > length.old:
+        raise OptionError(f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most {length.old}.")
+    if not all(layer.exact_length or layer.covers(longest) for layer in layers):
+        return attention, ShortTexts(0, "some layers have no exact_length")
+    replaced = len(layers) > windows.count(None)
+    shortest = min(layer.exact_length for layer in layers if layer.exact_length)
+    return attention, ShortTexts(shortest, change or ("exact_length replaces windows of the source" if replaced else ""))
+
+
+def _without_windows(attention: LongAttentionConfig, windows: Sequence[int | None]) -> list[Mechanism]:
+    """The mechanism of every layer that keeps no window of the source."""
+    numbers = (number for number, width in enumerate(windows) if not keeps_window(attention, number, width))
+    return [prototype(*attention.for_layer(number)) for number in numbers]
+
+
+def _with_exact_length(attention: LongAttentionConfig, names: set[str], windows: Sequence[int | None], length: int) -> LongAttentionConfig:
+    """``attention`` with ``exact_length`` wherever a mechanism of ``names`` is chosen that is no window of the source."""
+
+    def given(name: str | None) -> dict[str, int]:
+        return {EXACT_LENGTH: length} if name in names else {}
+
+    turns = [{**turn, **given(turn.get("mechanism"))} for turn in attention.turns]
+    layers = {
+        number: values if keeps_window(attention, number, windows[number]) else {**values, **given(values.get("mechanism"))}
+        for number, values in attention.layers.items()
+    }
+    rules = {**({IN_TURN: turns} if turns else {}), **layers}
+    return LongAttentionConfig(attention.mechanism, rules or None, **{**attention.options, **given(attention.mechanism)})
