@@ -42,7 +42,7 @@ def show_plan(plan: ConversionPlan) -> None:
         _facts(
             ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})"),
             ("result", f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters"),
-            *([("short texts", str(plan.short_texts))] if plan.short_texts.length or plan.short_texts.reason else []),
+            *([("texts", str(plan.short_texts))] if plan.short_texts.length or plan.short_texts.reason else []),
             ("positions", plan.positions + ("" if plan.positions_exact else f"  ({plan.position_change}: needs training)")),
             ("tensors", _counts(plan.counts())),
             ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
@@ -239,7 +239,7 @@ def show_report(report: ConversionReport) -> None:
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
             ("model", f"{class_name}, {_grown(plan)}, positions {plan['positions']}"),
-            *([("short texts", _short_texts(report))] if "short_texts" in plan else []),
+            *([("texts", _short_texts(report))] if "short_texts" in plan else []),
             ("tensors", _counts(plan["tensor_counts"])),
         )
     )
@@ -273,7 +273,7 @@ def _short_texts(report: ConversionReport) -> str:
     for check in report.checks:
         if check.name == SHORT_TEXTS and check.status == PASSED:
             length, difference = check.values["length"], check.values["relative_difference"]
-            return f"up to {length} tokens: outputs equal the source's (largest difference {difference:.1e})"
+            return f"of up to {length} tokens: outputs equal the source's (largest difference {difference:.1e})"
     return str(report.plan["short_texts"])
 
 

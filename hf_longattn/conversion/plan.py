@@ -262,6 +262,7 @@ def _plan_towers(opened: Source, architecture: Architecture, request: Conversion
         max_shard_size=request.max_shard_size,
         attention=longest.attention,
         position_change=" and ".join(plan.position_change for plan in texts if plan.position_change),
+        short_texts=longest.short_texts,
         unchanged_tokens=min(plan.unchanged_tokens for plan in texts),
         shape=longest.shape,
         costs=(),

@@ -27,7 +27,9 @@ class ShortTexts:
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"not exactly as by the source: {self.reason}" if self.reason else f"up to {self.length} tokens exactly as by the source"
+        if self.reason:
+            return f"short ones are not read exactly as by the source: {self.reason}"
+        return f"of up to {self.length} tokens are read exactly as by the source"
 
 
 def why_off(mechanism: Mechanism) -> str:

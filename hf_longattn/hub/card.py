@@ -28,6 +28,7 @@ from ..modeling.family.definition import tower_field
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
+from ..options import EXACT_LENGTH
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
@@ -465,8 +466,10 @@ def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig
     else:
         limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]
     if family is None or family.grid is None:
-        names = dict.fromkeys(of_stack.mechanism for of_stack in attentions.values())
-        limits += [f"When `{name}` equals full attention: {mechanism_info(name).exact_when}." for name in names]
+        lengths = {of_stack.mechanism: of_stack.options.get(EXACT_LENGTH) for of_stack in attentions.values()}
+        for name, short in lengths.items():
+            texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
+            limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
     if needs_training:
         limits.append(UNTRAINED)
     return limits

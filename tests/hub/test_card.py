@@ -331,6 +331,13 @@ def test_only_models_with_a_table_are_said_to_refuse_longer_inputs(base: str, se
     assert sentence in write_model_card(tmp_path).read_text()
 
 
+def test_texts_that_are_attended_in_full_are_said(tmp_path: Path) -> None:
+    attention = {"mechanism": "window", "window": 8, "exact_length": 1024}
+    FAMILIES["bert"].config_class(**SIZES, max_position_embeddings=2048, long_attention=attention).save_pretrained(tmp_path)
+    text = " ".join(write_model_card(tmp_path).read_text().split())
+    assert "`window` equals full attention: on texts of up to 1,024 tokens by `exact_length`; besides, with window=" in text
+
+
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [

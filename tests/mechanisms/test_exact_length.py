@@ -150,7 +150,7 @@ def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_p
     (check,) = [check for check in report.checks if check.name == "equal for short texts"]
     assert check.status == "passed"
     assert "at 64 tokens, as for texts of up to 64" in check.detail
-    assert report.plan["short_texts"] == "up to 64 tokens exactly as by the source"
+    assert report.plan["short_texts"] == "of up to 64 tokens are read exactly as by the source"
     short, long = (transformers.AutoModelForMaskedLM.from_pretrained(folder).eval() for folder in (source, tmp_path / "long"))
     ids = torch.randint(5, SIZES["vocab_size"], (2, 200))
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_p
     ("settings", "words"),
     [
         ({"exact_length": 65}, "beyond the 64 tokens that the source reads"),
-        ({"exact_length": 64, "positions": "interpolate"}, "not exactly as by the source: interpolate changes"),
+        ({"exact_length": 64, "positions": "interpolate"}, "not read exactly as by the source: interpolate changes"),
         ({"exact_length": 64, "layers": {1: {"mechanism": "window", "window": 8}}}, "some layers have no exact_length"),
     ],
 )
@@ -242,7 +242,7 @@ def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_
     assert (name, options) == ("window", {"window": 8, **READ})
     [(name, options), *_] = [plan.attention.for_layer(layer) for layer, kind in enumerate(config.layer_types) if kind != "full_attention"]
     assert (name, options) == ("window", {"window": 16})
-    assert str(plan.short_texts) == "up to 64 tokens exactly as by the source"
+    assert str(plan.short_texts) == "of up to 64 tokens are read exactly as by the source"
     sizes = {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "decoder")
     assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {"mechanism": "window"}
