@@ -25,7 +25,7 @@ REWORDED: dict[str, tuple[Any, Any]] = {
     )),
     "output_dir": (str, argument(".", "Folder for scores.json and predictions, by default the current one.", ["--output"])),
     "overwrite": (bool, argument(False, "Replace the scores of an earlier evaluation in output_dir.")),
-    "bf16": (bool, argument(True, "Score under bfloat16 autocast.")),
+    "bf16": (bool, argument(True, "Score under bfloat16 autocast, except on a processor that has no bfloat16.")),
 }  # fmt: skip
 """Options with another meaning than in a training -> their type and field."""
 

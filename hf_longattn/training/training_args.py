@@ -14,6 +14,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.errors import OptionError, nearest
+from hf_longattn.private_apis import cpu_computes_bf16
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, explicit_settings
 from hf_longattn.training.evaluation import nothing_trained
 
@@ -73,7 +74,7 @@ class LongTrainingArguments(TrainingArguments):
     early_stopping_patience: int = argument(
         0, "Stop after this many evaluations without improvement (with eval_strategy and load_best_model_at_end); 0 = never."
     )
-    bf16: bool = argument(True, "Train under bfloat16 autocast.")
+    bf16: bool = argument(True, "Train under bfloat16 autocast, except on a processor that has no bfloat16.")
     max_steps: int = argument(-1, "Optimiser steps; -1 = as num_train_epochs says.")
     save_strategy: str = argument("steps", "When to write checkpoints: no, epoch, steps (see save_steps) or best.")
     warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
@@ -97,7 +98,7 @@ class LongTrainingArguments(TrainingArguments):
             self.use_cpu = True
         if self.use_cpu:
             self.dataloader_pin_memory = False
-        if self.fp16:
+        if self.fp16 or (self.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
             self.bf16 = False
         self._set_checkpoints()
         if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:

@@ -26,6 +26,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from hf_longattn.cli.train import evaluate, train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.naming import PREDICTIONS
+from hf_longattn.private_apis import cpu_computes_bf16
 from hf_longattn.tasks import evaluated_tasks, load_task, task_names
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
@@ -62,6 +63,7 @@ STEPS = {"linearise": ["--transfer_steps", "2", "--finetune_steps", "2", "--held
 """How a task is told to take two steps; the others by --max_steps and --learning_rate."""
 FITTING = {"qa": ["--stride", "4", "--max_question_tokens", "4"], "seq2seq": ["--max_summary_length", "8"]}
 """What a task needs beside for so small a model."""
+PRECISION = "bf16" if cpu_computes_bf16() else "no"
 EVALUATION = "--no_bf16 --disable_tqdm True --threads 1"
 LINE = """--no_bf16 --disable_tqdm True --threads 1 --warmup_steps 1 --gradient_accumulation_steps 1 --logging_steps 1 --batch_size 2
     --max_length 64 --save_strategy no"""
@@ -216,7 +218,7 @@ OPTIONS = {
     "tokens_per_batch": Option(
         f"--tokens_per_batch {BUDGET} --packing false", budgeted, refused={"embed": "tokens_per_batch", "multitask": "tokens_per_batch"},
     ),
-    "bf16": Option("--bf16 True", lambda run, plain: holds(run.trainers[-1].accelerator.mixed_precision == "bf16")),
+    "bf16": Option("--bf16 True", lambda run, plain: holds(run.trainers[-1].accelerator.mixed_precision == PRECISION)),
     "fp16": Option("--fp16", refused={"": "fp16 needs an accelerator"}),
     "neftune": Option(
         "--neftune_noise_alpha 5", lambda run, plain: holds(run.losses != plain.losses),

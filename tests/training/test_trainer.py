@@ -368,3 +368,9 @@ def test_the_scaler_of_fp16_leaves_out_steps_until_smaller_scales_do_not_help(tm
             trainer.train()
         assert trainer.accelerator.scaler.get_scale() < scale
         assert trainer.state.global_step == (6 if nan_in is None else 4)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_processor_without_bf16_trains_in_fp32(has_bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longattn.training.training_args.cpu_computes_bf16", lambda: has_bf16)
+    assert LongTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True).bf16 == has_bf16
