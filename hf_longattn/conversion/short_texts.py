@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
@@ -98,5 +99,5 @@ def _with_exact_length(attention: LongAttentionConfig, names: set[str], windows:
         number: values if keeps_window(attention, number, windows[number]) else {**values, **given(values.get("mechanism"))}
         for number, values in attention.layers.items()
     }
-    rules = {**({IN_TURN: turns} if turns else {}), **layers}
+    rules: dict[Any, Any] = {**({IN_TURN: turns} if turns else {}), **layers}
     return LongAttentionConfig(attention.mechanism, rules or None, **{**attention.options, **given(attention.mechanism)})
