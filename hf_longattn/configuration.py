@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .choice_text import HIGHEST_LAYER, IN_TURN, read_choice, read_rules, write_choices
@@ -59,6 +59,22 @@ class LongAttentionConfig:
             return override.pop("mechanism"), override
         name, options = self._without_override(index)
         return name, {**options, **override}
+
+    def with_option(
+        self, option: str, value: Any, where: Callable[[str, int | None], bool] = lambda mechanism, layer: True
+    ) -> LongAttentionConfig:
+        """The same with an option for the default, and for every choice that names a mechanism.
+
+        Args:
+            where: whether a choice gets the option, by the mechanism's name and the one layer it is for, or ``None``.
+        """
+
+        def given(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
+            return {**choice, option: value} if "mechanism" in choice and where(choice["mechanism"], layer) else choice
+
+        turns: dict[Any, Any] = {IN_TURN: [given(turn) for turn in self.turns]} if self.turns else {}
+        layers = {**turns, **{layer: given(choice, layer) for layer, choice in self.layers.items()}}
+        return LongAttentionConfig(**given({"mechanism": self.mechanism, **self.options}), layers=layers or None)
 
     def same_layers(self, other: LongAttentionConfig, num_layers: int) -> bool:
         """Whether each of the first ``num_layers`` layers has the same mechanism with the same options in force."""

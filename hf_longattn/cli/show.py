@@ -42,7 +42,7 @@ def show_plan(plan: ConversionPlan) -> None:
         _facts(
             ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})"),
             ("result", f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters"),
-            *([("texts", str(plan.short_texts))] if plan.short_texts.length or plan.short_texts.reason else []),
+            *([("texts", said)] if (said := str(plan.short_texts)) else []),
             ("positions", plan.positions + ("" if plan.positions_exact else f"  ({plan.position_change}: needs training)")),
             ("tensors", _counts(plan.counts())),
             ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
 from ..errors import GridError, LengthError, OptionError, PositionError
 from ..modeling.attach.text_globals import TEXT_GLOBAL
@@ -382,7 +381,7 @@ class ConversionPlan(ResultPlan):
             **({} if self.series is None else self.series.to_dict()),
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
-            **({"short_texts": str(self.short_texts)} if self.short_texts != ShortTexts() else {}),
+            **({"short_texts": said} if (said := str(self.short_texts)) else {}),
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
             **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
             **self.sizes(),
@@ -617,14 +616,7 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
     choices = [choice for choice in relative_choices(attention) if choice != ALIBI]
     if choices:
         raise PositionError(f"positions='alibi' contradicts relative={choices[0]!r}; give positions='none' to keep the latter alone.")
-    values = attention.to_dict()
-    layers = values.pop("layers", {})
-    turns, overrides = layers.pop(IN_TURN, None), layers
-    for choice in [*(turns or ()), *overrides.values()]:
-        if "mechanism" in choice:
-            choice[RELATIVE] = ALIBI
-    changed = {**({} if turns is None else {IN_TURN: turns}), **overrides}
-    return LongAttentionConfig.from_dict({**values, RELATIVE: ALIBI, **({"layers": changed} if changed else {})})
+    return attention.with_option(RELATIVE, ALIBI)
 
 
 def needs_separator(attention: LongAttentionConfig) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..choice_text import IN_TURN
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError
 from ..mechanisms import Mechanism
@@ -30,20 +28,17 @@ class ShortTexts:
     def __str__(self) -> str:
         if self.reason:
             return f"short ones are not read exactly as by the source: {self.reason}"
-        return f"of up to {self.length} tokens are read exactly as by the source"
+        return f"of up to {self.length} tokens are read exactly as by the source" if self.length else ""
 
 
 def why_off(mechanism: Mechanism) -> str:
-    """Why a layer does not attend short texts in full unasked; empty if it does: a mechanism that is full attention over fewer keys."""
+    """Why a layer does not attend short texts in full unless asked; empty if it does."""
+    reason = mechanism.no_exact_length
     if mechanism.trains:
-        return f"{mechanism.name!r} trains parameters of its own"
-    if not mechanism.takes_score_mod:
-        return f"{mechanism.name!r} is not full attention over fewer keys"
-    try:
-        mechanism.check_exact_length()
-    except OptionError as refusal:
-        return str(refusal).partition(", so that")[0].removeprefix("Mechanism ")
-    return ""
+        reason = "has parameters of its own, which need training"
+    elif not mechanism.takes_score_mod:
+        reason = "is not full attention over fewer keys"
+    return f"{mechanism.name!r} {reason}" if reason else ""
 
 
 def with_short_texts(
@@ -68,7 +63,10 @@ def with_short_texts(
         lacking = [layer for layer in _without_windows(attention, windows) if not layer.covers(length.old)]
         reason = next(filter(None, map(why_off, lacking)), "")
         if lacking and not reason:
-            attention = _with_exact_length(attention, {layer.name for layer in lacking}, windows, length.old)
+            names, kept = {layer.name for layer in lacking}, [keeps_window(attention, *layer) for layer in enumerate(windows)]
+            attention = attention.with_option(
+                EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or not kept[layer])
+            )
     layers = _without_windows(attention, windows)
     longest = max((layer.exact_length for layer in layers), default=0)
     if not longest:
@@ -86,18 +84,3 @@ def _without_windows(attention: LongAttentionConfig, windows: Sequence[int | Non
     """The mechanism of every layer that keeps no window of the source."""
     numbers = (number for number, width in enumerate(windows) if not keeps_window(attention, number, width))
     return [prototype(*attention.for_layer(number)) for number in numbers]
-
-
-def _with_exact_length(attention: LongAttentionConfig, names: set[str], windows: Sequence[int | None], length: int) -> LongAttentionConfig:
-    """``attention`` with ``exact_length`` wherever a mechanism of ``names`` is chosen that is no window of the source."""
-
-    def given(name: str | None) -> dict[str, int]:
-        return {EXACT_LENGTH: length} if name in names else {}
-
-    turns = [{**turn, **given(turn.get("mechanism"))} for turn in attention.turns]
-    layers = {
-        number: values if keeps_window(attention, number, windows[number]) else {**values, **given(values.get("mechanism"))}
-        for number, values in attention.layers.items()
-    }
-    rules: dict[Any, Any] = {**({IN_TURN: turns} if turns else {}), **layers}
-    return LongAttentionConfig(attention.mechanism, rules or None, **{**attention.options, **given(attention.mechanism)})

@@ -466,8 +466,7 @@ def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig
     else:
         limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]
     if family is None or family.grid is None:
-        lengths = {of_stack.mechanism: of_stack.options.get(EXACT_LENGTH) for of_stack in attentions.values()}
-        for name, short in lengths.items():
+        for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
             texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
             limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
     if needs_training:

@@ -93,8 +93,9 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         self.options = options
         self.build_relative(options, num_heads, head_dim, hidden_size)
 
-    def check_exact_length(self) -> None:
-        """Raise :class:`OptionError` where short texts cannot be attended in full with these options."""
+    @property
+    def no_exact_length(self) -> str:
+        """Why short texts cannot be attended in full with these options; empty if they can."""
         reasons = {
             "exists in the causal form only": self.causal is True,
             "reads a grid": self.reads_grid,
@@ -102,9 +103,13 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
             "counts padding with these options": not self.ignores_padding,
             "adds relative positions to the scores": self.relative is not None,
         }
-        if reason := next((why for why, holds in reasons.items() if holds), None):
+        return next((why for why, holds in reasons.items() if holds), "")
+
+    def check_exact_length(self) -> None:
+        """Raise :class:`OptionError` where short texts cannot be attended in full with these options."""
+        if self.no_exact_length:
             raise OptionError(
-                f"Mechanism {self.name!r} {reason}, so that it cannot attend short texts in full as another model does; "
+                f"Mechanism {self.name!r} {self.no_exact_length}, so that it cannot attend short texts in full as another model does; "
                 "leave exact_length out, or set exact_length=0."
             )
 
