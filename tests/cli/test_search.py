@@ -57,9 +57,7 @@ def test_a_search_then_its_conversion(
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     written = json.loads((tmp_path / "bert-256" / "config.json").read_text(encoding="utf-8"))
     chosen, converted = (LongAttentionConfig.from_dict(of["long_attention"]) for of in (report, written))
-    for layer in range(2):
-        name, options = chosen.for_layer(layer)
-        assert converted.for_layer(layer) == (name, {**options, "exact_length": 64})  # which a conversion adds
+    assert converted == chosen.with_option("exact_length", 64)  # which a conversion adds
     capsys.readouterr()
     code, out, _ = run(capsys, *places.values(), "--output", tmp_path / "other", "--budget", "9.5", *FEW, "--json")
     assert code == 0

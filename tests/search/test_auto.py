@@ -29,7 +29,8 @@ def test_plan_and_report_say_what_was_chosen_and_why(encoder: Path, text: Path, 
     plan = hf_longattn.plan_conversion(encoder, choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text)
     assert plan.choice is not None
     assert "keeps the most of the layers' attention within 0.03 of full attention's time" in plan.choice["reason"]
-    assert plan.attention == hf_longattn.search_design(encoder, text, budget="0.03", length=128).chosen.design.attention()
+    design = hf_longattn.search_design(encoder, text, budget="0.03", length=128).chosen.design
+    assert plan.attention == design.attention().with_option("exact_length", 64)  # which a conversion adds
     report = hf_longattn.convert_checkpoint(
         encoder, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text
     )
@@ -75,7 +76,7 @@ def test_who_chooses_is_passed_on(encoder: Path, tmp_path: Path) -> None:
     plan = hf_longattn.plan_conversion(
         encoder, mechanism="auto", max_length=128, choose=lambda source, config: (chosen, {"reason": "mine"})
     )
-    assert plan.attention == chosen
+    assert plan.attention == chosen.with_option("exact_length", 64)  # which a conversion adds
     assert plan.to_dict()["choice"] == {"reason": "mine"}
 
 
