@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND, COLLECT_WEIGHTS, filled_columns
-from ..engines.common.batch import first_real, for_one_pass
+from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
@@ -424,7 +424,10 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             return real.long().cumsum(1) * real.long() + first - 1
         places = torch.arange(first, first + shape[1], device=device).expand(shape)
         if self._counts_from_the_text(kwargs, shape[1]):
-            places = (places - first_real(kwargs["attention_mask"])[:, None]).clamp(min=first)
+            start = first_real(kwargs["attention_mask"])
+            if of_any_length(shape[1]):
+                start = start * (torch.full((), shape[1], device=device) > (self.exact_length or 0))
+            places = (places - start[:, None]).clamp(min=first)
         return places
 
     def _counts_from_the_text(self, kwargs: dict[str, Any], length: int) -> bool:
@@ -433,7 +436,9 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         Shorter batches have the source's positions, which count padding where the source does.
         """
         mask = kwargs.get("attention_mask")
-        return self.exact_length is not None and length > self.exact_length and isinstance(mask, Tensor) and mask.dim() == 2
+        if self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return False
+        return of_any_length(length) or length > self.exact_length
 
     @property
     def takes_positions(self) -> bool:

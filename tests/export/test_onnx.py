@@ -59,6 +59,53 @@ def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_
             assert (program(**given)["logits"] - model(**given).logits).abs().max() < 1e-4
 
 
+class Positions(torch.nn.Module):
+    """The position ids that a model gives a batch with this mask."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
+        positions: torch.Tensor = self.model.own_positions({"attention_mask": mask}, tuple(mask.shape), mask.device)
+        return positions
+
+
+def masks(length: int, *texts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of texts of these lengths, padded on the right and on the left."""
+    index, sizes = torch.arange(length), torch.tensor(texts)[:, None]
+    return (index < sizes).long(), (index >= length - sizes).long()
+
+
+def test_positions_of_a_graph_depend_on_its_length_as_those_of_the_model_do(tmp_path: Path) -> None:
+    source = saved(tmp_path / "long", exact_length=40)
+    positions = Positions(families.LongBertModel.from_pretrained(source).eval())
+    sizes = {"mask": {0: torch.export.Dim("batch", max=8), 1: torch.export.Dim("length", min=2, max=LENGTH)}}
+    program = torch.export.export(positions, (masks(60, 60, 9)[0],), dynamic_shapes=sizes).module()
+    for length in (9, 40, 41, 90):
+        for mask in masks(length, length, 5):
+            assert torch.equal(program(mask), positions(mask)), (length, mask)
+    assert positions(masks(90, 5)[1])[0, -5:].tolist() == [0, 1, 2, 3, 4]
+    assert positions(masks(9, 5)[1])[0, -5:].tolist() == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("programs_loaded_once")
+def test_a_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path) -> None:
+    """Those of at most 40 tokens, alone, in a longer batch, and with padding on either side, which moves positions in long batches only."""
+    source = saved(tmp_path / "long", head="LongBertForMaskedLM", exact_length=40)
+    report = export_checkpoint(source, tmp_path / "graph", format="torch")
+    assert report.min_length == 2
+    program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    model = families.LongBertForMaskedLM.from_pretrained(source).eval()
+    for length, texts in ((9, (9, 5)), (40, (40, 17)), (90, (90, 33))):
+        for mask in masks(length, *texts):
+            given = {"input_ids": tokens(2, length), "attention_mask": mask}
+            with torch.no_grad():
+                difference = (program(**given)["logits"] - model(**given).logits)[mask.bool()].abs().max()
+            assert difference < 1e-4, (length, mask)
+
+
 def test_the_least_length_is_where_short_inputs_have_a_path_of_their_own_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_graph, "MIN_LENGTHS", (2,))  # the lengths between take seconds each and fail as this one does
     source = saved(tmp_path / "long", "nystrom", num_landmarks=384)

@@ -216,6 +216,11 @@ def in_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or values_mapped()
 
 
+def of_any_length(length: int) -> bool:
+    """Whether ``length`` is one that an exported graph leaves free: a comparison with it would bind the graph to one side."""
+    return torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
+
+
 def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[SequenceSpan]:
     """The documents of each row, each from its first real token to its last."""
     like = documents if mask is None else mask

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import Batch, first_real, in_graph, last_real
+from .batch import Batch, first_real, in_graph, last_real, of_any_length
 from .call import AttentionCall, AttentionFunction, BatchTerm, attend_per_sequence, rolled
 from .document_rows import Stacking
 from .shards import Locality, Shard
@@ -54,7 +54,7 @@ def _in_graph(
 ) -> Tensor:
     """:func:`by_length` where no value can be looked at: both for every row, in full for its first ``most`` tokens only."""
     length, batch = k.shape[2], call.batch
-    free = torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
+    free = of_any_length(length)
     if batch is not None and batch.documents is not None:  # which is refused
         return by_mechanism(q, k, v, call)
     if not free and length <= most:
@@ -90,7 +90,9 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
     """
     full_call, length = call.for_full_attention(), k.shape[2]
     mask = call.key_mask if in_graph() else None
-    if mask is None or length <= most:
+    if of_any_length(length) and mask is None:
+        mask = torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device)
+    elif mask is None or (not of_any_length(length) and length <= most):
         return in_full(q, k, full_call) if length <= most else by_mechanism(q, k, call)
     short = last_real(mask) < most
     return torch.where(short[:, None, None, None], in_full(q, k, full_call), by_mechanism(q, k, call))
