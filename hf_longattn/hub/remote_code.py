@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,7 @@ class Import:
     alias: str | None
 
 
+@cache
 def package_module(name: str) -> Module | None:
     """The module of this package with a dotted name, if there is one."""
     path = ROOT.joinpath(*name.split(".")[1:])
