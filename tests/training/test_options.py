@@ -61,7 +61,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
 
 STEPS = {"linearise": ["--transfer_steps", "2", "--finetune_steps", "2", "--held_out_inputs", "8"]}
 """How a task is told to take two steps; the others by --max_steps and --learning_rate."""
-FITTING = {"qa": ["--stride", "4", "--max_question_tokens", "4"], "seq2seq": ["--max_summary_length", "8"]}
+FITTING = {"qa": ["--stride", "4", "--max_question_tokens", "4"], "seq2seq": ["--max_summary_length", "4"]}
 """What a task needs beside for so small a model."""
 PRECISION = "bf16" if cpu_computes_bf16() else "no"
 EVALUATION = "--no_bf16 --disable_tqdm True --threads 1"
