@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, BertModel
+from transformers import AutoModel, AutoTokenizer, BertModel, TorchAoConfig
 
 import hf_longattn
 from scripts.dev.real import WEIGHTS
@@ -98,6 +98,24 @@ def test_the_way_back_gives_the_published_weights(real_long: Path, real_folder: 
     back, original = (load_file(folder / WEIGHTS) for folder in (tmp_path / "back", real_folder))
     assert set(original) - set(back) == {"embeddings.position_ids"}  # 0, 1, 2 …, which transformers no longer stores
     assert all(torch.equal(tensor, original[name]) for name, tensor in back.items())
+
+
+@pytest.mark.parametrize("beside", [0, pytest.param(600, marks=pytest.mark.slow)])
+def test_8_bits_of_it_have_the_states_of_8_bits_of_the_original(beside: int, real_folder: Path, real_long: Path) -> None:
+    """Alone, and padded beside a long text, whose tokens have scales of their own."""
+    quantization = pytest.importorskip("torchao.quantization")
+    settings = TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
+    short, long = (AutoModel.from_pretrained(folder, quantization_config=settings).eval() for folder in (real_folder, real_long))
+    text = ids(60, real_long)
+    batch, mask = text, torch.ones_like(text)
+    if beside:
+        batch, mask = ids(beside, real_long).repeat(2, 1), torch.ones(2, beside, dtype=torch.long)
+        batch[1, :60], mask[1, 60:] = text, 0
+    with torch.no_grad():
+        expected = short(text).last_hidden_state
+        found = long(batch, attention_mask=mask).last_hidden_state[-1:, :60]
+    assert (expected - BertModel.from_pretrained(real_folder).eval()(text).last_hidden_state).abs().max() > 1e-3
+    assert (expected - found).abs().max() <= 1e-5
 
 
 def first_layers(count: int, source: Path, folder: Path) -> Path:
