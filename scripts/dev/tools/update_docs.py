@@ -27,6 +27,7 @@ from scripts.dev.benchmarks.grid_models import grid_model_table
 from scripts.dev.benchmarks.report import markdown_table, memory_table, timing_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
+from scripts.dev.benchmarks.short_texts import markdown as short_texts_markdown
 from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
@@ -311,6 +312,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         for base in ("videomae", "vjepa2")
     },
     "sound-models": partial(study, "sound_models", sound_table, "python -m scripts.dev.benchmarks sound-models"),
+    "short-texts": partial(study, "short_texts", short_texts_markdown, "python -m scripts.dev.benchmarks.short_texts"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.shared_options,
