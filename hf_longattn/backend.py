@@ -180,7 +180,7 @@ def longattn_attention_forward(
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
         mask = mechanism.at(key.shape[2], causal).fused_mask(key, causal)
-        if mask is True:  # what transformers' sdpa attention does, at the same cost
+        if mask is True and not (dropout and query.device.type == "cpu"):  # what transformers' sdpa attention does, at the same cost
             output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
             return output.transpose(1, 2).contiguous(), None
         if isinstance(mask, Tensor) and not dropout:

@@ -35,16 +35,16 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "short": ("window", {"window": 32}, ["dense-masked"]),
     "covered": ("window", {"window": 4000}, ["dense"]),
     "long": ("window", {"window": 32}, ["cpu-band"]),
-    "dropout": ("window", {"window": 32, "dropout_p": 0.1}, ["blockwise"]),
+    "dropout": ("window", {"window": 32, "dropout_p": 0.1}, ["cpu-band"]),
     "score term": ("window", {"window": 32, "score_mod": lambda score, b, h, i, j: score}, ["blockwise"]),
     "bias by distance": ("window", {"window": 32, "relative": "alibi"}, ["cpu-band"]),
     "term of query and distance": ("window", {"window": 32, "relative": "shaw"}, ["cpu-distances"]),
     "term of query and distance, dropout": ("window", {"window": 32, "relative": "shaw", "dropout_p": 0.1}, ["blockwise"]),
     "term of query and distance, sinks": ("window", {"window": 32, "relative": "shaw", "num_sinks": 1}, ["cpu-distances"]),
     "tiles": ("bigbird", {"block_size": 16}, ["sparse", "cpu-gathered"]),
-    "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "plain-gathered"]),
+    "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "cpu-gathered"]),
     "chosen blocks": ("block_top_k", {"block_size": 16}, ["sparse", "cpu-blocks"]),
-    "chosen blocks with dropout": ("block_top_k", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "plain-gathered"]),
+    "chosen blocks with dropout": ("block_top_k", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
     "sorted chunks": ("lsh", {"bucket_size": 16, "shared_qk": True, "count_duplicates": True}, ["sparse", "cpu-chunks"]),
     "linear": ("linear", {"causal": True}, ["linear-chunks"]),
     "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["masked", "cpu-band"]),
@@ -98,7 +98,7 @@ def test_reasons_are_told() -> None:
     found: list[PathChoice] = []
     x = torch.randn(1, 2, 300, 16)
     with observe(lambda _, choice: found.append(choice)):
-        attend(x, x, x, "window", window=32, dropout_p=0.1)
+        attend(x, x, x, "window", window=32, relative="alibi", dropout_p=0.1)
     assert dict(found[0].refused)["cpu-band"] == "the fused kernel has no dropout"
     assert dict(found[0].refused)["flex"] == "the tensors are on another device"
     assert not OBSERVERS

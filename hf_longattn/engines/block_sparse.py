@@ -15,9 +15,10 @@ from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
+from .cpu.dropout import seed_of
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
-from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, fastest_path
+from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, drops_in_tiles, fastest_path
 from .distances import distance_attention, in_operator
 
 
@@ -73,8 +74,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         terms = bias.table, bias.ahead, None, None
     elif isinstance(bias, PlaceTerm):
         terms = None, 0, bias.places, bias.stacked_tables()
+    drop = call.dropout, seed_of(call)
     run = cpu_band if in_operator(q, k, v, terms[0]) else band_forward
-    return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
+    return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms, *drop)[0]
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> Tensor:
@@ -98,10 +100,16 @@ def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
     return fastest_path("packed bands", context) == "packed"
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-    """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory."""
+def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: bool = False) -> Tensor:
+    """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory.
+
+    cross: whether the queries are those of another sequence.
+    """
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
     if call.batch is not None and call.score_mod is None and accelerator.accelerated(q) and _on_flash(q, k, call):
+        return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
+    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call)
+    if not cross and drops_in_tiles(context):
         return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
     if call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting:
         q, k, v, call = without_padding(q, k, v, call)

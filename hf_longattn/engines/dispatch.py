@@ -28,6 +28,7 @@ from .common.document_rows import Stacking
 from .common.grid_bias import GridBias
 from .common.place_term import PlaceTerm
 from .cpu.band import Plan, band_plan
+from .cpu.dropout import drops_some
 from .cuda.delta_kernel import MOST_NUMBERS
 from .cuda.flash_band import LACKS
 from .cuda.flex_kernel import NoKernel
@@ -137,6 +138,7 @@ Reason = Callable[[DispatchContext], str | None]
 Path = tuple[str, Reason]
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
+DRAWN_IN_TILES = "dropout is drawn in blocks of few queries"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph holds operations of every runtime only"
 
 
@@ -161,6 +163,8 @@ def _band_leaves_keys_out(context: DispatchContext) -> str | None:
         return "the band leaves keys out"
     if context.call.batch is not None and not context.few_pairs and _flash_runs(context):
         return NEEDS_NO_MASK
+    if drops_in_tiles(context):
+        return DRAWN_IN_TILES
     return "the band kernel adds the score term without an N×N matrix" if context.biased else None
 
 
@@ -173,8 +177,10 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return None
     if context.call.global_mask is None and _flash_runs(context):
         return NEEDS_NO_MASK
-    if torch.compiler.is_compiling() or _no_cpu_kernel(context, takes_bias=True) is not None:
+    if torch.compiler.is_compiling() or _no_cpu_band(context) is not None:
         return None if kv_len <= DENSE_KEYS and kv_len <= band.width and not context.biased else MANY_PAIRS
+    if drops_in_tiles(context):
+        return DRAWN_IN_TILES
     if context.biased or context.call.key_mask is not None:
         return "the band kernel adds the bias, or cuts the padding off, without an N×N matrix"
     return None if context.cpu_plan().dense else "a block of queries for which few keys are masked costs less"
@@ -184,10 +190,11 @@ def _not_on(device: str, context: DispatchContext) -> str | None:
     return None if context.device == device else "the tensors are on another device"
 
 
-def _no_fused_cpu(context: DispatchContext, exports: bool = False) -> str | None:
+def _no_fused_cpu(context: DispatchContext, exports: bool = False, drops: bool = False) -> str | None:
     """Why PyTorch's fused kernel for the CPU does not run, whatever the score term.
 
     exports: whether there is a form for exported graphs.
+    drops: whether there are tiles of our own for dropout.
     """
     if torch.compiler.is_exporting() and not exports:
         return NOT_IN_AN_EXPORTED_GRAPH
@@ -195,7 +202,17 @@ def _no_fused_cpu(context: DispatchContext, exports: bool = False) -> str | None
         return _not_on("cpu", context)
     if not torch.compiler.is_compiling() and context.plain_only is not None:
         return context.plain_only
-    return "the fused kernel has no dropout" if context.call.dropout else None
+    if not context.call.dropout or (drops and drops_in_tiles(context)):
+        return None
+    return "the fused kernel has no dropout"
+
+
+def drops_in_tiles(context: DispatchContext) -> bool:
+    """Whether the CPU's engines draw which weights are dropped: without a graph and score terms, unless there are few pairs."""
+    call = context.call
+    if context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None or not drops_some(call.dropout):
+        return False
+    return not context.few_pairs and context.plain_only is None
 
 
 def _band_takes(score_mod: ScoreMod | None) -> bool:
@@ -203,8 +220,8 @@ def _band_takes(score_mod: ScoreMod | None) -> bool:
     return isinstance(score_mod, DistanceBias) or (isinstance(score_mod, PlaceTerm) and not score_mod.learned)
 
 
-def _no_cpu_kernel(context: DispatchContext, takes_bias: bool) -> str | None:
-    if (why := _no_fused_cpu(context, exports=not takes_bias)) is not None:
+def _no_cpu_kernel(context: DispatchContext, takes_bias: bool, drops: bool) -> str | None:
+    if (why := _no_fused_cpu(context, exports=not takes_bias, drops=drops)) is not None:
         return why
     if context.call.score_mod is not None and not (takes_bias and _band_takes(context.call.score_mod)):
         return (
@@ -223,8 +240,16 @@ def _no_cpu_distances(context: DispatchContext) -> str | None:
     return "the score term is not one of the distance and the query or the key"
 
 
+def _no_cpu_band(context: DispatchContext) -> str | None:
+    return _no_cpu_kernel(context, takes_bias=True, drops=True)
+
+
+def _no_cpu_gathered(context: DispatchContext) -> str | None:
+    return _no_cpu_kernel(context, takes_bias=False, drops=True)
+
+
 def _no_cpu_tiles(context: DispatchContext) -> str | None:
-    return _no_cpu_kernel(context, takes_bias=False)
+    return _no_cpu_kernel(context, takes_bias=False, drops=False)
 
 
 def _no_flash(context: DispatchContext) -> str | None:
@@ -412,7 +437,7 @@ def _no_split(context: DispatchContext) -> str | None:
         return None
     if context.device != "cpu":
         return "one call serves all rows of a batch on this device"
-    if context.trims_padding and not context.call.dropout and _no_mask(context) is None:
+    if context.trims_padding and (not context.call.dropout or drops_in_tiles(context)) and _no_mask(context) is None:
         return "the band engine cuts padding off every row by itself"
     return None if context.q_len * context.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
 
@@ -462,7 +487,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "band": (
         (DENSE, _band_leaves_keys_out),
         (DENSE_MASKED, _band_is_short),
-        ("cpu-band", lambda context: _no_cpu_kernel(context, takes_bias=True)),
+        ("cpu-band", _no_cpu_band),
         ("cpu-distances", _no_cpu_distances),
         ("flash", _no_flash),
         ("flex", _no_flex),
@@ -470,7 +495,7 @@ PATHS: dict[str, tuple[Path, ...]] = {
     ),
     "chunks": ((DENSE_MASKED, _many_pairs), ("cpu-distances", _no_cpu_distances), ("tiles", _last)),
     "tiles": (
-        ("cpu-gathered", _no_cpu_tiles),
+        ("cpu-gathered", _no_cpu_gathered),
         ("flex-gathered", _no_flex),
         ("plain-gathered", _last),
     ),

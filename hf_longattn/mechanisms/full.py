@@ -38,4 +38,4 @@ class Full(SparseMechanism):
         return type(self).forward is Full.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        return full_attention(q, k, v, call)
+        return full_attention(q, k, v, call, cross=self.is_cross_attention)

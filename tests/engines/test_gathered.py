@@ -164,7 +164,7 @@ def test_operator_is_well_formed_compiles_and_exports() -> None:
     parts = local_parts(40)
     bias = torch.rand(1, 1, 5, 1, 24) > 0.3
     rules = flat_rules(parts)
-    lists = ([part.queries for part in parts], [part.keys for part in parts], [bias, None], rules, 0.3)
+    lists = ([part.queries for part in parts], [part.keys for part in parts], [bias, None], rules, 0.3, 0.0, 0)
     torch.library.opcheck(cpu_gathered, (*x, None, *lists), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
     class Call(torch.nn.Module):

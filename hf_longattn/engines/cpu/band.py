@@ -31,6 +31,7 @@ from ..common.call import DistanceBias, Pattern
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from ..common.place_term import PlaceTerm
 from .dense_mask import visible_mask
+from .dropout import Dropout, part_backward, part_forward
 from .flash import (
     MAX_PLAIN_KEYS,
     Gradients,
@@ -38,8 +39,6 @@ from .flash import (
     empty_results,
     few_keys,
     few_keys_backward,
-    flash,
-    flash_backward,
     like_bias,
     mask_dtype,
     merge_into,
@@ -54,7 +53,13 @@ MAX_BLOCK_QUERIES = 2048
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
 """Query rows that need the global columns are found in blocks of the first number; the second is the most in one call."""
 
+DROPOUT_BLOCK = 64
+"""Queries of a block with dropout, whose weights are drawn in the same blocks forward and backward."""
+
 Mask = TypeVar("Mask", Tensor, Tensor | None)
+Place = tuple[int, int, int]
+"""The item of a call, what it computes (the band, global columns, global rows), and its number among those."""
+BAND, COLUMNS, ROWS = range(3)
 
 
 class Group(NamedTuple):
@@ -240,10 +245,15 @@ class BandSettings(NamedTuple):
     causal: bool
     global_rows: bool
     scale: float
+    dropout: Dropout | None = None
 
     @classmethod
     def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> BandSettings:
         return cls(dtype, None if bias is None else DistanceBias(bias.to(dtype), ahead), *settings)
+
+    def part(self, place: Place, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp of one call."""
+        return part_forward(self.dropout, place, q, k, v, mask=mask, scale=self.scale, causal=causal)
 
     @property
     def pattern(self) -> Pattern:
@@ -399,6 +409,8 @@ def _unbiased_calls(plan: Plan, shift: int, band: BandSettings) -> Iterator[Band
 
 def _plan(item: Item, band: BandSettings, backward: bool = False) -> Plan:
     sizes = (item.q_len, item.kv_len, item.shift, band.left, band.right)
+    if band.dropout is not None:
+        return band_plan(*sizes, item.q.dtype, torch.get_num_threads(), block=DROPOUT_BLOCK)
     return band_plan(*sizes, item.q.dtype, torch.get_num_threads(), backward=backward, tokens=item.globals is not None)
 
 
@@ -476,7 +488,7 @@ def _is_doubled(q: Tensor) -> bool:
 def band_forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None = None, ahead: int = 0,
-    places: Tensor | None = None, tables: Tensor | None = None,
+    places: Tensor | None = None, tables: Tensor | None = None, dropout: float = 0.0, seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention over ``i - left … i + right`` and global tokens.
 
@@ -487,27 +499,28 @@ def band_forward(
         global_rows: whether the global tokens also see every key.
         bias, ahead: added to the scores by distance, as :class:`DistanceBias` says.
         places, tables: added to the scores by places, as :class:`PlaceTerm` says; tables as its :meth:`~PlaceTerm.stacked_tables`.
+        dropout, seed: of the weights, as :class:`.dropout.Dropout` says; without bias, places and tables.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
     out, lse = empty_results(q)
-    band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
+    band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale, Dropout.of(dropout, seed))
     if key_mask is not None:
         out.zero_()
         lse.zero_()
     term = _term(places, tables, lse.dtype)
-    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band), term):
+    for number, item in enumerate(items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band), term)):
         plan = _plan(item, band)
         of_item, leaves_out_later = (out[item.by_query], lse[item.by_query]), item.causal(band, plan)
-        for g, mask, _ in _band_calls(item, band, plan):
+        for call, (g, mask, _) in enumerate(_band_calls(item, band, plan)):
             inputs = g.queries(item.q), g.keys(item.k), g.keys(item.v)
-            parts = flash(*inputs, 0.0, leaves_out_later, attn_mask=mask, scale=scale)
+            parts = band.part((number, BAND, call), *inputs, mask, leaves_out_later)
             if plan.dense and item.hole is None and parts[0].shape == out.shape and parts[0].stride() == out.stride():
                 return parts  # nothing else writes to the results
             for result, part in zip(of_item, parts, strict=True):
                 g.queries(result).copy_(part)
         if item.globals is not None and not plan.dense:
-            _globals_forward(item, item.globals, band, *of_item)
+            _globals_forward(number, item, item.globals, band, *of_item)
         if item.hole is not None:
             of_item[0].masked_fill_(item.padding_rows(item.hole), 0)
     return out, lse
@@ -517,22 +530,22 @@ def _term(places: Tensor | None, tables: Tensor | None, dtype: torch.dtype) -> P
     return None if places is None or tables is None else PlaceTerm(places, tuple(tables.to(dtype)))
 
 
-def _globals_forward(item: Item, columns: Tensor, band: BandSettings, out: Tensor, lse: Tensor) -> None:
+def _globals_forward(number: int, item: Item, columns: Tensor, band: BandSettings, out: Tensor, lse: Tensor) -> None:
     """Merge the global keys outside the band into the item's ``out`` and ``lse``, and overwrite the rows of the global queries."""
     keys, values = _take(item.k, columns), _take(item.v, columns)
-    for first, last, mask, _ in column_calls(item, columns, band):
+    for call, (first, last, mask, _) in enumerate(column_calls(item, columns, band)):
         queries, of_out, of_lse = (x[:, :, first:last] for x in (item.q, out, lse))
-        if len(columns) <= MAX_PLAIN_KEYS:
+        if len(columns) <= MAX_PLAIN_KEYS and band.dropout is None:
             merge_into(of_out, of_lse, *few_keys(queries, keys, values, mask, band.scale))
         else:
-            merge_into(of_out, of_lse, *flash(queries, keys, values, attn_mask=mask, scale=band.scale))
+            merge_into(of_out, of_lse, *band.part((number, COLUMNS, call), queries, keys, values, mask))
     rows = item.global_rows()
     if band.global_rows and len(rows):
         mask, _ = row_mask(item, rows, band)
         queries = _take(item.q, rows)
-        if _is_doubled(queries):
+        if _is_doubled(queries) and band.dropout is None:
             (queries,), mask = _doubled(queries), None if mask is None else mask.expand(-1, -1, 2, -1)
-        for result, part in zip((out, lse), flash(queries, item.k, item.v, attn_mask=mask, scale=band.scale), strict=True):
+        for result, part in zip((out, lse), band.part((number, ROWS, 0), queries, item.k, item.v, mask), strict=True):
             result.index_copy_(2, rows, part[:, :, : len(rows)])
 
 
@@ -552,37 +565,39 @@ class _BackwardState(NamedTuple):
     """Gradient of the whole table, ``(H, distances)``; ``None`` where it is not needed."""
 
     def gradients_of_call(
-        self, band: BandSettings, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None, causal: bool = False
-    ) -> Gradients:
+        self, band: BandSettings, place: Place, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None,
+        causal: bool = False,
+    ) -> Gradients:  # fmt: skip
         """The gradients of q, k, v of one call on ``inputs``, its grad, q, k, v, out, lse; that of the bias is added here."""
         if self.dbias is not None and band.bias is not None and distance is not None:
             of_scores, _ = score_gradient(mask, band.scale, *inputs)
             band.bias.add_gradient(self.dbias, distance, of_scores.sum(0))
         grad, q, k, v, out, lse = inputs
-        if k.shape[2] <= MAX_PLAIN_KEYS:
+        if k.shape[2] <= MAX_PLAIN_KEYS and band.dropout is None:
             return few_keys_backward(mask, band.scale, *inputs)
-        if doubled := _is_doubled(q):  # the second one has no gradient
+        if doubled := _is_doubled(q) and band.dropout is None:  # the second one has no gradient
             grad, (q, out, lse) = F.pad(grad, (0, 0, 0, 1)), _doubled(q, out, lse)
             mask = None if mask is None else mask.expand(-1, -1, 2, -1)
-        dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=band.scale)
+        parts = grad, q, k, v, out, lse
+        dq, dk, dv = part_backward(band.dropout, place, *parts, mask=mask, scale=band.scale, causal=causal)
         return dq[:, :, :1] if doubled else dq, dk, dv
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_band_backward", mutates_args=(), device_types="cpu")
 def cpu_band_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
-    places: Tensor | None, tables: Tensor | None,
+    places: Tensor | None, tables: Tensor | None, dropout: float, seed: int,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None, ahead: int, of_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`cpu_band` with respect to q, k, v and, with ``of_bias``, the bias (otherwise empty), in time and memory linear
     in the number of tokens."""
     dbias = like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = token_major(q.dtype, q, k, v)
-    band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale)
+    band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale, Dropout.of(dropout, seed))
     for x in (dq, dk, dv):
         x.zero_()
     term = _term(places, tables, lse.dtype)
-    for item in items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band, backward=True), term):
+    for number, item in enumerate(items(q, k, v, key_mask, global_mask, lambda item: _in_blocks(item, band, backward=True), term)):
         at, keys = item.by_query, item.by_key
         into = _BackwardState(grad[at], out[at], lse[at], dq[at], dk[keys], dv[keys], dbias if of_bias else None)
         plan = _plan(item, band, backward=True)
@@ -590,12 +605,12 @@ def cpu_band_backward(
             into = into._replace(grad=into.grad.masked_fill(item.padding_rows(item.hole), 0))
         if item.globals is not None and not plan.dense:
             if global_rows:
-                into = _rows_backward(item, item.global_rows(), band, into)
-            _columns_backward(item, item.globals, band, into)
-        for g, mask, distance in _band_calls(item, band, plan):
+                into = _rows_backward(number, item, item.global_rows(), band, into)
+            _columns_backward(number, item, item.globals, band, into)
+        for call, (g, mask, distance) in enumerate(_band_calls(item, band, plan)):
             of_out, of_q, of_k, of_v = g.queries(into.grad), g.queries(item.q), g.keys(item.k), g.keys(item.v)
             inputs = (of_out, of_q, of_k, of_v, g.queries(into.out), g.queries(into.lse))
-            parts = into.gradients_of_call(band, inputs, mask, distance, item.causal(band, plan))
+            parts = into.gradients_of_call(band, (number, BAND, call), inputs, mask, distance, item.causal(band, plan))
             if plan.dense and item.q.shape == q.shape and item.k.shape == k.shape and item.hole is None:  # nothing else adds to them
                 return *parts, dbias
             g.queries(into.dq).add_(parts[0])
@@ -604,31 +619,32 @@ def cpu_band_backward(
     return dq, dk, dv, dbias
 
 
-def _rows_backward(item: Item, rows: Tensor, band: BandSettings, into: _BackwardState) -> _BackwardState:
+def _rows_backward(number: int, item: Item, rows: Tensor, band: BandSettings, into: _BackwardState) -> _BackwardState:
     """The global rows; returned without the gradients of their outputs, since no other call computed these."""
     if not len(rows):
         return into
     mask, distance = row_mask(item, rows, band)
     grad, queries, out, lse = (_take(x, rows) for x in (into.grad, item.q, into.out, into.lse))
-    dq, dk, dv = into.gradients_of_call(band, (grad, queries, item.k, item.v, out, lse), mask, distance)
+    dq, dk, dv = into.gradients_of_call(band, (number, ROWS, 0), (grad, queries, item.k, item.v, out, lse), mask, distance)
     into.dq.index_add_(2, rows, dq)
     into.dk.add_(dk)
     into.dv.add_(dv)
     return into._replace(grad=into.grad.index_fill(2, rows, 0))
 
 
-def _columns_backward(item: Item, columns: Tensor, band: BandSettings, into: _BackwardState) -> None:
+def _columns_backward(number: int, item: Item, columns: Tensor, band: BandSettings, into: _BackwardState) -> None:
     keys, values = _take(item.k, columns), _take(item.v, columns)
-    for first, last, mask, distance in column_calls(item, columns, band):
+    for call, (first, last, mask, distance) in enumerate(column_calls(item, columns, band)):
         grad, queries, out, lse, dq = (x[:, :, first:last] for x in (into.grad, item.q, into.out, into.lse, into.dq))
-        parts = into.gradients_of_call(band, (grad, queries, keys, values, out, lse), mask, distance)
+        inputs = (grad, queries, keys, values, out, lse)
+        parts = into.gradients_of_call(band, (number, COLUMNS, call), inputs, mask, distance)
         dq.add_(parts[0])
         into.dk.index_add_(2, columns, parts[1])
         into.dv.index_add_(2, columns, parts[2])
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, global_mask, *ctx.settings, bias, ctx.ahead, places, tables = inputs
+    q, k, v, key_mask, global_mask, *ctx.settings, bias, ctx.ahead, places, tables, ctx.dropout, ctx.seed = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, key_mask, global_mask, bias, places, tables, *output)
 
@@ -637,9 +653,9 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, key_mask, global_mask, bias, places, tables, out, lse = ctx.saved_tensors
     of_bias = bias is not None and ctx.needs_input_grad[10]
-    settings = (places, tables, *ctx.settings, bias, ctx.ahead, of_bias)
+    settings = (places, tables, ctx.dropout, ctx.seed, *ctx.settings, bias, ctx.ahead, of_bias)
     dq, dk, dv, dbias = cpu_band_backward(grad, q, k, v, out, lse, key_mask, global_mask, *settings)
-    gradients = dq, dk, dv, None, None, None, None, None, None, None, dbias.to(bias.dtype) if of_bias else None, None, None, None
+    gradients = dq, dk, dv, *[None] * 7, dbias.to(bias.dtype) if of_bias else None, *[None] * 5
     return first_derivatives_only(gradients)
 
 

@@ -12,12 +12,11 @@ from ...naming import OPERATORS
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import GatherTile
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from .dropout import Dropout, part_backward, part_forward
 from .flash import (
     MASKED,
     additive_mask,
     empty_results,
-    flash,
-    flash_backward,
     mask_dtype,
     merge_into,
     padding_of,
@@ -231,6 +230,7 @@ BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
 def cpu_gathered(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None,
     queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,
+    dropout: float, seed: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention over the union of the tiles' pairs.
 
@@ -239,21 +239,23 @@ def cpu_gathered(
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
         queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.common.call.GatherTile`.
         rules: four numbers per tile, see :func:`flat_rules`.
+        dropout, seed: of the weights, as :class:`.dropout.Dropout` says.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``, 0 where a query sees nothing.
     """
     out, lse = empty_results(q)
-    specs = _specs(queries, keys, biases, rules)
-    layouts = [layout(spec, q.shape[1], q.shape[2], FORWARD_LIMITS) for spec in specs]
+    specs, drop = _specs(queries, keys, biases, rules), Dropout.of(dropout, seed)
+    layouts = [layout(spec, q.shape[1], q.shape[2], BACKWARD_LIMITS if drop else FORWARD_LIMITS) for spec in specs]
     if key_mask is not None or not (layouts and layouts[0].complete):
         out.zero_()
         lse.fill_(MASKED)
     scratch, into = Scratch(), (TokenTable(out), TokenTable(lse))
     of_q, of_k, of_v = TokenTable(q), TokenTable(k), TokenTable(v)
     for number, (spec, plan) in enumerate(zip(specs, layouts, strict=True)):
-        for call in calls(spec, plan, q, key_mask):
+        for place, call in enumerate(calls(spec, plan, q, key_mask)):
             read_k, read_v = (x.read(call, call.keys, scratch, name) for x, name in ((of_k, "k"), (of_v, "v")))
-            part, part_lse = flash(of_q.read(call, call.queries, scratch, "q"), read_k, read_v, attn_mask=call.mask, scale=scale)
+            inputs = of_q.read(call, call.queries, scratch, "q"), read_k, read_v
+            part, part_lse = part_forward(drop, (number, place), *inputs, mask=call.mask, scale=scale)
             _write(into, call, part, part_lse, merge=number > 0, scratch=scratch)
     zero_unseen(out, lse)
     return out, lse
@@ -298,19 +300,20 @@ def _write(into: tuple[TokenTable, TokenTable], call: KernelCall, part: Tensor, 
 def cpu_gathered_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None,
     queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,
+    dropout: float, seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`cpu_gathered` with respect to q, k, v, accumulated in float32 at least."""
-    specs = _specs(queries, keys, biases, rules)
+    specs, drop = _specs(queries, keys, biases, rules), Dropout.of(dropout, seed)
     sums = [TokenTable(_sum_of(x, any(spec.keys.shape[1] > 1 for spec in specs))) for x in (q, k, v)]
     scratch = Scratch()
     inputs = {"grad": grad, "q": q, "k": k, "v": v, "out": out, "lse": lse}
     tokens = {name: TokenTable(x) for name, x in inputs.items()}
-    for spec in specs:
-        for call in calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD_LIMITS), q, key_mask):
+    for number, spec in enumerate(specs):
+        for place, call in enumerate(calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD_LIMITS), q, key_mask)):
             at = [x.read(call, call.keys if name in ("k", "v") else call.queries, scratch, name) for name, x in tokens.items()]
             if call.chunk.holes:  # a weight of exp(score - lse) = 0
                 at[-1].masked_fill_(call.holes().transpose(1, 2), -MASKED)
-            parts = flash_backward(*at, 0.0, False, attn_mask=call.mask, scale=scale)
+            parts = part_backward(drop, (number, place), *at, mask=call.mask, scale=scale)
             for total, side, part in zip(sums, (call.queries, call.keys, call.keys), parts, strict=True):
                 total.add(call, side, part)
     dq, dk, dv = (y.copy_(total.x) for y, total in zip(token_major(q.dtype, q, k, v), sums, strict=True))
@@ -325,7 +328,7 @@ def _sum_of(x: Tensor, per_head: bool) -> Tensor:
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, queries, keys, biases, ctx.rules, ctx.scale = inputs
+    q, k, v, key_mask, queries, keys, biases, *ctx.settings = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.count = len(queries)
     ctx.save_for_backward(q, k, v, *output, key_mask, *queries, *keys, *biases)
@@ -336,10 +339,10 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, key_mask, *lists = ctx.saved_tensors
     n = ctx.count
     queries, keys, biases = lists[:n], lists[n : 2 * n], lists[2 * n :]
-    dq, dk, dv = cpu_gathered_backward(grad, q, k, v, out, lse, key_mask, queries, keys, biases, ctx.rules, ctx.scale)
+    dq, dk, dv = cpu_gathered_backward(grad, q, k, v, out, lse, key_mask, queries, keys, biases, *ctx.settings)
     # PyTorch expects gradients for a list of tensors, but a single None for a list that contains None.
     no_biases = None if any(bias is None for bias in biases) else [None] * n
-    return first_derivatives_only((dq, dk, dv, None, [None] * n, [None] * n, no_biases, None, None))
+    return first_derivatives_only((dq, dk, dv, None, [None] * n, [None] * n, no_biases, *[None] * 4))
 
 
 cpu_gathered.register_fake(lambda q, *_: empty_results(q))

@@ -30,6 +30,7 @@ from scripts.dev.benchmarks.same_precision import markdown as same_precision_mar
 from scripts.dev.benchmarks.short_texts import markdown as short_texts_markdown
 from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
+from scripts.dev.benchmarks.training_steps import markdown as training_steps_markdown
 from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
 from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
 from scripts.dev.tools.device_counts import in_brief
@@ -313,6 +314,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     },
     "sound-models": partial(study, "sound_models", sound_table, "python -m scripts.dev.benchmarks sound-models"),
     "short-texts": partial(study, "short_texts", short_texts_markdown, "python -m scripts.dev.benchmarks.short_texts"),
+    "training-steps": partial(study, "training_steps", training_steps_markdown, "python -m scripts.dev.benchmarks.training_steps"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.shared_options,

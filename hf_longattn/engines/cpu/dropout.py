@@ -1,0 +1,165 @@
+"""Softmax attention with dropout on the CPU, whose fused kernel has none: tiles that stay in the cache, and weights drawn by 16 bits.
+
+A weight is dropped where its 16 random bits are below round(65,536 p), and the others are divided by the share that is kept in the mean, so
+that the expected output is that without dropout. The bits are a hash of the seed, the tile and the pair, so that the backward pass has them
+again and memory is linear in the number of tokens. PyTorch's `bernoulli_` takes ten times as long as the hash, whose operations run on all
+threads.
+
+For weights w, kept ones m, a share s and a gradient g of the output o = Σ_j w_j m_j v_j / s, the gradient of a score is
+w_j (m_j g·v_j / s - g·o): that of :mod:`.flash`, whose parts are merged in the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.call import AttentionCall
+from .flash import MASKED, Gradients, flash, flash_backward, mask_dtype
+
+BITS = 16
+MOST_PAIRS = 1 << 20
+"""Pairs of a tile at most: several arrays of as many numbers are to stay in the cache."""
+
+
+def drops_some(probability: float) -> bool:
+    """Whether 16 bits tell this probability from 0 and from 1."""
+    return 0 < round(probability * (1 << BITS)) < 1 << BITS
+
+
+def seed_of(call: AttentionCall) -> int:
+    """A seed from PyTorch's generator for the dropout of a call, 0 where it has none."""
+    return int(torch.randint(1 << 62, ())) if call.dropout else 0
+
+
+class Dropout(NamedTuple):
+    """Weights that are dropped in the calls of one forward pass and of its backward pass."""
+
+    probability: float
+    seed: int
+
+    @classmethod
+    def of(cls, probability: float, seed: int) -> Dropout | None:
+        return cls(probability, seed) if probability else None
+
+    @property
+    def below(self) -> int:
+        """Bits below this number drop a weight."""
+        return round(self.probability * (1 << BITS))
+
+    @property
+    def kept(self) -> float:
+        """The share of weights that is kept in the mean."""
+        return 1 - self.below / (1 << BITS)
+
+    def keep(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
+        """1 where a weight is kept and 0 where it is dropped, for one tile of the pass."""
+        bits = random_bits(like.numel(), self.seed, place).view(like.shape)
+        return torch.ge(bits, self.below - (1 << (BITS - 1)), out=torch.empty_like(like))
+
+
+def part_forward(
+    dropout: Dropout | None, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax: the fused kernel's without dropout.
+
+    Args:
+        place: numbers that no other part of the pass has.
+        q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
+        mask: additive, broadcastable to ``(b, H, n, w)``.
+        causal: whether keys after a query are left out besides.
+    """
+    if dropout is None:
+        return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
+    for number, (at, hidden) in enumerate(_tiles(q, k, mask, causal)):
+        weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
+        kept = weights.mul_(dropout.keep(weights, (*place, number)))
+        out[at] = (kept @ v[at].to(kept.dtype)).div_(dropout.kept)
+    return out, lse
+
+
+def part_backward(
+    dropout: Dropout | None, place: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *,
+    mask: Tensor | None, scale: float, causal: bool = False,
+) -> Gradients:  # fmt: skip
+    """The gradients of q, k, v of :func:`part_forward`; ``grad``, ``out`` and ``lse`` are those of the whole softmax."""
+    if dropout is None:
+        return flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    dtype = lse.dtype
+    for number, (at, hidden) in enumerate(_tiles(q, k, mask, causal)):
+        weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
+        share = (of_tile - lse[at]).exp_()[..., None]  # of these keys among all
+        keep = dropout.keep(weights, (*place, number))
+        of_out = grad[at].to(dtype)
+        of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
+        of_out = of_out / dropout.kept
+        of_scores = (of_out @ v[at].to(dtype).transpose(-1, -2)).mul_(keep).sub_(of_sum).mul_(weights)
+        dv[at] = weights.mul_(keep).transpose(-1, -2) @ (of_out * share)
+        share *= scale
+        dq[at] = (of_scores @ k[at].to(dtype)).mul_(share)
+        dk[at] = of_scores.transpose(-1, -2) @ (q[at].to(dtype) * share)
+    return dq, dk, dv
+
+
+def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
+    """``count`` random int16, the same for the same seed and place: a hash of counters (MurmurHash3's finalizer with two keys)."""
+    for number in place:
+        seed = _mixed(seed + number)
+    first, second = (_signed(_mixed(seed + number) >> 32) for number in (1, 2))
+    size = -(-count // 2)
+    x = _counters(1 << (size - 1).bit_length())[:size] ^ first
+    shifted = torch.empty_like(x)
+    for shift, factor, key in ((16, 0x85EBCA6B, second), (13, 0xC2B2AE35, 0), (16, 1, 0)):
+        x ^= torch.bitwise_right_shift(x, shift, out=shifted).bitwise_and_((1 << (32 - shift)) - 1)
+        if factor > 1:
+            x.mul_(_signed(factor)).add_(key)
+    return x.view(torch.int16)[:count]
+
+
+def _mixed(number: int) -> int:
+    """A number of 64 bits of which each depends on all of ``number`` (Steele et al. 2014, SplitMix)."""
+    number += 0x9E3779B97F4A7C15
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        number = (number % (1 << 64) ^ number % (1 << 64) >> shift) * factor
+    return number
+
+
+@functools.lru_cache(8)
+def _counters(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int32).mul_(_signed(0x9E3779B1))
+
+
+def _signed(number: int) -> int:
+    """The signed integer of the same 32 bits."""
+    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def _tiles(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Iterator[tuple[tuple[slice, slice], Tensor | None]]:
+    """Indices of some heads of one batch item, or of all heads of some items, and the additive mask there."""
+    batch, heads, rows, columns = *q.shape[:3], k.shape[2]
+    if causal:
+        later = torch.full((rows, columns), MASKED, dtype=mask_dtype(q)).triu_(1)[None, None]
+        mask = later if mask is None else mask + later
+    fitting = max(1, MOST_PAIRS // (rows * columns))
+    for item in range(0, batch, step := max(1, fitting // heads)):
+        for head in range(0, heads, fitting):
+            at = slice(item, item + step), slice(head, head + fitting)
+            yield (
+                at,
+                None if mask is None else mask[tuple(slice(None) if n == 1 else part for n, part in zip(mask.shape, at, strict=False))],
+            )
+
+
+def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The weights of a tile, and its log-sum-exp: the largest score less the logarithm of its weight."""
+    scores = ((q * scale) @ k.transpose(-1, -2)).to(dtype)
+    scores = scores if mask is None else scores.add_(mask)
+    weights = scores.softmax(-1)
+    return weights, scores.amax(-1) - weights.amax(-1).log_()

@@ -1,0 +1,172 @@
+"""Dropout in the CPU's tiles: the weights are those without it, dropped independently and divided by what is kept, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_longattn import attend
+from hf_longattn.engines.cpu.dropout import Dropout, drops_some, random_bits
+from hf_longattn.engines.dispatch import observe
+from hf_longattn.mechanisms.common.registry import mechanism_from
+from tests.reference.small_models import long_model
+
+LENGTH, P = 300, 0.2
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "window": ("window", {"window": 64}),
+    "narrow window": ("window", {"window": 6}),
+    "causal window": ("window", {"window": 64, "causal": True}),
+    "longformer": ("longformer", {"window": 32}),
+    "bidirectional full": ("full", {}),
+    "causal full": ("full", {"causal": True}),
+    "grouped heads": ("window", {"window": 64, "groups": 2}),
+    "bigbird": ("bigbird", {"block_size": 16}),
+    "causal strided": ("strided", {"causal": True}),
+    "many globals": ("longformer", {"window": 16, "globals": 20}),
+}
+"""Mechanism, and its options and the call's."""
+
+
+def case(name: str, padded: str, dtype: torch.dtype = torch.float64) -> tuple[tuple[Tensor, ...], str, dict[str, Any], Tensor]:
+    """q, k, v, the mechanism, the call's arguments, and which tokens are real."""
+    torch.manual_seed(0)
+    mechanism, given = CASES[name]
+    arguments = dict(given)
+    groups, globals = arguments.pop("groups", 4), arguments.pop("globals", 2)
+    q, k, v = (torch.randn(2, heads, LENGTH, 8, dtype=dtype) for heads in (4, groups, groups))
+    index = torch.arange(LENGTH)
+    real = torch.ones(2, LENGTH, dtype=torch.bool)
+    if padded:
+        arguments["padding_mask"] = real
+        real[0] = {"left": index >= 41, "right": index < 280, "inside": (index < 120) | (index > 150)}[padded]
+    if mechanism == "longformer":
+        arguments["global_mask"] = (index < globals) & real
+    return (q, k, v), mechanism, arguments, real
+
+
+def weights(q: Tensor, k: Tensor, mechanism: str, arguments: dict[str, Any], p: float) -> Tensor:
+    """Those of every query and key, with the seed 7: the output for values that tell keys apart."""
+    torch.manual_seed(7)
+    keys = torch.eye(LENGTH, dtype=q.dtype).expand(2, k.shape[1], -1, -1)
+    q, k = (F.pad(x, (0, LENGTH - x.shape[-1])) for x in (q, k))
+    return attend(q, k, keys, mechanism, dropout_p=p, scaling=8**-0.5, **arguments)
+
+
+@pytest.mark.parametrize("padded", ["", "left", "right", "inside"])
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_kept_or_zero_and_gradients_are_theirs(name: str, padded: str) -> None:
+    (q, k, v), mechanism, arguments, real = case(name, padded)
+    whole, dropped = (weights(q, k, mechanism, arguments, p)[real[:, None].expand(-1, 4, -1)] for p in (0.0, P))
+    seen = whole > 1e-12
+    kept = Dropout(P, 0).kept
+    zero = dropped.abs() < 1e-14
+    torch.testing.assert_close(dropped[~zero], whole[~zero] / kept)
+    share = zero[seen].double().mean()
+    assert abs(share - (1 - kept)) < 5 * (P * (1 - P) / seen.sum()) ** 0.5
+    factor = torch.zeros(2, 4, LENGTH, LENGTH, dtype=torch.float64)
+    factor[real[:, None].expand(-1, 4, -1)] = (~zero).double() / kept
+
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    torch.manual_seed(7)
+    out = attend(*inputs, mechanism, dropout_p=P, **arguments)
+    grad = torch.randn_like(out) * real[:, None, :, None]
+    found = torch.autograd.grad(out, inputs, grad)
+    plain = [x.clone().requires_grad_() for x in (q, k, v)]
+    of_weights = weights(plain[0], plain[1], mechanism, arguments, 0.0) * factor
+    expected_out = of_weights @ plain[2].repeat_interleave(4 // v.shape[1], 1)
+    expected = torch.autograd.grad(expected_out, plain, grad)
+    torch.testing.assert_close(out * real[:, None, :, None], expected_out * real[:, None, :, None])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    """The same weights are dropped, whatever the precision."""
+    (q, k, v), mechanism, arguments, _ = case("longformer", "")
+    results = []
+    for precision in (torch.float64, dtype):
+        inputs = [x.to(precision).requires_grad_() for x in (q, k, v)]
+        torch.manual_seed(7)
+        out = attend(*inputs, mechanism, dropout_p=P, **arguments)
+        assert out.dtype == precision
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    for expected, found in zip(*results, strict=True):
+        assert (found.double() - expected).norm() < tolerance * expected.norm()
+
+
+def test_what_is_drawn_depends_on_the_seed_alone() -> None:
+    (q, k, v), mechanism, arguments, _ = case("window", "")
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        first = attend(q, k, v, mechanism, dropout_p=P, **arguments)
+        outputs += [first, attend(q, k, v, mechanism, dropout_p=P, **arguments)]
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+    assert all(not torch.equal(outputs[0], outputs[number]) for number in (1, 4, 5))
+    assert torch.equal(q, case("window", "")[0][0])
+    assert not torch.equal(attend(q, k, v, mechanism, **arguments), outputs[0])
+
+
+def test_bits_are_uniform_and_independent() -> None:
+    """Means, neighbours, rows, tiles and seeds; five standard errors."""
+    drop = Dropout(0.1, 3)
+    kept = torch.stack([drop.keep(torch.empty(500, 800), (place, tile)) for place in range(4) for tile in range(4)])
+    z = (kept - drop.kept) / (drop.kept * (1 - drop.kept)) ** 0.5
+    pairs = {f"neighbours {lag}": (z[..., :-lag], z[..., lag:]) for lag in (1, 2, 3, 4, 64)}
+    pairs |= {"rows": (z[:, :-1], z[:, 1:]), "tiles": (z[:-1], z[1:]), "places": (z[:-4], z[4:])}
+    wrong = {name: (a * b).mean().item() for name, (a, b) in pairs.items() if abs((a * b).mean()) > 5 * a.numel() ** -0.5}
+    assert not wrong
+    assert abs(z.mean()) < 5 * z.numel() ** -0.5
+    counts = torch.bincount(random_bits(1 << 22, 5, (0, 0)).int() + (1 << 15), minlength=1 << 16).double()
+    assert abs(((counts - 64) ** 2 / 64).mean() - 1) < 5 * (2 / (1 << 16)) ** 0.5
+    seeds = torch.stack([Dropout(0.1, seed).keep(torch.empty(200), (0, 0)) for seed in range(2000)])
+    assert (seeds.mean(0) - drop.kept).abs().max() < 5 * (0.09 / 2000) ** 0.5
+
+
+def test_what_is_too_rare_for_16_bits_or_certain_is_left_to_plain_operations() -> None:
+    (q, k, v), mechanism, arguments, _ = case("window", "")
+    assert [drops_some(p) for p in (0.0, 1e-6, 1e-4, 0.999, 1.0)] == [False, False, True, True, False]
+    paths: list[str] = []
+    with observe(lambda _mechanism, choice: paths.append(choice.path)):
+        for p in (P, 1e-6, 1.0):
+            out = attend(q, k, v, mechanism, dropout_p=p, **arguments)
+    assert paths == ["cpu-band", "blockwise", "blockwise"]
+    assert not out.any()
+
+
+def test_a_checkpointed_layer_draws_the_same_weights_again() -> None:
+    (q, k, v), mechanism, arguments, _ = case("longformer", "left")
+    gradients = []
+    for run in (lambda x: attend(x, k, v, mechanism, dropout_p=P, **arguments), None):
+        x = q.clone().requires_grad_()
+        torch.manual_seed(7)
+        out = run(x) if run else checkpoint(lambda x: attend(x, k, v, mechanism, dropout_p=P, **arguments), x, use_reentrant=False)
+        gradients.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert torch.equal(*gradients)
+
+
+def test_queries_of_another_sequence_have_no_padding() -> None:
+    """Cross-attention: where a key is padding, the query of the same number is none."""
+    module = mechanism_from("full", {}, num_heads=4, head_dim=8, max_length=LENGTH)
+    module.is_cross_attention = True
+    (q, k, v), _, arguments, _ = case("bidirectional full", "left")
+    dropped, whole = (attend(q, k, v, module, dropout_p=p, padding_mask=arguments["padding_mask"]) for p in (1e-4, 0.0))
+    torch.testing.assert_close(dropped, whole, atol=0.1, rtol=0)
+
+
+def test_a_model_drops_in_tiles_short_texts_included() -> None:
+    attention = {"mechanism": "longformer", "window": 32, "exact_length": 300}
+    model = long_model("bert", None, attention, num_hidden_layers=1, attention_probs_dropout_prob=P).train()
+    paths: list[str] = []
+    with observe(lambda _mechanism, choice: paths.append(choice.path)):
+        for length in (300, 310):
+            model(input_ids=torch.ones(1, length, dtype=torch.long))
+    assert paths == ["cpu-band", "cpu-band"]
