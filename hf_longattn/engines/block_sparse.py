@@ -15,7 +15,7 @@ from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
-from .cpu.dropout import seed_of
+from .cpu.dropout import dropout_of
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
 from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, drops_in_tiles, fastest_path
@@ -74,9 +74,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         terms = bias.table, bias.ahead, None, None
     elif isinstance(bias, PlaceTerm):
         terms = None, 0, bias.places, bias.stacked_tables()
-    drop = call.dropout, seed_of(call)
+    settings = left, right, pattern.causal, pattern.global_rows, scale, *terms, *dropout_of(call)
     run = cpu_band if in_operator(q, k, v, terms[0]) else band_forward
-    return run(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms, *drop)[0]
+    return run(q, k, v, key_mask, global_mask, *settings)[0]
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> Tensor:
@@ -106,12 +106,8 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
     cross: whether the queries are those of another sequence.
     """
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
-    if call.batch is not None and call.score_mod is None and accelerator.accelerated(q) and _on_flash(q, k, call):
-        return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
-    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call)
-    if not cross and drops_in_tiles(context):
-        return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
-    if call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting:
+    by_kernel = call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting
+    if by_kernel and not _on_flash(q, k, call) and (cross or not _in_tiles(q, k, call)):
         q, k, v, call = without_padding(q, k, v, call)
         return dense_attention(q, k, v, with_terms_written_out(call))
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
@@ -119,9 +115,16 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
 
 def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
     """Whether full attention of a batch with padding or documents runs the flash-attention operator, which needs no N×N mask."""
+    if call.batch is None or call.score_mod is not None or not accelerator.accelerated(q):
+        return False
     pattern, dtype = Pattern.everything(call.causal), dtype_in_attention(q)
     context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, pattern=pattern, dtype=dtype, features=q.shape[3])
-    return (call.batch is not None and call.batch.documents is not None) or fastest_path("band", context) == "flash"
+    return call.batch.documents is not None or fastest_path("band", context) == "flash"
+
+
+def _in_tiles(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
+    """Whether full attention has dropout that the CPU's tiles draw."""
+    return bool(call.dropout) and drops_in_tiles(DispatchContext(q.device.type, q.shape[2], k.shape[2], call))
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:

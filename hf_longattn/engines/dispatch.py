@@ -208,7 +208,10 @@ def _no_fused_cpu(context: DispatchContext, exports: bool = False, drops: bool =
 
 
 def drops_in_tiles(context: DispatchContext) -> bool:
-    """Whether the CPU's engines draw which weights are dropped: without a graph and score terms, unless there are few pairs."""
+    """Whether the CPU's engines draw which weights are dropped, in tiles.
+
+    They do in no graph, without score terms, and where there are more than a few pairs.
+    """
     call = context.call
     if context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None or not drops_some(call.dropout):
         return False

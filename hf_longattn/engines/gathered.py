@@ -16,7 +16,7 @@ from .common.call import AttentionCall, GatherTile
 from .common.dense import repeat_heads, same_dtype
 from .common.distance_term import with_terms_written_out
 from .common.plain import plain_gathered
-from .cpu.dropout import seed_of
+from .cpu.dropout import dropout_of
 from .cpu.gathered import cpu_gathered, flat_rules
 from .cuda.flex_tiles import flex_gathered
 from .dispatch import DispatchContext, attempt, choose
@@ -48,6 +48,6 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     if path == "cpu-gathered":
         rules = flat_rules(tiles)
         queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
-        drop = call.dropout, seed_of(call)
-        return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, call.scale_for(q.shape[-1]), *drop)[0]
+        scale = call.scale_for(q.shape[-1])
+        return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, scale, *dropout_of(call))[0]
     return plain_gathered(q, k, v, tiles, with_terms_written_out(call))

@@ -217,7 +217,7 @@ def in_graph() -> bool:
 
 
 def of_any_length(length: int) -> bool:
-    """Whether ``length`` is one that an exported graph leaves free: a comparison with it would bind the graph to one side."""
+    """Whether an exported graph leaves ``length`` free; a comparison would bind it to one side."""
     return torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
 
 

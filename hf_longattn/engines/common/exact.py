@@ -62,7 +62,7 @@ def _in_graph(
     if not free and batch is None:
         return by_mechanism(q, k, v, call)
     if batch is None or batch.mask is None:
-        batch = Batch(torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device))
+        batch = Batch(_every_token(k, length))
     mask = batch.mask
     assert mask is not None
 
@@ -90,11 +90,9 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
     """
     full_call, length = call.for_full_attention(), k.shape[2]
     mask = call.key_mask if in_graph() else None
-    if of_any_length(length) and mask is None:
-        mask = torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device)
-    elif mask is None or (not of_any_length(length) and length <= most):
+    if not of_any_length(length) and (mask is None or length <= most):
         return in_full(q, k, full_call) if length <= most else by_mechanism(q, k, call)
-    short = last_real(mask) < most
+    short = last_real(_every_token(k, length) if mask is None else mask) < most
     return torch.where(short[:, None, None, None], in_full(q, k, full_call), by_mechanism(q, k, call))
 
 
@@ -113,7 +111,7 @@ def by_length_sharded(
     Args:
         by_mechanism: this process's rows of the mechanism.
     """
-    every_token = torch.ones(k.shape[0], shard.length, dtype=torch.bool, device=k.device)
+    every_token = _every_token(k, shard.length)
     short = torch.zeros_like(every_token)
     sequences = Batch(every_token if shard.mask is None else shard.mask, shard.documents).sequences
     for span in sequences:
@@ -127,3 +125,8 @@ def by_length_sharded(
         return out
     is_short = short[:, None, shard.start : shard.stop, None]
     return torch.where(is_short, out, by_mechanism(q, k, v, call))
+
+
+def _every_token(k: Tensor, length: int) -> Tensor:
+    """The mask ``(B, length)`` of a batch without padding."""
+    return torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device)

@@ -1,9 +1,9 @@
-"""Softmax attention with dropout on the CPU, whose fused kernel has none: tiles that stay in the cache, and weights drawn by 16 bits.
+"""Softmax attention with dropout on the CPU, in tiles that stay in the cache.
 
-A weight is dropped where its 16 random bits are below round(65,536 p), and the others are divided by the share that is kept in the mean, so
-that the expected output is that without dropout. The bits are a hash of the seed, the tile and the pair, so that the backward pass has them
-again and memory is linear in the number of tokens. PyTorch's `bernoulli_` takes ten times as long as the hash, whose operations run on all
-threads.
+PyTorch's fused kernel for the CPU has no dropout. Here a weight is dropped where its 16 random bits are below round(65,536 p), and the
+others are divided by the share that is kept in the mean, so that the expected output is that without dropout. The bits are a hash of the
+seed, the tile and the pair, so that the backward pass has them again and memory is linear in the number of tokens. PyTorch's `bernoulli_`
+takes several times as long.
 
 For weights w, kept ones m, a share s and a gradient g of the output o = Σ_j w_j m_j v_j / s, the gradient of a score is
 w_j (m_j g·v_j / s - g·o): that of :mod:`.flash`, whose parts are merged in the same way.
@@ -19,21 +19,11 @@ import torch
 from torch import Tensor
 
 from ..common.call import AttentionCall
-from .flash import MASKED, Gradients, flash, flash_backward, mask_dtype
+from .flash import Gradients, flash, flash_backward, mask_dtype
 
 BITS = 16
 MOST_PAIRS = 1 << 20
 """Pairs of a tile at most: several arrays of as many numbers are to stay in the cache."""
-
-
-def drops_some(probability: float) -> bool:
-    """Whether 16 bits tell this probability from 0 and from 1."""
-    return 0 < round(probability * (1 << BITS)) < 1 << BITS
-
-
-def seed_of(call: AttentionCall) -> int:
-    """A seed from PyTorch's generator for the dropout of a call, 0 where it has none."""
-    return int(torch.randint(1 << 62, ())) if call.dropout else 0
 
 
 class Dropout(NamedTuple):
@@ -44,6 +34,7 @@ class Dropout(NamedTuple):
 
     @classmethod
     def of(cls, probability: float, seed: int) -> Dropout | None:
+        """``None`` where nothing is dropped."""
         return cls(probability, seed) if probability else None
 
     @property
@@ -62,25 +53,37 @@ class Dropout(NamedTuple):
         return torch.ge(bits, self.below - (1 << (BITS - 1)), out=torch.empty_like(like))
 
 
+def drops_some(probability: float) -> bool:
+    """Whether 16 bits tell this probability from 0 and from 1."""
+    return 0 < Dropout(probability, 0).below < 1 << BITS
+
+
+def dropout_of(call: AttentionCall) -> tuple[float, int]:
+    """The probability of a call, and a seed from PyTorch's generator; 0 without dropout."""
+    return call.dropout, int(torch.randint(1 << 62, ())) if call.dropout else 0
+
+
 def part_forward(
     dropout: Dropout | None, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float,
     causal: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax: the fused kernel's without dropout.
+    """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
+
+    Without dropout they are the fused kernel's.
 
     Args:
         place: numbers that no other part of the pass has.
         q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
         mask: additive, broadcastable to ``(b, H, n, w)``.
-        causal: whether keys after a query are left out besides.
+        causal: whether the mask hides all keys after a query, so that the kernel may skip them.
     """
     if dropout is None:
         return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
     out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
-    for number, (at, hidden) in enumerate(_tiles(q, k, mask, causal)):
+    for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
         weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
-        kept = weights.mul_(dropout.keep(weights, (*place, number)))
-        out[at] = (kept @ v[at].to(kept.dtype)).div_(dropout.kept)
+        weights.mul_(dropout.keep(weights, (*place, number)))
+        out[at] = (weights @ v[at].to(weights.dtype)).div_(dropout.kept)
     return out, lse
 
 
@@ -93,7 +96,7 @@ def part_backward(
         return flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dtype = lse.dtype
-    for number, (at, hidden) in enumerate(_tiles(q, k, mask, causal)):
+    for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
         weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
         share = (of_tile - lse[at]).exp_()[..., None]  # of these keys among all
         keep = dropout.keep(weights, (*place, number))
@@ -109,7 +112,10 @@ def part_backward(
 
 
 def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
-    """``count`` random int16, the same for the same seed and place: a hash of counters (MurmurHash3's finalizer with two keys)."""
+    """``count`` random int16, the same for the same seed and place.
+
+    They are a hash of counters: MurmurHash3's finalizer with two keys.
+    """
     for number in place:
         seed = _mixed(seed + number)
     first, second = (_signed(_mixed(seed + number) >> 32) for number in (1, 2))
@@ -141,12 +147,9 @@ def _signed(number: int) -> int:
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def _tiles(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Iterator[tuple[tuple[slice, slice], Tensor | None]]:
-    """Indices of some heads of one batch item, or of all heads of some items, and the additive mask there."""
+def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[slice, slice], Tensor | None]]:
+    """Indices of some heads of an item, or of whole items, and the additive mask there."""
     batch, heads, rows, columns = *q.shape[:3], k.shape[2]
-    if causal:
-        later = torch.full((rows, columns), MASKED, dtype=mask_dtype(q)).triu_(1)[None, None]
-        mask = later if mask is None else mask + later
     fitting = max(1, MOST_PAIRS // (rows * columns))
     for item in range(0, batch, step := max(1, fitting // heads)):
         for head in range(0, heads, fitting):
