@@ -42,7 +42,7 @@ from .case import DTYPES, Case
 from .implementations import Implementation, build_implementation, register_implementation
 from .memory import measure_memory
 from .models.verify import TOLERANCE
-from .report import machine, markdown_table, store_study, stored_study
+from .report import footnote, machine, markdown_table, store_study, stored_study
 from .timing import time_in_turn, times_faster
 from .verify import Check, difference
 
@@ -451,9 +451,7 @@ def grid_model_table(record: dict[str, Any]) -> str:
         "is reached. *Of matrix peak*: the rate of operations, as a share of a large matrix product's. *MiB*: memory of a pass, on top of "
         f"weights and {noun}.\n\n"
         f"{markdown_table(header, rows)}\n\nLargest differences from the definition in float64, before timing: {worst}.\n\n"
-        f"*{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)}, torch {about['torch']}, "
-        f"transformers {about['transformers']}, "
-        f"{about['date']}, {record['clock']} time*\n"
+        + footnote(about, f", {record['clock']} time")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import datetime
 import functools
@@ -142,6 +143,34 @@ def stored_study(output: Path) -> dict[str, Any]:
     """What ``OUTPUT.json`` holds; empty if there is none."""
     file = output.with_suffix(".json")
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def study_parser(description: str | None, output: Path, quick: str) -> argparse.ArgumentParser:
+    """The parser of a study's command: where its result goes, and a quick form, described by ``quick``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help=f"path without suffix (default: {output}; with --quick, nothing is stored)")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
+
+
+def output_of(options: argparse.Namespace, output: Path) -> Path | None:
+    """Where the result goes by the options of :func:`study_parser`; ``None`` if it is not stored."""
+    chosen: Path | None = options.output or (None if options.quick else output)
+    return chosen
+
+
+def finish_study(output: Path | None, record: dict[str, Any], text: str) -> None:
+    """Store the result where there is an ``output``, and print its page."""
+    if output is not None:
+        store_study(output, record, text)
+    print(text)
+
+
+def footnote(about: dict[str, Any], more: str = "") -> str:
+    """The line below a table that names machine, versions and date, and ``more``."""
+    threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
+    versions = f"torch {about['torch']}, transformers {about['transformers']}"
+    return f"*{about['processor']}, {threads}, {versions}, {about['date']}{more}*\n"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,12 +12,9 @@ processor time of one thread; both models take turns in one process, and a ratio
 
 from __future__ import annotations
 
-import argparse
 import copy
-import gc
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,17 @@ import hf_longattn
 from hf_longattn.families import LongBertConfig, LongBertModel
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.definition import mask_of
-from scripts.dev.benchmarks.report import machine, markdown_table, store_study, stored_study
+from scripts.dev.benchmarks.report import (
+    finish_study,
+    footnote,
+    machine,
+    markdown_table,
+    output_of,
+    store_study,
+    stored_study,
+    study_parser,
+)
+from scripts.dev.benchmarks.timing import processor_turns
 
 OUTPUT = Path("scripts/dev/results/same_precision")
 WINDOW = 512
@@ -89,23 +96,10 @@ def difference(pair: tuple[Any, Any], length: int = CHECKED_LENGTH) -> float:
 @torch.inference_mode()
 def time_pair(pair: tuple[nn.Module, nn.Module], length: int, seconds: float) -> list[tuple[float, float]]:
     """Milliseconds of processor time of the original and of the converted model, for every turn."""
-    ids, turns = tokens(length), list[tuple[float, float]]()
-    for model in pair:
-        model(ids)
-    deadline = time.process_time() + seconds
-    gc.collect()
-    gc.disable()
-    try:
-        while len(turns) < TURNS[0] or (len(turns) < TURNS[1] and time.process_time() < deadline):
-            taken = []
-            for model in pair:  # always in the same order, so that each finds the caches as the other left them
-                started = time.process_time()
-                model(ids)
-                taken.append((time.process_time() - started) * 1e3)
-            turns.append((taken[0], taken[1]))
-    finally:
-        gc.enable()
-    return turns
+    ids = tokens(length)
+    passes = {"original": lambda: pair[0](ids), "converted": lambda: pair[1](ids)}
+    turns = processor_turns(passes, seconds, TURNS)
+    return [(turn["original"], turn["converted"]) for turn in turns]
 
 
 def ratio(turns: Sequence[Sequence[float]]) -> float:
@@ -145,14 +139,13 @@ def markdown(record: dict[str, Any]) -> str:
     slower = [f"{mode} at {n:,} tokens ({value:.2f})" for mode, by in faster.items() for n, value in by.items() if value < SLOWER]
     verdict = f"Slower than its original by more than 3 %: {', '.join(slower)}." if slower else "Nowhere is it slower by more than 3 %."
     differences = ", ".join(f"{mode}: {value:.0e}" for mode, value in record["differences"].items())
-    about = record["machine"]
     return (
         f"How many times as fast as its original in the same precision a converted model is (`longformer`, window {WINDOW}). In brackets: "
         f"processor time in ms, original → converted. The models have {record['layers']} layers of BERT-base's width, and read one "
         "sequence on one thread. *Optimised*: both after `optimize_for_inference`. Bold: the fastest precision at a length.\n\n"
         f"{markdown_table(['precision', *(f'{n:,} tokens' for n in best)], rows)}\n\n{verdict}\n\n"
         f"Largest differences from the original with a dense mask, before timing, relative: {differences}.\n\n"
-        f"*{about['processor']}, 1 thread, torch {about['torch']}, transformers {about['transformers']}, {about['date']}*\n"
+        + footnote(record["machine"])
     )
 
 
@@ -190,13 +183,11 @@ def measure(record: dict[str, Any], lengths: Sequence[int], seconds: float, outp
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help=f"path without suffix (default: {OUTPUT}; with --quick, nothing is stored)")
+    parser = study_parser(__doc__, OUTPUT, "inputs of up to 1,536 tokens and fewer turns")
     parser.add_argument("--again", action="store_true", help="measure anew what OUTPUT.json has")
-    parser.add_argument("--quick", action="store_true", help="inputs of up to 1,536 tokens and fewer turns")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    output = options.output or (None if options.quick else OUTPUT)
+    output = output_of(options, OUTPUT)
     record = {} if options.again or output is None else stored_study(output)
     if record and record["machine"]["processor"] != machine()["processor"]:
         record = {}  # times of two machines do not belong into one table
@@ -205,9 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wrong:
         print(f"error: {wrong}", file=sys.stderr)
         return 1
-    if output is not None:
-        store_study(output, record, markdown(record))
-    print(markdown(record))
+    finish_study(output, record, markdown(record))
     return 0
 
 

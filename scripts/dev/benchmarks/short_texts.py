@@ -10,13 +10,10 @@ thread; the models take turns in one process, and a ratio is the median of those
 
 from __future__ import annotations
 
-import argparse
-import gc
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +21,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
 
-import hf_longattn
-from scripts.dev.benchmarks.report import machine, markdown_table, store_study
+from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
+from scripts.dev.benchmarks.timing import processor_turns
 from scripts.dev.real import NAME, real_checkpoint
-from scripts.dev.studies.real_checkpoint import LENGTH, tokens_of
+from scripts.dev.studies.real_checkpoint import LENGTH, converted, tokens_of
 
 OUTPUT = Path("scripts/dev/results/short_texts")
 SHORT = 512
@@ -47,16 +44,14 @@ SECONDS, QUICK_SECONDS, TURNS = 120.0, 4.0, (9, 61)
 ORIGINAL, WITHOUT, WITH = "original", "exact_length=0", f"exact_length={SHORT}"
 
 
-def build(source: Path, length: int = LENGTH) -> dict[str, Any]:
+def build(source: Path) -> dict[str, Any]:
     """Name -> the model: the original, and the converted one without and with the option."""
-    with tempfile.TemporaryDirectory() as folder:
-        hf_longattn.convert_checkpoint(source, Path(folder) / "long", mechanism="longformer", max_length=length, verify=False)
-        config = AutoConfig.from_pretrained(Path(folder) / "long")
-        without = config.long_attention.with_option("exact_length", 0)
+    with converted(source) as folder:
+        without = AutoConfig.from_pretrained(folder).long_attention.with_option("exact_length", 0)
         models = {
             ORIGINAL: BertModel.from_pretrained(source),
-            WITHOUT: AutoModel.from_pretrained(Path(folder) / "long", long_attention=without),
-            WITH: AutoModel.from_pretrained(Path(folder) / "long"),
+            WITHOUT: AutoModel.from_pretrained(folder, long_attention=without),
+            WITH: AutoModel.from_pretrained(folder),
         }
     return {name: model.eval() for name, model in models.items()}
 
@@ -82,22 +77,7 @@ def largest_difference(models: dict[str, Any], tokenizer: Any, lengths: Sequence
 @torch.inference_mode()
 def time_in_turn(models: dict[str, Any], inputs: dict[str, Tensor], seconds: float) -> list[dict[str, float]]:
     """Milliseconds of processor time of every model, for every turn."""
-    turns: list[dict[str, float]] = []
-    for model in models.values():
-        model(**inputs)
-    deadline = time.process_time() + seconds
-    gc.collect()
-    gc.disable()
-    try:
-        while len(turns) < TURNS[0] or (len(turns) < TURNS[1] and time.process_time() < deadline):
-            turns.append({})
-            for name in list(models) if len(turns) % 2 else list(models)[::-1]:
-                started = time.process_time()
-                models[name](**inputs)
-                turns[-1][name] = (time.process_time() - started) * 1e3
-    finally:
-        gc.enable()
-    return turns
+    return processor_turns({name: partial(model, **inputs) for name, model in models.items()}, seconds, TURNS, alternate=True)
 
 
 def ratio(turns: Sequence[dict[str, float]], above: str, below: str) -> tuple[float, float, float]:
@@ -120,25 +100,21 @@ def markdown(record: dict[str, Any]) -> str:
         taken = f"{statistics.median(turn[WITH] for turn in turns):,.0f}"
         cost, of_original = (shown(turns, other) if other in turns[0] else "–" for other in (WITHOUT, ORIGINAL))
         rows.append([batch, taken, cost, of_original, f"{record['differences'][batch]:.0e}"])
-    about = record["machine"]
     head = ["tokens of the texts", f"ms with {WITH}", "of the time without it", "of the original's time", "largest difference"]
     return (
         f"{NAME}, converted to `longformer` (window 512, one global token) and {LENGTH:,} tokens, in fp32. The difference is that of a "
         "batch's hidden states from each text read alone: by the original up to 512 tokens, by the model without the option beyond. "
         "Shares are medians of paired turns, with 95 % intervals. *Original*: with SDPA, where it reads the whole batch.\n\n"
-        f"{markdown_table(head, rows)}\n\n"
-        f"*{about['processor']}, 1 thread, torch {about['torch']}, transformers {about['transformers']}, {about['date']}; processor time*\n"
+        f"{markdown_table(head, rows)}\n\n" + footnote(record["machine"], ", processor time")
     )
 
 
+@one_sentence_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help=f"path without suffix (default: {OUTPUT}; with --quick, nothing is stored)")
-    parser.add_argument("--quick", action="store_true", help="fewer turns")
-    options = parser.parse_args(arguments)
+    options = study_parser(__doc__, OUTPUT, "fewer turns").parse_args(arguments)
     torch.set_num_threads(1)
-    source, output = real_checkpoint(), options.output or (None if options.quick else OUTPUT)
+    source = real_checkpoint()
     models, tokenizer = build(source), AutoTokenizer.from_pretrained(source)
     record: dict[str, Any] = {"machine": machine(), "differences": {}, "milliseconds": {}}
     for batch, lengths in BATCHES.items():
@@ -152,9 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timed = {name: model for name, model in models.items() if name != ORIGINAL or max(lengths) <= SHORT}
         record["milliseconds"][batch] = time_in_turn(timed, batch_of(tokenizer, lengths), QUICK_SECONDS if options.quick else SECONDS)
         print(f"{batch}: {shown(record['milliseconds'][batch], WITHOUT)}", file=sys.stderr, flush=True)
-    if output is not None:
-        store_study(output, record, markdown(record))
-    print(markdown(record))
+    finish_study(output_of(options, OUTPUT), record, markdown(record))
     return 0
 
 

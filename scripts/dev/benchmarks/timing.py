@@ -6,7 +6,8 @@ import dataclasses
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -62,6 +63,35 @@ def time_in_turn(
     finally:
         gc.enable()
     return [Timing(name, length, tuple(values)) for name, values in rounds.items()]
+
+
+def processor_turns(
+    passes: Mapping[str, Callable[[], Any]], seconds: float, turns: tuple[int, int], *, alternate: bool = False
+) -> list[dict[str, float]]:
+    """Milliseconds of processor time of every pass by its name, for every turn, after one that warms up.
+
+    Args:
+        seconds: processor time after which no further turn begins.
+        turns: the fewest and the most.
+        alternate: turn the order of the passes round in every other turn; otherwise each finds the caches as the one before left them.
+    """
+    taken: list[dict[str, float]] = []
+    for run in passes.values():
+        run()
+    deadline = time.process_time() + seconds
+    gc.collect()
+    gc.disable()
+    try:
+        while len(taken) < turns[0] or (len(taken) < turns[1] and time.process_time() < deadline):
+            names, turn = list(passes), dict[str, float]()
+            for name in names[::-1] if alternate and len(taken) % 2 else names:
+                started = time.process_time()
+                passes[name]()
+                turn[name] = (time.process_time() - started) * 1e3
+            taken.append(turn)
+    finally:
+        gc.enable()
+    return taken
 
 
 def times_faster(ours: Timing, other: Timing) -> float:

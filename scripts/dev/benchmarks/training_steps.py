@@ -10,12 +10,11 @@ drop weights alike.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,13 +23,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, BertModel
 
-import hf_longattn
 from hf_longattn.engines import dispatch
-from scripts.dev.benchmarks.report import machine, markdown_table, store_study
+from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
 from scripts.dev.real import NAME, real_checkpoint
+from scripts.dev.studies.real_checkpoint import converted
 
 OUTPUT = Path("scripts/dev/results/training_steps")
-LENGTH, DROPOUT = 4096, 0.1
+DROPOUT = 0.1
 SIZES, QUICK_SIZES = ((2, 2048), (8, 512)), ((2, 512),)
 """Texts of a step, and tokens of each."""
 TURNS = 5
@@ -38,11 +37,9 @@ NONE, TILES, PLAIN, FULL = "no attention dropout", "dropout in tiles", "dropout 
 SYSTEMS = (NONE, TILES, PLAIN, FULL)
 
 
-def build(source: Path, length: int = LENGTH) -> dict[str, Any]:
+def build(source: Path) -> dict[str, Any]:
     """The model of each system, in training: the converted one, without attention dropout and with, and BERT with as many positions."""
-    with tempfile.TemporaryDirectory() as folder:
-        long = Path(folder) / "long"
-        hf_longattn.convert_checkpoint(source, long, mechanism="longformer", max_length=length, verify=False)
+    with converted(source) as long:
         dropped = AutoModel.from_pretrained(long, attention_probs_dropout_prob=DROPOUT)
         models = {
             NONE: AutoModel.from_pretrained(long, attention_probs_dropout_prob=0.0),
@@ -58,22 +55,15 @@ def step(model: Any, ids: Tensor) -> None:
     model.zero_grad()
 
 
-def plainly(run: Callable[[], None]) -> None:
-    """Run with dropout by plain operations."""
-    with mock.patch.object(dispatch, "drops_some", return_value=False):
-        run()
-
-
 def time_steps(models: dict[str, Any], ids: Tensor, turns: int = TURNS) -> list[dict[str, float]]:
     """Seconds of a step of every system, for every turn but a first one."""
     seconds: list[dict[str, float]] = []
     for _ in range(turns + 1):
         seconds.append({})
         for name, model in models.items():
+            tiles = name != PLAIN
             started = time.perf_counter()
-            if name == PLAIN:
-                plainly(lambda model=model: step(model, ids))  # type: ignore[misc]
-            else:
+            with contextlib.nullcontext() if tiles else mock.patch.object(dispatch, "drops_some", return_value=False):
                 step(model, ids)
             seconds[-1][name] = time.perf_counter() - started
         print(*(f"{name}: {taken:.2f} s" for name, taken in seconds[-1].items()), sep="; ", file=sys.stderr, flush=True)
@@ -88,31 +78,23 @@ def markdown(record: dict[str, Any]) -> str:
             minute = 60 / statistics.median(turn[name] for turn in turns)
             ratio = statistics.median(turn[name] / turn[NONE] for turn in turns)
             rows.append([size, name, f"{minute:.1f}", f"{ratio:.2f} ×"])
-    about = record["machine"]
-    where = f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}"
     return (
         f"Training steps (forward and backward) of {NAME}, converted to `longformer` (window 512, one global token), in fp32. Attention "
         f"dropout is {DROPOUT}; dropout elsewhere is the checkpoint's in all rows.\n\n"
-        f"{markdown_table(['texts × tokens', 'attention', 'steps a minute', 'time of a step'], rows)}\n\n"
-        f"*{where}, {about['date']}*\n"
+        f"{markdown_table(['texts × tokens', 'attention', 'steps a minute', 'time of a step'], rows)}\n\n" + footnote(record["machine"])
     )
 
 
+@one_sentence_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help=f"path without suffix (default: {OUTPUT}; with --quick, nothing is stored)")
-    parser.add_argument("--quick", action="store_true", help="texts of 512 tokens")
-    options = parser.parse_args(arguments)
-    output = options.output or (None if options.quick else OUTPUT)
+    options = study_parser(__doc__, OUTPUT, "texts of 512 tokens").parse_args(arguments)
     torch.manual_seed(0)
     models, record = build(real_checkpoint()), {"machine": machine(), "seconds": dict[str, Any]()}
     for batch, length in QUICK_SIZES if options.quick else SIZES:
         ids = torch.randint(1000, 30000, (batch, length))
         record["seconds"][f"{batch} × {length:,}"] = time_steps(models, ids)
-    if output is not None:
-        store_study(output, record, markdown(record))
-    print(markdown(record))
+    finish_study(output_of(options, OUTPUT), record, markdown(record))
     return 0
 
 

@@ -5,8 +5,10 @@ Texts are Python's language reference, which every installation has.
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -63,6 +65,16 @@ def show_real_checkpoint(console: Console, out: Path) -> None:
     console.print(f"\n   Processor time for a text of {LENGTH:,} tokens, of which the original reads {SHORT_TEXTS[-1]} (fp32)")
     console.print(f"   full attention (transformers' BERT, SDPA)   {full:5.2f} s", highlight=False)
     console.print(f"   longformer                                  {long:5.2f} s, {full / long:.1f} times as fast", highlight=False)
+
+
+@contextlib.contextmanager
+def converted(source: Path) -> Iterator[Path]:
+    """A temporary folder with the checkpoint, converted as in the demo and not verified."""
+    from hf_longattn import convert_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        convert_checkpoint(source, Path(folder) / "long", mechanism="longformer", max_length=LENGTH, verify=False)
+        yield Path(folder) / "long"
 
 
 def tokens_of(tokenizer: Any, count: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from scripts.dev.benchmarks.same_precision import MODES, TOLERANCE, brief, build
 def record(after: float = 8.0) -> dict[str, Any]:
     """A stored record in which every original takes 10 ms, and every converted model ``after`` ms, in bf16 half of both."""
     turns = {mode: [[5.0, after / 2]] * 3 if mode.startswith("bf16") else [[10.0, after]] * 3 for mode in MODES}
-    about = {"processor": "a processor", "torch": "2", "transformers": "5", "date": "2026-01-01"}
+    about = {"processor": "a processor", "threads": 1, "torch": "2", "transformers": "5", "date": "2026-01-01"}
     lengths = {"512": 0, "1024": 0}
     return {
         "machine": about,

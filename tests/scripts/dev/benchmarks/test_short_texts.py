@@ -42,6 +42,6 @@ def test_shares_are_medians_of_paired_turns_with_their_interval(models: dict[str
     timed = time_in_turn(models, {"input_ids": ids}, seconds=0.0)
     assert len(timed) == short_texts.TURNS[0]
     assert all(set(turn) == set(models) for turn in timed)
-    about = {"processor": "a processor", "torch": "2", "transformers": "5", "date": "2026-01-01"}
+    about = {"processor": "a processor", "threads": 1, "torch": "2", "transformers": "5", "date": "2026-01-01"}
     table = markdown({"machine": about, "differences": {"1,024": 1e-7}, "milliseconds": {"1,024": turns}})
     assert "| 1,024 | 14 | 1.400 [1.10, 1.70] | – | 1e-07 |" in table
