@@ -1,0 +1,385 @@
+"""What long attention is for, on a real checkpoint: answers that must be put together from two far places of a page.
+
+    python -m scripts.dev.studies.joint_reading --work runs/joint             three seeds; resumes what was interrupted
+    python -m scripts.dev.studies.joint_reading --work runs/quick --quick     one seed, a minute of each training, few questions
+
+all-MiniLM-L6-v2 gets a question-answering head and is trained on excerpts of :mod:`reference_pages` of less than 512 tokens. From there
+on, with equal minutes of training on whole pages: windows of 512 tokens that share 128; the same with the title in front of each; and
+the model converted to 4,096 tokens. All trainings and conversions are the commands of users, which are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
+from scripts.dev.real import real_checkpoint
+from scripts.dev.studies.reference_pages import (
+    FAR,
+    KINDS,
+    PACKAGES,
+    Page,
+    Question,
+    any_sentence,
+    excerpt,
+    most_words,
+    pages_of,
+    program,
+    questions_of,
+)
+
+OUTPUT = Path("scripts/dev/results/joint_reading")
+SHORT, LONG, STRIDE = 512, 4096, 128
+EXCERPTS = {"first": (90, 250), "second": (250, 430)}
+"""Tokens of the excerpts of the two trainings on excerpts."""
+TEST = {"two places": 160, "one place": 140, "none": 100}
+RULES = {"random": any_sentence, "lexical": most_words, "program": program}
+READERS = ("windows", "titled", "long")
+ROWS = {
+    "random": "a random first sentence of the page",
+    "lexical": "the first sentence of the entry that shares most words with the question",
+    "program": "a program written for the questions",
+    "windows": "original, windows of 512, stride 128",
+    "titled": "original, windows of 512, each with the title",
+    "long": "converted to 4,096 tokens (longformer)",
+}
+
+
+def prepare(work: Path) -> None:
+    """Copy the checkpoint, without dropout, which these short trainings only slow down."""
+    if not (work / "minilm").exists():
+        work.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(real_checkpoint(), work / "minilm", copy_function=shutil.copyfile)
+        config = work / "minilm" / "config.json"
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(
+            json.dumps({**settings, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}, indent=2), encoding="utf-8"
+        )
+
+
+class Minutes(NamedTuple):
+    """Minutes of training: on excerpts, short ones and longer ones, and on whole pages."""
+
+    first: float = 10.0
+    second: float = 5.0
+    pages: float = 5.0
+
+
+class Answer(NamedTuple):
+    """One system's answer to one question of the test; ``seed`` is None where nothing is trained."""
+
+    system: str
+    seed: int | None
+    id: str
+    kind: str
+    page: str
+    text: str
+    exact: float
+    f1: float
+    seconds: float
+
+
+def build(work: Path, quick: bool) -> None:
+    """Write the questions: excerpts and whole pages to train on, held-out pages, and the test."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(work / "minilm")
+    for split, packages in PACKAGES.items():
+        names = packages.split()[: 3 if quick else None]
+        pages = [page for name in names for page in pages_of(name)]
+        if split == "train":
+            for name, budget in EXCERPTS.items():
+                write(work / f"{name}.jsonl", excerpts(pages, budget, 8))
+            write(work / "pages.jsonl", chosen(pages, tokenizer, {"two places": 900, "one place": 500, "none": 400}, far=0), titled=True)
+        elif split == "validation":
+            write(work / "validation.jsonl", chosen(pages, tokenizer, dict.fromkeys(KINDS, 20), far=0), titled=True)
+        else:
+            counts = {kind: count // (10 if quick else 1) for kind, count in TEST.items()}
+            write(work / "test.jsonl", chosen(pages, tokenizer, counts, far=FAR, nearest=Nearest(work / "minilm")), titled=True)
+
+
+def write(path: Path, records: Sequence[Mapping[str, Any]], titled: bool = False) -> None:
+    """Write a file of questions, and one in whose questions the page's title stands in front."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    if titled:
+        write(
+            path.with_stem(f"{path.stem}-titled"),
+            [{**record, "question": f"{record['title']}: {record['question']}"} for record in records],
+        )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def elsewhere(pages: Sequence[Page], rng: random.Random) -> list[str]:
+    """Names of entries of any page, to ask for where they are not."""
+    return [entry.name for page in rng.sample(pages, min(3, len(pages))) for entry in rng.sample(page.entries, 1)]
+
+
+def excerpts(pages: Sequence[Page], budget: tuple[int, int], variants: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Questions over excerpts, half of them with docstrings dealt out anew: those of two places several times, each over another excerpt,
+    and about as many of one place and of none."""
+    rng = random.Random(seed)
+    records: list[dict[str, Any]] = []
+    for page in pages:
+        by_kind = defaultdict(list)
+        for question in questions_of(page, elsewhere(pages, rng)):
+            by_kind[question.kind].append(question)
+        two = [question for question in by_kind["two places"] for _ in range(2 if question.guessable else variants)]
+        for kind in ("one place", "none"):
+            two += rng.sample(by_kind[kind], min(max(1, len(two) // 3), len(by_kind[kind])))
+        for question in two:
+            short, asked = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5)
+            target = asked.target
+            if target is None or (target.answer and short.text.count(target.answer) == 1):
+                answers = {"text": [target.answer], "answer_start": [target.answer_start]} if target else {"text": [], "answer_start": []}
+                records.append({
+                    "id": str(len(records)), "title": short.title, "context": short.text, "question": asked.text, "answers": answers,
+                    "kind": asked.kind,
+                })  # fmt: skip
+    rng.shuffle(records)
+    return records
+
+
+def chosen(
+    pages: Sequence[Page], tokenizer: Any, counts: Mapping[str, int], *, far: int, nearest: Nearest | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Questions about whole pages, at most two of a kind and page, with different answers.
+
+    Args:
+        counts: how many of each kind.
+        far: fewest tokens between two places.
+        nearest: leave out the questions of two places that it answers, which need no join.
+    """
+    rng = random.Random(seed)
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for page in rng.sample(pages, len(pages)):
+        by_kind: dict[str, dict[str, Question]] = defaultdict(dict)
+        for question in questions_of(page, elsewhere(pages, rng)):
+            if question.kind != "two places" or not question.near(far):
+                by_kind[question.kind].setdefault(question.target.answer if question.target else question.text, question)
+        if nearest is not None:
+            by_kind["two places"] = {key: one for key, one in by_kind["two places"].items() if not nearest.finds(page, one)}
+        for kind, questions in by_kind.items():
+            if len(found[kind]) < 2 * counts[kind]:
+                for question in rng.sample(list(questions.values()), min(2, len(questions))):
+                    record = question.record(page, tokenizer)
+                    if record["tokens"] <= LONG - 96 and (kind != "two places" or record["distance"] >= far):
+                        found[kind].append(record)
+    return [record for kind in KINDS for record in rng.sample(found[kind], min(counts[kind], len(found[kind])))]
+
+
+class Nearest:
+    """Guesses the class of a question of two places by the vectors of the original: the description nearest to the question, with the
+    class's name before it or without."""
+
+    def __init__(self, folder: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.model = SentenceTransformer(str(folder), device="cpu")
+        self.vectors: dict[str, Any] = {}
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """Vectors ``(texts, width)`` of length 1, each text read once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
+        self.vectors |= dict(zip(new, self.model.encode(new, normalize_embeddings=True), strict=True)) if new else {}
+        return np.stack([self.vectors[text] for text in texts])
+
+    def finds(self, page: Page, question: Question) -> bool:
+        """Whether one of its two guesses is right."""
+        classes = [entry for entry in page.entries if entry.answer and entry.is_class and entry != question.asked]
+        (asked,) = self.embed([question.text])
+        texts = [f"{entry.name}: {entry.answer}" for entry in classes], [entry.answer for entry in classes]
+        return any(classes[int((self.embed(one) @ asked).argmax())] == question.target for one in texts)
+
+
+def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
+    """Train the reader of excerpts and the three readers of pages; a folder that is there is kept."""
+
+    def fine_tune(name: str, model: str, data: str, time_limit: float, *more: str) -> None:
+        if not (work / name).exists():
+            samples = ("--max_eval_samples", "12") if quick else ()
+            run("train", "qa", "--model", work / model, "--data", work / f"{data}.jsonl", "--max_minutes", time_limit, "--seed", seed,
+                "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *samples, *more,
+                "--output", work / name)  # fmt: skip
+
+    first, reader, long = f"first-{seed}", f"reader-{seed}", f"long-{seed}"
+    held_out = ("--validation", str(work / "validation.jsonl"))
+    fine_tune(
+        first,
+        "minilm",
+        "first",
+        minutes.first,
+        "--batch_size",
+        "16",
+        "--learning_rate",
+        "2e-4",
+        "--warmup_steps",
+        "50",
+        "--max_eval_samples",
+        "100",
+    )
+    fine_tune(reader, first, "second", minutes.second, "--batch_size", "8", "--learning_rate", "1e-4", "--windows", "0", "64", "128",
+              "--random_positions", "--max_eval_samples", "100")  # fmt: skip
+    if not (work / f"converted-{seed}").exists():
+        run("convert", work / reader, work / f"converted-{seed}", "--mechanism", "longformer", "--max-length", LONG)
+    rate = ("--learning_rate", "5e-5", "--batch_size")
+    fine_tune(f"windows-{seed}", reader, "pages", minutes.pages, *rate, "8", *held_out)
+    fine_tune(f"titled-{seed}", reader, "pages-titled", minutes.pages, *rate, "8", "--validation", str(work / "validation-titled.jsonl"))
+    fine_tune(long, f"converted-{seed}", "pages", minutes.pages, *rate, "2", *held_out)
+
+
+def run(*words: object) -> None:
+    """Run a command of the package, after printing it."""
+    shown = shlex.join(map(str, words))
+    print(f"\n$ longattn {shown}", flush=True)
+    subprocess.run([sys.executable, "-m", "hf_longattn", *map(str, words)], check=True)
+
+
+def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
+    """Ask every reader every question, one page at a time and reader after reader, so that all meet the same conditions."""
+    from hf_longattn.evaluation.metrics.long_qa import score_answer
+    from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
+    from hf_longattn.training import load_qa_model
+
+    records = {name: read(work / f"{name}.jsonl") for name in ("test", "test-titled")}
+    answers = []
+
+    def note(system: str, seed: int | None, record: Mapping[str, Any], text: str, seconds: float) -> None:
+        exact, f1 = score_answer(text, record["answers"]["text"])
+        answers.append(
+            Answer(
+                system, seed, record["id"], record["kind"], record["context"][:80] + str(len(record["context"])), text, exact, f1, seconds
+            )
+        )
+
+    for record in records["test"]:
+        for name, rule in RULES.items():
+            note(name, None, record, rule(record), 0.0)
+    for seed in seeds:
+        file = work / f"answers-{seed}.json"
+        if not file.exists():
+            before, readers = len(answers), {}
+            for name in READERS:
+                model, tokenizer = load_qa_model(str(work / f"{name}-{seed}"))
+                form = whole(LONG) if name == "long" else windows(SHORT, STRIDE)
+                readers[name] = QAReader(name, model, tokenizer, form)
+            for plain, titled in zip(*records.values(), strict=True):
+                for name, reader in readers.items():
+                    record = titled if name == "titled" else plain
+                    started = time.perf_counter()
+                    text = reader.answer(record)
+                    note(name, seed, plain, text, time.perf_counter() - started)
+            file.write_text(json.dumps(answers[before:]), encoding="utf-8")
+            del answers[before:]
+        answers += [Answer(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    return answers
+
+
+def interval(values: Mapping[str, Sequence[float]], rounds: int = 2000) -> tuple[float, float, float]:
+    """Mean in per cent, with a 95 % interval by bootstrap over pages."""
+    sums = np.array([[sum(page), len(page)] for page in values.values()], dtype=float)
+    draws = np.random.default_rng(0).integers(len(sums), size=(rounds, len(sums)))
+    means = 100 * sums[draws, 0].sum(1) / sums[draws, 1].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return 100 * float(sums[:, 0].sum() / sums[:, 1].sum()), float(low), float(high)
+
+
+def summary(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Exact match, F1 and seconds of every system by kind, and differences to windows question by question."""
+    table: dict[str, Any] = {}
+    by_question: dict[str, dict[tuple[str, str, str], list[Answer]]] = defaultdict(lambda: defaultdict(list))
+    for answer in answers:
+        by_question[answer.system][answer.kind, answer.page, answer.id].append(answer)
+
+    def mean(found: Sequence[Answer], value: str) -> float:
+        return sum(getattr(answer, value) for answer in found) / len(found)
+
+    for system, questions in by_question.items():
+        table[system] = {"seeds": len({answer.seed for found in questions.values() for answer in found})}
+        for kind in KINDS:
+            for value in ("exact", "f1"):
+                pages = defaultdict(list)
+                for (its_kind, page, _), found in questions.items():
+                    if its_kind == kind:
+                        pages[page].append(mean(found, value))
+                table[system][f"{kind}, {value}"] = [round(number, 1) for number in interval(pages)]
+            if system in READERS:
+                pages = defaultdict(list)
+                for (its_kind, page, name), found in questions.items():
+                    if its_kind == kind:
+                        pages[page].append(mean(found, "exact") - mean(by_question["windows"][kind, page, name], "exact"))
+                table[system][f"{kind}, more than windows"] = [round(number, 1) for number in interval(pages)]
+        table[system]["seconds"] = round(float(np.median([answer.seconds for found in questions.values() for answer in found])), 3)
+    return table
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of the result."""
+    rows = []
+    for name, label in ROWS.items():
+        row = record["table"][name]
+        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[f"{kind}, exact"]) for kind in KINDS]
+        rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
+    counts = record["test"]
+    header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in KINDS), "seconds a page"]
+    more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in KINDS)
+    minutes = Minutes(*record["minutes"])
+    text = (
+        f"{markdown_table(header, rows)}\n\nThe converted model minus windows, in points: {more}.\n\n"
+        f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}), "
+        f"{len(record['seeds'])} seeds; 95 % intervals by bootstrap over pages. Every reader was trained for {minutes.first:g} + "
+        f"{minutes.second:g} minutes on excerpts, which all share, and {minutes.pages:g} minutes on whole pages.\n\n"
+    )
+    return "# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n" + text + footnote(record["machine"])
+
+
+def about_test(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many questions of which kind, and about which pages."""
+    records = list(records)
+    lengths = sorted({record["context"]: record["tokens"] for record in records}.values())
+    kinds = dict(Counter(record["kind"] for record in records))
+    return {**kinds, "pages": len(lengths), "shortest": lengths[0], "longest": lengths[-1], "median": lengths[len(lengths) // 2]}
+
+
+@one_sentence_errors
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study; return its exit code."""
+    parser = study_parser(__doc__, OUTPUT, "one seed, a minute of each training, a tenth of the questions")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of models and answers (about 1 GB); what is there is not made again"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
+    parser.add_argument("--minutes", type=float, nargs=3, default=list(Minutes()), metavar=("FIRST", "SECOND", "PAGES"),
+                        help="minutes of training on short and longer excerpts, and on whole pages (default: 10 5 5)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    output = output_of(options, OUTPUT)
+    seeds, minutes = ([0], Minutes(1, 1, 1)) if options.quick else (options.seeds, Minutes(*options.minutes))
+    prepare(options.work)
+    if not (options.work / "test.jsonl").exists():
+        build(options.work, options.quick)
+    for seed in seeds:
+        train(options.work, seed, minutes, options.quick)
+    table = summary(score(options.work, seeds))
+    record = {
+        "test": about_test(read(options.work / "test.jsonl")), "seeds": seeds, "minutes": minutes, "table": table, "machine": machine(),
+    }  # fmt: skip
+    finish_study(output, record, markdown(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

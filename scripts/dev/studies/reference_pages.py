@@ -1,0 +1,347 @@
+"""Reference pages of the installed packages, made from their signatures and docstrings, and questions that a rule can answer.
+
+A page lists the classes and functions of a folder of modules as documentation generators print them. Every question asks for the first
+sentence of a docstring:
+
+* *one place*: "How is `Foo` described?" The answer stands below that name.
+* *two places*: "How is the class that `Foo` extends described?", "… that `read` returns", "… that `read` takes as `source`". The entry of
+  `Foo` names the class, and the answer stands below the class, at least :data:`FAR` tokens from `Foo`.
+* *none*: the same questions about a class or an entry that is not on the page.
+
+Packages are split: no package of the test is trained on. Python's own library is left out, since the project's test of retrieval has its
+documentation.
+"""
+
+from __future__ import annotations
+
+import ast
+import bisect
+import random
+import re
+import sysconfig
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.errors import LongAttentionError
+
+PACKAGES = {
+    "train": """anyio babel jedi joblib mpmath mypyc onnx onnx_ir onnxscript parso pygments sphinx sqlalchemy sympy torch torchao
+        transformers""",
+    "validation": "accelerate fsspec jupyter_client pip",
+    "test": """IPython PIL _pytest aiohttp alembic bs4 click datasets docutils fontTools google httpx2 huggingface_hub hypothesis jinja2
+        jsonschema matplotlib mypy narwhals networkx nltk numpy optuna packaging pandas peft prompt_toolkit pydantic rich scipy
+        sentence_transformers setuptools sklearn tornado traitlets urllib3""",
+}
+KINDS = ("one place", "two places", "none")
+LENGTHS = (1000, 3900)
+"""Tokens of a page, drawn between these."""
+FAR = 512
+"""Fewest tokens between the two places of a question of the test."""
+_CHARACTERS = 3.6  # of a token, on these pages
+_LONGEST_DOC = 2000  # characters; a longer docstring ends with its last whole paragraph before them
+_SKIPPED = frozenset({"tests", "test", "testing", "_vendor", "_vendored", "__pycache__"})
+_BASES = frozenset({"base", "abstract", "generic", "general", "common", "parent", "superclass", "baseclass", "mixin", "interface", "root"})
+_ORDINARY = frozenset(
+    {"how", "is", "the", "class", "that", "described", "as", "a", "an", "of", "in", "to", "for", "and", "or", "with", "by", "on"}
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class, a function or a method ("Class.method") of a page.
+
+    Attributes:
+        head: its first line.
+        doc: its docstring.
+        answer: the first sentence of the docstring, or "" where that is no short line.
+        relations: (words of a question, name of a class) for each class that it names.
+        start, answer_start: characters of the page.
+    """
+
+    name: str
+    head: str
+    doc: str
+    answer: str
+    relations: tuple[tuple[str, str], ...] = ()
+    start: int = -1
+    answer_start: int = -1
+
+    @property
+    def is_class(self) -> bool:
+        return self.head.startswith("class ")
+
+    def text(self, lines: int | None = None) -> str:
+        """The entry as it is printed, with so many lines of the docstring."""
+        return f"\n{self.head}\n" + "".join(f"    {line}".rstrip() + "\n" for line in self.doc.splitlines()[:lines])
+
+
+@dataclass
+class Page:
+    """A page: its ``text``, and the ``entries`` in it with their places."""
+
+    package: str
+    title: str
+    text: str = ""
+    entries: list[Entry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.text = self.text or f"{self.title}\n"
+
+    def add(self, entry: Entry, lines: int | None = None) -> None:
+        """Print an entry at the end."""
+        start = len(self.text) + 1
+        answer_start = start + len(entry.head) + len("\n    ") if entry.answer else -1
+        self.text += entry.text(lines)
+        self.entries.append(replace(entry, start=start, answer_start=answer_start))
+
+    @cached_property
+    def unique(self) -> dict[str, Entry]:
+        """The entries whose name stands for one entry alone."""
+        count = Counter(entry.name for entry in self.entries)
+        return {entry.name: entry for entry in self.entries if count[entry.name] == 1}
+
+    @cached_property
+    def described(self) -> dict[str, Entry]:
+        """Those of :attr:`unique` with an answer that no other entry has."""
+        count = Counter(entry.answer for entry in self.entries)
+        return {name: entry for name, entry in self.unique.items() if entry.answer and count[entry.answer] == 1}
+
+
+def first_sentence(doc: str) -> str:
+    """The first sentence of a docstring; "" unless it is one line of 15 to 100 characters that begins with a capital."""
+    match = re.match(r"[A-Z](?:[^.\n]|\.(?!\s|$))*\.?(?=\s|$)", doc)
+    sentence = match[0].strip() if match else ""
+    continued = (
+        not sentence.endswith((".", ":"))
+        and doc[len(sentence) :].lstrip(" ").startswith("\n")
+        and doc[len(sentence) :].strip(" ")[:2] != "\n\n"
+    )
+    if continued and doc[len(sentence) :].strip():
+        return ""
+    return sentence if 15 <= len(sentence) <= 100 and sentence.isascii() and len(sentence.split()) > 2 else ""
+
+
+def class_in(annotation: ast.expr | None) -> str | None:
+    """The class that an annotation names: of ``Foo``, ``"Foo"``, ``Foo | None`` and ``Optional[Foo]``; None for all others."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        match = re.fullmatch(r"(?:Optional\[)?(\w+)(?:\]| \| None)?", annotation.value)
+        return match[1] if match else None
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.right, ast.Constant) and annotation.right.value is None:
+        return class_in(annotation.left)
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name) and annotation.value.id == "Optional":
+        return class_in(annotation.slice)
+    return annotation.id if isinstance(annotation, ast.Name) else None
+
+
+def entries_of(tree: ast.Module) -> Iterator[Entry]:
+    """Yield what a reference page lists of a module: classes, functions and methods with a docstring."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            methods = [child for child in node.body if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and _doc(child)]
+            if _doc(node) or methods:
+                base = class_in(node.bases[0]) if len(node.bases) == 1 else None
+                head = f"class {node.name}({', '.join(map(ast.unparse, node.bases))})"
+                relations = (("class that `{}` extends", base),) if base else ()
+                yield Entry(node.name, head, _doc(node), first_sentence(_doc(node)), relations)
+            yield from (_function(child, f"{node.name}.{child.name}") for child in methods)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and _doc(node):
+            yield _function(node, node.name)
+
+
+def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> Entry:
+    named = [("class that `{}` returns", class_in(node.returns))]
+    named += [(f"class that `{{}}` takes as `{one.arg}`", class_in(one.annotation)) for one in (*node.args.args, *node.args.kwonlyargs)]
+    relations = tuple((words, found) for words, found in named if found and found[0].isupper() and found not in ("Any", "Self"))
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return Entry(name, f"{name}({ast.unparse(node.args)}){returns}", _doc(node), first_sentence(_doc(node)), relations)
+
+
+def _doc(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
+    doc = (ast.get_docstring(node) or "").strip()
+    return doc if len(doc) <= _LONGEST_DOC else doc[: max(0, doc.rfind("\n\n", 0, _LONGEST_DOC))]
+
+
+def pages_of(package: str) -> Iterator[Page]:
+    """Yield the pages of an installed package, folder by folder; the same for the same version.
+
+    Raises:
+        LongAttentionError: it is not installed.
+    """
+    site = Path(sysconfig.get_paths()["purelib"])
+    if not (site / package).is_dir():
+        raise LongAttentionError(f"the package {package!r} is not installed here; make install installs it")
+    folders: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
+    for file in sorted((site / package).rglob("*.py")):
+        parts = file.relative_to(site).with_suffix("").parts
+        if not _SKIPPED & set(parts):
+            folders[".".join(parts[:-1])] += [(".".join(parts).removesuffix(".__init__"), entry) for entry in _entries_in(file)]
+    for title, found in folders.items():
+        rng, page, before = random.Random(title), Page(package, title), ""
+        longest = rng.randint(*LENGTHS)
+        for module, entry in found:
+            if page.entries and len(page.text + entry.text()) / _CHARACTERS > longest:
+                yield page
+                page, before, longest = Page(package, title), "", rng.randint(*LENGTHS)
+            if module != before:
+                page.text += f"\nModule {module}\n"
+                before = module
+            page.add(entry)
+        if page.entries:
+            yield page
+
+
+def _entries_in(file: Path) -> list[Entry]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in old sources
+            return list(entries_of(ast.parse(file.read_text(encoding="utf-8"))))
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a page: the entry that it names, and the one that answers it (None: the page does not)."""
+
+    kind: str
+    text: str
+    asked: Entry | None
+    target: Entry | None
+
+    @property
+    def guessable(self) -> bool:
+        """Whether the target shares a word with the question, or says that it is a base: then a reader may find it without the join."""
+        if self.asked is None or self.target is None:
+            return False
+        target = _words(self.target.name) | _words(self.target.answer)
+        return bool(target & (_words(self.text) - _ORDINARY) or target & _BASES)
+
+    def near(self, tokens: int) -> bool:
+        """Whether its places seem to be less than so many tokens apart."""
+        return bool(self.asked and self.target and abs(self.asked.start - self.target.answer_start) < tokens * _CHARACTERS)
+
+    def record(self, page: Page, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """The question, SQuAD-shaped, with ``tokens`` of the page and the ``distance`` of its places in tokens."""
+        starts = [
+            start
+            for start, _ in tokenizer(page.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        ]
+        places = (
+            [bisect.bisect_left(starts, place) for place in (self.asked.start, self.target.answer_start)]
+            if self.asked and self.target
+            else [0]
+        )
+        answers = (
+            {"text": [self.target.answer], "answer_start": [self.target.answer_start]} if self.target else {"text": [], "answer_start": []}
+        )
+        return {
+            "id": f"{page.title}:{self.asked.start if self.asked else ''}:{self.text}", "title": page.title, "context": page.text,
+            "question": self.text, "answers": answers, "kind": self.kind, "tokens": len(starts), "distance": abs(places[0] - places[-1]),
+        }  # fmt: skip
+
+
+def questions_of(page: Page, elsewhere: Sequence[str] = ()) -> Iterator[Question]:
+    """Yield all questions of a page; the names of ``elsewhere`` that it does not contain give questions without an answer."""
+    for entry in page.described.values():
+        yield Question("one place", f"How is `{entry.name}` described?", entry, entry)
+    for entry in page.unique.values():
+        for words, name in entry.relations:
+            text = f"How is the {words.format(entry.name)} described?"
+            target = page.described.get(name)
+            if target is not None and target.is_class and name != entry.name.partition(".")[0]:
+                yield Question("two places", text, entry, target)
+            elif not re.search(rf"class {name}\b", page.text):
+                yield Question("none", text, entry, None)
+    for name in elsewhere:
+        if name not in page.text:
+            yield Question("none", f"How is `{name}` described?", None, None)
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in _WORD.findall(name)}
+
+
+def excerpt(page: Page, question: Question, budget: int, rng: random.Random, *, mixed: bool = False) -> tuple[Page, Question]:
+    """A page of some entries of ``page``, in its order, with the first line or lines of their docstrings: those that the question needs,
+    and others, classes above all, as far as about ``budget`` tokens go.
+
+    Args:
+        mixed: deal the docstrings out anew, so that an answer can only be found by the names.
+
+    Returns:
+        The page, and the question about it.
+    """
+    needed = {entry.start: entry for entry in (question.asked, question.target) if entry is not None}
+    left = budget * _CHARACTERS - sum(len(entry.text(1)) for entry in needed.values())
+    kept, others = dict(needed), [entry for entry in page.entries if entry.start not in needed]
+    rng.shuffle(others)
+    for entry in sorted(others, key=lambda entry: not entry.is_class and rng.random() < 0.6):
+        if len(entry.head) < rng.choice((60, 60, 160)) and len(entry.text(1)) <= left:
+            kept[entry.start] = entry
+            left -= len(entry.text(1))
+    order = sorted(kept)
+    docs = [kept[start] for start in order]
+    if mixed:
+        rng.shuffle(docs)
+    short = Page(page.package, page.title)
+    for start, other in zip(order, docs, strict=True):
+        short.add(replace(kept[start], doc=other.doc, answer=other.answer), 1 if mixed or start in needed else rng.choice((1, 1, 1, 3)))
+    found = dict(zip(order, short.entries, strict=True))
+    asked, target = (found[entry.start] if entry else None for entry in (question.asked, question.target))
+    return short, replace(question, asked=asked, target=target)
+
+
+_ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<first>.+\n(?:    .*\n)*))?", re.MULTILINE)
+_ASKED = re.compile(
+    r"How is (?:the class that )?`(?P<name>[\w.]+)`(?: (?P<how>extends|returns|takes as `(?P<argument>\w+)`))? described\?$"
+)
+
+
+def sentences(text: str) -> dict[str, tuple[str, str]]:
+    """Read a page: the name of every entry with its head and the first sentence of its docstring."""
+    found: dict[str, tuple[str, str]] = {}
+    for match in _ENTRY.finditer(text):
+        doc = re.sub(r"^    ", "", match["first"] or "", flags=re.MULTILINE)
+        found.setdefault(match["name"], (match["head"], first_sentence(doc.strip())))
+    return found
+
+
+def program(record: Mapping[str, Any]) -> str:
+    """The answer of a program that knows the form of pages and questions: regular expressions, no Python parser."""
+    entries, asked = sentences(record["context"]), _ASKED.search(record["question"])
+    if asked is None or asked["name"] not in entries:
+        return ""
+    name, how = asked["name"], asked["how"]
+    if how:
+        pattern = r"\((.*)\)$" if how == "extends" else r" -> (.*)$" if how == "returns" else rf"\b{asked['argument']}: ([^=,]*)"
+        match = re.search(pattern, entries[name][0])
+        named = [
+            word for word in re.findall(r"\w+", match[1] if match else "") if word in entries and entries[word][0].startswith("class ")
+        ]
+        name = named[0] if named else ""
+    return entries[name][1] if name else ""
+
+
+def most_words(record: Mapping[str, Any]) -> str:
+    """The first sentence of the entry with most words of the question, as a share of its own."""
+    asked = _words(record["question"]) - _ORDINARY
+
+    def share(entry: tuple[str, str]) -> float:
+        words = _words(" ".join(entry))
+        return len(asked & words) / (1 + len(words))
+
+    return max((entry for entry in sentences(record["context"]).values() if entry[1]), key=share, default=("", ""))[1]
+
+
+def any_sentence(record: Mapping[str, Any]) -> str:
+    """The first sentence of a random entry, always the same for the same question."""
+    found = [sentence for _, sentence in sentences(record["context"]).values() if sentence]
+    return random.Random(record["id"]).choice(found) if found else ""

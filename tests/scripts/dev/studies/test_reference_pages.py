@@ -1,0 +1,160 @@
+"""Pages and questions: answers stand where records say, a program finds all of them, and what is uncertain is not asked."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.evaluation.metrics.long_qa import score_answer
+from scripts.dev.studies.reference_pages import (
+    Page,
+    any_sentence,
+    class_in,
+    entries_of,
+    excerpt,
+    first_sentence,
+    most_words,
+    pages_of,
+    program,
+    questions_of,
+)
+
+SOURCE = '''
+class Shelf(list):
+    """Holds the books of one reader. It may be empty."""
+
+class Novel(Book):
+    """Anything that was made up by somebody."""
+
+    def lend(self, reader: "Shelf | None", days: int = 3) -> Shelf:
+        """Give it away for some days.
+
+        Returns:
+            where it went.
+        """
+
+class Poem(Novel):
+    """Short lines that rhyme"""
+
+def find(shelf: Shelf, keep: list[Novel]) -> Novel:
+    """Look for a novel of that name."""
+
+def undocumented(shelf: Shelf): ...
+
+class Poet(Person, Novel):
+    """Somebody who writes in verse."""
+'''
+
+
+@pytest.fixture
+def page() -> Page:
+    made = Page("library", "library.books")
+    for entry in entries_of(ast.parse(SOURCE)):
+        made.add(entry)
+    return made
+
+
+def test_a_page_lists_what_has_a_docstring_and_knows_its_places(page: Page) -> None:
+    assert [entry.name for entry in page.entries] == ["Shelf", "Novel", "Novel.lend", "Poem", "find", "Poet"]
+    for entry in page.entries:
+        assert page.text[entry.start :].startswith(entry.head + "\n")
+        assert page.text[entry.answer_start :].startswith(entry.answer)
+    assert page.entries[0].answer == "Holds the books of one reader."
+
+
+def test_the_questions_of_a_page(page: Page) -> None:
+    found = {
+        question.text: (question.kind, question.target.name if question.target else None)
+        for question in questions_of(page, ["Ode", "find"])
+    }
+    assert (
+        found
+        == {
+            **{f"How is `{entry.name}` described?": ("one place", entry.name) for entry in page.entries},
+            "How is the class that `Shelf` extends described?": ("none", None),
+            "How is the class that `Novel` extends described?": ("none", None),
+            "How is the class that `Poem` extends described?": ("two places", "Novel"),
+            "How is the class that `Novel.lend` takes as `reader` described?": ("two places", "Shelf"),
+            "How is the class that `Novel.lend` returns described?": ("two places", "Shelf"),
+            "How is the class that `find` takes as `shelf` described?": ("two places", "Shelf"),
+            "How is the class that `find` returns described?": ("two places", "Novel"),
+            "How is `Ode` described?": ("none", None),
+        }
+        | {}
+    )  # a built-in class is not on the page either; two bases, a list of novels and a name of the page are not asked about
+
+
+def record(page: Page, question: Any) -> dict[str, Any]:
+    answers = [question.target.answer] if question.target else []
+    return {"id": question.text, "context": page.text, "question": question.text, "answers": answers}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_program_answers_every_question_of_pages_and_excerpts(page: Page, mixed: bool) -> None:
+    for number, question in enumerate(questions_of(page, ["Ode"])):
+        short, asked = excerpt(page, question, 60, random.Random(number), mixed=mixed)
+        for text, one in ((page, question), (short, asked)):
+            row = record(text, one)
+            assert program(row) == (row["answers"] or [""])[0], (one.text, text.text)
+            if one.target is not None:
+                assert text.text[one.target.answer_start :].startswith(one.target.answer)
+
+
+def test_dealt_out_docstrings_are_those_of_other_entries(page: Page) -> None:
+    (question,) = (one for one in questions_of(page) if "`Poem` extends" in one.text)
+    answers = Counter(excerpt(page, question, 200, random.Random(seed), mixed=True)[1].target.answer for seed in range(30))  # type: ignore[union-attr]
+    assert len(answers) > 2
+    assert excerpt(page, question, 200, random.Random(0))[1].target.answer == question.target.answer  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("doc", "sentence"),
+    [
+        ("One line of text here.", "One line of text here."),
+        ("Version 1.5 is read here. More.", "Version 1.5 is read here."),
+        ("No full stop at all", "No full stop at all"),
+        ("A sentence that goes on\nin the next line.", ""),
+        ("lower case is no sentence.", ""),
+        ("Too short.", ""),
+        ("", ""),
+    ],
+)
+def test_the_first_sentence_is_one_line(doc: str, sentence: str) -> None:
+    assert first_sentence(doc) == sentence
+
+
+@pytest.mark.parametrize(
+    ("annotation", "name"),
+    [
+        ("Foo", "Foo"),
+        ("'Foo'", "Foo"),
+        ("Foo | None", "Foo"),
+        ("Optional[Foo]", "Foo"),
+        ("'Foo | None'", "Foo"),
+        ("list[Foo]", None),
+        ("Foo | Bar", None),
+    ],
+)
+def test_the_class_of_an_annotation(annotation: str, name: str | None) -> None:
+    assert class_in(ast.parse(annotation, mode="eval").body) == name
+
+
+def test_rules_without_a_model_answer_from_the_page(page: Page) -> None:
+    row = {"id": "1", "context": page.text, "question": "How is `Novel.lend` described?"}
+    assert most_words(row) == "Give it away for some days."
+    assert any_sentence(row) == any_sentence(dict(row)) != ""
+    assert score_answer(program({**row, "question": "How is `nobody` described?"}), [])[0] == 1
+
+
+def test_pages_of_an_installed_package_are_always_the_same() -> None:
+    pages = list(pages_of("packaging"))
+    assert len(pages) > 3
+    assert all(page.text.startswith("packaging") and page.entries for page in pages)
+    assert [page.text for page in pages] == [page.text for page in pages_of("packaging")]
+    with pytest.raises(LongAttentionError, match="'no_such_package' is not installed here; make install installs it"):
+        next(pages_of("no_such_package"))
