@@ -29,6 +29,7 @@ from scripts.dev.real import real_checkpoint
 from scripts.dev.studies.reference_pages import (
     FAR,
     KINDS,
+    LENGTHS,
     PACKAGES,
     Page,
     Question,
@@ -177,7 +178,7 @@ def chosen(
             if len(found[kind]) < 2 * counts[kind]:
                 for question in rng.sample(list(questions.values()), min(2, len(questions))):
                     record = question.record(page, tokenizer)
-                    if record["tokens"] <= LONG - 96 and (kind != "two places" or record["distance"] >= far):
+                    if LENGTHS[0] <= record["tokens"] <= LONG - 96 and (kind != "two places" or record["distance"] >= far):
                         found[kind].append(record)
     return [record for kind in KINDS for record in rng.sample(found[kind], min(counts[kind], len(found[kind])))]
 
@@ -337,12 +338,12 @@ def markdown(record: Mapping[str, Any]) -> str:
     counts = record["test"]
     header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in KINDS), "seconds a page"]
     more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in KINDS)
-    minutes = Minutes(*record["minutes"])
+    minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
     text = (
         f"{markdown_table(header, rows)}\n\nThe converted model minus windows, in points: {more}.\n\n"
-        f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}), "
-        f"{len(record['seeds'])} seeds; 95 % intervals by bootstrap over pages. Every reader was trained for {minutes.first:g} + "
-        f"{minutes.second:g} minutes on excerpts, which all share, and {minutes.pages:g} minutes on whole pages.\n\n"
+        f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}); seeds {seeds}; "
+        f"95 % intervals by bootstrap over pages. Every reader was trained for {minutes.first:g} + {minutes.second:g} minutes on excerpts, "
+        f"which all share, and {minutes.pages:g} minutes on whole pages.\n\n"
     )
     return "# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n" + text + footnote(record["machine"])
 
