@@ -65,9 +65,8 @@ def prepare(work: Path) -> None:
         shutil.copytree(real_checkpoint(), work / "minilm", copy_function=shutil.copyfile)
         config = work / "minilm" / "config.json"
         settings = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(
-            json.dumps({**settings, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}, indent=2), encoding="utf-8"
-        )
+        settings |= {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+        config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 class Minutes(NamedTuple):
@@ -115,10 +114,8 @@ def write(path: Path, records: Sequence[Mapping[str, Any]], titled: bool = False
     """Write a file of questions, and one in whose questions the page's title stands in front."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     if titled:
-        write(
-            path.with_stem(f"{path.stem}-titled"),
-            [{**record, "question": f"{record['title']}: {record['question']}"} for record in records],
-        )
+        in_front = [{**record, "question": f"{record['title']}: {record['question']}"} for record in records]
+        write(path.with_stem(f"{path.stem}-titled"), in_front)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -139,18 +136,14 @@ def excerpts(pages: Sequence[Page], budget: tuple[int, int], variants: int, seed
         by_kind = defaultdict(list)
         for question in questions_of(page, elsewhere(pages, rng)):
             by_kind[question.kind].append(question)
-        two = [question for question in by_kind["two places"] for _ in range(2 if question.guessable else variants)]
+        taken = [question for question in by_kind["two places"] for _ in range(2 if question.guessable else variants)]
         for kind in ("one place", "none"):
-            two += rng.sample(by_kind[kind], min(max(1, len(two) // 3), len(by_kind[kind])))
-        for question in two:
+            taken += rng.sample(by_kind[kind], min(max(1, len(taken) // 3), len(by_kind[kind])))
+        for question in taken:
             short, asked = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5)
             target = asked.target
             if target is None or (target.answer and short.text.count(target.answer) == 1):
-                answers = {"text": [target.answer], "answer_start": [target.answer_start]} if target else {"text": [], "answer_start": []}
-                records.append({
-                    "id": str(len(records)), "title": short.title, "context": short.text, "question": asked.text, "answers": answers,
-                    "kind": asked.kind,
-                })  # fmt: skip
+                records.append({**asked.record(short), "id": str(len(records))})
     rng.shuffle(records)
     return records
 
@@ -177,7 +170,7 @@ def chosen(
         for kind, questions in by_kind.items():
             if len(found[kind]) < 2 * counts[kind]:
                 for question in rng.sample(list(questions.values()), min(2, len(questions))):
-                    record = question.record(page, tokenizer)
+                    record = question.measured(page, tokenizer)
                     if LENGTHS[0] <= record["tokens"] <= LONG - 96 and (kind != "two places" or record["distance"] >= far):
                         found[kind].append(record)
     return [record for kind in KINDS for record in rng.sample(found[kind], min(counts[kind], len(found[kind])))]
@@ -210,37 +203,23 @@ class Nearest:
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
     """Train the reader of excerpts and the three readers of pages; a folder that is there is kept."""
 
-    def fine_tune(name: str, model: str, data: str, time_limit: float, *more: str) -> None:
+    def fine_tune(name: str, model: str, data: str, time_limit: float, more: str, held_out: str = "") -> None:
         if not (work / name).exists():
+            validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ("--max_eval_samples", "100")
             samples = ("--max_eval_samples", "12") if quick else ()
             run("train", "qa", "--model", work / model, "--data", work / f"{data}.jsonl", "--max_minutes", time_limit, "--seed", seed,
-                "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *samples, *more,
-                "--output", work / name)  # fmt: skip
+                "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *validation, *samples,
+                *more.split(), "--output", work / name)  # fmt: skip
 
-    first, reader, long = f"first-{seed}", f"reader-{seed}", f"long-{seed}"
-    held_out = ("--validation", str(work / "validation.jsonl"))
-    fine_tune(
-        first,
-        "minilm",
-        "first",
-        minutes.first,
-        "--batch_size",
-        "16",
-        "--learning_rate",
-        "2e-4",
-        "--warmup_steps",
-        "50",
-        "--max_eval_samples",
-        "100",
-    )
-    fine_tune(reader, first, "second", minutes.second, "--batch_size", "8", "--learning_rate", "1e-4", "--windows", "0", "64", "128",
-              "--random_positions", "--max_eval_samples", "100")  # fmt: skip
-    if not (work / f"converted-{seed}").exists():
-        run("convert", work / reader, work / f"converted-{seed}", "--mechanism", "longformer", "--max-length", LONG)
-    rate = ("--learning_rate", "5e-5", "--batch_size")
-    fine_tune(f"windows-{seed}", reader, "pages", minutes.pages, *rate, "8", *held_out)
-    fine_tune(f"titled-{seed}", reader, "pages-titled", minutes.pages, *rate, "8", "--validation", str(work / "validation-titled.jsonl"))
-    fine_tune(long, f"converted-{seed}", "pages", minutes.pages, *rate, "2", *held_out)
+    first, reader, converted = f"first-{seed}", f"reader-{seed}", f"converted-{seed}"
+    fine_tune(first, "minilm", "first", minutes.first, "--batch_size 16 --learning_rate 2e-4 --warmup_steps 50")
+    like_converted = "--batch_size 8 --learning_rate 1e-4 --windows 0 64 128 --random_positions"
+    fine_tune(reader, first, "second", minutes.second, like_converted)
+    if not (work / converted).exists():
+        run("convert", work / reader, work / converted, "--mechanism", "longformer", "--max-length", LONG)
+    for name, titled, model, rows in (("windows", "", reader, 8), ("titled", "-titled", reader, 8), ("long", "", converted, 2)):
+        more = f"--batch_size {rows} --learning_rate 5e-5"
+        fine_tune(f"{name}-{seed}", model, f"pages{titled}", minutes.pages, more, held_out=f"validation{titled}")
 
 
 def run(*words: object) -> None:
@@ -257,15 +236,12 @@ def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
     from hf_longattn.training import load_qa_model
 
     records = {name: read(work / f"{name}.jsonl") for name in ("test", "test-titled")}
-    answers = []
+    answers: list[Answer] = []
+    pages = {context: f"page {number}" for number, context in enumerate(dict.fromkeys(record["context"] for record in records["test"]))}
 
     def note(system: str, seed: int | None, record: Mapping[str, Any], text: str, seconds: float) -> None:
         exact, f1 = score_answer(text, record["answers"]["text"])
-        answers.append(
-            Answer(
-                system, seed, record["id"], record["kind"], record["context"][:80] + str(len(record["context"])), text, exact, f1, seconds
-            )
-        )
+        answers.append(Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds))
 
     for record in records["test"]:
         for name, rule in RULES.items():

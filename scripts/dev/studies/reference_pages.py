@@ -87,7 +87,6 @@ class Entry:
 class Page:
     """A page: its ``text``, and the ``entries`` in it with their places."""
 
-    package: str
     title: str
     text: str = ""
     entries: list[Entry] = field(default_factory=list)
@@ -119,13 +118,8 @@ def first_sentence(doc: str) -> str:
     """The first sentence of a docstring; "" unless it is one line of 15 to 100 characters that begins with a capital."""
     match = re.match(r"[A-Z](?:[^.\n]|\.(?!\s|$))*\.?(?=\s|$)", doc)
     sentence = match[0].strip() if match else ""
-    continued = (
-        not sentence.endswith((".", ":"))
-        and doc[len(sentence) :].lstrip(" ").startswith("\n")
-        and doc[len(sentence) :].strip(" ")[:2] != "\n\n"
-    )
-    if continued and doc[len(sentence) :].strip():
-        return ""
+    if not sentence.endswith((".", ":")) and re.match(r" *\n[^\n]", doc[len(sentence) :]):
+        return ""  # it goes on in the next line
     return sentence if 15 <= len(sentence) <= 100 and sentence.isascii() and len(sentence.split()) > 2 else ""
 
 
@@ -184,12 +178,12 @@ def pages_of(package: str) -> Iterator[Page]:
         if not _SKIPPED & set(parts):
             folders[".".join(parts[:-1])] += [(".".join(parts).removesuffix(".__init__"), entry) for entry in _entries_in(file)]
     for title, found in folders.items():
-        rng, page, before = random.Random(title), Page(package, title), ""
+        rng, page, before = random.Random(title), Page(title), ""
         longest = rng.randint(*LENGTHS)
         for module, entry in found:
             if page.entries and len(page.text + entry.text()) / _CHARACTERS > longest:
                 yield page
-                page, before, longest = Page(package, title), "", rng.randint(*LENGTHS)
+                page, before, longest = Page(title), "", rng.randint(*LENGTHS)
             if module != before:
                 page.text += f"\nModule {module}\n"
                 before = module
@@ -228,24 +222,21 @@ class Question:
         """Whether its places seem to be less than so many tokens apart."""
         return bool(self.asked and self.target and abs(self.asked.start - self.target.answer_start) < tokens * _CHARACTERS)
 
-    def record(self, page: Page, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """The question, SQuAD-shaped, with ``tokens`` of the page and the ``distance`` of its places in tokens."""
-        starts = [
-            start
-            for start, _ in tokenizer(page.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        ]
-        places = (
-            [bisect.bisect_left(starts, place) for place in (self.asked.start, self.target.answer_start)]
-            if self.asked and self.target
-            else [0]
-        )
-        answers = (
-            {"text": [self.target.answer], "answer_start": [self.target.answer_start]} if self.target else {"text": [], "answer_start": []}
-        )
-        return {
-            "id": f"{page.title}:{self.asked.start if self.asked else ''}:{self.text}", "title": page.title, "context": page.text,
-            "question": self.text, "answers": answers, "kind": self.kind, "tokens": len(starts), "distance": abs(places[0] - places[-1]),
-        }  # fmt: skip
+    def record(self, page: Page) -> dict[str, Any]:
+        """The question, SQuAD-shaped, with its kind."""
+        found = [self.target] if self.target else []
+        answers = {"text": [entry.answer for entry in found], "answer_start": [entry.answer_start for entry in found]}
+        name = f"{page.title}:{self.asked.start if self.asked else ''}:{self.text}"
+        return {"id": name, "title": page.title, "context": page.text, "question": self.text, "answers": answers, "kind": self.kind}
+
+    def measured(self, page: Page, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """The record with ``tokens`` of the page and the ``distance`` of the question's places in tokens."""
+        encoded = tokenizer(page.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in encoded["offset_mapping"]]
+        distance = 0
+        if self.asked and self.target:
+            distance = abs(bisect.bisect_left(starts, self.asked.start) - bisect.bisect_left(starts, self.target.answer_start))
+        return {**self.record(page), "tokens": len(starts), "distance": distance}
 
 
 def questions_of(page: Page, elsewhere: Sequence[str] = ()) -> Iterator[Question]:
@@ -291,7 +282,7 @@ def excerpt(page: Page, question: Question, budget: int, rng: random.Random, *, 
     docs = [kept[start] for start in order]
     if mixed:
         rng.shuffle(docs)
-    short = Page(page.package, page.title)
+    short = Page(page.title)
     for start, other in zip(order, docs, strict=True):
         short.add(replace(kept[start], doc=other.doc, answer=other.answer), 1 if mixed or start in needed else rng.choice((1, 1, 1, 3)))
     found = dict(zip(order, short.entries, strict=True))
@@ -323,10 +314,8 @@ def program(record: Mapping[str, Any]) -> str:
     if how:
         pattern = r"\((.*)\)$" if how == "extends" else r" -> (.*)$" if how == "returns" else rf"\b{asked['argument']}: ([^=,]*)"
         match = re.search(pattern, entries[name][0])
-        named = [
-            word for word in re.findall(r"\w+", match[1] if match else "") if word in entries and entries[word][0].startswith("class ")
-        ]
-        name = named[0] if named else ""
+        named = re.findall(r"\w+", match[1] if match else "")
+        name = next((word for word in named if word in entries and entries[word][0].startswith("class ")), "")
     return entries[name][1] if name else ""
 
 

@@ -53,7 +53,7 @@ class Poet(Person, Novel):
 
 @pytest.fixture
 def page() -> Page:
-    made = Page("library", "library.books")
+    made = Page("library.books")
     for entry in entries_of(ast.parse(SOURCE)):
         made.add(entry)
     return made
