@@ -288,37 +288,44 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
 
 
 def _has_text(row: dict[str, Any]) -> bool:
-    return bool((row["text"] or "").strip())
+    return all((row[name] or "").strip() for name in ("text", "question") if name in row)
 
 
-def load_labelled(source: str, *, split: str = "train", text_column: str = "text", label_column: str = "label") -> Dataset:
+def load_labelled(
+    source: str, *, split: str = "train", text_column: str = "text", label_column: str = "label", question_column: str = ""
+) -> Dataset:
     """Read documents and the names of their labels.
 
     Args:
         source: a folder with one sub-folder of text files per label, or see :func:`read_source`.
         split: which split, if the source has several.
         text_column, label_column: names of columns; labels are names, whole numbers or ``datasets.ClassLabel``.
+        question_column: the column of what is asked or claimed about each text; "" = none.
 
     Returns:
-        A dataset with the columns ``text`` and ``label``, both text; rows without text are left out.
+        A dataset with the columns ``text`` and ``label``, and ``question`` where there is one, all text; rows without text are left out.
 
     Raises:
         DataError: the source cannot be read, a column is missing, or a row has no label or an unknown one.
     """
     path = Path(source)
-    if path.is_dir() and is_plain_text(source):
+    if is_plain_text(source) and path.is_dir() and not question_column:
         return _labelled_folder(path).filter(_has_text)
     if is_plain_text(source):
-        raise DataError(f"{source!r} holds text without labels; give a table with two columns, or a folder with one per label")
+        columns, folder = ("question, text and label", "") if question_column else ("text and label", ", or a folder with one per label")
+        raise DataError(f"{source!r} holds text alone; give a table with columns for {columns}{folder}")
     data = read_source(source, split)
-    check_column(data, text_column, source, "--text-column", text=True)
+    texts = {"text": text_column, **({"question": question_column} if question_column else {})}
+    for role, column in texts.items():
+        check_column(data, column, source, f"--{role}-column", text=True)
     check_column(data, label_column, source, "--label-column")
     name = label_reader(data.features[label_column], label_column, source)
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        return {"text": row[text_column], "label": name(row[label_column], number)}
+        return {**{role: row[column] for role, column in texts.items()}, "label": name(row[label_column], number)}
 
-    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=LABELLED).filter(_has_text)
+    features = Features(dict.fromkeys((*texts, "label"), Value("string")))
+    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features).filter(_has_text)
 
 
 def class_names(names: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:

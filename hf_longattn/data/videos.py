@@ -32,11 +32,6 @@ NUMBERS = re.compile(r"(\d+)")
 WHAT = "a folder of numbered pictures (frames/00001.png …), or an array of frames (.npy)"
 
 
-def holds_video(path: Path) -> bool:
-    """Whether a path is a folder of pictures, an array or a video file, rather than a picture or a text."""
-    return path.suffix.lower() in VIDEO_SUFFIXES or (path.is_dir() and bool(video_places(path)))
-
-
 def video_places(path: Path) -> list[Path]:
     """The videos at a path: itself, where it is a file or a folder of pictures; else the arrays and the folders of pictures in it, in the
     order of their names.

@@ -300,6 +300,18 @@ def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTo
     assert found["labels"][:] == [1, 0, 1, 0]
 
 
+@pytest.mark.parametrize("length", [1000, LENGTH])
+def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
+    data = Dataset.from_dict({"text": TEXTS, "question": questions, "label": ["b", "a", "b", "a"]})
+    found = to_documents(data, tokenizer, length, ["a", "b"])
+    expected = dict(tokenizer(questions, TEXTS, max_length=length, truncation=True))
+    del expected["attention_mask"]  # the collator's
+    assert {name: found[name][:] for name in expected} == expected
+    whole = [len(ids) for ids in tokenizer(questions, TEXTS)["input_ids"]]
+    assert (found["document"][:], found["length"][:]) == (whole, [min(count, length) for count in whole])
+
+
 @pytest.mark.parametrize("prefix", ["", "summarize: "])
 def test_summaries_are_run_summarization_s(prefix: str, tokenizer: PreTrainedTokenizerBase) -> None:
     summaries = [text[:50] for text in TEXTS]

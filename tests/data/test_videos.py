@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hf_longattn.data.sources import DataError
-from hf_longattn.data.videos import frame_processor, frames_as_pixels, holds_video, load_labelled_videos, read_video, video_places
+from hf_longattn.data.videos import frame_processor, frames_as_pixels, load_labelled_videos, read_video, video_places
 
 
 def frames_in(folder: Path, count: int = 12, size: tuple[int, int] = (40, 30), name: str = "frame{}.png") -> Path:
@@ -48,8 +48,6 @@ def test_places_of_videos(tmp_path: Path) -> None:
     np.save(tmp_path / "videos" / "clip3.npy", np.zeros((8, 30, 40, 3), dtype=np.uint8))
     assert video_places(tmp_path / "videos") == [first, tmp_path / "videos" / "clip3.npy", second]
     assert video_places(first) == [first]
-    assert holds_video(first)
-    assert not holds_video(next(first.iterdir()))
 
 
 def test_labels_are_the_names_of_folders(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.sources import DataError, class_names, load_labelled
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.modeling.attach.token_globals import token_rule
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import classify as classification
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
@@ -59,6 +60,26 @@ def test_a_converted_model_learns_two_classes(kind: str, tmp_path: Path, tokeniz
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert trained.config.id2label == {0: "files", 1: "loops"}
     assert trained.config.pad_token_id is not None
+
+
+def test_what_is_asked_about_a_document_is_read_and_global(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    data = [{"text": "next path", "claim": row["text"], "label": row["label"]} for row in rows()]
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=32, verify=False)
+    run = {**FAST, "max_steps": 60, "learning_rate": 3e-3, "question_column": "claim", "packing": False}
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [table(tmp_path, data)]}
+    log = finetune_classification(*build_arguments(CLASSIFICATION, **given, **run))
+    assert log["held_out"]["after"]["accuracy"] == 100.0
+    trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    pair = tokenizer("for while", "next path open", return_tensors="pt")
+    rule = token_rule(trained)
+    assert rule is not None
+    marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()
+    assert marked == pair["input_ids"][0].tolist().index(tokenizer.sep_token_id) + 1
+    with pytest.raises(OptionError, match="question_column is an option for texts"):
+        build_arguments(CLASSIFICATION, **given, question_column="claim", images=True)
+    with pytest.raises(DataError, match="name one with --question-column"):
+        finetune_classification(*build_arguments(CLASSIFICATION, **{**given, "output_dir": str(tmp_path / "o")}, question_column="clame"))
 
 
 def test_labelled_data_of_every_shape(tmp_path: Path) -> None:
@@ -159,7 +180,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         (DataError, "empty.csv' is empty", {"data": [str(tmp_path / "empty.csv")]}),
         (DataError, "has no rows", {"data": [str(tmp_path / "head.csv")]}),
         (DataError, "has no sub-folders", {"data": [str(tmp_path / "flat")]}),
-        (DataError, "text without labels", {"data": [str(tmp_path / "flat" / "a.txt")]}),
+        (DataError, "text alone; give a table with columns for text and label, or a folder", {"data": [str(tmp_path / "flat" / "a.txt")]}),
         (DataError, "does not exist", {"data": [str(tmp_path / "none.csv")]}),
         (OptionError, "too few to hold some back", {"data": [table(tmp_path, rows(2), "two.jsonl")]}),
     ]

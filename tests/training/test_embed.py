@@ -17,6 +17,7 @@ from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
+from hf_longattn.modeling.attach.token_globals import token_rule
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import (
     EMBED,
@@ -47,7 +48,7 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     if reranker:  # wrong documents that can be known by their words alone, which so small a model learns in a few steps
         rows = [{**row, "negative": "import return " * 20} for row in rows]
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=128, window=16, verify=False)
+    convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=16, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
     pace = {"max_steps": 40, "learning_rate": 3e-2} if reranker else {"max_steps": 20, "learning_rate": 1e-2}
     settings = {**FAST, **pace, "per_device_train_batch_size": 8, "reranker": reranker, "max_length": 100}
@@ -58,6 +59,12 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     assert set(log["held_out"]["after"]) == ({"mrr", "ndcg", "n"} if reranker else {"accuracy_at_1", "mrr", "n"})  # of three queries
     loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
     assert loaded.max_seq_length == 128
+    pair = tokenizer("tree file", "path line", return_tensors="pt")
+    rule = token_rule(loaded.transformers_model)
+    assert (rule is None) == (not reranker)
+    if rule is not None:  # the query is global
+        marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()
+        assert marked == pair["input_ids"][0].tolist().index(tokenizer.sep_token_id) + 1
     card = (tmp_path / "out" / "README.md").read_text()
     assert "cut at 100 tokens. held out: " in card
     assert "texts of up to 128 tokens" in card

@@ -48,6 +48,7 @@ from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_pr
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
+from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_classifier, load_start
@@ -57,7 +58,7 @@ from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 OPTIONS_OF = {
-    "texts": ("text_column", "packing", "max_length"),
+    "texts": ("text_column", "question_column", "packing", "max_length"),
     "pages": ("words_column", "boxes_column", "packing", "max_length"),
     "pictures": ("image_column", "augmentation"),
     "videos": (),
@@ -103,6 +104,9 @@ class ClassificationDataArguments(LabelledDataArguments):
     resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
     mono: bool = argument(False, "Mix the channels of recordings with several.")
     text_column: str = argument("text", "The column that holds the text.")
+    question_column: str = argument(
+        "", "A column of what is asked or claimed about each text, read before it; a converted model makes its tokens global."
+    )  # fmt: skip
     label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
     validation: str = argument(
         "", "Labelled data to evaluate on, all of them; default: a tenth of every source of --data, chosen by --seed."
@@ -222,13 +226,16 @@ class Texts:
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The documents of a source, with the names of their labels."""
-        return load_labelled(source, split=split, text_column=args.text_column, label_column=args.label_column)
+        columns = {"text_column": args.text_column, "label_column": args.label_column, "question_column": args.question_column}
+        return load_labelled(source, split=split, **columns)
 
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
         """Their tokens, packed where the model and its head allow it."""
         length = input_length(model, processor, args.max_length)
+        if args.question_column and not args.only_scores:
+            carry_question(model, processor)
         no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
         pack = chosen_packing(model, args.packing, training_args, no_pooling)
         documents, held_out = each_part(lambda data: self.documents(model, data, processor, length, names), *rows)

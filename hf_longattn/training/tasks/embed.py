@@ -24,6 +24,7 @@ from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
+from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
@@ -260,6 +261,8 @@ def reranking_trainer(
     model = load_sentence_model(CrossEncoder, model_args.model, device=str(args.device), **size)
     if model.num_labels != 1:
         raise CheckpointError(f"{model_args.model!r} has {model.num_labels} outputs, and a reranker has 1; take a reranker")
+    if not args.only_scores:
+        carry_question(model.transformers_model, model.tokenizer)
     cut = training_length(model, data_args)
     relevant = relevant_texts(data, held)
     samples = reranking(held, relevant, args.seed)

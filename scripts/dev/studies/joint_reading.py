@@ -43,9 +43,9 @@ from scripts.dev.studies.reference_pages import (
 
 OUTPUT = Path("scripts/dev/results/joint_reading")
 SHORT, LONG, STRIDE = 512, 4096, 128
-EXCERPTS = {"first": (90, 250), "second": (250, 430)}
+EXCERPTS = {"first": (90, 250), "second": (160, 440)}
 """Tokens of the excerpts of the two trainings on excerpts."""
-TEST = {"two places": 160, "one place": 140, "none": 100}
+TEST = {"two places": 200, "one place": 160, "none": 125}
 RULES = {"random": any_sentence, "lexical": most_words, "program": program}
 READERS = ("windows", "titled", "long")
 ROWS = {
@@ -72,9 +72,9 @@ def prepare(work: Path) -> None:
 class Minutes(NamedTuple):
     """Minutes of training: on excerpts, short ones and longer ones, and on whole pages."""
 
-    first: float = 10.0
-    second: float = 5.0
-    pages: float = 5.0
+    first: float = 20.0
+    second: float = 40.0
+    pages: float = 4.0
 
 
 class Answer(NamedTuple):
@@ -104,7 +104,7 @@ def build(work: Path, quick: bool) -> None:
                 write(work / f"{name}.jsonl", excerpts(pages, budget, 8))
             write(work / "pages.jsonl", chosen(pages, tokenizer, {"two places": 900, "one place": 500, "none": 400}, far=0), titled=True)
         elif split == "validation":
-            write(work / "validation.jsonl", chosen(pages, tokenizer, dict.fromkeys(KINDS, 20), far=0), titled=True)
+            write(work / "validation.jsonl", chosen(pages, tokenizer, dict.fromkeys(KINDS, 40), far=0), titled=True)
         else:
             counts = {kind: count // (10 if quick else 1) for kind, count in TEST.items()}
             write(work / "test.jsonl", chosen(pages, tokenizer, counts, far=FAR, nearest=Nearest(work / "minilm")), titled=True)
@@ -151,7 +151,7 @@ def excerpts(pages: Sequence[Page], budget: tuple[int, int], variants: int, seed
 def chosen(
     pages: Sequence[Page], tokenizer: Any, counts: Mapping[str, int], *, far: int, nearest: Nearest | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Questions about whole pages, at most two of a kind and page, with different answers.
+    """Questions about whole pages, with different answers: at most two of a kind and page, of two places three.
 
     Args:
         counts: how many of each kind.
@@ -169,7 +169,7 @@ def chosen(
             by_kind["two places"] = {key: one for key, one in by_kind["two places"].items() if not nearest.finds(page, one)}
         for kind, questions in by_kind.items():
             if len(found[kind]) < 2 * counts[kind]:
-                for question in rng.sample(list(questions.values()), min(2, len(questions))):
+                for question in rng.sample(list(questions.values()), min(3 if kind == "two places" else 2, len(questions))):
                     record = question.measured(page, tokenizer)
                     if LENGTHS[0] <= record["tokens"] <= LONG - 96 and (kind != "two places" or record["distance"] >= far):
                         found[kind].append(record)
@@ -201,7 +201,7 @@ class Nearest:
 
 
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
-    """Train the reader of excerpts and the three readers of pages; a folder that is there is kept."""
+    """Train the reader of excerpts, which all seeds share, and the three readers of pages; a folder that is there is kept."""
 
     def fine_tune(name: str, model: str, data: str, time_limit: float, more: str, held_out: str = "") -> None:
         if not (work / name).exists():
@@ -211,15 +211,26 @@ def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
                 "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *validation, *samples,
                 *more.split(), "--output", work / name)  # fmt: skip
 
-    first, reader, converted = f"first-{seed}", f"reader-{seed}", f"converted-{seed}"
-    fine_tune(first, "minilm", "first", minutes.first, "--batch_size 16 --learning_rate 2e-4 --warmup_steps 50")
-    like_converted = "--batch_size 8 --learning_rate 1e-4 --windows 0 64 128 --random_positions"
-    fine_tune(reader, first, "second", minutes.second, like_converted)
-    if not (work / converted).exists():
-        run("convert", work / reader, work / converted, "--mechanism", "longformer", "--max-length", LONG)
-    for name, titled, model, rows in (("windows", "", reader, 8), ("titled", "-titled", reader, 8), ("long", "", converted, 2)):
+    fine_tune("first", "minilm", "first", minutes.first, "--batch_size 8 --learning_rate 2e-4 --warmup_steps 50")
+    like_converted = "--batch_size 8 --learning_rate 1.5e-4 --warmup_steps 50 --windows 0 64 128 --random_positions"
+    fine_tune("reader", "first", "second", minutes.second, like_converted)
+    if not (work / "converted").exists():
+        run("convert", work / "reader", work / "converted", "--mechanism", "longformer", "--max-length", LONG)
+    for name, titled, model, rows in (("windows", "", "reader", 8), ("titled", "-titled", "reader", 8), ("long", "", "converted", 2)):
         more = f"--batch_size {rows} --learning_rate 5e-5"
         fine_tune(f"{name}-{seed}", model, f"pages{titled}", minutes.pages, more, held_out=f"validation{titled}")
+
+
+def windows_of(asked: str, text: str, tokenizer: Any) -> list[tuple[int, str]]:
+    """Parts of a text that fit behind what is asked in :data:`SHORT` tokens and share :data:`STRIDE`, with their first characters."""
+    encoded = tokenizer(
+        asked, text, truncation="only_second", max_length=SHORT, stride=STRIDE, return_overflowing_tokens=True, return_offsets_mapping=True
+    )
+    parts = []
+    for window, offsets in enumerate(encoded["offset_mapping"]):
+        places = [place for place, part in zip(offsets, encoded.sequence_ids(window), strict=True) if part == 1]
+        parts.append((places[0][0], text[places[0][0] : places[-1][1]]))
+    return parts
 
 
 def run(*words: object) -> None:
@@ -341,7 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
     parser.add_argument("--minutes", type=float, nargs=3, default=list(Minutes()), metavar=("FIRST", "SECOND", "PAGES"),
-                        help="minutes of training on short and longer excerpts, and on whole pages (default: 10 5 5)")  # fmt: skip
+                        help="minutes of training on short and longer excerpts, and on whole pages (default: 20 40 4)")  # fmt: skip
     options = parser.parse_args(arguments)
     output = output_of(options, OUTPUT)
     seeds, minutes = ([0], Minutes(1, 1, 1)) if options.quick else (options.seeds, Minutes(*options.minutes))

@@ -35,9 +35,12 @@ PACKAGES = {
     "train": """anyio babel jedi joblib mpmath mypyc onnx onnx_ir onnxscript parso pygments sphinx sqlalchemy sympy torch torchao
         transformers""",
     "validation": "accelerate fsspec jupyter_client pip",
-    "test": """IPython PIL _pytest aiohttp alembic bs4 click datasets docutils fontTools google httpx2 huggingface_hub hypothesis jinja2
-        jsonschema matplotlib mypy narwhals networkx nltk numpy optuna packaging pandas peft prompt_toolkit pydantic rich scipy
-        sentence_transformers setuptools sklearn tornado traitlets urllib3""",
+    "test": """_pytest absl aiohttp alembic attr bm25s bs4 click datasets dateutil debugpy distlib docutils evaluate fastapi filelock fontTools
+        google hatchling httpcore2 httpx2 huggingface_hub hypothesis IPython jinja2 jsonschema mako markdown_it matplotlib
+        mdit_py_plugins mpl_toolkits mypy myst_nb myst_parser narwhals nbformat networkx nltk numpy onnxruntime optuna packaging
+        pandas peft pexpect PIL pre_commit prompt_toolkit psutil pyarrow pydantic pyparsing requests rich scipy
+        sentence_transformers setuptools sklearn soupsieve starlette tomlkit torchgen tornado tqdm traitlets typer urllib3 uvicorn
+        virtualenv wcwidth zmq""",
 }
 KINDS = ("one place", "two places", "none")
 LENGTHS = (1000, 3900)
@@ -163,8 +166,11 @@ def _doc(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
     return doc if len(doc) <= _LONGEST_DOC else doc[: max(0, doc.rfind("\n\n", 0, _LONGEST_DOC))]
 
 
-def pages_of(package: str) -> Iterator[Page]:
+def pages_of(package: str, lengths: tuple[int, int] = LENGTHS) -> Iterator[Page]:
     """Yield the pages of an installed package, folder by folder; the same for the same version.
+
+    Args:
+        lengths: fewest and most tokens, about; the last page of a folder may be shorter.
 
     Raises:
         LongAttentionError: it is not installed.
@@ -179,11 +185,11 @@ def pages_of(package: str) -> Iterator[Page]:
             folders[".".join(parts[:-1])] += [(".".join(parts).removesuffix(".__init__"), entry) for entry in _entries_in(file)]
     for title, found in folders.items():
         rng, page, before = random.Random(title), Page(title), ""
-        longest = rng.randint(*LENGTHS)
+        longest = rng.randint(*lengths)
         for module, entry in found:
             if page.entries and len(page.text + entry.text()) / _CHARACTERS > longest:
                 yield page
-                page, before, longest = Page(title), "", rng.randint(*LENGTHS)
+                page, before, longest = Page(title), "", rng.randint(*lengths)
             if module != before:
                 page.text += f"\nModule {module}\n"
                 before = module

@@ -1,0 +1,271 @@
+"""Whole documents classified on a real checkpoint: claims about a page, true or false, that rest on two far places of it.
+
+    python -m scripts.dev.studies.joint_reading --work runs/joint     first: it trains the reader that this study starts from
+    python -m scripts.dev.studies.joint_claims --work runs/joint      three seeds; resumes what was interrupted
+
+"The class that `Foo` extends is described as: …" is true or false of a page of :mod:`reference_pages`. The reader of excerpts gets a head
+for two classes and is trained on claims about excerpts; from there on, with equal minutes of training on whole pages: windows of 512
+tokens that share 128, each with the label of its page, and the model converted to 4,096. All trainings are the commands of users.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
+from scripts.dev.studies.joint_reading import EXCERPTS, LONG, SHORT, Nearest, elsewhere, interval, read, run, windows_of, write
+from scripts.dev.studies.reference_pages import FAR, LENGTHS, PACKAGES, Page, Question, excerpt, most_words, pages_of, program, questions_of
+
+OUTPUT = Path("scripts/dev/results/joint_claims")
+LABELS = ("false", "true")
+TEST = 300
+ROWS = {
+    "random": "a coin",
+    "lexical": "true if the description shares most words with the question",
+    "program": "a program written for the claims",
+    "first": "original, the first 512 tokens",
+    "mean": "original, windows of 512, mean",
+    "highest": "original, windows of 512, highest",
+    "long": "converted to 4,096 tokens (longformer)",
+}
+
+
+class Minutes(NamedTuple):
+    """Minutes of training: on claims about excerpts, and about whole pages."""
+
+    excerpts: float = 8.0
+    pages: float = 4.0
+
+
+class Answer(NamedTuple):
+    """How sure one system is that a claim is true (above 0: true), and whether it is right; ``seed`` is None where nothing is trained."""
+
+    system: str
+    seed: int | None
+    page: str
+    id: str
+    sure: float
+    right: bool
+    seconds: float
+
+
+def claim(page: Page, question: Question, rng: random.Random) -> dict[str, Any] | None:
+    """A claim that answers the question with its target, or with another description of the page; None where there is no other."""
+    assert question.target is not None
+    others = [entry.answer for entry in page.described.values() if entry.is_class and entry.answer != question.target.answer]
+    if not others:
+        return None
+    label = rng.random() < 0.5
+    said = question.target.answer if label else rng.choice(others)
+    what = question.text.removeprefix("How is ").removesuffix(" described?")
+    record = question.record(page)
+    return {
+        **{name: record[name] for name in ("id", "title", "question")}, "said": said, "kind": question.kind,
+        "claim": f"{what[0].upper()}{what[1:]} is described as: {said}", "text": page.text, "label": LABELS[label],
+    }  # fmt: skip
+
+
+def claims(pages: Sequence[Page], count: int, *, far: int, nearest: Nearest | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """Claims about whole pages whose two places are at least ``far`` tokens apart, at most four a page about different classes.
+
+    Args:
+        nearest: leave out the questions that it answers, which need no join.
+    """
+    rng, records = random.Random(seed), list[dict[str, Any]]()
+    for page in rng.sample(pages, len(pages)):
+        if len(records) >= count or not LENGTHS[0] <= len(page.text) / 4 <= LENGTHS[1]:
+            continue
+        of_page = {one.target: one for one in questions_of(page) if one.kind == "two places" and not one.near(far)}
+        kept = [one for one in of_page.values() if nearest is None or not nearest.finds(page, one)]
+        found = (claim(page, one, rng) for one in rng.sample(kept, min(4, len(kept))))
+        records += [record for record in found if record is not None]
+    return records[:count]
+
+
+def short_claims(pages: Sequence[Page], seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Claims about excerpts, half of them with descriptions dealt out anew."""
+    rng = random.Random(seed)
+    for page in pages:
+        for question in questions_of(page, elsewhere(pages, rng)):
+            share = {"two places": 1.0, "one place": 0.05, "none": 0.0}[question.kind]
+            for _ in range(4):
+                if rng.random() < share:
+                    budget = rng.randint(EXCERPTS["first"][0], EXCERPTS["second"][1])
+                    record = claim(*excerpt(page, question, budget, rng, mixed=rng.random() < 0.5), rng)
+                    if record is not None:
+                        yield record
+
+
+def build(work: Path, tokenizer: Any) -> None:
+    """Write the claims: about excerpts and whole pages to train on, held-out pages, and the test."""
+    pages = {split: [page for name in packages.split() for page in pages_of(name)] for split, packages in PACKAGES.items()}
+    rng = random.Random(0)
+    short = list(short_claims(pages["train"]))
+    write(work / "claims-short.jsonl", rng.sample(short, len(short)))
+    for split, count, far in (("train", 1200, 0), ("validation", 150, 0)):
+        found = claims(pages[split], count, far=far)
+        write(work / f"claims-{split}.jsonl", found)
+        write(
+            work / f"claims-{split}-windows.jsonl",
+            [{**one, "text": part} for one in found for _, part in windows_of(one["claim"], one["text"], tokenizer)],
+        )
+    write(work / "claims-test.jsonl", claims(pages["test"], TEST, far=FAR, nearest=Nearest(work / "minilm")))
+
+
+def train(work: Path, seed: int, minutes: Minutes) -> None:
+    """Train the reader of claims about excerpts, and both readers of pages; a folder that is there is kept."""
+
+    def fine_tune(name: str, model: str, data: str, held_out: str, time_limit: float, more: str) -> None:
+        if not (work / name).exists():
+            run("train", "classify", "--model", work / model, "--data", work / f"{data}.jsonl", "--question-column", "claim",
+                "--max_minutes", time_limit, "--seed", seed, "--gradient_accumulation_steps", "1", "--no_eval_before_training",
+                "--logging_steps", "50", "--max_eval_samples", "200", *(("--validation", work / f"{held_out}.jsonl") if held_out else ()),
+                *more.split(), "--output", work / name)  # fmt: skip
+
+    start, converted = f"claims-{seed}", f"claims-converted-{seed}"
+    fine_tune(start, "reader", "claims-short", "", minutes.excerpts, "--batch_size 8 --learning_rate 1e-4")
+    if not (work / converted).exists():
+        run("convert", work / start, work / converted, "--mechanism", "longformer", "--max-length", LONG)
+    pages = "claims-validation-windows", "claims-validation"
+    fine_tune(f"claims-windows-{seed}", start, "claims-train-windows", pages[0], minutes.pages, "--batch_size 8 --learning_rate 5e-5")
+    fine_tune(f"claims-long-{seed}", converted, "claims-train", pages[1], minutes.pages, "--batch_size 2 --learning_rate 5e-5")
+
+
+def log_odds(model: Any, tokenizer: Any, asked: str, texts: Sequence[str], length: int) -> np.ndarray:
+    """Log odds ``(texts,)`` of "true"."""
+    encoded = tokenizer([asked] * len(texts), list(texts), truncation="only_second", max_length=length, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**encoded).logits
+    true = model.config.label2id["true"]
+    return (logits[:, true] - logits[:, 1 - true]).numpy()
+
+
+def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
+    """Show every claim to every reader, one after the other. What counts as true was found on the held-out claims, for each reader."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import hf_longattn  # noqa: F401 (its models register themselves)
+
+    held_out, test = read(work / "claims-validation.jsonl"), read(work / "claims-test.jsonl")
+    answers: list[Answer] = []
+    for record in test:
+        asked = {**record, "context": record["text"]}
+        guesses = {"random": random.Random(record["id"]).choice((-1, 1))}
+        guesses |= {name: 1 if rule(asked) == record["said"] else -1 for name, rule in (("lexical", most_words), ("program", program))}
+        for name, guess in guesses.items():
+            answers.append(Answer(name, None, record["title"], record["id"], guess, (guess > 0) == (record["label"] == "true"), 0.0))
+    for seed in seeds:
+        file = work / f"claims-answers-{seed}.json"
+        if not file.exists():
+            folders = {name: work / f"claims-{name}-{seed}" for name in ("windows", "long")}
+            models = {name: AutoModelForSequenceClassification.from_pretrained(folder).eval() for name, folder in folders.items()}
+            tokenizer = AutoTokenizer.from_pretrained(folders["long"])
+            rows: dict[str, list[tuple[dict[str, Any], float, float]]] = defaultdict(list)
+            for record in held_out + test:
+                started = time.perf_counter()
+                parts = [part for _, part in windows_of(record["claim"], record["text"], tokenizer)]
+                odds = log_odds(models["windows"], tokenizer, record["claim"], parts, SHORT)
+                seconds = time.perf_counter() - started
+                for name, value in (("first", odds[0]), ("mean", odds.mean()), ("highest", odds.max())):
+                    rows[name].append((record, float(value), seconds))
+                started = time.perf_counter()
+                (whole,) = log_odds(models["long"], tokenizer, record["claim"], [record["text"]], LONG)
+                rows["long"].append((record, float(whole), time.perf_counter() - started))
+            found = []
+            for name, values in rows.items():
+                limit = best_limit([(sure, record["label"] == "true") for record, sure, _ in values[: len(held_out)]])
+                for record, sure, seconds in values[len(held_out) :]:
+                    right = (sure > limit) == (record["label"] == "true")
+                    found.append(Answer(name, seed, record["title"], record["id"], sure - limit, right, seconds))
+            file.write_text(json.dumps(found), encoding="utf-8")
+        answers += [Answer(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    return answers
+
+
+def best_limit(values: Sequence[tuple[float, bool]]) -> float:
+    """The limit above which "true" is right most often."""
+    limits = sorted(sure for sure, _ in values)
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(limits)]
+    return max(middles, key=lambda limit: sum((sure > limit) == label for sure, label in values))
+
+
+def summary(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Accuracy and seconds of every system, and differences to the windows claim by claim."""
+    rights: dict[str, dict[tuple[str, str], list[bool]]] = defaultdict(lambda: defaultdict(list))
+    seconds = defaultdict(list)
+    for answer in answers:
+        rights[answer.system][answer.page, answer.id].append(answer.right)
+        seconds[answer.system].append(answer.seconds)
+
+    def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
+        pages = defaultdict(list)
+        for (page, _), value in values.items():
+            pages[page].append(value)
+        return [round(number, 1) for number in interval(pages)]
+
+    means = {name: {key: sum(found) / len(found) for key, found in its.items()} for name, its in rights.items()}
+    return {
+        name: {
+            "accuracy": over_pages(its), "seconds": round(float(np.median(seconds[name])), 3),
+            **({"more than the mean of windows": over_pages({key: value - means["mean"][key] for key, value in its.items()})}
+               if name in ("highest", "long") else {}),
+        } for name, its in means.items()
+    }  # fmt: skip
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of the result."""
+    rows = []
+    for name, label in ROWS.items():
+        row = record["table"][name]
+        rows.append([label, "{:.0f} [{:.0f}, {:.0f}]".format(*row["accuracy"]), f"{row['seconds']:.2f}" if row["seconds"] else "–"])
+    test, minutes = record["test"], Minutes(*record["minutes"])
+    more = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*record["table"]["long"]["more than the mean of windows"])
+    header = [f"{test['claims']} claims", "accuracy, %", "seconds a page"]
+    text = (
+        f"{markdown_table(header, rows)}\n\n"
+        f"The converted model minus the mean of windows, in points: {more}.\n\n{test['true']} of {test['claims']} claims about "
+        f"{test['pages']} folders of modules are true; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over "
+        f"folders. All readers started from the reader of questions, with {minutes.excerpts:g} minutes of training on claims about "
+        f"excerpts, which they share, and {minutes.pages:g} on claims about whole pages.\n\n"
+    )
+    return "# Claims about whole pages: all-MiniLM-L6-v2\n\n" + text + footnote(record["machine"])
+
+
+@one_sentence_errors
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study; return its exit code."""
+    from transformers import AutoTokenizer
+
+    parser = study_parser(__doc__, OUTPUT, "one seed, a minute of each training")
+    parser.add_argument("--work", type=Path, required=True, help="the folder of joint_reading, with its reader")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
+    parser.add_argument("--minutes", type=float, nargs=2, default=list(Minutes()), metavar=("EXCERPTS", "PAGES"),
+                        help="minutes of training on claims about excerpts, and about whole pages (default: 8 4)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    output = output_of(options, OUTPUT)
+    seeds, minutes = ([0], Minutes(1, 1)) if options.quick else (options.seeds, Minutes(*options.minutes))
+    if not (options.work / "claims-test.jsonl").exists():
+        build(options.work, AutoTokenizer.from_pretrained(options.work / "minilm"))
+    for seed in seeds:
+        train(options.work, seed, minutes)
+    test = read(options.work / "claims-test.jsonl")
+    about = {"claims": len(test), "true": sum(one["label"] == "true" for one in test), "pages": len({one["title"] for one in test})}
+    record = {"test": about, "seeds": seeds, "minutes": minutes, "table": summary(score(options.work, seeds)), "machine": machine()}
+    finish_study(output, record, markdown(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
