@@ -256,7 +256,9 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         how = "training" if start is None else f"resuming from {start} the training of"
-        print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}", file=sys.stderr)
+        inputs, passes = trainer.args.train_batch_size * trainer.args.world_size, trainer.args.gradient_accumulation_steps
+        steps = f", steps of {inputs * passes} inputs ({passes} passes of {inputs})" if passes > 1 and not args.tokens_per_batch else ""
+        print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}{steps}", file=sys.stderr)
     updates = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
     with watch_processes(args.folder), one_sentence_if_full(args.folder, trainer), updates:
         trainer.train(resume_from_checkpoint=start)

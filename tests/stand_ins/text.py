@@ -197,7 +197,7 @@ def book(file: Path) -> None:
     file.write_text(REAL_TEXT * 6, encoding="utf-8")
 
 
-@stand_in("my_squad.json", "dev.json")
+@stand_in("my_squad.json", "my_long.json", "dev.json")
 def squad(file: Path) -> None:
     """Questions about houses, as SQuAD has them; fewer to be scored with."""
     paragraphs = []

@@ -117,8 +117,9 @@ def test_ctrl_c_says_how_to_resume(start: Start, texts: str, tmp_path: Path, cap
             "--no_eval_before_training", "--max_train_samples", "8", "--no_bf16", "--disable_tqdm", "True"]  # fmt: skip
     with Ending("half model", 2, interrupt):
         assert train("mlm", line) == 130
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"Stopped: the latest complete checkpoint is {tmp_path}/out/checkpoint-2; run again with --resume."
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.endswith(f"training {tmp_path}/short, steps of 8 inputs (8 passes of 1)") for line in lines)
+    assert lines[-1] == f"Stopped: the latest complete checkpoint is {tmp_path}/out/checkpoint-2; run again with --resume."
     assert train("mlm", [*line, "--resume"]) == 0
 
 

@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from scripts.dev.studies.reference_pages import FAR, LENGTHS, PACKAGES, Page, Qu
 
 OUTPUT = Path("scripts/dev/results/joint_claims")
 LABELS = ("false", "true")
-TEST = 300
+TEST = {"one place": 120, "two places": 220}
 ROWS = {
     "random": "a coin",
     "lexical": "true if the description shares most words with the question",
@@ -53,6 +53,7 @@ class Answer(NamedTuple):
 
     system: str
     seed: int | None
+    kind: str
     page: str
     id: str
     sure: float
@@ -76,21 +77,29 @@ def claim(page: Page, question: Question, rng: random.Random) -> dict[str, Any] 
     }  # fmt: skip
 
 
-def claims(pages: Sequence[Page], count: int, *, far: int, nearest: Nearest | None = None, seed: int = 0) -> list[dict[str, Any]]:
-    """Claims about whole pages whose two places are at least ``far`` tokens apart, at most four a page about different classes.
+def claims(
+    pages: Sequence[Page], counts: Mapping[str, int], *, far: int, nearest: Nearest | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Claims about whole pages, at most three of a kind and page, about different descriptions.
 
     Args:
-        nearest: leave out the questions that it answers, which need no join.
+        counts: how many of each kind.
+        far: fewest tokens, about, between the two places.
+        nearest: leave out the questions of two places that it answers, which need no join.
     """
-    rng, records = random.Random(seed), list[dict[str, Any]]()
+    rng, found = random.Random(seed), defaultdict[str, list[dict[str, Any]]](list)
     for page in rng.sample(pages, len(pages)):
-        if len(records) >= count or not LENGTHS[0] <= len(page.text) / 4 <= LENGTHS[1]:
-            continue
-        of_page = {one.target: one for one in questions_of(page) if one.kind == "two places" and not one.near(far)}
-        kept = [one for one in of_page.values() if nearest is None or not nearest.finds(page, one)]
-        found = (claim(page, one, rng) for one in rng.sample(kept, min(4, len(kept))))
-        records += [record for record in found if record is not None]
-    return records[:count]
+        if LENGTHS[0] <= len(page.text) / 4.2 <= LENGTHS[1]:
+            by_kind: dict[str, dict[str, Question]] = {kind: {} for kind in counts}
+            for question in questions_of(page):
+                two = question.kind == "two places"
+                if question.target and not (two and (question.near(far) or (nearest is not None and nearest.finds(page, question)))):
+                    by_kind[question.kind].setdefault(question.target.answer, question)
+            for kind, questions in by_kind.items():
+                if len(found[kind]) < counts[kind]:
+                    made = (claim(page, one, rng) for one in rng.sample(list(questions.values()), min(3, len(questions))))
+                    found[kind] += [record for record in made if record is not None]
+    return [record for kind, count in counts.items() for record in found[kind][:count]]
 
 
 def short_claims(pages: Sequence[Page], seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -113,8 +122,9 @@ def build(work: Path, tokenizer: Any) -> None:
     rng = random.Random(0)
     short = list(short_claims(pages["train"]))
     write(work / "claims-short.jsonl", rng.sample(short, len(short)))
-    for split, count, far in (("train", 1200, 0), ("validation", 150, 0)):
-        found = claims(pages[split], count, far=far)
+    for split, counts in (("train", {"one place": 400, "two places": 1200}), ("validation", {"one place": 80, "two places": 80})):
+        found = claims(pages[split], counts, far=0)
+        found = rng.sample(found, len(found))
         write(work / f"claims-{split}.jsonl", found)
         write(
             work / f"claims-{split}-windows.jsonl",
@@ -124,7 +134,7 @@ def build(work: Path, tokenizer: Any) -> None:
 
 
 def train(work: Path, seed: int, minutes: Minutes) -> None:
-    """Train the reader of claims about excerpts, and both readers of pages; a folder that is there is kept."""
+    """Train the reader of claims about excerpts, which all seeds share, and both readers of pages; a folder that is there is kept."""
 
     def fine_tune(name: str, model: str, data: str, held_out: str, time_limit: float, more: str) -> None:
         if not (work / name).exists():
@@ -133,7 +143,7 @@ def train(work: Path, seed: int, minutes: Minutes) -> None:
                 "--logging_steps", "50", "--max_eval_samples", "200", *(("--validation", work / f"{held_out}.jsonl") if held_out else ()),
                 *more.split(), "--output", work / name)  # fmt: skip
 
-    start, converted = f"claims-{seed}", f"claims-converted-{seed}"
+    start, converted = "claims", "claims-converted"
     fine_tune(start, "reader", "claims-short", "", minutes.excerpts, "--batch_size 8 --learning_rate 1e-4")
     if not (work / converted).exists():
         run("convert", work / start, work / converted, "--mechanism", "longformer", "--max-length", LONG)
@@ -164,7 +174,8 @@ def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
         guesses = {"random": random.Random(record["id"]).choice((-1, 1))}
         guesses |= {name: 1 if rule(asked) == record["said"] else -1 for name, rule in (("lexical", most_words), ("program", program))}
         for name, guess in guesses.items():
-            answers.append(Answer(name, None, record["title"], record["id"], guess, (guess > 0) == (record["label"] == "true"), 0.0))
+            right = (guess > 0) == (record["label"] == "true")
+            answers.append(Answer(name, None, record["kind"], record["title"], record["id"], guess, right, 0.0))
     for seed in seeds:
         file = work / f"claims-answers-{seed}.json"
         if not file.exists():
@@ -187,7 +198,7 @@ def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
                 limit = best_limit([(sure, record["label"] == "true") for record, sure, _ in values[: len(held_out)]])
                 for record, sure, seconds in values[len(held_out) :]:
                     right = (sure > limit) == (record["label"] == "true")
-                    found.append(Answer(name, seed, record["title"], record["id"], sure - limit, right, seconds))
+                    found.append(Answer(name, seed, record["kind"], record["title"], record["id"], sure - limit, right, seconds))
             file.write_text(json.dumps(found), encoding="utf-8")
         answers += [Answer(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
     return answers
@@ -201,46 +212,55 @@ def best_limit(values: Sequence[tuple[float, bool]]) -> float:
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Accuracy and seconds of every system, and differences to the windows claim by claim."""
-    rights: dict[str, dict[tuple[str, str], list[bool]]] = defaultdict(lambda: defaultdict(list))
-    seconds = defaultdict(list)
-    for answer in answers:
-        rights[answer.system][answer.page, answer.id].append(answer.right)
-        seconds[answer.system].append(answer.seconds)
+    """Accuracy by kind and seconds of every system, and differences to the mean of windows claim by claim."""
+    table: dict[str, Any] = {}
+    for kind in TEST:
+        rights: dict[str, dict[tuple[str, str], list[bool]]] = defaultdict(lambda: defaultdict(list))
+        for answer in answers:
+            if answer.kind == kind:
+                rights[answer.system][answer.page, answer.id].append(answer.right)
+        means = {name: {key: sum(found) / len(found) for key, found in its.items()} for name, its in rights.items()}
+        for name, its in means.items():
+            row = table.setdefault(name, {})
+            row[kind] = over_pages(its)
+            if name in ("highest", "long"):
+                row[f"{kind}, more than the mean of windows"] = over_pages({key: one - means["mean"][key] for key, one in its.items()})
+    for name, row in table.items():
+        row["seconds"] = round(float(np.median([answer.seconds for answer in answers if answer.system == name])), 3)
+    return table
 
-    def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
-        pages = defaultdict(list)
-        for (page, _), value in values.items():
-            pages[page].append(value)
-        return [round(number, 1) for number in interval(pages)]
 
-    means = {name: {key: sum(found) / len(found) for key, found in its.items()} for name, its in rights.items()}
-    return {
-        name: {
-            "accuracy": over_pages(its), "seconds": round(float(np.median(seconds[name])), 3),
-            **({"more than the mean of windows": over_pages({key: value - means["mean"][key] for key, value in its.items()})}
-               if name in ("highest", "long") else {}),
-        } for name, its in means.items()
-    }  # fmt: skip
+def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
+    """Mean of claims in per cent with its interval; ``values`` by (page, claim)."""
+    pages = defaultdict(list)
+    for (page, _), value in values.items():
+        pages[page].append(value)
+    return [round(number, 1) for number in interval(pages)]
+
+
+def tables(record: Mapping[str, Any]) -> str:
+    """Accuracy and seconds of every system, and how they were measured."""
+    rows = []
+    for name, label in ROWS.items():
+        row = record["table"][name]
+        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[kind]) for kind in TEST]
+        rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
+    test, minutes = record["test"], Minutes(*record["minutes"])
+    more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than the mean of windows"])
+                     for kind in TEST)  # fmt: skip
+    header = ["accuracy, %", *(f"{kind} ({test[kind]})" for kind in TEST), "seconds a page"]
+    return (
+        f"{markdown_table(header, rows)}\n\nThe converted model minus the mean of windows, in points: {more}.\n\n{test['true']} of the "
+        f"claims are true; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over {test['pages']} folders of "
+        f"modules. All readers started from the reader of questions and share {minutes.excerpts:g} minutes of training on claims about "
+        f"excerpts; then each was trained for {minutes.pages:g} minutes on claims about whole pages, once for each seed.\n\n"
+        f"{footnote(record['machine'])}"
+    )
 
 
 def markdown(record: Mapping[str, Any]) -> str:
     """The page of the result."""
-    rows = []
-    for name, label in ROWS.items():
-        row = record["table"][name]
-        rows.append([label, "{:.0f} [{:.0f}, {:.0f}]".format(*row["accuracy"]), f"{row['seconds']:.2f}" if row["seconds"] else "–"])
-    test, minutes = record["test"], Minutes(*record["minutes"])
-    more = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*record["table"]["long"]["more than the mean of windows"])
-    header = [f"{test['claims']} claims", "accuracy, %", "seconds a page"]
-    text = (
-        f"{markdown_table(header, rows)}\n\n"
-        f"The converted model minus the mean of windows, in points: {more}.\n\n{test['true']} of {test['claims']} claims about "
-        f"{test['pages']} folders of modules are true; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over "
-        f"folders. All readers started from the reader of questions, with {minutes.excerpts:g} minutes of training on claims about "
-        f"excerpts, which they share, and {minutes.pages:g} on claims about whole pages.\n\n"
-    )
-    return "# Claims about whole pages: all-MiniLM-L6-v2\n\n" + text + footnote(record["machine"])
+    return f"# Claims about whole pages: all-MiniLM-L6-v2\n\n{tables(record)}"
 
 
 @one_sentence_errors
@@ -261,7 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in seeds:
         train(options.work, seed, minutes)
     test = read(options.work / "claims-test.jsonl")
-    about = {"claims": len(test), "true": sum(one["label"] == "true" for one in test), "pages": len({one["title"] for one in test})}
+    about = {**Counter(one["kind"] for one in test), "true": sum(one["label"] == "true" for one in test)}
+    about["pages"] = len({one["title"] for one in test})
     record = {"test": about, "seeds": seeds, "minutes": minutes, "table": summary(score(options.work, seeds)), "machine": machine()}
     finish_study(output, record, markdown(record))
     return 0

@@ -128,7 +128,8 @@ def build(work: Path, tokenizer: Any) -> None:
 
 
 def train(work: Path, seed: int, minutes: Minutes) -> None:
-    """Train the cross-encoder of chunks, go on with it, and train the converted one on whole pages; a folder that is there is kept."""
+    """Train the cross-encoder of chunks, which all seeds share; go on with it, and train the converted one on whole pages. A folder that is
+    there is kept."""
 
     def fine_tune(name: str, model: str, data: str, time_limit: float, more: str) -> None:
         if not (work / name).exists():
@@ -136,7 +137,7 @@ def train(work: Path, seed: int, minutes: Minutes) -> None:
                 "--seed", seed, "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50",
                 "--max_eval_samples", "20", *more.split(), "--output", work / name)  # fmt: skip
 
-    start, converted = f"ranking-{seed}", f"ranking-converted-{seed}"
+    start, converted = "ranking", "ranking-converted"
     fine_tune(start, "minilm", "ranking-chunks", minutes.chunks, "--batch_size 8 --learning_rate 1e-4")
     if not (work / converted).exists():
         run("convert", work / start, work / converted, "--mechanism", "longformer", "--max-length", LONG)
@@ -203,8 +204,8 @@ def summary(ranks: Sequence[Rank]) -> dict[str, Any]:
     return table
 
 
-def markdown(record: Mapping[str, Any]) -> str:
-    """The page of the result."""
+def tables(record: Mapping[str, Any]) -> str:
+    """MRR, first places and seconds of every system, and how they were measured."""
     rows = []
     for name, label in ROWS.items():
         row = record["table"][name]
@@ -213,13 +214,19 @@ def markdown(record: Mapping[str, Any]) -> str:
     test, minutes = record["test"], Minutes(*record["minutes"])
     more = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*record["table"]["long"]["more than the best chunk"])
     header = [f"{test['queries']} queries", "MRR, %", "right page first, %", "seconds a query"]
-    text = (
+    return (
         f"{markdown_table(header, rows)}\n\nWhole pages minus the best chunk, in points of MRR: {more}.\n\nBM25 has the right page among "
         f"its first {CANDIDATES} for {test['found']} queries. Pages of {LENGTHS[0]:,} to {LENGTHS[1]:,} tokens; seeds "
         f"{', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over folders of modules. Both cross-encoders share "
-        f"{minutes.chunks:g} minutes of training on chunks; then {minutes.pages:g} minutes on chunks, or on whole pages.\n\n"
+        f"{minutes.chunks:g} minutes of training on chunks; then {minutes.pages:g} minutes on chunks, or on whole pages, once "
+        "for each seed.\n\n"
+        f"{footnote(record['machine'])}"
     )
-    return "# Reranking whole pages: all-MiniLM-L6-v2\n\n" + text + footnote(record["machine"])
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of the result."""
+    return f"# Reranking whole pages: all-MiniLM-L6-v2\n\n{tables(record)}"
 
 
 @one_sentence_errors

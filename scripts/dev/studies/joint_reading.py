@@ -101,7 +101,7 @@ def build(work: Path, quick: bool) -> None:
         pages = [page for name in names for page in pages_of(name)]
         if split == "train":
             for name, budget in EXCERPTS.items():
-                write(work / f"{name}.jsonl", excerpts(pages, budget, 8))
+                write(work / f"{name}.jsonl", excerpts(pages, budget))
             write(work / "pages.jsonl", chosen(pages, tokenizer, {"two places": 900, "one place": 500, "none": 400}, far=0), titled=True)
         elif split == "validation":
             write(work / "validation.jsonl", chosen(pages, tokenizer, dict.fromkeys(KINDS, 40), far=0), titled=True)
@@ -127,21 +127,24 @@ def elsewhere(pages: Sequence[Page], rng: random.Random) -> list[str]:
     return [entry.name for page in rng.sample(pages, min(3, len(pages))) for entry in rng.sample(page.entries, 1)]
 
 
-def excerpts(pages: Sequence[Page], budget: tuple[int, int], variants: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Questions over excerpts, half of them with docstrings dealt out anew: those of two places several times, each over another excerpt,
-    and about as many of one place and of none."""
+def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
+    """Questions over excerpts, most of two places. Few pages have these by nature; so names of other classes are put in their place, and
+    half of the excerpts have their docstrings dealt out anew: what is left to learn is to go from a name to the next."""
     rng = random.Random(seed)
     records: list[dict[str, Any]] = []
     for page in pages:
         by_kind = defaultdict(list)
         for question in questions_of(page, elsewhere(pages, rng)):
             by_kind[question.kind].append(question)
-        taken = [question for question in by_kind["two places"] for _ in range(2 if question.guessable else variants)]
-        for kind in ("one place", "none"):
-            taken += rng.sample(by_kind[kind], min(max(1, len(taken) // 3), len(by_kind[kind])))
-        for question in taken:
-            short, asked = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5)
+        leading = [question for question in by_kind["none"] if question.leads_to]
+        taken = [(question, rng.random() < 0.5) for question in by_kind["two places"] for _ in range(2)]
+        taken += [(question, True) for question in rng.sample(leading, min(5, len(leading)))]
+        taken += [(question, False) for kind in ("one place", "none") for question in rng.sample(by_kind[kind], min(1, len(by_kind[kind])))]
+        for question, rewired in taken:
+            short, asked = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5, rewired=rewired)
             target = asked.target
+            if rewired and target is None:
+                continue  # the excerpt has no other class
             if target is None or (target.answer and short.text.count(target.answer) == 1):
                 records.append({**asked.record(short), "id": str(len(records))})
     rng.shuffle(records)
@@ -315,8 +318,8 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
     return table
 
 
-def markdown(record: Mapping[str, Any]) -> str:
-    """The page of the result."""
+def tables(record: Mapping[str, Any]) -> str:
+    """Exact match and seconds of every system, and how they were measured."""
     rows = []
     for name, label in ROWS.items():
         row = record["table"][name]
@@ -326,13 +329,27 @@ def markdown(record: Mapping[str, Any]) -> str:
     header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in KINDS), "seconds a page"]
     more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in KINDS)
     minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
-    text = (
+    return (
         f"{markdown_table(header, rows)}\n\nThe converted model minus windows, in points: {more}.\n\n"
         f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}); seeds {seeds}; "
-        f"95 % intervals by bootstrap over pages. Every reader was trained for {minutes.first:g} + {minutes.second:g} minutes on excerpts, "
-        f"which all share, and {minutes.pages:g} minutes on whole pages.\n\n"
+        f"95 % intervals by bootstrap over pages. All readers share {minutes.first:g} + {minutes.second:g} minutes of training on "
+        f"excerpts; then each was trained for {minutes.pages:g} minutes on whole pages, once for each seed.\n\n"
+        f"{footnote(record['machine'])}"
     )
-    return "# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n" + text + footnote(record["machine"])
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of the result."""
+    return f"# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n{tables(record)}"
+
+
+def brief(record: Mapping[str, Any]) -> str:
+    """Exact match of the readers, for README.md."""
+    table, counts = record["table"], record["test"]
+    rows = [[ROWS[name], *("{:.0f} [{:.0f}, {:.0f}]".format(*table[name][f"{kind}, exact"]) for kind in KINDS)] for name in READERS]
+    note = f"{sum(counts[kind] for kind in KINDS)} questions about {counts['pages']} pages of {counts['shortest']:,} to "
+    note += f"{counts['longest']:,} tokens; 95 % intervals, {len(record['seeds'])} seeds ([how it was measured](docs/results/long_qa.md))."
+    return f"{markdown_table(['exact match, %', *KINDS], rows)}\n\n*{note}*"
 
 
 def about_test(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

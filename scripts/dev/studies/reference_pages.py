@@ -35,12 +35,11 @@ PACKAGES = {
     "train": """anyio babel jedi joblib mpmath mypyc onnx onnx_ir onnxscript parso pygments sphinx sqlalchemy sympy torch torchao
         transformers""",
     "validation": "accelerate fsspec jupyter_client pip",
-    "test": """_pytest absl aiohttp alembic attr bm25s bs4 click datasets dateutil debugpy distlib docutils evaluate fastapi filelock fontTools
-        google hatchling httpcore2 httpx2 huggingface_hub hypothesis IPython jinja2 jsonschema mako markdown_it matplotlib
-        mdit_py_plugins mpl_toolkits mypy myst_nb myst_parser narwhals nbformat networkx nltk numpy onnxruntime optuna packaging
-        pandas peft pexpect PIL pre_commit prompt_toolkit psutil pyarrow pydantic pyparsing requests rich scipy
-        sentence_transformers setuptools sklearn soupsieve starlette tomlkit torchgen tornado tqdm traitlets typer urllib3 uvicorn
-        virtualenv wcwidth zmq""",
+    "test": """_pytest absl aiohttp alembic attr bm25s bs4 click datasets dateutil debugpy distlib docutils evaluate fastapi filelock
+        fontTools google hatchling httpcore2 httpx2 huggingface_hub hypothesis IPython jinja2 jsonschema mako markdown_it matplotlib
+        mdit_py_plugins mpl_toolkits mypy myst_nb myst_parser narwhals nbformat networkx nltk numpy onnxruntime optuna packaging pandas
+        peft pexpect PIL pre_commit prompt_toolkit psutil pyarrow pydantic pyparsing requests rich scipy sentence_transformers
+        setuptools sklearn soupsieve starlette tomlkit torchgen tornado tqdm traitlets typer urllib3 uvicorn virtualenv wcwidth zmq""",
 }
 KINDS = ("one place", "two places", "none")
 LENGTHS = (1000, 3900)
@@ -209,12 +208,14 @@ def _entries_in(file: Path) -> list[Entry]:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a page: the entry that it names, and the one that answers it (None: the page does not)."""
+    """A question about a page: the entry that it names, the one that answers it (None: the page does not), and the name of the class that
+    the first one leads to."""
 
     kind: str
     text: str
     asked: Entry | None
     target: Entry | None
+    leads_to: str = ""
 
     @property
     def guessable(self) -> bool:
@@ -254,9 +255,9 @@ def questions_of(page: Page, elsewhere: Sequence[str] = ()) -> Iterator[Question
             text = f"How is the {words.format(entry.name)} described?"
             target = page.described.get(name)
             if target is not None and target.is_class and name != entry.name.partition(".")[0]:
-                yield Question("two places", text, entry, target)
+                yield Question("two places", text, entry, target, name)
             elif not re.search(rf"class {name}\b", page.text):
-                yield Question("none", text, entry, None)
+                yield Question("none", text, entry, None, name)
     for name in elsewhere:
         if name not in page.text:
             yield Question("none", f"How is `{name}` described?", None, None)
@@ -266,34 +267,51 @@ def _words(name: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(name)}
 
 
-def excerpt(page: Page, question: Question, budget: int, rng: random.Random, *, mixed: bool = False) -> tuple[Page, Question]:
-    """A page of some entries of ``page``, in its order, with the first line or lines of their docstrings: those that the question needs,
-    and others, classes above all, as far as about ``budget`` tokens go.
+def excerpt(
+    page: Page, question: Question, budget: int, rng: random.Random, *, mixed: bool = False, rewired: bool = False
+) -> tuple[Page, Question]:
+    """A page of some entries of ``page``, in its order, with the first lines of their docstrings: those that the question needs, and
+    others, classes above all, as far as about ``budget`` tokens go.
 
     Args:
-        mixed: deal the docstrings out anew, so that an answer can only be found by the names.
+        mixed: deal the docstrings out anew, so that no answer can be guessed from what describes a name.
+        rewired: let an entry that names a class name another one, of the page, so that none can be guessed from names. A question that the
+            page did not answer becomes one of two places.
 
     Returns:
         The page, and the question about it.
     """
     needed = {entry.start: entry for entry in (question.asked, question.target) if entry is not None}
-    left = budget * _CHARACTERS - sum(len(entry.text(1)) for entry in needed.values())
+    lines = {entry.start: rng.choice((1, 1, 1, 2, 4)) for entry in page.entries}
+    left = budget * _CHARACTERS - sum(len(entry.text(lines[start])) for start, entry in needed.items())
     kept, others = dict(needed), [entry for entry in page.entries if entry.start not in needed]
     rng.shuffle(others)
     for entry in sorted(others, key=lambda entry: not entry.is_class and rng.random() < 0.6):
-        if len(entry.head) < rng.choice((60, 60, 160)) and len(entry.text(1)) <= left:
+        size = len(entry.text(lines[entry.start]))
+        if len(entry.head) < rng.choice((60, 60, 160)) and size <= left:
             kept[entry.start] = entry
-            left -= len(entry.text(1))
+            left -= size
     order = sorted(kept)
     docs = [kept[start] for start in order]
     if mixed:
         rng.shuffle(docs)
+    asked, target = (entry.start if entry else None for entry in (question.asked, question.target))
+    if rewired and question.leads_to and asked is not None:
+        names = Counter(entry.name for entry in kept.values())
+        others = [kept[start] for start, doc in zip(order, docs, strict=True) if kept[start].is_class and doc.answer]
+        others = [entry for entry in others if names[entry.name] == 1 and entry.name != kept[asked].name.partition(".")[0]]
+        if others:
+            chosen, entry = rng.choice(others), kept[asked]
+            name = re.compile(rf"(?<![\w.]){question.leads_to}\b")
+            at = entry.head.index("(")
+            kept[asked], target = replace(entry, head=entry.head[:at] + name.sub(chosen.name, entry.head[at:])), chosen.start
+            question = replace(question, kind="two places")
     short = Page(page.title)
     for start, other in zip(order, docs, strict=True):
-        short.add(replace(kept[start], doc=other.doc, answer=other.answer), 1 if mixed or start in needed else rng.choice((1, 1, 1, 3)))
+        short.add(replace(kept[start], doc=other.doc, answer=other.answer), lines[start])
     found = dict(zip(order, short.entries, strict=True))
-    asked, target = (found[entry.start] if entry else None for entry in (question.asked, question.target))
-    return short, replace(question, asked=asked, target=target)
+    asked_now, target_now = (None if start is None else found[start] for start in (asked, target))
+    return short, replace(question, asked=asked_now, target=target_now)
 
 
 _ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<first>.+\n(?:    .*\n)*))?", re.MULTILINE)

@@ -53,7 +53,7 @@ def test_a_claim_is_true_exactly_if_the_program_finds_its_description(page: Page
     assert min(labels.values()) > 10
     (alone,) = (Page("x"),)
     alone.add(next(iter(page.entries)))
-    assert claims([alone], 5, far=0) == []
+    assert claims([alone], {"one place": 5}, far=0) == []
 
 
 def test_a_query_is_two_far_descriptions_that_the_page_no_longer_has(page: Page) -> None:
@@ -95,13 +95,13 @@ def test_the_limit_is_where_most_claims_are_judged_rightly() -> None:
 def test_tables_have_means_over_seeds_and_differences_question_by_question() -> None:
     rights = {"mean": [True, False, False, False], "long": [True, True, True, False], "program": [True, True]}
     answers = [
-        Answer(name, number // 2 if len(its) > 2 else None, f"page {number % 2}", f"claim {number % 2}", 1.0, right, 0.5)
+        Answer(name, number // 2 if len(its) > 2 else None, "two places", f"page {number % 2}", f"claim {number % 2}", 1.0, right, 0.5)
         for name, its in rights.items()
         for number, right in enumerate(its)
     ]
     table = claims_summary(answers)
-    assert {name: row["accuracy"][0] for name, row in table.items()} == {"mean": 25.0, "long": 75.0, "program": 100.0}
-    assert table["long"]["more than the mean of windows"][0] == 50.0
+    assert {name: row["two places"][0] for name, row in table.items()} == {"mean": 25.0, "long": 75.0, "program": 100.0}
+    assert table["long"]["two places, more than the mean of windows"][0] == 50.0
     ranks = [Rank(name, 0, "page", value, value == 1, 2.0) for name, value in (("bm25", 0.5), ("best", 0.25), ("two", 0.5), ("long", 1.0))]
     ranking = ranking_summary(ranks)
     assert ranking["long"]["mrr"] == (100.0, 100.0, 100.0)

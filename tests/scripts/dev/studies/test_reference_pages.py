@@ -94,10 +94,11 @@ def record(page: Page, question: Any) -> dict[str, Any]:
     return {"id": question.text, "context": page.text, "question": question.text, "answers": answers}
 
 
+@pytest.mark.parametrize("rewired", [False, True])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_program_answers_every_question_of_pages_and_excerpts(page: Page, mixed: bool) -> None:
+def test_a_program_answers_every_question_of_pages_and_excerpts(page: Page, mixed: bool, rewired: bool) -> None:
     for number, question in enumerate(questions_of(page, ["Ode"])):
-        short, asked = excerpt(page, question, 60, random.Random(number), mixed=mixed)
+        short, asked = excerpt(page, question, 60, random.Random(number), mixed=mixed, rewired=rewired)
         for text, one in ((page, question), (short, asked)):
             row = record(text, one)
             assert program(row) == (row["answers"] or [""])[0], (one.text, text.text)
@@ -110,6 +111,12 @@ def test_dealt_out_docstrings_are_those_of_other_entries(page: Page) -> None:
     answers = Counter(excerpt(page, question, 200, random.Random(seed), mixed=True)[1].target.answer for seed in range(30))  # type: ignore[union-attr]
     assert len(answers) > 2
     assert excerpt(page, question, 200, random.Random(0))[1].target.answer == question.target.answer  # type: ignore[union-attr]
+
+
+def test_a_rewired_entry_names_any_class_of_the_excerpt(page: Page) -> None:
+    (question,) = (one for one in questions_of(page) if "`Poem` extends" in one.text)
+    targets = {excerpt(page, question, 300, random.Random(seed), rewired=True)[1].target.name for seed in range(30)}  # type: ignore[union-attr]
+    assert targets == {"Shelf", "Novel", "Poet"}
 
 
 @pytest.mark.parametrize(
