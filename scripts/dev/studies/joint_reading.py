@@ -39,6 +39,7 @@ from scripts.dev.studies.reference_pages import (
     pages_of,
     program,
     questions_of,
+    rewired,
 )
 
 OUTPUT = Path("scripts/dev/results/joint_reading")
@@ -102,7 +103,10 @@ def build(work: Path, quick: bool) -> None:
         if split == "train":
             for name, budget in EXCERPTS.items():
                 write(work / f"{name}.jsonl", excerpts(pages, budget))
-            write(work / "pages.jsonl", chosen(pages, tokenizer, {"two places": 900, "one place": 500, "none": 400}, far=0), titled=True)
+            counts = {"two places": 900, "one place": 500, "none": 400}
+            write(work / "pages.jsonl", chosen(pages, tokenizer, counts, far=0), titled=True)
+            rng = random.Random(0)
+            write(work / "pages-renamed.jsonl", chosen([renamed(page, rng) for page in pages], tokenizer, counts, far=0))
         elif split == "validation":
             write(work / "validation.jsonl", chosen(pages, tokenizer, dict.fromkeys(KINDS, 40), far=0), titled=True)
         else:
@@ -140,15 +144,22 @@ def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0) -> l
         taken = [(question, rng.random() < 0.5) for question in by_kind["two places"] for _ in range(2)]
         taken += [(question, True) for question in rng.sample(leading, min(5, len(leading)))]
         taken += [(question, False) for kind in ("one place", "none") for question in rng.sample(by_kind[kind], min(1, len(by_kind[kind])))]
-        for question, rewired in taken:
-            short, asked = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5, rewired=rewired)
-            target = asked.target
-            if rewired and target is None:
-                continue  # the excerpt has no other class
-            if target is None or (target.answer and short.text.count(target.answer) == 1):
-                records.append({**asked.record(short), "id": str(len(records))})
+        for question, renamed in taken:
+            short = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5)
+            made = rewired(*short, rng) if renamed else short
+            if made is not None and (made[1].target is None or made[0].text.count(made[1].target.answer) == 1):
+                records.append({**made[1].record(made[0]), "id": str(len(records))})
     rng.shuffle(records)
     return records
+
+
+def renamed(page: Page, rng: random.Random) -> Page:
+    """The page with three entries that lead to other classes of it than by nature."""
+    for _ in range(3):
+        leading = [question for question in questions_of(page) if question.leads_to]
+        made = rewired(page, rng.choice(leading), rng) if leading else None
+        page = page if made is None else made[0]
+    return page
 
 
 def chosen(

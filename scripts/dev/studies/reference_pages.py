@@ -267,16 +267,12 @@ def _words(name: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(name)}
 
 
-def excerpt(
-    page: Page, question: Question, budget: int, rng: random.Random, *, mixed: bool = False, rewired: bool = False
-) -> tuple[Page, Question]:
+def excerpt(page: Page, question: Question, budget: int, rng: random.Random, *, mixed: bool = False) -> tuple[Page, Question]:
     """A page of some entries of ``page``, in its order, with the first lines of their docstrings: those that the question needs, and
     others, classes above all, as far as about ``budget`` tokens go.
 
     Args:
         mixed: deal the docstrings out anew, so that no answer can be guessed from what describes a name.
-        rewired: let an entry that names a class name another one, of the page, so that none can be guessed from names. A question that the
-            page did not answer becomes one of two places.
 
     Returns:
         The page, and the question about it.
@@ -295,23 +291,41 @@ def excerpt(
     docs = [kept[start] for start in order]
     if mixed:
         rng.shuffle(docs)
-    asked, target = (entry.start if entry else None for entry in (question.asked, question.target))
-    if rewired and question.leads_to and asked is not None:
-        names = Counter(entry.name for entry in kept.values())
-        others = [kept[start] for start, doc in zip(order, docs, strict=True) if kept[start].is_class and doc.answer]
-        others = [entry for entry in others if names[entry.name] == 1 and entry.name != kept[asked].name.partition(".")[0]]
-        if others:
-            chosen, entry = rng.choice(others), kept[asked]
-            name = re.compile(rf"(?<![\w.]){question.leads_to}\b")
-            at = entry.head.index("(")
-            kept[asked], target = replace(entry, head=entry.head[:at] + name.sub(chosen.name, entry.head[at:])), chosen.start
-            question = replace(question, kind="two places")
     short = Page(page.title)
     for start, other in zip(order, docs, strict=True):
         short.add(replace(kept[start], doc=other.doc, answer=other.answer), lines[start])
     found = dict(zip(order, short.entries, strict=True))
-    asked_now, target_now = (None if start is None else found[start] for start in (asked, target))
-    return short, replace(question, asked=asked_now, target=target_now)
+    asked, target = (found[entry.start] if entry else None for entry in (question.asked, question.target))
+    return short, replace(question, asked=asked, target=target)
+
+
+def rewired(page: Page, question: Question, rng: random.Random) -> tuple[Page, Question] | None:
+    """The page with another class's name where the asked entry leads to one, so that nothing can be guessed from names.
+
+    Returns:
+        The page, and the question, which is now of two places; None where the page has no other class.
+    """
+    asked = question.asked
+    if asked is None or not question.leads_to:
+        return None
+    own = asked.name.partition(".")[0]
+    others = [entry for entry in page.described.values() if entry.is_class and entry.name not in (own, question.leads_to)]
+    if not others:
+        return None
+    chosen, at = rng.choice(others), asked.head.index("(")
+    named = re.sub(rf"(?<![\w.]){question.leads_to}\b", chosen.name, asked.head[at:])
+    longer = len(named) - len(asked.head[at:])
+
+    def moved(entry: Entry) -> Entry:
+        if entry.start == asked.start:
+            relations = ((words, chosen.name if name == question.leads_to else name) for words, name in entry.relations)
+            entry = replace(entry, head=asked.head[:at] + named, relations=tuple(relations))
+        starts = {name: getattr(entry, name) for name in ("start", "answer_start")}
+        return replace(entry, **{name: start + longer for name, start in starts.items() if start > asked.start})
+
+    text = page.text[: asked.start + at] + named + page.text[asked.start + len(asked.head) :]
+    changed = replace(question, kind="two places", asked=moved(asked), target=moved(chosen), leads_to=chosen.name)
+    return Page(page.title, text, [moved(entry) for entry in page.entries]), changed
 
 
 _ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<first>.+\n(?:    .*\n)*))?", re.MULTILINE)
