@@ -27,26 +27,26 @@ def label_names(*parts: Dataset) -> list[str]:
 
 def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str]) -> Dataset:
     """Tokens, as in ``run_classification``, the label's number, ``length`` (tokens of the input) and ``document`` (tokens before it was
-    cut). A text with a ``question`` stands behind it, as in ``run_glue``; the longer of both is cut."""
+    cut). A text with a ``question`` follows it, as in ``run_glue``; the longer of the two is cut."""
     numbers = {name: number for number, name in enumerate(names)}
     has_questions = "question" in data.column_names
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = (rows["question"], rows["text"]) if has_questions else (rows["text"],)
         columns = {"return_attention_mask": False, "return_token_type_ids": None if has_questions else False}
-        whole = tokenizer(*texts, **columns, verbose=False)
-        documents = [len(ids) for ids in whole["input_ids"]]
-        long = [row for row, count in enumerate(documents) if count > length]
+        encoded = tokenizer(*texts, **columns, verbose=False)
+        uncut = [len(ids) for ids in encoded["input_ids"]]
+        long = [row for row, count in enumerate(uncut) if count > length]
         if long:
             cut = tokenizer(*([part[row] for row in long] for part in texts), truncation=True, max_length=length, **columns)
             for name, values in cut.items():
                 for row, value in zip(long, values, strict=True):
-                    whole[name][row] = value
+                    encoded[name][row] = value
         return {
-            **whole,
+            **encoded,
             "labels": [numbers[label] for label in rows["label"]],
-            "length": [len(ids) for ids in whole["input_ids"]],
-            "document": documents,
+            "length": [len(ids) for ids in encoded["input_ids"]],
+            "document": uncut,
         }
 
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)

@@ -11,20 +11,35 @@ tokens that share 128, each with the label of its page, and the model converted 
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
-from scripts.dev.studies.joint_reading import EXCERPTS, LONG, SHORT, Nearest, elsewhere, interval, read, run, windows_of, write
+from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
+from scripts.dev.studies.joint_reading import (
+    EXCERPTS,
+    LONG,
+    SHORT,
+    Nearest,
+    convert,
+    elsewhere,
+    fine_tune,
+    finish,
+    over_pages,
+    read,
+    read_options,
+    stored,
+    windows_of,
+    write,
+)
 from scripts.dev.studies.reference_pages import FAR, LENGTHS, PACKAGES, Page, Question, excerpt, most_words, pages_of, program, questions_of
 
 OUTPUT = Path("scripts/dev/results/joint_claims")
@@ -134,22 +149,13 @@ def build(work: Path, tokenizer: Any) -> None:
 
 
 def train(work: Path, seed: int, minutes: Minutes) -> None:
-    """Train the reader of claims about excerpts, which all seeds share, and both readers of pages; a folder that is there is kept."""
-
-    def fine_tune(name: str, model: str, data: str, held_out: str, time_limit: float, more: str) -> None:
-        if not (work / name).exists():
-            run("train", "classify", "--model", work / model, "--data", work / f"{data}.jsonl", "--question-column", "claim",
-                "--max_minutes", time_limit, "--seed", seed, "--gradient_accumulation_steps", "1", "--no_eval_before_training",
-                "--logging_steps", "50", "--max_eval_samples", "200", *(("--validation", work / f"{held_out}.jsonl") if held_out else ()),
-                *more.split(), "--output", work / name)  # fmt: skip
-
-    start, converted = "claims", "claims-converted"
-    fine_tune(start, "reader", "claims-short", "", minutes.excerpts, "--batch_size 8 --learning_rate 1e-4")
-    if not (work / converted).exists():
-        run("convert", work / start, work / converted, "--mechanism", "longformer", "--max-length", LONG)
-    pages = "claims-validation-windows", "claims-validation"
-    fine_tune(f"claims-windows-{seed}", start, "claims-train-windows", pages[0], minutes.pages, "--batch_size 8 --learning_rate 5e-5")
-    fine_tune(f"claims-long-{seed}", converted, "claims-train", pages[1], minutes.pages, "--batch_size 2 --learning_rate 5e-5")
+    """Train the reader of claims about excerpts, which all seeds share, and both readers of pages."""
+    task = "classify --question-column claim --max_eval_samples 200"
+    fine_tune(work, "claims", task, "reader", "claims-short", minutes.excerpts, seed, "--batch_size 8 --learning_rate 1e-4")
+    convert(work, "claims", "claims-converted")
+    for name, model, windows, rows in (("windows", "claims", "-windows", 8), ("long", "claims-converted", "", 2)):
+        held_out, more = f"claims-validation{windows}", f"--batch_size {rows} --learning_rate 5e-5"
+        fine_tune(work, f"claims-{name}-{seed}", task, model, f"claims-train{windows}", minutes.pages, seed, more, held_out=held_out)
 
 
 def log_odds(model: Any, tokenizer: Any, asked: str, texts: Sequence[str], length: int) -> np.ndarray:
@@ -168,40 +174,42 @@ def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
     import hf_longattn  # noqa: F401 (its models register themselves)
 
     held_out, test = read(work / "claims-validation.jsonl"), read(work / "claims-test.jsonl")
+
+    def of_readers(seed: int) -> Iterator[Answer]:
+        folders = {name: work / f"claims-{name}-{seed}" for name in ("windows", "long")}
+        models = {name: AutoModelForSequenceClassification.from_pretrained(folder).eval() for name, folder in folders.items()}
+        tokenizer = AutoTokenizer.from_pretrained(folders["long"])
+        rows: dict[str, list[tuple[dict[str, Any], float, float]]] = defaultdict(list)
+        for record in held_out + test:
+            started = time.perf_counter()
+            parts = [part for _, part in windows_of(record["claim"], record["text"], tokenizer)]
+            odds = log_odds(models["windows"], tokenizer, record["claim"], parts, SHORT)
+            seconds = time.perf_counter() - started
+            for name, value in (("first", odds[0]), ("mean", odds.mean()), ("highest", odds.max())):
+                rows[name].append((record, float(value), seconds))
+            started = time.perf_counter()
+            (odds_of_page,) = log_odds(models["long"], tokenizer, record["claim"], [record["text"]], LONG)
+            rows["long"].append((record, float(odds_of_page), time.perf_counter() - started))
+        for name, values in rows.items():
+            limit = best_limit([(sure, record["label"] == "true") for record, sure, _ in values[: len(held_out)]])
+            for record, sure, seconds in values[len(held_out) :]:
+                yield judged(name, seed, record, sure - limit, seconds)
+
     answers: list[Answer] = []
     for record in test:
         asked = {**record, "context": record["text"]}
         guesses = {"random": random.Random(record["id"]).choice((-1, 1))}
         guesses |= {name: 1 if rule(asked) == record["said"] else -1 for name, rule in (("lexical", most_words), ("program", program))}
-        for name, guess in guesses.items():
-            right = (guess > 0) == (record["label"] == "true")
-            answers.append(Answer(name, None, record["kind"], record["title"], record["id"], guess, right, 0.0))
+        answers += [judged(name, None, record, guess, 0.0) for name, guess in guesses.items()]
     for seed in seeds:
-        file = work / f"claims-answers-{seed}.json"
-        if not file.exists():
-            folders = {name: work / f"claims-{name}-{seed}" for name in ("windows", "long")}
-            models = {name: AutoModelForSequenceClassification.from_pretrained(folder).eval() for name, folder in folders.items()}
-            tokenizer = AutoTokenizer.from_pretrained(folders["long"])
-            rows: dict[str, list[tuple[dict[str, Any], float, float]]] = defaultdict(list)
-            for record in held_out + test:
-                started = time.perf_counter()
-                parts = [part for _, part in windows_of(record["claim"], record["text"], tokenizer)]
-                odds = log_odds(models["windows"], tokenizer, record["claim"], parts, SHORT)
-                seconds = time.perf_counter() - started
-                for name, value in (("first", odds[0]), ("mean", odds.mean()), ("highest", odds.max())):
-                    rows[name].append((record, float(value), seconds))
-                started = time.perf_counter()
-                (whole,) = log_odds(models["long"], tokenizer, record["claim"], [record["text"]], LONG)
-                rows["long"].append((record, float(whole), time.perf_counter() - started))
-            found = []
-            for name, values in rows.items():
-                limit = best_limit([(sure, record["label"] == "true") for record, sure, _ in values[: len(held_out)]])
-                for record, sure, seconds in values[len(held_out) :]:
-                    right = (sure > limit) == (record["label"] == "true")
-                    found.append(Answer(name, seed, record["kind"], record["title"], record["id"], sure - limit, right, seconds))
-            file.write_text(json.dumps(found), encoding="utf-8")
-        answers += [Answer(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        answers += stored(work / f"claims-answers-{seed}.json", Answer, partial(of_readers, seed))
     return answers
+
+
+def judged(system: str, seed: int | None, record: Mapping[str, Any], sure: float, seconds: float) -> Answer:
+    """The answer of a system that is so ``sure`` that a claim is true."""
+    right = (sure > 0) == (record["label"] == "true")
+    return Answer(system, seed, record["kind"], record["title"], record["id"], sure, right, seconds)
 
 
 def best_limit(values: Sequence[tuple[float, bool]]) -> float:
@@ -228,14 +236,6 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
     for name, row in table.items():
         row["seconds"] = round(float(np.median([answer.seconds for answer in answers if answer.system == name])), 3)
     return table
-
-
-def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
-    """Mean of claims in per cent with its interval; ``values`` by (page, claim)."""
-    pages = defaultdict(list)
-    for (page, _), value in values.items():
-        pages[page].append(value)
-    return [round(number, 1) for number in interval(pages)]
 
 
 def tables(record: Mapping[str, Any]) -> str:
@@ -268,23 +268,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     from transformers import AutoTokenizer
 
-    parser = study_parser(__doc__, OUTPUT, "one seed, a minute of each training")
-    parser.add_argument("--work", type=Path, required=True, help="the folder of joint_reading, with its reader")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
-    parser.add_argument("--minutes", type=float, nargs=2, default=list(Minutes()), metavar=("EXCERPTS", "PAGES"),
-                        help="minutes of training on claims about excerpts, and about whole pages (default: 8 4)")  # fmt: skip
-    options = parser.parse_args(arguments)
-    output = output_of(options, OUTPUT)
-    seeds, minutes = ([0], Minutes(1, 1)) if options.quick else (options.seeds, Minutes(*options.minutes))
+    options = read_options(arguments, __doc__, OUTPUT, Minutes, "on claims about excerpts, and about whole pages")
     if not (options.work / "claims-test.jsonl").exists():
         build(options.work, AutoTokenizer.from_pretrained(options.work / "minilm"))
-    for seed in seeds:
-        train(options.work, seed, minutes)
+    for seed in options.seeds:
+        train(options.work, seed, options.minutes)
     test = read(options.work / "claims-test.jsonl")
     about = {**Counter(one["kind"] for one in test), "true": sum(one["label"] == "true" for one in test)}
     about["pages"] = len({one["title"] for one in test})
-    record = {"test": about, "seeds": seeds, "minutes": minutes, "table": summary(score(options.work, seeds)), "machine": machine()}
-    finish_study(output, record, markdown(record))
+    finish(options, about, summary(score(options.work, options.seeds)), markdown)
     return 0
 
 

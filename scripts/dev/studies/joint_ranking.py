@@ -10,19 +10,30 @@ commands of users.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
-from scripts.dev.studies.joint_reading import LONG, interval, prepare, read, run, windows_of, write
+from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
+from scripts.dev.studies.joint_reading import (
+    convert,
+    fine_tune,
+    finish,
+    interval,
+    prepare,
+    read,
+    read_options,
+    stored,
+    windows_of,
+    write,
+)
 from scripts.dev.studies.reference_pages import FAR, PACKAGES, Page, pages_of
 
 OUTPUT = Path("scripts/dev/results/joint_ranking")
@@ -128,21 +139,13 @@ def build(work: Path, tokenizer: Any) -> None:
 
 
 def train(work: Path, seed: int, minutes: Minutes) -> None:
-    """Train the cross-encoder of chunks, which all seeds share; go on with it, and train the converted one on whole pages. A folder that is
-    there is kept."""
-
-    def fine_tune(name: str, model: str, data: str, time_limit: float, more: str) -> None:
-        if not (work / name).exists():
-            run("train", "embed", "--reranker", "--model", work / model, "--data", work / f"{data}.jsonl", "--max_minutes", time_limit,
-                "--seed", seed, "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50",
-                "--max_eval_samples", "20", *more.split(), "--output", work / name)  # fmt: skip
-
-    start, converted = "ranking", "ranking-converted"
-    fine_tune(start, "minilm", "ranking-chunks", minutes.chunks, "--batch_size 8 --learning_rate 1e-4")
-    if not (work / converted).exists():
-        run("convert", work / start, work / converted, "--mechanism", "longformer", "--max-length", LONG)
-    fine_tune(f"ranking-chunks-{seed}", start, "ranking-chunks", minutes.pages, "--batch_size 8 --learning_rate 5e-5")
-    fine_tune(f"ranking-long-{seed}", converted, "ranking-pages", minutes.pages, "--batch_size 4 --learning_rate 5e-5")
+    """Train the cross-encoder of chunks, which all seeds share; go on with it, and train the converted one on whole pages."""
+    task = "embed --reranker --max_eval_samples 20"
+    fine_tune(work, "ranking", task, "minilm", "ranking-chunks", minutes.chunks, seed, "--batch_size 8 --learning_rate 1e-4")
+    convert(work, "ranking", "ranking-converted")
+    for name, model, data, rows in (("chunks", "ranking", "chunks", 8), ("long", "ranking-converted", "pages", 4)):
+        more = f"--batch_size {rows} --learning_rate 5e-5"
+        fine_tune(work, f"ranking-{name}-{seed}", task, model, f"ranking-{data}", minutes.pages, seed, more)
 
 
 def score(work: Path, seeds: Sequence[int]) -> list[Rank]:
@@ -153,31 +156,30 @@ def score(work: Path, seeds: Sequence[int]) -> list[Rank]:
 
     test, ranks = read(work / "ranking-test.jsonl"), list[Rank]()
 
-    def note(system: str, seed: int | None, row: Mapping[str, Any], scores: Sequence[float], seconds: float) -> Rank:
+    def rank(system: str, seed: int | None, row: Mapping[str, Any], scores: Sequence[float], seconds: float) -> Rank:
         place = list(np.argsort(-np.asarray(scores), kind="stable")).index(row["right"]) + 1 if row["right"] >= 0 else 0
         return Rank(system, seed, row["title"], 1 / place if place else 0.0, place == 1, seconds)
 
+    def of_readers(seed: int) -> Iterator[Rank]:
+        chunks, long = (CrossEncoder(str(work / f"ranking-{name}-{seed}"), device="cpu") for name in ("chunks", "long"))
+        for row in test:
+            started = time.perf_counter()
+            parts = [[text for _, text in windows_of(row["query"], page, chunks.tokenizer)] for page in row["pages"]]
+            flat = chunks.predict([(row["query"], text) for its in parts for text in its], batch_size=8, show_progress_bar=False)
+            seconds, values = time.perf_counter() - started, iter(flat.tolist())
+            of_page = [sorted((next(values) for _ in its), reverse=True) for its in parts]
+            yield rank("best", seed, row, [its[0] for its in of_page], seconds)
+            yield rank("two", seed, row, [sum(its[:2]) for its in of_page], seconds)
+            started = time.perf_counter()
+            scores = long.predict([(row["query"], page) for page in row["pages"]], batch_size=2, show_progress_bar=False)
+            yield rank("long", seed, row, scores.tolist(), time.perf_counter() - started)
+
     for row in test:
-        ranks.append(note("bm25", None, row, [-place for place in range(len(row["pages"]))], 0.0))
-        ranks.append(note("random", None, row, random.Random(row["query"]).sample(range(len(row["pages"])), len(row["pages"])), 0.0))
+        count = len(row["pages"])
+        ranks.append(rank("bm25", None, row, [-place for place in range(count)], 0.0))
+        ranks.append(rank("random", None, row, random.Random(row["query"]).sample(range(count), count), 0.0))
     for seed in seeds:
-        file = work / f"ranking-ranks-{seed}.json"
-        if not file.exists():
-            chunks, long = (CrossEncoder(str(work / f"ranking-{name}-{seed}"), device="cpu") for name in ("chunks", "long"))
-            found = []
-            for row in test:
-                started = time.perf_counter()
-                parts = [[text for _, text in windows_of(row["query"], page, chunks.tokenizer)] for page in row["pages"]]
-                flat = chunks.predict([(row["query"], text) for its in parts for text in its], batch_size=8, show_progress_bar=False)
-                seconds, values = time.perf_counter() - started, iter(flat.tolist())
-                of_page = [sorted((next(values) for _ in its), reverse=True) for its in parts]
-                found.append(note("best", seed, row, [its[0] for its in of_page], seconds))
-                found.append(note("two", seed, row, [sum(its[:2]) for its in of_page], seconds))
-                started = time.perf_counter()
-                scores = long.predict([(row["query"], page) for page in row["pages"]], batch_size=2, show_progress_bar=False)
-                found.append(note("long", seed, row, scores.tolist(), time.perf_counter() - started))
-            file.write_text(json.dumps(found), encoding="utf-8")
-        ranks += [Rank(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        ranks += stored(work / f"ranking-ranks-{seed}.json", Rank, partial(of_readers, seed))
     return ranks
 
 
@@ -234,23 +236,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     from transformers import AutoTokenizer
 
-    parser = study_parser(__doc__, OUTPUT, "one seed, a minute of each training")
-    parser.add_argument("--work", type=Path, required=True, help="folder of models and answers; what is there is not made again")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
-    parser.add_argument("--minutes", type=float, nargs=2, default=list(Minutes()), metavar=("CHUNKS", "PAGES"),
-                        help="minutes of training on chunks, and on chunks or whole pages (default: 10 5)")  # fmt: skip
-    options = parser.parse_args(arguments)
-    output = output_of(options, OUTPUT)
-    seeds, minutes = ([0], Minutes(1, 1)) if options.quick else (options.seeds, Minutes(*options.minutes))
+    options = read_options(arguments, __doc__, OUTPUT, Minutes, "on chunks, and on chunks or whole pages")
     prepare(options.work)
     if not (options.work / "ranking-test.jsonl").exists():
         build(options.work, AutoTokenizer.from_pretrained(options.work / "minilm"))
-    for seed in seeds:
-        train(options.work, seed, minutes)
+    for seed in options.seeds:
+        train(options.work, seed, options.minutes)
     test = read(options.work / "ranking-test.jsonl")
     about = {"queries": len(test), "found": sum(row["right"] >= 0 for row in test)}
-    record = {"test": about, "seeds": seeds, "minutes": minutes, "table": summary(score(options.work, seeds)), "machine": machine()}
-    finish_study(output, record, markdown(record))
+    finish(options, about, summary(score(options.work, options.seeds)), markdown)
     return 0
 
 

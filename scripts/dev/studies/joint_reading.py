@@ -10,6 +10,7 @@ the model converted to 4,096 tokens. All trainings and conversions are the comma
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shlex
@@ -18,9 +19,10 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -105,8 +107,6 @@ def build(work: Path, quick: bool) -> None:
                 write(work / f"{name}.jsonl", excerpts(pages, budget))
             counts = {"two places": 900, "one place": 500, "none": 400}
             write(work / "pages.jsonl", chosen(pages, tokenizer, counts, far=0), titled=True)
-            rng = random.Random(0)
-            write(work / "pages-renamed.jsonl", chosen([renamed(page, rng) for page in pages], tokenizer, counts, far=0))
         elif split == "validation":
             write(work / "validation.jsonl", chosen(pages, tokenizer, dict.fromkeys(KINDS, 40), far=0), titled=True)
         else:
@@ -151,15 +151,6 @@ def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0) -> l
                 records.append({**made[1].record(made[0]), "id": str(len(records))})
     rng.shuffle(records)
     return records
-
-
-def renamed(page: Page, rng: random.Random) -> Page:
-    """The page with three entries that lead to other classes of it than by nature."""
-    for _ in range(3):
-        leading = [question for question in questions_of(page) if question.leads_to]
-        made = rewired(page, rng.choice(leading), rng) if leading else None
-        page = page if made is None else made[0]
-    return page
 
 
 def chosen(
@@ -215,24 +206,30 @@ class Nearest:
 
 
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
-    """Train the reader of excerpts, which all seeds share, and the three readers of pages; a folder that is there is kept."""
-
-    def fine_tune(name: str, model: str, data: str, time_limit: float, more: str, held_out: str = "") -> None:
-        if not (work / name).exists():
-            validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ("--max_eval_samples", "100")
-            samples = ("--max_eval_samples", "12") if quick else ()
-            run("train", "qa", "--model", work / model, "--data", work / f"{data}.jsonl", "--max_minutes", time_limit, "--seed", seed,
-                "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *validation, *samples,
-                *more.split(), "--output", work / name)  # fmt: skip
-
-    fine_tune("first", "minilm", "first", minutes.first, "--batch_size 8 --learning_rate 2e-4 --warmup_steps 50")
-    like_converted = "--batch_size 8 --learning_rate 1.5e-4 --warmup_steps 50 --windows 0 64 128 --random_positions"
-    fine_tune("reader", "first", "second", minutes.second, like_converted)
-    if not (work / "converted").exists():
-        run("convert", work / "reader", work / "converted", "--mechanism", "longformer", "--max-length", LONG)
+    """Train the reader of excerpts, which all seeds share, and the three readers of pages."""
+    of_excerpts = f"--max_eval_samples {12 if quick else 100} --batch_size 8 --warmup_steps 50"
+    fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{of_excerpts} --learning_rate 2e-4")
+    like_converted = f"{of_excerpts} --learning_rate 1.5e-4 --windows 0 64 128 --random_positions"
+    fine_tune(work, "reader", "qa", "first", "second", minutes.second, seed, like_converted)
+    convert(work, "reader", "converted")
     for name, titled, model, rows in (("windows", "", "reader", 8), ("titled", "-titled", "reader", 8), ("long", "", "converted", 2)):
-        more = f"--batch_size {rows} --learning_rate 5e-5"
-        fine_tune(f"{name}-{seed}", model, f"pages{titled}", minutes.pages, more, held_out=f"validation{titled}")
+        more = f"--batch_size {rows} --learning_rate 5e-5" + " --max_eval_samples 12" * quick
+        fine_tune(work, f"{name}-{seed}", "qa", model, f"pages{titled}", minutes.pages, seed, more, held_out=f"validation{titled}")
+
+
+def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: float, seed: int, more: str, *, held_out: str = "") -> None:
+    """Train a model of ``work`` as users do, with the options ``more``; a folder that is there is kept."""
+    if not (work / name).exists():
+        validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ()
+        run("train", *task.split(), "--model", work / model, "--data", work / f"{data}.jsonl", "--max_minutes", minutes, "--seed", seed,
+            "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *validation, *more.split(),
+            "--output", work / name)  # fmt: skip
+
+
+def convert(work: Path, model: str, name: str) -> None:
+    """Convert a model of ``work`` to :data:`LONG` tokens; a folder that is there is kept."""
+    if not (work / name).exists():
+        run("convert", work / model, work / name, "--mechanism", "longformer", "--max-length", LONG)
 
 
 def windows_of(asked: str, text: str, tokenizer: Any) -> list[tuple[int, str]]:
@@ -261,34 +258,37 @@ def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
     from hf_longattn.training import load_qa_model
 
     records = {name: read(work / f"{name}.jsonl") for name in ("test", "test-titled")}
-    answers: list[Answer] = []
     pages = {context: f"page {number}" for number, context in enumerate(dict.fromkeys(record["context"] for record in records["test"]))}
 
-    def note(system: str, seed: int | None, record: Mapping[str, Any], text: str, seconds: float) -> None:
+    def scored(system: str, seed: int | None, record: Mapping[str, Any], text: str, seconds: float) -> Answer:
         exact, f1 = score_answer(text, record["answers"]["text"])
-        answers.append(Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds))
+        return Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds)
 
-    for record in records["test"]:
-        for name, rule in RULES.items():
-            note(name, None, record, rule(record), 0.0)
+    def of_readers(seed: int) -> Iterator[Answer]:
+        readers = {}
+        for name in READERS:
+            model, tokenizer = load_qa_model(str(work / f"{name}-{seed}"))
+            readers[name] = QAReader(name, model, tokenizer, whole(LONG) if name == "long" else windows(SHORT, STRIDE))
+        for plain, titled in zip(*records.values(), strict=True):
+            for name, reader in readers.items():
+                started = time.perf_counter()
+                text = reader.answer(titled if name == "titled" else plain)
+                yield scored(name, seed, plain, text, time.perf_counter() - started)
+
+    answers = [scored(name, None, record, rule(record), 0.0) for record in records["test"] for name, rule in RULES.items()]
     for seed in seeds:
-        file = work / f"answers-{seed}.json"
-        if not file.exists():
-            before, readers = len(answers), {}
-            for name in READERS:
-                model, tokenizer = load_qa_model(str(work / f"{name}-{seed}"))
-                form = whole(LONG) if name == "long" else windows(SHORT, STRIDE)
-                readers[name] = QAReader(name, model, tokenizer, form)
-            for plain, titled in zip(*records.values(), strict=True):
-                for name, reader in readers.items():
-                    record = titled if name == "titled" else plain
-                    started = time.perf_counter()
-                    text = reader.answer(record)
-                    note(name, seed, plain, text, time.perf_counter() - started)
-            file.write_text(json.dumps(answers[before:]), encoding="utf-8")
-            del answers[before:]
-        answers += [Answer(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        answers += stored(work / f"answers-{seed}.json", Answer, partial(of_readers, seed))
     return answers
+
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+def stored(file: Path, kind: Callable[..., Row], make: Callable[[], Iterable[Row]]) -> list[Row]:
+    """The rows of a file, which is made of those of ``make`` where it is not there."""
+    if not file.exists():
+        file.write_text(json.dumps(list(make())), encoding="utf-8")
+    return [kind(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def interval(values: Mapping[str, Sequence[float]], rounds: int = 2000) -> tuple[float, float, float]:
@@ -313,20 +313,22 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
     for system, questions in by_question.items():
         table[system] = {"seeds": len({answer.seed for found in questions.values() for answer in found})}
         for kind in KINDS:
+            of_kind = {key: found for key, found in questions.items() if key[0] == kind}
             for value in ("exact", "f1"):
-                pages = defaultdict(list)
-                for (its_kind, page, _), found in questions.items():
-                    if its_kind == kind:
-                        pages[page].append(mean(found, value))
-                table[system][f"{kind}, {value}"] = [round(number, 1) for number in interval(pages)]
+                table[system][f"{kind}, {value}"] = over_pages({key[1:]: mean(found, value) for key, found in of_kind.items()})
             if system in READERS:
-                pages = defaultdict(list)
-                for (its_kind, page, name), found in questions.items():
-                    if its_kind == kind:
-                        pages[page].append(mean(found, "exact") - mean(by_question["windows"][kind, page, name], "exact"))
-                table[system][f"{kind}, more than windows"] = [round(number, 1) for number in interval(pages)]
+                more = {key[1:]: mean(found, "exact") - mean(by_question["windows"][key], "exact") for key, found in of_kind.items()}
+                table[system][f"{kind}, more than windows"] = over_pages(more)
         table[system]["seconds"] = round(float(np.median([answer.seconds for found in questions.values() for answer in found])), 3)
     return table
+
+
+def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
+    """The mean of ``values`` by (page, question) in per cent, with its interval."""
+    pages = defaultdict(list)
+    for (page, _), value in values.items():
+        pages[page].append(value)
+    return [round(number, 1) for number in interval(pages)]
 
 
 def tables(record: Mapping[str, Any]) -> str:
@@ -371,29 +373,47 @@ def about_test(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {**kinds, "pages": len(lengths), "shortest": lengths[0], "longest": lengths[-1], "median": lengths[len(lengths) // 2]}
 
 
+def read_options(
+    arguments: list[str] | None, description: str, output: Path, kind: type[Any], trained: str, *, quick: str = ""
+) -> argparse.Namespace:
+    """The options of a study of joint reading: ``output``, ``quick``, ``work``, ``seeds``, and ``minutes`` as a ``kind``.
+
+    Args:
+        trained: on what, for as many minutes as the fields of ``kind``.
+        quick: what else the quick form leaves out.
+    """
+    parser = study_parser(description, output, ", ".join(filter(None, ("one seed, a minute of each training", quick))))
+    add, usual = parser.add_argument, list(kind())
+    add("--work", type=Path, required=True, help="folder of models and answers (about 1 GB); what is there is not made again")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
+    names, shown = tuple(name.upper() for name in kind._fields), " ".join(f"{minutes:g}" for minutes in usual)
+    add("--minutes", type=float, nargs=len(usual), default=usual, metavar=names, help=f"minutes of training {trained} (default: {shown})")
+    options = parser.parse_args(arguments)
+    options.output = output_of(options, output)
+    if options.quick:
+        options.seeds, options.minutes = [0], [1] * len(usual)
+    options.minutes = kind(*options.minutes)
+    return options
+
+
+def finish(options: argparse.Namespace, test: Mapping[str, Any], table: Mapping[str, Any], markdown: Callable[[Any], str]) -> None:
+    """Store and print the result of a study with these options."""
+    record = {"test": test, "seeds": options.seeds, "minutes": options.minutes, "table": table, "machine": machine()}
+    finish_study(options.output, record, markdown(record))
+
+
 @one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
-    parser = study_parser(__doc__, OUTPUT, "one seed, a minute of each training, a tenth of the questions")
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder of models and answers (about 1 GB); what is there is not made again"
+    options = read_options(
+        arguments, __doc__, OUTPUT, Minutes, "on short and longer excerpts, and on whole pages", quick="a tenth of the questions"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
-    parser.add_argument("--minutes", type=float, nargs=3, default=list(Minutes()), metavar=("FIRST", "SECOND", "PAGES"),
-                        help="minutes of training on short and longer excerpts, and on whole pages (default: 20 40 4)")  # fmt: skip
-    options = parser.parse_args(arguments)
-    output = output_of(options, OUTPUT)
-    seeds, minutes = ([0], Minutes(1, 1, 1)) if options.quick else (options.seeds, Minutes(*options.minutes))
     prepare(options.work)
     if not (options.work / "test.jsonl").exists():
         build(options.work, options.quick)
-    for seed in seeds:
-        train(options.work, seed, minutes, options.quick)
-    table = summary(score(options.work, seeds))
-    record = {
-        "test": about_test(read(options.work / "test.jsonl")), "seeds": seeds, "minutes": minutes, "table": table, "machine": machine(),
-    }  # fmt: skip
-    finish_study(output, record, markdown(record))
+    for seed in options.seeds:
+        train(options.work, seed, options.minutes, options.quick)
+    finish(options, about_test(read(options.work / "test.jsonl")), summary(score(options.work, options.seeds)), markdown)
     return 0
 
 

@@ -49,7 +49,6 @@ FAR = 512
 _CHARACTERS = 3.6  # of a token, on these pages
 _LONGEST_DOC = 2000  # characters; a longer docstring ends with its last whole paragraph before them
 _SKIPPED = frozenset({"tests", "test", "testing", "_vendor", "_vendored", "__pycache__"})
-_BASES = frozenset({"base", "abstract", "generic", "general", "common", "parent", "superclass", "baseclass", "mixin", "interface", "root"})
 _ORDINARY = frozenset(
     {"how", "is", "the", "class", "that", "described", "as", "a", "an", "of", "in", "to", "for", "and", "or", "with", "by", "on"}
 )
@@ -216,14 +215,6 @@ class Question:
     asked: Entry | None
     target: Entry | None
     leads_to: str = ""
-
-    @property
-    def guessable(self) -> bool:
-        """Whether the target shares a word with the question, or says that it is a base: then a reader may find it without the join."""
-        if self.asked is None or self.target is None:
-            return False
-        target = _words(self.target.name) | _words(self.target.answer)
-        return bool(target & (_words(self.text) - _ORDINARY) or target & _BASES)
 
     def near(self, tokens: int) -> bool:
         """Whether its places seem to be less than so many tokens apart."""

@@ -73,21 +73,17 @@ def test_the_questions_of_a_page(page: Page) -> None:
         question.text: (question.kind, question.target.name if question.target else None)
         for question in questions_of(page, ["Ode", "find"])
     }
-    assert (
-        found
-        == {
-            **{f"How is `{entry.name}` described?": ("one place", entry.name) for entry in page.entries},
-            "How is the class that `Shelf` extends described?": ("none", None),
-            "How is the class that `Novel` extends described?": ("none", None),
-            "How is the class that `Poem` extends described?": ("two places", "Novel"),
-            "How is the class that `Novel.lend` takes as `reader` described?": ("two places", "Shelf"),
-            "How is the class that `Novel.lend` returns described?": ("two places", "Shelf"),
-            "How is the class that `find` takes as `shelf` described?": ("two places", "Shelf"),
-            "How is the class that `find` returns described?": ("two places", "Novel"),
-            "How is `Ode` described?": ("none", None),
-        }
-        | {}
-    )  # a built-in class is not on the page either; two bases, a list of novels and a name of the page are not asked about
+    assert found == {
+        **{f"How is `{entry.name}` described?": ("one place", entry.name) for entry in page.entries},
+        "How is the class that `Shelf` extends described?": ("none", None),
+        "How is the class that `Novel` extends described?": ("none", None),
+        "How is the class that `Poem` extends described?": ("two places", "Novel"),
+        "How is the class that `Novel.lend` takes as `reader` described?": ("two places", "Shelf"),
+        "How is the class that `Novel.lend` returns described?": ("two places", "Shelf"),
+        "How is the class that `find` takes as `shelf` described?": ("two places", "Shelf"),
+        "How is the class that `find` returns described?": ("two places", "Novel"),
+        "How is `Ode` described?": ("none", None),
+    }  # a built-in class is not on the page either; two bases, a list of novels and a name of the page are not asked about
 
 
 def record(page: Page, question: Any) -> dict[str, Any]:
