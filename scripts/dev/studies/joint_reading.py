@@ -4,8 +4,9 @@
     python -m scripts.dev.studies.joint_reading --work runs/quick --quick     one seed, a minute of each training, few questions
 
 all-MiniLM-L6-v2 gets a question-answering head and is trained on excerpts of :mod:`reference_pages` of less than 512 tokens. From there
-on, with equal minutes of training on whole pages: windows of 512 tokens that share 128; the same with the title in front of each; and
-the model converted to 4,096 tokens. All trainings and conversions are the commands of users, which are printed.
+on, with equal minutes of training on more excerpts and on whole pages: windows of 512 tokens that share 128; the same with the title in
+front of each; and the model converted to 4,096 tokens, whose excerpts are longer. All trainings and conversions are the commands of
+users, which are printed.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from scripts.dev.studies.reference_pages import (
 
 OUTPUT = Path("scripts/dev/results/joint_reading")
 SHORT, LONG, STRIDE = 512, 4096, 128
-EXCERPTS = {"first": (90, 250), "second": (160, 440)}
-"""Tokens of the excerpts of the two trainings on excerpts."""
+EXCERPTS = {"first": (90, 250), "second": (160, 440), "third": (300, 1700)}
+"""Tokens of the excerpts of the trainings on excerpts; the third is for the converted model."""
 TEST = {"two places": 200, "one place": 160, "none": 125}
 RULES = {"random": any_sentence, "lexical": most_words, "program": program}
 READERS = ("windows", "titled", "long")
@@ -73,10 +74,11 @@ def prepare(work: Path) -> None:
 
 
 class Minutes(NamedTuple):
-    """Minutes of training: on excerpts, short ones and longer ones, and on whole pages."""
+    """Minutes of training: on short and on longer excerpts, which all readers share; then on more excerpts, and on whole pages."""
 
-    first: float = 20.0
-    second: float = 40.0
+    first: float = 18.0
+    second: float = 42.0
+    third: float = 25.0
     pages: float = 4.0
 
 
@@ -104,7 +106,7 @@ def build(work: Path, quick: bool) -> None:
         pages = [page for name in names for page in pages_of(name)]
         if split == "train":
             for name, budget in EXCERPTS.items():
-                write(work / f"{name}.jsonl", excerpts(pages, budget))
+                write(work / f"{name}.jsonl", excerpts(pages[:: 3 if name == "third" else 1], budget))
             counts = {"two places": 900, "one place": 500, "none": 400}
             write(work / "pages.jsonl", chosen(pages, tokenizer, counts, far=0), titled=True)
         elif split == "validation":
@@ -206,13 +208,16 @@ class Nearest:
 
 
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
-    """Train the reader of excerpts, which all seeds share, and the three readers of pages."""
+    """Train the readers of excerpts, which all seeds share, and the three readers of pages."""
     of_excerpts = f"--max_eval_samples {12 if quick else 100} --batch_size 8 --warmup_steps 50"
     fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{of_excerpts} --learning_rate 2e-4")
     like_converted = f"{of_excerpts} --learning_rate 1.5e-4 --windows 0 64 128 --random_positions"
     fine_tune(work, "reader", "qa", "first", "second", minutes.second, seed, like_converted)
     convert(work, "reader", "converted")
-    for name, titled, model, rows in (("windows", "", "reader", 8), ("titled", "-titled", "reader", 8), ("long", "", "converted", 2)):
+    of_excerpts += " --learning_rate 5e-5"
+    fine_tune(work, "windows", "qa", "reader", "second", minutes.third, seed + 1, of_excerpts)
+    fine_tune(work, "long", "qa", "converted", "third", minutes.third, seed, of_excerpts.replace("size 8", "size 4"))
+    for name, titled, model, rows in (("windows", "", "windows", 8), ("titled", "-titled", "windows", 8), ("long", "", "long", 2)):
         more = f"--batch_size {rows} --learning_rate 5e-5" + " --max_eval_samples 12" * quick
         fine_tune(work, f"{name}-{seed}", "qa", model, f"pages{titled}", minutes.pages, seed, more, held_out=f"validation{titled}")
 
@@ -346,7 +351,8 @@ def tables(record: Mapping[str, Any]) -> str:
         f"{markdown_table(header, rows)}\n\nThe converted model minus windows, in points: {more}.\n\n"
         f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}); seeds {seeds}; "
         f"95 % intervals by bootstrap over pages. All readers share {minutes.first:g} + {minutes.second:g} minutes of training on "
-        f"excerpts; then each was trained for {minutes.pages:g} minutes on whole pages, once for each seed.\n\n"
+        f"excerpts; then each was trained for {minutes.third:g} minutes on more excerpts, the converted model on longer ones, and for "
+        f"{minutes.pages:g} minutes on whole pages, once for each seed.\n\n"
         f"{footnote(record['machine'])}"
     )
 
@@ -406,7 +412,7 @@ def finish(options: argparse.Namespace, test: Mapping[str, Any], table: Mapping[
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     options = read_options(
-        arguments, __doc__, OUTPUT, Minutes, "on short and longer excerpts, and on whole pages", quick="a tenth of the questions"
+        arguments, __doc__, OUTPUT, Minutes, "on short, longer and more excerpts, and on whole pages", quick="a tenth of the questions"
     )
     prepare(options.work)
     if not (options.work / "test.jsonl").exists():
