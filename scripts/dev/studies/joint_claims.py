@@ -3,9 +3,9 @@
     python -m scripts.dev.studies.joint_reading --work runs/joint     first: it trains the reader that this study starts from
     python -m scripts.dev.studies.joint_claims --work runs/joint      three seeds; resumes what was interrupted
 
-"The class that `Foo` extends is described as: …" is true or false of a page of :mod:`reference_pages`. The reader of excerpts gets a head
-for two classes and is trained on claims about excerpts; from there on, with equal minutes of training on whole pages: windows of 512
-tokens that share 128, each with the label of its page, and the model converted to 4,096. All trainings are the commands of users.
+"The class that `Foo` extends is described as: …" is true or false of a page of :mod:`reference_pages`. Both readers of that study, the
+original and the converted one, get a head for two classes and are trained on claims about excerpts and about whole pages, for equal
+minutes: windows of 512 tokens that share 128, each with the label of its page, and 4,096 tokens. All trainings are the commands of users.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ from scripts.dev.studies.joint_reading import (
     LONG,
     SHORT,
     Nearest,
-    convert,
-    elsewhere,
     fine_tune,
     finish,
     over_pages,
     read,
     read_options,
+    short_pages,
     stored,
     windows_of,
     write,
 )
-from scripts.dev.studies.reference_pages import FAR, LENGTHS, PACKAGES, Page, Question, excerpt, most_words, pages_of, program, questions_of
+from scripts.dev.studies.reference_pages import FAR, LENGTHS, PACKAGES, Page, Question, most_words, pages_of, program, questions_of
 
 OUTPUT = Path("scripts/dev/results/joint_claims")
 LABELS = ("false", "true")
@@ -117,26 +116,21 @@ def claims(
     return [record for kind, count in counts.items() for record in found[kind][:count]]
 
 
-def short_claims(pages: Sequence[Page], seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Claims about excerpts, half of them with descriptions dealt out anew."""
+def short_claims(pages: Sequence[Page], seed: int = 0) -> list[dict[str, Any]]:
+    """Claims about excerpts of less than 512 tokens, in random order."""
     rng = random.Random(seed)
-    for page in pages:
-        for question in questions_of(page, elsewhere(pages, rng)):
-            share = {"two places": 1.0, "one place": 0.05, "none": 0.0}[question.kind]
-            for _ in range(4):
-                if rng.random() < share:
-                    budget = rng.randint(EXCERPTS["first"][0], EXCERPTS["second"][1])
-                    record = claim(*excerpt(page, question, budget, rng, mixed=rng.random() < 0.5), rng)
-                    if record is not None:
-                        yield record
+    short = short_pages(pages, (EXCERPTS["first"][0], EXCERPTS["second"][1]), rng)
+    made = (claim(page, question, rng) for page, question in short if question.target is not None)
+    found = [record for record in made if record is not None]
+    rng.shuffle(found)
+    return found
 
 
 def build(work: Path, tokenizer: Any) -> None:
     """Write the claims: about excerpts and whole pages to train on, held-out pages, and the test."""
     pages = {split: [page for name in packages.split() for page in pages_of(name)] for split, packages in PACKAGES.items()}
     rng = random.Random(0)
-    short = list(short_claims(pages["train"]))
-    write(work / "claims-short.jsonl", rng.sample(short, len(short)))
+    write(work / "claims-short.jsonl", short_claims(pages["train"]))
     for split, counts in (("train", {"one place": 400, "two places": 1200}), ("validation", {"one place": 80, "two places": 80})):
         found = claims(pages[split], counts, far=0)
         found = rng.sample(found, len(found))
@@ -149,13 +143,13 @@ def build(work: Path, tokenizer: Any) -> None:
 
 
 def train(work: Path, seed: int, minutes: Minutes) -> None:
-    """Train the reader of claims about excerpts, which all seeds share, and both readers of pages."""
+    """Train two readers of claims about excerpts, which all seeds share, and go on with whole pages."""
     task = "classify --question-column claim --max_eval_samples 200"
-    fine_tune(work, "claims", task, "reader", "claims-short", minutes.excerpts, seed, "--batch_size 8 --learning_rate 1e-4")
-    convert(work, "claims", "claims-converted")
-    for name, model, windows, rows in (("windows", "claims", "-windows", 8), ("long", "claims-converted", "", 2)):
+    for name, windows, rows in (("windows", "-windows", 8), ("long", "", 2)):
+        fine_tune(work, f"claims-{name}", task, name, "claims-short", minutes.excerpts, seed, "--batch_size 8 --learning_rate 1e-4")
         held_out, more = f"claims-validation{windows}", f"--batch_size {rows} --learning_rate 5e-5"
-        fine_tune(work, f"claims-{name}-{seed}", task, model, f"claims-train{windows}", minutes.pages, seed, more, held_out=held_out)
+        pages = f"claims-train{windows}"
+        fine_tune(work, f"claims-{name}-{seed}", task, f"claims-{name}", pages, minutes.pages, seed, more, held_out=held_out)
 
 
 def log_odds(model: Any, tokenizer: Any, asked: str, texts: Sequence[str], length: int) -> np.ndarray:
@@ -252,8 +246,8 @@ def tables(record: Mapping[str, Any]) -> str:
     return (
         f"{markdown_table(header, rows)}\n\nThe converted model minus the mean of windows, in points: {more}.\n\n{test['true']} of the "
         f"claims are true; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over {test['pages']} folders of "
-        f"modules. All readers started from the reader of questions and share {minutes.excerpts:g} minutes of training on claims about "
-        f"excerpts; then each was trained for {minutes.pages:g} minutes on claims about whole pages, once for each seed.\n\n"
+        f"modules. Each started from its reader of questions and was trained for {minutes.excerpts:g} minutes on claims about excerpts "
+        f"and for {minutes.pages:g} on claims about whole pages, these once for each seed.\n\n"
         f"{footnote(record['machine'])}"
     )
 

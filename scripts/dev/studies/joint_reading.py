@@ -134,10 +134,17 @@ def elsewhere(pages: Sequence[Page], rng: random.Random) -> list[str]:
 
 
 def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
-    """Questions over excerpts, most of two places. Few pages have these by nature; so names of other classes are put in their place, and
-    half of the excerpts have their docstrings dealt out anew: what is left to learn is to go from a name to the next."""
+    """Questions over excerpts; see :func:`short_pages`."""
     rng = random.Random(seed)
-    records: list[dict[str, Any]] = []
+    records = [{**asked.record(page), "id": str(number)} for number, (page, asked) in enumerate(short_pages(pages, budget, rng))]
+    rng.shuffle(records)
+    return records
+
+
+def short_pages(pages: Sequence[Page], budget: tuple[int, int], rng: random.Random) -> Iterator[tuple[Page, Question]]:
+    """Yield excerpts of so many tokens with a question, most of two places. Few pages have these by nature; so names of other classes are
+    put in their place, and half of the excerpts have their docstrings dealt out anew: what is left to learn is to go from a name to the
+    next."""
     for page in pages:
         by_kind = defaultdict(list)
         for question in questions_of(page, elsewhere(pages, rng)):
@@ -150,9 +157,7 @@ def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0) -> l
             short = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5)
             made = rewired(*short, rng) if renamed else short
             if made is not None and (made[1].target is None or made[0].text.count(made[1].target.answer) == 1):
-                records.append({**made[1].record(made[0]), "id": str(len(records))})
-    rng.shuffle(records)
-    return records
+                yield made
 
 
 def chosen(
