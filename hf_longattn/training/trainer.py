@@ -38,7 +38,7 @@ from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.run.losses import label_count, share_of_step
 from hf_longattn.modeling.run.sharding import sequence_parallel
 from hf_longattn.private_apis import leave_context_parallelism
-from hf_longattn.training.processes import how_to_resume, saving
+from hf_longattn.training.processes import how_to_resume
 
 LEAST_LOGS = 10
 """Log entries of a short run."""
@@ -359,8 +359,7 @@ class TimedTrainer(Trainer):
         if tokenizer is not None:
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        with saving():
-            super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
             Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 

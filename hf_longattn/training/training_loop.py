@@ -52,7 +52,7 @@ from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints, place_or_name
 from hf_longattn.training.parsing import parse_arguments
-from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, saving, sentence_if_lost, watch_processes
+from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost
 from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
@@ -260,7 +260,7 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
         steps = f", steps of {inputs * passes} inputs ({passes} passes of {inputs})" if passes > 1 and not args.tokens_per_batch else ""
         print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}{steps}", file=sys.stderr)
     updates = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
-    with watch_processes(args.folder), one_sentence_if_full(args.folder, trainer), updates:
+    with one_sentence_if_full(args.folder, trainer), updates:
         trainer.train(resume_from_checkpoint=start)
     return None if first is None else first.found
 
@@ -415,7 +415,7 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """
     from hf_longattn.conversion import complete_folder
 
-    with one_sentence_if_full(output), saving():
+    with one_sentence_if_full(output):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         complete_folder(folder, source)

@@ -96,7 +96,7 @@ def run(task: str, arguments: list[str], point: str = "", count: int = 1) -> Non
 
 
 def doom(how: str, step: int = 3) -> None:
-    """Let this process end in its training step number ``step``: by "kill" (-9), "stop" (it hangs) or "raise" (bad data)."""
+    """Let this process end in its training step number ``step``: by "kill" (-9) or "raise" (bad data)."""
     training_step, steps = TimedTrainer.training_step, []
 
     def doomed(*args: Any, **kwargs: Any) -> Any:
@@ -104,7 +104,7 @@ def doom(how: str, step: int = 3) -> None:
         if len(steps) == step:
             if how == "raise":
                 raise DataError("row 7 of train.jsonl cannot be read")
-            os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGKILL)
         return training_step(*args, **kwargs)
 
     TimedTrainer.training_step = doomed  # type: ignore[method-assign]

@@ -138,7 +138,6 @@ def train_for_a_time(folder: str) -> tuple[int, list[float], list[Any]]:
     data = [{"x": torch.randn(4)} for _ in range(64)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "time", clock)
-        patch.setattr(training_loop, "watch_processes", lambda folder: contextlib.nullcontext())  # which meets at MASTER_PORT
         trainer = TimedTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[rates])
         run = TaskArguments(ModelArguments("m"), DataArguments(), arguments)
         before = training_loop.train(trainer, run, lambda: trainer.evaluate()["eval_loss"])

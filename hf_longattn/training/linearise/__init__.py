@@ -5,7 +5,6 @@ stages      both stages of a run, and its report
 matching    stage 1: mechanisms next to softmax attention
 teacher     stage 2 against the original
 layers      layers that keep softmax attention
-rates       learning rates that are tried before a stage
 student     the model that is trained
 trainer     the Trainer of both stages
 """
