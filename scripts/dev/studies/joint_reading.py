@@ -47,8 +47,8 @@ from scripts.dev.studies.reference_pages import (
 
 OUTPUT = Path("scripts/dev/results/joint_reading")
 SHORT, LONG, STRIDE = 512, 4096, 128
-EXCERPTS = {"first": (90, 250), "second": (160, 440), "third": (300, 1700)}
-"""Tokens of the excerpts of the trainings on excerpts; the third is for the converted model."""
+EXCERPTS = {"first": (90, 250), "second": (100, 440), "third": (300, 1700)}
+"""Tokens of the excerpts of the trainings on excerpts; the third is for the converted model, with whole docstrings."""
 TEST = {"two places": 200, "one place": 160, "none": 125}
 RULES = {"random": any_sentence, "lexical": most_words, "program": program}
 READERS = ("windows", "titled", "long")
@@ -76,8 +76,8 @@ def prepare(work: Path) -> None:
 class Minutes(NamedTuple):
     """Minutes of training: on short and on longer excerpts, which all readers share; then on more excerpts, and on whole pages."""
 
-    first: float = 18.0
-    second: float = 42.0
+    first: float = 20.0
+    second: float = 40.0
     third: float = 25.0
     pages: float = 4.0
 
@@ -106,7 +106,8 @@ def build(work: Path, quick: bool) -> None:
         pages = [page for name in names for page in pages_of(name)]
         if split == "train":
             for name, budget in EXCERPTS.items():
-                write(work / f"{name}.jsonl", excerpts(pages[:: 3 if name == "third" else 1], budget))
+                some = pages[:: 3 if name == "third" else 1]
+                write(work / f"{name}.jsonl", excerpts(some, budget, natural=name == "first", whole=name == "third"))
             counts = {"two places": 900, "one place": 500, "none": 400}
             write(work / "pages.jsonl", chosen(pages, tokenizer, counts, far=0), titled=True)
         elif split == "validation":
@@ -133,28 +134,39 @@ def elsewhere(pages: Sequence[Page], rng: random.Random) -> list[str]:
     return [entry.name for page in rng.sample(pages, min(3, len(pages))) for entry in rng.sample(page.entries, 1)]
 
 
-def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
+def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0, **options: bool) -> list[dict[str, Any]]:
     """Questions over excerpts; see :func:`short_pages`."""
     rng = random.Random(seed)
-    records = [{**asked.record(page), "id": str(number)} for number, (page, asked) in enumerate(short_pages(pages, budget, rng))]
+    found = short_pages(pages, budget, rng, **options)
+    records = [{**asked.record(page), "id": str(number)} for number, (page, asked) in enumerate(found)]
     rng.shuffle(records)
     return records
 
 
-def short_pages(pages: Sequence[Page], budget: tuple[int, int], rng: random.Random) -> Iterator[tuple[Page, Question]]:
+def short_pages(
+    pages: Sequence[Page], budget: tuple[int, int], rng: random.Random, *, natural: bool = False, whole: bool = False
+) -> Iterator[tuple[Page, Question]]:
     """Yield excerpts of so many tokens with a question, most of two places. Few pages have these by nature; so names of other classes are
     put in their place, and half of the excerpts have their docstrings dealt out anew: what is left to learn is to go from a name to the
-    next."""
+    next.
+
+    Args:
+        natural: leave names as they are, and ask most questions of one place or none, which must be learned first.
+        whole: see :func:`.reference_pages.excerpt`.
+    """
     for page in pages:
         by_kind = defaultdict(list)
         for question in questions_of(page, elsewhere(pages, rng)):
             by_kind[question.kind].append(question)
-        leading = [question for question in by_kind["none"] if question.leads_to]
-        taken = [(question, rng.random() < 0.5) for question in by_kind["two places"] for _ in range(2)]
-        taken += [(question, True) for question in rng.sample(leading, min(5, len(leading)))]
-        taken += [(question, False) for kind in ("one place", "none") for question in rng.sample(by_kind[kind], min(1, len(by_kind[kind])))]
+        taken = [(question, not natural and rng.random() < 0.5) for question in by_kind["two places"] for _ in range(2)]
+        others = max(1, len(taken) // 3) if natural else 1
+        if not natural:
+            leading = [question for question in by_kind["none"] if question.leads_to]
+            taken += [(question, True) for question in rng.sample(leading, min(5, len(leading)))]
+        for kind in ("one place", "none"):
+            taken += [(question, False) for question in rng.sample(by_kind[kind], min(others, len(by_kind[kind])))]
         for question, renamed in taken:
-            short = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5)
+            short = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5, whole=whole)
             made = rewired(*short, rng) if renamed else short
             if made is not None and (made[1].target is None or made[0].text.count(made[1].target.answer) == 1):
                 yield made

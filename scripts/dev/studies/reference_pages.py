@@ -258,24 +258,27 @@ def _words(name: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(name)}
 
 
-def excerpt(page: Page, question: Question, budget: int, rng: random.Random, *, mixed: bool = False) -> tuple[Page, Question]:
+def excerpt(
+    page: Page, question: Question, budget: int, rng: random.Random, *, mixed: bool = False, whole: bool = False
+) -> tuple[Page, Question]:
     """A page of some entries of ``page``, in its order, with the first lines of their docstrings: those that the question needs, and
     others, classes above all, as far as about ``budget`` tokens go.
 
     Args:
         mixed: deal the docstrings out anew, so that no answer can be guessed from what describes a name.
+        whole: print whole docstrings, and entries whatever their length.
 
     Returns:
         The page, and the question about it.
     """
     needed = {entry.start: entry for entry in (question.asked, question.target) if entry is not None}
-    lines = {entry.start: rng.choice((1, 1, 1, 2, 4)) for entry in page.entries}
+    lines = {entry.start: None if whole else rng.choice((1, 1, 1, 2, 4)) for entry in page.entries}
     left = budget * _CHARACTERS - sum(len(entry.text(lines[start])) for start, entry in needed.items())
     kept, others = dict(needed), [entry for entry in page.entries if entry.start not in needed]
     rng.shuffle(others)
     for entry in sorted(others, key=lambda entry: not entry.is_class and rng.random() < 0.6):
         size = len(entry.text(lines[entry.start]))
-        if len(entry.head) < rng.choice((60, 60, 160)) and size <= left:
+        if (whole or len(entry.head) < rng.choice((60, 60, 160))) and size <= left:
             kept[entry.start] = entry
             left -= size
     order = sorted(kept)
