@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, shortened
-from . import audit, compress, convert, diagnose, env, export, hub, inspect, probe, search, train
+from . import audit, compress, convert, diagnose, embed, env, export, hub, inspect, probe, search, train
 from .help import add_command
 
 __all__ = ["app", "main"]
@@ -48,6 +48,7 @@ COMMANDS = (
     inspect.inspect,
     diagnose.diagnose,
     search.search,
+    embed.embed,
     audit.audit,
     probe.probe,
     export.revert,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from ..modeling.family.validation import known_length
 from ..modeling.inference.optimize import evaluating
 
 Span = tuple[int, int]
+PIECE = 1_000_000
+"""Characters of a text that are tokenised at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +91,10 @@ def late_chunks(
     chunks = []
     with evaluating(model):  # as sentence-transformers does
         for number, text in enumerate(texts):
-            starts, states, around = _token_states(model, tokenizer, prefix, text, longest, overlap)
-            inside = list(_even_spans(starts, len(text), chunk_tokens)) if passages is None else passages[number]
-            chunks.append([_chunk(text, span, starts, states, around, normalize, number) for span in inside])
+            read = read_tokens(tokenizer, text, prefix)
+            states, around = map(torch.cat, zip(*token_states(model, read, longest, overlap), strict=True))
+            inside = list(_even_spans(read.starts, len(text), chunk_tokens)) if passages is None else passages[number]
+            chunks.append([_chunk(text, span, read.starts, states, around, normalize, number) for span in inside])
     return chunks
 
 
@@ -114,49 +117,69 @@ def _is_span(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(hasattr(edge, "__index__") for edge in value)
 
 
-@torch.no_grad()
-def _token_states(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, longest: int | None, overlap: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The first characters, the states and the surrounding states of a document's tokens.
+class Tokens(NamedTuple):
+    """The tokens of a text.
 
-    Returns:
-        The index of each token's first character ``(T,)``, the tokens' last hidden states ``(T, hidden_size)`` in fp32, and those of the
-        prefix and the special tokens.
+    ids, starts: their ids, and the character at which each begins ``(T,)``.
+    before, after: ids of the special tokens and the prefix around them.
     """
-    read = tokenizer(
-        prefix + text, add_special_tokens=False, return_offsets_mapping=True
-    )  # a token may hold both, such as the space between
-    places = read["offset_mapping"]
-    begin = next((at for at, (start, end) in enumerate(places) if max(start + 1, end) > len(prefix)), len(places))
-    ids, starts = read["input_ids"][begin:], torch.tensor([max(start - len(prefix), 0) for start, _ in places[begin:]], dtype=torch.long)
+
+    ids: Tensor
+    starts: Tensor
+    before: list[int]
+    after: list[int]
+
+
+def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "") -> Tokens:
+    """Tokenise a text, piece by piece if it is very long: Python's lists of tokens take a hundred times its memory."""
     frame = tokenizer("")["input_ids"]
     _, after = special_ids(tokenizer)
-    before = [*frame[: len(frame) - len(after)], *read["input_ids"][:begin]]
-    body = len(ids) if longest is None else longest - len(before) - len(after)
-    states: Tensor | None = None
-    around: list[Tensor] = []
-    margins = torch.full((len(ids),), -1)
-    for first in range(0, max(len(ids), 1), max(body - overlap, 1)):
-        part = ids[first : first + body]
-        row = torch.tensor([[*before, *part, *after]], device=model.device)
+    before, ids, starts = [*frame[: len(frame) - len(after)]], [], []
+    for first, last in pairwise(_cuts(text)):
+        opening = "" if first else prefix
+        read = tokenizer(opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        places = read["offset_mapping"]
+        # a token may hold both, such as the space between
+        begin = next((at for at, (start, end) in enumerate(places) if max(start + 1, end) > len(opening)), len(places))
+        before += read["input_ids"][:begin]
+        ids.append(torch.tensor(read["input_ids"][begin:], dtype=torch.long))
+        starts.append(torch.tensor([first + max(start - len(opening), 0) for start, _ in places[begin:]], dtype=torch.long))
+    return Tokens(torch.cat(ids), torch.cat(starts), before, after)
+
+
+def _cuts(text: str) -> list[int]:
+    """Where a text is cut to be tokenised: before a space between two words, at most :data:`PIECE` characters apart."""
+    cuts = [0]
+    while len(text) - cuts[-1] > PIECE:
+        space = text.rfind(" ", cuts[-1] + 1, cuts[-1] + PIECE)
+        while space > 0 and (text[space - 1] + text[space + 1]).strip() != text[space - 1] + text[space + 1]:
+            space = text.rfind(" ", cuts[-1] + 1, space)
+        cuts.append(space if space > 0 else cuts[-1] + PIECE)
+    return [*cuts, len(text)]
+
+
+@torch.no_grad()
+def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, overlap: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The states of a text's tokens, window by window.
+
+    A text of more than ``longest`` tokens is read in windows that share ``overlap``; each state is from the window in which its token is
+    further from an end.
+
+    Yields:
+        The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and the special tokens, which stand at
+        the start of the first window and at the end of the last one; fp32 on the CPU.
+    """
+    before, after, count = tokens.before, tokens.after, len(tokens.ids)
+    body = count if longest is None else longest - len(before) - len(after)
+    for first in range(0, max(count, 1), max(body - overlap, 1)):
+        part, last = tokens.ids[first : first + body], first + body >= count
+        row = torch.cat([torch.tensor(before, dtype=torch.long), part, torch.tensor(after, dtype=torch.long)])[None].to(model.device)
         output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0].float().cpu()
         opening, inside, closing = output.split([len(before), len(part), len(after)])
-        if states is None:
-            around.append(opening)
-            states = inside.new_zeros(len(ids), inside.shape[-1])
-        place = torch.arange(len(part))
-        back = place if first else torch.full_like(place, len(ids))  # the document itself ends at its ends
-        ahead = place.flip(0) if first + body < len(ids) else torch.full_like(place, len(ids))
-        margin = torch.minimum(back, ahead)
-        better = margin > margins[first : first + len(part)]
-        states[first : first + len(part)][better] = inside[better]
-        margins[first : first + len(part)][better] = margin[better]
-        if first + body >= len(ids):
-            around.append(closing)
-            break
-    assert states is not None
-    return starts, states, torch.cat(around)
+        around = torch.cat([*([] if first else [opening]), *([closing] if last else []), inside[:0]])
+        yield inside[(overlap + 1) // 2 if first else 0 : None if last else body - overlap // 2], around
+        if last:
+            return
 
 
 def _even_spans(starts: Tensor, end: int, count: int) -> Iterator[Span]:

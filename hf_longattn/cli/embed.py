@@ -1,0 +1,57 @@
+"""`longattn embed MODEL DOCUMENTS --output DIR`: vectors of documents, in Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as flags
+
+__all__ = ["embed"]
+
+
+def embed(
+    model: Annotated[str, flags.model_argument("A checkpoint that sentence-transformers loads, short or converted")],
+    documents: Annotated[
+        str,
+        typer.Argument(
+            metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder of texts or of datasets, or a name on the Hub."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write; that of a stopped run is completed.")],
+    vectors: Annotated[
+        str,
+        typer.Option(
+            help="document: one of each. parts:8: that many of each. passages:256: one for so many tokens. tokens: one for each token."
+        ),
+    ] = "document",
+    task: Annotated[str, typer.Option(help="document, or query for the prompt that the model puts before queries.")] = "document",
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, or else numbers")] = None,
+    split: Annotated[str, typer.Option(help="The split, where the data have several.")] = "train",
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="torch's")] = None,
+) -> None:
+    """Embed documents into Parquet files: id, part, start and end in characters, vector.
+
+    A run that was stopped goes on where it was if you type the same again. Under accelerate launch, processes share the files.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    from ..evaluation.embedding import embed_documents
+    from .terminal import say
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with tqdm(unit="document", disable=None) as bar:
+
+        def note(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        made = embed_documents(
+            model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split, note=note
+        )
+    say(f"{made['documents']:,} documents, {made['vectors']:,} vectors in {output}")

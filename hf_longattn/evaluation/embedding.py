@@ -1,0 +1,322 @@
+"""Vectors of documents in Parquet files: one for each document, several, one for each passage, or one for each token.
+
+A file has :data:`FILE` documents, and the work on it is saved after every :data:`STEP` of them. So a run that was stopped goes on where it
+was, and processes share the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from datasets import Dataset
+from torch import Tensor
+from transformers.utils import logging
+
+from ..data.sources import DataError, check_column, is_plain_text, read_source
+from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra
+from ..loading import load_sentence_model
+from ..modeling.inference.optimize import evaluating
+from ..naming import LOGGER
+from ..staging import staged_file, write_text
+from .late_chunking import PIECE, read_tokens, token_states
+
+logger = logging.get_logger(LOGGER)
+
+FILE, STEP = 1024, 16
+"""Documents of a Parquet file, and of what is saved at once."""
+ROWS = 16_384
+"""Vectors of a row group."""
+OVERLAP = 128
+"""Tokens that windows of a longer document share, at most."""
+SETTINGS = "embedding.json"
+SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
+"""What vectors are of, with their number in a document (parts) or of tokens in each (passages) where none is given."""
+TASKS = ("document", "query")
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What is embedded: whole documents, as many ``parts``, ``passages`` of so many tokens, or every token."""
+
+    of: str
+    size: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Vectors:
+        """``"document"``, ``"parts:8"``, ``"passages:256"`` or ``"tokens"``.
+
+        Raises:
+            OptionError: anything else.
+        """
+        of, colon, size = text.partition(":")
+        if of not in SIZES or (colon and (SIZES[of] is None or not size.isdigit() or int(size) < 1)):
+            raise OptionError(f"vectors is {text!r}; give document, parts:8 or passages:256, with any number, or tokens")
+        return cls(of, int(size) if colon else SIZES[of])
+
+    def __str__(self) -> str:
+        return self.of if self.size is None else f"{self.of}:{self.size}"
+
+
+def embed_documents(
+    model: str,
+    documents: str,
+    output: str | Path,
+    *,
+    vectors: str = "document",
+    task: str = "document",
+    text_column: str = "text",
+    id_column: str = "",
+    split: str = "train",
+    note: Callable[[int, int], None] = lambda done, count: None,
+) -> dict[str, Any]:
+    """Embed documents into Parquet files with the columns ``id``, ``part``, ``start``, ``end`` and ``vector``.
+
+    ``start`` and ``end`` are characters of the document; ``part`` counts its vectors from 0. Run it in several processes (``accelerate
+    launch``) and each takes its share of the files; they are the same in any number of processes.
+
+    Args:
+        model: a folder or Hub name that sentence-transformers loads.
+        documents: see :func:`..data.sources.read_source`.
+        output: a folder, new or of a stopped run with the same arguments.
+        vectors: see :meth:`Vectors.parse`. All but those of whole documents are means of token states, scaled to length 1; a document
+            that the model cannot read at once is read in windows.
+        task: "document", or "query" for the prompt that the model puts before queries.
+        text_column, id_column, split: of the data; by default ids are the column ``id``, or else the documents' numbers.
+        note: is called with the documents that this process has embedded, and its share.
+
+    Returns:
+        How many documents and vectors this process has written.
+
+    Raises:
+        DataError: documents without text, ids that are given twice, or queries that are longer than the model.
+        CheckpointError: vectors of passages from a model that does not average its token states.
+        DestinationExistsError: the folder holds other vectors.
+    """
+    chosen = Vectors.parse(vectors)
+    if task not in TASKS:
+        raise OptionError(f"task is {task!r}; give document or query")
+    with needs_extra("sentence"):
+        from sentence_transformers import SentenceTransformer
+    data = read_documents(documents, split, text_column, id_column)
+    state = PartialState()
+    network = load_sentence_model(SentenceTransformer, model, complete=True, device=str(state.device))
+    embed = reader_of(network, chosen, task, model)
+    if task == "query":
+        check_queries(network, data["text"])
+    folder = Path(output)
+    if state.is_main_process:
+        settings = {"model": model, "weights": _digest(network), "vectors": str(chosen), "task": task, "documents": len(data)}
+        open_folder(folder, {**settings, "ids": hashlib.sha256("\n".join(data["id"]).encode()).hexdigest()})
+    state.wait_for_everyone()
+    mine = range(0, len(data), FILE)[state.process_index :: state.num_processes]
+    share, done = sum(min(FILE, len(data) - first) for first in mine), 0
+    for first in mine:
+        rows = range(first, min(first + FILE, len(data)))
+        for _ in write_file(folder / f"vectors-{first // FILE:05}.parquet", data, rows, embed):
+            done += min(STEP, len(rows))
+            note(min(done, share), share)
+    return {"documents": share, "vectors": sum(_count(folder / f"vectors-{first // FILE:05}.parquet") for first in mine)}
+
+
+def read_documents(source: str, split: str, text_column: str, id_column: str) -> Dataset:
+    """The documents with the columns ``id`` and ``text``.
+
+    Raises:
+        DataError: a missing column, a document without text, or an id that is given twice.
+    """
+    data = read_source(source, split)
+    check_column(data, text_column, source, "--text-column", text=True)
+    column = id_column or ("id" if "id" in data.column_names and not is_plain_text(source) else "")
+    if column:
+        check_column(data, column, source, "--id-column")
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, str]:
+        return {"id": str(row[column] if column else number), "text": row[text_column] or ""}
+
+    data = data.map(convert, with_indices=True, remove_columns=data.column_names)
+    seen: set[str] = set()
+    for name in data["id"]:
+        if name in seen:
+            raise DataError(f"the id {name!r} is given to two documents of {source}; name a column of other ids with --id-column")
+        seen.add(name)
+    for row in data:
+        if not row["text"].strip():
+            raise DataError(f"the document {row['id']!r} of {source} has no text; leave it out")
+    return data
+
+
+def check_queries(network: Any, queries: Sequence[str]) -> None:
+    """Refuse queries that the model would cut.
+
+    Raises:
+        DataError: with the first of them.
+    """
+    longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
+    for query in queries:
+        tokens = len(network.tokenizer(prompt + query, verbose=False)["input_ids"])
+        if longest and tokens > longest:
+            raise DataError(f"a query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it")
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or check that it is of a stopped run with these settings.
+
+    Raises:
+        DestinationExistsError: it is not.
+    """
+    file = folder / SETTINGS
+    if not file.is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise DestinationExistsError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(settings, indent=2))
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    other = next((name for name in settings if before.get(name) != settings[name]), None)
+    if other is not None:
+        what = {"ids": "other documents", "weights": f"a model {before.get('model')!r} with other weights"}
+        held = what.get(other, f"{other} {before.get(other)!r}, not {settings[other]!r}")
+        raise DestinationExistsError(f"The vectors in {str(folder)!r} are of {held}; give another folder.")
+
+
+Row = tuple[int, int, Tensor]
+"""First and last character of a vector in its document, and the vector ``(D,)``."""
+
+
+def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[[Sequence[str]], Iterator[Iterator[Row]]]:
+    """What gives the vectors of each of some texts."""
+    prompt = network.prompts.get(task) or ""
+    if vectors.of == "document":
+        return partial(_whole, network, task, prompt)
+    kinds = [type(module).__name__ for module in network]
+    if kinds[1:] not in (["Pooling"], ["Pooling", "Normalize"]) or network[1].pooling_mode != "mean":
+        raise CheckpointError(
+            f"{name!r} makes its vectors by {', '.join(kinds[1:])}{_mode(network)}, and vectors of {vectors.of} are means of token "
+            "states; give a model with mean pooling, or leave --vectors out"
+        )
+    return partial(_pieces, network, vectors, prompt)
+
+
+def _mode(network: Any) -> str:
+    mode = getattr(network[1], "pooling_mode", "mean")
+    return "" if mode == "mean" else f" ({mode})"
+
+
+def _whole(network: Any, task: str, prompt: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
+    encode = network.encode_query if task == "query" else network.encode_document
+    longest = network.max_seq_length
+    texts_read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
+    if longest and any(len(ids) > longest for ids in network.tokenizer(texts_read, verbose=False)["input_ids"]):
+        logger.warning_once(f"Documents of more than {longest:,} tokens are cut there; --vectors passages reads all of them.")
+    found = encode(texts_read, batch_size=8, show_progress_bar=False)
+    for text, vector in zip(texts, torch.from_numpy(found), strict=True):
+        yield iter([(0, len(text), vector)])
+
+
+def _pieces(network: Any, vectors: Vectors, prompt: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
+    for text in texts:
+        yield _of_text(network, vectors, prompt, text)
+
+
+def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator[Row]:
+    """The vectors of a text's pieces in turn, of which no more than one window is held."""
+    model, tokens = network.transformers_model, read_tokens(network.tokenizer, text, prompt)
+    count, ends = len(tokens.ids), [*tokens.starts.tolist()[1:], len(text)]
+    size = {"parts": -(-count // (vectors.size or 1)), "passages": vectors.size, "tokens": 1}[vectors.of] or 1
+    longest = network.max_seq_length
+    overlap = min(OVERLAP, longest // 4) if longest else 0
+    sums, inside, first, alone = torch.zeros(model.config.hidden_size), 0, 0, count <= size
+    with evaluating(model):
+        for states, around in token_states(model, tokens, longest, overlap):
+            if alone:  # a text of one piece is averaged as sentence-transformers averages it
+                sums, inside = sums + around.sum(0), inside + len(around)
+            for state in states:
+                sums, inside = sums + state, inside + 1
+                first += 1
+                if not alone and (first % size == 0 or first == count):
+                    begin = (first - 1) // size * size
+                    yield int(tokens.starts[begin]) if begin else 0, ends[first - 1], F.normalize(sums / inside, dim=0)
+                    sums, inside = torch.zeros_like(sums), 0
+        if alone:
+            yield 0, len(text), F.normalize(sums / inside, dim=0)
+
+
+def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence[str]], Iterator[Iterator[Row]]]) -> Iterator[None]:
+    """Write the vectors of some documents, and yield after every step of them; what a stopped run has done is kept."""
+    if file.is_file():
+        yield from [None] * -(-len(rows) // STEP)
+        return
+    steps = file.with_suffix(".steps")
+    steps.mkdir(exist_ok=True)
+    files = []
+    for first in range(rows.start, rows.stop, STEP):
+        files.append(steps / f"{first:09}.parquet")
+        if not files[-1].is_file():
+            taken = data[first : min(first + STEP, rows.stop)]
+            found = zip(taken["id"], embed(taken["text"]), strict=True)
+            with staged_file(files[-1]) as staged:
+                _write(staged, ((name, part, *row) for name, its in found for part, row in enumerate(its)))
+        yield None
+    with staged_file(file) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
+        held: list[pa.Table] = []
+        for one in files:
+            for group in pq.ParquetFile(one).iter_batches(ROWS):
+                held.append(pa.Table.from_batches([group]))
+                if sum(map(len, held)) >= ROWS:
+                    writer.write_table(pa.concat_tables(held).combine_chunks())
+                    held = []
+        if held:
+            writer.write_table(pa.concat_tables(held).combine_chunks())
+    shutil.rmtree(steps)
+
+
+def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> None:
+    writer: pq.ParquetWriter | None = None
+    held: list[tuple[str, int, int, int, Tensor]] = []
+
+    def write() -> None:
+        nonlocal writer
+        names, parts, starts, ends, vectors = zip(*held, strict=True)
+        values = pa.array(torch.stack(vectors).flatten().numpy())
+        columns = {
+            "id": pa.array(names), "part": pa.array(parts, pa.int32()), "start": pa.array(starts), "end": pa.array(ends),
+            "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
+        }  # fmt: skip
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+        held.clear()
+
+    for row in rows:
+        held.append(row)
+        if len(held) == ROWS:
+            write()
+    if held:
+        write()
+    if writer is not None:
+        writer.close()
+
+
+def _digest(network: Any) -> str:
+    """A hash of the model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _count(file: Path) -> int:
+    return int(pq.read_metadata(file).num_rows)

@@ -1,0 +1,187 @@
+"""`longattn embed`: vectors are those of `encode` and of late chunking; stopped runs and several processes write the same files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertModel
+
+from hf_longattn import convert_checkpoint
+from hf_longattn.cli import main
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.evaluation import embedding, late_chunking
+from hf_longattn.evaluation.embedding import embed_documents
+from hf_longattn.evaluation.late_chunking import late_chunks, read_tokens
+from tests.trained import REAL_TEXT, tokenizer_of
+
+st = pytest.importorskip("sentence_transformers")
+SENTENCES = [line for line in REAL_TEXT.splitlines() if len(line.split()) > 5]
+LENGTHS = (3, 40, 1, 8, 2, 30, 5, 1, 12, 60, 4, 2, 7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sentence encoder that reads 64 tokens, converted to 512."""
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    place = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of("bert", 64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(place / "plain")
+    tokenizer.save_pretrained(place / "plain")
+    modules = [Transformer(str(place / "plain")), Pooling(32), Normalize()]
+    prompts = {"query": "query: ", "document": "about "}
+    st.SentenceTransformer(modules=modules, prompts=prompts).save(str(place / "short"))
+    convert_checkpoint(place / "short", place / "long", mechanism="longformer", window=16, max_length=512, verify=False)
+    return str(place / "long")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rows = [{"name": f"d{number}", "text": "\n".join(SENTENCES[:count])} for number, count in enumerate(LENGTHS)]
+    Dataset.from_list(rows).to_json(tmp_path / "documents.jsonl")
+    return str(tmp_path / "documents.jsonl")
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FILE", 5), ("STEP", 2), ("ROWS", 50)):
+        monkeypatch.setattr(embedding, name, value)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("*.parquet"))]).to_pylist()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*"))}
+
+
+@pytest.mark.parametrize("vectors", ["document", "passages:20", "parts:3", "tokens"])
+def test_vectors_are_those_of_encode_and_of_late_chunking(vectors: str, folder: str, data: str, small_files: None, tmp_path: Path) -> None:
+    made = embed_documents(folder, data, tmp_path / "out", vectors=vectors, id_column="name")
+    rows = read(tmp_path / "out")
+    assert made == {"documents": len(LENGTHS), "vectors": len(rows)}
+    encoder = st.SentenceTransformer(folder, device="cpu")
+    model, tokenizer = encoder.transformers_model, encoder.tokenizer
+    texts = [json.loads(line)["text"] for line in Path(data).read_text().splitlines()]
+    for number, text in enumerate(texts):
+        found = [row for row in rows if row["id"] == f"d{number}"]
+        vector = torch.tensor([row["vector"] for row in found])
+        assert [row["part"] for row in found] == list(range(len(found)))
+        assert "".join(text[row["start"] : row["end"]] for row in found) == text
+        if vectors == "document":
+            torch.testing.assert_close(vector, torch.from_numpy(encoder.encode_document([text])))
+            continue
+        count = len(read_tokens(tokenizer, text, "about ").ids)
+        size = {"passages:20": 20, "parts:3": -(-count // 3), "tokens": 1}[vectors]
+        (chunks,) = late_chunks(model, tokenizer, text, prefix="about ", chunk_tokens=size, max_length=512, overlap=128)
+        torch.testing.assert_close(vector, torch.stack([chunk.embedding for chunk in chunks]))
+        assert len(found) <= 3 or vectors != "parts:3"
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_stopped_run_goes_on_and_several_processes_write_the_same_files(
+    folder: str, data: str, small_files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_documents(folder, data, tmp_path / "whole", vectors="passages:20")
+    pieces, seen = embedding._pieces, list[str]()
+
+    def counted(network: Any, vectors: Any, prompt: str, texts: Sequence[str]) -> Iterator[Any]:
+        for text, rows in zip(texts, pieces(network, vectors, prompt, texts), strict=True):
+            if len(seen) == stop:
+                raise Killed
+            seen.append(text)
+            yield rows
+
+    monkeypatch.setattr(embedding, "_pieces", counted)
+    for stop in (3, 7, 10, 10**6):
+        if stop < 100:
+            with pytest.raises(Killed):
+                embed_documents(folder, data, tmp_path / "stopped", vectors="passages:20")
+        else:
+            embed_documents(folder, data, tmp_path / "stopped", vectors="passages:20")
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    assert len(seen) <= len(LENGTHS) + 3  # of each stop, those of the step that was not complete
+    for count in (2, 3):
+        for index in range(count):
+            state = SimpleNamespace(process_index=index, num_processes=count, is_main_process=index == 0, device="cpu")
+            monkeypatch.setattr(
+                embedding, "PartialState", lambda state=state: SimpleNamespace(**vars(state), wait_for_everyone=lambda: None)
+            )
+            embed_documents(folder, data, tmp_path / f"by {count}", vectors="passages:20")
+        assert files(tmp_path / f"by {count}") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("base", ["bert", "roberta", "mbart"])
+def test_a_text_is_tokenised_in_pieces_as_at_once(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_of(base, 512)
+    whole = read_tokens(tokenizer, REAL_TEXT, "about ")
+    monkeypatch.setattr(late_chunking, "PIECE", 300)
+    pieces = read_tokens(tokenizer, REAL_TEXT, "about ")
+    assert pieces.ids.tolist() == whole.ids.tolist()
+    assert (pieces.before, pieces.after) == (whole.before, whole.after)
+    starts = [REAL_TEXT[start:].lstrip()[:1] for start in pieces.starts.tolist()]
+    assert starts == [REAL_TEXT[start:].lstrip()[:1] for start in whole.starts.tolist()]
+
+
+def test_bad_input_is_refused_in_one_sentence(folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def table(name: str, *rows: dict[str, str]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    other = tmp_path / "other"
+    encoder = st.SentenceTransformer(folder, device="cpu")
+    with torch.no_grad():
+        next(encoder.transformers_model.parameters()).add_(1)
+    encoder.save(str(other))
+    encoder[1].pooling_mode = "cls"
+    encoder.save(str(tmp_path / "cls"))
+    out = str(tmp_path / "out")
+    embed_documents(folder, data, out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    text, query = {"id": "a", "text": "some words"}, {"text": "a " * 597}
+    for words, arguments in (
+        ("'b' of .* has no text", [folder, table("empty.jsonl", text, {"id": "b", "text": " "}), "--output", out + "2"]),
+        ("the id 'a' is given to two documents", [folder, table("twice.jsonl", text, text), "--output", out + "2"]),
+        ("a query has 604 tokens, and the model reads 512", [folder, table("q.jsonl", query), "--task", "query", "--output", out + "2"]),
+        ("has the columns id, text, not 'body'", [folder, table("c.jsonl", text), "--text-column", "body", "--output", out + "2"]),
+        ("'parts:0'; give document", [folder, data, "--vectors", "parts:0", "--output", out + "2"]),
+        ("vectors of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
+        ("are of a model .* with other weights", [str(other), data, "--output", out]),
+        ("are of vectors 'document', not 'tokens'", [folder, data, "--vectors", "tokens", "--output", out]),
+        ("are of other documents", [folder, data, "--id-column", "name", "--output", out]),
+        ("holds files that are no vectors", [folder, data, "--output", str(tmp_path / "full")]),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ending:
+            main(["embed", *arguments])
+        error = capsys.readouterr().err
+        assert ending.value.code == 1, error
+        assert re.search(words, " ".join(error.split())), (words, error)
+        assert not Path(out + "2").exists()
+    with pytest.raises(LongAttentionError, match="task is 'passage'"):
+        embed_documents(folder, data, out, task="passage")
+
+
+def test_the_command_says_what_it_wrote(folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        main(["embed", folder, data, "--output", str(tmp_path / "out"), "--id-column", "name"])
+    assert ending.value.code == 0
+    assert capsys.readouterr().out == f"{len(LENGTHS)} documents, {len(LENGTHS)} vectors in {tmp_path}/out\n"
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["embedding.json", "vectors-00000.parquet"]
