@@ -184,7 +184,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         write_text(file, json.dumps(settings, indent=2))
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    other = next((name for name in settings if before.get(name) != settings[name]), None)
+    other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
     if other is not None:
         what = {"ids": "other documents", "weights": f"a model {before.get('model')!r} with other weights"}
         held = what.get(other, f"{other} {before.get(other)!r}, not {settings[other]!r}")
