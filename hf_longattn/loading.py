@@ -232,7 +232,8 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     """A model of sentence-transformers in float32.
 
     Args:
-        loader: ``SentenceTransformer`` or ``CrossEncoder``.
+        loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``; the last one takes the token states of a folder that
+            was saved by another class, where it would put a random projection behind them.
         name: a folder or a Hub repository id.
         complete: nothing is going to be trained, so that new weights are an error.
         arguments: of the loader.
@@ -243,7 +244,18 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     check_loadable(name)
     with loading_errors(name), without_load_report():
         _refuse_pickled_modules(name)
-        model = loader(name, model_kwargs={"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments)
+        options = {"model_kwargs": {"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments}
+        if loader.__name__ == "MultiVectorEncoder" and not any(entry["type"].endswith(".MultiVectorMask") for entry in _modules(name)):
+            from sentence_transformers import SentenceTransformer
+            from sentence_transformers.base.modules import Normalize
+            from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+            single = SentenceTransformer(name, **options)
+            prompts = {task: prompt for task, prompt in single.prompts.items() if prompt}
+            modules = [single[0], MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+            model = loader(modules=modules, prompts=prompts or None, **arguments)
+        else:
+            model = loader(name, **options)
     if complete and (network := model.transformers_model) is not None:  # it does not say which weights are new
         folder = next((entry["path"] for entry in _modules(name) if entry["type"].endswith(".Transformer")), "")
         options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}

@@ -272,6 +272,10 @@ embeddings = model.encode(["A long document starts here. " * 50, "A short one."]
 print(model.similarity(embeddings, embeddings))
 """
 
+_TOKEN_VECTORS = """
+documents = model.encode_document(["A long document starts here. " * 50, "A short one."])
+print(model.similarity(model.encode_query(["Where does the document start?"]), documents))
+"""
 _RANKING = """
 documents = ["A long document starts here. " * 50, "A short one."]
 print(model.rank("Where does the document start?", documents))
@@ -402,7 +406,7 @@ TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 """What a tokenizer gives."""
 SENTENCE_MODULES, SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
 """Files of every sentence-transformers folder; the latter says of what kind the model is."""
-RERANKER = "CrossEncoder"
+RERANKER, TOKEN_VECTORS = "CrossEncoder", "MultiVectorEncoder"
 CANDIDATE_LABEL = {"0": "candidate"}
 """The labels of a model that scores candidates."""
 ADAPTER = Path("adapter", "adapter_config.json")
@@ -483,7 +487,7 @@ def snippet(
         return f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {base} with mechanisms; AutoModel refuses it"
     if (kind := sentence_kind(folder)) is not None:
         start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
-        body = (_RANKING if kind == RERANKER else _SENTENCES).strip()
+        body = {RERANKER: _RANKING, TOKEN_VECTORS: _TOKEN_VECTORS}.get(kind, _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
     if tower_families(config):
         return tower_usage(folder, config, name, length, trusts_code=trusts_code)
@@ -721,7 +725,7 @@ def sentence_kind(folder: Path) -> str | None:
     if not (folder / SENTENCE_MODULES).is_file():
         return None
     kind = read_json_object(folder / SENTENCE_CONFIG).get("model_type") if (folder / SENTENCE_CONFIG).is_file() else None
-    return RERANKER if kind == RERANKER else "SentenceTransformer"
+    return kind if kind in (RERANKER, TOKEN_VECTORS) else "SentenceTransformer"
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:

@@ -35,29 +35,29 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("reranker", [False, True])
-def test_a_converted_model_learns_which_document_belongs_to_a_query(
-    reranker: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+@pytest.mark.parametrize("kind", ["embeddings", "reranker", "multi_vector"])
+def test_a_converted_model_learns_which_document_belongs_to_a_query(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     st = pytest.importorskip("sentence_transformers")
     choose, words = random.Random(0), ["tree", "file", "node", "path", "line", "code", "name", "type"]
     rows = [
         {"query": f"{word} {other}", "document": " ".join(choose.choices([word, other], k=choose.randint(20, 80)))}
         for word in words for other in words if word < other
     ]  # fmt: skip
+    reranker = kind == "reranker"
     if reranker:  # wrong documents that can be known by their words alone, which so small a model learns in a few steps
         rows = [{**row, "negative": "import return " * 20} for row in rows]
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=16, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
     pace = {"max_steps": 40, "learning_rate": 3e-2} if reranker else {"max_steps": 20, "learning_rate": 1e-2}
-    settings = {**FAST, **pace, "per_device_train_batch_size": 8, "reranker": reranker, "max_length": 100}
+    settings = {**FAST, **pace, "per_device_train_batch_size": 8, "max_length": 100, **({} if kind == "embeddings" else {kind: True})}
     log = finetune_embeddings(*build_arguments(EMBED, **given, **settings))
     losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert reranker or log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
     assert set(log["held_out"]["after"]) == ({"mrr", "ndcg", "n"} if reranker else {"accuracy_at_1", "mrr", "n"})  # of three queries
-    loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
+    loader = {"embeddings": "SentenceTransformer", "reranker": "CrossEncoder", "multi_vector": "MultiVectorEncoder"}[kind]
+    loaded = getattr(st, loader)(str(tmp_path / "out"), device="cpu")
     assert loaded.max_seq_length == 128
     pair = tokenizer("tree file", "path line", return_tensors="pt")
     rule = token_rule(loaded.transformers_model)
@@ -65,7 +65,15 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     if rule is not None:  # the query is global
         marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()
         assert marked == pair["input_ids"][0].tolist().index(tokenizer.sep_token_id) + 1
+    if kind == "multi_vector":  # the states of all tokens, scaled to length 1, without a projection
+        (states,) = loaded.encode_document(["tree file"])
+        read = loaded.transformers_model(**tokenizer("tree file", return_tensors="pt")).last_hidden_state[0]
+        torch.testing.assert_close(states.cpu(), torch.nn.functional.normalize(read, dim=-1))
+        again = finetune_embeddings(*build_arguments(EMBED, **{**given, "model": str(tmp_path / "out"), "output_dir": str(tmp_path / "b")},
+                                                     **{**settings, "max_steps": 1, "learning_rate": 1e-9}))  # fmt: skip
+        assert again["held_out"]["before"] == log["held_out"]["after"]
     card = (tmp_path / "out" / "README.md").read_text()
+    assert f"import {loader}" in card
     assert "cut at 100 tokens. held out: " in card
     assert "texts of up to 128 tokens" in card
 

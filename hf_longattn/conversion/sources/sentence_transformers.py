@@ -19,8 +19,9 @@ MODULES = "modules.json"
 SETTINGS = "sentence_*_config.json"
 """Config files of the transformer; in old versions the name in the middle was the architecture's."""
 ROOT_FILES = ("config_sentence_transformers.json",)
-EMBEDDINGS, RERANKER = "SentenceTransformer", "CrossEncoder"
-"""Kinds of models in that file which `longattn train embed` trains."""
+EMBEDDINGS = "SentenceTransformer"
+KINDS = {EMBEDDINGS: (), "CrossEncoder": ("--reranker",), "MultiVectorEncoder": ("--multi_vector",)}
+"""Kinds of models in that file which `longattn train embed` trains, and the options for it."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class SentenceSource(WrappedSource):
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...]:
         kind = sentence_kind(self.root)
-        if kind not in (EMBEDDINGS, RERANKER):
+        if kind not in KINDS:
             return f"fine-tune {{model}} with sentence-transformers' trainer on texts of up to {max_length} tokens"
-        return ("embed", *["--reranker"] * (kind == RERANKER), "--data", "YOUR_PAIRS.jsonl", "--max-length", str(max_length))
+        return ("embed", *KINDS[kind], "--data", "YOUR_PAIRS.jsonl", "--max-length", str(max_length))
 
 
 @register_source("sentence-transformers")

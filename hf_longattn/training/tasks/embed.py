@@ -1,8 +1,8 @@
 """Train embeddings of long documents, or a reranker.
 
-sentence-transformers trains both; with ``--reranker`` a cross-encoder. Pairs that belong together are contrasted with the other pairs of
-a batch (multiple negatives ranking, Henderson et al. 2017), with cached gradients (Gao et al. 2021), so that the batch may be large where
-documents are long; pairs with a ``score`` are regressed (CoSENT).
+sentence-transformers trains all of them; with ``--reranker`` a cross-encoder, with ``--multi_vector`` a vector for every token.
+Pairs that belong together are contrasted with the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
+gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from datasets import Dataset
 from transformers import TrainingArguments
@@ -44,6 +44,14 @@ class EmbedModelArguments(ModelArguments):
     """A model of embeddings, or a reranker."""
 
     reranker: bool = argument(False, "A cross-encoder that scores a query and a document together, in place of embeddings.")
+    multi_vector: bool = argument(
+        False, "A vector for every token, compared by MaxSim (late interaction, as in ColBERT), in place of one for a text."
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.reranker and self.multi_vector:
+            raise OptionError("reranker and multi_vector are two kinds of models; leave one of them out")
 
 
 @dataclass
@@ -115,10 +123,11 @@ def finetune_embeddings(
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
     data, held = held_back(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3)
-    if model_args.reranker and "score" in data.column_names:
+    kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
+    if kind and "score" in data.column_names:
         raise DataError(
-            f"a reranker learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "
-            "out and keep the pairs that belong together, or train embeddings, without --reranker"
+            f"--{kind} learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "
+            f"out and keep the pairs that belong together, or train embeddings, without --{kind}"
         )
     trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
     before = train(trainer, run, trainer.measure)
@@ -143,18 +152,44 @@ def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
     logger.warning("No checkpoints are written, since sentence-transformers' trainers do not load those with LoRA updates.")
 
 
+class Kind(NamedTuple):
+    """The classes of sentence-transformers for one kind of embeddings."""
+
+    model: Any
+    trainer: Any
+    arguments: Any
+    evaluator: Any
+    loss: Any
+
+    @classmethod
+    def of(cls, multi_vector: bool) -> Kind:
+        """Those of a vector for every token, or of one for a text."""
+        if multi_vector:
+            from sentence_transformers import MultiVectorEncoder as Encoder
+            from sentence_transformers import MultiVectorEncoderTrainer as Trainer
+            from sentence_transformers import MultiVectorEncoderTrainingArguments as Arguments
+            from sentence_transformers.multi_vector_encoder.evaluation import MultiVectorInformationRetrievalEvaluator as Evaluator
+            from sentence_transformers.multi_vector_encoder.losses import CachedMultiVectorMultipleNegativesRankingLoss as Loss
+
+            return cls(Encoder, Trainer, Arguments, Evaluator, Loss)
+        from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+        from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+        from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+        retrieval, loss = InformationRetrievalEvaluator, CachedMultipleNegativesRankingLoss
+        return cls(SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, retrieval, loss)
+
+
 def embedding_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
 ) -> MeasuringTrainer:
     """A trainer of embeddings that measures them: held-out documents found by their anchors, or similarities against scores."""
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
+    from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
-    class EmbeddingTrainer(MeasuringTrainer, SentenceTransformerTrainer):
-        pass
+    kind = Kind.of(model_args.multi_vector)
+    EmbeddingTrainer: Any = type("EmbeddingTrainer", (MeasuringTrainer, kind.trainer), {})
 
-    class Retrieval(InformationRetrievalEvaluator):
+    class Retrieval(kind.evaluator):  # type: ignore[misc, name-defined]
         """Ranks the documents that are found for each query."""
 
         def compute_metrics(self, queries_result_list: list[Any]) -> Any:
@@ -167,15 +202,15 @@ def embedding_trainer(
             )
             return super().compute_metrics(queries_result_list)
 
-    model = load_sentence_model(SentenceTransformer, model_args.model, complete=args.only_scores, device=str(args.device))
-    body = getattr(model[0], "auto_model", None)
+    model = load_sentence_model(kind.model, model_args.model, complete=args.only_scores, device=str(args.device))
+    body = model.transformers_model
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(
             f"{model_args.model!r} ({body.config.model_type}) reads {body.main_input_name}, and embeddings are trained on texts; take a "
             "model of texts"
         )
     scored = "score" in data.column_names
-    loss = CoSENTLoss(model) if scored else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
+    loss = CoSENTLoss(model) if scored else kind.loss(model, mini_batch_size=args.mini_batch_size)
     size = args.per_device_eval_batch_size
 
     def measure(pairs: Dataset = held) -> dict[str, float]:
@@ -189,11 +224,12 @@ def embedding_trainer(
         return dict(load_metric("correlation").compute(predictions=similarities, references=list(pairs["score"])))
 
     more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
-    arguments = trainer_arguments(SentenceTransformerTrainingArguments, args, "spearman" if scored else "mrr", **more)
+    arguments = trainer_arguments(kind.arguments, args, "spearman" if scored else "mrr", **more)
     arguments.max_length = training_length(model, data_args)  # sentence-transformers' trainer cuts inputs there
-    return EmbeddingTrainer(
+    trainer: MeasuringTrainer = EmbeddingTrainer(
         model, arguments, train_dataset=data, loss=loss, max_minutes=args.max_minutes, evaluator=[measure], measure=measure
     )
+    return trainer
 
 
 def read_length(model: Any) -> int | None:
