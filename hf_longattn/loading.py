@@ -245,7 +245,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     with loading_errors(name), without_load_report():
         _refuse_pickled_modules(name)
         options = {"model_kwargs": {"dtype": torch.float32, "use_safetensors": True}, **NO_CODE, **arguments}
-        if loader.__name__ == "MultiVectorEncoder" and not any(entry["type"].endswith(".MultiVectorMask") for entry in _modules(name)):
+        if loader.__name__ == "MultiVectorEncoder" and not has_token_vectors(name):
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.base.modules import Normalize
             from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -267,6 +267,11 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
             read = {key for key in info["missing_keys"] if not POOLER.search(key)}
             check_complete(again, {**info, "missing_keys": read}, name, "give a checkpoint that was saved with all of them")
     return model
+
+
+def has_token_vectors(name: str) -> bool:
+    """Whether a folder or repository was saved by sentence-transformers' ``MultiVectorEncoder``."""
+    return any(entry["type"].endswith(".MultiVectorMask") for entry in _modules(name))
 
 
 def _modules(name: str) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from ..data.sources import DataError, check_column, is_plain_text, read_source
 from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra
-from ..loading import load_sentence_model
+from ..loading import has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..naming import LOGGER
 from ..staging import staged_file, write_text
@@ -108,10 +108,11 @@ def embed_documents(
     if task not in TASKS:
         raise OptionError(f"task is {task!r}; give document or query")
     with needs_extra("sentence"):
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers
+    loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(model) else sentence_transformers.SentenceTransformer
     data = read_documents(documents, split, text_column, id_column)
     state = PartialState()
-    network = load_sentence_model(SentenceTransformer, model, complete=True, device=str(state.device))
+    network = load_sentence_model(loader, model, complete=True, device=str(state.device))
     embed = reader_of(network, chosen, task, model)
     if task == "query":
         check_queries(network, data["text"])
@@ -198,8 +199,12 @@ Row = tuple[int, int, Tensor]
 def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[[Sequence[str]], Iterator[Iterator[Row]]]:
     """What gives the vectors of each of some texts."""
     prompt = network.prompts.get(task) or ""
+    if network.model_type == "MultiVectorEncoder":
+        if vectors.of not in ("parts", "tokens"):
+            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them")
+        return partial(_token_vectors, network, vectors, task)
     if vectors.of == "document":
-        return partial(_whole, network, task, prompt)
+        return partial(_whole, network, task)
     kinds = [type(module).__name__ for module in network]
     if kinds[1:] not in (["Pooling"], ["Pooling", "Normalize"]) or network[1].pooling_mode != "mean":
         raise CheckpointError(
@@ -214,15 +219,27 @@ def _mode(network: Any) -> str:
     return "" if mode == "mean" else f" ({mode})"
 
 
-def _whole(network: Any, task: str, prompt: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    encode = network.encode_query if task == "query" else network.encode_document
+def _encoded(network: Any, task: str, texts: Sequence[str]) -> Any:
+    """What ``encode_document`` or ``encode_query`` gives, with a warning where it cuts."""
     longest = network.max_seq_length
-    texts_read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
-    if longest and any(len(ids) > longest for ids in network.tokenizer(texts_read, verbose=False)["input_ids"]):
-        logger.warning_once(f"Documents of more than {longest:,} tokens are cut there; --vectors passages reads all of them.")
-    found = encode(texts_read, batch_size=8, show_progress_bar=False)
-    for text, vector in zip(texts, torch.from_numpy(found), strict=True):
+    read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
+    if longest and any(len(ids) > longest for ids in network.tokenizer(read, verbose=False)["input_ids"]):
+        logger.warning_once(
+            f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
+        )
+    encode = network.encode_query if task == "query" else network.encode_document
+    return encode(read, batch_size=8, show_progress_bar=False)
+
+
+def _whole(network: Any, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
+    for text, vector in zip(texts, torch.from_numpy(_encoded(network, task, texts)), strict=True):
         yield iter([(0, len(text), vector)])
+
+
+def _token_vectors(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
+    for text, states in zip(texts, _encoded(network, task, texts), strict=True):
+        size = -(-len(states) // vectors.size) if vectors.size else 1
+        yield iter([(0, len(text), F.normalize(part.mean(0), dim=0)) for part in states.cpu().split(size)])
 
 
 def _pieces(network: Any, vectors: Vectors, prompt: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:

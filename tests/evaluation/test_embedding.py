@@ -22,6 +22,7 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding, late_chunking
 from hf_longattn.evaluation.embedding import embed_documents
 from hf_longattn.evaluation.late_chunking import late_chunks, read_tokens
+from hf_longattn.loading import load_sentence_model
 from tests.trained import REAL_TEXT, tokenizer_of
 
 st = pytest.importorskip("sentence_transformers")
@@ -90,6 +91,24 @@ def test_vectors_are_those_of_encode_and_of_late_chunking(vectors: str, folder: 
         (chunks,) = late_chunks(model, tokenizer, text, prefix="about ", chunk_tokens=size, max_length=512, overlap=128)
         torch.testing.assert_close(vector, torch.stack([chunk.embedding for chunk in chunks]))
         assert len(found) <= 3 or vectors != "parts:3"
+
+
+@pytest.mark.parametrize("vectors", ["tokens", "parts:4"])
+def test_a_model_of_token_vectors_gives_those_of_encode(vectors: str, folder: str, data: str, tmp_path: Path) -> None:
+    load_sentence_model(st.MultiVectorEncoder, folder).save(str(tmp_path / "many"))
+    encoder = st.MultiVectorEncoder(str(tmp_path / "many"), device="cpu")
+    for task, encode in (("document", encoder.encode_document), ("query", encoder.encode_query)):
+        embed_documents(str(tmp_path / "many"), data, tmp_path / task, vectors=vectors, id_column="name", task=task)
+        rows = read(tmp_path / task)
+        for number, line in enumerate(Path(data).read_text().splitlines()):
+            expected = encode([json.loads(line)["text"]])[0]
+            if vectors == "parts:4":
+                parts = expected.split(-(-len(expected) // 4))
+                expected = torch.nn.functional.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+            found = torch.tensor([row["vector"] for row in rows if row["id"] == f"d{number}"])
+            torch.testing.assert_close(found, expected)
+    with pytest.raises(LongAttentionError, match="gives a vector for every token; give --vectors tokens"):
+        embed_documents(str(tmp_path / "many"), data, tmp_path / "out")
 
 
 class Killed(BaseException):
