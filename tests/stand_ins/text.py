@@ -268,6 +268,13 @@ def pairs(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+@stand_in("documents.jsonl", "queries.jsonl")
+def documents(file: Path) -> None:
+    """Three documents, or two queries about them."""
+    texts = ["Who painted door 1?", "Whose house is old?"] if file.stem == "queries" else [f"{name}'s door. " * 300 for name, _ in HOUSES[:3]]
+    file.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)), encoding="utf-8")
+
+
 @stand_in("results.json")
 def results(file: Path) -> None:
     file.write_text(json.dumps([{"dataset": "squad", "metric": "f1", "value": 88.1}]), encoding="utf-8")
