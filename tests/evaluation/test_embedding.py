@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     tokenizer = tokenizer_of("bert", 64)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
-    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(place / "plain")
+    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)).save_pretrained(place / "plain")
     tokenizer.save_pretrained(place / "plain")
     modules = [Transformer(str(place / "plain")), Pooling(32), Normalize()]
     prompts = {"query": "query: ", "document": "about "}
@@ -148,6 +148,38 @@ def test_a_stopped_run_goes_on_and_several_processes_write_the_same_files(
             )
             embed_documents(folder, data, tmp_path / f"by {count}", vectors="passages:20")
         assert files(tmp_path / f"by {count}") == files(tmp_path / "whole")
+
+
+def test_the_searches_of_the_page_find_what_comparing_all_finds(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = {f"d{number}": " ".join(SENTENCES[3 * number : 3 * number + 2 + number]) for number in range(9)}
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in SENTENCES[5:8]))
+    for vectors, suffix in (("passages:20", ""), ("tokens", "-tokens")):
+        embed_documents(folder, "data.jsonl", f"index{suffix}", vectors=vectors)
+        embed_documents(folder, "queries.jsonl", f"queries{suffix}", vectors="document" if not suffix else vectors, task="query")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "retrieve.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(code, "retrieve.md", "exec"), names)
+    by_faiss, by_sqlite, by_tokens = (re.findall(r"\w+", line.partition(":")[2].replace("'", " ")) for line in shown(capsys))
+    query = torch.tensor(read(tmp_path / "queries")[0]["vector"])
+    rows = read(tmp_path / "index")
+    nearest = sorted(rows, key=lambda row: -float(query @ torch.tensor(row["vector"])))[:3]
+    assert by_faiss == by_sqlite == [row["id"] for row in nearest]
+    asked = torch.tensor([row["vector"] for row in read(tmp_path / "queries-tokens") if row["id"] == "0"])
+    scores = {}
+    for name in texts:
+        tokens = torch.tensor([row["vector"] for row in read(tmp_path / "index-tokens") if row["id"] == name])
+        scores[name] = float((asked @ tokens.T).amax(1).sum())
+    assert by_tokens == sorted(scores, key=lambda name: -scores[name])
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines that were printed, one for each search."""
+    return re.findall(r"^[\w-]+: .*(?:\n .*)*", capsys.readouterr().out, flags=re.M)
 
 
 @pytest.mark.parametrize("base", ["bert", "roberta", "mbart"])

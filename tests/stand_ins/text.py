@@ -271,7 +271,8 @@ def pairs(file: Path) -> None:
 @stand_in("documents.jsonl", "queries.jsonl")
 def documents(file: Path) -> None:
     """Three documents, or two queries about them."""
-    texts = ["Who painted door 1?", "Whose house is old?"] if file.stem == "queries" else [f"{name}'s door. " * 300 for name, _ in HOUSES[:3]]
+    queries = ["Who painted door 1?", "Whose house is old?"]
+    texts = queries if file.stem == "queries" else [f"{name}'s door. " * 300 for name, _ in HOUSES[:3]]
     file.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)), encoding="utf-8")
 
 
@@ -365,6 +366,7 @@ page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --m
 page(
     "docs/how-to/embed.md", Setting(before=PHOTO, copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 4"}, slow=True)
 )
+page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 2"}, slow=True))
 page("docs/how-to/diagnose.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
 page(
     "docs/how-to/measure.md",
