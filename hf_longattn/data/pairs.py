@@ -17,6 +17,8 @@ NAMES = {
     "score": ("score",),
 }
 """Names of columns that are taken without being named, by what they hold, in the order in which losses take them."""
+SPAN = ("start", "end")
+"""Columns of the characters of a passage in the positive."""
 LABELLED_PAIRS = Features({"anchor": Value("string"), "positive": Value("string"), "label": Value("float32")})
 CANDIDATES = 10
 """Documents among which a reranker must find the right one in evaluation."""
@@ -25,17 +27,18 @@ Relevant = Mapping[str, Sequence[str]]
 
 
 def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) -> Dataset:
-    """Pairs of texts in the columns anchor and positive, and negative or score if the source has them.
+    """Pairs of texts in the columns anchor and positive, and negative or score, or start and end of a passage, if the source has them.
 
     Args:
         named: the source's columns by these names, where they are not among :data:`NAMES`.
 
     Raises:
-        DataError: a missing column, empty texts, or scores that are not numbers.
+        DataError: a missing column, empty texts, scores that are not numbers, or passages that are not in their text.
     """
     data = read_source(source, split)
     columns = named_columns(data, NAMES, named or {}, source)
     columns = {role: columns[role] for role in NAMES if role in columns}  # in the order in which losses take them
+    spans = SPAN if set(SPAN) <= set(data.column_names) - set(columns.values()) else ()
     for role in ("anchor", "positive"):
         if role not in columns:
             names = ", ".join(NAMES[role])
@@ -50,11 +53,17 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             if not isinstance(value, float | int if is_score else str) or value == "":
                 what = "a number" if is_score else "a text"
                 raise DataError(f"row {number + 1} of {source}: {name!r} must be {what}, not {value!r}")
-        return {role: row[name] for role, name in columns.items()}
+        if spans and not 0 <= row["start"] < row["end"] <= len(row[columns["positive"]]):
+            raise DataError(f"row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}")
+        return {role: row[name] for role, name in columns.items()} | {name: row[name] for name in spans}
 
     if not len(data):
         raise DataError(f"there are no pairs in {source}")
-    features = Features({role: Value("float32" if role == "score" else "string") for role in columns})
+    for name in spans:
+        if not data.features[name].dtype.startswith(("int", "uint")):
+            raise DataError(f"the column {name!r} of {source} must hold characters of the text, whole numbers")
+    kinds = {role: "float32" if role == "score" else "string" for role in columns} | dict.fromkeys(spans, "int64")
+    features = Features({name: Value(kind) for name, kind in kinds.items()})
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)
 
 

@@ -25,12 +25,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data.sources import DataError, check_column, is_plain_text, read_source
-from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra
+from ..errors import DestinationExistsError, OptionError, needs_extra
 from ..loading import has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..naming import LOGGER
 from ..staging import staged_file, write_text
-from .late_chunking import PIECE, read_tokens, token_states
+from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
 
 logger = logging.get_logger(LOGGER)
 
@@ -38,8 +38,6 @@ FILE, STEP = 1024, 16
 """Documents of a Parquet file, and of what is saved at once."""
 ROWS = 16_384
 """Vectors of a row group."""
-OVERLAP = 128
-"""Tokens that windows of a longer document share, at most."""
 SETTINGS = "embedding.json"
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
 """What vectors are of, with their number in a document (parts) or of tokens in each (passages) where none is given."""
@@ -205,18 +203,8 @@ def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[
         return partial(_token_vectors, network, vectors, task)
     if vectors.of == "document":
         return partial(_whole, network, task)
-    kinds = [type(module).__name__ for module in network]
-    if kinds[1:] not in (["Pooling"], ["Pooling", "Normalize"]) or network[1].pooling_mode != "mean":
-        raise CheckpointError(
-            f"{name!r} makes its vectors by {', '.join(kinds[1:])}{_mode(network)}, and vectors of {vectors.of} are means of token "
-            "states; give a model with mean pooling, or leave --vectors out"
-        )
+    check_averages(network, name)
     return partial(_pieces, network, vectors, prompt)
-
-
-def _mode(network: Any) -> str:
-    mode = getattr(network[1], "pooling_mode", "mean")
-    return "" if mode == "mean" else f" ({mode})"
 
 
 def _encoded(network: Any, task: str, texts: Sequence[str]) -> Any:
@@ -253,10 +241,9 @@ def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator
     count, ends = len(tokens.ids), [*tokens.starts.tolist()[1:], len(text)]
     size = {"parts": -(-count // (vectors.size or 1)), "passages": vectors.size, "tokens": 1}[vectors.of] or 1
     longest = network.max_seq_length
-    overlap = min(OVERLAP, longest // 4) if longest else 0
     sums, inside, first, alone = torch.zeros(model.config.hidden_size), 0, 0, count <= size
     with evaluating(model):
-        for states, around in token_states(model, tokens, longest, overlap):
+        for states, around in token_states(model, tokens, longest, default_overlap(longest)):
             if alone:  # a text of one piece is averaged as sentence-transformers averages it
                 sums, inside = sums + around.sum(0), inside + len(around)
             for state in states:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import special_ids
-from ..errors import LengthError, LongAttentionError
+from ..errors import CheckpointError, LengthError, LongAttentionError
 from ..modeling.family.validation import known_length
 from ..modeling.inference.optimize import evaluating
 
@@ -49,7 +49,7 @@ def late_chunks(
     chunk_tokens: int = 256,
     prefix: str = "",
     max_length: int | None = None,
-    overlap: int = 128,
+    overlap: int | None = None,
     normalize: bool = True,
 ) -> list[list[Chunk]]:
     """Embed every document in one pass, and average the states of each of its passages: the paper's equation 2.
@@ -67,7 +67,7 @@ def late_chunks(
         prefix: what the model was trained to read before documents, such as "search_document: "; in no passage that is a part of a text.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
         overlap: a longer document is read in windows that share so many tokens, and each token's state is that of the window in which it
-            is further from an end (the paper's algorithm 2 keeps the earlier window's).
+            is further from an end (the paper's algorithm 2 keeps the earlier window's); by default :func:`default_overlap`.
         normalize: scale embeddings to length 1.
     Returns:
         For each document its passages, in the order of ``spans``.
@@ -83,6 +83,7 @@ def late_chunks(
         raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
     longest = known_length(model.config, tokenizer, model) if max_length is None else max_length
     fixed = tokenizer.num_special_tokens_to_add() + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
+    overlap = default_overlap(longest) if overlap is None else overlap
     if longest is not None and longest - fixed - overlap < 1:
         raise LengthError(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed} further tokens; "
@@ -96,6 +97,26 @@ def late_chunks(
             inside = list(_even_spans(read.starts, len(text), chunk_tokens)) if passages is None else passages[number]
             chunks.append([_chunk(text, span, read.starts, states, around, normalize, number) for span in inside])
     return chunks
+
+
+def default_overlap(longest: int | None) -> int:
+    """Tokens that windows of ``longest`` share: 128, and at most a quarter."""
+    return min(128, longest // 4) if longest else 0
+
+
+def check_averages(network: Any, name: str) -> None:
+    """Refuse a model of sentence-transformers whose vectors are no means of token states.
+
+    Raises:
+        CheckpointError: with what it does instead.
+    """
+    kinds = [type(module).__name__ for module in network][1:]
+    mode = getattr(network[1], "pooling_mode", "mean")
+    if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or mode != "mean":
+        raise CheckpointError(
+            f"{name!r} makes its vectors by {', '.join(kinds)}{'' if mode == 'mean' else f' ({mode})'}, and those of passages are means of "
+            "token states; give a model with mean pooling"
+        )
 
 
 def _passages(spans: Sequence[Any], count: int, is_single: bool) -> list[list[Span]]:

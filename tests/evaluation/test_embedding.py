@@ -217,7 +217,7 @@ def test_bad_input_is_refused_in_one_sentence(folder: str, data: str, tmp_path: 
         ("a query has 604 tokens, and the model reads 512", [folder, table("q.jsonl", query), "--task", "query", "--output", out + "2"]),
         ("has the columns id, text, not 'body'", [folder, table("c.jsonl", text), "--text-column", "body", "--output", out + "2"]),
         ("'parts:0'; give document", [folder, data, "--vectors", "parts:0", "--output", out + "2"]),
-        ("vectors of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
+        ("those of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
         ("are of a model .* with other weights", [str(other), data, "--output", out]),
         ("are of vectors 'document', not 'tokens'", [folder, data, "--vectors", "tokens", "--output", out]),
         ("are of other documents", [folder, data, "--id-column", "name", "--output", out]),

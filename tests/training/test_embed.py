@@ -17,6 +17,7 @@ from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.modeling.attach.token_globals import token_rule
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import (
@@ -78,6 +79,74 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(kind: str, t
     assert "texts of up to 128 tokens" in card
 
 
+def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A passage says one word of its query, and the first words of its document the other."""
+    st = pytest.importorskip("sentence_transformers")
+    from hf_longattn.training import passages
+
+    monkeypatch.setattr(passages, "TOGETHER", 3)
+    rng, words = random.Random(0), ["tree", "file", "node", "path", "line", "code", "name", "type"]
+    rows = []
+    for title in words:
+        inside, text = rng.sample([word for word in words if word != title], 4), f"{title} {title}\n"
+        for word in inside:
+            start = len(text)
+            text += f"return {word} self {word}\n"
+            rows.append({"query": f"{word} {title}", "start": start, "end": len(text)})
+        rows[-4:] = [{**row, "document": text} for row in rows[-4:]]
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=16, verify=False)
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
+    given["validation"] = given["data"][0]
+    seen = []
+    forward = passages.PassageLoss.forward
+
+    def compared(loss: Any, features: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The loss, and that of its definition: each document read alone, each passage by its own tokens."""
+        found = forward(loss, features, labels)
+        if not seen:
+            with torch.no_grad():
+                queries = loss.model(dict(features[0]))["sentence_embedding"]
+                places, vectors = [], []
+                for ids, mask, (start, end) in zip(features[1]["input_ids"], features[1]["attention_mask"], labels.tolist(), strict=True):
+                    alone = ids[mask.bool()][None]
+                    states = loss.model.transformers_model(input_ids=alone).last_hidden_state[0]
+                    places.append((tuple(alone[0].tolist()), start, end))
+                    vectors.append(states[start:end].mean(0))
+                terms = []
+                for number, query in enumerate(queries):
+                    kept = [other for other, place in enumerate(places) if other == number or place != places[number]]
+                    cosines = torch.stack([torch.cosine_similarity(query, vectors[other], dim=0) for other in kept]).double()
+                    terms.append(torch.logsumexp(20 * cosines, 0) - 20 * cosines[kept.index(number)])
+            seen.append((found.item(), torch.stack(terms).mean().item()))
+            assert {places.count(place) for place in places} == {1}
+            assert max(sum(ids == other for other, _, _ in places) for ids, _, _ in places) >= 3
+        return found
+
+    monkeypatch.setattr(passages.PassageLoss, "forward", compared)
+    settings = {**FAST, "max_steps": 60, "learning_rate": 1e-2, "per_device_train_batch_size": 12}
+    log = finetune_embeddings(*build_arguments(EMBED, **given, **settings))
+    assert seen[0][0] == pytest.approx(seen[0][1], rel=1e-4)
+    before, after = log["held_out"]["before"], log["held_out"]["after"]
+    assert after["mrr"] > before["mrr"] + 20
+    model = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    (chunk,) = late_chunks(model.transformers_model, model.tokenizer, rows[0]["document"], spans=[[(rows[0]["start"], rows[0]["end"])]])
+    assert chunk[0].text.startswith("return")
+    for change, words_said in (({"end": 9999}, "has no passage from"), ({"start": "a", "end": "b"}, "whole numbers")):
+        bad = write([{**row, **change} for row in rows], tmp_path / "bad.jsonl")
+        with pytest.raises(DataError, match=words_said):
+            read_pairs(bad, "train")
+    for more, error in (
+        ({"max_length": 3}, "greater --max-length"),
+        ({"reranker": True}, "not from a start"),
+        ({"multi_vector": True}, "a start"),
+    ):
+        with pytest.raises(DataError, match=error):
+            finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "no"), **more}, **FAST))
+
+
 def lengths_of(folder: Path, reranker: bool) -> tuple[int, int, int]:
     """The config's positions, the limit of the tokenizer's file, and what sentence-transformers reads."""
     import sentence_transformers as st
@@ -133,7 +202,7 @@ def test_what_a_model_reads_is_the_conversion_s_length_whatever_it_was_trained_o
 def test_training_inputs_are_no_longer_than_what_the_model_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    data = write([{"query": f"node {number}", "document": "text"} for number in range(8)], tmp_path / "pairs.jsonl")
+    data = write([{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
     for reranker in (False, True):
         given = {"model": short, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 65, "reranker": reranker}
         with pytest.raises(OptionError, match=r"max_length 65 exceeds the 64 tokens that the model reads .*; give at most 64"):

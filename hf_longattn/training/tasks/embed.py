@@ -2,7 +2,8 @@
 
 sentence-transformers trains all of them; with ``--reranker`` a cross-encoder, with ``--multi_vector`` a vector for every token.
 Pairs that belong together are contrasted with the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
-gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
+gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT), and
+those with the ``start`` and ``end`` of a passage train late chunks (:mod:`hf_longattn.training.passages`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -22,6 +23,7 @@ from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_t
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.late_chunking import check_averages
 from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -65,7 +67,7 @@ class EmbedDataArguments(LabelledDataArguments):
         [], "Files, folders or names on the Hub, one or several: "
         "a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
-        "or score (embeddings only)."
+        "or score (embeddings only), or start and end, the characters of a passage in the positive (embeddings only)."
     )  # fmt: skip
     max_length: int | None = argument(None, "Tokens at which training texts are cut; scores and the saved model keep the model's maximum.")
     anchor_column: str = argument("", "The column that holds the query, if it has none of these names.")
@@ -122,11 +124,12 @@ def finetune_embeddings(
     if model_args.use_peft:
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
-    data, held = held_back(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3)
+    data, held = held_back(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3, unit="positive")
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
-    if kind and "score" in data.column_names:
+    column = next((name for name in ("score", "start") if name in data.column_names), None)
+    if kind and column:
         raise DataError(
-            f"--{kind} learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave the column "
+            f"--{kind} learns from pairs that belong together, not from a {column}, which {', '.join(data_args.data)} has; leave it "
             f"out and keep the pairs that belong together, or train embeddings, without --{kind}"
         )
     trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
@@ -209,11 +212,17 @@ def embedding_trainer(
             f"{model_args.model!r} ({body.config.model_type}) reads {body.main_input_name}, and embeddings are trained on texts; take a "
             "model of texts"
         )
-    scored = "score" in data.column_names
-    loss = CoSENTLoss(model) if scored else kind.loss(model, mini_batch_size=args.mini_batch_size)
-    size = args.per_device_eval_batch_size
+    scored, passages = ("score" in data.column_names), ("start" in data.column_names)
+    size, cut, prompts = args.per_device_eval_batch_size, training_length(model, data_args), prompts_of(model, scored)
+    before = [(prompts or {}).get(column, "") for column in ("anchor", "positive")]
+    if passages:
+        from hf_longattn.training.passages import ByDocument, PassageLoss, find_passages, with_tokens
+
+        check_averages(model, model_args.model)
 
     def measure(pairs: Dataset = held) -> dict[str, float]:
+        if passages:
+            return find_passages(model, pairs, *before, size)
         if not scored:
             evaluator: Any = Retrieval(*retrieval(pairs, relevant_texts(data, held, pairs)), batch_size=size, write_csv=False, name="held")
             evaluator(model)
@@ -223,11 +232,15 @@ def embedding_trainer(
         similarities = model.similarity_pairwise(anchors, positives).tolist()
         return dict(load_metric("correlation").compute(predictions=similarities, references=list(pairs["score"])))
 
-    more = {"batch_sampler": args.batch_sampler, "prompts": prompts_of(model, scored)}
+    more = {"batch_sampler": ByDocument if passages else args.batch_sampler, "prompts": prompts}
     arguments = trainer_arguments(kind.arguments, args, "spearman" if scored else "mrr", **more)
-    arguments.max_length = training_length(model, data_args)  # sentence-transformers' trainer cuts inputs there
+    arguments.max_length = cut  # sentence-transformers' trainer cuts inputs there
+    if passages:
+        rows, loss = with_tokens(data, model.tokenizer, before[1], cut or read_length(model)), PassageLoss(model)
+    else:
+        rows, loss = data, CoSENTLoss(model) if scored else kind.loss(model, mini_batch_size=args.mini_batch_size)
     trainer: MeasuringTrainer = EmbeddingTrainer(
-        model, arguments, train_dataset=data, loss=loss, max_minutes=args.max_minutes, evaluator=[measure], measure=measure
+        model, arguments, train_dataset=rows, loss=loss, max_minutes=args.max_minutes, evaluator=[measure], measure=measure
     )
     return trainer
 

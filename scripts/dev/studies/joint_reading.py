@@ -254,10 +254,10 @@ def convert(work: Path, model: str, name: str) -> None:
         run("convert", work / model, work / name, "--mechanism", "longformer", "--max-length", LONG)
 
 
-def windows_of(asked: str, text: str, tokenizer: Any) -> list[tuple[int, str]]:
-    """Parts of a text that fit behind what is asked in :data:`SHORT` tokens and share :data:`STRIDE`, with their first characters."""
+def windows_of(asked: str, text: str, tokenizer: Any, size: int = SHORT, stride: int = STRIDE) -> list[tuple[int, str]]:
+    """Parts of a text that fit behind what is asked in ``size`` tokens and share ``stride``, with their first characters."""
     encoded = tokenizer(
-        asked, text, truncation="only_second", max_length=SHORT, stride=STRIDE, return_overflowing_tokens=True, return_offsets_mapping=True
+        asked, text, truncation="only_second", max_length=size, stride=stride, return_overflowing_tokens=True, return_offsets_mapping=True
     )
     parts = []
     for window, offsets in enumerate(encoded["offset_mapping"]):

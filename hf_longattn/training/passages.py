@@ -1,0 +1,126 @@
+"""Train the passages of long documents as late chunks, contrasted with those of their own document and of the batch.
+
+A passage beside its neighbours learns to say what it says itself; a document beside others lends its passages what they do not say. Both
+kinds of negatives together are InSeNT (Conti et al. 2025, arXiv 2505.24782); with them, late chunks gain what they lack untrained.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from torch import Tensor, nn
+
+from ..data.sources import DataError
+from ..evaluation import load_metric
+from ..evaluation.late_chunking import late_chunks
+
+TOGETHER = 8
+"""Passages of one document that stand together in a batch: it is read once for all of them."""
+
+
+def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None) -> Dataset:
+    """The pairs with their passage's first and last token as ``label``; those whose passage is cut off are left out.
+
+    Args:
+        prompt: stands before every document.
+        longest: tokens at which documents are cut.
+
+    Raises:
+        DataError: a passage without a token, or none that is not cut off.
+    """
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        places = tokenizer(prompt + row["positive"], return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        start, end = row["start"] + len(prompt), row["end"] + len(prompt)
+        inside = [token for token, (first, last) in enumerate(places) if first < end and start <= first < last]
+        if not inside:
+            raise DataError(f"pair {number + 1} has no token between the characters {row['start']} and {row['end']} of its document")
+        return {"anchor": row["anchor"], "positive": row["positive"], "label": [inside[0], inside[-1] + 1]}
+
+    rows = data.map(convert, with_indices=True, remove_columns=data.column_names)
+    kept = rows if longest is None else rows.filter(lambda row: row["label"][1] < longest)
+    if not len(kept):
+        raise DataError(f"every passage stands behind the {longest:,} tokens at which documents are cut; give a greater --max-length")
+    return kept
+
+
+class PassageLoss(nn.Module):
+    """The cross-entropy of each query's passage among all passages of the batch, of its own document and of the others.
+
+    Args:
+        model: a sentence-transformers model that averages token states.
+        scale: of the cosines.
+    """
+
+    def __init__(self, model: Any, scale: float = 20.0) -> None:
+        super().__init__()
+        self.model, self.scale = model, scale
+
+    def forward(self, sentence_features: Any, labels: Tensor) -> Tensor:
+        anchors, documents = sentence_features
+        queries = self.model(anchors)["sentence_embedding"]
+        _, document = torch.unique(documents["input_ids"], dim=0, return_inverse=True)
+        rows = torch.arange(len(document), device=document.device)
+        first = rows.new_full((int(document.max()) + 1,), len(rows)).scatter_reduce(0, document, rows, "amin")  # each document is read once
+        states = self.model[0]({name: value[first] for name, value in documents.items() if isinstance(value, Tensor)})["token_embeddings"]
+        passages = torch.stack(
+            [states[number, start:end].mean(0) for number, (start, end) in zip(document.tolist(), labels.tolist(), strict=True)]
+        )
+        scores = F.normalize(queries, dim=-1) @ F.normalize(passages, dim=-1).T * self.scale
+        place = torch.cat([document[:, None], labels.to(document.device)], 1)
+        same = (place[:, None] == place).all(-1) & ~torch.eye(len(place), dtype=torch.bool, device=place.device)
+        return F.cross_entropy(scores.masked_fill(same, -torch.inf), rows)
+
+
+class ByDocument(DefaultBatchSampler):
+    """Batches of pairs in which :data:`TOGETHER` pairs share a document."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, drop_last: bool, seed: int = 0, **more: Any) -> None:
+        super().__init__(range(len(dataset)), batch_size=batch_size, drop_last=drop_last, seed=seed, **more)
+        self.documents: dict[str, list[int]] = defaultdict(list)
+        for row, text in enumerate(dataset["positive"]):
+            self.documents[text].append(row)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        groups = []
+        for rows in self.documents.values():
+            mixed = rng.sample(rows, len(rows))
+            groups += [mixed[first : first + TOGETHER] for first in range(0, len(mixed), TOGETHER)]
+        rng.shuffle(groups)
+        order = [row for group in groups for row in group]
+        for first in range(0, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            if len(batch) == self.batch_size or not self.drop_last:
+                yield batch
+
+
+def find_passages(model: Any, pairs: Dataset, queries_prompt: str, prompt: str, batch_size: int) -> dict[str, float]:
+    """How well queries find their passage among those of all documents of the pairs."""
+    spans: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
+    for row in pairs:
+        spans[row["positive"]][row["start"], row["end"]] = None
+    network, numbers, vectors = model.transformers_model, dict[tuple[str, int, int], int](), list[Tensor]()
+    for text, inside in spans.items():
+        (chunks,) = late_chunks(network, model.tokenizer, text, spans=[list(inside)], prefix=prompt, max_length=model.max_seq_length)
+        for chunk in chunks:
+            numbers[text, chunk.start, chunk.end] = len(vectors)
+            vectors.append(chunk.embedding)
+    asked: dict[str, set[int]] = defaultdict(set)
+    for row in pairs:
+        asked[row["anchor"]].add(numbers[row["positive"], row["start"], row["end"]])
+    queries = model.encode(
+        list(asked), prompt=queries_prompt or None, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True
+    )
+    scores = F.normalize(queries.float().cpu(), dim=-1) @ torch.stack(vectors).T
+    found = load_metric("ranking").compute(
+        predictions=scores.tolist(), references=[[int(number in right) for number in range(len(vectors))] for right in asked.values()]
+    )
+    return {name: value for name, value in found.items() if not name.startswith("ndcg")}

@@ -1,0 +1,384 @@
+"""Retrieval on a real checkpoint: which manual page a sentence is from, and which passage says what is asked of a page.
+
+    python -m scripts.dev.studies.real_retrieval --work runs/retrieval            three seeds; resumes what was interrupted
+    python -m scripts.dev.studies.real_retrieval --work runs/quick --quick        one seed, a minute of each training, few pages
+
+all-MiniLM-L6-v2 as it is, in chunks and fine-tuned in chunks, against the same model converted to 8,192 tokens, untrained and trained:
+one vector, several, late chunks, and a vector for every token. :mod:`manual_pages` says what is asked. Vectors are made by ``longattn
+embed``, trainings are commands of users, which are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
+from scripts.dev.real import real_checkpoint
+from scripts.dev.studies.joint_ranking import Words
+from scripts.dev.studies.joint_reading import fine_tune, finish, over_pages, read, read_options, run, windows_of, write
+from scripts.dev.studies.manual_pages import LENGTHS, Manual, manuals, page_queries, passage_queries, without_shared
+
+OUTPUT = Path("scripts/dev/results/real_retrieval")
+PAGES, TITLE = 250, 16
+"""Pages of the test; first tokens of a page that every passage sees in the model ``titled``."""
+CHUNKS = (128, 256, 512)
+SETS = {"pages": "the page of a sentence", "passages": "the passage of a page"}
+TRAINED = {
+    "chunks": ("minilm", "chunks", "--batch_size 32 --learning_rate 2e-5 --max-length 512"),
+    "one": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 2e-5"),
+    "late": ("long", "passages", "--batch_size 32 --learning_rate 2e-5"),
+    "titled": ("long-titled", "passages", "--batch_size 32 --learning_rate 2e-5"),
+    "tokens": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 1e-5 --multi_vector"),
+}
+"""What is trained: the model that it starts from, the pairs, and further options."""
+ROWS = {
+    "truncated": "original, first 512 tokens",
+    **{f"mean {size}": f"original, mean of its chunks of {size}" for size in CHUNKS},
+    **{f"best {size}": f"original, best of its chunks of {size}" for size in CHUNKS},
+    "best 256, overlapping": "original, best of chunks of 256 that share 128",
+    "chunks best 256": "**original, fine-tuned**, best of its chunks of 256",
+    "bm25": "BM25",
+    "chunk tokens": "original, tokens of chunks of 512, MaxSim",
+    "one": "converted, one vector",
+    **{f"parts {count}": f"converted, {count} vectors, best" for count in (2, 4, 8)},
+    "clusters 8": "converted, 8 vectors by clusters, best",
+    "late": "converted, late chunks of 128, best",
+    "tokens": "converted, tokens, MaxSim",
+    "tokens 64": "converted, tokens averaged to 64, MaxSim",
+    "one trained": "**converted, trained**, one vector",
+    "late trained": "**converted, trained on passages**, late chunks of 128, best",
+    "tokens trained": "**converted, trained for it**, tokens, MaxSim",
+    "tokens trained 64": "**converted, trained for it**, tokens averaged to 64, MaxSim",
+}
+PASSAGE_ROWS = {
+    "alone": "original, each passage alone",
+    "title": "original, the page's name in front of each",
+    "chunks alone": "**original, fine-tuned**, each passage alone",
+    "chunks title": "**original, fine-tuned**, the page's name in front",
+    "bm25": "BM25",
+    "bm25 title": "BM25, the page's name in front",
+    "tokens alone": "original, tokens of each passage, MaxSim",
+    "tokens title": "original, tokens, the page's name in front, MaxSim",
+    "late": "converted, late chunks",
+    "late trained": "**converted, trained on passages**, late chunks",
+    "titled trained": f"**the same, the page's first {TITLE} tokens global**",
+}
+
+
+class Minutes(NamedTuple):
+    """Minutes of each training."""
+
+    training: float = 8.0
+
+
+class Found(NamedTuple):
+    """One over the rank of what a query asks for; ``seed`` is None where nothing is trained."""
+
+    which: str
+    system: str
+    seed: int | None
+    page: str
+    query: str
+    reciprocal: float
+
+
+Vectors = Mapping[str, np.ndarray]
+"""Vectors ``(count, width)`` of a document, a passage or a query, by its id."""
+
+
+def build(work: Path, tokenizer: Any, quick: bool) -> None:
+    """Write the pages and queries of the test, and the pairs of the trainings."""
+    rng = random.Random(0)
+
+    def fits(page: Manual) -> bool:
+        return LENGTHS[0] <= len(tokenizer(page.text, verbose=False)["input_ids"]) <= LENGTHS[1]
+
+    pages = {split: [page for page in manuals(split, work / "packages") if fits(page)] for split in ("test", "train")}
+    test = rng.sample(pages["test"], min(len(pages["test"]), 25 if quick else PAGES))
+    train = without_shared(pages["train"], pages["test"])
+    print(
+        f"{len(train)} of {len(pages['train'])} pages of the training share no text with the {len(pages['test'])} of the test", flush=True
+    )
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for page in test:
+        found = page_queries(page, rng)
+        rows["pages"].append({"id": page.name, "text": found[0] if found else page.text})
+        for text, place in found[1] if found else ():
+            rows["pages-queries"].append({"id": str(len(rows["pages-queries"])), "text": text, "right": page.name, "place": place})
+        rows["passages"].append({"id": page.name, "text": page.text, "spans": page.passages})
+        for number, (start, end) in enumerate(page.passages):
+            if page.text[start:end].strip():
+                rows["passages-alone"].append({"id": f"{page.name}#{number}", "text": page.text[start:end]})
+                rows["passages-title"].append({"id": f"{page.name}#{number}", "text": f"{page.name}\n{page.text[start:end]}"})
+    for text, page, start, end in passage_queries(test, rng):
+        right = f"{page.name}#{page.passages.index((start, end))}"
+        rows["passages-queries"].append({"id": str(len(rows["passages-queries"])), "text": text, "right": right})
+    for size, stride, name in [*((size, 0, f"{size}") for size in CHUNKS), (256, 128, "256, overlapping")]:
+        for row in rows["pages"]:
+            parts = windows_of("", row["text"], tokenizer, size, stride)
+            rows[f"chunks {name}"] += [{"id": f"{row['id']}#{number}", "text": text} for number, (_, text) in enumerate(parts)]
+    for page in train:
+        found = page_queries(page, rng)
+        for text, place in found[1] if found else ():
+            rows["pages-train"].append({"anchor": text, "positive": found[0]})
+            at = place * len(page.text)
+            _, near = min(windows_of("", found[0], tokenizer, 256, 0), key=lambda part: abs(part[0] + len(part[1]) / 2 - at))
+            rows["chunks-train"].append({"anchor": text, "positive": near})
+    for text, page, start, end in passage_queries(train, rng, least=2, most=12):
+        rows["passages-train"].append({"anchor": text, "positive": page.text, "start": start, "end": end})
+    for name, records in rows.items():
+        if name.endswith("-train"):
+            rng.shuffle(records)
+        write(work / f"{name}.jsonl", records)
+
+
+def embed(work: Path, model: str, data: str, vectors: str = "document", task: str = "document") -> Vectors:
+    """The vectors that ``longattn embed`` writes of a file of ``work``."""
+    import pyarrow.parquet as pq
+
+    folder = work / "vectors" / f"{model} {data} {vectors} {task}".replace(":", " ")
+    if not (folder / "done").exists():
+        run("embed", work / model, work / f"{data}.jsonl", "--output", folder, "--vectors", vectors, "--task", task)
+        (folder / "done").touch()
+    found = defaultdict(list)
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(16_384, columns=["id", "vector"]):
+            flat = batch.column("vector").flatten().to_numpy()
+            for name, vector in zip(batch.column("id").to_pylist(), flat.reshape(batch.num_rows, -1), strict=True):
+                found[name].append(vector)
+    return {name: np.stack(rows) for name, rows in found.items()}
+
+
+def late(work: Path, model: str) -> Vectors:
+    """Late chunks of the passages of the test, by :func:`hf_longattn.evaluation.late_chunking.late_chunks`."""
+    from sentence_transformers import SentenceTransformer
+
+    import hf_longattn  # noqa: F401 (its models register themselves)
+    from hf_longattn.evaluation.late_chunking import late_chunks
+
+    encoder, found = SentenceTransformer(str(work / model), device="cpu"), {}
+    for row in read(work / "passages.jsonl"):
+        spans = [(number, (start, end)) for number, (start, end) in enumerate(row["spans"]) if row["text"][start:end].strip()]
+        (chunks,) = late_chunks(encoder.transformers_model, encoder.tokenizer, row["text"], spans=[[span for _, span in spans]])
+        found |= {f"{row['id']}#{number}": chunk.embedding.numpy()[None] for (number, _), chunk in zip(spans, chunks, strict=True)}
+    return found
+
+
+def grouped(vectors: Vectors, mean: bool = False) -> Vectors:
+    """The vectors of chunks, "page#number", by page; or their mean."""
+    pages = defaultdict(list)
+    for name, rows in vectors.items():
+        pages[name.rpartition("#")[0]].append(rows)
+    if mean:
+        means = {name: np.concatenate(rows).mean(0, keepdims=True) for name, rows in pages.items()}
+        return {name: row / np.linalg.norm(row) for name, row in means.items()}
+    return {name: np.concatenate(rows) for name, rows in pages.items()}
+
+
+def clusters(vectors: Vectors, count: int) -> Vectors:
+    """Means of the ``count`` clusters of a page's token vectors."""
+    from sklearn.cluster import KMeans
+
+    found = {}
+    for name, rows in vectors.items():
+        centres = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=0).fit(rows).cluster_centers_
+        found[name] = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+    return found
+
+
+def ranks(queries: Vectors, documents: Vectors, rights: Mapping[str, str]) -> dict[str, float]:
+    """One over the rank of each query's document: the sum over the query's vectors of the best among the document's (MaxSim)."""
+    names = list(documents)
+    flat, first = np.concatenate(list(documents.values())), np.cumsum([0, *(len(rows) for rows in documents.values())])[:-1]
+    found = {}
+    for query, rows in queries.items():
+        scores = np.maximum.reduceat(rows @ flat.T, first, axis=1).sum(0)
+        found[query] = 1.0 / (1 + int((scores > scores[names.index(rights[query])]).sum()))
+    return found
+
+
+def by_words(texts: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The same by BM25."""
+    words, names = Words([row["text"] for row in texts]), [row["id"] for row in texts]
+    orders = {row["id"]: [names[number] for number in words.first(row["text"], len(names))] for row in queries}
+    return {row["id"]: 1.0 / (1 + orders[row["id"]].index(row["right"])) for row in queries}
+
+
+def untrained(work: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Yield the set, the system and the ranks of what needs no training."""
+    rows = {name: read(work / f"{name}-queries.jsonl") for name in SETS}
+    rights = {name: {row["id"]: row["right"] for row in rows[name]} for name in SETS}
+    short, long = ({name: embed(work, model, f"{name}-queries", task="query") for name in SETS} for model in ("minilm", "long"))
+    tokens = {name: embed(work, "minilm", f"{name}-queries", "tokens", "query") for name in SETS}
+
+    def of(which: str, system: str, queries: Vectors, documents: Vectors) -> tuple[str, str, dict[str, float]]:
+        return which, system, ranks(queries, documents, rights[which])
+
+    yield of("pages", "truncated", short["pages"], embed(work, "minilm", "pages"))
+    for size in CHUNKS:
+        chunks = embed(work, "minilm", f"chunks {size}")
+        yield of("pages", f"mean {size}", short["pages"], grouped(chunks, mean=True))
+        yield of("pages", f"best {size}", short["pages"], grouped(chunks))
+    yield of("pages", "best 256, overlapping", short["pages"], grouped(embed(work, "minilm", "chunks 256, overlapping")))
+    yield "pages", "bm25", by_words(read(work / "pages.jsonl"), rows["pages"])
+    yield of("pages", "chunk tokens", tokens["pages"], grouped(embed(work, "minilm", "chunks 512", "tokens")))
+    yield of("pages", "one", long["pages"], embed(work, "long", "pages"))
+    for count in (2, 4, 8):
+        yield of("pages", f"parts {count}", long["pages"], embed(work, "long", "pages", f"parts:{count}"))
+    yield of("pages", "late", long["pages"], embed(work, "long", "pages", "passages:128"))
+    states = embed(work, "long", "pages", "tokens")
+    yield of("pages", "tokens", tokens["pages"], states)
+    yield of("pages", "clusters 8", long["pages"], clusters(states, 8))
+    yield of("pages", "tokens 64", tokens["pages"], embed(work, "long", "pages", "parts:64"))
+    for name in ("alone", "title"):
+        yield of("passages", name, short["passages"], embed(work, "minilm", f"passages-{name}"))
+        yield of("passages", f"tokens {name}", tokens["passages"], embed(work, "minilm", f"passages-{name}", "tokens"))
+        yield "passages", "bm25 title" if name == "title" else "bm25", by_words(read(work / f"passages-{name}.jsonl"), rows["passages"])
+    yield of("passages", "late", long["passages"], late(work, "long"))
+
+
+def trained(work: Path, seed: int) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Yield the set, the system and the ranks of the trained models of a seed."""
+    rights = {name: {row["id"]: row["right"] for row in read(work / f"{name}-queries.jsonl")} for name in SETS}
+
+    def of(which: str, system: str, model: str, documents: Vectors, vectors: str = "document") -> tuple[str, str, dict[str, float]]:
+        return which, system, ranks(embed(work, f"{model}-{seed}", f"{which}-queries", vectors, "query"), documents, rights[which])
+
+    yield of("pages", "chunks best 256", "chunks", grouped(embed(work, f"chunks-{seed}", "chunks 256")))
+    yield of("pages", "one trained", "one", embed(work, f"one-{seed}", "pages"))
+    yield of("pages", "late trained", "late", embed(work, f"late-{seed}", "pages", "passages:128"))
+    yield of("pages", "tokens trained", "tokens", embed(work, f"tokens-{seed}", "pages", "tokens"), "tokens")
+    yield of("pages", "tokens trained 64", "tokens", embed(work, f"tokens-{seed}", "pages", "parts:64"), "tokens")
+    for name in ("alone", "title"):
+        yield of("passages", f"chunks {name}", "chunks", embed(work, f"chunks-{seed}", f"passages-{name}"))
+    for name in ("late", "titled"):
+        yield of("passages", f"{name} trained", name, late(work, f"{name}-{seed}"))
+
+
+def train(work: Path, seed: int, minutes: Minutes) -> None:
+    """Train the models of a seed."""
+    for name, (model, data, more) in TRAINED.items():
+        fine_tune(work, f"{name}-{seed}", "embed", model, f"{data}-train", minutes.training, seed, f"{more} --max_eval_samples 60")
+
+
+def score(work: Path, seeds: Sequence[int]) -> list[Found]:
+    """The ranks of all systems, stored system by system."""
+    found: list[Found] = []
+    queries = {(name, row["id"]): row["right"].partition("#")[0] for name in SETS for row in read(work / f"{name}-queries.jsonl")}
+    sources: dict[str, tuple[int | None, Callable[[], Iterator[Any]]]] = {"untrained": (None, lambda: untrained(work))}
+    sources |= {str(seed): (seed, lambda seed=seed: trained(work, seed)) for seed in seeds}
+    for name, (seed, make) in sources.items():
+        file = work / f"ranks-{name}.json"
+        if not file.exists():
+            file.write_text(json.dumps(list(make())), encoding="utf-8")
+        for which, system, ranked in json.loads(file.read_text(encoding="utf-8")):
+            found += [Found(which, system, seed, queries[which, query], query, value) for query, value in ranked.items()]
+    return found
+
+
+def short_texts(work: Path, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
+    """What a training does to texts that the original reads: cosine with its vectors, and Spearman's rank correlation of similarities."""
+    from scipy.stats import spearmanr
+
+    data = "chunks-short"
+    if not (work / f"{data}.jsonl").exists():
+        texts = sorted({row["anchor"] for row in read(work / "pages-train.jsonl")})
+        write(work / f"{data}.jsonl", [{"id": str(number), "text": text} for number, text in enumerate(texts[:400])])
+    before = np.concatenate(list(embed(work, "minilm", data).values()))
+    upper = np.triu_indices(len(before), 1)
+    table = {}
+    for name in ("long", "one", "late"):
+        values = []
+        for model in [name] if name == "long" else [f"{name}-{seed}" for seed in seeds]:
+            after = np.concatenate(list(embed(work, model, data).values()))
+            correlation = spearmanr((before @ before.T)[upper], (after @ after.T)[upper]).statistic
+            values.append((float((before * after).sum(1).mean()), float(correlation)))
+        table[name] = dict(zip(("cosine", "spearman"), np.mean(values, 0).round(4).tolist(), strict=True))
+    return table
+
+
+def summary(found: Sequence[Found]) -> dict[str, Any]:
+    """MRR and share of first places of every system by set, and differences to chunks query by query."""
+    table: dict[str, Any] = defaultdict(dict)
+    for which, base in (("pages", "mean 256"), ("passages", "alone")):
+        values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+        for one in found:
+            if one.which == which:
+                values[one.system][one.page, one.query].append(one.reciprocal)
+        means = {system: {key: sum(its) / len(its) for key, its in its.items()} for system, its in values.items()}
+        for system, its in means.items():
+            firsts = {key: [value == 1 for value in ranks] for key, ranks in values[system].items()}
+            table[which][system] = {
+                "mrr": over_pages(its),
+                "first": over_pages({key: sum(ones) / len(ones) for key, ones in firsts.items()}),
+                "more": over_pages({key: value - means[base][key] for key, value in its.items()}),
+            }
+    return dict(table)
+
+
+def tables(record: Mapping[str, Any]) -> str:
+    """Both sets, with how they were measured."""
+    parts = []
+    for which, labels, base in (("pages", ROWS, "the mean of chunks of 256"), ("passages", PASSAGE_ROWS, "passages alone")):
+        count = record["test"][which]
+        rows = []
+        for system, label in labels.items():
+            row = record["table"][which][system]
+            rows.append(
+                [label, *("{:.1f} [{:.1f}, {:.1f}]".format(*row[name]) for name in ("mrr", "first")), "{:+.1f}".format(row["more"][0])]
+            )
+        header = [f"{SETS[which]}: {count} queries", "MRR, %", "right one first, %", f"MRR more than {base}"]
+        parts.append(markdown_table(header, rows))
+    test, minutes = record["test"], Minutes(*record["minutes"])
+    return (
+        "\n\n".join(parts)
+        + f"\n\n{test['documents']} pages, {test['places']} passages; {test['late']:.0f} % of the sentences are from the "
+        f"last third of their page. {minutes.training:g} minutes of each training, seeds {', '.join(map(str, record['seeds']))}; 95 % "
+        f"intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
+    )
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of the result."""
+    return f"# Retrieval: all-MiniLM-L6-v2 on manual pages\n\n{tables(record)}"
+
+
+@one_sentence_errors
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study; return its exit code."""
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    options = read_options(arguments, __doc__, OUTPUT, Minutes, "of each model", quick="a tenth of the pages")
+    work = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "minilm").exists():
+        shutil.copytree(real_checkpoint(), work / "minilm", copy_function=shutil.copyfile)
+    if not (work / "pages-train.jsonl").exists():
+        build(work, AutoTokenizer.from_pretrained(work / "minilm"), options.quick)
+    for name, more in (("long", ()), ("long-titled", ("--option", f"global_tokens={','.join(map(str, range(TITLE)))}"))):
+        if not (work / name).exists():
+            run("convert", work / "minilm", work / name, "--mechanism", "longformer", "--max-length", 8192, *more)
+    for seed in options.seeds:
+        train(work, seed, options.minutes)
+    found = score(work, options.seeds)
+    queries = {name: read(work / f"{name}-queries.jsonl") for name in SETS}
+    about: dict[str, Any] = {name: len(rows) for name, rows in queries.items()}
+    about |= {"documents": len(read(work / "pages.jsonl")), "places": len(read(work / "passages-alone.jsonl"))}
+    about["late"] = 100 * float(np.mean([row["place"] > 2 / 3 for row in queries["pages"][1::2]]))
+    about["short texts"] = short_texts(work, options.seeds)
+    finish(options, about, summary(found), markdown)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
