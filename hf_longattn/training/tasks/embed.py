@@ -124,7 +124,9 @@ def finetune_embeddings(
     if model_args.use_peft:
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
-    data, held = held_back(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3, unit="positive")
+    read_source = partial(read_pairs, named=data_args.named_columns)
+    together = "positive" if "start" in read_source(data_args.data[0], data_args.split).column_names else ""  # a document's passages
+    data, held = held_back(data_args, read_source, training_args.seed, least=3, unit=together)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
     column = next((name for name in ("score", "start") if name in data.column_names), None)
     if kind and column:
