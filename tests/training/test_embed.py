@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, PreTrainedTokenizerBase
 
+from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.late_chunking import late_chunks
+from hf_longattn.evaluation.probes.pairs import is_probe, probe_pairs
 from hf_longattn.modeling.attach.token_globals import token_rule
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import (
@@ -145,6 +148,29 @@ def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
     ):
         with pytest.raises(DataError, match=error):
             finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "no"), **more}, **FAST))
+
+
+@pytest.mark.parametrize("source", ["passkey:256", "needle:1K"])
+def test_a_probe_s_documents_differ_by_one_fact_each(source: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    pytest.importorskip("sentence_transformers")
+    assert is_probe(source)
+    rows = probe_pairs(source)
+    assert rows.to_list() == probe_pairs(source).to_list()
+    length = 256 if source.startswith("passkey") else 1024
+    assert {len(re.findall(r"\w+|[^\w\s]", text)) for text in rows["positive"]} == {length}
+    depths = []
+    for row in rows:
+        name = re.search(r"(?:for|was) the (\w+ \w+)", row["anchor"])
+        assert name is not None
+        assert [name[1] in text for text in rows["positive"]].count(True) == 1
+        depths.append(row["positive"].index(f"the {name[1]}") / len(row["positive"]))
+    assert min(depths) < 0.2
+    assert max(depths) > 0.8
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    assert evaluate("embed", ["--model", short, "--data", source, "--output", str(tmp_path / "out"), "--no_bf16", "--threads", "1"]) == 0
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]["n"] == 50
+    with pytest.raises(DataError, match="must have 64 to"):
+        probe_pairs("needle:8")
 
 
 def lengths_of(folder: Path, reranker: bool) -> tuple[int, int, int]:

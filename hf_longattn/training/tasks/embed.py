@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from datasets import Dataset
@@ -24,6 +23,7 @@ from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.late_chunking import check_averages
+from hf_longattn.evaluation.probes.pairs import is_probe, probe_pairs
 from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -124,7 +124,10 @@ def finetune_embeddings(
     if model_args.use_peft:
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
-    read_source = partial(read_pairs, named=data_args.named_columns)
+
+    def read_source(source: str, split: str) -> Dataset:
+        return probe_pairs(source) if is_probe(source) else read_pairs(source, split, data_args.named_columns)
+
     together = "positive" if "start" in read_source(data_args.data[0], data_args.split).column_names else ""  # a document's passages
     data, held = held_back(data_args, read_source, training_args.seed, least=3, unit=together)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
