@@ -197,7 +197,7 @@ def embedding_trainer(
     kind = Kind.of(model_args.multi_vector)
     EmbeddingTrainer: Any = type("EmbeddingTrainer", (MeasuringTrainer, kind.trainer), {})
 
-    class Retrieval(kind.evaluator):  # type: ignore[misc, name-defined]
+    class Retrieval(kind.evaluator):  # type: ignore[name-defined]
         """Ranks the documents that are found for each query."""
 
         def compute_metrics(self, queries_result_list: list[Any]) -> Any:
@@ -219,7 +219,7 @@ def embedding_trainer(
         )
     scored, passages = ("score" in data.column_names), ("start" in data.column_names)
     size, cut, prompts = args.per_device_eval_batch_size, training_length(model, data_args), prompts_of(model, scored)
-    before = [(prompts or {}).get(column, "") for column in ("anchor", "positive")]
+    before = (prompts or {}).get("anchor", ""), (prompts or {}).get("positive", "")
     if passages:
         from hf_longattn.training.passages import ByDocument, PassageLoss, find_passages, with_tokens
 

@@ -14,7 +14,7 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,9 +109,9 @@ def build(work: Path, tokenizer: Any, quick: bool) -> None:
     )
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for page in test:
-        found = page_queries(page, rng)
-        rows["pages"].append({"id": page.name, "text": found[0] if found else page.text})
-        for text, place in found[1] if found else ():
+        left, asked = page_queries(page, rng) or (page.text, [])
+        rows["pages"].append({"id": page.name, "text": left})
+        for text, place in asked:
             rows["pages-queries"].append({"id": str(len(rows["pages-queries"])), "text": text, "right": page.name, "place": place})
         rows["passages"].append({"id": page.name, "text": page.text, "spans": page.passages})
         for number, (start, end) in enumerate(page.passages):
@@ -126,11 +126,11 @@ def build(work: Path, tokenizer: Any, quick: bool) -> None:
             parts = windows_of("", row["text"], tokenizer, size, stride)
             rows[f"chunks {name}"] += [{"id": f"{row['id']}#{number}", "text": text} for number, (_, text) in enumerate(parts)]
     for page in train:
-        found = page_queries(page, rng)
-        for text, place in found[1] if found else ():
-            rows["pages-train"].append({"anchor": text, "positive": found[0]})
-            at = place * len(page.text)
-            _, near = min(windows_of("", found[0], tokenizer, 256, 0), key=lambda part: abs(part[0] + len(part[1]) / 2 - at))
+        left, asked = page_queries(page, rng) or (page.text, [])
+        for text, place in asked:
+            rows["pages-train"].append({"anchor": text, "positive": left})
+            at, parts = place * len(page.text), windows_of("", left, tokenizer, 256, 0)
+            _, near = parts[int(np.argmin([abs(start + len(part) / 2 - at) for start, part in parts]))]
             rows["chunks-train"].append({"anchor": text, "positive": near})
     for text, page, start, end in passage_queries(train, rng, least=2, most=12):
         rows["passages-train"].append({"anchor": text, "positive": page.text, "start": start, "end": end})
@@ -164,7 +164,7 @@ def late(work: Path, model: str) -> Vectors:
     import hf_longattn  # noqa: F401 (its models register themselves)
     from hf_longattn.evaluation.late_chunking import late_chunks
 
-    encoder, found = SentenceTransformer(str(work / model), device="cpu"), {}
+    encoder, found = SentenceTransformer(str(work / model), device="cpu"), dict[str, np.ndarray]()
     for row in read(work / "passages.jsonl"):
         spans = [(number, (start, end)) for number, (start, end) in enumerate(row["spans"]) if row["text"][start:end].strip()]
         (chunks,) = late_chunks(encoder.transformers_model, encoder.tokenizer, row["text"], spans=[[span for _, span in spans]])
@@ -273,12 +273,11 @@ def score(work: Path, seeds: Sequence[int]) -> list[Found]:
     """The ranks of all systems, stored system by system."""
     found: list[Found] = []
     queries = {(name, row["id"]): row["right"].partition("#")[0] for name in SETS for row in read(work / f"{name}-queries.jsonl")}
-    sources: dict[str, tuple[int | None, Callable[[], Iterator[Any]]]] = {"untrained": (None, lambda: untrained(work))}
-    sources |= {str(seed): (seed, lambda seed=seed: trained(work, seed)) for seed in seeds}
-    for name, (seed, make) in sources.items():
-        file = work / f"ranks-{name}.json"
+    for seed in (None, *seeds):
+        file = work / f"ranks-{'untrained' if seed is None else seed}.json"
         if not file.exists():
-            file.write_text(json.dumps(list(make())), encoding="utf-8")
+            made = untrained(work) if seed is None else trained(work, seed)
+            file.write_text(json.dumps(list(made)), encoding="utf-8")
         for which, system, ranked in json.loads(file.read_text(encoding="utf-8")):
             found += [Found(which, system, seed, queries[which, query], query, value) for query, value in ranked.items()]
     return found
