@@ -62,6 +62,7 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
     "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),
     "audit": ("{model} --length 16",),
+    "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
     "probe": (
         "{model} --task copy --lengths 32 --samples 1",
         "{model} {data}/pictures/a/0.png",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .report import ConversionReport as ConversionReport
     from .revert import revert_checkpoint as revert_checkpoint
     from .sources.hub import folder_without_weights as folder_without_weights
+    from .text import verification_text as verification_text
 
 __getattr__, __all__ = public_names(
     __name__,
@@ -37,5 +38,6 @@ __getattr__, __all__ = public_names(
         "report": ("Check", "ConversionReport"),
         "revert": ("revert_checkpoint",),
         "sources.hub": ("folder_without_weights",),
+        "text": ("verification_text",),
     },
 )

@@ -15,8 +15,8 @@ from hf_longattn.cli import app, main
 
 READ = {"--images", "--init-from-text", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
-FOLDERS = {"search --output"}
-"""Options that name a folder to write, which is refused where `longattn search` is tested."""
+FOLDERS = {"embed --output", "search --output"}
+"""Options that name a folder to write, which is refused where these commands are tested."""
 
 
 def options_with_paths() -> Iterator[str]:

@@ -20,8 +20,8 @@ from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, r
 from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.late_chunking import late_chunks
-from hf_longattn.evaluation.probes.pairs import is_probe, probe_pairs
 from hf_longattn.modeling.attach.token_globals import token_rule
+from hf_longattn.training.embed_probes import is_probe, probe_pairs
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import (
     EMBED,

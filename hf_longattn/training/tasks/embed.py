@@ -23,7 +23,6 @@ from hf_longattn.data.sources import DataError, held_back
 from hf_longattn.errors import CheckpointError, OptionError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.late_chunking import check_averages
-from hf_longattn.evaluation.probes.pairs import is_probe, probe_pairs
 from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -31,6 +30,7 @@ from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.embed_probes import is_probe, probe_pairs
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from datasets import Dataset
 
-from ...conversion.text import verification_text
-from ...data.sources import DataError
-from .passkey import GARBAGE
-from .words import ADJECTIVES, NOUNS
+from ..conversion import verification_text
+from ..data.sources import DataError
+from ..evaluation.probes.passkey import GARBAGE
+from ..evaluation.probes.words import ADJECTIVES, NOUNS
 
 COUNT = 50
 LENGTHS = (64, 131_072)
