@@ -232,8 +232,8 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     """A model of sentence-transformers in float32.
 
     Args:
-        loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``; the last one takes the token states of a folder that
-            was saved by another class, where it would put a random projection behind them.
+        loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. The last takes the token states of a folder that
+            another class saved as they are, without the random projection that it would add.
         name: a folder or a Hub repository id.
         complete: nothing is going to be trained, so that new weights are an error.
         arguments: of the loader.

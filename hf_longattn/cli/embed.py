@@ -24,7 +24,7 @@ def embed(
     vectors: Annotated[
         str,
         typer.Option(
-            help="document: one of each. parts:8: that many of each. passages:256: one for so many tokens. tokens: one for each token."
+            help="What gets a vector: document, parts:8 (each of 8 parts of a document), passages:256 (every 256 tokens) or tokens."
         ),
     ] = "document",
     task: Annotated[str, typer.Option(help="document, or query for the prompt that the model puts before queries.")] = "document",
@@ -35,7 +35,7 @@ def embed(
 ) -> None:
     """Embed documents into Parquet files: id, part, start and end in characters, vector.
 
-    A run that was stopped goes on where it was if you type the same again. Under accelerate launch, processes share the files.
+    Type the same command again to resume an interrupted run. Under accelerate launch, processes share the files.
     """
     import torch
     from tqdm.auto import tqdm
@@ -51,7 +51,7 @@ def embed(
             bar.total = count
             bar.update(done - bar.n)
 
-        made = embed_documents(
+        counts = embed_documents(
             model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split, note=note
         )
-    say(f"{made['documents']:,} documents, {made['vectors']:,} vectors in {output}")
+    say(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")

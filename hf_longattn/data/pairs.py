@@ -27,7 +27,9 @@ Relevant = Mapping[str, Sequence[str]]
 
 
 def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) -> Dataset:
-    """Pairs of texts in the columns anchor and positive, and negative or score, or start and end of a passage, if the source has them.
+    """Pairs of texts in the columns anchor and positive.
+
+    Where the source has them, also negative or score, or start and end of a passage.
 
     Args:
         named: the source's columns by these names, where they are not among :data:`NAMES`.

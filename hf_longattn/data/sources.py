@@ -113,14 +113,19 @@ class LabelledSources(SampleLimits, Protocol):
 
 
 def held_back(
-    args: LabelledSources, read: Callable[[str, str], Dataset], seed: int, *, least: int = 2, unit: str = ""
+    args: LabelledSources,
+    read: Callable[[str, str], Dataset],
+    seed: int,
+    *,
+    least: int = 2,
+    unit: str | Callable[[Sequence[str]], str] = "",
 ) -> tuple[Dataset, Dataset]:
     """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source; of both at most as many as
     ``max_train_samples`` and ``max_eval_samples`` allow. In an evaluation, both parts are the same rows: all of them.
 
     Args:
         read: reads a split of a source.
-        seed, unit: choose the rows; see :func:`split_held_out`.
+        seed, unit: choose the rows; see :func:`split_held_out`. ``unit`` may be a function of the columns.
         least: rows without which nothing is held back.
 
     Raises:
@@ -135,6 +140,7 @@ def held_back(
         return all_scored(args, seed, concatenate_datasets(parts))
     if args.validation:
         return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
+    unit = unit(parts[0].column_names) if callable(unit) else unit
     train, held_out = split_held_out(parts, seed, unit=unit)
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:

@@ -1,7 +1,7 @@
 """Vectors of documents in Parquet files: one for each document, several, one for each passage, or one for each token.
 
-A file has :data:`FILE` documents, and the work on it is saved after every :data:`STEP` of them. So a run that was stopped goes on where it
-was, and processes share the files.
+A file has :data:`FILE` documents and is saved after every :data:`STEP` of them, so that an interrupted run can be resumed. Processes share
+the files.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ ROWS = 16_384
 """Vectors of a row group."""
 SETTINGS = "embedding.json"
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
-"""What vectors are of, with their number in a document (parts) or of tokens in each (passages) where none is given."""
+"""Kinds of vectors, with their default: parts of a document, or tokens of a passage."""
 TASKS = ("document", "query")
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What is embedded: whole documents, as many ``parts``, ``passages`` of so many tokens, or every token."""
+    """What gets a vector: a document, each of its ``size`` parts, each passage of ``size`` tokens, or each token."""
 
     of: str
     size: int | None = None
@@ -146,11 +146,10 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
 
     data = data.map(convert, with_indices=True, remove_columns=data.column_names)
     seen: set[str] = set()
-    for name in data["id"]:
-        if name in seen:
-            raise DataError(f"the id {name!r} is given to two documents of {source}; name a column of other ids with --id-column")
-        seen.add(name)
     for row in data:
+        if row["id"] in seen:
+            raise DataError(f"the id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column")
+        seen.add(row["id"])
         if not row["text"].strip():
             raise DataError(f"the document {row['id']!r} of {source} has no text; leave it out")
     return data
@@ -236,7 +235,7 @@ def _pieces(network: Any, vectors: Vectors, prompt: str, texts: Sequence[str]) -
 
 
 def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator[Row]:
-    """The vectors of a text's pieces in turn, of which no more than one window is held."""
+    """Yield the vectors of a text's pieces, with one window in memory at a time."""
     model, tokens = network.transformers_model, read_tokens(network.tokenizer, text, prompt)
     count, ends = len(tokens.ids), [*tokens.starts.tolist()[1:], len(text)]
     size = {"parts": -(-count // (vectors.size or 1)), "passages": vectors.size, "tokens": 1}[vectors.of] or 1
@@ -258,7 +257,7 @@ def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator
 
 
 def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence[str]], Iterator[Iterator[Row]]]) -> Iterator[None]:
-    """Write the vectors of some documents, and yield after every step of them; what a stopped run has done is kept."""
+    """Write a file of vectors in steps, and yield after each; steps of an interrupted run are kept."""
     if file.is_file():
         yield from [None] * -(-len(rows) // STEP)
         return
@@ -269,9 +268,9 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
         files.append(steps / f"{first:09}.parquet")
         if not files[-1].is_file():
             taken = data[first : min(first + STEP, rows.stop)]
-            found = zip(taken["id"], embed(taken["text"]), strict=True)
+            embedded = zip(taken["id"], embed(taken["text"]), strict=True)
             with staged_file(files[-1]) as staged:
-                _write(staged, ((name, part, *row) for name, its in found for part, row in enumerate(its)))
+                _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
         yield None
     with staged_file(file) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
         held: list[pa.Table] = []

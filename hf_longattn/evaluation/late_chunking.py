@@ -152,7 +152,7 @@ class Tokens(NamedTuple):
 
 
 def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "") -> Tokens:
-    """Tokenise a text, piece by piece if it is very long: Python's lists of tokens take a hundred times its memory."""
+    """Tokenise a text, in pieces if it is long: Python's lists of tokens take a hundred times its memory."""
     frame = tokenizer("")["input_ids"]
     _, after = special_ids(tokenizer)
     before, ids, starts = [*frame[: len(frame) - len(after)]], [], []

@@ -1,6 +1,7 @@
-"""Generated pairs that ask what embeddings see of long texts: LongEmbed's passkey and needle tasks (Zhu et al. 2024, arXiv 2404.12096).
+"""Generated pairs that show how far embeddings see: LongEmbed's passkey and needle tasks.
 
-Fifty documents differ by one fact each, at a random depth of the same filler; fifty queries ask for them. Chance is 2 %.
+Zhu et al. 2024, arXiv 2404.12096. Fifty documents differ by one fact each, at a random depth of the same filler; fifty queries ask for
+them. Chance is 2 %.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..evaluation.probes.words import ADJECTIVES, NOUNS
 
 COUNT = 50
 LENGTHS = (64, 131_072)
-"""Fewest and most tokens of a document."""
+"""Minimum and maximum tokens of a document."""
 _SOURCE = re.compile(r"(passkey|needle):(\d+)(K?)")
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 
@@ -43,10 +44,9 @@ def probe_pairs(source: str) -> Dataset:
     if not LENGTHS[0] <= length <= LENGTHS[1]:
         raise DataError(f"{source} must have {LENGTHS[0]} to {LENGTHS[1]:,} tokens")
     rng = random.Random(source)
-    filler = f"{GARBAGE} " if match[1] == "passkey" else verification_text(None)[0]
+    pieces = _TOKEN.findall(f"{GARBAGE} " if match[1] == "passkey" else verification_text(None)[0])
     rows = []
     for anchor, fact in _facts(match[1], rng):
-        pieces = _TOKEN.findall(filler)
         room = length - len(_TOKEN.findall(fact))
         first = rng.randrange(len(pieces))
         around = [pieces[(first + number) % len(pieces)] for number in range(room)]

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from ..data.sources import DataError
 from ..evaluation import load_metric
-from ..evaluation.late_chunking import late_chunks
+from ..evaluation.late_chunking import late_chunks, read_tokens
 
 TOGETHER = 8
 """Passages of one document that stand together in a batch: it is read once for all of them."""
 
 
 def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None) -> Dataset:
-    """The pairs with their passage's first and last token as ``label``; those whose passage is cut off are left out.
+    """Pairs with the tokens of their passage, first and last + 1, as ``label``; without those that are cut off.
 
     Args:
-        prompt: stands before every document.
+        prompt: precedes every document.
         longest: tokens at which documents are cut.
 
     Raises:
@@ -37,22 +37,21 @@ def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None)
     """
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        places = tokenizer(prompt + row["positive"], return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        start, end = row["start"] + len(prompt), row["end"] + len(prompt)
-        inside = [token for token, (first, last) in enumerate(places) if first < end and start <= first < last]
-        if not inside:
+        tokens = read_tokens(tokenizer, row["positive"], prompt)
+        inside = ((tokens.starts >= row["start"]) & (tokens.starts < row["end"])).nonzero().flatten() + len(tokens.before)
+        if not len(inside):
             raise DataError(f"pair {number + 1} has no token between the characters {row['start']} and {row['end']} of its document")
-        return {"anchor": row["anchor"], "positive": row["positive"], "label": [inside[0], inside[-1] + 1]}
+        return {"anchor": row["anchor"], "positive": row["positive"], "label": [int(inside[0]), int(inside[-1]) + 1]}
 
     rows = data.map(convert, with_indices=True, remove_columns=data.column_names)
-    kept = rows if longest is None else rows.filter(lambda row: row["label"][1] < longest)
-    if not len(kept):
-        raise DataError(f"every passage stands behind the {longest:,} tokens at which documents are cut; give a greater --max-length")
-    return kept
+    uncut = rows if longest is None else rows.filter(lambda row: row["label"][1] < longest)
+    if not len(uncut):
+        raise DataError(f"all passages end after the first {longest:,} tokens, where documents are cut; give a greater --max-length")
+    return uncut
 
 
 class PassageLoss(nn.Module):
-    """The cross-entropy of each query's passage among all passages of the batch, of its own document and of the others.
+    """The cross-entropy of each query's passage among all passages of the batch.
 
     Args:
         model: a sentence-transformers model that averages token states.
@@ -102,25 +101,22 @@ class ByDocument(DefaultBatchSampler):
                 yield batch
 
 
-def find_passages(model: Any, pairs: Dataset, queries_prompt: str, prompt: str, batch_size: int) -> dict[str, float]:
+def find_passages(model: Any, pairs: Dataset, prompt: str, batch_size: int) -> dict[str, float]:
     """How well queries find their passage among those of all documents of the pairs."""
     spans: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
+    relevant: dict[str, set[tuple[str, int, int]]] = defaultdict(set)
     for row in pairs:
         spans[row["positive"]][row["start"], row["end"]] = None
-    network, numbers, vectors = model.transformers_model, dict[tuple[str, int, int], int](), list[Tensor]()
-    for text, inside in spans.items():
-        (chunks,) = late_chunks(network, model.tokenizer, text, spans=[list(inside)], prefix=prompt, max_length=model.max_seq_length)
-        for chunk in chunks:
-            numbers[text, chunk.start, chunk.end] = len(vectors)
-            vectors.append(chunk.embedding)
-    asked: dict[str, set[int]] = defaultdict(set)
-    for row in pairs:
-        asked[row["anchor"]].add(numbers[row["positive"], row["start"], row["end"]])
-    queries = model.encode(
-        list(asked), prompt=queries_prompt or None, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True
+        relevant[row["anchor"]].add((row["positive"], row["start"], row["end"]))
+    passages = [list(inside) for inside in spans.values()]
+    documents = late_chunks(
+        model.transformers_model, model.tokenizer, list(spans), spans=passages, prefix=prompt, max_length=model.max_seq_length
     )
-    scores = F.normalize(queries.float().cpu(), dim=-1) @ torch.stack(vectors).T
-    found = load_metric("ranking").compute(
-        predictions=scores.tolist(), references=[[int(number in right) for number in range(len(vectors))] for right in asked.values()]
+    places = [(text, *span) for text, inside in spans.items() for span in inside]
+    vectors = torch.stack([chunk.embedding for chunks in documents for chunk in chunks])
+    queries = model.encode_query(list(relevant), batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+    scores = F.normalize(queries.float().cpu(), dim=-1) @ vectors.T
+    ranking = load_metric("ranking").compute(
+        predictions=scores.tolist(), references=[[int(place in right) for place in places] for right in relevant.values()]
     )
-    return {name: value for name, value in found.items() if not name.startswith("ndcg")}
+    return {name: value for name, value in ranking.items() if not name.startswith("ndcg")}

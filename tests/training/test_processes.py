@@ -68,9 +68,9 @@ class Ranks:
 
 
 def gone(process: int) -> bool:
-    """Whether a process has ended or stands still."""
+    """Whether a process has ended."""
     try:
-        return psutil.Process(process).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 

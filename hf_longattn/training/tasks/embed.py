@@ -10,6 +10,7 @@ those with the ``start`` and ``end`` of a passage train late chunks (:mod:`hf_lo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -128,7 +129,6 @@ def finetune_embeddings(
     def read_source(source: str, split: str) -> Dataset:
         return probe_pairs(source) if is_probe(source) else read_pairs(source, split, data_args.named_columns)
 
-    together = "positive" if "start" in read_source(data_args.data[0], data_args.split).column_names else ""  # a document's passages
     data, held = held_back(data_args, read_source, training_args.seed, least=3, unit=together)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
     column = next((name for name in ("score", "start") if name in data.column_names), None)
@@ -141,6 +141,11 @@ def finetune_embeddings(
     before = train(trainer, run, trainer.measure)
     log = {"pairs": len(data), "read_length": read_length(trainer.model), "held_out": {"before": before, "after": trainer.measure()}}
     return save_run(trainer, run, log, describe_embeddings)
+
+
+def together(columns: Sequence[str]) -> str:
+    """The column whose equal values are held out together: a document's passages are."""
+    return "positive" if "start" in columns else ""
 
 
 def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
@@ -219,7 +224,7 @@ def embedding_trainer(
         )
     scored, passages = ("score" in data.column_names), ("start" in data.column_names)
     size, cut, prompts = args.per_device_eval_batch_size, training_length(model, data_args), prompts_of(model, scored)
-    before = (prompts or {}).get("anchor", ""), (prompts or {}).get("positive", "")
+    document_prompt = (prompts or {}).get("positive", "")
     if passages:
         from hf_longattn.training.passages import ByDocument, PassageLoss, find_passages, with_tokens
 
@@ -227,7 +232,7 @@ def embedding_trainer(
 
     def measure(pairs: Dataset = held) -> dict[str, float]:
         if passages:
-            return find_passages(model, pairs, *before, size)
+            return find_passages(model, pairs, document_prompt, size)
         if not scored:
             evaluator: Any = Retrieval(*retrieval(pairs, relevant_texts(data, held, pairs)), batch_size=size, write_csv=False, name="held")
             evaluator(model)
@@ -241,7 +246,7 @@ def embedding_trainer(
     arguments = trainer_arguments(kind.arguments, args, "spearman" if scored else "mrr", **more)
     arguments.max_length = cut  # sentence-transformers' trainer cuts inputs there
     if passages:
-        rows, loss = with_tokens(data, model.tokenizer, before[1], cut or read_length(model)), PassageLoss(model)
+        rows, loss = with_tokens(data, model.tokenizer, document_prompt, cut or read_length(model)), PassageLoss(model)
     else:
         rows, loss = data, CoSENTLoss(model) if scored else kind.loss(model, mini_batch_size=args.mini_batch_size)
     trainer: MeasuringTrainer = EmbeddingTrainer(

@@ -226,14 +226,13 @@ class Nearest:
 
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
     """Train the readers of excerpts, which all seeds share, and the three readers of pages."""
-    of_excerpts = f"--max_eval_samples {12 if quick else 100} --batch_size 8 --warmup_steps 50"
-    fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{of_excerpts} --learning_rate 2e-4")
-    like_converted = f"{of_excerpts} --learning_rate 1.5e-4 --windows 0 64 128 --random_positions"
+    of_excerpts = f"--max_eval_samples {12 if quick else 100} --warmup_steps 50 --batch_size"
+    fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{of_excerpts} 8 --learning_rate 2e-4")
+    like_converted = f"{of_excerpts} 8 --learning_rate 1.5e-4 --windows 0 64 128 --random_positions"
     fine_tune(work, "reader", "qa", "first", "second", minutes.second, seed, like_converted)
     convert(work, "reader", "converted")
-    of_excerpts += " --learning_rate 5e-5"
-    fine_tune(work, "windows", "qa", "reader", "second", minutes.third, seed + 1, of_excerpts)
-    fine_tune(work, "long", "qa", "converted", "third", minutes.third, seed, of_excerpts.replace("size 8", "size 4"))
+    fine_tune(work, "windows", "qa", "reader", "second", minutes.third, seed + 1, f"{of_excerpts} 8 --learning_rate 5e-5")
+    fine_tune(work, "long", "qa", "converted", "third", minutes.third, seed, f"{of_excerpts} 4 --learning_rate 5e-5")
     for name, titled, model, rows in (("windows", "", "windows", 8), ("titled", "-titled", "windows", 8), ("long", "", "long", 2)):
         more = f"--batch_size {rows} --learning_rate 5e-5" + " --max_eval_samples 12" * quick
         fine_tune(work, f"{name}-{seed}", "qa", model, f"pages{titled}", minutes.pages, seed, more, held_out=f"validation{titled}")
@@ -248,10 +247,10 @@ def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: 
             "--output", work / name)  # fmt: skip
 
 
-def convert(work: Path, model: str, name: str) -> None:
-    """Convert a model of ``work`` to :data:`LONG` tokens; a folder that is there is kept."""
+def convert(work: Path, model: str, name: str, *more: str, length: int = LONG) -> None:
+    """Convert a model of ``work``, with the options ``more``; a folder that is there is kept."""
     if not (work / name).exists():
-        run("convert", work / model, work / name, "--mechanism", "longformer", "--max-length", LONG)
+        run("convert", work / model, work / name, "--mechanism", "longformer", "--max-length", length, *more)
 
 
 def windows_of(asked: str, text: str, tokenizer: Any, size: int = SHORT, stride: int = STRIDE) -> list[tuple[int, str]]:

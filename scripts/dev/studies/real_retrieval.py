@@ -10,25 +10,36 @@ embed``, trainings are commands of users, which are printed.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
-from scripts.dev.real import real_checkpoint
 from scripts.dev.studies.joint_ranking import Words
-from scripts.dev.studies.joint_reading import fine_tune, finish, over_pages, read, read_options, run, windows_of, write
+from scripts.dev.studies.joint_reading import (
+    convert,
+    fine_tune,
+    finish,
+    over_pages,
+    prepare,
+    read,
+    read_options,
+    run,
+    stored,
+    windows_of,
+    write,
+)
 from scripts.dev.studies.manual_pages import LENGTHS, Manual, manuals, page_queries, passage_queries, without_shared
 
 OUTPUT = Path("scripts/dev/results/real_retrieval")
-PAGES, TITLE = 250, 16
-"""Pages of the test; first tokens of a page that every passage sees in the model ``titled``."""
+PAGES, LONG, TITLE = 250, 8192, 16
+"""Pages of the test; tokens that a converted model reads; first tokens of a page that all see in ``long-titled``."""
 CHUNKS = (128, 256, 512)
 SETS = {"pages": "the page of a sentence", "passages": "the passage of a page"}
 TRAINED = {
@@ -77,6 +88,14 @@ class Minutes(NamedTuple):
     """Minutes of each training."""
 
     training: float = 8.0
+
+
+class Ranks(NamedTuple):
+    """What :func:`ranks` finds for the queries of a set."""
+
+    which: str
+    system: str
+    reciprocals: dict[str, float]
 
 
 class Found(NamedTuple):
@@ -196,12 +215,12 @@ def clusters(vectors: Vectors, count: int) -> Vectors:
 
 def ranks(queries: Vectors, documents: Vectors, rights: Mapping[str, str]) -> dict[str, float]:
     """One over the rank of each query's document: the sum over the query's vectors of the best among the document's (MaxSim)."""
-    names = list(documents)
+    numbers = {name: number for number, name in enumerate(documents)}
     flat, first = np.concatenate(list(documents.values())), np.cumsum([0, *(len(rows) for rows in documents.values())])[:-1]
     found = {}
     for query, rows in queries.items():
         scores = np.maximum.reduceat(rows @ flat.T, first, axis=1).sum(0)
-        found[query] = 1.0 / (1 + int((scores > scores[names.index(rights[query])]).sum()))
+        found[query] = 1.0 / (1 + int((scores > scores[numbers[rights[query]]]).sum()))
     return found
 
 
@@ -212,15 +231,15 @@ def by_words(texts: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, 
     return {row["id"]: 1.0 / (1 + orders[row["id"]].index(row["right"])) for row in queries}
 
 
-def untrained(work: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Yield the set, the system and the ranks of what needs no training."""
+def untrained(work: Path) -> Iterator[Ranks]:
+    """Yield the ranks of what needs no training."""
     rows = {name: read(work / f"{name}-queries.jsonl") for name in SETS}
     rights = {name: {row["id"]: row["right"] for row in rows[name]} for name in SETS}
     short, long = ({name: embed(work, model, f"{name}-queries", task="query") for name in SETS} for model in ("minilm", "long"))
     tokens = {name: embed(work, "minilm", f"{name}-queries", "tokens", "query") for name in SETS}
 
-    def of(which: str, system: str, queries: Vectors, documents: Vectors) -> tuple[str, str, dict[str, float]]:
-        return which, system, ranks(queries, documents, rights[which])
+    def of(which: str, system: str, queries: Vectors, documents: Vectors) -> Ranks:
+        return Ranks(which, system, ranks(queries, documents, rights[which]))
 
     yield of("pages", "truncated", short["pages"], embed(work, "minilm", "pages"))
     for size in CHUNKS:
@@ -228,7 +247,7 @@ def untrained(work: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
         yield of("pages", f"mean {size}", short["pages"], grouped(chunks, mean=True))
         yield of("pages", f"best {size}", short["pages"], grouped(chunks))
     yield of("pages", "best 256, overlapping", short["pages"], grouped(embed(work, "minilm", "chunks 256, overlapping")))
-    yield "pages", "bm25", by_words(read(work / "pages.jsonl"), rows["pages"])
+    yield Ranks("pages", "bm25", by_words(read(work / "pages.jsonl"), rows["pages"]))
     yield of("pages", "chunk tokens", tokens["pages"], grouped(embed(work, "minilm", "chunks 512", "tokens")))
     yield of("pages", "one", long["pages"], embed(work, "long", "pages"))
     for count in (2, 4, 8):
@@ -241,16 +260,18 @@ def untrained(work: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
     for name in ("alone", "title"):
         yield of("passages", name, short["passages"], embed(work, "minilm", f"passages-{name}"))
         yield of("passages", f"tokens {name}", tokens["passages"], embed(work, "minilm", f"passages-{name}", "tokens"))
-        yield "passages", "bm25 title" if name == "title" else "bm25", by_words(read(work / f"passages-{name}.jsonl"), rows["passages"])
+        by_bm25 = by_words(read(work / f"passages-{name}.jsonl"), rows["passages"])
+        yield Ranks("passages", "bm25 title" if name == "title" else "bm25", by_bm25)
     yield of("passages", "late", long["passages"], late(work, "long"))
 
 
-def trained(work: Path, seed: int) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Yield the set, the system and the ranks of the trained models of a seed."""
+def trained(work: Path, seed: int) -> Iterator[Ranks]:
+    """Yield the ranks of the trained models of a seed."""
     rights = {name: {row["id"]: row["right"] for row in read(work / f"{name}-queries.jsonl")} for name in SETS}
 
-    def of(which: str, system: str, model: str, documents: Vectors, vectors: str = "document") -> tuple[str, str, dict[str, float]]:
-        return which, system, ranks(embed(work, f"{model}-{seed}", f"{which}-queries", vectors, "query"), documents, rights[which])
+    def of(which: str, system: str, model: str, documents: Vectors, vectors: str = "document") -> Ranks:
+        queries = embed(work, f"{model}-{seed}", f"{which}-queries", vectors, "query")
+        return Ranks(which, system, ranks(queries, documents, rights[which]))
 
     yield of("pages", "chunks best 256", "chunks", grouped(embed(work, f"chunks-{seed}", "chunks 256")))
     yield of("pages", "one trained", "one", embed(work, f"one-{seed}", "pages"))
@@ -275,11 +296,8 @@ def score(work: Path, seeds: Sequence[int]) -> list[Found]:
     queries = {(name, row["id"]): row["right"].partition("#")[0] for name in SETS for row in read(work / f"{name}-queries.jsonl")}
     for seed in (None, *seeds):
         file = work / f"ranks-{'untrained' if seed is None else seed}.json"
-        if not file.exists():
-            made = untrained(work) if seed is None else trained(work, seed)
-            file.write_text(json.dumps(list(made)), encoding="utf-8")
-        for which, system, ranked in json.loads(file.read_text(encoding="utf-8")):
-            found += [Found(which, system, seed, queries[which, query], query, value) for query, value in ranked.items()]
+        for which, system, reciprocals in stored(file, Ranks, partial(untrained, work) if seed is None else partial(trained, work, seed)):
+            found += [Found(which, system, seed, queries[which, query], query, value) for query, value in reciprocals.items()]
     return found
 
 
@@ -353,20 +371,15 @@ def markdown(record: Mapping[str, Any]) -> str:
 @one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
-    import shutil
-
     from transformers import AutoTokenizer
 
     options = read_options(arguments, __doc__, OUTPUT, Minutes, "of each model", quick="a tenth of the pages")
     work = options.work
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "minilm").exists():
-        shutil.copytree(real_checkpoint(), work / "minilm", copy_function=shutil.copyfile)
+    prepare(work)
     if not (work / "pages-train.jsonl").exists():
         build(work, AutoTokenizer.from_pretrained(work / "minilm"), options.quick)
-    for name, more in (("long", ()), ("long-titled", ("--option", f"global_tokens={','.join(map(str, range(TITLE)))}"))):
-        if not (work / name).exists():
-            run("convert", work / "minilm", work / name, "--mechanism", "longformer", "--max-length", 8192, *more)
+    convert(work, "minilm", "long", length=LONG)
+    convert(work, "minilm", "long-titled", "--option", f"global_tokens={','.join(map(str, range(TITLE)))}", length=LONG)
     for seed in options.seeds:
         train(work, seed, options.minutes)
     found = score(work, options.seeds)
