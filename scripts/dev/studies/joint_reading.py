@@ -38,6 +38,7 @@ from scripts.dev.studies.reference_pages import (
     Question,
     any_sentence,
     excerpt,
+    halfway,
     most_words,
     pages_of,
     program,
@@ -47,8 +48,10 @@ from scripts.dev.studies.reference_pages import (
 
 OUTPUT = Path("scripts/dev/results/joint_reading")
 SHORT, LONG, STRIDE = 512, 4096, 128
-EXCERPTS = {"first": (90, 250), "second": (100, 440), "third": (300, 1700)}
+EXCERPTS = {"first": (90, 250), "second": (100, 440), "third": (200, 2000)}
 """Tokens of the excerpts of the trainings on excerpts; the third is for the converted model, with whole docstrings."""
+LAYOUT = ("--option", "window=128", "--layers", "2-3=full")
+"""Windows in most layers, as ModernBERT has them; in two of six, tokens with the same name must see each other wherever they stand."""
 TEST = {"two places": 200, "one place": 160, "none": 125}
 RULES = {"random": any_sentence, "lexical": most_words, "program": program}
 READERS = ("windows", "titled", "long")
@@ -58,7 +61,7 @@ ROWS = {
     "program": "a program written for the questions",
     "windows": "original, windows of 512, stride 128",
     "titled": "original, windows of 512, each with the title",
-    "long": "converted to 4,096 tokens (longformer)",
+    "long": "converted to 4,096 tokens (windows of 128, two layers full)",
 }
 
 
@@ -78,8 +81,8 @@ class Minutes(NamedTuple):
 
     first: float = 20.0
     second: float = 40.0
-    third: float = 25.0
-    pages: float = 4.0
+    third: float = 40.0
+    pages: float = 6.0
 
 
 class Answer(NamedTuple):
@@ -134,10 +137,15 @@ def elsewhere(pages: Sequence[Page], rng: random.Random) -> list[str]:
     return [entry.name for page in rng.sample(pages, min(3, len(pages))) for entry in rng.sample(page.entries, 1)]
 
 
-def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0, **options: bool) -> list[dict[str, Any]]:
-    """Questions over excerpts; see :func:`short_pages`."""
+def excerpts(
+    pages: Sequence[Page], budget: tuple[int, int], seed: int = 0, *, natural: bool = False, whole: bool = False
+) -> list[dict[str, Any]]:
+    """Questions over excerpts, see :func:`short_pages`; unless ``natural``, half of those of two places also ask what stands halfway."""
     rng = random.Random(seed)
-    found = short_pages(pages, budget, rng, **options)
+    found = []
+    for page, question in short_pages(pages, budget, rng, natural=natural, whole=whole):
+        half = halfway(question) if not natural and rng.random() < 0.5 else None
+        found += [(page, one) for one in (question, half) if one is not None]
     records = [{**asked.record(page), "id": str(number)} for number, (page, asked) in enumerate(found)]
     rng.shuffle(records)
     return records
@@ -230,9 +238,9 @@ def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
     fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{of_excerpts} 8 --learning_rate 2e-4")
     like_converted = f"{of_excerpts} 8 --learning_rate 1.5e-4 --windows 0 64 128 --random_positions"
     fine_tune(work, "reader", "qa", "first", "second", minutes.second, seed, like_converted)
-    convert(work, "reader", "converted")
-    fine_tune(work, "windows", "qa", "reader", "second", minutes.third, seed + 1, f"{of_excerpts} 8 --learning_rate 5e-5")
-    fine_tune(work, "long", "qa", "converted", "third", minutes.third, seed, f"{of_excerpts} 4 --learning_rate 5e-5")
+    convert(work, "reader", "converted", *LAYOUT)
+    fine_tune(work, "windows", "qa", "reader", "second", minutes.third, seed + 1, f"{of_excerpts} 8 --learning_rate 1e-4")
+    fine_tune(work, "long", "qa", "converted", "third", minutes.third, seed, f"{of_excerpts} 4 --learning_rate 1e-4")
     for name, titled, model, rows in (("windows", "", "windows", 8), ("titled", "-titled", "windows", 8), ("long", "", "long", 2)):
         more = f"--batch_size {rows} --learning_rate 5e-5" + " --max_eval_samples 12" * quick
         fine_tune(work, f"{name}-{seed}", "qa", model, f"pages{titled}", minutes.pages, seed, more, held_out=f"validation{titled}")

@@ -322,6 +322,20 @@ def rewired(page: Page, question: Question, rng: random.Random) -> tuple[Page, Q
     return Page(page.title, text, [moved(entry) for entry in page.entries]), changed
 
 
+def halfway(question: Question) -> Question | None:
+    """The question for the name of the class that a question of two places leads to; it stands in the asked entry. None for all others."""
+    asked = question.asked
+    if question.kind != "two places" or asked is None:
+        return None
+    how, named = question.text.partition(f"`{asked.name}` ")[2], rf"(?<![\w.]){question.leads_to}\b"
+    before = ".* -> .*" if how.startswith("returns") else rf".*\b{how.split('`')[1]}: .*?" if how.startswith("takes") else r".*?\("
+    match = re.match(rf"({before}){named}", asked.head)
+    assert match is not None, asked.head
+    target = replace(asked, answer=question.leads_to, answer_start=asked.start + len(match[1]))
+    text = question.text.replace("How is the class", "What is the name of the class").replace(" described?", "?")
+    return replace(question, kind="one place", text=text, target=target)
+
+
 _ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<first>.+\n(?:    .*\n)*))?", re.MULTILINE)
 _ASKED = re.compile(
     r"How is (?:the class that )?`(?P<name>[\w.]+)`(?: (?P<how>extends|returns|takes as `(?P<argument>\w+)`))? described\?$"

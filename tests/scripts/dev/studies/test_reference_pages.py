@@ -18,6 +18,7 @@ from scripts.dev.studies.reference_pages import (
     entries_of,
     excerpt,
     first_sentence,
+    halfway,
     most_words,
     pages_of,
     program,
@@ -121,6 +122,25 @@ def test_a_rewired_entry_names_any_other_class_of_the_page(page: Page) -> None:
         assert {one[1].target.name for one in made if one is not None} == others  # type: ignore[union-attr]
         assert all(one is not None and one[1] in list(questions_of(one[0])) for one in made)
     assert rewired(page, by_text["How is `Poet` described?"], random.Random(0)) is None
+
+
+def test_halfway_to_an_answer_stands_the_name_of_a_class(page: Page) -> None:
+    found = {}
+    for question in questions_of(page):
+        half = halfway(question)
+        assert (half is None) == (question.kind != "two places")
+        if half is not None:
+            assert half.target is not None
+            (answer,), (start,) = half.record(page)["answers"].values()
+            found[half.text] = page.text[start : start + len(answer)], page.text[:start].splitlines()[-1]
+    lend, find = "Novel.lend(self, reader: ", "find(shelf: "
+    assert found == {
+        "What is the name of the class that `Poem` extends?": ("Novel", "class Poem("),
+        "What is the name of the class that `Novel.lend` takes as `reader`?": ("Shelf", f"{lend}'"),
+        "What is the name of the class that `Novel.lend` returns?": ("Shelf", f"{lend}'Shelf | None', days: int=3) -> "),
+        "What is the name of the class that `find` takes as `shelf`?": ("Shelf", find),
+        "What is the name of the class that `find` returns?": ("Novel", f"{find}Shelf, keep: list[Novel]) -> "),
+    }
 
 
 @pytest.mark.parametrize(
