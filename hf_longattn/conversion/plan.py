@@ -44,6 +44,7 @@ from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, plan_tensors, ren
 from .series_lengths import SeriesPlan, series_table
 from .short_texts import ShortTexts, with_short_texts
 from .sources.base import Source, TowerSource, open_source
+from .sources.sentence_transformers import scores_pairs
 from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
 
@@ -126,9 +127,10 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     attention = with_own_windows(attention, windows)
     decoder_attention = decoder_choice(architecture, request.decoder_long_attention)
     attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
-    answers = architecture.source_class.endswith("ForQuestionAnswering") and original is None
+    asked = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
+    asked = asked and original is None
     unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
-    tokenizer = load_tokenizer(opened.folder) if answers or unseparated else None
+    tokenizer = load_tokenizer(opened.folder) if asked or unseparated else None
     separator = None if tokenizer is None else question_separator(tokenizer)
     if unseparated and separator is not None:
         attention = with_separator(attention, separator)
@@ -157,7 +159,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
-    if answers and takes_globals(skeleton) and not chooses_by_ids(skeleton):  # the question is global
+    if asked and takes_globals(skeleton) and not chooses_by_ids(skeleton):  # the question is global
         config.question_separator_id = separator
     opened.check_result(skeleton, lambda name: architecture.family.table(name) is not None)
 

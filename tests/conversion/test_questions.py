@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from hf_longattn import convert_checkpoint, export_checkpoint, revert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, whole
@@ -49,6 +49,28 @@ def test_a_question_answering_head_carries_the_rule(name: str, built: Callable[[
         with torch.no_grad():
             found, marked = model(**inputs), model(**inputs, global_attention_mask=marks)
         assert torch.equal(found.start_logits, marked.start_logits)
+
+
+@pytest.mark.parametrize("with_modules", [True, False])
+def test_a_cross_encoder_carries_the_rule(with_modules: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    source = with_tokenizer(built("BertForQuestionAnswering"), tmp_path / "source")
+    AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(source)
+    if with_modules:
+        st.CrossEncoder(str(source), device="cpu").save(str(tmp_path / "ranks"))
+        source = tmp_path / "ranks"
+    else:
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps({**config, "sentence_transformers": {"version": "5.0.0"}}))
+    convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
+    encoder = st.CrossEncoder(str(tmp_path / "long"), device="cpu")
+    assert separator_in(tmp_path / "long") == encoder.tokenizer.sep_token_id
+    pair = ("who built the house", "the keeper " * 60)
+    inputs = encoder.tokenizer(*pair, return_tensors="pt")
+    marks = torch.tensor([[int(place < inputs.sequence_ids(0).index(1)) for place in range(inputs["input_ids"].shape[1])]])
+    with torch.no_grad():
+        network = encoder.transformers_model.eval()
+        assert torch.equal(network(**inputs).logits, network(**inputs, global_attention_mask=marks).logits)
 
 
 def with_tokenizer(model: Path, folder: Path) -> Path:

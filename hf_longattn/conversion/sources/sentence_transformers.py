@@ -23,6 +23,8 @@ EMBEDDINGS = "SentenceTransformer"
 KINDS = {EMBEDDINGS: (), "CrossEncoder": ("--reranker",), "MultiVectorEncoder": ("--multi_vector",)}
 """Kinds of models in that file which `longattn train embed` trains, and the options for it."""
 
+CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
+
 
 @dataclass(frozen=True)
 class SentenceSource(WrappedSource):
@@ -113,6 +115,11 @@ def sentence_kind(folder: Path) -> str:
 def embeds_texts(folder: Path) -> bool:
     """Whether SentenceTransformer loads a folder, and so the model without its head."""
     return (folder / MODULES).is_file() and sentence_kind(folder) == EMBEDDINGS
+
+
+def scores_pairs(folder: Path, config: Any) -> bool:
+    """Whether a folder is a cross-encoder's; those of old versions have no modules, but a field in the transformer's config."""
+    return sentence_kind(folder) == "CrossEncoder" or any(hasattr(config, name) for name in CROSS_ENCODER_FIELDS)
 
 
 def sentence_modules(folder: Path) -> list[dict[str, Any]]:

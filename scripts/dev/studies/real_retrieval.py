@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -82,6 +83,13 @@ PASSAGE_ROWS = {
     "late trained": "**converted, trained on passages**, late chunks",
     "titled trained": f"**the same, the page's first {TITLE} tokens global**",
 }
+SPEEDS = {
+    "truncated": ("minilm", "original, first 512 tokens"),
+    "chunks": ("minilm", "original, chunks of 512"),
+    "one": ("long", "converted"),
+    "optimised": ("long", "converted, after `optimize_for_inference(encoder, 'fp32')`"),
+}
+"""The model and the label of what is timed."""
 
 
 class Minutes(NamedTuple):
@@ -322,6 +330,35 @@ def short_texts(work: Path, seeds: Sequence[int]) -> dict[str, dict[str, float]]
     return table
 
 
+class Round(NamedTuple):
+    """Seconds that one system took for all documents."""
+
+    system: str
+    seconds: float
+
+
+def speeds(work: Path) -> dict[str, float]:
+    """Documents a second of ``SentenceTransformer.encode`` on every fourth page; the median of three rounds, systems in turn."""
+    from sentence_transformers import SentenceTransformer
+
+    import hf_longattn
+
+    pages = [row["text"] for row in read(work / "pages.jsonl")[::4]]
+
+    def rounds() -> Iterator[Round]:
+        encoders = {name: SentenceTransformer(str(work / model), device="cpu") for name, (model, _) in SPEEDS.items()}
+        hf_longattn.optimize_for_inference(encoders["optimised"], "fp32")
+        chunks = [text for page in pages for _, text in windows_of("", page, encoders["chunks"].tokenizer, 512, 0)]
+        for _ in range(3):
+            for name, encoder in encoders.items():
+                started = time.perf_counter()
+                encoder.encode(chunks if name == "chunks" else pages, batch_size=8, show_progress_bar=False)
+                yield Round(name, time.perf_counter() - started)
+
+    taken = stored(work / "rounds.json", Round, rounds)
+    return {name: len(pages) / float(np.median([one.seconds for one in taken if one.system == name])) for name in SPEEDS}
+
+
 def summary(found: Sequence[Found]) -> dict[str, Any]:
     """MRR and share of first places of every system by set, and differences to chunks query by query."""
     table: dict[str, Any] = defaultdict(dict)
@@ -355,6 +392,13 @@ def tables(record: Mapping[str, Any]) -> str:
         header = [f"{SETS[which]}: {count} queries", "MRR, %", "right one first, %", f"MRR more than {base}"]
         parts.append(markdown_table(header, rows))
     test, minutes = record["test"], Minutes(*record["minutes"])
+    rows = [[label, f"{test['documents a second'][name]:.2f}"] for name, (_, label) in SPEEDS.items()]
+    parts.append(markdown_table(["one vector of a page", "documents a second"], rows))
+    labels = {"long": "untrained", "one": "trained for one vector", "late": "trained on passages"}
+    kept = ((label, test["short texts"][name]) for name, label in labels.items())
+    parts.append("Sentences, against the original's vectors: " + "; ".join(
+        f"{label} cosine {row['cosine']:.4f}, rank correlation of similarities {row['spearman']:.4f}" for label, row in kept
+    ) + ".")  # fmt: skip
     return (
         "\n\n".join(parts)
         + f"\n\n{test['documents']} pages, {test['places']} passages; {test['late']:.0f} % of the sentences are from the "
@@ -387,7 +431,7 @@ def main(arguments: list[str] | None = None) -> int:
     about: dict[str, Any] = {name: len(rows) for name, rows in queries.items()}
     about |= {"documents": len(read(work / "pages.jsonl")), "places": len(read(work / "passages-alone.jsonl"))}
     about["late"] = 100 * float(np.mean([row["place"] > 2 / 3 for row in queries["pages"][1::2]]))
-    about["short texts"] = short_texts(work, options.seeds)
+    about |= {"short texts": short_texts(work, options.seeds), "documents a second": speeds(work)}
     finish(options, about, summary(found), markdown)
     return 0
 
