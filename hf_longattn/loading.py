@@ -23,6 +23,7 @@ from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
 from .reading import is_generic, read_json, read_json_object
+from .sentence_files import MODULES
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 POOLER = re.compile(r"(^|\.)pooler\.")
@@ -276,7 +277,7 @@ def has_token_vectors(name: str) -> bool:
 
 def _modules(name: str) -> list[dict[str, Any]]:
     """What modules.json of a model of sentence-transformers lists; empty for other models."""
-    modules = cached_file(name, "modules.json", _raise_exceptions_for_missing_entries=False)
+    modules = cached_file(name, MODULES, _raise_exceptions_for_missing_entries=False)
     return [dict(module) for module in read_json(Path(modules))] if modules else []
 
 

@@ -19,6 +19,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 LAYERS = (
     ("errors", "lazy", "naming"),
     ("config_format", "declarations", "hub_errors", "private_apis", "reading"),
+    ("sentence_files",),
     ("choice_text", "loading", "local_names", "processor_files", "recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
+from ..sentence_files import EMBEDDINGS, sentence_kind
 from ..staging import check_destination, destination_path, ending_cleanly
 from .audio_seconds import duration
 from .config import AUTO, ConversionConfig
@@ -24,7 +25,6 @@ from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress
 from .sources.base import LONGEST, ResultInfo
-from .sources.sentence_transformers import embeds_texts
 from .text import verification_text
 from .verify import verification_inputs
 from .verify import verify as verify_result
@@ -164,7 +164,8 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on sounds of up to {duration(plan.sound.new.seconds)}"}
     learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
-    if learns and embeds_texts(plan.source.card_folder) and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
+    if learns and embeds and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return _command("linearise", "--stage", "1", *texts, output="trained")
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")

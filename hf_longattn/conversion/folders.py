@@ -24,13 +24,14 @@ from ..naming import PREDICTIONS
 from ..private_apis import model_type_table
 from ..processor_files import TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
+from ..sentence_files import MODULES, SETTINGS_FILE
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_positions import StackLength
 from .plan_tensors import ResultPlan
 from .report import Check, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import folder_without_weights
-from .sources.sentence_transformers import MODULES, ROOT_FILES, SETTINGS, write_modules
+from .sources.sentence_transformers import SETTINGS, write_modules
 from .tensor_files import write_json
 from .writing import write_result
 
@@ -309,7 +310,7 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
         folder: of the earlier model.
         source: what that was made from, if it is known; of licences, those are removed that :func:`complete_folder` copied from it.
     """
-    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, *ROOT_FILES, MODULES, SETTINGS, "*processor_config.json", "generation_config.json"):
+    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, SETTINGS_FILE, MODULES, SETTINGS, "*processor_config.json", "generation_config.json"):
         for path in folder.glob(pattern):
             path.unlink()
     for name in SIDECAR_FOLDERS:

@@ -127,10 +127,10 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     attention = with_own_windows(attention, windows)
     decoder_attention = decoder_choice(architecture, request.decoder_long_attention)
     attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
-    asked = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
-    asked = asked and original is None
+    pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
+    marks_question = pairs and original is None
     unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
-    tokenizer = load_tokenizer(opened.folder) if asked or unseparated else None
+    tokenizer = load_tokenizer(opened.folder) if marks_question or unseparated else None
     separator = None if tokenizer is None else question_separator(tokenizer)
     if unseparated and separator is not None:
         attention = with_separator(attention, separator)
@@ -159,7 +159,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
-    if asked and takes_globals(skeleton) and not chooses_by_ids(skeleton):  # the question is global
+    if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
     opened.check_result(skeleton, lambda name: architecture.family.table(name) is not None)
 

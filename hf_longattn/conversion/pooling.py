@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..processor_files import SENTENCE_LIMIT, TOKENIZER_LIMIT, limits_of, tokenizer_values
 from ..reading import read_json_object
-from .sources.sentence_transformers import MODULES, SETTINGS, sentence_modules
+from ..sentence_files import MODULES
+from .sources.sentence_transformers import SETTINGS, sentence_modules
 from .tensor_files import write_json
 
 

@@ -26,13 +26,13 @@ from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo
 from ..conversion.sources.peft import refuse_adapter
-from ..conversion.sources.sentence_transformers import embeds_texts
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
 from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
+from ..sentence_files import EMBEDDINGS, sentence_kind
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
 from .int8 import accuracy
 from .prune import Compressed, prune_ffn, prune_heads
@@ -248,7 +248,8 @@ def compress_checkpoint(
         opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
     refuse_adapter(opened)
     inputs = CompressionInput.from_source(opened, chosen)
-    if chosen.method in QUANTISED and embeds_texts(opened.card_folder):  # transformers reads no base model from quantised files with a head
+    if chosen.method in QUANTISED and sentence_kind(opened.card_folder) == EMBEDDINGS:
+        # transformers reads no base model from quantised files with a head
         inputs.model = without_head(inputs.model)
     class_name, longest = type(inputs.model).__name__, inputs.long_length()
     lengths = sorted({min(SHORT_LENGTH, longest), longest})

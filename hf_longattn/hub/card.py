@@ -30,6 +30,7 @@ from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
 from ..options import EXACT_LENGTH
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
+from ..sentence_files import RERANKER, sentence_kind
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
 from .usage import (
@@ -37,7 +38,6 @@ from .usage import (
     HEADS,
     HEADS_ON_GRIDS,
     PICTURE_HEADS,
-    RERANKER,
     SOUND_HEADS,
     TOWER_HEADS,
     backbone_of,
@@ -47,7 +47,6 @@ from .usage import (
     head_of,
     next_step,
     rule_of,
-    sentence_kind,
     sound_family,
     tokens_of,
     tower_families,

@@ -21,6 +21,7 @@ from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile, tokenizer_values
 from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
+from ..sentence_files import EMBEDDINGS, RERANKER, TOKEN_VECTORS, sentence_kind
 
 _QA = """
 {question}
@@ -404,9 +405,6 @@ GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 """What a tokenizer gives."""
-SENTENCE_MODULES, SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
-"""Files of every sentence-transformers folder; the latter says of what kind the model is."""
-RERANKER, TOKEN_VECTORS = "CrossEncoder", "MultiVectorEncoder"
 CANDIDATE_LABEL = {"0": "candidate"}
 """The labels of a model that scores candidates."""
 ADAPTER = Path("adapter", "adapter_config.json")
@@ -486,6 +484,7 @@ def snippet(
         base = named_class(plain_names(config), "model")
         return f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {base} with mechanisms; AutoModel refuses it"
     if (kind := sentence_kind(folder)) is not None:
+        kind = kind if kind in (RERANKER, TOKEN_VECTORS) else EMBEDDINGS
         start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
         body = {RERANKER: _RANKING, TOKEN_VECTORS: _TOKEN_VECTORS}.get(kind, _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
@@ -718,14 +717,6 @@ def tower_usage(folder: Path, config: Mapping[str, Any], name: str, length: int,
 def config_with_defaults(family: Family, config: Mapping[str, Any]) -> SimpleNamespace:
     """The values of a config file, with the defaults of the family's base for those that it leaves out."""
     return SimpleNamespace(**{**family.base_config_class().to_dict(), **config})
-
-
-def sentence_kind(folder: Path) -> str | None:
-    """The class of sentence-transformers that loads a folder with its modules; ``None`` for a folder without."""
-    if not (folder / SENTENCE_MODULES).is_file():
-        return None
-    kind = read_json_object(folder / SENTENCE_CONFIG).get("model_type") if (folder / SENTENCE_CONFIG).is_file() else None
-    return kind if kind in (RERANKER, TOKEN_VECTORS) else "SentenceTransformer"
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:

@@ -26,7 +26,9 @@ TOGETHER = 8
 
 
 def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None) -> Dataset:
-    """Pairs with the tokens of their passage, first and last + 1, as ``label``; without those that are cut off.
+    """Pairs whose ``label`` is the first token of their passage and the one after its last.
+
+    Pairs whose passage is cut off are left out.
 
     Args:
         prompt: precedes every document.

@@ -51,17 +51,18 @@ def test_a_question_answering_head_carries_the_rule(name: str, built: Callable[[
         assert torch.equal(found.start_logits, marked.start_logits)
 
 
-@pytest.mark.parametrize("with_modules", [True, False])
-def test_a_cross_encoder_carries_the_rule(with_modules: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", ["with modules", "sentence_transformers", "sbert_ce_default_activation_function"])
+def test_a_cross_encoder_carries_the_rule(saved: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
     source = with_tokenizer(built("BertForQuestionAnswering"), tmp_path / "source")
     AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(source)
-    if with_modules:
+    if saved == "with modules":
         st.CrossEncoder(str(source), device="cpu").save(str(tmp_path / "ranks"))
         source = tmp_path / "ranks"
     else:
         config = json.loads((source / "config.json").read_text())
-        (source / "config.json").write_text(json.dumps({**config, "sentence_transformers": {"version": "5.0.0"}}))
+        value = {"version": "5.0.0"} if saved == "sentence_transformers" else "torch.nn.modules.linear.Identity"
+        (source / "config.json").write_text(json.dumps({**config, saved: value}))
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
     encoder = st.CrossEncoder(str(tmp_path / "long"), device="cpu")
     assert separator_in(tmp_path / "long") == encoder.tokenizer.sep_token_id

@@ -10,20 +10,18 @@ from typing import Any
 from ...errors import CheckpointError
 from ...processor_files import FIELD_BEFORE, SENTENCE_LIMIT, TOKENIZER_CONFIG, limits_before, tokenizer_values
 from ...reading import check_files, read_json, read_json_object
+from ...sentence_files import EMBEDDINGS, MODULES, RERANKER, SETTINGS_FILE, TOKEN_VECTORS, sentence_kind
 from ...staging import copy_folder
 from ..tensor_files import write_json
 from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 from .folder import read_config
 
-MODULES = "modules.json"
 SETTINGS = "sentence_*_config.json"
 """Config files of the transformer; in old versions the name in the middle was the architecture's."""
-ROOT_FILES = ("config_sentence_transformers.json",)
-EMBEDDINGS = "SentenceTransformer"
-KINDS = {EMBEDDINGS: (), "CrossEncoder": ("--reranker",), "MultiVectorEncoder": ("--multi_vector",)}
-"""Kinds of models in that file which `longattn train embed` trains, and the options for it."""
-
+KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi_vector",)}
+"""Kinds of models that `longattn train embed` trains, and the options for it."""
 CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
+"""Fields of a cross-encoder's config in versions without modules."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,9 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
             values[SENTENCE_LIMIT] = min(limit, max_length)
         write_json(folder / settings.name, values)
         written.append(settings.name)
-    for name in ROOT_FILES:
-        if (root / name).is_file():
-            shutil.copyfile(root / name, folder / name)
-            written.append(name)
+    if (root / SETTINGS_FILE).is_file():
+        shutil.copyfile(root / SETTINGS_FILE, folder / SETTINGS_FILE)
+        written.append(SETTINGS_FILE)
     for module in modules[1:]:
         if module["path"] and (root / module["path"]).is_dir():
             copy_folder(root / module["path"], folder / module["path"])
@@ -106,20 +103,9 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
     return written
 
 
-def sentence_kind(folder: Path) -> str:
-    """The class of sentence-transformers that loads a folder; by default ``SentenceTransformer``."""
-    file = folder / ROOT_FILES[0]
-    return str(read_json_object(file).get("model_type", EMBEDDINGS) if file.is_file() else EMBEDDINGS)
-
-
-def embeds_texts(folder: Path) -> bool:
-    """Whether SentenceTransformer loads a folder, and so the model without its head."""
-    return (folder / MODULES).is_file() and sentence_kind(folder) == EMBEDDINGS
-
-
 def scores_pairs(folder: Path, config: Any) -> bool:
-    """Whether a folder is a cross-encoder's; those of old versions have no modules, but a field in the transformer's config."""
-    return sentence_kind(folder) == "CrossEncoder" or any(hasattr(config, name) for name in CROSS_ENCODER_FIELDS)
+    """Whether a folder with this config of its transformer is a cross-encoder's."""
+    return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in CROSS_ENCODER_FIELDS)
 
 
 def sentence_modules(folder: Path) -> list[dict[str, Any]]:

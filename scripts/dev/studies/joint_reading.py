@@ -27,6 +27,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from hf_longattn.conversion.tensor_files import write_json
+from hf_longattn.reading import read_json_object
 from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
 from scripts.dev.real import real_checkpoint
 from scripts.dev.studies.reference_pages import (
@@ -66,14 +68,17 @@ ROWS = {
 
 
 def prepare(work: Path) -> None:
-    """Copy the checkpoint: without dropout, which these short trainings only slow down, and reading all of its 512 tokens, not 256."""
+    """Copy the checkpoint without dropout, and with all of its 512 tokens read, not 256.
+
+    Dropout only slows these short trainings down.
+    """
     if not (work / "minilm").exists():
         work.mkdir(parents=True, exist_ok=True)
         shutil.copytree(real_checkpoint(), work / "minilm", copy_function=shutil.copyfile)
         without = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
         for name, changes in (("config", without), ("sentence_bert_config", {"max_seq_length": SHORT})):
             file = work / "minilm" / f"{name}.json"
-            file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes, indent=2), encoding="utf-8")
+            write_json(file, read_json_object(file) | changes)
 
 
 class Minutes(NamedTuple):
@@ -140,7 +145,10 @@ def elsewhere(pages: Sequence[Page], rng: random.Random) -> list[str]:
 def excerpts(
     pages: Sequence[Page], budget: tuple[int, int], seed: int = 0, *, natural: bool = False, whole: bool = False
 ) -> list[dict[str, Any]]:
-    """Questions over excerpts, see :func:`short_pages`; unless ``natural``, half of those of two places also ask what stands halfway."""
+    """Questions over excerpts; see :func:`short_pages`.
+
+    Unless they are ``natural``, half of those of two places also ask what stands halfway.
+    """
     rng = random.Random(seed)
     found = []
     for page, question in short_pages(pages, budget, rng, natural=natural, whole=whole):

@@ -338,7 +338,10 @@ class Round(NamedTuple):
 
 
 def speeds(work: Path) -> dict[str, float]:
-    """Documents a second of ``SentenceTransformer.encode`` on every fourth page; the median of three rounds, systems in turn."""
+    """Documents a second of ``SentenceTransformer.encode`` on every fourth page.
+
+    Systems take turns in three rounds; the median counts.
+    """
     from sentence_transformers import SentenceTransformer
 
     import hf_longattn

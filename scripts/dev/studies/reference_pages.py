@@ -323,15 +323,18 @@ def rewired(page: Page, question: Question, rng: random.Random) -> tuple[Page, Q
 
 
 def halfway(question: Question) -> Question | None:
-    """The question for the name of the class that a question of two places leads to; it stands in the asked entry. None for all others."""
-    asked = question.asked
-    if question.kind != "two places" or asked is None:
+    """The question for the name of the class that a question of two places leads to.
+
+    Its answer stands in the entry that both name. None for other questions.
+    """
+    entry, form = question.asked, _ASKED.search(question.text)
+    if question.kind != "two places" or entry is None or form is None:
         return None
-    how, named = question.text.partition(f"`{asked.name}` ")[2], rf"(?<![\w.]){question.leads_to}\b"
-    before = ".* -> .*" if how.startswith("returns") else rf".*\b{how.split('`')[1]}: .*?" if how.startswith("takes") else r".*?\("
-    match = re.match(rf"({before}){named}", asked.head)
-    assert match is not None, asked.head
-    target = replace(asked, answer=question.leads_to, answer_start=asked.start + len(match[1]))
+    named = related(entry.head, form)
+    name = re.search(rf"\b{question.leads_to}\b", named[1]) if named else None
+    assert named is not None, entry.head
+    assert name is not None, entry.head
+    target = replace(entry, answer=question.leads_to, answer_start=entry.start + named.start(1) + name.start())
     text = question.text.replace("How is the class", "What is the name of the class").replace(" described?", "?")
     return replace(question, kind="one place", text=text, target=target)
 
@@ -340,6 +343,12 @@ _ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<fir
 _ASKED = re.compile(
     r"How is (?:the class that )?`(?P<name>[\w.]+)`(?: (?P<how>extends|returns|takes as `(?P<argument>\w+)`))? described\?$"
 )
+
+
+def related(head: str, form: re.Match[str]) -> re.Match[str] | None:
+    """What an entry extends, returns or takes, as a question of this form asks: group 1 of the match."""
+    pattern = {"extends": r"\((.*)\)$", "returns": r" -> (.*)$"}.get(form["how"], rf"\b{form['argument']}: ([^=,]*)")
+    return re.search(pattern, head)
 
 
 def sentences(text: str) -> dict[str, tuple[str, str]]:
@@ -356,10 +365,9 @@ def program(record: Mapping[str, Any]) -> str:
     entries, asked = sentences(record["context"]), _ASKED.search(record["question"])
     if asked is None or asked["name"] not in entries:
         return ""
-    name, how = asked["name"], asked["how"]
-    if how:
-        pattern = r"\((.*)\)$" if how == "extends" else r" -> (.*)$" if how == "returns" else rf"\b{asked['argument']}: ([^=,]*)"
-        match = re.search(pattern, entries[name][0])
+    name = asked["name"]
+    if asked["how"]:
+        match = related(entries[name][0], asked)
         named = re.findall(r"\w+", match[1] if match else "")
         name = next((word for word in named if word in entries and entries[word][0].startswith("class ")), "")
     return entries[name][1] if name else ""
