@@ -1,9 +1,9 @@
 """Questions about documents, from the files and schemas that people have, as records of one schema.
 
-SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA (the release, with its documents in other files, and the Hub), Natural Questions
-(original, simplified and Hub), HotpotQA, plain ``question``, ``context``, ``answer``, and questions about pages, whose words have boxes
-(DocVQA) or XPaths (WebSRC). Where the data give answers without their places (TriviaQA, DocVQA, plain answers), every occurrence in the
-document counts as one (distant supervision, Joshi et al. 2017; Clark & Gardner 2018).
+SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA and Natural Questions as the Hub has them, HotpotQA, plain ``question``, ``context``,
+``answer``, and questions about pages, whose words have boxes (DocVQA) or XPaths (WebSRC). Where the data give answers without their
+places (TriviaQA, DocVQA, plain answers), every occurrence in the document counts as one (distant supervision, Joshi et al. 2017; Clark &
+Gardner 2018).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,6 @@ RECORD = Features(
         "paragraphs": List(PARAGRAPH),
         "sentences": List(SENTENCE),
         "document": Value("string"),
-        "verified": Value("bool"),
         "words": List(Value("string")),
         "boxes": List(List(Value("int32"))),
         "xpaths": List(Value("string")),
@@ -70,10 +69,12 @@ PEEKED = 1000
 """Rows of a file whose columns are looked at to recognise its schema."""
 SHOWN = 3
 """Bad rows that a message quotes."""
-IDS = ("id", "_id", "qid", "question_id", "QuestionId", "example_id")
+IDS = ("id", "_id", "qid", "question_id")
 """What the schemas call a question's id."""
 PAGE_IDS = ("id", "questionId", "question_id")
 """What questions about pages call their id."""
+YES_NO: dict[Any, str] = {0: "no", 1: "yes", "NO": "no", "YES": "yes"}
+"""How Natural Questions says yes and no."""
 ANSWER_PAGES = ("answer_page_idx", "answer_page")
 """What questions about pages call the number of the page with the answer."""
 
@@ -82,7 +83,7 @@ class RowError(ValueError):
     """Why one row cannot be used."""
 
 
-def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False, evidence: str | Path | None = None) -> Dataset:
+def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False) -> Dataset:
     """Read questions, documents and answers.
 
     Args:
@@ -91,14 +92,13 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
             JSON, or there are columns ``answer`` and ``answer_start`` (both empty for a question without an answer), or only ``answer``.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
-        evidence: the folder ``evidence`` of TriviaQA's release, for its own JSON; default: the one beside the file or its folder.
 
     Returns:
         A dataset with the columns of :data:`RECORD`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
         texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context, and
-        ``paragraphs`` those of their titles. TriviaQA has one record for each question and ``document``, with the question's ``id``;
-        ``verified``: people checked the answer. Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of
-        each word's page; their context is the words with a space between them.
+        ``paragraphs`` those of their titles. TriviaQA has one record for each question and ``document``, with the question's ``id``.
+        Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of each word's page; their context is the words
+        with a space between them.
 
     Raises:
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
@@ -113,7 +113,7 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
             raise DataError(f"the folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file")
         data = load_saved(name)
     elif ending.startswith(".json"):
-        return _checked(_converted(_read_json(path, evidence), name), name, skip_bad_rows)
+        return _checked(_converted(_read_json(path), name), name, skip_bad_rows)
     elif ending in (".csv", ".tsv"):
         return _checked(_converted(_read_csv(path), name), name, skip_bad_rows)
     elif ending == ".parquet":
@@ -195,124 +195,46 @@ def _spans(spans: Any) -> list[tuple[int, int]]:
 
 
 def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """TriviaQA on the Hub: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
-    search_context}; a record for each document."""
-    answer, gold = _trivia_answer(row["answer"])
+    """TriviaQA: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
+    search_context}; a record for each document, with the normalised aliases to score against, as the official script does."""
+    answer = row["answer"]
+    normalised, aliases = (list(answer.get(name) or []) for name in ("normalized_aliases", "aliases"))
+    texts = list(dict.fromkeys(str(text) for text in (answer.get("value"), *aliases, *normalised) if text))
+    gold = list(dict.fromkeys(text for text in normalised or map(normalised_alias, texts) if text))
     documents = []
-    for column, texts in (("entity_pages", "wiki_context"), ("search_results", "search_context")):
+    for column, contexts in (("entity_pages", "wiki_context"), ("search_results", "search_context")):
         pages = row.get(column) or {}
         names = pages.get("filename") or pages.get("title") or []
-        for place, text in enumerate(pages.get(texts) or []):
+        for place, text in enumerate(pages.get(contexts) or []):
             name = names[place] if place < len(names) and names[place] else f"{column}-{place}"
             if text:
-                documents.append({"id": row.get("question_id"), **_trivia_document(str(text), str(name), answer, gold)})
+                known = {"id": row.get("question_id"), "context": str(text), "document": str(name), "gold": gold}
+                documents.append({**known, "answers": occurrences(str(text), texts, normalised=True)})
     if not documents:
         raise RowError("there is no evidence in entity_pages or search_results")
     return documents
 
 
-def _trivia_release(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """TriviaQA's own JSON: Question, QuestionId, Answer {Value, Aliases, NormalizedAliases, HumanAnswers}; EntityPages and SearchResults
-    name files of ``evidence/wikipedia`` and ``evidence/web``. A record for each document; one whose file cannot be read has a problem."""
-    answer, gold = _trivia_answer(row.get("Answer") or {})
-    documents = []
-    for column, folder in (("EntityPages", "wikipedia"), ("SearchResults", "web")):
-        for page in row.get(column) or []:
-            name = str(page["Filename"])
-            question = {"id": row["QuestionId"], "question": row["Question"], "verified": bool(row.get("QuestionPartOfVerifiedEval"))}
-            try:
-                text = _evidence_file(Path(row["evidence"]), folder, name)
-            except RowError as error:
-                documents.append({**question, "document": name, "problem": str(error)})
-                continue
-            documents.append({**question, **_trivia_document(text, name, answer, gold)})
-    if not documents:
-        raise RowError("it names no documents in EntityPages or SearchResults")
-    return documents
-
-
-def _trivia_answer(answer: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The texts to look for, and those to score against, as the official script does (the normalised aliases, and what people answered)."""
-    values = {str(name).lower().replace("_", ""): value for name, value in answer.items()}
-    people = list(values.get("humananswers") or [])
-    texts = [values.get("value"), *(values.get("aliases") or []), *(values.get("normalizedaliases") or []), *people]
-    looked_for = list(dict.fromkeys(str(text) for text in texts if text))
-    gold = [*(values.get("normalizedaliases") or []), *map(normalised_alias, people)] or [normalised_alias(text) for text in looked_for]
-    return looked_for, list(dict.fromkeys(text for text in gold if text))
-
-
-def _trivia_document(text: str, name: str, answer: list[str], gold: list[str]) -> dict[str, Any]:
-    return {"context": text, "document": name, "answers": occurrences(text, answer, normalised=True), "gold": gold}
-
-
-def _evidence_file(evidence: Path, folder: str, name: str) -> str:
-    """The document ``name`` of ``evidence/folder``, or of ``evidence`` itself.
-
-    Raises:
-        RowError: there is none, or it is no text.
-    """
-    relative = Path(name)
-    if relative.is_absolute() or ".." in relative.parts or "\0" in name:
-        raise RowError(f"its document {name!r} is not a path inside the evidence folder")
-    file = next((file for file in (evidence / folder / relative, evidence / relative) if file.is_file()), None)
-    if file is None:
-        raise RowError(f"its document {folder}/{name} is not in {evidence}")
-    try:
-        return file.read_text(encoding=UTF_8)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RowError(f"its document {file} cannot be read ({type(error).__name__})") from error
-
-
 def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Natural Questions: document {tokens {token, is_html}}, question {text}, annotations {short_answers, yes_no_answer}."""
-    tokens = row["document"]["tokens"]
-    words, markup = list(tokens["token"]), list(tokens["is_html"])
-    notes = row["annotations"]
-    shorts = [
+    """Natural Questions: document {tokens {token, is_html}}, question {text}, annotations {short_answers, yes_no_answer}.
+
+    Answers are ranges of tokens; the context is the tokens that are no markup.
+    """
+    document, notes = row["document"], row["annotations"]
+    words, markup = (list(document["tokens"][name]) for name in ("token", "is_html"))
+    shown = ["" if hidden else f"{word} " for word, hidden in zip(words, markup, strict=True)]
+    places = list(accumulate(map(len, shown), initial=0))
+    shorts = {
         (start, end)
         for answer in notes["short_answers"]
         for start, end in zip(answer["start_token"], answer["end_token"], strict=True)
-    ]  # fmt: skip
-    kinds = [{0: "NO", 1: "YES"}.get(kind, kind) for kind in notes.get("yes_no_answer") or []]
+    }  # fmt: skip
+    spans = [(places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).rstrip())]
     question = row["question"]["text"] if isinstance(row["question"], dict) else row["question"]
-    return {"question": question, "title": row["document"].get("title") or "", **_from_words(words, markup, shorts, kinds)}
-
-
-def _simplified(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Natural Questions, simplified: document_text (tokens between spaces), question_text, annotations [{short_answers, yes_no_answer}]."""
-    words = row["document_text"].split(" ")
-    markup = [word.startswith("<") and word.endswith(">") for word in words]
-    shorts = [(answer["start_token"], answer["end_token"]) for note in row["annotations"] for answer in note["short_answers"]]
-    kinds = [note.get("yes_no_answer") for note in row["annotations"]]
-    return {"id": row.get("example_id"), "question": row["question_text"], **_from_words(words, markup, shorts, kinds)}
-
-
-def _original(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Natural Questions as it was released: document_tokens [{token, html_token}], question_text, annotations as in the simplified form."""
-    words, markup = zip(*((token["token"], token["html_token"]) for token in row["document_tokens"]), strict=True)
-    shorts = [(token["start_token"], token["end_token"]) for note in row["annotations"] for token in note["short_answers"]]
-    kinds = [note.get("yes_no_answer") for note in row["annotations"]]
-    known = {"id": row.get("example_id"), "question": row["question_text"], "title": row.get("document_title")}
-    return {**known, **_from_words(list(words), list(markup), shorts, kinds)}
-
-
-def _from_words(words: list[str], markup: list[bool], shorts: list[tuple[int, int]], kinds: list[Any]) -> dict[str, Any]:
-    """Context and answers of a document whose answers are ranges of its words; markup is left out."""
-    places, at = [], 0
-    for word, hidden in zip(words, markup, strict=True):
-        places.append(at)
-        at += 0 if hidden else len(word) + 1
-    context = " ".join(word for word, hidden in zip(words, markup, strict=True) if not hidden)
-    answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
-    for start, end in sorted(set(shorts)):
-        text = " ".join(word for word, hidden in zip(words[start:end], markup[start:end], strict=True) if not hidden)
-        if text:
-            answers["text"].append(text)
-            answers["answer_start"].append(places[start])
-    answer = next((kind.lower() for kind in kinds if str(kind).lower() in ("yes", "no")), None)
-    if answer is not None and not answers["text"]:
-        return {"context": context, "answers": answers, "kind": answer, "gold": [answer]}
-    return {"context": context, "answers": answers}
+    answers = {"text": [text for _, text in spans], "answer_start": [start for start, _ in spans]}
+    record = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}
+    said = next((YES_NO[kind] for kind in notes.get("yes_no_answer") or [] if kind in YES_NO), None)
+    return record if said is None or spans else {**record, "kind": said, "gold": [said]}
 
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -400,10 +322,6 @@ SCHEMAS = (
     Schema("WebSRC", frozenset({"question", "nodes", "xpaths"}), _paged),
     Schema("HotpotQA", frozenset({"question", "answer", "context", "supporting_facts"}), _hotpot),
     Schema("Natural Questions", frozenset({"document", "question", "annotations"}), _natural),
-    Schema("simplified Natural Questions", frozenset({"document_text", "question_text", "annotations"}), _simplified),
-    Schema("original Natural Questions", frozenset({"document_tokens", "question_text", "annotations"}), _original),
-    Schema("TriviaQA's release", frozenset({"Question", "QuestionId", "EntityPages"}), _trivia_release),
-    Schema("TriviaQA's release", frozenset({"Question", "QuestionId", "SearchResults"}), _trivia_release),
     Schema("TriviaQA", frozenset({"question", "answer", "entity_pages"}), _trivia),
     Schema("TriviaQA", frozenset({"question", "answer", "search_results"}), _trivia),
     Schema("MRQA", frozenset({"question", "context", "detected_answers"}), _mrqa),
@@ -411,6 +329,12 @@ SCHEMAS = (
     Schema("plain", frozenset({"question", "context", "answer"}), _plain),
 )
 """Asked in this order."""
+OTHERS = {
+    frozenset({"query", "candidates", "supports"}): "WikiHop's candidates, which are multiple choice; train with `longattn train choice`",
+    frozenset({"question_text", "annotations"}): "the columns of Natural Questions' files; give --data "
+    "google-research-datasets/natural_questions, or run scripts/prepare_natural_questions.py of the repository on them",
+}
+"""Columns of data that are not read, and what to do."""
 
 
 def recognised(columns: Iterable[str], name: str) -> Schema:
@@ -423,8 +347,9 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
     for schema in SCHEMAS:
         if schema.columns <= there:
             return schema
-    if {"query", "candidates", "supports"} <= there:
-        raise DataError(f"{name} has WikiHop's candidates, which are multiple choice; train with `longattn train choice`")
+    for columns, what in OTHERS.items():
+        if columns <= there:
+            raise DataError(f"{name} has {what}")
     closest = max(SCHEMAS[::-1], key=lambda schema: len(schema.columns & there) / len(schema.columns))
     missing = sorted(closest.columns - there)
     raise DataError(
@@ -446,7 +371,6 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         "sentences": [],
         "paragraphs": [],
         "document": "",
-        "verified": False,
     }
     empty |= {"title": "", "context": "", "question": "", "words": [], "boxes": [], "xpaths": [], "pages": []}
     records = []
@@ -455,9 +379,6 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         for values in converted if isinstance(converted, list) else [converted]:
             record = {**common, "problem": "", **values}
             name = str(number if record["id"] is None else record["id"])
-            if record["problem"]:
-                records.append({**empty, "id": name, "problem": f"{_in_message(record['id'], number)}: {record['problem']}"})
-                continue
             _text(record, "question")
             _text(record, "context")
             gold = [str(text) for text in record.get("gold", record["answers"]["text"])]
@@ -536,7 +457,7 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     return rows.remove_columns("problem")
 
 
-def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
+def _read_json(path: Path) -> Iterator[dict[str, Any]]:
     """The questions of a JSON file, or of one with a record in each line, which is read line by line."""
     name = path.name.lower()
     try:
@@ -544,7 +465,7 @@ def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, An
             if name.removesuffix(".gz").endswith(".jsonl"):
                 entries: Any = _lines(file, path)
             else:
-                entries = _entries(json.loads(file.read() or "[]"), path, evidence)
+                entries = _entries(json.loads(file.read() or "[]"), path)
             for number, entry in enumerate(entries):
                 if not isinstance(entry, dict):
                     raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}")
@@ -568,42 +489,19 @@ def _lines(file: Iterable[str], path: Path) -> Iterator[Any]:
                 raise DataError(f"line {number:,} of {str(path)!r} is not valid JSON: {error.msg} at character {error.colno}") from error
 
 
-def _entries(content: Any, path: Path, evidence: str | Path | None) -> Any:
+def _entries(content: Any, path: Path) -> Any:
     """The articles, documents or questions of a JSON file."""
     if not isinstance(content, dict):
         return content if isinstance(content, list) else [content]
-    rows = content.get("Data", content.get("data"))
+    if "Data" in content:
+        raise DataError(
+            f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files; give --data mandarjoshi/trivia_qa:rc, or run "
+            "scripts/prepare_triviaqa.py of the repository on it"
+        )
+    rows = content.get("data")
     if not isinstance(rows, list):
         raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
-    return _release(content, path, evidence) if "Data" in content else rows
-
-
-def _release(release: Mapping[str, Any], path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
-    """The questions of TriviaQA's own JSON. Of the files with verified answers, those questions (and on the Web those documents) that the
-    official evaluation takes.
-
-    Raises:
-        DataError: no folder with its documents.
-    """
-    folders = (path.parent / "evidence", path.parent.parent / "evidence")
-    folder = Path(evidence) if evidence is not None else next((candidate for candidate in folders if candidate.is_dir()), None)
-    if folder is None or not folder.is_dir():
-        where = "there is no folder 'evidence' next to it" if folder is None else f"{str(folder)!r} is not a folder"
-        raise DataError(
-            f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files, but {where}; give the release's folder "
-            "'evidence', which contains wikipedia and web, with --evidence"
-        )
-    verified = bool(release.get("VerifiedEval"))
-    for row in release["Data"]:
-        if not isinstance(row, dict) or (verified and not row.get("QuestionPartOfVerifiedEval")):
-            continue
-        if verified and release.get("Domain") == "Web":
-            pages = {
-                name: [page for page in row.get(name) or [] if page.get("DocPartOfVerifiedEval")]
-                for name in ("EntityPages", "SearchResults")
-            }
-            row = {**row, **pages}
-        yield {"EntityPages": [], "SearchResults": [], **row, "evidence": str(folder)}
+    return rows
 
 
 def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,7 @@ def score_answers(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer
         without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold; with sentences HotpotQA's sp_* and joint_*; of
         questions about pages, whose records have words, DocVQA's anls.
         A question with several documents (TriviaQA) counts once, see :func:`by_question`; document_* are the scores of every document
-        alone, as on TriviaQA's Web part, and verified_* those of the questions whose answers people checked.
+        alone, as on TriviaQA's Web part.
     """
     documents, document_answers = records, answers
     records, answers = by_question(records, answers)
@@ -45,9 +45,7 @@ def score_answers(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer
         parts = {"HasAns": sorted(set(range(len(records))) - set(without)), "NoAns": without}
         result["best_f1_threshold"], result["best_f1"] = best_threshold(records, answers)
     if any(record.get("document") for record in records):
-        alone = _scores(documents, _texts(document_answers, threshold))
-        result |= _named("document", alone)
-        parts["verified"] = [number for number, record in enumerate(records) if record.get("verified")]
+        result |= _named("document", _scores(documents, _texts(document_answers, threshold)))
     for name, numbers in parts.items():
         if numbers:
             result |= _named(name, _scores([records[number] for number in numbers], [texts[number] for number in numbers]))

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.sources import DataError
+from scripts import prepare_natural_questions, prepare_triviaqa
 
 RECORD = {"id": "1", "context": "The fox is red.", "question": "What is red?", "answers": {"text": ["fox"], "answer_start": [4]}}
 QAS = [{"id": "1", "question": RECORD["question"], "answers": [{"text": "fox", "answer_start": 4}]}]
@@ -192,11 +193,12 @@ def release(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_trivia_qa_as_released(release: Path) -> None:
-    records = load_qa(release / "qa" / "web-dev.json").to_list()
-    assert [(one["id"], one["document"], one["verified"]) for one in records] == [
-        ("tc_3", "Neva_River.txt", True), ("tc_3", "Moscow.txt", True), ("tc_3", "26/26_3.txt", True), ("tc_4", "Fox.txt", False),
-    ]  # fmt: skip
+def test_trivia_qa_as_released(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, output = release / "qa" / "web-dev.json", release / "web-dev.jsonl"
+    prepare_triviaqa.main([str(file), str(release / "evidence"), str(output)])
+    records = load_qa(output).to_list()
+    named = [("tc_3", "Neva_River.txt"), ("tc_3", "Moscow.txt"), ("tc_3", "26/26_3.txt"), ("tc_4", "Fox.txt")]
+    assert [(one["id"], one["document"]) for one in records] == named
     first, second, third, fourth = records
     assert first["answers"]["text"] == ["St Petersburg", "City of the St. Petersburg", "St. Petersburg", "Leningrad"]
     for one in records:
@@ -205,37 +207,33 @@ def test_trivia_qa_as_released(release: Path) -> None:
     assert (second["answers"]["text"], third["answers"]["text"]) == ([], ["st. petersburg", "leningrad"])
     assert first["gold"] == ["st petersburg", "city of st petersburg", "leningrad"]
     assert (fourth["question"], fourth["gold"]) == ("Which animal?", ["fox"])
-    assert load_qa(release / "qa" / "web-dev.json", evidence=release / "evidence").to_list() == records
+    with pytest.raises(SystemExit):
+        prepare_triviaqa.main([str(file), str(release / "evidence"), str(output)])
+    assert "already exists" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"is TriviaQA's own JSON, .* scripts/prepare_triviaqa.py"):
+        load_qa(file)
 
 
 def test_verified_questions_and_documents(release: Path) -> None:
     """As the official script reads them: on the Web, only the verified documents of verified questions."""
-    file = release / "qa" / "verified.json"
-    file.write_text(json.dumps({**TRIVIA, "VerifiedEval": True}))
-    assert [one["document"] for one in load_qa(file).to_list()] == ["Neva_River.txt", "26/26_3.txt"]
-    file.write_text(json.dumps({**TRIVIA, "VerifiedEval": True, "Domain": "Wikipedia"}))
-    assert [one["document"] for one in load_qa(file).to_list()] == ["Neva_River.txt", "Moscow.txt", "26/26_3.txt"]
+
+    def documents(domain: str) -> list[str]:
+        (release / "verified.json").write_text(json.dumps({**TRIVIA, "VerifiedEval": True, "Domain": domain}))
+        prepare_triviaqa.main([*map(str, (release / "verified.json", release / "evidence", release / f"{domain}.jsonl"))])
+        return [one["document"] for one in load_qa(release / f"{domain}.jsonl").to_list()]
+
+    assert documents("Web") == ["Neva_River.txt", "26/26_3.txt"]
+    assert documents("Wikipedia") == ["Neva_River.txt", "Moscow.txt", "26/26_3.txt"]
 
 
-def test_missing_evidence_is_counted_and_named(release: Path) -> None:
-    file = release / "qa" / "web-dev.json"
+def test_evidence_that_is_not_there_or_outside_of_its_folder(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="is outside of"):
+        prepare_triviaqa.inside(release / "evidence" / "web", "../../qa/web-dev.json")
     (release / "evidence" / "wikipedia" / "Moscow.txt").unlink()
-    (release / "evidence" / "web" / "26" / "26_3.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(
-        DataError, match=r"2 of 4 documents .*wikipedia/Moscow.txt is not in .*evidence.*26_3.txt cannot be read.*--skip_bad_rows"
-    ):
-        load_qa(file)
-    assert [one["document"] for one in load_qa(file, skip_bad_rows=True).to_list()] == ["Neva_River.txt", "Fox.txt"]
-    with pytest.raises(DataError, match=r"'.*nowhere' is not a folder; give the release's folder"):
-        load_qa(file, evidence=release / "nowhere")
-    (release / "evidence").rename(release / "texts")
-    with pytest.raises(DataError, match=r"keeps its documents in other files, but there is no folder 'evidence' next to it; .* --evidence"):
-        load_qa(file)
-    data = json.loads(file.read_text())
-    data["Data"][1]["EntityPages"][0]["Filename"] = "../../qa/web-dev.json"
-    file.write_text(json.dumps(data))
-    with pytest.raises(DataError, match="is not a path inside the evidence folder"):
-        load_qa(file, evidence=release / "texts")
+    with pytest.raises(SystemExit):
+        prepare_triviaqa.main([*map(str, (release / "qa" / "web-dev.json", release / "evidence", release / "out.jsonl"))])
+    assert "Moscow.txt" in capsys.readouterr().err
+    assert not [*release.glob("*.jsonl")]
 
 
 def test_natural_questions(tmp_path: Path) -> None:
@@ -253,17 +251,18 @@ def test_natural_questions(tmp_path: Path) -> None:
     simple = {"example_id": 5, "document_text": " ".join(words), "question_text": "what runs"}
     plain = {"short_answers": [{"start_token": 2, "end_token": 5}], "yes_no_answer": "NONE"}
     said = {"short_answers": [], "yes_no_answer": "YES"}
-    candidates = [{"start_token": 0, "end_token": 5, "top_level": True}]
-    rows = [{**simple, "annotations": [plain], "long_answer_candidates": candidates}, {**simple, "annotations": [said]}]
+    rows = [{**simple, "annotations": [plain]}, {**simple, "annotations": [said]}]
     with gzip.open(tmp_path / "simplified.jsonl.gz", "wt") as file:
         file.write("\n".join(map(json.dumps, rows)))
-    first, second = load_qa(tmp_path / "simplified.jsonl.gz").to_list()
-    assert read(rows, tmp_path) == [first, second]
     tokens = [{"token": word, "html_token": word.startswith("<"), "start_byte": 0, "end_byte": 1} for word in words]
-    (whole,) = read([{"example_id": 5, "document_tokens": tokens, "question_text": "what runs", "annotations": [plain]}], tmp_path)
+    save_qa([{"example_id": 5, "document_tokens": tokens, "question_text": "what runs", "annotations": [plain]}], tmp_path / "nq.jsonl")
+    prepare_natural_questions.main([str(tmp_path / name) for name in ("simplified.jsonl.gz", "nq.jsonl", "out.jsonl")])
+    first, second, whole = load_qa(tmp_path / "out.jsonl").to_list()
     assert whole == first
     assert (first["context"], first["answers"]) == (record["context"], record["answers"])
     assert (second["kind"], second["gold"], second["answers"]["text"]) == ("yes", ["yes"], [])
+    with pytest.raises(DataError, match=r"has the columns of Natural Questions' files; .* scripts/prepare_natural_questions.py"):
+        load_qa(tmp_path / "simplified.jsonl.gz")
 
 
 def test_hotpot_qa(tmp_path: Path) -> None:

@@ -546,25 +546,19 @@ def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -
         run(packing=True)
 
 
-def test_trivia_qa_from_its_release_to_files(checkpoint: str, tmp_path: Path) -> None:
-    """Documents in other files, several for each question, in windows; the answer of the best document counts."""
+def test_trivia_qa_to_files(checkpoint: str, tmp_path: Path) -> None:
+    """Several documents for each question, in windows; the answer of the best document counts."""
     choose, rows = random.Random(0), []
     for number in range(12):
         answer = choose.choice(["tree", "file", "node", "path"])
         texts = [f"# the module is {answer}\n", "def value(self): return\n" * choose.randint(1, 30)]
-        pages = []
-        for place, text in enumerate(texts):
-            file = tmp_path / "evidence" / "wikipedia" / f"{number}-{place}.txt"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-            pages.append({"Filename": file.name, "Title": file.stem})
-        gold = {"Value": answer.title(), "Aliases": [answer.upper()], "NormalizedAliases": [answer], "NormalizedValue": answer}
-        rows.append({"QuestionId": f"q{number}", "Question": "what is the module?", "Answer": gold, "EntityPages": pages})
-    (tmp_path / "qa").mkdir()
-    (tmp_path / "qa" / "dev.json").write_text(json.dumps({"Data": rows, "Domain": "Wikipedia", "VerifiedEval": False}))
-    given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "qa" / "dev.json")]}
+        pages = {"filename": [f"{number}-0.txt", f"{number}-1.txt"], "wiki_context": texts}
+        gold = {"value": answer.title(), "aliases": [answer.upper()], "normalized_aliases": [answer]}
+        rows.append({"question_id": f"q{number}", "question": "what is the module?", "answer": gold, "entity_pages": pages})
+    save_qa(rows, tmp_path / "dev.jsonl")
+    given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "dev.jsonl")]}
     settings = {**FAST, "per_device_train_batch_size": 8, "max_steps": 40, "learning_rate": 2e-2, "max_length": 96, "stride": 24}
-    log = finetune_qa(*build_arguments(QA, **given, evidence=str(tmp_path / "evidence"), validation=given["data"][0], **settings))
+    log = finetune_qa(*build_arguments(QA, **given, validation=given["data"][0], **settings))
     after = log["held_out"]["after"]
     assert (log["questions"], after["n"], after["document_total"]) == (24, 12, 24)
     assert after["f1"] > log["held_out"]["before"]["f1"]

@@ -116,9 +116,6 @@ class QADataArguments(LabelledDataArguments):
         "", "Questions to answer before, during (eval_strategy) and after training, all of them, which also tune the no-answer threshold; "
         "default: a tenth of the questions of every source of --data, chosen by --seed; their documents may have others in training."
     )  # fmt: skip
-    evidence: str = argument(
-        "", "Folder 'evidence' of TriviaQA's release, with the documents of its own JSON; default: the one beside the file or its folder."
-    )  # fmt: skip
     skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
     long_documents: str = argument(
@@ -236,7 +233,7 @@ def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
         DataError: as :func:`load_qa`.
         OptionError: too few questions to hold some back.
     """
-    read = partial(load_qa, skip_bad_rows=args.skip_bad_rows, evidence=args.evidence or None)
+    read = partial(load_qa, skip_bad_rows=args.skip_bad_rows)
     return held_back(args, read, seed, unit="id")
 
 
