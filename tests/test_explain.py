@@ -45,7 +45,6 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "cpu-gathered"]),
     "chosen blocks": ("block_top_k", {"block_size": 16}, ["sparse", "cpu-blocks"]),
     "chosen blocks with dropout": ("block_top_k", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
-    "sorted chunks": ("lsh", {"bucket_size": 16, "shared_qk": True, "count_duplicates": True}, ["sparse", "cpu-chunks"]),
     "linear": ("linear", {"causal": True}, ["linear-chunks"]),
     "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["masked", "cpu-band"]),
     "padding of tiles": (

@@ -1,8 +1,8 @@
 """The block-selected engine: each query sees its own block of keys and the blocks it selected.
 
-On the CPU a path of its own runs blocks as slices. On CUDA one kernel visits the blocks that the queries of a block select, or in long
-texts each block for the queries that selected it alone; where flash-linear-attention is installed and many heads share a selection, those
-of each query. Elsewhere the selection becomes tiles of the gathered engine.
+On the CPU a path of its own runs blocks as slices. On CUDA one kernel visits the blocks that the queries of a block select; where
+flash-linear-attention is installed and many heads share a selection, those of each query. Elsewhere the selection becomes tiles of the
+gathered engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from .common.call import AttentionCall, GatherTile, fixed, rows_of
 from .common.dense import repeat_heads, same_dtype, unit_stride
 from .cpu.block_selected import cpu_block_selected
 from .cuda.flex_blocks import flex_block_selected
-from .cuda.flex_selections import flex_selections
 from .dispatch import DispatchContext, attempt, choose
 from .gathered import gathered_attention
 
@@ -38,15 +37,13 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """
     length, heads = k.shape[2], q.shape[1]
-    selection = heads // chosen.shape[1], block_size, chosen.shape[3] + 1
+    selection = heads // chosen.shape[1], block_size
     context = DispatchContext(q.device.type, length, length, call, dtype=q.dtype, features=q.shape[3], selection=selection)
     path = choose("chosen blocks", context)
     if path == "fla-blocks":
         return fla_block_selected(q, k, v, chosen, block_size, call)
-    for name, run in (("flex-selections", flex_selections), ("flex-blocks", flex_block_selected)):
-        if path != name:
-            continue
-        out, path = attempt("chosen blocks", context, run, *same_dtype(q, k, v), chosen, block_size, call)
+    if path == "flex-blocks":
+        out, path = attempt("chosen blocks", context, flex_block_selected, *same_dtype(q, k, v), chosen, block_size, call)
         if out is not None:
             return out
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))

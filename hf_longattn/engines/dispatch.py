@@ -29,7 +29,6 @@ from .common.grid_bias import GridBias
 from .common.place_term import PlaceTerm
 from .cpu.band import Plan, band_plan
 from .cpu.dropout import drops_some
-from .cuda.delta_kernel import MOST_NUMBERS
 from .cuda.flash_band import LACKS
 from .cuda.flex_kernel import NoKernel
 
@@ -46,13 +45,6 @@ MIN_FLA_GROUP = 16
 """Fewest query heads to a selection, and fewest tokens in a block, in flash-linear-attention's kernel for selected blocks."""
 MAX_TABLE_TOKENS = 1 << 15
 """Longest text of which the kernel looks up in a table what each query selects: an estimate, by what union of blocks it then visits."""
-MAX_MASK_ROUNDS = 8
-"""Most rounds of hashing of which the kernel's mask looks up whether an earlier one has shown a key: an estimate."""
-MAX_LISTED_TOKENS = 1 << 18
-"""Longest text of which blocks of 128 may visit any others: beyond it the lists of blocks would take more than a quarter of its memory."""
-TOKENS_PER_SELECTED_BLOCK = 256
-"""Fewest tokens of a text for each block that a query sees from which queries are copied beside the others that selected the same block:
-an estimate for an H100, by what the copies take to move and the union of blocks, which would be visited without them, to compute."""
 MIN_FLEX_FEATURES = 16
 """Least width of a head in flex_attention's kernels."""
 MAX_FLASH_FEATURES = 256
@@ -92,10 +84,8 @@ class DispatchContext:
     """Which documents may be rows of one batch, where padding after them changes nothing; ``None`` where none may."""
     trims_padding: bool = False
     """Whether the engine cuts the outer padding off every row by itself."""
-    selection: tuple[int, int, int] = (1, 1, 1)
-    """How many query heads share a selection of blocks, the tokens in a block, and how many blocks a query sees, its own included."""
-    rounds: int = 1
-    """Rounds of hashing."""
+    selection: tuple[int, int] = (1, 1)
+    """How many query heads share a selection of blocks, and the tokens in a block."""
     failed: tuple[tuple[str, str], ...] = ()
     """The paths that turned out not to run on this machine, and why."""
 
@@ -310,7 +300,7 @@ def _no_flex_by_values(context: DispatchContext) -> str | None:
 def _no_fla_blocks(context: DispatchContext) -> str | None:
     if (why := _no_fla(context, (torch.bfloat16, torch.float16))) is not None:
         return why
-    call, (group, size, _) = context.call, context.selection
+    call, (group, size) = context.call, context.selection
     if not call.causal or call.key_mask is not None or call.score_mod is not None or call.dropout:
         return "its kernel is causal, without padding, score terms and dropout"
     if group < MIN_FLA_GROUP or group.bit_count() > 1 or size < MIN_FLA_GROUP or size.bit_count() > 1:
@@ -318,26 +308,9 @@ def _no_fla_blocks(context: DispatchContext) -> str | None:
     return None
 
 
-def _no_flex_selections(context: DispatchContext) -> str | None:
-    count = context.selection[2]
-    if count == 1:
-        return "each query sees its own block"
-    if context.kv_len < TOKENS_PER_SELECTED_BLOCK * count:
-        return f"below {TOKENS_PER_SELECTED_BLOCK * count:,} tokens the blocks that neighbouring queries select are visited at less cost"
-    return _no_flex_by_values(context)
-
-
 def _no_flex_blocks(context: DispatchContext) -> str | None:
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
-    return _no_flex_by_values(context)
-
-
-def _no_flex_rounds(context: DispatchContext) -> str | None:
-    if context.rounds > MAX_MASK_ROUNDS:
-        return f"there are more than {MAX_MASK_ROUNDS} rounds of hashing"
-    if context.kv_len > MAX_LISTED_TOKENS:
-        return f"beyond {MAX_LISTED_TOKENS:,} tokens lists of blocks would take more memory than the tokens of tiles"
     return _no_flex_by_values(context)
 
 
@@ -363,33 +336,6 @@ def _no_linear_fla(context: DispatchContext) -> str | None:
 
 def _no_delta_fla(context: DispatchContext) -> str | None:
     return _no_fla(context, (torch.bfloat16, torch.float16))
-
-
-def _no_delta_kernel(context: DispatchContext) -> str | None:
-    """Why our Triton kernels do not run the gated delta rule."""
-    if context.features > MOST_NUMBERS:
-        return f"its kernels take keys and values of up to {MOST_NUMBERS} numbers"
-    return _no_linear_kernel(context)
-
-
-def _no_linear_kernel(context: DispatchContext) -> str | None:
-    """Why our Triton kernels do not run causal linear attention."""
-    if context.device != "cuda":
-        return _not_on("cuda", context)
-    if in_graph():
-        return "a graph holds PyTorch's operations only"
-    if (why := no_fused_kernels()) is not None:
-        return why
-    if context.dtype == torch.float64:
-        return "its kernels compute in single precision"
-    if context.q_len <= 1:
-        return "there is one token"
-    return None if triton_installed() else "Triton is not installed"
-
-
-def _no_terms_kernel(context: DispatchContext) -> str | None:
-    """Why our Triton kernel does not sum the softmax terms of a window."""
-    return "its kernel has no dropout" if context.call.dropout else _no_linear_kernel(context)
 
 
 @functools.cache
@@ -508,22 +454,14 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "chosen blocks": (
         ("cpu-blocks", _no_cpu_tiles),
         ("fla-blocks", _no_fla_blocks),
-        ("flex-selections", _no_flex_selections),
         ("flex-blocks", _no_flex_blocks),
         ("tiles", _last),
     ),
-    "rounds": (("flex-rounds", _no_flex_rounds), ("tiles", _last)),
-    "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
-    "linear": (("linear-fla", _no_linear_fla), ("linear-triton", _no_linear_kernel), ("linear-chunks", _last)),
-    "linear documents": (("linear-fla", _no_linear_fla), ("linear-chunks", _last)),
-    "softmax terms": (("terms-triton", _no_terms_kernel), ("terms-plain", _last)),
-    "delta": (("delta-fla", _no_delta_fla), ("delta-triton", _no_delta_kernel), ("delta-chunks", _last)),
-    "delta documents": (("delta-fla", _no_delta_fla), ("delta-chunks", _last)),
+    "linear": (("linear-fla", _no_linear_fla), ("linear-chunks", _last)),
+    "delta": (("delta-fla", _no_delta_fla), ("delta-chunks", _last)),
 }
 """Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
-ATTEMPTED_PATHS = (
-    "flash", "flex", "flex-gathered", "flex-selections", "flex-blocks", "flex-rounds", "linear-triton", "terms-triton", "delta-triton",
-)  # fmt: skip
+ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 
@@ -607,11 +545,6 @@ def choose_chunks(context: DispatchContext) -> bool:
     if path == "cpu-distances":
         _report(path, refused)
     return path == "cpu-distances"
-
-
-def choose_rounds(context: DispatchContext) -> bool:
-    """Whether rounds of buckets are heads of one call on CUDA; otherwise they are tiles, which choose their path by themselves."""
-    return fastest_path("rounds", context) == "flex-rounds"
 
 
 def choose_on_grid(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:

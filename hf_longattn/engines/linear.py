@@ -12,8 +12,7 @@ On CUDA the Triton kernels of the optional package flash-linear-attention (extra
 refuse to be traced) for up to 256 features, which is what their tiles hold: linear attention in fp32, whose products they round to TF32 (an
 output is off by up to 2·10⁻³ of the largest value), and for bf16 values in bf16 (features are rounded, too: 2·10⁻²); the delta rule in half
 precision. Packed documents are told to them by their offsets. The package is imported by name: in a file that is pushed
-with a model, transformers would require whatever an import statement names. Without it, Triton kernels of our own run causal linear
-attention (``cuda/linear_kernel.py``), where Triton is installed, as it is with PyTorch for CUDA on Linux.
+with a model, transformers would require whatever an import statement names. Without it, the plain operations of the CPU run.
 """
 
 from __future__ import annotations
@@ -34,9 +33,7 @@ from .common.batch import Batch, Place, Places, in_graph, laid_out_as
 from .common.call import State
 from .common.dense import repeat_heads, wide
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
-from .cuda.delta_kernel import kernel_gated_delta_rule
-from .cuda.linear_kernel import add_kernel_linear_attention, kernel_linear_attention
-from .dispatch import ANY_CALL, DispatchContext, attempt, choose, fastest_path
+from .dispatch import ANY_CALL, DispatchContext, choose
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
@@ -86,55 +83,12 @@ def linear_attention(
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
-    context = _context(phi_q, phi_k, v)
-    path = choose("linear", context)
-    if path == "linear-triton":
-        tensors, path = attempt("linear", context, kernel_linear_attention, phi_q, phi_k, v, state["kv"], state["z"], normalise, scale)
-        if tensors is not None:
-            return tensors[0], {"kv": tensors[1], "z": tensors[2]}
     if scale is not None:
         phi_q, phi_k = relative_queries(phi_q, scale[:, :, None]), exp_of(added(phi_k, scale[:, :, None], -1))
-    if path == "linear-fla":
+    if choose("linear", _context(phi_q, phi_k, v)) == "linear-fla":
         return fla_linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
     out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], normalise)
     return out, {"kv": kv, "z": z}
-
-
-class Part(NamedTuple):
-    """Rows of an output and the keys whose products with features are summed for them: row i sees the keys j ≤ i of its part, or j ≥ i."""
-
-    phi_q: Tensor
-    """``(B, H, n, F)``."""
-    phi_k: Tensor
-    """``(B, H_k, n, F)``, H_k dividing H."""
-    v: Tensor
-    """``(B, H_v, n, D)``, H_v dividing H_k."""
-    state: State | None
-    """The sums ``kv`` and ``z`` over the keys before, or after."""
-    first: int
-    """The first of the rows."""
-    reverse: bool
-    """Whether the keys j ≥ i are seen."""
-
-
-def add_linear_attention(total: Tensor, weight: Tensor, parts: Sequence[Part]) -> tuple[Tensor, Tensor] | None:
-    """Add Σ_j (φ(q_i)·φ(k_j)) v_j to ``total (B, H, N, D)`` and Σ_j φ(q_i)·φ(k_j) to ``weight (B, H, N)``, in place, by our Triton kernels.
-
-    Returns:
-        Both; ``None`` where other paths run, and nothing has been added.
-    """
-    context = _context(parts[0].phi_q, parts[0].phi_k, parts[0].v)
-    if fastest_path("linear", context) != "linear-triton":
-        return None
-
-    def run() -> tuple[Tensor, Tensor]:
-        sums = total, weight
-        for q, k, v, state, first, reverse in parts:
-            before = empty_state(k, v) if state is None else state
-            sums = add_kernel_linear_attention(*sums, q, k, v, before["kv"], before["z"], first, reverse)
-        return sums
-
-    return attempt("linear", context, run)[0]
 
 
 def empty_state(phi_k: Tensor, v: Tensor) -> State:
@@ -488,7 +442,7 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
     """The dtype in which flash-linear-attention's kernels take these features of packed documents, and ``v`` in its own; ``None`` where
     they do not run."""
-    return _dtype_for_fla(phi_q, v) if choose("linear documents", _context(phi_q, phi_k, v)) == "linear-fla" else None
+    return _dtype_for_fla(phi_q, v) if choose("linear", _context(phi_q, phi_k, v)) == "linear-fla" else None
 
 
 def _dtype_for_fla(phi_q: Tensor, v: Tensor) -> torch.dtype:
@@ -567,12 +521,7 @@ def gated_delta_rule(
     context = DispatchContext(
         q.device.type, q.shape[2], k.shape[2], ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])
     )
-    path = choose("delta" if documents is None else "delta documents", context)
-    if path == "delta-triton":
-        found, path = attempt("delta", context, kernel_gated_delta_rule, _delta_chunks, q, k, v, g.to(dtype), beta.to(dtype), state)
-        if found is not None:
-            return found
-    if path == "delta-fla":
+    if choose("delta", context) == "delta-fla":
         return fla_gated_delta_rule(q, k, v, g, beta, state, documents)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))

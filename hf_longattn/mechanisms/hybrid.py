@@ -25,9 +25,7 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import index_grid, repeat_heads, wide
 from ..engines.common.shards import Locality, Shard
-from ..engines.cuda.terms_kernel import kernel_softmax_terms
-from ..engines.dispatch import DispatchContext, attempt, fastest_path
-from ..engines.linear import Part, absorb, add_linear_attention, empty_state, linear_attention, masked
+from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..engines.segments import Labels, Layout, segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
@@ -179,46 +177,17 @@ class Hybrid(Mechanism):
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
         """The output; ``sums`` are those of the keys before ``k``, ``later`` those of the keys after ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
-        by_kernel = self._terms_by_kernel(q, k, v, pattern, call)
-        q, k = wide(q), wide(k)
-        if by_kernel is None:
-            v = wide(v)
-            numbers = None if call.documents is None else (call.documents.number, call.documents.number)
-            scale, gamma = call.scale_for(self.head_dim), self._gamma(v.dtype)
-            total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
-            total, weight = total * gamma, weight * gamma
-        beyond = not pattern.covers(q.shape[2], k.shape[2]) or sums is not None
-        if beyond:
-            v = drop_keys(v, drop)
-            phi_q, phi_k = self.linear.queries(q, call), self.linear.keys(k, call)
-        if by_kernel is not None:
-            total, weight, largest = by_kernel
-            if beyond:
-                of_terms = (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()[..., None] if self.linear.estimates_exp else None
-                added = _far_by_kernel(total, weight, phi_q if of_terms is None else phi_q * of_terms, phi_k, v, pattern, sums, later, call)
-                if added is not None:
-                    (total, weight), beyond = added, False
-            weight, largest = weight[..., None], largest[..., None]
-        if beyond:
-            far = _far(phi_q, phi_k, v, pattern, sums, later, call)
+        q, k, v = wide(q), wide(k), wide(v)
+        numbers = None if call.documents is None else (call.documents.number, call.documents.number)
+        scale, gamma = call.scale_for(self.head_dim), self._gamma(v.dtype)
+        total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
+        total, weight = total * gamma, weight * gamma
+        if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
+            far = _far(self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, later, call)
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
         return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0).to(dtype)
-
-    def _terms_by_kernel(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> tuple[Tensor, ...] | None:
-        """The window's sums times γ, ``(B, H, Nq, D)`` and ``(B, H, Nq)``, and c ``(B, H, Nq)``; ``None`` where no kernel runs."""
-        context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, dtype=v.dtype, features=q.shape[3])
-        if fastest_path("softmax terms", context) != "terms-triton":
-            return None
-        gamma, labels = self._gamma(torch.float32), None
-        factor = gamma.flatten() if isinstance(gamma, Tensor) else torch.full((q.shape[1],), gamma, device=q.device)
-        if call.documents is not None or call.key_mask is not None:
-            number = torch.zeros(len(k), k.shape[2], device=k.device) if call.documents is None else call.documents.number
-            number = number.int()
-            labels = number[:, -q.shape[2] :], number if call.key_mask is None else number.masked_fill(~call.key_mask, -1)
-        arguments = labelled_softmax_terms, q, k, v, factor, pattern.left, pattern.right, call.scale_for(self.head_dim), labels
-        return attempt("softmax terms", context, kernel_softmax_terms, *arguments)[0]
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scale, k = call.scale_for(self.head_dim), repeat_heads(k, q.shape[1])
@@ -258,31 +227,6 @@ def _far(
     phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
     back = None if mask is None else mask.flip(1)[:, :rows]
     return far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later, call, reverse=True).flip(2)
-
-
-def _far_by_kernel(
-    total: Tensor, weight: Tensor, phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, later: State | None,
-    call: AttentionCall,
-) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    """Both sums with those of :func:`_far` added in place; ``None`` where no kernel runs, and nothing has been added."""
-    if call.documents is not None:
-        return None
-    phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
-    count, length = phi_q.shape[2], phi_k.shape[2]
-    parts = []
-    for reverse, state in ((False, sums),) if call.causal else ((False, sums), (True, later)):
-        if state is not None:
-            state = {"kv": state["kv"][..., :-1], "z": state["z"]}
-        seen = max(0, count - pattern.right - 1 if reverse else length - pattern.left - 1)
-        rows = min(count, seen) if state is None else count
-        if seen > rows:
-            return None  # some keys are before those that stand beside a query
-        missing = (0, 0, 0, rows - seen) if reverse else (0, 0, rows - seen, 0)
-        first, tokens = (0, slice(length - seen, None)) if reverse else (count - rows, slice(0, seen))
-        keys, values = (F.pad(x[:, :, tokens], missing) if rows > seen else x[:, :, tokens] for x in (phi_k, v))
-        if rows:
-            parts.append(Part(phi_q[:, :, first : first + rows], keys, values, state, first, reverse))
-    return add_linear_attention(total, weight, parts) if parts else (total, weight)
 
 
 def _beyond(
@@ -328,16 +272,6 @@ def _layout(call: AttentionCall, distance: int, group: int, reverse: bool) -> La
 def _with_ones(v: Tensor, heads: int) -> Tensor:
     """Values ``(B, heads, n, D + 1)`` whose last column sums the weights."""
     return F.pad(repeat_heads(v, heads), (0, 1), value=1.0)
-
-
-def labelled_softmax_terms(
-    q: Tensor, k: Tensor, v: Tensor, factor: Tensor, left: int, right: int, scale: float, labels: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What :func:`kernel_softmax_terms` computes, in plain operations of the dtype of ``q``."""
-    real = k.new_ones(len(k), k.shape[2], dtype=torch.bool) if labels is None else labels[1] >= 0
-    total, weight, largest = local_softmax_terms(q, k, v, left, right, real, scale, documents=labels)
-    factor = factor[:, None, None]
-    return total * factor, (weight * factor).squeeze(-1), largest.squeeze(-1)
 
 
 def local_softmax_terms(

@@ -34,13 +34,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.accelerator import accelerated
 from ..engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds, buckets_of_documents
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
-from ..engines.cpu.chunks import chunk_attention
-from ..engines.cuda.fused_hash import fused_buckets
-from ..engines.dispatch import DispatchContext, choose
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from ..options import Options, option
@@ -148,8 +144,6 @@ class LSH(BucketedMechanism):
             rotations = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
             rotated = rotations.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
         rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)
-        if halves and accelerated(x):
-            return fused_buckets(rotated, halves)
         bucket, scale = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device), 1
         for columns, factor in zip(rotated.split(halves, -2), self.factors, strict=True) if halves else ():
             bucket, scale = bucket + scale * signed_argmax(columns), scale * factor
@@ -184,13 +178,6 @@ class LSH(BucketedMechanism):
         if call.causal:
             return recent_by_rows(queries, keys, call.real(k), size)
         return chunks_by_rows(queries, keys, call.real(k), size, **self._chunks)
-
-    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, raw_keys: Tensor, call: AttentionCall) -> Tensor:
-        o = self.options
-        published_form = o.shared_qk and o.count_duplicates and not call.causal and q_len == k.shape[2]
-        if not published_form or choose("sorted chunks", DispatchContext(q.device.type, q_len, q_len, call)) != "cpu-chunks":
-            return super().sparse_path(q, k, v, q_len, raw_keys, call)
-        return chunk_attention(q, k, v, self.hashes(raw_keys), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return call.causal  # chunks in both directions are counted from the first of a document's sorted tokens, and in a circle

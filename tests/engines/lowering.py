@@ -19,11 +19,10 @@ from hf_longattn import build_mechanism
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
 from hf_longattn.engines.common.distance_term import with_terms_written_out
-from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_rounds, flex_selections, flex_tiles, fused_hash
+from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.memory.state_cache import StaticStateLayer
@@ -129,41 +128,6 @@ def of_rows(
     return run
 
 
-def of_rounds(
-    kind: type[Rounds], rounds: int = 3, shared: bool = False, padded: bool = False, duplicates: bool = False,
-    term: Callable[[Tensor], ScoreMod] | None = None, **sizes: Any,
-) -> Case:  # fmt: skip
-    """Rounds of buckets."""
-
-    def run() -> Any:
-        q, k, v = qkv(**sizes)
-        buckets = [torch.empty(q.shape[0], 4, rounds, 700, device="cuda", dtype=torch.long) for _ in range(2)]
-        real = torch.empty(q.shape[0], 700, device="cuda", dtype=torch.bool) if padded else None
-        found = kind(*buckets, 16, real=real, q_len=700, size=64, shared=shared)
-        return flex_rounds.flex_rounds(q, k, v, found, duplicates, AttentionCall(score_mod=term and term(q)))
-
-    return run
-
-
-def of_selections(size: int, grad: bool = False, padded: bool = False, kv_heads: int = 4, **sizes: Any) -> Case:
-    """Blocks of ``size`` tokens that each query selects."""
-
-    def run() -> Any:
-        q, k, v = qkv(grad=grad, **sizes)
-        chosen = torch.empty(2, kv_heads, 700, 3, device="cuda", dtype=torch.long)
-        mask = torch.empty(2, 700, device="cuda", dtype=torch.bool) if padded else None
-        call = AttentionCall(causal=True, batch=Batch.of(mask))
-        return flex_selections.flex_selections(q, k[:, :kv_heads], v[:, :kv_heads], chosen, size, call)
-
-    return run
-
-
-def of_hashes() -> Tensor:
-    """Buckets of two factors."""
-    products = torch.empty(2, 4, 3, 12, 700, device="cuda", dtype=torch.float64)
-    return flex_kernel.compiled(fused_hash._buckets)(products, (4, 8))
-
-
 def in_graph(dynamic: bool | None) -> Case:
     """A user's own graph, with a cap on the scores that it holds as a number."""
 
@@ -236,8 +200,6 @@ def decoded_token(mechanism: str, padded: bool = False, **options: Any) -> Case:
 
 BY_OPERATOR = ("flash in a graph", "flash in a graph for all lengths, dropout, gradients")
 """Cases in a user's graph whose kernels are PyTorch's flash-attention operator, and are not generated."""
-REDUCTIONS = ("hashes",)
-"""Cases without attention."""
 DECODED = {
     "window": {"window": 128}, "longformer": {"window": 128}, "linear": {}, "window with sinks": {"window": 128, "num_sinks": 4},
 }  # fmt: skip
@@ -286,25 +248,6 @@ CASES["rows with a learned bias, gradients"] = of_rows(shape=(1, 4), bias=torch.
 for width, dtype in ((64, torch.float32), (80, torch.bfloat16), (128, torch.bfloat16), (256, torch.bfloat16)):
     CASES[f"rows, heads of {width} in {dtype}, gradients"] = of_rows(head_dim=width, dtype=dtype, grad=True)
     CASES[f"tiles of 128, heads of {width} in {dtype}, gradients"] = of_blocks(128, head_dim=width, dtype=dtype, grad=True)
-for form, kind in {"recent keys": RecentRounds, "chunks": ChunkRounds}.items():
-    for name, arguments in {
-        "": {},
-        ", a single one": {"rounds": 1},
-        ", a token does not see itself": {"shared": True},
-        ", padded, duplicates": {"padded": True, "duplicates": True},
-        ", softcap": {"term": softcap},
-        ", batch of one": {"batch": 1},
-    }.items():
-        CASES[f"rounds of {form}{name}"] = of_rounds(kind, **arguments)
-        CASES[f"rounds of {form}{name}, gradients"] = of_rounds(kind, **arguments, grad=True)
-for size in (32, 64, 128, 256):
-    CASES[f"selected blocks of {size}"] = of_selections(size)
-    CASES[f"selected blocks of {size}, gradients"] = of_selections(size, grad=True)
-CASES["selected blocks of 64, padded, grouped heads"] = of_selections(64, padded=True, kv_heads=2)
-CASES["selected blocks of 64, padded, grouped heads, gradients"] = of_selections(64, padded=True, kv_heads=2, grad=True)
-CASES["selected blocks of 64, heads of 128"] = of_selections(64, head_dim=128)
-CASES["selected blocks of 64, heads of 64 in torch.float32, gradients"] = of_selections(64, dtype=torch.float32, grad=True)
-CASES["hashes"] = of_hashes
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.engines.common import byte_cache
-from hf_longattn.engines.cuda import flash_band, flex, fused_hash
+from hf_longattn.engines.cuda import flash_band, flex
 from hf_longattn.mechanisms import Mechanism, check_options
 
 from . import flash_operator
@@ -194,7 +194,6 @@ def main() -> None:
 
     pretend()
     flex.fused_flex = fused_flex  # type: ignore[assignment]
-    fused_hash.compiled = lambda function: function
     flash_band.flash_forward = flash_operator.forward
     for name in sys.argv[1:] or list_mechanisms(grid=False):
         form = mechanism_info(name).causal

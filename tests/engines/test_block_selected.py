@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines import dispatch
 from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import masked_softmax, repeat_heads
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex
-from hf_longattn.engines.cuda.flex_selections import flex_selections
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import nsa
 
@@ -80,15 +78,12 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
     ("nsa", {"block_size": 128, "num_blocks": 4}, "flex-blocks"),
     ("nsa", {"block_size": 48, "num_blocks": 5}, "flex-gathered"),
     ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex-blocks"),
-    ("nsa", {"block_size": 64, "num_blocks": 5}, "flex-selections"),
-    ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex-selections"),
-    ("block_top_k", {"block_size": 256, "num_blocks": 2}, "flex-selections"),
+    ("block_top_k", {"block_size": 256, "num_blocks": 2}, "flex-blocks"),
 ], ids=str)  # fmt: skip
 def test_selected_blocks_on_the_paths_for_cuda(
     name: str, options: dict[str, Any], path: str, padded: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
-    monkeypatch.setattr(dispatch, "TOKENS_PER_SELECTED_BLOCK", 1 if path == "flex-selections" else 1000)
     window = lambda q, k, v, *rest: blockwise_attention(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), *rest)  # noqa: E731
     monkeypatch.setattr(nsa, "block_sparse_attention", window)
     torch.manual_seed(0)
@@ -110,31 +105,3 @@ def test_selected_blocks_on_the_paths_for_cuda(
     upstream = torch.randn_like(out) * rows
     for found, wanted in zip(*(torch.autograd.grad(x, tensors, upstream) for x in (out, expected)), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("size", [32, 128, 256])
-@pytest.mark.parametrize("learning", [False, True])
-@pytest.mark.parametrize("causal", [False, True])
-def test_every_query_beside_those_that_selected_the_same_block(
-    size: int, learning: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against the definition in double precision; padding anywhere, grouped heads, blocks that nobody and that all select."""
-    monkeypatch.setattr(flex, "fused_flex", by_the_lists)
-    torch.manual_seed(size)
-    length, (heads, groups) = 300, (4, 2)
-    blocks, block = -(-length // size), torch.arange(length) // size
-    q, k, v = (torch.randn(2, n, length, 8, dtype=torch.float64, requires_grad=learning) for n in (heads, groups, groups))
-    preference = torch.rand(2, groups, length, blocks) + 1.0 * (torch.arange(blocks) == 0)
-    chosen = preference.argsort(-1, descending=True)[..., :3]
-    away = block[:, None] - chosen
-    chosen = chosen.masked_fill(((away <= 0) if causal else (away == 0)) | (torch.rand(chosen.shape) < 0.2), -1)
-    mask = (torch.rand(2, length) < 0.7) & (torch.arange(length) < torch.tensor([[length], [length - 140]]))
-    own = (block[:, None] == block) & (torch.ones(length, length).tril().bool() | (not causal))
-    seen = repeat_heads((chosen[..., None] == block).any(3) | own, heads) & mask[:, None, None]
-    expected = masked_softmax(q @ repeat_heads(k, heads).mT * 0.3, seen) @ repeat_heads(v, heads)
-    out = flex_selections(q, k, v, chosen, size, AttentionCall.of(causal=causal, padding_mask=mask, scaling=0.3))
-    torch.testing.assert_close(out, expected)
-    if learning:
-        upstream = torch.randn_like(out)
-        for found, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
-            torch.testing.assert_close(found, wanted)

@@ -13,7 +13,7 @@ import pytest
 from hf_longattn import list_mechanisms
 from scripts.dev.tools.lowering import failures_of
 
-from .lowering import BY_OPERATOR, CASES, OF_A_TOKEN, REDUCTIONS, REFUSED
+from .lowering import BY_OPERATOR, CASES, OF_A_TOKEN, REFUSED
 from .pretended_h100 import results
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def test_a_fused_kernel_can_be_generated(case: str, lowered: Callable[[str], dic
         return
     assert not result["failure"]
     fused = [name for name in result["kernels"] if name.startswith("triton_tem")]
-    assert len(fused) == (0 if case in (*BY_OPERATOR, *OF_A_TOKEN, *REDUCTIONS) else 2 if case.endswith("gradients") else 1)
+    assert len(fused) == (0 if case in (*BY_OPERATOR, *OF_A_TOKEN) else 2 if case.endswith("gradients") else 1)
 
 
 @pytest.fixture(scope="module")

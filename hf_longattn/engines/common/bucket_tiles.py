@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -110,18 +109,6 @@ class Rounds(ABC):
         """A number for every sorted query, ``(B, H, R, N)``, never descending; the queries of a row share it."""
 
     @abstractmethod
-    def touched(self, block: int) -> Tensor:
-        """Which blocks of sorted keys hold the run of a query in each block of sorted queries, ``(B, H, R, n, n)`` bool."""
-
-    @abstractmethod
-    def sees_place(self) -> Callable[[Any, Any, Any, Any], Any]:
-        """``sees(b, h, q_idx, kv_idx)``: whether these places see each other in round ``h % R`` of head ``h // R``."""
-
-    @abstractmethod
-    def meets_token(self) -> Callable[[Any, Any, Any, Any], Any]:
-        """``meets(b, h, query, key)``: the same for tokens."""
-
-    @abstractmethod
     def run(self, group: Tensor) -> Tensor:
         """Places of the keys of a row of ``group (B, H, R, rows)``, ``(B, H, R, rows, Tk)``; -1 where there is none."""
 
@@ -194,36 +181,6 @@ class ChunkRounds(Rounds):
     def query_chunks(self) -> Tensor:
         return self.key_chunks if self.aligned else self.by_token(self.groups)
 
-    def touched(self, block: int) -> Tensor:
-        first, last = self.groups[..., ::block, None] - self.before, last_of_blocks(self.groups, block)[..., None] + self.after
-        starts = torch.arange(0, self.length, block, device=first.device)
-        circle, touched = self.chunks[..., None] * self.size, None
-        for turn in (0, *[1] * (self.before > 0), *[-1] * (self.after > 0)):
-            low, high = first * self.size + turn * circle, (last + 1) * self.size + turn * circle
-            met = (low < starts + block) & (high > starts)
-            touched = met if touched is None else touched | met
-        assert touched is not None
-        return touched & (starts < self.real[..., None])
-
-    def sees_place(self) -> Callable[[Any, Any, Any, Any], Any]:
-        home, size, real = self.groups.flatten(1, 2), self.size, self.real.flatten().expand(len(self.groups))
-        near = self._is_near()
-        return lambda b, h, q_idx, kv_idx: near(b, home[b, h, q_idx], kv_idx // size) & (kv_idx < real[b])
-
-    def meets_token(self) -> Callable[[Any, Any, Any, Any], Any]:
-        home, there, near = self.query_chunks.flatten(1, 2), self.key_chunks.flatten(1, 2), self._is_near()
-        return lambda b, h, query, key: near(b, home[b, h, query], there[b, h, key])
-
-    def _is_near(self) -> Callable[[Any, Any, Any], Any]:
-        """``near(b, home, chunk)``: whether a chunk is seen from a query's."""
-        before, chunks, width = self.before, self.chunks.flatten().expand(len(self.groups)), self.before + self.after
-
-        def near(b: Any, home: Any, chunk: Any) -> Any:
-            ahead = chunk - home + before  # 0 … width, perhaps once more around the circle or once less
-            return ((ahead >= 0) & (ahead <= width)) | (ahead + chunks[b] <= width) | (ahead >= chunks[b])
-
-        return near
-
     def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
         """The chunks that are seen from ``chunk``, ``(..., 1 + before + after)``; -1 where the circle is shorter than that."""
         offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
@@ -277,19 +234,6 @@ class RecentRounds(Rounds):
     def high(self) -> Tensor:
         return self.by_token(self.sorted_high)
 
-    def touched(self, block: int) -> Tensor:
-        first, last = self.sorted_low[..., ::block] // block, last_of_blocks(self.sorted_high, block) // block
-        blocks = torch.arange(-(-self.length // block), device=first.device)
-        return (blocks >= first[..., None]) & (blocks <= last[..., None])
-
-    def sees_place(self) -> Callable[[Any, Any, Any, Any], Any]:
-        low, high = self.sorted_low.flatten(1, 2), self.sorted_high.flatten(1, 2)
-        return lambda b, h, q_idx, kv_idx: (kv_idx >= low[b, h, q_idx]) & (kv_idx <= high[b, h, q_idx])
-
-    def meets_token(self) -> Callable[[Any, Any, Any, Any], Any]:
-        low, high, places = (x.flatten(1, 2) for x in (self.low, self.high, self.key_places))
-        return lambda b, h, query, key: (places[b, h, key] >= low[b, h, query]) & (places[b, h, key] <= high[b, h, query])
-
     def run(self, group: Tensor) -> Tensor:
         start = group * self.size - (self.size - 1)
         return start[..., None] + torch.arange(2 * self.size - 1, device=group.device)
@@ -301,12 +245,6 @@ class RecentRounds(Rounds):
 
     def sees_none(self) -> Tensor:
         return self.high < self.low + int(self.shared)
-
-
-def last_of_blocks(x: Tensor, block: int) -> Tensor:
-    """The last entry of every block of ``x (…, N)``, of which the last block may be short."""
-    ends = x[..., block - 1 :: block]
-    return ends if x.shape[-1] % block == 0 else torch.cat([ends, x[..., -1:]], -1)
 
 
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ around the forward pass, in which the plain paths run as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -60,27 +60,6 @@ def first_derivatives_only(gradients: Sequence[Any]) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         _refuse_gradients_of(gradients)
     return tuple(gradients)
-
-
-class RunByKernel(torch.autograd.Function):
-    """The tensors that a kernel returns, ``(kernel, rule, *inputs)``; the backward pass runs ``rule``, the same in plain operations of the
-    gradients' dtype, once more and differentiates it."""
-
-    @staticmethod
-    def forward(ctx: Any, kernel: Callable[..., Any], rule: Callable[..., Any], *inputs: Tensor) -> Any:
-        ctx.rule = rule
-        ctx.save_for_backward(*inputs)
-        return kernel(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        device = grads[0].device.type
-        with one_gradient_at_a_time(), torch.enable_grad(), torch.autocast(device, enabled=False):
-            leaves = [x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)]
-            outputs = ctx.rule(*(x.to(grads[0].dtype) for x in leaves))
-            wanted = [x for x in leaves if x.requires_grad]
-            gradients = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
-        return first_derivatives_only((None, None, *(next(gradients) if x.requires_grad else None for x in leaves)))
 
 
 def refuse_second_derivatives(out: Tensor) -> Tensor:

@@ -129,23 +129,21 @@ def first_checks() -> Iterator[DeviceCase]:
 
 
 def kernel_checks() -> Iterator[DeviceCase]:
-    """The kernels of states, of chosen blocks, of rounds and of tiles, each in the settings that change what it is given."""
-    linear = DeviceCase("linear", causal=True, length=2048, path="linear-triton")
-    delta = linear.at(mechanism="delta", path="delta-triton")
-    for case in (linear, delta):
+    """Mechanisms whose kernels depend on values, each in the settings that change what it is given."""
+    linear = DeviceCase("linear", causal=True, length=2048)
+    for case in (linear, linear.at(mechanism="delta")):
         yield from (case.at(dtype=dtype) for dtype in ("bf16", "fp32"))
-        yield from (case.at(kv_heads=4, padding="none"), case.at(padding="documents", path=""))
+        yield from (case.at(kv_heads=4, padding="none"), case.at(padding="documents"))
     yield linear.at(queries=1000)  # after a state that has gradients
     yield from (linear.at(mechanism=name) for name in ("performer", "taylor"))  # features as logarithms, and many
-    hybrid = linear.at(mechanism="hybrid", path="terms-triton")
+    hybrid = linear.at(mechanism="hybrid")
     yield from (hybrid, hybrid.at(causal=False, kv_heads=4), hybrid.at(dtype="fp32", padding="none"), hybrid.at(padding="documents"))
     for causal in (True, False):
-        yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex-selections")
-    yield DeviceCase("nsa", length=4096, causal=True, batch=1, heads=2, kv_heads=1, padding="none", path="flex-selections")
+        yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex-blocks")
+    yield DeviceCase("nsa", length=4096, causal=True, batch=1, heads=2, kv_heads=1, padding="none", path="flex-blocks")
     for name in ("lsh", "routing"):
-        rounds = DeviceCase(name, length=2048, causal=True, path="flex-rounds")
-        both_ways = rounds.at(causal=False, path="flex-rounds" if name == "lsh" else "")  # of routing, tiles
-        yield from (rounds, both_ways, rounds.at(padding="documents", path=""))
+        rounds = DeviceCase(name, length=2048, causal=True, path="flex-gathered")
+        yield from (rounds, rounds.at(causal=False, path=""), rounds.at(padding="documents", path=""))
     for name in ("strided", "chunked", "union", "nsa", "lsg"):  # tiles, pools, summaries
         yield DeviceCase(name, length=2048, causal=True, padding="documents", path="stacked")
     yield DeviceCase("strided", "compiled", length=2048, causal=True, dtype="fp32", padding="none")

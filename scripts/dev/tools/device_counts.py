@@ -1,7 +1,7 @@
 """What one layer of every mechanism asks of a GPU, counted without one: ``python -m scripts.dev.tools.device_counts``.
 
 Tensors claim to be on cuda:0 and hold their data on the CPU (``tests/engines/mixed_devices.py``), so that every choice is that of a GPU.
-Fused kernels (flex_attention, scaled_dot_product_attention, PyTorch's flash attention, our Triton kernels) are stubs: one operation each,
+Fused kernels (flex_attention, scaled_dot_product_attention, PyTorch's flash attention) are stubs: one operation each,
 with the work that they would do. Everything else is counted as it is dispatched: operations that launch a kernel, synchronisations,
 float64, bytes. From these a model of an H100 estimates the time at 16,384 tokens; nothing is timed.
 """
@@ -9,7 +9,6 @@ float64, bytes. From these a model of an H100 estimates the time at 16,384 token
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import json
@@ -18,9 +17,8 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,11 +27,10 @@ from torch.nn.attention.flex_attention import AuxOutput
 
 from hf_longattn import build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.attend import prepare, run_batch
-from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.cuda import delta_kernel, flash_band, flex, fused_hash, linear_kernel, terms_kernel
+from hf_longattn.engines.cuda import flash_band, flex
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import check_options
 from hf_longattn.private_apis import look_up
@@ -85,8 +82,6 @@ class Counts:
 BYTES_PER_SECOND = 3e12
 FLOPS = {torch.bfloat16: 450e12, torch.float16: 450e12, torch.float32: 50e12, torch.float64: 50e12}
 """Of an H100 in practice: bf16 kernels at half of the peak, fp32 and fp64 without TF32."""
-TF32_FLOPS = {"tf32": 225e12, "tf32x3": 75e12}
-"""Of our Triton kernels, by their precision."""
 LAUNCH, WAIT = 5e-6, 20e-6
 """Seconds of the host for an operation and for a synchronisation."""
 
@@ -149,19 +144,6 @@ def uncounted() -> Iterator[None]:
         counting = before
 
 
-def fused_reduction(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """In place of the compiled reductions of hashes: a kernel for each of the factors, whose ``columns`` it reads."""
-
-    def run(products: Tensor, columns: Sequence[int]) -> Tensor:
-        with uncounted():
-            out = function(products, columns)
-        for part in products.split(list(columns), -2):
-            fused_kernel("reduction", 0, part, out)
-        return out
-
-    return run
-
-
 def like_output(q: Tensor, v: Tensor) -> Tensor:
     """A tensor of the shape of attention's output that needs gradients where it would."""
     with uncounted():
@@ -209,61 +191,6 @@ def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwarg
         return out, lse, *(torch.zeros((), device=q.device, dtype=torch.int64) for _ in range(2)), q.new_empty(0)
 
 
-class TritonKernel:
-    """In place of one of ours: a launch that reads and writes its tensors, with the products of all its tiles.
-
-    products: by the arguments of the kernel, for one of its rows of a batch and head.
-    """
-
-    def __init__(self, name: str, parameters: list[str], products: Callable[[dict[str, Any]], float]) -> None:
-        self.name, self.parameters, self.products = name, parameters, products
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: Any, **constants: Any) -> None:
-            if counting is None:
-                return
-            given = {**dict(zip(self.parameters, args, strict=True)), **constants}
-            nbytes = sum(x.numel() * x.element_size() for x in {id(x): x for x in args if isinstance(x, Tensor)}.values())
-            if given.get("ADD"):  # what is added to is read and written
-                nbytes += sum(given[name].numel() * given[name].element_size() for name in ("out", "out_weights"))
-            counting.operations += 1
-            counting.fused[self.name] += 1
-            counting.bytes += nbytes
-            work = 2 * grid[-1] * self.products(given) / TF32_FLOPS[given["PRECISION"]]
-            counting.seconds += max(nbytes / BYTES_PER_SECOND, work)
-
-        return launch
-
-
-def triton_kernels() -> SimpleNamespace:
-    """In place of our modules with kernels, which take Triton to import."""
-    sources = [ast.parse(file.read_text(encoding="utf-8")) for file in Path(linear_kernel.__file__).parent.glob("*_triton.py")]
-    functions = {node.name: node.args.args for source in sources for node in source.body if isinstance(node, ast.FunctionDef)}
-
-    def with_scores(given: dict[str, Any]) -> int:
-        """Products of a pair: scores are computed again for every block of the values' numbers."""
-        return int(given["width"] + given["features"] * -(-given["width"] // given["WIDTH"]))
-
-    products: dict[str, Callable[[dict[str, Any]], float]] = {
-        "chunk_sums": lambda given: given["length"] * given["features"] * given["width"],
-        "outputs": lambda given: given["length"] * (
-            given["features"] * given["width"] + (given["CHUNK"] + given["BLOCK"]) / 2 * with_scores(given)
-        ),
-        "softmax_terms": lambda given: (
-            given["length"] * with_scores(given) * given["BLOCK"] * -(-(given["left"] + given["right"] + given["BLOCK"]) // given["BLOCK"])
-        ),
-        "delta_updates": lambda given: given["length"] * given["CHUNK"] * (2 * given["features"] + given["width"] + given["CHUNK"]),
-        "delta_states": lambda given: 2 * given["length"] * given["features"] * given["width"],
-        "delta_outputs": lambda given: given["length"] * (
-            given["features"] * given["width"] + given["CHUNK"] * with_scores(given)
-        ),
-    }  # fmt: skip
-    return SimpleNamespace(**{
-        name: TritonKernel(name, [argument.arg for argument in functions[name] if argument.annotation is None], count)
-        for name, count in products.items()
-    })  # fmt: skip
-
-
 def pretend() -> None:
     """Make this process count: its GPU is pretended, and fused kernels are stubs."""
     mixed_devices.pretend()
@@ -286,14 +213,7 @@ def pretend() -> None:
     mixed_devices.run = counted
     OnCuda.tolist = tolist  # type: ignore[method-assign]
     flex.fused_flex = fused_flex  # type: ignore[assignment]
-    fused_hash.compiled = fused_reduction
     flash_band.refused = lambda *_: None
-    for kernel in (linear_kernel, delta_kernel, terms_kernel):
-        kernel._tried = lambda *_: None  # type: ignore[attr-defined]
-        kernel.triton_kernels = triton_kernels  # type: ignore[attr-defined]
-    linear_kernel._tried_to_add = lambda *_: None
-    dispatch.triton_installed = lambda: True  # type: ignore[assignment]
-    torch.cuda.device_of = lambda _: contextlib.nullcontext()  # type: ignore[assignment, misc, return-value]
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
 
 
@@ -429,8 +349,8 @@ numbers are joined by an arrow, the first is stored as it was before a change.
 *Model* is an estimate of an H100, not a measurement: {long:,} tokens, {long_heads} heads, forward, as a factor of full flash attention
 (both ways {both:.2f} ms, causal {causal:.2f} ms) at 3 TB/s, half of the peak of bf16, 5 µs an operation and 20 µs a synchronisation of
 the host, from the counts at half the length and at this one, or where other paths run there, at this one and at its double. A fused
-kernel reads and writes each of its tensors once; *triton* in a path is one of ours, at half of the peak of TF32;
-that delta's chunks follow one another is not in the model.
+kernel reads and writes each of its tensors once. flash-linear-attention is not installed: with it linear attention, the delta rule and
+nsa cost less.
 """
 
 

@@ -67,7 +67,7 @@ def cell_text(cells: list[dict[str, Any]]) -> str:
     """The kernels of flex_attention in bf16, or what ran without one, and those in fp32 where another path ran in bf16."""
     texts = []
     for cell in cells:
-        others = [path for path in cell["paths"] if path == "flash" or path.endswith("-triton")]
+        others = [path for path in cell["paths"] if path == "flash"]
         text = " + ".join(([f"{cell['kernels']}"] if cell["kernels"] else []) + others) or "–"
         texts.append(f"{text} ({len(cell['failures'])} refused)" if cell["failures"] else text)
     return texts[0] + "".join(f"; fp32: {text}" for text in texts[1:])
@@ -114,7 +114,7 @@ By `python -m scripts.dev.tools.lowering`: PyTorch's compiler generates the Trit
 Nothing runs. {in_brief(record) if all(record.values()) else ""}
 
 A number is how many kinds of flex_attention's kernels a call of the mechanism asks for in bf16, each of them generated; *flash* is
-PyTorch's flash-attention operator, which is not generated; *…-triton* are kernels of our own; – is plain operations. Where the operator
+PyTorch's flash-attention operator, which is not generated; – is plain operations. Where the operator
 serves bf16, fp32 follows.
 
 {markdown_table(["mechanism", "form", *CONDITIONS], rows)}

@@ -95,17 +95,17 @@ def test_an_error_that_spoils_the_device_ends_the_process(monkeypatch: pytest.Mo
 
 
 def test_a_right_result_of_another_path_fails_where_one_is_to_be_checked() -> None:
-    case, why = DeviceCase("linear", path="linear-triton"), {"linear-triton": "its values differ"}
+    case, why = DeviceCase("nsa", path="flex-blocks"), {"flex-blocks": "its values differ"}
     assert missed_path(case.at(path=""), ["dense"], why) is None
-    assert missed_path(case, ["split", "linear-triton"], {}) is None
-    assert missed_path(case, ["split", "linear-fla"], why) is None
-    failure = missed_path(case, ["split", "linear-chunks"], why)
-    assert failure == "the values are right, but they are of split, linear-chunks instead of linear-triton: its values differ"
+    assert missed_path(case, ["split", "flex-blocks"], {}) is None
+    assert missed_path(case, ["split", "fla-blocks"], why) is None
+    failure = missed_path(case, ["split", "tiles"], why)
+    assert failure == "the values are right, but they are of split, tiles instead of flex-blocks: its values differ"
 
 
-@pytest.mark.parametrize("case", [case for case in kernel_checks() if case.path and "triton" not in case.path], ids=str)
+@pytest.mark.parametrize("case", [case for case in kernel_checks() if case.path], ids=str)
 def test_the_kernels_to_be_checked_are_chosen_at_their_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the table of paths; that Triton's are chosen needs Triton."""
+    """By the table of paths."""
     asked: list[str] = []
     first = dispatch._first
 

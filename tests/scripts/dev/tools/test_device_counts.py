@@ -60,10 +60,12 @@ def test_packed_documents_are_one_call(name: str) -> None:
             assert "stacked" not in paths or row[setting]["later"]["operations"] <= 3 * row["padded"]["later"]["operations"] + 10
 
 
-def test_only_searches_among_all_pairs_are_slower_than_full_attention() -> None:
-    """In the model; two patterns of a grid without one are full attention."""
+def test_which_mechanisms_are_slower_than_full_attention() -> None:
+    """In the model, at 16,384 tokens: searches, and what is meant for flash-linear-attention, which is not installed; two patterns of a
+    grid without one are full attention."""
     slower = {name for name, rows in COUNTED.items() if any(row["of_full_attention"] > 1.005 for row in rows.values())}
-    assert slower == {"nsa", "top_k"}
+    for_fla = {"cosformer", "delta", "hedgehog", "hybrid", "performer", "taylor", "nsa"}
+    assert slower == {"block_top_k", "lsh", "top_k", *for_fla}
 
 
 def test_the_page_is_that_of_the_counts() -> None:

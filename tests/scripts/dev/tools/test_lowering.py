@@ -15,7 +15,7 @@ from tests.engines.lowering import CASES, REFUSED
 STORED = json.loads((RESULTS / "lowering.json").read_text(encoding="utf-8"))
 AGAIN = "run `python -m scripts.dev.tools.lowering --missing`"
 WITHOUT_FLEX = {
-    "linear": "states, by kernels of our own or plain products",
+    "linear": "states, by flash-linear-attention or plain products",
     "linear (chunked WY)": "a state, likewise",
     "dense": "all pairs of the text",
     "recurrent": "all pairs of a segment",
