@@ -331,8 +331,8 @@ SCHEMAS = (
 """Asked in this order."""
 OTHERS = {
     frozenset({"query", "candidates", "supports"}): "WikiHop's candidates, which are multiple choice; train with `longattn train choice`",
-    frozenset({"question_text", "annotations"}): "the columns of Natural Questions' files; give --data "
-    "google-research-datasets/natural_questions, or run scripts/prepare_natural_questions.py of the repository on them",
+    frozenset({"question_text", "annotations"}): "the columns of Natural Questions' own files; give --data "
+    "google-research-datasets/natural_questions, the same questions on the Hub",
 }
 """Columns of data that are not read, and what to do."""
 
@@ -495,8 +495,8 @@ def _entries(content: Any, path: Path) -> Any:
         return content if isinstance(content, list) else [content]
     if "Data" in content:
         raise DataError(
-            f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files; give --data mandarjoshi/trivia_qa:rc, or run "
-            "scripts/prepare_triviaqa.py of the repository on it"
+            f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files; give --data mandarjoshi/trivia_qa:rc, "
+            "which has them beside the questions"
         )
     rows = content.get("data")
     if not isinstance(rows, list):

@@ -210,7 +210,7 @@ def test_trivia_qa_as_released(release: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         prepare_triviaqa.main([str(file), str(release / "evidence"), str(output)])
     assert "already exists" in capsys.readouterr().err
-    with pytest.raises(DataError, match=r"is TriviaQA's own JSON, .* scripts/prepare_triviaqa.py"):
+    with pytest.raises(DataError, match=r"is TriviaQA's own JSON, .* --data mandarjoshi/trivia_qa:rc"):
         load_qa(file)
 
 
@@ -261,7 +261,7 @@ def test_natural_questions(tmp_path: Path) -> None:
     assert whole == first
     assert (first["context"], first["answers"]) == (record["context"], record["answers"])
     assert (second["kind"], second["gold"], second["answers"]["text"]) == ("yes", ["yes"], [])
-    with pytest.raises(DataError, match=r"has the columns of Natural Questions' files; .* scripts/prepare_natural_questions.py"):
+    with pytest.raises(DataError, match=r"has the columns of Natural Questions' own files; .* --data google"):
         load_qa(tmp_path / "simplified.jsonl.gz")
 
 
