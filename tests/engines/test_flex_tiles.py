@@ -170,7 +170,7 @@ def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
     assert [int(lists[0].sum()) for lists in layout.whole[0]] == [8, 28]
 
 
-FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-selections", "nsa": "flex-blocks", "lsh": "flex-rounds"}
+FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks", "nsa": "flex-blocks"}
 """Where it is not tiles of positions that reach the kernel."""
 OTHER_PATHS = {
     "axial": "lines", "window2d": "windows",  # calls of PyTorch's fused attention, for all lines or windows of a size
@@ -203,6 +203,6 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
         paths: list[str] = []
         with torch.set_grad_enabled(learning), observe(lambda _, choice, paths=paths: paths.append(choice.path)):
             attend(q, k, v, module, causal=causal, **arguments)
-        expected = "flex-rounds" if causal and name == "routing" else FLEX_PATHS.get(name, "flex-gathered")
+        expected = FLEX_PATHS.get(name, "flex-gathered")
         assert OTHER_PATHS.get(name, expected) in paths
         assert "plain-gathered" not in paths
