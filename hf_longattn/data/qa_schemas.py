@@ -229,7 +229,7 @@ def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
         for answer in notes["short_answers"]
         for start, end in zip(answer["start_token"], answer["end_token"], strict=True)
     }  # fmt: skip
-    spans = [(places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).rstrip())]
+    spans = [(places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).removesuffix(" "))]
     question = row["question"]["text"] if isinstance(row["question"], dict) else row["question"]
     answers = {"text": [text for _, text in spans], "answer_start": [start for start, _ in spans]}
     record = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}

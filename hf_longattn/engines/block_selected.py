@@ -1,8 +1,8 @@
 """The block-selected engine: each query sees its own block of keys and the blocks it selected.
 
-On the CPU a path of its own runs blocks as slices. On CUDA one kernel visits the blocks that the queries of a block select; where
-flash-linear-attention is installed and many heads share a selection, those of each query. Elsewhere the selection becomes tiles of the
-gathered engine.
+On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, one flex_attention call visits every block that some query
+of a block of queries selected; flash-linear-attention's kernel, where it is installed and many heads share a selection, visits only those
+of each query. Elsewhere the selection becomes tiles of the gathered engine.
 """
 
 from __future__ import annotations

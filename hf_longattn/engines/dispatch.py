@@ -341,13 +341,7 @@ def _no_delta_fla(context: DispatchContext) -> str | None:
 @functools.cache
 def fla_installed() -> bool:
     """Whether flash-linear-attention and the Triton that it needs are installed."""
-    return importlib.util.find_spec("fla") is not None and triton_installed()
-
-
-@functools.cache
-def triton_installed() -> bool:
-    """Whether Triton is installed, as it is with PyTorch for CUDA on Linux."""
-    return importlib.util.find_spec("triton") is not None
+    return all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
 
 
 def _no_windows(context: DispatchContext) -> str | None:

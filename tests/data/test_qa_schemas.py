@@ -248,6 +248,10 @@ def test_natural_questions(tmp_path: Path) -> None:
     Dataset.from_list([row]).save_to_disk(str(tmp_path / "nq"))
     (record,) = load_qa(tmp_path / "nq").to_list()
     assert (record["context"], record["answers"]) == ("The red fox runs", {"text": ["red fox"], "answer_start": [4]})
+    spaced = {**row["document"], "tokens": {"token": ["The", "red", "", "fox"], "is_html": [False] * 4}}
+    until_space = {"short_answers": [{"start_token": [1], "end_token": [3]}], "yes_no_answer": [-1]}
+    (empty_word,) = read([{**row, "document": spaced, "annotations": until_space}], tmp_path)
+    assert (empty_word["context"], empty_word["answers"]) == ("The red  fox", {"text": ["red "], "answer_start": [4]})
     simple = {"example_id": 5, "document_text": " ".join(words), "question_text": "what runs"}
     plain = {"short_answers": [{"start_token": 2, "end_token": 5}], "yes_no_answer": "NONE"}
     said = {"short_answers": [], "yes_no_answer": "YES"}

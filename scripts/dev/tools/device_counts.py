@@ -1,8 +1,8 @@
 """What one layer of every mechanism asks of a GPU, counted without one: ``python -m scripts.dev.tools.device_counts``.
 
 Tensors claim to be on cuda:0 and hold their data on the CPU (``tests/engines/mixed_devices.py``), so that every choice is that of a GPU.
-Fused kernels (flex_attention, scaled_dot_product_attention, PyTorch's flash attention) are stubs: one operation each,
-with the work that they would do. Everything else is counted as it is dispatched: operations that launch a kernel, synchronisations,
+Fused kernels (flex_attention, scaled_dot_product_attention, PyTorch's flash attention) are stubs: one operation each, with the work that
+they would do. Everything else is counted as it is dispatched: operations that launch a kernel, synchronisations,
 float64, bytes. From these a model of an H100 estimates the time at 16,384 tokens; nothing is timed.
 """
 
