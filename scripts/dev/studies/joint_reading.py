@@ -4,9 +4,8 @@
     python -m scripts.dev.studies.joint_reading --work runs/quick --quick     one seed, a minute of each training, few questions
 
 all-MiniLM-L6-v2 gets a question-answering head and is trained on excerpts of :mod:`reference_pages` of less than 512 tokens. From there
-on, with equal minutes of training on more excerpts and on whole pages: windows of 512 tokens that share 128; the same with the title in
-front of each; and the model converted to 4,096 tokens, whose excerpts are longer. All trainings and conversions are the commands of
-users, which are printed.
+on, with equal minutes of training on the same whole pages and longer excerpts: windows of 512 tokens that share 128; the same with the
+title in front of each; and the model converted to 4,096 tokens. All trainings and conversions are the commands of users, which are printed.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -50,11 +50,20 @@ from scripts.dev.studies.reference_pages import (
 
 OUTPUT = Path("scripts/dev/results/joint_reading")
 SHORT, LONG, STRIDE = 512, 4096, 128
-EXCERPTS = {"first": (90, 250), "second": (100, 440), "third": (200, 2000)}
-"""Tokens of the excerpts of the trainings on excerpts; the third is for the converted model, with whole docstrings."""
-LAYOUT = ("--option", "window=128", "--layers", "2-3=full")
-"""Windows in most layers, as ModernBERT has them; in two of six, tokens with the same name must see each other wherever they stand."""
-TEST = {"two places": 200, "one place": 160, "none": 125}
+EXCERPTS = {"first": (90, 250), "second": (100, 440), "longer": (100, 3600)}
+"""Tokens of the excerpts, fewest and most."""
+WINDOW = ("--option", "window=128")
+LAYOUTS = {
+    "windows of 128 in all layers": (),
+    **{f"layer {layer} full": ("--layers", f"{layer}=full") for layer in range(6)},
+    "layers 2 and 3 full": ("--layers", "2-3=full"),
+    "all layers full": ("--layers", "0-5=full"),
+}
+"""What stands behind :data:`WINDOW`: one layer or more where tokens with the same name see each other wherever they stand."""
+LAYOUT = "layer 2 full"
+"""The best one for two places, untrained, on pages that are not of the test."""
+TEST = {"one place": 160, "two places": 200, "names exchanged": 150, "none": 125}
+"""Questions of each kind, at most; "names exchanged" are of two places, with another class's name in the first one."""
 RULES = {"random": any_sentence, "lexical": most_words, "program": program}
 READERS = ("windows", "titled", "long")
 ROWS = {
@@ -63,7 +72,7 @@ ROWS = {
     "program": "a program written for the questions",
     "windows": "original, windows of 512, stride 128",
     "titled": "original, windows of 512, each with the title",
-    "long": "converted to 4,096 tokens (windows of 128, two layers full)",
+    "long": "converted to 4,096 tokens (windows of 128, one layer full)",
 }
 
 
@@ -82,12 +91,13 @@ def prepare(work: Path) -> None:
 
 
 class Minutes(NamedTuple):
-    """Minutes of training: on short and on longer excerpts, which all readers share; then on more excerpts, and on whole pages."""
+    """Minutes of training: three times on excerpts, which all readers share; on pages and longer excerpts, and there for every seed."""
 
     first: float = 20.0
     second: float = 40.0
     third: float = 40.0
-    pages: float = 6.0
+    pages: float = 40.0
+    seed: float = 6.0
 
 
 class Answer(NamedTuple):
@@ -114,15 +124,16 @@ def build(work: Path, quick: bool) -> None:
         pages = [page for name in names for page in pages_of(name)]
         if split == "train":
             for name, budget in EXCERPTS.items():
-                some = pages[:: 3 if name == "third" else 1]
-                write(work / f"{name}.jsonl", excerpts(some, budget, natural=name == "first", whole=name == "third"))
-            counts = {"two places": 900, "one place": 500, "none": 400}
+                some = pages[:: 3 if name == "longer" else 1]
+                write(work / f"{name}.jsonl", excerpts(some, budget, natural=name == "first"), titled=name == "longer")
+            counts = {"two places": 300, "one place": 250, "none": 200}
             write(work / "pages.jsonl", chosen(pages, tokenizer, counts, far=0), titled=True)
         elif split == "validation":
             write(work / "validation.jsonl", chosen(pages, tokenizer, dict.fromkeys(KINDS, 40), far=0), titled=True)
         else:
             counts = {kind: count // (10 if quick else 1) for kind, count in TEST.items()}
-            write(work / "test.jsonl", chosen(pages, tokenizer, counts, far=FAR, nearest=Nearest(work / "minilm")), titled=True)
+            found = chosen(pages, tokenizer, counts, far=FAR, nearest=Nearest(work / "minilm"))
+            write(work / "test.jsonl", found + exchanged(pages, tokenizer, counts["names exchanged"]), titled=True)
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]], titled: bool = False) -> None:
@@ -142,16 +153,14 @@ def elsewhere(pages: Sequence[Page], rng: random.Random) -> list[str]:
     return [entry.name for page in rng.sample(pages, min(3, len(pages))) for entry in rng.sample(page.entries, 1)]
 
 
-def excerpts(
-    pages: Sequence[Page], budget: tuple[int, int], seed: int = 0, *, natural: bool = False, whole: bool = False
-) -> list[dict[str, Any]]:
+def excerpts(pages: Sequence[Page], budget: tuple[int, int], seed: int = 0, *, natural: bool = False) -> list[dict[str, Any]]:
     """Questions over excerpts; see :func:`short_pages`.
 
     Unless they are ``natural``, half of those of two places also ask what stands halfway.
     """
     rng = random.Random(seed)
     found = []
-    for page, question in short_pages(pages, budget, rng, natural=natural, whole=whole):
+    for page, question in short_pages(pages, budget, rng, natural=natural):
         half = halfway(question) if not natural and rng.random() < 0.5 else None
         found += [(page, one) for one in (question, half) if one is not None]
     records = [{**asked.record(page), "id": str(number)} for number, (page, asked) in enumerate(found)]
@@ -160,7 +169,7 @@ def excerpts(
 
 
 def short_pages(
-    pages: Sequence[Page], budget: tuple[int, int], rng: random.Random, *, natural: bool = False, whole: bool = False
+    pages: Sequence[Page], budget: tuple[int, int], rng: random.Random, *, natural: bool = False
 ) -> Iterator[tuple[Page, Question]]:
     """Yield excerpts of so many tokens with a question, most of two places. Few pages have these by nature; so names of other classes are
     put in their place, and half of the excerpts have their docstrings dealt out anew: what is left to learn is to go from a name to the
@@ -168,7 +177,6 @@ def short_pages(
 
     Args:
         natural: leave names as they are, and ask most questions of one place or none, which must be learned first.
-        whole: see :func:`.reference_pages.excerpt`.
     """
     for page in pages:
         by_kind = defaultdict(list)
@@ -182,10 +190,17 @@ def short_pages(
         for kind in ("one place", "none"):
             taken += [(question, False) for question in rng.sample(by_kind[kind], min(others, len(by_kind[kind])))]
         for question, renamed in taken:
-            short = excerpt(page, question, rng.randint(*budget), rng, mixed=rng.random() < 0.5, whole=whole)
+            size = tokens_of(budget, rng)
+            short = excerpt(page, question, size, rng, mixed=rng.random() < 0.5, whole=size > SHORT)
             made = rewired(*short, rng) if renamed else short
             if made is not None and (made[1].target is None or made[0].text.count(made[1].target.answer) == 1):
                 yield made
+
+
+def tokens_of(budget: tuple[int, int], rng: random.Random) -> int:
+    """Tokens of an excerpt; of long ones, the longer the rarer (as length ** -1.5), since a join is learned from many examples."""
+    fewest, most = budget
+    return rng.randint(fewest, most) if most <= SHORT else round(rng.uniform(fewest**-0.5, most**-0.5) ** -2)
 
 
 def chosen(
@@ -216,6 +231,21 @@ def chosen(
     return [record for kind in KINDS for record in rng.sample(found[kind], min(counts[kind], len(found[kind])))]
 
 
+def exchanged(pages: Sequence[Page], tokenizer: Any, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Questions of two far places, one a page, whose first place got another class's name: similar names no longer give the answer away."""
+    rng, found = random.Random(seed), []
+    for page in rng.sample(pages, len(pages)):
+        leading = [question for question in questions_of(page) if question.leads_to]
+        for question in rng.sample(leading, len(leading)):
+            made = rewired(page, question, rng)
+            if made is not None and not made[1].near(FAR) and made[0].text.count(made[1].record(made[0])["answers"]["text"][0]) == 1:
+                record = {**made[1].measured(made[0], tokenizer), "kind": "names exchanged"}
+                if LENGTHS[0] <= record["tokens"] <= LONG - 96 and record["distance"] >= FAR:
+                    found.append(record)
+                    break
+    return rng.sample(found, min(count, len(found)))
+
+
 class Nearest:
     """Guesses the class of a question of two places by the vectors of the original: the description nearest to the question, with the
     class's name before it or without."""
@@ -241,24 +271,29 @@ class Nearest:
 
 
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
-    """Train the readers of excerpts, which all seeds share, and the three readers of pages."""
-    of_excerpts = f"--max_eval_samples {12 if quick else 100} --warmup_steps 50 --batch_size"
-    fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{of_excerpts} 8 --learning_rate 2e-4")
-    like_converted = f"{of_excerpts} 8 --learning_rate 1.5e-4 --windows 0 64 128 --random_positions"
-    fine_tune(work, "reader", "qa", "first", "second", minutes.second, seed, like_converted)
-    convert(work, "reader", "converted", *LAYOUT)
-    fine_tune(work, "windows", "qa", "reader", "second", minutes.third, seed + 1, f"{of_excerpts} 8 --learning_rate 1e-4")
-    fine_tune(work, "long", "qa", "converted", "third", minutes.third, seed, f"{of_excerpts} 4 --learning_rate 1e-4")
-    for name, titled, model, rows in (("windows", "", "windows", 8), ("titled", "-titled", "windows", 8), ("long", "", "long", 2)):
-        more = f"--batch_size {rows} --learning_rate 5e-5" + " --max_eval_samples 12" * quick
-        fine_tune(work, f"{name}-{seed}", "qa", model, f"pages{titled}", minutes.pages, seed, more, held_out=f"validation{titled}")
+    """Train the reader of excerpts that all share, and from it the three readers of pages, on the same data."""
+    few = f"--max_eval_samples {12 if quick else 100} --warmup_steps 50 --batch_size 8 --learning_rate"
+    fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{few} 2e-4")
+    like_converted = f"{few} 1.5e-4 --windows 0 64 128 --random_positions"
+    fine_tune(work, "second", "qa", "first", "second", minutes.second, seed, like_converted)
+    fine_tune(work, "reader", "qa", "second", "second", minutes.third, seed + 1, f"{few} 1e-4")
+    convert(work, "reader", "converted", *WINDOW, *LAYOUTS[LAYOUT])
+    same = "--tokens_per_batch 4096" + " --max_eval_samples 12" * quick
+    for name, model in (("windows", "reader"), ("long", "converted")):
+        more = f"{same} --warmup_steps 50 --learning_rate 1e-4"
+        fine_tune(work, name, "qa", model, "longer pages", minutes.pages, seed, more, held_out="validation")
+    for name, titled in (("windows", ""), ("titled", "-titled"), ("long", "")):
+        model, data = "long" if name == "long" else "windows", f"longer{titled} pages{titled}"
+        more = f"{same} --learning_rate 5e-5"
+        fine_tune(work, f"{name}-{seed}", "qa", model, data, minutes.seed, seed, more, held_out=f"validation{titled}")
 
 
 def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: float, seed: int, more: str, *, held_out: str = "") -> None:
-    """Train a model of ``work`` as users do, with the options ``more``; a folder that is there is kept."""
+    """Train a model of ``work`` on files of it as users do, with the options ``more``; a folder that is there is kept."""
     if not (work / name).exists():
+        files = [work / f"{file}.jsonl" for file in data.split()]
         validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ()
-        run("train", *task.split(), "--model", work / model, "--data", work / f"{data}.jsonl", "--max_minutes", minutes, "--seed", seed,
+        run("train", *task.split(), "--model", work / model, "--data", *files, "--max_minutes", minutes, "--seed", seed,
             "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *validation, *more.split(),
             "--output", work / name)  # fmt: skip
 
@@ -286,6 +321,35 @@ def run(*words: object) -> None:
     shown = shlex.join(map(str, words))
     print(f"\n$ longattn {shown}", flush=True)
     subprocess.run([sys.executable, "-m", "hf_longattn", *map(str, words)], check=True)
+
+
+class Untrained(NamedTuple):
+    """Exact match in per cent of a conversion that was not trained, on excerpts of 2,000 to 2,600 tokens."""
+
+    layout: str
+    one_place: float
+    two_places: float
+
+
+def layouts(work: Path, quick: bool) -> Iterator[Untrained]:
+    """Ask the reader of short excerpts, converted with each of :data:`LAYOUTS`, about long excerpts of pages that are not of the test."""
+    from hf_longattn.evaluation.metrics.long_qa import score_answer
+    from hf_longattn.evaluation.qa_reader import QAReader, whole
+    from hf_longattn.training import load_qa_model
+
+    rng = random.Random(0)
+    pages = [page for name in PACKAGES["validation"].split() for page in pages_of(name)]
+    of_two = ([made for made in short_pages([page], (2000, 2600), rng) if made[1].kind == "two places"] for page in pages)
+    asked = [rng.choice(found) for found in of_two if found][: 6 if quick else 60]
+    for number, (layout, options) in enumerate(LAYOUTS.items()):
+        convert(work, "reader", f"layout-{number}", *WINDOW, *options)
+        reader = QAReader(layout, *load_qa_model(str(work / f"layout-{number}")), whole(LONG))
+        scores = []
+        for page, two in asked:
+            one = replace(two, kind="one place", text=f"How is `{two.leads_to}` described?", asked=two.target)
+            records = (question.record(page) for question in (one, two))
+            scores.append([score_answer(reader.answer(record), record["answers"]["text"])[0] for record in records])
+        yield Untrained(layout, *(round(100 * share, 1) for share in np.mean(scores, axis=0)))
 
 
 def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
@@ -349,7 +413,7 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
 
     for system, questions in by_question.items():
         table[system] = {"seeds": len({answer.seed for found in questions.values() for answer in found})}
-        for kind in KINDS:
+        for kind in TEST:
             of_kind = {key: found for key, found in questions.items() if key[0] == kind}
             for value in ("exact", "f1"):
                 table[system][f"{kind}, {value}"] = over_pages({key[1:]: mean(found, value) for key, found in of_kind.items()})
@@ -373,34 +437,40 @@ def tables(record: Mapping[str, Any]) -> str:
     rows = []
     for name, label in ROWS.items():
         row = record["table"][name]
-        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[f"{kind}, exact"]) for kind in KINDS]
+        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[f"{kind}, exact"]) for kind in TEST]
         rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
     counts = record["test"]
-    header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in KINDS), "seconds a page"]
-    more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in KINDS)
+    header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in TEST), "seconds a page"]
+    more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in TEST)
     minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
     return (
         f"{markdown_table(header, rows)}\n\nThe converted model minus windows, in points: {more}.\n\n"
         f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}); seeds {seeds}; "
-        f"95 % intervals by bootstrap over pages. All readers share {minutes.first:g} + {minutes.second:g} minutes of training on "
-        f"excerpts; then each was trained for {minutes.third:g} minutes on more excerpts, the converted model on longer ones, and for "
-        f"{minutes.pages:g} minutes on whole pages, once for each seed.\n\n"
+        f"95 % intervals by bootstrap over pages. All readers share {sum(minutes[:3]):g} minutes of training on excerpts of less than "
+        f"{SHORT} tokens; then each was trained for {minutes.pages:g} minutes on whole pages and longer excerpts, and for {minutes.seed:g} "
+        f"more once for each seed.\n\n"
         f"{footnote(record['machine'])}"
     )
 
 
+def layouts_table(record: Mapping[str, Any]) -> str:
+    """Exact match of untrained conversions."""
+    rows = [[layout, f"{one:.0f}", f"{two:.0f}"] for layout, one, two in record["layouts"]]
+    return markdown_table(["untrained, exact match, %", "one place", "two places"], rows)
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """The page of the result."""
-    return f"# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n{tables(record)}"
+    return f"# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n{tables(record)}\n\n{layouts_table(record)}"
 
 
 def brief(record: Mapping[str, Any]) -> str:
     """Exact match of the readers, for README.md."""
     table, counts = record["table"], record["test"]
-    rows = [[ROWS[name], *("{:.0f} [{:.0f}, {:.0f}]".format(*table[name][f"{kind}, exact"]) for kind in KINDS)] for name in READERS]
-    note = f"{sum(counts[kind] for kind in KINDS)} questions about {counts['pages']} pages of {counts['shortest']:,} to "
+    rows = [[ROWS[name], *("{:.0f} [{:.0f}, {:.0f}]".format(*table[name][f"{kind}, exact"]) for kind in TEST)] for name in READERS]
+    note = f"{sum(counts[kind] for kind in TEST)} questions about {counts['pages']} pages of {counts['shortest']:,} to "
     note += f"{counts['longest']:,} tokens; 95 % intervals, {len(record['seeds'])} seeds ([how it was measured](docs/results/long_qa.md))."
-    return f"{markdown_table(['exact match, %', *KINDS], rows)}\n\n*{note}*"
+    return f"{markdown_table(['exact match, %', *TEST], rows)}\n\n*{note}*"
 
 
 def about_test(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -434,9 +504,11 @@ def read_options(
     return options
 
 
-def finish(options: argparse.Namespace, test: Mapping[str, Any], table: Mapping[str, Any], markdown: Callable[[Any], str]) -> None:
-    """Store and print the result of a study with these options."""
-    record = {"test": test, "seeds": options.seeds, "minutes": options.minutes, "table": table, "machine": machine()}
+def finish(
+    options: argparse.Namespace, test: Mapping[str, Any], table: Mapping[str, Any], markdown: Callable[[Any], str], **more: Any
+) -> None:
+    """Store and print the result of a study with these options, and what ``more`` it has."""
+    record = {"test": test, "seeds": options.seeds, "minutes": options.minutes, "table": table, **more, "machine": machine()}
     finish_study(options.output, record, markdown(record))
 
 
@@ -444,14 +516,21 @@ def finish(options: argparse.Namespace, test: Mapping[str, Any], table: Mapping[
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     options = read_options(
-        arguments, __doc__, OUTPUT, Minutes, "on short, longer and more excerpts, and on whole pages", quick="a tenth of the questions"
+        arguments,
+        __doc__,
+        OUTPUT,
+        Minutes,
+        "on excerpts, thrice; on pages; for each seed",
+        quick="a tenth of the questions",
     )
     prepare(options.work)
     if not (options.work / "test.jsonl").exists():
         build(options.work, options.quick)
     for seed in options.seeds:
         train(options.work, seed, options.minutes, options.quick)
-    finish(options, about_test(read(options.work / "test.jsonl")), summary(score(options.work, options.seeds)), markdown)
+    untrained = stored(options.work / "layouts.json", Untrained, partial(layouts, options.work, options.quick))
+    table = summary(score(options.work, options.seeds))
+    finish(options, about_test(read(options.work / "test.jsonl")), table, markdown, layouts=untrained)
     return 0
 
 

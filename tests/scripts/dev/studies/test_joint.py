@@ -12,7 +12,7 @@ from scripts.dev.studies.joint_claims import Answer, best_limit, claim, claims
 from scripts.dev.studies.joint_claims import summary as claims_summary
 from scripts.dev.studies.joint_ranking import Rank, query_of
 from scripts.dev.studies.joint_ranking import summary as ranking_summary
-from scripts.dev.studies.joint_reading import interval, windows_of
+from scripts.dev.studies.joint_reading import exchanged, interval, tokens_of, windows_of
 from scripts.dev.studies.reference_pages import FAR, Page, entries_of, program, questions_of
 from tests.trained import tokenizer_of
 
@@ -71,6 +71,29 @@ def test_a_query_is_two_far_descriptions_that_the_page_no_longer_has(page: Page)
     for place, answer in zip(query.places, removed, strict=True):
         name = next(entry.head for entry in long.entries if entry.answer == answer)
         assert query.page[:place].endswith(f"{name}\n    ")
+
+
+def test_names_are_exchanged_where_the_page_has_another_class_far_away(page: Page) -> None:
+    tokenizer = tokenizer_of("bert")
+    assert exchanged([page], tokenizer, 5) == []  # too near
+    long = Page("library.books")
+    for entry in entries_of(ast.parse(SOURCE)):
+        long.add(entry)
+        long.text += "\nA line that says nothing." * 60
+    (record,) = exchanged([long], tokenizer, 5)
+    assert record["kind"] == "names exchanged"
+    assert record["context"] != long.text
+    assert record["distance"] >= FAR
+    assert [program(record)] == record["answers"]["text"]
+
+
+def test_long_excerpts_are_rare() -> None:
+    rng = random.Random(0)
+    sizes = sorted(tokens_of((100, 3600), rng) for _ in range(1000))
+    assert sizes[0] >= 100
+    assert sizes[500] < 400
+    assert 2000 < sizes[-1] <= 3600
+    assert {tokens_of((100, 105), rng) for _ in range(100)} == set(range(100, 106))
 
 
 def test_windows_cover_a_text_and_fit_behind_what_is_asked() -> None:
