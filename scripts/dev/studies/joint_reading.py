@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -193,8 +194,13 @@ def short_pages(
             size = tokens_of(budget, rng)
             short = excerpt(page, question, size, rng, mixed=rng.random() < 0.5, whole=size > SHORT)
             made = rewired(*short, rng) if renamed else short
-            if made is not None and (made[1].target is None or made[0].text.count(made[1].target.answer) == 1):
+            if made is not None and answered_once(*made):
                 yield made
+
+
+def answered_once(page: Page, question: Question) -> bool:
+    """Whether the answer, if there is one, stands nowhere else on the page."""
+    return question.target is None or page.text.count(question.target.answer) == 1
 
 
 def tokens_of(budget: tuple[int, int], rng: random.Random) -> int:
@@ -226,9 +232,14 @@ def chosen(
             if len(found[kind]) < 2 * counts[kind]:
                 for question in rng.sample(list(questions.values()), min(3 if kind == "two places" else 2, len(questions))):
                     record = question.measured(page, tokenizer)
-                    if LENGTHS[0] <= record["tokens"] <= LONG - 96 and (kind != "two places" or record["distance"] >= far):
+                    if fits(record) and (kind != "two places" or record["distance"] >= far):
                         found[kind].append(record)
     return [record for kind in KINDS for record in rng.sample(found[kind], min(counts[kind], len(found[kind])))]
+
+
+def fits(record: Mapping[str, Any]) -> bool:
+    """Whether a page is long enough, and leaves room for its question in :data:`LONG` tokens."""
+    return LENGTHS[0] <= record["tokens"] <= LONG - 96
 
 
 def exchanged(pages: Sequence[Page], tokenizer: Any, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -238,9 +249,9 @@ def exchanged(pages: Sequence[Page], tokenizer: Any, count: int, seed: int = 0) 
         leading = [question for question in questions_of(page) if question.leads_to]
         for question in rng.sample(leading, len(leading)):
             made = rewired(page, question, rng)
-            if made is not None and not made[1].near(FAR) and made[0].text.count(made[1].record(made[0])["answers"]["text"][0]) == 1:
+            if made is not None and not made[1].near(FAR) and answered_once(*made):
                 record = {**made[1].measured(made[0], tokenizer), "kind": "names exchanged"}
-                if LENGTHS[0] <= record["tokens"] <= LONG - 96 and record["distance"] >= FAR:
+                if fits(record) and record["distance"] >= FAR:
                     found.append(record)
                     break
     return rng.sample(found, min(count, len(found)))
@@ -340,10 +351,11 @@ def layouts(work: Path, quick: bool) -> Iterator[Untrained]:
     rng = random.Random(0)
     pages = [page for name in PACKAGES["validation"].split() for page in pages_of(name)]
     of_two = ([made for made in short_pages([page], (2000, 2600), rng) if made[1].kind == "two places"] for page in pages)
-    asked = [rng.choice(found) for found in of_two if found][: 6 if quick else 60]
+    asked = list(islice((rng.choice(found) for found in of_two if found), 6 if quick else 60))
     for number, (layout, options) in enumerate(LAYOUTS.items()):
         convert(work, "reader", f"layout-{number}", *WINDOW, *options)
         reader = QAReader(layout, *load_qa_model(str(work / f"layout-{number}")), whole(LONG))
+        shutil.rmtree(work / f"layout-{number}")
         scores = []
         for page, two in asked:
             one = replace(two, kind="one place", text=f"How is `{two.leads_to}` described?", asked=two.target)
@@ -448,7 +460,7 @@ def tables(record: Mapping[str, Any]) -> str:
         f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}); seeds {seeds}; "
         f"95 % intervals by bootstrap over pages. All readers share {sum(minutes[:3]):g} minutes of training on excerpts of less than "
         f"{SHORT} tokens; then each was trained for {minutes.pages:g} minutes on whole pages and longer excerpts, and for {minutes.seed:g} "
-        f"more once for each seed.\n\n"
+        "more once for each seed.\n\n"
         f"{footnote(record['machine'])}"
     )
 
@@ -516,12 +528,7 @@ def finish(
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     options = read_options(
-        arguments,
-        __doc__,
-        OUTPUT,
-        Minutes,
-        "on excerpts, thrice; on pages; for each seed",
-        quick="a tenth of the questions",
+        arguments, __doc__, OUTPUT, Minutes, "on excerpts, thrice; on pages; for each seed", quick="a tenth of the questions"
     )
     prepare(options.work)
     if not (options.work / "test.jsonl").exists():
