@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -17,6 +18,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
+from torch.torch_version import TorchVersion
 
 from ..naming import LOGGER
 from .common.axis_term import AxisTerm
@@ -335,7 +337,16 @@ def _no_linear_fla(context: DispatchContext) -> str | None:
 
 
 def _no_delta_fla(context: DispatchContext) -> str | None:
-    return _no_fla(context, (torch.bfloat16, torch.float16))
+    return _no_fla(context, (torch.bfloat16, torch.float16)) or _delta_fault()
+
+
+@functools.cache
+def _delta_fault() -> str | None:
+    """Why flash-linear-attention refuses the backward pass of its delta rule on this GPU (its issue 640)."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9 or importlib.util.find_spec("tilelang") is not None:
+        return None
+    found = TorchVersion(importlib.metadata.version("triton"))
+    return f"Triton {found} computes its gradients wrongly on Hopper GPUs: 3.7.1 does not" if "3.4" <= found < "3.7.1" else None
 
 
 @functools.cache

@@ -462,19 +462,20 @@ def fla_linear_attention(
 ) -> tuple[Tensor, State]:
     """The output and state of causal :func:`linear_attention` by Triton kernels, which take tensors in ``dtype``.
 
-    A further column of the values, of ones, sums the weights. The state holds nothing with ``cu_seqlens``, the offsets of the sequences in
-    the tokens of all rows.
+    A further column of the values, of ones, sums the weights. Features are filled up with zeros: in half precision the kernels take an even
+    number of them alone. The state holds nothing with ``cu_seqlens``, the offsets of the sequences in the tokens of all rows.
     """
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
-    (batch, heads), groups, width = q.shape[:2], k.shape[1], v.shape[3]
-    ones = F.pad(v.new_ones(*v.shape[:3], 1), (0, -(width + 1) % ALIGNED_WIDTH))
-    tensors = [repeat_heads(x.to(dtype), heads).transpose(1, 2).contiguous() for x in (q, k, torch.cat([v, ones], -1))]
+    (batch, heads), groups, features, width = q.shape[:2], k.shape[1], q.shape[3], v.shape[3]
+    ones, even = F.pad(v.new_ones(*v.shape[:3], 1), (0, -(width + 1) % ALIGNED_WIDTH)), -features % ALIGNED_WIDTH
+    widened = F.pad(q, (0, even)), F.pad(k, (0, even)), torch.cat([v, ones], -1)
+    tensors = [repeat_heads(x.to(dtype), heads).transpose(1, 2).contiguous() for x in widened]
     before = None
     if cu_seqlens is not None:
         tensors = [x.flatten(0, 1)[None] for x in tensors]
     elif state is not None:
         sums = torch.cat([state["kv"], F.pad(state["z"][..., None], (0, ones.shape[3] - 1))], -1)
-        before = repeat_heads(sums, heads).contiguous()
+        before = repeat_heads(F.pad(sums, (0, 0, 0, even)), heads).contiguous()
     queries, keys, values = tensors
     out, after = chunk_simple_gla(
         q=queries, k=keys, v=values, scale=1.0, initial_state=before, output_final_state=cu_seqlens is None, cu_seqlens=cu_seqlens
@@ -484,7 +485,7 @@ def fla_linear_attention(
     out = divided(out, weights) if normalise else out
     if after is None:
         return out, {}
-    after = after[:, :: heads // groups]
+    after = after[:, :: heads // groups, :features]
     return out, {"kv": after[..., :width], "z": after[..., width]}
 
 

@@ -48,7 +48,7 @@ def chunk_simple_gla(
     assert q.shape[2] == k.shape[2] == v.shape[2]
     assert {q.dtype, k.dtype, v.dtype} in ({torch.float32}, {torch.bfloat16})
     assert all(x.is_contiguous() for x in (q, k, v))
-    assert v.shape[3] % 16 == 0
+    assert q.shape[3] % 2 == v.shape[3] % 16 == 0
     out, states = torch.zeros_like(v), []
     rounded = [x if q.dtype == torch.bfloat16 else tf32(x) for x in (q, k, v)]
     for row, tokens, number in sequences(q, cu_seqlens):
@@ -101,6 +101,21 @@ def parallel_nsa(
     queries, keys, values = (x.transpose(1, 2).double() for x in (q, k, v))
     keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
     return (masked_softmax(queries @ keys.mT * scale, seen) @ values).transpose(1, 2).to(q.dtype)
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "falls_back"), [((9, 0), "3.6.0", True), ((9, 0), "3.7.1", False), ((8, 0), "3.6.0", False)]
+)
+def test_no_delta_rule_where_its_gradients_are_wrong(
+    capability: tuple[int, int], triton: str, falls_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda _: triton)
+    reason = dispatch._delta_fault.__wrapped__()
+    assert (reason is not None) == falls_back
+    if reason is not None:
+        assert "Triton 3.6.0 computes its gradients wrongly on Hopper GPUs" in reason
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ UNSUPPORTED_MESSAGE = re.compile(
     re.IGNORECASE,
 )
 """Messages by which PyTorch and Triton say that a machine has no such kernel."""
+TOO_LARGE, STAGES = re.compile("out of resource", re.IGNORECASE), "num_stages"
+"""A kernel that needs more shared memory than there is, as where a score term reads a table, may fit where it loads no block ahead."""
 MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 """Errors of the machine, which say nothing about a kernel."""
 logger = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
     """
     if torch.compiler.is_compiling():
         return _attention(q, k, v, **settings)
-    kernel = _kernel((kind, _variant(q, k, v, **settings)))
+    kernel, reason = _kernel((kind, _variant(q, k, v, **settings))), None
     if kernel.refusal is None:
         try:
             return kernel(q, k, v, **settings)
@@ -120,9 +122,11 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
             if reason is None:
                 raise
             kernel.refusal = None if isinstance(error, NoKernel) else reason
-        _warn(q, reason)
-        raise NoKernel(reason)
-    raise NoKernel(kernel.refusal)
+    reason, options = reason or kernel.refusal or "", settings.get("kernel_options") or {}
+    if TOO_LARGE.search(reason) and STAGES not in options:
+        return fused_flex((STAGES, kind), q, k, v, **settings | {"kernel_options": options | {STAGES: 1}})
+    _warn(q, reason)
+    raise NoKernel(reason)
 
 
 def _variant(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any) -> Hashable:

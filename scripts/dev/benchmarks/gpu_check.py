@@ -38,7 +38,9 @@ from .report import machine, markdown_table, store_study
 
 OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
 CASE_SECONDS, COMPILED_SECONDS = 90.0, 240.0
-"""A worker that takes longer for a case, or for one that compiles a model, is ended."""
+"""A worker that takes longer for a case, or for one that compiles a model or tries many kernels, is ended."""
+TUNED = ("linear", "linear (chunked WY)")
+"""Engines of flash-linear-attention, which at first compiles some hundred variants of its kernels to find the fastest."""
 QUADRATIC = 1.5
 """Memory that grows faster than this power of the length is taken for N×N."""
 BASELINES = ("sdpa flash", "sdpa")
@@ -71,6 +73,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Short inputs only, a few minutes on a CPU.")] = False,
     budget: Annotated[float, typer.Option(min=1, help="Seconds after which no case is begun and running ones are ended.")] = 480.0,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that check at once; 0: one for two cores, up to 6.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what passed in the results that are there, and run the rest.")] = False,
     output: Annotated[
         Path | None, typer.Option(help="Where the results go: scripts/dev/results/gpu_check.json, or runs/gpu_check.json from a CPU.")
     ] = None,
@@ -83,10 +86,14 @@ def main(
     output = (output or OUTPUT[kind]).with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     start, planned = time.monotonic(), stages(quick)
+    earlier = json.loads(output.read_text("utf-8"))["results"] if resume else []
+    kept = {result["case"]: result for result in earlier if result["passed"]}
     with open(output.with_suffix(".jsonl"), "w", encoding="utf-8") as lines, open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
         results = Results(lines)
         several = workers or workers_for(kind, len(os.sched_getaffinity(0)))
-        waiting = planned
+        for result in kept.values():
+            results.add(result)
+        waiting = [(alone, [case for case in cases if str(case) not in kept]) for alone, cases in planned]
         for shares in (SHARES, (1.0,) * len(planned)):
             left = []
             for (alone, cases), share in zip(waiting, shares, strict=False):
@@ -372,7 +379,8 @@ def run_stage(
                     worker.close()
                     worker = None
                 worker = worker or start()
-                result = worker.run(case, min(COMPILED_SECONDS if case.task == "compiled" else CASE_SECONDS, left))
+                longer = case.task == "compiled" or mechanism_info(case.mechanism).engine in TUNED
+                result = worker.run(case, min(COMPILED_SECONDS if longer else CASE_SECONDS, left))
                 if result.pop(SPOILED, False):  # the process is about to end: the next case is another's
                     worker.close()
                     worker = None

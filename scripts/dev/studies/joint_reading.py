@@ -300,13 +300,14 @@ def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
 
 
 def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: float, seed: int, more: str, *, held_out: str = "") -> None:
-    """Train a model of ``work`` on files of it as users do, with the options ``more``; a folder that is there is kept."""
-    if not (work / name).exists():
+    """Train a model of ``work`` on files of it as users do, with the options ``more``; a trained one is kept, a stopped one goes on."""
+    if not (work / name / "model.safetensors").exists():
+        again = "--resume" if any((work / name).glob("checkpoint-*")) else "--overwrite"
         files = [work / f"{file}.jsonl" for file in data.split()]
         validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ()
         run("train", *task.split(), "--model", work / model, "--data", *files, "--max_minutes", minutes, "--seed", seed,
             "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *validation, *more.split(),
-            "--output", work / name)  # fmt: skip
+            "--output", work / name, again)  # fmt: skip
 
 
 def convert(work: Path, model: str, name: str, *more: str, length: int = LONG) -> None:
