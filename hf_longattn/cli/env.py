@@ -28,7 +28,7 @@ PURPOSES = {
     "peft": "LoRA in training, and PEFT adapters in conversions",
     "plot": "drawings: `--plot`, `longattn diagnose --html`",
     "search": "`longattn search`, and trials of learning rates",
-    "sentence": "`longattn train embed`",
+    "sentence": "`longattn train embed`, `longattn embed`",
     "serve": "the example servers of a clone, for embeddings, classes, texts and answers",
 }
 """What each extra is for, in the words of a user."""

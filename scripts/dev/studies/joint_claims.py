@@ -51,7 +51,7 @@ ROWS = {
     "first": "original, the first 512 tokens",
     "mean": "original, windows of 512, mean",
     "highest": "original, windows of 512, highest",
-    "long": "converted to 4,096 tokens (longformer)",
+    "long": "converted to 4,096 tokens",
 }
 
 

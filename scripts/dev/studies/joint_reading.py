@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shlex
 import shutil
@@ -20,13 +21,16 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from hf_longattn.conversion.tensor_files import write_json
 from hf_longattn.reading import read_json_object
@@ -366,33 +370,47 @@ def layouts(work: Path, quick: bool) -> Iterator[Untrained]:
 
 
 def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
-    """Ask every reader every question, one page at a time and reader after reader, so that all meet the same conditions."""
-    from hf_longattn.evaluation.metrics.long_qa import score_answer
-    from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
-    from hf_longattn.training import load_qa_model
-
-    records = {name: read(work / f"{name}.jsonl") for name in ("test", "test-titled")}
-    pages = {context: f"page {number}" for number, context in enumerate(dict.fromkeys(record["context"] for record in records["test"]))}
-
-    def scored(system: str, seed: int | None, record: Mapping[str, Any], text: str, seconds: float) -> Answer:
-        exact, f1 = score_answer(text, record["answers"]["text"])
-        return Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds)
+    """Ask every rule and every reader every question."""
+    records, answers = read(work / "test.jsonl"), list[Answer]()
+    pages = {context: f"page {number}" for number, context in enumerate(dict.fromkeys(record["context"] for record in records))}
+    answers += [scored(name, None, record, pages, rule(record), 0.0) for record in records for name, rule in RULES.items()]
+    cores = len(os.sched_getaffinity(0))
 
     def of_readers(seed: int) -> Iterator[Answer]:
-        readers = {}
-        for name in READERS:
-            model, tokenizer = load_qa_model(str(work / f"{name}-{seed}"))
-            readers[name] = QAReader(name, model, tokenizer, whole(LONG) if name == "long" else windows(SHORT, STRIDE))
-        for plain, titled in zip(*records.values(), strict=True):
-            for name, reader in readers.items():
-                started = time.perf_counter()
-                text = reader.answer(titled if name == "titled" else plain)
-                yield scored(name, seed, plain, text, time.perf_counter() - started)
+        with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+            for found in pool.map(partial(answers_of, work, seed, pages, cores), range(cores)):
+                yield from found
 
-    answers = [scored(name, None, record, rule(record), 0.0) for record in records["test"] for name, rule in RULES.items()]
     for seed in seeds:
         answers += stored(work / f"answers-{seed}.json", Answer, partial(of_readers, seed))
     return answers
+
+
+def answers_of(work: Path, seed: int, pages: Mapping[str, str], step: int, first: int) -> list[Answer]:
+    """Ask the readers of a seed every ``step``-th question on one thread, reader after reader, so that all meet the same conditions."""
+    from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
+    from hf_longattn.training import load_qa_model
+
+    torch.set_num_threads(1)
+    readers, answers = {}, list[Answer]()
+    for name in READERS:
+        model, tokenizer = load_qa_model(str(work / f"{name}-{seed}"))
+        readers[name] = QAReader(name, model, tokenizer, whole(LONG) if name == "long" else windows(SHORT, STRIDE))
+    questions = (read(work / f"{name}.jsonl")[first::step] for name in ("test", "test-titled"))
+    for plain, titled in zip(*questions, strict=True):
+        for name, reader in readers.items():
+            started = time.perf_counter()
+            text = reader.answer(titled if name == "titled" else plain)
+            answers.append(scored(name, seed, plain, pages, text, time.perf_counter() - started))
+    return answers
+
+
+def scored(system: str, seed: int | None, record: Mapping[str, Any], pages: Mapping[str, str], text: str, seconds: float) -> Answer:
+    """An answer with its scores; ``pages`` are the names of the pages by their texts."""
+    from hf_longattn.evaluation.metrics.long_qa import score_answer
+
+    exact, f1 = score_answer(text, record["answers"]["text"])
+    return Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds)
 
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -453,7 +471,7 @@ def tables(record: Mapping[str, Any]) -> str:
         cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[f"{kind}, exact"]) for kind in TEST]
         rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
     counts = record["test"]
-    header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in TEST), "seconds a page"]
+    header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in TEST), "seconds a page, one thread"]
     more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in TEST)
     minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
     return (
@@ -505,7 +523,7 @@ def read_options(
     """
     parser = study_parser(description, output, ", ".join(filter(None, ("one seed, a minute of each training", quick))))
     add, usual = parser.add_argument, list(kind())
-    add("--work", type=Path, required=True, help="folder of models and answers (about 1 GB); what is there is not made again")
+    add("--work", type=Path, required=True, help="folder of models and answers (about 4 GB); what is there is not made again")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
     names, shown = tuple(name.upper() for name in kind._fields), " ".join(f"{minutes:g}" for minutes in usual)
     add("--minutes", type=float, nargs=len(usual), default=usual, metavar=names, help=f"minutes of training {trained} (default: {shown})")
@@ -536,8 +554,8 @@ def main(arguments: list[str] | None = None) -> int:
         build(options.work, options.quick)
     for seed in options.seeds:
         train(options.work, seed, options.minutes, options.quick)
-    untrained = stored(options.work / "layouts.json", Untrained, partial(layouts, options.work, options.quick))
     table = summary(score(options.work, options.seeds))
+    untrained = stored(options.work / "layouts.json", Untrained, partial(layouts, options.work, options.quick))
     finish(options, about_test(read(options.work / "test.jsonl")), table, markdown, layouts=untrained)
     return 0
 
