@@ -11,14 +11,13 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import StaticLayer
-from transformers.utils import logging
 
 from .attend import run_batch
 from .engines.common.accelerator import accelerated
@@ -37,10 +36,9 @@ from .mechanisms.common.decoding import Columns
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttendingLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from .naming import BACKEND, LOGGER
+from .naming import BACKEND
 from .private_apis import attentions_collected, tensor_version
 
-Derived = TypeVar("Derived")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
@@ -60,7 +58,6 @@ STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | No
 """While a layer reads a stream, a function that puts the earlier keys and values before the new ones."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, where layers share an attention module."""
-logger = logging.get_logger(LOGGER)
 PADDING_SCORE = -10_000.0
 """Additive masks mark padding by scores at or below this (MarkupLM adds exactly this); a softmax in fp32 leaves nothing of it."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
-import importlib.util
 import sys
 from functools import cache, cached_property
 from pathlib import Path

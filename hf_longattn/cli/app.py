@@ -14,8 +14,6 @@ from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fi
 from . import audit, compress, convert, diagnose, embed, env, export, hub, inspect, probe, search, train
 from .help import add_command
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="longattn",
     help="Turn short-context checkpoints into long-context ones with an efficient attention mechanism.",

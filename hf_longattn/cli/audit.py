@@ -9,8 +9,6 @@ import typer
 
 from . import options as flags
 
-__all__ = ["audit"]
-
 
 def audit(
     context: typer.Context,

@@ -14,8 +14,6 @@ from . import options as flags
 if TYPE_CHECKING:
     from ..conversion.plan import Chooser
 
-__all__ = ["convert", "plan"]
-
 Source = Annotated[
     str,
     typer.Argument(

@@ -13,9 +13,6 @@ from ..naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from ..staging import check_new_file, write_text
 from . import options as flags
 
-__all__ = ["diagnose"]
-
-
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings of the names of files that are read as pictures."""
 

@@ -9,8 +9,6 @@ import typer
 
 from . import options as flags
 
-__all__ = ["embed"]
-
 
 def embed(
     model: Annotated[str, flags.model_argument("A checkpoint that sentence-transformers loads, short or converted")],

@@ -13,8 +13,6 @@ from ..conversion import RevertConfig
 from ..errors import ExportError, nearest
 from . import options as flags
 
-__all__ = ["export", "revert"]
-
 EXPORT_FORMATS = ("onnx", "torch", "native", "gguf")
 
 Model = Annotated[str, flags.model_argument("A long checkpoint")]

@@ -13,8 +13,6 @@ from typer.core import TyperCommand
 from ..catalogue import is_option
 from .terminal import say
 
-__all__ = ["add_command"]
-
 _CONVERSION = (
     "search_text", "search_images", "search_audio", "towers", "text_global", "frames", "decoder_mechanism", "max_decoder_length",
     "max_shard_size", "allow_pickle", "merge_adapter", "needs_training", "generic", "verify_text", "verify_audio", "init_from_text",

@@ -14,8 +14,6 @@ from . import options as flags
 if TYPE_CHECKING:
     from ..hub import PushReport
 
-__all__ = ["card", "push", "push_converted"]
-
 
 def push(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],

@@ -15,17 +15,6 @@ import typer
 from ..conversion import ConversionConfig, RevertConfig
 from ..recipes import read_recipe, recipe_names
 
-__all__ = [
-    "check_model",
-    "check_user_code",
-    "model_argument",
-    "parse_layers",
-    "parse_mechanism",
-    "parse_options",
-    "refuse_typed",
-    "takes_settings",
-]
-
 Config = type[ConversionConfig] | type[RevertConfig]
 C = TypeVar("C", bound=Callable[..., None])
 

@@ -22,7 +22,6 @@ DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of a picture and its class token, on which a mechanism on a grid is drawn."""
 TITLE = 46
 """Characters of a title that fit over a panel."""
-__all__ = ["DRAWN_GRID", "check_image", "draw_audit", "draw_patterns", "draw_probe", "name_layers"]
 
 
 def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:

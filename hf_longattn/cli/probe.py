@@ -10,8 +10,6 @@ import typer
 from ..staging import check_new_file
 from . import options as flags
 
-__all__ = ["probe"]
-
 
 def probe(
     context: typer.Context,

@@ -9,8 +9,6 @@ import typer
 
 from . import options as flags
 
-__all__ = ["search"]
-
 
 def search(
     context: typer.Context,

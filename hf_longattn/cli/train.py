@@ -18,8 +18,6 @@ from ..errors import LongAttentionError, UsageError, check_extra, error_line
 from ..tasks import evaluated_tasks, evaluation_summary, load_task, task_names, task_summary
 from .terminal import say
 
-__all__ = ["app", "evaluate", "train"]
-
 SUMMARIES: dict[str, Callable[[str], str]] = {"train": task_summary, "evaluate": evaluation_summary}
 """Command -> the function that returns the one-sentence summary of a task."""
 

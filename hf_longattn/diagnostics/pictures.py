@@ -245,6 +245,3 @@ def picture_page(diagnosis: PictureDiagnosis) -> str:
 def _drawn(attention: Tensor) -> Tensor:
     """The attention on the cells ``(rows, columns)``; on those of a video with its tubelets side by side."""
     return attention if attention.dim() == 2 else torch.cat(list(attention), 1)
-
-
-__all__ = ["PictureDiagnosis", "PictureLayer", "diagnose_picture", "picture_page", "reads_spectrograms"]

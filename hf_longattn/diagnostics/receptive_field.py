@@ -504,6 +504,3 @@ def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_
         patches = [processor(images=image.resize(size[::-1], processor.resample), **settings)[rule.input] for image in images]
         return rule.pixels_of(config, torch.cat(patches), size)
     return sized_pixels(processor, folder, images, size, rule.input)
-
-
-__all__ = ["DistanceBin", "FeatureChanges", "ReceptiveField", "measure_receptive_field"]

@@ -222,6 +222,3 @@ def _notes(plan: ConversionPlan | None, sounds: RecordedSounds, seconds: float, 
             f"longer sounds was never learned, so mechanisms are judged by what they keep at {plan.sound.old.words} or less."
         )
     return notes
-
-
-__all__ = ["diagnose_sound"]

@@ -159,6 +159,3 @@ def _shares(start: Tensor, stop: Tensor, cells: int, pixels: int) -> Tensor:
     edges = torch.arange(cells + 1, dtype=torch.float64) * (pixels / cells)
     inside = torch.minimum(stop[:, None], edges[1:]) - torch.maximum(start[:, None], edges[:-1])
     return inside.clamp(min=0) / (stop - start)[:, None]
-
-
-__all__ = ["dense_features", "region_features", "tile_boxes"]

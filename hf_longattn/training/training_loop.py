@@ -44,7 +44,6 @@ from hf_longattn.errors import (
 )
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.local_names import public_name
-from hf_longattn.naming import LOGGER
 from hf_longattn.reading import read_json_object
 from hf_longattn.staging import check_writable, write_text
 from hf_longattn.tasks import Task
@@ -67,7 +66,6 @@ KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
 """How a full disk, a quota and a limit on the size of files are told; the last two by torch, "basic_ios::clear: iostream error"."""
-logger = logging.get_logger(LOGGER)
 OutputCheck = Callable[[Any], None]
 
 

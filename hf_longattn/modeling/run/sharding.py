@@ -328,6 +328,3 @@ class _WholeLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0] * ctx.processes, None, None
-
-
-__all__ = ["sequence_parallel"]

@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import torch.utils.data
 import transformers
 from datasets import Dataset
 from torch import nn

@@ -26,7 +26,6 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.utils import logging
 
 from hf_longattn.data.audio import EXTRA, Hearing
 from hf_longattn.data.sources import DataError, each_part, held_back
@@ -43,7 +42,6 @@ from hf_longattn.data.transcripts import (
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
-from hf_longattn.naming import LOGGER
 from hf_longattn.private_apis import output_frames
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
@@ -54,7 +52,6 @@ from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LOWER_IS_BETTER = ("wer", "cer")
-logger = logging.get_logger(LOGGER)
 
 
 @dataclass
