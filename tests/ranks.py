@@ -11,6 +11,7 @@ import datetime
 import multiprocessing
 import multiprocessing.connection
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,12 @@ PRELOADED = [
     "hf_longattn.modeling.mixin",
 ]
 """What the functions import, once for all processes."""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def serve(rank: int, count: int, meeting: str, folder: str, connection: Any) -> None:

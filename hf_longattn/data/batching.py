@@ -1,4 +1,5 @@
-"""Batches: padded rows, rows packed without padding, which every mechanism keeps apart, and batches of a number of tokens."""
+"""Batches: padded rows, rows packed without padding, which every mechanism keeps apart, and batches of a number of tokens; and the
+processes that share them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -26,6 +28,11 @@ from hf_longattn.backend import BACKEND
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.private_apis import attention_implementation
+
+
+def processes() -> PartialState:
+    """This process among all; without an accelerator they communicate on the CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 class CountedPasses:

@@ -345,8 +345,8 @@ def _delta_fault() -> str | None:
     """Why flash-linear-attention refuses the backward pass of its delta rule on this GPU (its issue 640)."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9 or importlib.util.find_spec("tilelang") is not None:
         return None
-    found = TorchVersion(importlib.metadata.version("triton"))
-    return f"Triton {found} computes its gradients wrongly on Hopper GPUs: 3.7.1 does not" if "3.4" <= found < "3.7.1" else None
+    version = TorchVersion(importlib.metadata.version("triton"))
+    return f"Triton {version} computes its gradients wrongly on Hopper GPUs: 3.7.1 does not" if "3.4" <= version < "3.7.1" else None
 
 
 @functools.cache

@@ -467,15 +467,15 @@ def fla_linear_attention(
     """
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     (batch, heads), groups, features, width = q.shape[:2], k.shape[1], q.shape[3], v.shape[3]
-    ones, even = F.pad(v.new_ones(*v.shape[:3], 1), (0, -(width + 1) % ALIGNED_WIDTH)), -features % ALIGNED_WIDTH
-    widened = F.pad(q, (0, even)), F.pad(k, (0, even)), torch.cat([v, ones], -1)
+    ones, missing = F.pad(v.new_ones(*v.shape[:3], 1), (0, -(width + 1) % ALIGNED_WIDTH)), -features % ALIGNED_WIDTH
+    widened = F.pad(q, (0, missing)), F.pad(k, (0, missing)), torch.cat([v, ones], -1)
     tensors = [repeat_heads(x.to(dtype), heads).transpose(1, 2).contiguous() for x in widened]
     before = None
     if cu_seqlens is not None:
         tensors = [x.flatten(0, 1)[None] for x in tensors]
     elif state is not None:
         sums = torch.cat([state["kv"], F.pad(state["z"][..., None], (0, ones.shape[3] - 1))], -1)
-        before = repeat_heads(F.pad(sums, (0, 0, 0, even)), heads).contiguous()
+        before = repeat_heads(F.pad(sums, (0, 0, 0, missing)), heads).contiguous()
     queries, keys, values = tensors
     out, after = chunk_simple_gla(
         q=queries, k=keys, v=values, scale=1.0, initial_state=before, output_final_state=cu_seqlens is None, cu_seqlens=cu_seqlens

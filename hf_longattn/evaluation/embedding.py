@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers.utils import logging
 
+from ..data.batching import processes
 from ..data.sources import DataError, check_column, is_plain_text, read_source
 from ..errors import DestinationExistsError, OptionError, needs_extra
 from ..loading import has_token_vectors, load_sentence_model
@@ -109,7 +109,7 @@ def embed_documents(
         import sentence_transformers
     loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(model) else sentence_transformers.SentenceTransformer
     data = read_documents(documents, split, text_column, id_column)
-    state = PartialState()
+    state = processes()
     network = load_sentence_model(loader, model, complete=True, device=str(state.device))
     embed = reader_of(network, chosen, task, model)
     if task == "query":

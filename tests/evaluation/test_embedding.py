@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +26,8 @@ from hf_longattn.evaluation import embedding, late_chunking
 from hf_longattn.evaluation.embedding import embed_documents
 from hf_longattn.evaluation.late_chunking import late_chunks, read_tokens
 from hf_longattn.loading import load_sentence_model
+from tests.pages import ROOT
+from tests.ranks import free_port
 from tests.trained import REAL_TEXT, tokenizer_of
 
 st = pytest.importorskip("sentence_transformers")
@@ -143,9 +148,7 @@ def test_a_stopped_run_goes_on_and_several_processes_write_the_same_files(
     for count in (2, 3):
         for index in range(count):
             state = SimpleNamespace(process_index=index, num_processes=count, is_main_process=index == 0, device="cpu")
-            monkeypatch.setattr(
-                embedding, "PartialState", lambda state=state: SimpleNamespace(**vars(state), wait_for_everyone=lambda: None)
-            )
+            monkeypatch.setattr(embedding, "processes", lambda state=state: SimpleNamespace(**vars(state), wait_for_everyone=lambda: None))
             embed_documents(folder, data, tmp_path / f"by {count}", vectors="passages:20")
         assert files(tmp_path / f"by {count}") == files(tmp_path / "whole")
 
@@ -239,3 +242,19 @@ def test_the_command_says_what_it_wrote(folder: str, data: str, tmp_path: Path, 
     assert ending.value.code == 0
     assert capsys.readouterr().out == f"{len(LENGTHS)} documents, {len(LENGTHS)} vectors in {tmp_path}/out\n"
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["embedding.json", "vectors-00000.parquet"]
+
+
+def test_two_processes_share_the_files_without_a_gpu(folder: str, tmp_path: Path) -> None:
+    """The command of retrieve.md as typed: each file is embedded by one process."""
+    rows = [{"text": SENTENCES[number % len(SENTENCES)]} for number in range(embedding.FILE + 20)]
+    Dataset.from_list(rows).to_json(tmp_path / "documents.jsonl")
+    line = ["-m", "hf_longattn", "embed", folder, str(tmp_path / "documents.jsonl"), "--vectors", "document", "--output"]
+    how = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    said = []
+    for name, words in (("by one", line), ("by two", [*how, *line])):
+        done = subprocess.run([sys.executable, *words, str(tmp_path / name)], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        said.append(sorted(found.partition(" vectors")[0] for found in done.stdout.splitlines()))
+    assert said == [["1,044 documents, 1,044"], ["1,024 documents, 1,024", "20 documents, 20"]]
+    assert files(tmp_path / "by two") == files(tmp_path / "by one")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import psutil
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from tests.ranks import free_port
 from tests.training.conftest import checkpoint
 from tests.training.kills import run_rank
 
@@ -29,12 +29,6 @@ def arguments(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) ->
     (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
     return [*LINE.split(), "--model", model, "--text", texts, "--validation", str(tmp_path / "held.txt")]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Ranks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.segment_trainer import SegmentTrainer
+from tests.ranks import free_port
 from tests.training.conftest import FAST, SOURCES
 
 ROOT = Path(hf_longattn.__file__).parent.parent
@@ -201,9 +201,7 @@ def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreT
     model = checkpoint(tmp_path, tokenizer)
     fixed = ["--learning-rate", "3e-3", "--warmup_steps", "1", "--gradient_accumulation_steps", "1", "--no_bf16", "--disable_tqdm", "True"]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def run(output: str, *more: str, processes: int = 2, batch: int = 1) -> dict[str, Any]:
         # `--cpu` starts a single process, whatever the number; `--multi_gpu` starts them all, and the variable below keeps them on the CPU.

@@ -32,8 +32,10 @@ UNSUPPORTED_MESSAGE = re.compile(
     re.IGNORECASE,
 )
 """Messages by which PyTorch and Triton say that a machine has no such kernel."""
-TOO_LARGE, STAGES = re.compile("out of resource", re.IGNORECASE), "num_stages"
-"""A kernel that needs more shared memory than there is, as where a score term reads a table, may fit where it loads no block ahead."""
+TOO_LARGE = re.compile("out of resource", re.IGNORECASE)
+"""Messages that a kernel needs more shared memory than the GPU has."""
+STAGES = "num_stages"
+"""The option for how many blocks a kernel loads at once; with 1 it needs the least shared memory."""
 MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 """Errors of the machine, which say nothing about a kernel."""
 logger = logging.getLogger(__name__)
@@ -113,8 +115,9 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
     """
     if torch.compiler.is_compiling():
         return _attention(q, k, v, **settings)
-    kernel, reason = _kernel((kind, _variant(q, k, v, **settings))), None
-    if kernel.refusal is None:
+    kernel = _kernel((kind, _variant(q, k, v, **settings)))
+    reason = kernel.refusal
+    if reason is None:
         try:
             return kernel(q, k, v, **settings)
         except Exception as error:
@@ -122,7 +125,7 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
             if reason is None:
                 raise
             kernel.refusal = None if isinstance(error, NoKernel) else reason
-    reason, options = reason or kernel.refusal or "", settings.get("kernel_options") or {}
+    options = settings.get("kernel_options", {})
     if TOO_LARGE.search(reason) and STAGES not in options:
         return fused_flex((STAGES, kind), q, k, v, **settings | {"kernel_options": options | {STAGES: 1}})
     _warn(q, reason)

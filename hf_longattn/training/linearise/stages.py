@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_longattn.data.batching import processes
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
@@ -29,7 +30,7 @@ from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, newes
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import keep_softmax
 from hf_longattn.training.linearise.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
-from hf_longattn.training.linearise.student import as_saved, predicts_tokens, processes, student_source
+from hf_longattn.training.linearise.student import as_saved, predicts_tokens, student_source
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.data.batching import processes
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_weights
 from hf_longattn.mechanisms import Mechanism
@@ -21,11 +21,6 @@ CONVERTED = "converted"
 PREDICT_TOKENS = (*LANGUAGE_MODELS, "ForConditionalGeneration")
 """Endings of classes with a language-modelling head."""
 SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size", KEPT_HEADS)
-
-
-def processes() -> PartialState:
-    """This process among all; without an accelerator they communicate on the CPU."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def load_student(

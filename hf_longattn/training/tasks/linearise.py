@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_longattn.data.batching import processes
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
@@ -32,7 +33,7 @@ from hf_longattn.training.checkpoints import (
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import number_to_restore
 from hf_longattn.training.linearise.stages import Stages, held_out_batches, markdown, read_report
-from hf_longattn.training.linearise.student import CONVERTED, load_student, predicts_tokens, processes
+from hf_longattn.training.linearise.student import CONVERTED, load_student, predicts_tokens
 from hf_longattn.training.linearise.teacher import check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
 from hf_longattn.training.training_args import TaskArguments

@@ -86,7 +86,7 @@ def main(
     output = (output or OUTPUT[kind]).with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     start, planned = time.monotonic(), stages(quick)
-    earlier = json.loads(output.read_text("utf-8"))["results"] if resume else []
+    earlier = json.loads(output.read_text("utf-8"))["results"] if resume and output.exists() else []
     kept = {result["case"]: result for result in earlier if result["passed"]}
     with open(output.with_suffix(".jsonl"), "w", encoding="utf-8") as lines, open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
         results = Results(lines)

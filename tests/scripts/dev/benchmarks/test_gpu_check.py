@@ -65,6 +65,23 @@ def test_everything_is_stored_and_a_failure_exits_with_one(
     assert ("it is wrong" in printed) == bool(code)
 
 
+def test_a_run_goes_on_with_what_did_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What passed is kept as it was found; without earlier results everything runs."""
+    begun = []
+    monkeypatch.setattr(Stub, "run", lambda self, case, seconds: begun.append(case) or case.record() | {"passed": len(begun) != 2})
+    monkeypatch.setattr(gpu_check, "Worker", Stub)
+    cases = [WINDOW, WINDOW.at(dtype="fp16"), WINDOW.at(dtype="fp32")]
+    monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, cases)])
+    settings: dict[str, Any] = {"device": "cpu", "workers": 1, "budget": 100.0, "resume": True, "output": tmp_path / "gpu.json"}
+    with pytest.raises(typer.Exit):
+        gpu_check.main(**settings)
+    assert begun == cases
+    gpu_check.main(**settings)
+    assert begun == [*cases, cases[1]]
+    found = json.loads((tmp_path / "gpu.json").read_text())["results"]
+    assert {one["case"] for one in found if one["passed"]} == {str(case) for case in cases}
+
+
 def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
     results = Results(io.StringIO())
     left = run_stage([WINDOW], 1, lambda: Stub("cpu", None), results.add, time.monotonic() - 1, time.monotonic() + 60)
