@@ -6,7 +6,7 @@
 * *origin of a base class*: "Which module does the base class of `Graph` come from?" The answer is ``module`` in
   ``from module import Base``.
 
-Every answer is derived from ``ast``, never guessed; what is not certain is left out and counted by reason.
+Every answer is derived from ``ast``, never guessed; what is not certain is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ast
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 LONGEST_ARGUMENT = 60
@@ -38,9 +38,6 @@ class Question:
         answer: the span of the document that answers it, from character ``start``.
         trail: the characters that a reader passes on its way: the argument in the call, the name that is called, that name in its
             ``def``, the parameter (base class: the class, its base, the imported name, the module).
-        place: the argument's place among the positional ones; -1 for a base class.
-        links: pairs of characters: each argument of the call and the name called, each parameter and the name in its ``def``.
-        needed: stretches of characters without which the question has no answer; an excerpt keeps their lines.
     """
 
     kind: str
@@ -48,26 +45,6 @@ class Question:
     answer: str
     start: int
     trail: tuple[int, ...]
-    place: int = -1
-    links: tuple[tuple[int, int], ...] = ()
-    needed: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A function that is called by its ``name``, or as an attribute of one of the ``modules``: names that a file gives to imports."""
-
-    name: str
-    modules: frozenset[str] = frozenset()
-
-    def called_by(self, node: ast.AST) -> bool:
-        """Whether ``node`` is a call of it with positional arguments."""
-        if not isinstance(node, ast.Call) or not node.args:
-            return False
-        function = node.func
-        if isinstance(function, ast.Attribute):
-            return function.attr == self.name and isinstance(function.value, ast.Name) and function.value.id in self.modules
-        return isinstance(function, ast.Name) and function.id == self.name and not self.modules
 
 
 @dataclass
@@ -158,32 +135,18 @@ def _bound_names(node: ast.AST) -> list[str]:
     return []
 
 
-def argument_questions(parsed: Parsed, left_out: Counter[str], *, imported: Imported | None = None) -> Iterator[Question]:
-    """Yield every argument → parameter question of a document.
-
-    Args:
-        parsed: the document.
-        left_out: counts arguments of calls to known functions that are not asked for, by reason.
-        imported: a function that one file of the document imports from another: only calls of it are asked for. By default calls of
-            functions that the file itself defines, by name or as ``self.method``.
-    """
+def argument_questions(parsed: Parsed) -> Iterator[Question]:
+    """Yield every argument → parameter question about calls of functions that the file itself defines, by name or as ``self.method``."""
     defined = Counter(node.name for node in parsed.nodes if isinstance(node, (*_FUNCTIONS, ast.ClassDef)))
     for caller_name, callers in parsed.functions.items():
         caller = callers[0]
         receiver = receiver_of(caller) if caller in parsed.owner else None
         calls = [node for node in ast.walk(caller) if isinstance(node, ast.Call)]
         asked = Counter(parsed.source(value) for call in calls for value in (*call.args, *(keyword.value for keyword in call.keywords)))
-        for call in own_calls(caller):
-            found = callee_of(parsed, call, parsed.owner.get(caller), receiver, defined, imported)
-            if found is None:
-                continue
-            callee, name_at = found
-            if callee is caller:
-                left_out["calls itself"] += len(call.args)
-            elif len(callers) > 1:
-                left_out["caller defined twice"] += len(call.args)
-            else:
-                yield from _of_call(parsed, caller_name, call, callee, name_at, asked, left_out)
+        for call in own_calls(caller) if len(callers) == 1 else ():
+            found = callee_of(parsed, call, parsed.owner.get(caller), receiver, defined)
+            if found is not None and found[0] is not caller:
+                yield from _of_call(parsed, caller_name, call, *found, asked)
 
 
 def own_calls(function: _Function) -> Iterator[ast.Call]:
@@ -210,27 +173,28 @@ def decorators(function: _Function) -> set[str]:
 
 
 def callee_of(
-    parsed: Parsed, call: ast.Call, owner: ast.ClassDef | None, receiver: str | None, defined: Counter[str], imported: Imported | None
+    parsed: Parsed, call: ast.Call, owner: ast.ClassDef | None, receiver: str | None, defined: Counter[str]
 ) -> tuple[_Function, int] | None:
     """The only function that the call can mean, and the character of its name in the call; None if that is not certain."""
     function = call.func
-    if isinstance(function, ast.Name) or (imported and imported.called_by(call)):
-        name = function.id if isinstance(function, ast.Name) else imported.name if imported else ""
-        bindings = 2 if imported and not imported.modules else 1
-        if defined[name] != 1 or parsed.bound[name] != bindings or (imported and not imported.called_by(call)):
+    if isinstance(function, ast.Name):
+        name = function.id
+        if defined[name] != 1 or parsed.bound[name] != 1 or name not in parsed.functions:
             return None
-        if name not in parsed.functions or parsed.functions[name][0] not in parsed.tree.body:
+        callee = parsed.functions[name][0]
+        if callee not in parsed.tree.body:
             return None
-        callee, at = parsed.functions[name][0], parsed.offset(function.end_lineno or 0, function.end_col_offset or 0) - len(name)
-    elif isinstance(function, ast.Attribute) and owner is not None and imported is None:
+    elif isinstance(function, ast.Attribute) and owner is not None:
+        name = function.attr
         if not isinstance(function.value, ast.Name) or function.value.id != receiver:
             return None
-        methods = [node for node in ast.walk(owner) if isinstance(node, _FUNCTIONS) and node.name == function.attr]
+        methods = [node for node in ast.walk(owner) if isinstance(node, _FUNCTIONS) and node.name == name]
         if len(methods) != 1 or parsed.owner.get(methods[0]) is not owner or len(parsed.classes[owner.name]) > 1:
             return None
-        callee, at = methods[0], parsed.offset(function.end_lineno or 0, function.end_col_offset or 0) - len(function.attr)
+        callee = methods[0]
     else:
         return None
+    at = parsed.offset(function.end_lineno or 0, function.end_col_offset or 0) - len(name)
     return None if decorators(callee) & _NO_FUNCTION or parsed.name_start(callee) < 0 else (callee, at)
 
 
@@ -264,49 +228,16 @@ def bind(call: ast.Call, function: _Function, *, bound_method: bool) -> list[tup
     return pairs
 
 
-def _of_call(
-    parsed: Parsed, caller: str, call: ast.Call, callee: _Function, name_at: int, asked: Counter[str], left_out: Counter[str]
-) -> Iterator[Question]:
+def _of_call(parsed: Parsed, caller: str, call: ast.Call, callee: _Function, name_at: int, asked: Counter[str]) -> Iterator[Question]:
     bound_method = callee in parsed.owner and "staticmethod" not in decorators(callee)
-    pairs = bind(call, callee, bound_method=bound_method)
-    if pairs is None:
-        left_out["call does not fit the definition"] += len(call.args)
-        return
-    needed = [*_head(parsed, parsed.functions[caller][0]), *_head(parsed, callee), _stretch(parsed, call)]
-    left_out["the call names the parameter"] += sum(keyword.arg is not None for keyword in call.keywords)
-    left_out["after *values or in **values"] += len(call.args) - len(pairs) + sum(keyword.arg is None for keyword in call.keywords)
     parameters = _parameters(callee)[1 if bound_method else 0 :]
-    defined_at = parsed.name_start(callee)
-    links = [(parsed.start(value), name_at) for value, _ in pairs] + [(parsed.start(node), defined_at) for node in parameters]
-    for place, (value, parameter) in enumerate(pairs):
+    if len(parameters) < LEAST_PARAMETERS:
+        return
+    for value, parameter in bind(call, callee, bound_method=bound_method) or ():
         text = parsed.source(value)
-        reason = _reason(text, parameter.arg, len(parameters), asked)
-        if reason:
-            left_out[reason] += 1
-            continue
-        start = parsed.start(parameter)
-        trail = (parsed.start(value), name_at, defined_at, start)
-        question = f"In `{caller}`, which parameter receives `{text}`?"
-        yield Question("argument", question, parameter.arg, start, trail, place, tuple(links), tuple(needed))
-
-
-def _head(parsed: Parsed, function: _Function) -> Iterator[tuple[int, int]]:
-    """Yield the stretches of a function's header with its first statement's line, and of its class's header."""
-    yield parsed.start(function), parsed.start(function.body[0])
-    owner = parsed.owner.get(function)
-    if owner is not None:
-        yield parsed.start(owner), parsed.start(owner)
-
-
-def _stretch(parsed: Parsed, node: ast.expr | ast.stmt) -> tuple[int, int]:
-    return parsed.start(node), parsed.offset(node.end_lineno or 0, node.end_col_offset or 0)
-
-
-def askable(parsed: Parsed, calls: Iterable[ast.Call], function: _Function) -> bool:
-    """Whether calls of a function in another file might give a question: a test that costs less than :func:`argument_questions`."""
-    pairs = [pair for call in calls for pair in bind(call, function, bound_method=False) or ()]
-    enough = len(_parameters(function)) >= LEAST_PARAMETERS
-    return enough and any(not words(parsed.source(value)) & words(parameter.arg) for value, parameter in pairs)
+        if _askable(text, parameter.arg, asked):
+            trail = (parsed.start(value), name_at, parsed.name_start(callee), parsed.start(parameter))
+            yield Question("argument", f"In `{caller}`, which parameter receives `{text}`?", parameter.arg, trail[-1], trail)
 
 
 def _parameters(function: _Function) -> list[ast.arg]:
@@ -315,19 +246,12 @@ def _parameters(function: _Function) -> list[ast.arg]:
     return sorted((node for node in found if node is not None), key=lambda node: (node.lineno, node.col_offset))
 
 
-def _reason(argument: str, parameter: str, parameters: int, asked: Counter[str]) -> str | None:
-    """Why an argument is not asked for; None if it is."""
-    if parameters < LEAST_PARAMETERS:
-        return f"fewer than {LEAST_PARAMETERS} parameters"
-    if words(argument) & words(parameter):
-        return "argument and parameter share a word"
-    if "\n" in argument or len(argument) > LONGEST_ARGUMENT or "`" in argument:
-        return "long argument"
-    if asked[argument] > 1:
-        return "argument passed twice in the function"
-    if not parameter.strip("_") or parameter.strip("_").lower() in ("a", "an", "the"):
-        return "SQuAD's normalisation deletes the parameter's name"
-    return None
+def _askable(argument: str, parameter: str, asked: Counter[str]) -> bool:
+    """Whether an argument is asked for: it shares no word with its parameter, is short, is passed once in the function; and its
+    parameter's name is none that SQuAD's normalisation deletes."""
+    short = "\n" not in argument and "`" not in argument and len(argument) <= LONGEST_ARGUMENT
+    named = parameter.strip("_") and parameter.strip("_").lower() not in ("a", "an", "the")
+    return bool(short and named) and asked[argument] == 1 and not words(argument) & words(parameter)
 
 
 def words(text: str) -> set[str]:
@@ -335,7 +259,7 @@ def words(text: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(text)}
 
 
-def base_questions(parsed: Parsed, left_out: Counter[str]) -> Iterator[Question]:
+def base_questions(parsed: Parsed) -> Iterator[Question]:
     """Yield a question for every class with a single base class that ``from module import`` brings."""
     imports: dict[str, list[tuple[ast.ImportFrom, ast.alias]]] = {}
     for node in parsed.nodes:
@@ -343,24 +267,13 @@ def base_questions(parsed: Parsed, left_out: Counter[str]) -> Iterator[Question]
             for alias in node.names:
                 imports.setdefault(alias.asname or alias.name, []).append((node, alias))
     for name, classes in parsed.classes.items():
-        bases = [base for base in classes[0].bases if isinstance(base, ast.Name) and base.id in imports]
-        if not bases:
+        base, at = classes[0].bases[0] if len(classes[0].bases) == 1 else None, parsed.name_start(classes[0])
+        if len(classes) > 1 or at < 0 or not isinstance(base, ast.Name) or base.id not in imports or parsed.bound[base.id] > 1:
             continue
-        base = bases[0]
-        (statement, alias), at = imports[base.id][0], parsed.name_start(classes[0])
+        statement, alias = imports[base.id][0]
         module = "." * statement.level + (statement.module or "")
         match = re.compile(r"from[ \t]+([\w.]+)[ \t]+import\b").match(parsed.text, parsed.start(statement))
-        if len(classes[0].bases) > 1:
-            left_out["several base classes"] += 1
-        elif len(classes) > 1 or at < 0:
-            left_out["class defined twice"] += 1
-        elif parsed.bound[base.id] > 1:
-            left_out["base class bound twice"] += 1
-        elif match is None or match[1] != module or not module.strip("."):
-            left_out["import without a module's name on its line"] += 1
-        elif words(name) & words(module) or name in module:
-            left_out["class and module share a word"] += 1
-        else:
-            trail = (at, parsed.start(base), parsed.start(alias), match.start(1))
-            needed = ((at, parsed.start(base)), _stretch(parsed, statement))
-            yield Question("base", f"Which module does the base class of `{name}` come from?", module, match.start(1), trail, needed=needed)
+        if match is None or match[1] != module or not module.strip(".") or words(name) & words(module) or name in module:
+            continue
+        trail = (at, parsed.start(base), parsed.start(alias), match.start(1))
+        yield Question("base", f"Which module does the base class of `{name}` come from?", module, match.start(1), trail)

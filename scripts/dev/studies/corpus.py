@@ -26,10 +26,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Protocol
 
 from hf_longattn.errors import LongAttentionError
 
@@ -57,18 +55,6 @@ class Module:
     package: str
     path: str
     text: str
-
-
-class Corpus(Protocol):
-    """Anything that yields modules by split: the installed packages, or a folder of text files."""
-
-    def iter_modules(self, split: str) -> Iterator[Module]:
-        """Yield the modules of ``split`` in a fixed order."""
-        ...
-
-    def describe(self) -> dict[str, str]:
-        """Return name → version (or content hash) of what the corpus was read from."""
-        ...
 
 
 def split_of(package: str) -> str:
@@ -106,75 +92,6 @@ def iter_modules(split: str, packages: Iterable[str] | None = None) -> Iterator[
                 seen.add(digest)
                 if package in wanted:
                     yield module
-
-
-class InstalledPackages:
-    """The reference corpus as an object, interchangeable with :class:`TextFolder`."""
-
-    def iter_modules(self, split: str) -> Iterator[Module]:
-        """Yield the modules of ``split``; see :func:`iter_modules`."""
-        return iter_modules(split)
-
-    def describe(self) -> dict[str, str]:
-        """Return the version of Python and of every installed package of the corpus."""
-        distributions = metadata.packages_distributions()
-        installed = [name for name in PACKAGES if _locate(name) and name in distributions]
-        return {"python": sys.version.split()[0], **{name: metadata.version(distributions[name][0]) for name in installed}}
-
-
-class TextFolder:
-    """Any folder of text files as a corpus: 90 % train, 5 % validation, 5 % test, by the hash of a file's content."""
-
-    def __init__(self, folder: str | os.PathLike[str], suffixes: Iterable[str] = (".txt", ".md", ".rst", ".py")) -> None:
-        self.folder = Path(folder)
-        self.suffixes = frozenset(suffixes)
-        if not self.folder.is_dir():
-            raise LongAttentionError(f"text folder {str(folder)!r} does not exist")
-
-    def iter_modules(self, split: str) -> Iterator[Module]:
-        """Yield the de-duplicated files of ``split``; ``package`` is the first folder below the root ('' for files in it)."""
-        _check_split(split)
-        seen: set[bytes] = set()
-        for path in sorted(p for p in self.folder.rglob("*") if p.suffix in self.suffixes and p.is_file()):
-            text = _decode(path.read_bytes())
-            if not text:
-                continue
-            digest = _digest(text)
-            if digest in seen or self._split_of(digest) != split:
-                continue
-            seen.add(digest)
-            relative = path.relative_to(self.folder)
-            yield Module(relative.parts[0] if len(relative.parts) > 1 else "", relative.as_posix(), text)
-
-    def describe(self) -> dict[str, str]:
-        """Return the folder's name and a hash of all its texts."""
-        total = hashlib.sha256()
-        for split in SPLITS:
-            for module in self.iter_modules(split):
-                total.update(_digest(module.text))
-        return {self.folder.name: total.hexdigest()[:16]}
-
-    @staticmethod
-    def _split_of(digest: bytes) -> str:
-        bucket = int.from_bytes(digest[:4], "big") % 20
-        return {0: "validation", 1: "test"}.get(bucket, "train")
-
-
-def without_near_duplicates(modules: Iterable[Module], avoid: Iterable[Module] = (), share: float = 0.6) -> Iterator[Module]:
-    """Drop a module when more than ``share`` of its longer lines occurred in earlier modules or in ``avoid``.
-
-    Copied and generated code (many model files of one library) otherwise fills a corpus with repetitions, and a copy of a
-    held-out file under another name would leak. Lines shorter than 20 characters say nothing and are not counted.
-    """
-    seen: set[int] = set()
-    for module in avoid:
-        seen.update(_line_hashes(module.text))
-    for module in modules:
-        lines = _line_hashes(module.text)
-        repeated = sum(line in seen for line in lines)
-        if repeated <= share * len(lines):
-            seen.update(lines)
-            yield module
 
 
 def _check_split(split: str) -> None:
@@ -245,10 +162,6 @@ def _digest(text: str) -> bytes:
 
 def _is_table(content: bytes) -> bool:
     return len(content) - len(content.translate(None, b"0123456789")) > _MAX_DIGITS * len(content)
-
-
-def _line_hashes(text: str) -> set[int]:
-    return {hash(line) for raw in text.splitlines() if len(line := raw.strip()) >= 20}
 
 
 def write_jsonl(split: str, path: Path) -> int:

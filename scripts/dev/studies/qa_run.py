@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -63,39 +61,11 @@ class ScoredAnswer:
         return asdict(self)
 
 
-class StoredAnswers:
-    """Answers in a .jsonl file, a line each, written as they are given; a last line that was cut off is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
-        self.answers = {_key(answer): answer for answer in (ScoredAnswer(**json.loads(line)) for line in whole.splitlines())}
-
-    def get(self, system: str, seed: int | None, group: str, id: str) -> ScoredAnswer | None:
-        """Return a system's answer to a question of a group, if it is there."""
-        return self.answers.get((system, seed, group, id))
-
-    def add(self, answer: ScoredAnswer) -> None:
-        """Store an answer."""
-        self.answers[_key(answer)] = answer
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(answer.to_dict()) + "\n")
-
-
-def _key(answer: ScoredAnswer) -> tuple[str, int | None, str, str]:
-    return answer.system, answer.seed, answer.group, answer.id
-
-
 def run_readers(
     readers: Sequence[Reader],
     records: Iterable[Mapping[str, Any]],
     group: str,
     on_record: Callable[[int], None] | None = None,
-    stored: StoredAnswers | None = None,
 ) -> list[ScoredAnswer]:
     """Ask every reader every question, one document at a time and reader after reader.
 
@@ -106,15 +76,10 @@ def run_readers(
         records: SQuAD-shaped records with ``tokens`` (or ``length``), and ``hops`` where the group is split by it.
         group: name of the data; " 1 hop" and " 2 hops" are appended where records say so.
         on_record: called with the number of records done, for progress.
-        stored: answers of an interrupted run, which are not asked for again; new ones are added.
     """
     answers = []
     for done, record in enumerate(records, start=1):
         for reader in readers:
-            known = None if stored is None else stored.get(reader.name, reader.seed, _group(group, record), record["id"])
-            if known is not None:
-                answers.append(known)
-                continue
             started = time.perf_counter()
             text = reader.answer(record)
             seconds = time.perf_counter() - started
@@ -124,8 +89,6 @@ def run_readers(
             position = round(starts[0] / max(1, len(record["context"])), 3) if starts else -1.0
             found = (_group(group, record), record["id"], length, text, exact, f1, seconds, position)
             answers.append(ScoredAnswer(reader.name, reader.seed, *found))
-            if stored is not None:
-                stored.add(answers[-1])
         if on_record is not None:
             on_record(done)
     return answers
@@ -155,7 +118,7 @@ def evaluation_set(
     Args:
         name: a task of :mod:`code_qa`, "lookup", or SQuAD-shaped data of anyone (see :func:`load_qa`).
         tokenizer: measures the documents.
-        split: "test", "validation" or "stdlib"; or a split of the given data.
+        split: "test" or "validation"; or a split of the given data.
         per_length: most questions per length bucket (code, files) or length (lookup; half one hop, half two).
         lengths: of lookup documents, in tokens.
         seed: of the choice.
@@ -186,8 +149,3 @@ def choose_by_length(data: Sequence[dict[str, Any]], per_length: int, seed: int)
         records = by_bucket.get(bucket, [])
         chosen += rng.sample(records, min(per_length, len(records)))
     return chosen
-
-
-def source_name(name: str) -> str:
-    """Return a short name of the data for tables."""
-    return name if name in (*TASKS, "lookup") else Path(name).stem

@@ -214,12 +214,6 @@ def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:
     return rows
 
 
-def read_answers(path: str | Path) -> list[ScoredAnswer]:
-    """Return the answers that :func:`write_report` stored."""
-    stored = json.loads(Path(path).read_text(encoding="utf-8"))["answers"]
-    return [ScoredAnswer(**dict(zip(stored["columns"], row, strict=True))) for row in stored["rows"]]
-
-
 def _to_json(answers: Sequence[ScoredAnswer], about: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     """Return the record as JSON: indented, but one answer per line."""
     head = json.dumps({"about": dict(about), "table": table}, indent=1).removesuffix("\n}")

@@ -16,7 +16,6 @@ import typer
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
-from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.families import FAMILIES, Family
 from hf_longattn.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
@@ -31,7 +30,8 @@ from scripts.dev.benchmarks.short_texts import markdown as short_texts_markdown
 from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.benchmarks.training_steps import markdown as training_steps_markdown
-from scripts.dev.studies.qa_table import above, summary_markdown, to_markdown
+from scripts.dev.studies.joint_reading import brief as joint_reading_brief
+from scripts.dev.studies.joint_reading import tables as joint_reading_tables
 from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
 from scripts.dev.tools.device_counts import in_brief
 from scripts.dev.tools.lowering import in_brief as lowering_in_brief
@@ -87,24 +87,6 @@ def speed_in_brief() -> str:
     machines = {where(record): [row for row, other in records.items() if where(other) == where(record)] for record in records.values()}
     lines = [f"*{machine}*" if len(machines) == 1 else f"*{'; '.join(measured)}: {machine}.*" for machine, measured in machines.items()]
     return "\n".join([markdown_table(["", *(f"{length:,} tokens" for length in lengths)], rows), "", "\n\n".join(lines)])
-
-
-def quality(name: str) -> str:
-    """The tables of a question-answering evaluation."""
-    record = stored(name)
-    return (
-        NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa") if record is None else to_markdown(record["table"]).strip()
-    )
-
-
-def quality_in_brief(name: str) -> str:
-    """One table of a question-answering evaluation."""
-    record = stored(name)
-    return (
-        NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa")
-        if record is None
-        else summary_markdown(record["table"]).strip()
-    )
 
 
 def gpu() -> str:
@@ -234,28 +216,6 @@ def families() -> str:
     return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
 
 
-QUESTIONS = {"argument": "which parameter receives an argument", "base": "which module a base class comes from"}
-"""The natural tasks of the reference evaluation, as their questions say it."""
-READERS = {
-    "windows of 512, stride 128": "BERT, overlapping windows of 512",
-    "converted to longformer": "converted to longformer",
-    "longformer, fine-tuned": "the same, fine-tuned for 1.5 minutes",
-}
-
-
-def quality_brief(name: str) -> str:
-    """Exact match on long files, for the old model, the converted one and the trained one."""
-    record = stored(name)
-    if record is None:
-        return NOT_MEASURED.format(name, "python -m scripts.dev.studies.evaluate_qa")
-    scores = {task: {reader: above(record["table"][task][reader], 1024) for reader in READERS} for task in QUESTIONS}
-    rows = [[label, *(f"{plus_minus(*scores[task][reader][:2], 0)} %" for task in QUESTIONS)] for reader, label in READERS.items()]
-    counts = " and ".join(f"{scores[task][reader][2]:,}" for task in QUESTIONS for reader in list(READERS)[:1])
-    table = markdown_table(["exact match", *QUESTIONS.values()], rows)
-    note = f"{counts} questions, whose answers are far from what is asked; ± one standard error"
-    return f"{table}\n\n*{note} ([how it was measured](docs/results/long_qa.md)).*"
-
-
 def commands() -> str:
     """The commands of the command line, with the first sentence of their help."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -284,8 +244,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "attention-backward": partial(speed, "attention-window-window512-backward-fp32"),
     "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
     "model": partial(speed, "model-longformer-window512-fp32"),
-    "qa": partial(quality, "qa"),
-    "qa-brief": partial(quality_in_brief, "qa"),
+    "joint-reading": partial(study, "joint_reading", joint_reading_tables, "python -m scripts.dev.studies.joint_reading"),
+    "joint-reading-brief": partial(study, "joint_reading", joint_reading_brief, "python -m scripts.dev.studies.joint_reading"),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": gpu,
@@ -319,7 +279,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "conversions": conversions,
     "mechanism-options": mechanism_pages.shared_options,
     "families": families,
-    "quality-brief": partial(quality_brief, "qa"),
     **{name: partial(study_page, name) for name in STUDIES},
     "commands": commands,
 }

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from hf_longattn.errors import LongAttentionError
 from scripts.dev.studies import corpus
-from scripts.dev.studies.corpus import InstalledPackages, Module, TextFolder, iter_modules, split_of, without_near_duplicates
+from scripts.dev.studies.corpus import iter_modules, split_of
 from tests.byte_tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 
@@ -72,27 +72,6 @@ def test_installed_test_package() -> None:
     assert len(modules) > 100
     assert all(module.package == "networkx" and module.path.startswith("networkx/") for module in modules)
     assert [module.path for module in modules] == sorted((m.path for m in modules), key=lambda p: (p.rsplit("/", 1)[0], p))
-    assert "networkx" in InstalledPackages().describe()
-
-
-def test_text_folder_splits_by_content(tmp_path: Path) -> None:
-    for index in range(200):
-        (tmp_path / f"{index}.txt").write_text(f"text number {index % 150}")
-    folder = TextFolder(tmp_path)
-    texts = {split: {module.text for module in folder.iter_modules(split)} for split in corpus.SPLITS}
-    assert sum(len(part) for part in texts.values()) == len(set.union(*texts.values())) == 150
-    assert len(texts["train"]) > 100
-    assert texts["validation"]
-    assert texts["test"]
-    with pytest.raises(LongAttentionError, match="does not exist"):
-        TextFolder(tmp_path / "absent")
-
-
-def test_near_duplicates_and_copies_of_held_out_code_are_dropped() -> None:
-    lines = [f"a line that is long enough {index}" for index in range(10)]
-    modules = [Module("p", str(i), "\n".join(part)) for i, part in enumerate((lines, [*lines[:9], "something else altogether"], lines[5:]))]
-    assert [m.path for m in without_near_duplicates(modules)] == ["0"]
-    assert [m.path for m in without_near_duplicates(modules[:1], avoid=modules[1:2])] == []
 
 
 def test_tokenizer_round_trip(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.dev.studies.qa_run import ScoredAnswer, StoredAnswers, bucket_of, run_readers
-from scripts.dev.studies.qa_table import by_position, card_results, read_answers, summary_markdown, tabulate, to_markdown, write_report
+from scripts.dev.studies.qa_run import ScoredAnswer, bucket_of, run_readers
+from scripts.dev.studies.qa_table import by_position, card_results, summary_markdown, tabulate, to_markdown, write_report
 
 
 class Fixed:
@@ -40,17 +40,6 @@ def test_run_is_interleaved(answers: list[ScoredAnswer]) -> None:
         ("many", 1, "b", 1.0),
     ]
     assert all(answer.seconds >= 0 for answer in answers)
-
-
-def test_an_interrupted_run_asks_only_what_is_left(tmp_path: Path) -> None:
-    path = tmp_path / "work" / "answers.jsonl"
-    run_readers([Fixed("one", "yes", 0)], RECORDS[:1], "set", stored=StoredAnswers(path))
-    with path.open("a") as file:
-        file.write('{"system": "one", "se')  # cut off
-    changed = [Fixed("one", "no", 0), Fixed("one", "no", 1)]
-    answers = run_readers(changed, RECORDS, "set", stored=StoredAnswers(path))
-    assert [(a.seed, a.id, a.text) for a in answers] == [(0, "a", "yes"), (1, "a", "no"), (0, "b", "no"), (1, "b", "no")]
-    assert list(StoredAnswers(path).answers.values()) == answers
 
 
 def test_table(answers: list[ScoredAnswer]) -> None:
@@ -94,9 +83,8 @@ def test_report(answers: list[ScoredAnswer], tmp_path: Path) -> None:
     table = write_report(tmp_path / "sub" / "qa", answers, {"machine": "a test"}, "Title")
     stored = json.loads((tmp_path / "sub" / "qa.json").read_text())
     assert stored["table"] == json.loads(json.dumps(table))
-    assert [(a.id, a.system, a.seed, a.exact) for a in read_answers(tmp_path / "sub" / "qa.json")] == [
-        (a.id, a.system, a.seed, a.exact) for a in answers
-    ]
+    rows = [dict(zip(stored["answers"]["columns"], row, strict=True)) for row in stored["answers"]["rows"]]
+    assert [ScoredAnswer(**row).exact for row in rows] == [answer.exact for answer in answers]
     text = (tmp_path / "sub" / "qa.md").read_text()
     assert "| many (2 seeds) | 50.0 | 50.0 | 50.0 |" in text
     assert "≤ 512 (n=1)" in to_markdown(table)
