@@ -1,5 +1,7 @@
-"""Batches: padded rows, rows packed without padding, which every mechanism keeps apart, and batches of a number of tokens; and the
-processes that share them."""
+"""Batches, padded, packed or of a number of tokens, and the processes that share them.
+
+Packed sequences share one row without padding; every mechanism keeps them apart.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 LONGEST_ARGUMENT = 60
 """Characters of an argument that is asked for."""
 LEAST_PARAMETERS = 3
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _NO_FUNCTION = {"property", "cached_property", "setter", "getter", "deleter", "overload"}
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -256,7 +256,7 @@ def _askable(argument: str, parameter: str, asked: Counter[str]) -> bool:
 
 def words(text: str) -> set[str]:
     """The lower-case words of identifiers, split at underscores and capitals."""
-    return {word.lower() for word in _WORD.findall(text)}
+    return {word.lower() for word in WORD.findall(text)}
 
 
 def base_questions(parsed: Parsed) -> Iterator[Question]:

@@ -232,7 +232,7 @@ def summary(answers: Sequence[Answer]) -> dict[str, Any]:
     return table
 
 
-def tables(record: Mapping[str, Any]) -> str:
+def markdown(record: Mapping[str, Any]) -> str:
     """Accuracy and seconds of every system, and how they were measured."""
     rows = []
     for name, label in ROWS.items():
@@ -244,17 +244,13 @@ def tables(record: Mapping[str, Any]) -> str:
                      for kind in TEST)  # fmt: skip
     header = ["accuracy, %", *(f"{kind} ({test[kind]})" for kind in TEST), "seconds a page"]
     return (
+        f"# Claims about whole pages: all-MiniLM-L6-v2\n\n"
         f"{markdown_table(header, rows)}\n\nThe converted model minus the mean of windows, in points: {more}.\n\n{test['true']} of the "
         f"claims are true; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over {test['pages']} folders of "
         f"modules. Each started from its reader of questions and was trained for {minutes.excerpts:g} minutes on claims about excerpts "
         f"and for {minutes.pages:g} on claims about whole pages, these once for each seed.\n\n"
         f"{footnote(record['machine'])}"
     )
-
-
-def markdown(record: Mapping[str, Any]) -> str:
-    """The page of the result."""
-    return f"# Claims about whole pages: all-MiniLM-L6-v2\n\n{tables(record)}"
 
 
 @one_sentence_errors

@@ -206,7 +206,7 @@ def summary(ranks: Sequence[Rank]) -> dict[str, Any]:
     return table
 
 
-def tables(record: Mapping[str, Any]) -> str:
+def markdown(record: Mapping[str, Any]) -> str:
     """MRR, first places and seconds of every system, and how they were measured."""
     rows = []
     for name, label in ROWS.items():
@@ -217,6 +217,7 @@ def tables(record: Mapping[str, Any]) -> str:
     more = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*record["table"]["long"]["more than the best chunk"])
     header = [f"{test['queries']} queries", "MRR, %", "right page first, %", "seconds a query"]
     return (
+        f"# Reranking whole pages: all-MiniLM-L6-v2\n\n"
         f"{markdown_table(header, rows)}\n\nWhole pages minus the best chunk, in points of MRR: {more}.\n\nBM25 has the right page among "
         f"its first {CANDIDATES} for {test['found']} queries. Pages of {LENGTHS[0]:,} to {LENGTHS[1]:,} tokens; seeds "
         f"{', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over folders of modules. Both cross-encoders share "
@@ -224,11 +225,6 @@ def tables(record: Mapping[str, Any]) -> str:
         "for each seed.\n\n"
         f"{footnote(record['machine'])}"
     )
-
-
-def markdown(record: Mapping[str, Any]) -> str:
-    """The page of the result."""
-    return f"# Reranking whole pages: all-MiniLM-L6-v2\n\n{tables(record)}"
 
 
 @one_sentence_errors

@@ -56,8 +56,9 @@ SHORT, LONG, STRIDE = 512, 4096, 128
 EXCERPTS = {"first": (90, 250), "second": (100, 440), "longer": (100, 3600)}
 """Tokens of the excerpts, fewest and most."""
 LAYOUT = ("--option", "window=128", "--layers", "2=full")
-"""Windows, and one layer where tokens with the same name see each other wherever they stand: of six, the one that found most, untrained, on
-pages that are not of the test."""
+"""Windows of 128, and full attention in one layer, where equal names see each other anywhere on the page.
+
+Of the six layers, this one found most before any training, on pages that are not of the test."""
 TEST = {"one place": 110, "two places": 140, "names exchanged": 110, "none": 70}
 """Questions of each kind, at most; "names exchanged" are of two places, with another class's name in the first one."""
 RULES = {"random": any_sentence, "lexical": most_words, "program": program}
@@ -424,7 +425,7 @@ def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
     return [round(number, 1) for number in interval(pages)]
 
 
-def tables(record: Mapping[str, Any]) -> str:
+def markdown(record: Mapping[str, Any]) -> str:
     """Exact match and seconds of every system, and how they were measured."""
     rows = []
     for name, label in ROWS.items():
@@ -436,6 +437,7 @@ def tables(record: Mapping[str, Any]) -> str:
     more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in TEST)
     minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
     return (
+        f"# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n"
         f"{markdown_table(header, rows)}\n\nThe converted model minus windows, in points: {more}.\n\n"
         f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}); seeds {seeds}; "
         f"95 % intervals by bootstrap over pages. All readers share {sum(minutes[:3]):g} minutes of training on excerpts of less than "
@@ -443,11 +445,6 @@ def tables(record: Mapping[str, Any]) -> str:
         "more once for each seed.\n\n"
         f"{footnote(record['machine'])}"
     )
-
-
-def markdown(record: Mapping[str, Any]) -> str:
-    """The page of the result."""
-    return f"# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n{tables(record)}"
 
 
 def brief(record: Mapping[str, Any]) -> str:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from scripts.dev.studies.code_questions import WORD, words
+
 _DEFINITION = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", re.MULTILINE)
 _IMPORT = re.compile(r"^[ \t]*from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)", re.MULTILINE)
 _ASSIGNED = re.compile(r"^# lookup (\w+) (\w+)$", re.MULTILINE)
 _QUOTED = re.compile(r"`([^`]*)`")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _OPEN, _CLOSED = "([{", ")]}"
 
 
@@ -39,10 +40,10 @@ class LexicalRule:
     def answer(self, record: Mapping[str, Any]) -> str:
         """Return the answer to ``record``."""
         asked = " ".join(_QUOTED.findall(record["question"])) or record["question"]
-        words, letters = _words(asked), _trigrams(asked)
+        asked_words, letters = words(asked), _trigrams(asked)
         best, best_score = "", (-1.0, -1.0)
         for key, answer in candidates(record):
-            score = (len(words & _words(key)) / (1 + len(_words(key))), len(letters & _trigrams(key)) / (1 + len(_trigrams(key))))
+            score = (len(asked_words & words(key)) / (1 + len(words(key))), len(letters & _trigrams(key)) / (1 + len(_trigrams(key))))
             if score > best_score:
                 best, best_score = answer, score
         return best
@@ -139,10 +140,6 @@ def _parameters(context: str, start: int) -> list[str]:
     return names[1:] if names[:1] in (["self"], ["cls"]) else names
 
 
-def _words(text: str) -> set[str]:
-    return {word.lower() for word in _WORD.findall(text)}
-
-
 def _trigrams(text: str) -> set[str]:
-    plain = "".join(_WORD.findall(text)).lower()
+    plain = "".join(WORD.findall(text)).lower()
     return {plain[place : place + 3] for place in range(len(plain) - 2)}

@@ -30,6 +30,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LongAttentionError
+from scripts.dev.studies.code_questions import words
 
 PACKAGES = {
     "train": """anyio babel jedi joblib mpmath mypyc onnx onnx_ir onnxscript parso pygments sphinx sqlalchemy sympy torch torchao
@@ -52,7 +53,6 @@ _SKIPPED = frozenset({"tests", "test", "testing", "_vendor", "_vendored", "__pyc
 _ORDINARY = frozenset(
     {"how", "is", "the", "class", "that", "described", "as", "a", "an", "of", "in", "to", "for", "and", "or", "with", "by", "on"}
 )
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ def questions_of(page: Page, elsewhere: Sequence[str] = ()) -> Iterator[Question
     for entry in page.described.values():
         yield Question("one place", f"How is `{entry.name}` described?", entry, entry)
     for entry in page.unique.values():
-        for words, name in entry.relations:
-            text = f"How is the {words.format(entry.name)} described?"
+        for relation, name in entry.relations:
+            text = f"How is the {relation.format(entry.name)} described?"
             target = page.described.get(name)
             if target is not None and target.is_class and name != entry.name.partition(".")[0]:
                 yield Question("two places", text, entry, target, name)
@@ -252,10 +252,6 @@ def questions_of(page: Page, elsewhere: Sequence[str] = ()) -> Iterator[Question
     for name in elsewhere:
         if name not in page.text:
             yield Question("none", f"How is `{name}` described?", None, None)
-
-
-def _words(name: str) -> set[str]:
-    return {word.lower() for word in _WORD.findall(name)}
 
 
 def excerpt(
@@ -375,11 +371,11 @@ def program(record: Mapping[str, Any]) -> str:
 
 def most_words(record: Mapping[str, Any]) -> str:
     """The first sentence of the entry with most words of the question, as a share of its own."""
-    asked = _words(record["question"]) - _ORDINARY
+    asked = words(record["question"]) - _ORDINARY
 
     def share(entry: tuple[str, str]) -> float:
-        words = _words(" ".join(entry))
-        return len(asked & words) / (1 + len(words))
+        its = words(" ".join(entry))
+        return len(asked & its) / (1 + len(its))
 
     return max((entry for entry in sentences(record["context"]).values() if entry[1]), key=share, default=("", ""))[1]
 

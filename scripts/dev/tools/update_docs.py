@@ -31,15 +31,14 @@ from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.benchmarks.training_steps import markdown as training_steps_markdown
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
-from scripts.dev.studies.joint_reading import tables as joint_reading_tables
 from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
 from scripts.dev.tools.device_counts import in_brief
 from scripts.dev.tools.lowering import in_brief as lowering_in_brief
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 STUDIES = (
-    "compress", "context", "diagnosis", "distillation", "inference", "mlm", "packing", "probes", "retrieval", "seams", "search", "serving",
-    "table5", "tiled",
+    "compress", "context", "diagnosis", "distillation", "inference", "joint_reading", "mlm", "packing", "probes", "retrieval", "seams",
+    "search", "serving", "table5", "tiled",
 )  # fmt: skip
 """Stored results whose page is a block of its own name."""
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
@@ -244,7 +243,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "attention-backward": partial(speed, "attention-window-window512-backward-fp32"),
     "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
     "model": partial(speed, "model-longformer-window512-fp32"),
-    "joint-reading": partial(study, "joint_reading", joint_reading_tables, "python -m scripts.dev.studies.joint_reading"),
     "joint-reading-brief": partial(study, "joint_reading", joint_reading_brief, "python -m scripts.dev.studies.joint_reading"),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
