@@ -145,9 +145,10 @@ def build(work: Path, tokenizer: Any) -> None:
 def train(work: Path, seed: int, minutes: Minutes) -> None:
     """Train two readers of claims about excerpts, which all seeds share, and go on with whole pages."""
     task = "classify --question-column claim --max_eval_samples 200"
-    for name, windows, rows in (("windows", "-windows", 8), ("long", "", 2)):
-        fine_tune(work, f"claims-{name}", task, name, "claims-short", minutes.excerpts, seed, "--batch_size 8 --learning_rate 1e-4")
-        held_out, more = f"claims-validation{windows}", f"--batch_size {rows} --learning_rate 5e-5"
+    for name, windows in (("windows", "-windows"), ("long", "")):
+        few = "--warmup_steps 50 --tokens_per_batch 2048 --learning_rate 1e-4"
+        fine_tune(work, f"claims-{name}", task, name, "claims-short", minutes.excerpts, seed, few)
+        held_out, more = f"claims-validation{windows}", "--tokens_per_batch 4096 --learning_rate 5e-5"
         pages = f"claims-train{windows}"
         fine_tune(work, f"claims-{name}-{seed}", task, f"claims-{name}", pages, minutes.pages, seed, more, held_out=held_out)
 
