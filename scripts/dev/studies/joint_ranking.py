@@ -1,19 +1,21 @@
-"""Reranking on a real checkpoint: pages found by BM25 for two sentences from far places, read whole or in chunks.
+"""Reranking on a real checkpoint: which of several versions of a page answers a question of two far places?
 
+    python -m scripts.dev.studies.joint_reading --work runs/joint      first: it trains the readers that this study starts from
     python -m scripts.dev.studies.joint_ranking --work runs/joint      three seeds; resumes what was interrupted
 
-The query is two descriptions of a page of :mod:`reference_pages`, taken out of it, from far places; so no chunk holds what is said about
-both. all-MiniLM-L6-v2 becomes a cross-encoder on queries and chunks of 512 tokens; from there on, with equal minutes: a page's
-score is that of its best chunk, or of the two best; or the model is converted to 4,096 tokens and reads the page. All trainings are the
-commands of users.
+Questions and pages are those of ``joint_reading``. Every page of the test stands in the corpus in four versions, as in the documentation
+of four releases: each lacks some entry, and three lack the one that answers. BM25 finds 20 pages; it cannot tell versions apart. Then a
+cross-encoder scores the pages: by their best window of 512 tokens, by the two best, or, converted, by all of the page. Both start from
+their readers of questions and get equal minutes of ``longattn train embed --reranker``.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,71 +25,94 @@ import numpy as np
 
 from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
 from scripts.dev.studies.joint_reading import (
-    convert,
+    check_readers,
     fine_tune,
     finish,
-    interval,
-    prepare,
+    on_every_core,
+    over_pages,
     read,
     read_options,
     stored,
     windows_of,
     write,
 )
-from scripts.dev.studies.reference_pages import FAR, PACKAGES, Page, pages_of
+from scripts.dev.studies.reference_pages import ENTRY, asked_name, program, without_entry
 
 OUTPUT = Path("scripts/dev/results/joint_ranking")
-LENGTHS = (1000, 1700)
-"""Tokens of a page, drawn between these: twenty are read for each query."""
-CANDIDATES, TEST = 20, 120
+KINDS = ("two places", "names exchanged")
+CANDIDATES, VERSIONS, TEST = 20, 4, 24
+"""Pages that are read for a question, versions of a page, and questions of each kind."""
+LONGEST = 2000
+"""Tokens of a page: twenty are read for each question."""
 ROWS = {
     "random": "BM25's first 20 in random order",
     "bm25": "BM25",
-    "best": "BM25, then the best chunk",
-    "two": "BM25, then the two best chunks",
-    "long": "BM25, then the whole page (converted, longformer)",
+    "program": "BM25, then a program written for the questions",
+    "best": "BM25, then the original on the best window of 512",
+    "two": "BM25, then the original on the two best windows",
+    "long": "BM25, then the converted model on the whole page",
 }
 
 
 class Minutes(NamedTuple):
-    """Minutes of training: on chunks, and on chunks or whole pages."""
+    """Minutes of training: on excerpts of less than 512 tokens, and on whole pages and longer excerpts."""
 
-    chunks: float = 10.0
-    pages: float = 5.0
+    excerpts: float = 3.0
+    pages: float = 2.0
 
 
 class Rank(NamedTuple):
-    """One over the place of the right page among the candidates, 0 where BM25 did not find it; ``seed`` is None for BM25."""
+    """One over the place of the right page among the candidates, 0 where BM25 did not find it; ``seed`` is None for what has none."""
 
     system: str
     seed: int | None
-    page: str
+    kind: str
+    folder: str
+    question: str
     reciprocal: float
-    first: bool
     seconds: float
 
 
-class Query(NamedTuple):
-    """Two descriptions, the page without them, and the characters at which they stood."""
+def pairs(records: Sequence[Mapping[str, Any]], seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the questions for a description that the page has, with the page, and two negatives: it without that, and another page."""
+    rng = random.Random(seed)
+    for record in asked_of(records):
+        without = without_entry(record["context"], record["answers"]["answer_start"][0])
+        other = next(text for text in iter(lambda: rng.choice(records)["context"], None) if asked_name(record["question"]) not in text)
+        for negative in (without, other):
+            yield {"anchor": record["question"], "positive": record["context"], "negative": negative}
 
-    text: str
-    page: str
-    places: tuple[int, int]
+
+def asked_of(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The questions for a description that the page has."""
+    return [record for record in records if record["answers"]["text"] and record["question"].startswith("How")]
 
 
-def query_of(page: Page, rng: random.Random) -> Query | None:
-    """A query about a page; None where no two descriptions are :data:`FAR` tokens apart."""
-    entries = [entry for entry in page.described.values() if len(entry.answer) >= 40]
-    pairs = [(one, other) for one in entries for other in entries if other.start - one.start >= FAR * 4.2]
-    if not pairs:
-        return None
-    first, second = rng.choice(pairs)
-    text, places = page.text, list[int]()
-    for entry in (second, first):
-        start, end = entry.answer_start, entry.answer_start + len(entry.answer)
-        text = text[:start] + text[end:]
-        places.insert(0, start)
-    return Query(f"{first.answer} {second.answer}", text, (places[0], places[1] - len(first.answer)))
+def in_windows(records: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the same with windows: the one that has the answer, and of each negative the one at that place."""
+    made = pairs(records, seed)
+    for record in asked_of(records):
+        asked, (answer,), (at,) = record["question"], record["answers"]["text"], record["answers"]["answer_start"]
+        inside = [text for _, text in windows_of(asked, record["context"], tokenizer) if answer in text]
+        for pair in itertools.islice(made, 2):
+            there = [text for start, text in windows_of(asked, pair["negative"], tokenizer) if start <= at]
+            yield from ({"anchor": asked, "positive": text, "negative": there[-1]} for text in inside[:1])
+
+
+def versions(record: Mapping[str, Any], count: int, rng: random.Random) -> list[str]:
+    """The page without one other entry, and ``count - 1`` times without one other and the one that answers; [] where it has too few."""
+    text, at = record["context"], record["answers"]["answer_start"][0]
+    starts = [match.start() for match in ENTRY.finditer(text) if match["name"] != asked_name(record["question"])]
+    target = max(start for start in starts if start < at)
+    others = [start for start in starts if start != target]
+    if len(others) < count:
+        return []
+    chosen = rng.sample(others, count)
+    made = [without_entry(text, chosen[0] + 1)]
+    for other in chosen[1:]:
+        first, second = sorted((other + 1, at))
+        made.append(without_entry(without_entry(text, second), first))
+    return made
 
 
 class Words:
@@ -100,131 +125,148 @@ class Words:
         self.texts, self.index = list(texts), bm25s.BM25()
         self.index.index(bm25s.tokenize(self.texts, stopwords="en", show_progress=False), show_progress=False)
 
-    def first(self, query: str, count: int) -> list[int]:
-        """Numbers of the best pages."""
+    def order(self, query: str) -> list[int]:
+        """Numbers of all pages, the best first."""
         tokens = self.bm25s.tokenize([query], stopwords="en", show_progress=False)
-        found, _ = self.index.retrieve(tokens, k=min(count, len(self.texts)), show_progress=False)
+        found, _ = self.index.retrieve(tokens, k=len(self.texts), show_progress=False)
         return [int(number) for number in found[0]]
 
 
+def questions_with_candidates(records: Sequence[Mapping[str, Any]], count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """At most ``count`` questions of each of :data:`KINDS` with BM25's first pages, one of which answers.
+
+    The corpus has the versions of all their pages, in random order, and the other pages; for each question, those that answer it as well
+    are left out.
+    """
+    rng = random.Random(seed)
+    asked = [
+        record
+        for kind in KINDS
+        for record in [one for one in records if one["kind"] == kind and len(versions(one, VERSIONS, random.Random(0))) == VERSIONS][:count]
+    ]
+    of_question = [versions(record, VERSIONS, rng) for record in asked]
+    corpus = list(dict.fromkeys([page for pages in of_question for page in pages] + [record["context"] for record in records]))
+    rng.shuffle(corpus)
+    words, rows = Words(corpus), []
+    for record, (right, *_) in zip(asked, of_question, strict=True):
+        found = list[str]()
+        for number in words.order(record["question"]):
+            if len(found) < CANDIDATES and (corpus[number] == right or not program({**record, "context": corpus[number]})):
+                found.append(corpus[number])
+        rows.append({"query": record["question"], "kind": record["kind"], "title": record["title"], "pages": found,
+                     "right": found.index(right) if right in found else -1})  # fmt: skip
+    return rows
+
+
 def build(work: Path, tokenizer: Any) -> None:
-    """Write pairs of queries and chunks, pairs of queries and pages, and the test with its candidates."""
+    """Write pairs to train on and the test with its candidates, from the files of ``joint_reading``."""
     rng = random.Random(0)
-    for split in ("train", "test"):
-        pages = [page for name in PACKAGES[split].split() for page in pages_of(name, LENGTHS)]
-        queries = [query_of(page, rng) if len(page.text) / 4 >= LENGTHS[0] / 1.2 else None for page in pages]
-        asked = {number: query for number, query in enumerate(queries) if query is not None}
-        texts = [asked[number].page if number in asked else page.text for number, page in enumerate(pages)]
-        words, order = Words(texts), rng.sample(list(asked), len(asked))
-        if split == "test":
-            rows = []
-            for number in order[:TEST]:
-                found = words.first(asked[number].text, CANDIDATES)
-                rows.append({"query": asked[number].text, "title": pages[number].title, "pages": [texts[one] for one in found],
-                             "right": found.index(number) if number in found else -1})  # fmt: skip
-            write(work / "ranking-test.jsonl", rows)
-            continue
-        whole, parts = [], []
-        for number in order:
-            query = asked[number]
-            wrong = rng.choice([one for one in words.first(query.text, CANDIDATES) if one != number])
-            whole.append({"anchor": query.text, "positive": texts[number], "negative": texts[wrong]})
-            wrong_chunk = rng.choice(windows_of(query.text, texts[wrong], tokenizer))[1]
-            for place in query.places:
-                inside = [text for start, text in windows_of(query.text, texts[number], tokenizer) if start <= place < start + len(text)]
-                if inside:
-                    parts.append({"anchor": query.text, "positive": inside[0], "negative": wrong_chunk})
-        write(work / "ranking-pages.jsonl", whole)
-        write(work / "ranking-chunks.jsonl", rng.sample(parts, len(parts)))
+    short, longer, pages = (read(work / f"{name}.jsonl") for name in ("second", "longer", "pages"))
+    for name, found in (
+        ("short", pairs(short)),
+        ("pages", pairs(longer + pages)),
+        ("pages-windows", in_windows(rng.sample(longer, 2000) + pages, tokenizer)),
+    ):
+        its = list(found)
+        rng.shuffle(its)
+        write(work / f"ranking-{name}.jsonl", its)
+    write(
+        work / "ranking-test.jsonl", questions_with_candidates([one for one in read(work / "test.jsonl") if one["tokens"] <= LONGEST], TEST)
+    )
 
 
 def train(work: Path, seed: int, minutes: Minutes) -> None:
-    """Train the cross-encoder of chunks, which all seeds share; go on with it, and train the converted one on whole pages."""
-    task = "embed --reranker --max_eval_samples 20"
-    fine_tune(work, "ranking", task, "minilm", "ranking-chunks", minutes.chunks, seed, "--batch_size 8 --learning_rate 1e-4")
-    convert(work, "ranking", "ranking-converted")
-    for name, model, data, rows in (("chunks", "ranking", "chunks", 8), ("long", "ranking-converted", "pages", 4)):
-        more = f"--batch_size {rows} --learning_rate 5e-5"
-        fine_tune(work, f"ranking-{name}-{seed}", task, model, f"ranking-{data}", minutes.pages, seed, more)
+    """Train two cross-encoders on excerpts, which all seeds share, and go on with whole pages."""
+    task = "embed --reranker --max_eval_samples 12"
+    for name, windows in (("windows", "-windows"), ("long", "")):
+        fine_tune(work, f"ranking-{name}", task, name, "ranking-short", minutes.excerpts, seed, "--batch_size 5 --learning_rate 1e-4")
+        more = f"--batch_size {4 if windows else 3} --learning_rate 5e-5"
+        fine_tune(work, f"ranking-{name}-{seed}", task, f"ranking-{name}", f"ranking-pages{windows}", minutes.pages, seed, more)
 
 
-def score(work: Path, seeds: Sequence[int]) -> list[Rank]:
-    """Rank the candidates of every query by every system, one query after the other."""
+def ranks_of(work: Path, seed: int, step: int, first: int) -> list[Rank]:
+    """Rank the candidates of every ``step``-th question by both readers of a seed, one after the other."""
     from sentence_transformers import CrossEncoder
 
     import hf_longattn  # noqa: F401 (its models register themselves)
 
-    test, ranks = read(work / "ranking-test.jsonl"), list[Rank]()
+    original, converted = (CrossEncoder(str(work / f"ranking-{name}-{seed}"), device="cpu") for name in ("windows", "long"))
+    ranks = []
+    for row in read(work / "ranking-test.jsonl")[first::step]:
+        started = time.perf_counter()
+        parts = [[text for _, text in windows_of(row["query"], page, original.tokenizer)] for page in row["pages"]]
+        flat = original.predict([(row["query"], text) for its in parts for text in its], batch_size=8, show_progress_bar=False)
+        seconds, values = time.perf_counter() - started, iter(flat.tolist())
+        of_page = [sorted((next(values) for _ in its), reverse=True) for its in parts]
+        ranks.append(rank("best", seed, row, [its[0] for its in of_page], seconds))
+        ranks.append(rank("two", seed, row, [sum(its[:2]) for its in of_page], seconds))
+        started = time.perf_counter()
+        scores = converted.predict([(row["query"], page) for page in row["pages"]], batch_size=2, show_progress_bar=False)
+        ranks.append(rank("long", seed, row, scores.tolist(), time.perf_counter() - started))
+    return ranks
 
-    def rank(system: str, seed: int | None, row: Mapping[str, Any], scores: Sequence[float], seconds: float) -> Rank:
-        place = list(np.argsort(-np.asarray(scores), kind="stable")).index(row["right"]) + 1 if row["right"] >= 0 else 0
-        return Rank(system, seed, row["title"], 1 / place if place else 0.0, place == 1, seconds)
 
-    def of_readers(seed: int) -> Iterator[Rank]:
-        chunks, long = (CrossEncoder(str(work / f"ranking-{name}-{seed}"), device="cpu") for name in ("chunks", "long"))
-        for row in test:
-            started = time.perf_counter()
-            parts = [[text for _, text in windows_of(row["query"], page, chunks.tokenizer)] for page in row["pages"]]
-            flat = chunks.predict([(row["query"], text) for its in parts for text in its], batch_size=8, show_progress_bar=False)
-            seconds, values = time.perf_counter() - started, iter(flat.tolist())
-            of_page = [sorted((next(values) for _ in its), reverse=True) for its in parts]
-            yield rank("best", seed, row, [its[0] for its in of_page], seconds)
-            yield rank("two", seed, row, [sum(its[:2]) for its in of_page], seconds)
-            started = time.perf_counter()
-            scores = long.predict([(row["query"], page) for page in row["pages"]], batch_size=2, show_progress_bar=False)
-            yield rank("long", seed, row, scores.tolist(), time.perf_counter() - started)
+def rank(system: str, seed: int | None, row: Mapping[str, Any], scores: Sequence[float], seconds: float = 0.0) -> Rank:
+    """The rank of the right page by a system's scores of the candidates; of equal ones, BM25's order counts."""
+    place = list(np.argsort(-np.asarray(scores, dtype=float), kind="stable")).index(row["right"]) + 1 if row["right"] >= 0 else 0
+    return Rank(system, seed, row["kind"], row["title"], row["query"], 1 / place if place else 0.0, seconds)
 
-    for row in test:
+
+def score(work: Path, seeds: Sequence[int]) -> list[Rank]:
+    """Rank the candidates of every question by every system."""
+    ranks = list[Rank]()
+    for row in read(work / "ranking-test.jsonl"):
         count = len(row["pages"])
-        ranks.append(rank("bm25", None, row, [-place for place in range(count)], 0.0))
-        ranks.append(rank("random", None, row, random.Random(row["query"]).sample(range(count), count), 0.0))
+        ranks.append(rank("bm25", None, row, [-place for place in range(count)]))
+        ranks.append(rank("random", None, row, random.Random(row["query"]).sample(range(count), count)))
+        ranks.append(rank("program", None, row, [program({"question": row["query"], "context": page}) != "" for page in row["pages"]]))
     for seed in seeds:
-        ranks += stored(work / f"ranking-ranks-{seed}.json", Rank, partial(of_readers, seed))
+        ranks += stored(work / f"ranking-ranks-{seed}.json", Rank, partial(on_every_core, partial(ranks_of, work, seed)))
     return ranks
 
 
 def summary(ranks: Sequence[Rank]) -> dict[str, Any]:
-    """MRR, first places and seconds of every system, and differences to the best chunk query by query."""
-    table: dict[str, Any] = {}
-    values: dict[str, dict[str, list[Rank]]] = defaultdict(lambda: defaultdict(list))
-    for rank in ranks:
-        values[rank.system][rank.page].append(rank)
-    for name, pages in values.items():
-        table[name] = {
-            "mrr": interval({page: [one.reciprocal for one in found] for page, found in pages.items()}),
-            "first": interval({page: [one.first for one in found] for page, found in pages.items()}),
-            "seconds": float(np.median([one.seconds for found in pages.values() for one in found])),
-        }
-        if name in ("two", "long"):
-            best = values["best"]
-            table[name]["more than the best chunk"] = interval(
-                {
-                    page: [one.reciprocal - other.reciprocal for one, other in zip(found, best[page], strict=True)]
-                    for page, found in pages.items()
-                }
-            )
-    return table
+    """MRR by kind and seconds of every system; and what "long" has more than each in windows, question by question."""
+    table: dict[str, Any] = defaultdict(dict)
+    for kind in KINDS:
+        values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+        for one in ranks:
+            if one.kind == kind:
+                values[one.system][one.folder, one.question].append(one.reciprocal)
+        means = {name: {key: sum(found) / len(found) for key, found in its.items()} for name, its in values.items()}
+        for name, its in means.items():
+            table[name][kind] = over_pages(its)
+        for other in ("best", "two"):
+            table["long"][f"{kind}, more than {other}"] = over_pages({key: one - means[other][key] for key, one in means["long"].items()})
+    for name, row in table.items():
+        row["seconds"] = round(float(np.median([one.seconds for one in ranks if one.system == name])), 1)
+    return dict(table)
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """MRR, first places and seconds of every system, and how they were measured."""
+    """MRR and seconds of every system, and how they were measured."""
     rows = []
     for name, label in ROWS.items():
         row = record["table"][name]
-        cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*row[value]) for value in ("mrr", "first")]
+        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[kind]) for kind in KINDS]
         rows.append([label, *cells, f"{row['seconds']:.1f}" if row["seconds"] else "–"])
-    test, minutes = record["test"], Minutes(*record["minutes"])
-    more = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*record["table"]["long"]["more than the best chunk"])
-    header = [f"{test['queries']} queries", "MRR, %", "right page first, %", "seconds a query"]
-    return (
-        f"# Reranking whole pages: all-MiniLM-L6-v2\n\n"
-        f"{markdown_table(header, rows)}\n\nWhole pages minus the best chunk, in points of MRR: {more}.\n\nBM25 has the right page among "
-        f"its first {CANDIDATES} for {test['found']} queries. Pages of {LENGTHS[0]:,} to {LENGTHS[1]:,} tokens; seeds "
-        f"{', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over folders of modules. Both cross-encoders share "
-        f"{minutes.chunks:g} minutes of training on chunks; then {minutes.pages:g} minutes on chunks, or on whole pages, once "
-        "for each seed.\n\n"
-        f"{footnote(record['machine'])}"
+    test, minutes, long = record["test"], Minutes(*record["minutes"]), record["table"]["long"]
+    more = "; ".join(
+        "{} {:+.0f} [{:+.0f}, {:+.0f}] and {:+.0f} [{:+.0f}, {:+.0f}]".format(
+            kind, *long[f"{kind}, more than best"], *long[f"{kind}, more than two"]
+        )
+        for kind in KINDS
     )
+    header = ["MRR, %", *(f"{kind} ({test[kind]})" for kind in KINDS), "seconds a question, one thread"]
+    about = (
+        f"BM25 has the right page among its first {CANDIDATES} for {test['found']} questions. Pages of 1,000 to {LONGEST:,} tokens in "
+        f"{VERSIONS} versions; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over folders of modules. Each "
+        f"cross-encoder started from its reader of questions and was trained for {minutes.excerpts:g} minutes on excerpts, and for "
+        f"{minutes.pages:g} on whole pages and longer excerpts, these once for each seed."
+    )
+    minus = f"The whole page minus the best window and minus the two best, in points: {more}."
+    parts = ["# Which version of a page answers: all-MiniLM-L6-v2", markdown_table(header, rows), minus, about, footnote(record["machine"])]
+    return "\n\n".join(parts)
 
 
 @one_sentence_errors
@@ -232,14 +274,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     from transformers import AutoTokenizer
 
-    options = read_options(arguments, __doc__, OUTPUT, Minutes, "on chunks, and on chunks or whole pages")
-    prepare(options.work)
+    options = read_options(arguments, __doc__, OUTPUT, Minutes, "on excerpts, and on whole pages and longer excerpts")
+    check_readers(options.work)
     if not (options.work / "ranking-test.jsonl").exists():
         build(options.work, AutoTokenizer.from_pretrained(options.work / "minilm"))
     for seed in options.seeds:
         train(options.work, seed, options.minutes)
     test = read(options.work / "ranking-test.jsonl")
-    about = {"queries": len(test), "found": sum(row["right"] >= 0 for row in test)}
+    about = {**Counter(row["kind"] for row in test), "found": sum(row["right"] >= 0 for row in test)}
     finish(options, about, summary(score(options.work, options.seeds)), markdown)
     return 0
 

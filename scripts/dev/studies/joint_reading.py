@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from hf_longattn.conversion.tensor_files import write_json
+from hf_longattn.errors import LongAttentionError
 from hf_longattn.reading import read_json_object
 from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
 from scripts.dev.real import real_checkpoint
@@ -306,6 +307,14 @@ def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: 
             "--output", work / name, again)  # fmt: skip
 
 
+def check_readers(work: Path) -> None:
+    """Raise :class:`LongAttentionError` where this study has left no readers of questions in ``work``, from which others start."""
+    if not (work / "long" / "model.safetensors").exists():
+        raise LongAttentionError(
+            f"{work} has no readers to start from; first run python -m scripts.dev.studies.joint_reading --work {work}"
+        )
+
+
 def convert(work: Path, model: str, name: str, *more: str, length: int = LONG) -> None:
     """Convert a model of ``work``, with the options ``more``; a folder that is there is kept."""
     if not (work / name).exists():
@@ -336,24 +345,27 @@ def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
     records, answers = read(work / "test.jsonl"), list[Answer]()
     pages = {context: f"page {number}" for number, context in enumerate(dict.fromkeys(record["context"] for record in records))}
     answers += [scored(name, None, record, pages, rule(record), 0.0) for record in records for name, rule in RULES.items()]
-    cores = len(os.sched_getaffinity(0))
-
-    def of_readers(seed: int) -> Iterator[Answer]:
-        with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
-            for found in pool.map(partial(answers_of, work, seed, pages, cores), range(cores)):
-                yield from found
-
     for seed in seeds:
-        answers += stored(work / f"answers-{seed}.json", Answer, partial(of_readers, seed))
+        answers += stored(work / f"answers-{seed}.json", Answer, partial(on_every_core, partial(answers_of, work, seed, pages)))
     return answers
 
 
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+def on_every_core(read: Callable[[int, int], Iterable[Row]]) -> Iterator[Row]:
+    """Yield what ``read(step, first)`` finds in every ``step``-th item, in as many processes as cores, each with one thread."""
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for found in pool.map(partial(read, cores), range(cores)):
+            yield from found
+
+
 def answers_of(work: Path, seed: int, pages: Mapping[str, str], step: int, first: int) -> list[Answer]:
-    """Ask the readers of a seed every ``step``-th question on one thread, reader after reader, so that all meet the same conditions."""
+    """Ask the readers of a seed every ``step``-th question, reader after reader, so that all meet the same conditions."""
     from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
     from hf_longattn.training import load_qa_model
 
-    torch.set_num_threads(1)
     readers, answers = {}, list[Answer]()
     for name in READERS:
         model, tokenizer = load_qa_model(str(work / f"{name}-{seed}"))
@@ -373,9 +385,6 @@ def scored(system: str, seed: int | None, record: Mapping[str, Any], pages: Mapp
 
     exact, f1 = score_answer(text, record["answers"]["text"])
     return Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds)
-
-
-Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 def stored(file: Path, kind: Callable[..., Row], make: Callable[[], Iterable[Row]]) -> list[Row]:

@@ -335,22 +335,35 @@ def halfway(question: Question) -> Question | None:
     return replace(question, kind="one place", text=text, target=target)
 
 
-_ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<first>.+\n(?:    .*\n)*))?", re.MULTILINE)
+def without_entry(text: str, at: int) -> str:
+    """A page without the entry in which character ``at`` stands."""
+    start = text.rindex("\n\n", 0, at)
+    after = re.compile(r"\n\n(?=\S)").search(text, at)
+    return text[:start] + (text[after.start() :] if after else "\n")
+
+
+ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<first>.+\n(?:    .*\n)*))?", re.MULTILINE)
 _ASKED = re.compile(
     r"How is (?:the class that )?`(?P<name>[\w.]+)`(?: (?P<how>extends|returns|takes as `(?P<argument>\w+)`))? described\?$"
 )
 
 
+def asked_name(question: str) -> str:
+    """The name of the entry that a question of this form asks about; "" for other questions."""
+    form = _ASKED.search(question)
+    return form["name"] if form else ""
+
+
 def related(head: str, form: re.Match[str]) -> re.Match[str] | None:
     """What an entry extends, returns or takes, as a question of this form asks: group 1 of the match."""
-    pattern = {"extends": r"\((.*)\)$", "returns": r" -> (.*)$"}.get(form["how"], rf"\b{form['argument']}: ([^=,]*)")
+    pattern = {"extends": r"\((.*)\)$", "returns": r" -> (.*)$"}.get(form["how"], rf"\b{form['argument']}: ([^=,)]*)")
     return re.search(pattern, head)
 
 
 def sentences(text: str) -> dict[str, tuple[str, str]]:
     """Read a page: the name of every entry with its head and the first sentence of its docstring."""
     found: dict[str, tuple[str, str]] = {}
-    for match in _ENTRY.finditer(text):
+    for match in ENTRY.finditer(text):
         doc = re.sub(r"^    ", "", match["first"] or "", flags=re.MULTILINE)
         found.setdefault(match["name"], (match["head"], first_sentence(doc.strip())))
     return found
@@ -371,13 +384,21 @@ def program(record: Mapping[str, Any]) -> str:
 
 def most_words(record: Mapping[str, Any]) -> str:
     """The first sentence of the entry with most words of the question, as a share of its own."""
+    return _most_words(record)[1]
+
+
+def share_of_words(record: Mapping[str, Any]) -> float:
+    """That share."""
+    return _most_words(record)[0]
+
+
+def _most_words(record: Mapping[str, Any]) -> tuple[float, str]:
     asked = words(record["question"]) - _ORDINARY
-
-    def share(entry: tuple[str, str]) -> float:
-        its = words(" ".join(entry))
-        return len(asked & its) / (1 + len(its))
-
-    return max((entry for entry in sentences(record["context"]).values() if entry[1]), key=share, default=("", ""))[1]
+    shares = []
+    for head, sentence in sentences(record["context"]).values():
+        its = words(f"{head} {sentence}")
+        shares.append((len(asked & its) / (1 + len(its)) if sentence else 0.0, sentence))
+    return max(shares, key=lambda share: share[0], default=(0.0, ""))
 
 
 def any_sentence(record: Mapping[str, Any]) -> str:
