@@ -235,7 +235,7 @@ def ranks(queries: Vectors, documents: Vectors, rights: Mapping[str, str]) -> di
 def by_words(texts: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The same by BM25."""
     words, names = Words([row["text"] for row in texts]), [row["id"] for row in texts]
-    orders = {row["id"]: [names[number] for number in words.first(row["text"], len(names))] for row in queries}
+    orders = {row["id"]: [names[number] for number in words.order(row["text"])] for row in queries}
     return {row["id"]: 1.0 / (1 + orders[row["id"]].index(row["right"])) for row in queries}
 
 
