@@ -1,7 +1,4 @@
-"""Batches, padded, packed or of a number of tokens, and the processes that share them.
-
-Packed sequences share one row without padding; every mechanism keeps them apart.
-"""
+"""Batches, padded, packed or of a number of tokens, and the processes that share them."""
 
 from __future__ import annotations
 

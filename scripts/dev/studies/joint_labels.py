@@ -24,17 +24,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
+from scripts.dev.benchmarks.report import footnote, one_sentence_errors
 from scripts.dev.studies.joint_reading import (
     LONG,
     SHORT,
-    check_readers,
+    asked_of,
     fine_tune,
     finish,
     on_every_core,
+    points,
     read,
     read_options,
     stored,
+    systems_table,
+    test_of,
     windows_of,
     write,
 )
@@ -45,7 +48,7 @@ KINDS = ("one place", "two places", "names exchanged")
 ANSWERED, UNANSWERED = LABELS = ("answered", "unanswered")
 RULES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "random": lambda record: random.Random(record["id"]).random(),
-    "lexical": share_of_words,
+    "lexical": lambda record: share_of_words(record)[0],
     "program": lambda record: float(program(record) != ""),
 }
 SYSTEMS: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
@@ -88,12 +91,11 @@ class Answer(NamedTuple):
 def labelled(records: Iterable[Mapping[str, Any]], seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the questions for a description that the page has; a coin decides whether it stays there."""
     rng = random.Random(seed)
-    for record in records:
-        if record["answers"]["text"] and record["question"].startswith("How"):
-            text, label = record["context"], rng.choice(LABELS)
-            if label == UNANSWERED:
-                text = without_entry(text, record["answers"]["answer_start"][0])
-            yield {**{name: record[name] for name in ("id", "title", "question", "kind")}, "text": text, "label": label}
+    for record in asked_of(records):
+        text, label = record["context"], rng.choice(LABELS)
+        if label == UNANSWERED:
+            text = without_entry(text, record["answers"]["answer_start"][0])
+        yield {**{name: record[name] for name in ("id", "title", "question", "kind")}, "text": text, "label": label}
 
 
 def build(work: Path, tokenizer: Any) -> None:
@@ -211,41 +213,27 @@ def summary(answers: Sequence[Answer], rounds: int = 2000) -> dict[str, Any]:
 
 def markdown(record: Mapping[str, Any]) -> str:
     """Areas and seconds of every system, and how they were measured."""
-    rows = []
-    for name, label in ROWS.items():
-        row = record["table"][name]
-        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[kind]) for kind in KINDS]
-        rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
     test, minutes = record["test"], Minutes(*record["minutes"])
-    more = [
-        f"- {ROWS[other]}: "
-        + "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than {other}"]) for kind in KINDS)
-        for other in WINDOWS
-    ]
-    header = ["area under the ROC curve, %", *(f"{kind} ({test[kind]})" for kind in KINDS), "seconds a page, one thread"]
+    table = systems_table(record, ROWS, KINDS, "area under the ROC curve, %", "seconds a page, one thread")
+    more = [f"- {ROWS[other]}: {points(record, KINDS, other)}" for other in WINDOWS]
     about = (
         f"{test[ANSWERED]} of the pages answer. The area is how often a page that answers gets higher odds than one that does not. "
         f"Seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over {test['folders']} folders of modules. Each model "
         f"started from its reader of questions and was trained for {minutes.excerpts:g} minutes on excerpts, and for {minutes.pages:g} on "
         "whole pages and longer excerpts, these once for each seed."
     )
-    minus = "The converted model minus those that read windows, in points:\n\n" + "\n".join(more)
-    parts = ["# Whether a page answers: all-MiniLM-L6-v2", markdown_table(header, rows), minus, about, footnote(record["machine"])]
+    minus = "Points that the converted model has more than each reader of windows:\n\n" + "\n".join(more)
+    parts = ["# Whether a page answers: all-MiniLM-L6-v2", table, minus, about, footnote(record["machine"])]
     return "\n\n".join(parts)
 
 
 @one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
-    from transformers import AutoTokenizer
-
     options = read_options(arguments, __doc__, OUTPUT, Minutes, "on excerpts, and on whole pages and longer excerpts")
-    check_readers(options.work)
-    if not (options.work / "labels-test.jsonl").exists():
-        build(options.work, AutoTokenizer.from_pretrained(options.work / "minilm"))
+    test = test_of(options.work, "labels-test", build)
     for seed in options.seeds:
         train(options.work, seed, options.minutes)
-    test = read(options.work / "labels-test.jsonl")
     about = {**Counter(one["kind"] for one in test), ANSWERED: sum(one["label"] == ANSWERED for one in test)}
     about["folders"] = len({one["title"] for one in test})
     finish(options, about, summary(score(options.work, options.seeds)), markdown)

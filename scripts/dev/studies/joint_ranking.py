@@ -11,7 +11,6 @@ their readers of questions and get equal minutes of ``longattn train embed --rer
 
 from __future__ import annotations
 
-import itertools
 import random
 import sys
 import time
@@ -23,16 +22,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
+from scripts.dev.benchmarks.report import footnote, one_sentence_errors
 from scripts.dev.studies.joint_reading import (
-    check_readers,
+    asked_of,
     fine_tune,
     finish,
+    means_over_seeds,
     on_every_core,
     over_pages,
+    points,
     read,
     read_options,
     stored,
+    systems_table,
+    test_of,
     windows_of,
     write,
 )
@@ -44,6 +47,7 @@ CANDIDATES, VERSIONS, TEST = 20, 4, 24
 """Pages that are read for a question, versions of a page, and questions of each kind."""
 LONGEST = 2000
 """Tokens of a page: twenty are read for each question."""
+WINDOWS = ("best", "two")
 ROWS = {
     "random": "BM25's first 20 in random order",
     "bm25": "BM25",
@@ -73,29 +77,29 @@ class Rank(NamedTuple):
     seconds: float
 
 
-def pairs(records: Sequence[Mapping[str, Any]], seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the questions for a description that the page has, with the page, and two negatives: it without that, and another page."""
+def with_negatives(records: Sequence[Mapping[str, Any]], seed: int = 0) -> Iterator[tuple[Mapping[str, Any], tuple[str, str]]]:
+    """Yield the questions for a description that the page has, each with the page without that, and with another page."""
     rng = random.Random(seed)
     for record in asked_of(records):
-        without = without_entry(record["context"], record["answers"]["answer_start"][0])
-        other = next(text for text in iter(lambda: rng.choice(records)["context"], None) if asked_name(record["question"]) not in text)
-        for negative in (without, other):
+        while asked_name(record["question"]) in (other := rng.choice(records)["context"]):
+            pass
+        yield record, (without_entry(record["context"], record["answers"]["answer_start"][0]), other)
+
+
+def pairs(records: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the questions with their page and each negative."""
+    for record, negatives in with_negatives(records):
+        for negative in negatives:
             yield {"anchor": record["question"], "positive": record["context"], "negative": negative}
 
 
-def asked_of(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The questions for a description that the page has."""
-    return [record for record in records if record["answers"]["text"] and record["question"].startswith("How")]
-
-
-def in_windows(records: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int = 0) -> Iterator[dict[str, Any]]:
+def in_windows(records: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[dict[str, Any]]:
     """Yield the same with windows: the one that has the answer, and of each negative the one at that place."""
-    made = pairs(records, seed)
-    for record in asked_of(records):
+    for record, negatives in with_negatives(records):
         asked, (answer,), (at,) = record["question"], record["answers"]["text"], record["answers"]["answer_start"]
         inside = [text for _, text in windows_of(asked, record["context"], tokenizer) if answer in text]
-        for pair in itertools.islice(made, 2):
-            there = [text for start, text in windows_of(asked, pair["negative"], tokenizer) if start <= at]
+        for negative in negatives:
+            there = [text for start, text in windows_of(asked, negative, tokenizer) if start <= at]
             yield from ({"anchor": asked, "positive": text, "negative": there[-1]} for text in inside[:1])
 
 
@@ -229,58 +233,39 @@ def summary(ranks: Sequence[Rank]) -> dict[str, Any]:
     """MRR by kind and seconds of every system; and what "long" has more than each in windows, question by question."""
     table: dict[str, Any] = defaultdict(dict)
     for kind in KINDS:
-        values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-        for one in ranks:
-            if one.kind == kind:
-                values[one.system][one.folder, one.question].append(one.reciprocal)
-        means = {name: {key: sum(found) / len(found) for key, found in its.items()} for name, its in values.items()}
+        means = means_over_seeds((one.system, (one.folder, one.question), one.reciprocal) for one in ranks if one.kind == kind)
         for name, its in means.items():
             table[name][kind] = over_pages(its)
-        for other in ("best", "two"):
+        for other in WINDOWS:
             table["long"][f"{kind}, more than {other}"] = over_pages({key: one - means[other][key] for key, one in means["long"].items()})
     for name, row in table.items():
-        row["seconds"] = round(float(np.median([one.seconds for one in ranks if one.system == name])), 1)
+        row["seconds"] = round(float(np.median([one.seconds for one in ranks if one.system == name])), 3)
     return dict(table)
 
 
 def markdown(record: Mapping[str, Any]) -> str:
     """MRR and seconds of every system, and how they were measured."""
-    rows = []
-    for name, label in ROWS.items():
-        row = record["table"][name]
-        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[kind]) for kind in KINDS]
-        rows.append([label, *cells, f"{row['seconds']:.1f}" if row["seconds"] else "–"])
-    test, minutes, long = record["test"], Minutes(*record["minutes"]), record["table"]["long"]
-    more = "; ".join(
-        "{} {:+.0f} [{:+.0f}, {:+.0f}] and {:+.0f} [{:+.0f}, {:+.0f}]".format(
-            kind, *long[f"{kind}, more than best"], *long[f"{kind}, more than two"]
-        )
-        for kind in KINDS
-    )
-    header = ["MRR, %", *(f"{kind} ({test[kind]})" for kind in KINDS), "seconds a question, one thread"]
+    test, minutes = record["test"], Minutes(*record["minutes"])
+    table = systems_table(record, ROWS, KINDS, "MRR, %", "seconds a question, one thread")
+    more = [f"- {ROWS[other]}: {points(record, KINDS, other)}" for other in WINDOWS]
     about = (
         f"BM25 has the right page among its first {CANDIDATES} for {test['found']} questions. Pages of 1,000 to {LONGEST:,} tokens in "
         f"{VERSIONS} versions; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over folders of modules. Each "
         f"cross-encoder started from its reader of questions and was trained for {minutes.excerpts:g} minutes on excerpts, and for "
         f"{minutes.pages:g} on whole pages and longer excerpts, these once for each seed."
     )
-    minus = f"The whole page minus the best window and minus the two best, in points: {more}."
-    parts = ["# Which version of a page answers: all-MiniLM-L6-v2", markdown_table(header, rows), minus, about, footnote(record["machine"])]
+    minus = "Points that the converted model has more than each reader of windows:\n\n" + "\n".join(more)
+    parts = ["# Which version of a page answers: all-MiniLM-L6-v2", table, minus, about, footnote(record["machine"])]
     return "\n\n".join(parts)
 
 
 @one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
-    from transformers import AutoTokenizer
-
     options = read_options(arguments, __doc__, OUTPUT, Minutes, "on excerpts, and on whole pages and longer excerpts")
-    check_readers(options.work)
-    if not (options.work / "ranking-test.jsonl").exists():
-        build(options.work, AutoTokenizer.from_pretrained(options.work / "minilm"))
+    test = test_of(options.work, "ranking-test", build)
     for seed in options.seeds:
         train(options.work, seed, options.minutes)
-    test = read(options.work / "ranking-test.jsonl")
     about = {**Counter(row["kind"] for row in test), "found": sum(row["right"] >= 0 for row in test)}
     finish(options, about, summary(score(options.work, options.seeds)), markdown)
     return 0

@@ -307,12 +307,28 @@ def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: 
             "--output", work / name, again)  # fmt: skip
 
 
-def check_readers(work: Path) -> None:
-    """Raise :class:`LongAttentionError` where this study has left no readers of questions in ``work``, from which others start."""
+def test_of(work: Path, name: str, build: Callable[[Path, Any], None]) -> list[dict[str, Any]]:
+    """The test of a study that starts from these readers of questions; ``build(work, tokenizer)`` writes it where it is not there.
+
+    Raises:
+        LongAttentionError: ``work`` has no readers.
+    """
+    from transformers import AutoTokenizer
+
     if not (work / "long" / "model.safetensors").exists():
         raise LongAttentionError(
             f"{work} has no readers to start from; first run python -m scripts.dev.studies.joint_reading --work {work}"
         )
+    if not (work / f"{name}.jsonl").exists():
+        build(work, AutoTokenizer.from_pretrained(work / "minilm"))
+    return read(work / f"{name}.jsonl")
+
+
+def asked_of(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the questions for a description that the page has."""
+    for record in records:
+        if record["answers"]["text"] and record["question"].startswith("How"):
+            yield record
 
 
 def convert(work: Path, model: str, name: str, *more: str, length: int = LONG) -> None:
@@ -434,20 +450,45 @@ def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
     return [round(number, 1) for number in interval(pages)]
 
 
+def means_over_seeds(rows: Iterable[tuple[str, tuple[str, str], float]]) -> dict[str, dict[tuple[str, str], float]]:
+    """The mean of the values of (system, (page, question), value), for each system and question."""
+    values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for system, question, value in rows:
+        values[system][question].append(value)
+    return {system: {question: sum(found) / len(found) for question, found in its.items()} for system, its in values.items()}
+
+
+def systems_table(
+    record: Mapping[str, Any], systems: Mapping[str, str], kinds: Iterable[str], measure: str, seconds: str, column: str = "{}"
+) -> str:
+    """A row for each system, with its value and interval by kind and its seconds.
+
+    Args:
+        systems: labels by names.
+        column: the name of a kind's value in a row of ``record["table"]``.
+    """
+    rows, kinds = [], list(kinds)
+    for name, label in systems.items():
+        row = record["table"][name]
+        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[column.format(kind)]) for kind in kinds]
+        rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
+    return markdown_table([measure, *(f"{kind} ({record['test'][kind]})" for kind in kinds), seconds], rows)
+
+
+def points(record: Mapping[str, Any], kinds: Iterable[str], other: str) -> str:
+    """How many points the converted model has more than the ``other``, by kind."""
+    row = record["table"]["long"]
+    return "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *row[f"{kind}, more than {other}"]) for kind in kinds)
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """Exact match and seconds of every system, and how they were measured."""
-    rows = []
-    for name, label in ROWS.items():
-        row = record["table"][name]
-        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[f"{kind}, exact"]) for kind in TEST]
-        rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
-    counts = record["test"]
-    header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in TEST), "seconds a page, one thread"]
-    more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *record["table"]["long"][f"{kind}, more than windows"]) for kind in TEST)
+    counts, more = record["test"], points(record, TEST, "windows")
+    table = systems_table(record, ROWS, TEST, "exact match, %", "seconds a page, one thread", "{}, exact")
     minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
     return (
         f"# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n"
-        f"{markdown_table(header, rows)}\n\nThe converted model minus windows, in points: {more}.\n\n"
+        f"{table}\n\nThe converted model minus windows, in points: {more}.\n\n"
         f"{counts['pages']} pages of {counts['shortest']:,} to {counts['longest']:,} tokens (median {counts['median']:,}); seeds {seeds}; "
         f"95 % intervals by bootstrap over pages. All readers share {sum(minutes[:3]):g} minutes of training on excerpts of less than "
         f"{SHORT} tokens; then each was trained for {minutes.pages:g} minutes on whole pages and longer excerpts, and for {minutes.seed:g} "

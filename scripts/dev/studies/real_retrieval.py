@@ -27,6 +27,7 @@ from scripts.dev.studies.joint_reading import (
     convert,
     fine_tune,
     finish,
+    means_over_seeds,
     over_pages,
     prepare,
     read,
@@ -366,17 +367,14 @@ def summary(found: Sequence[Found]) -> dict[str, Any]:
     """MRR and share of first places of every system by set, and differences to chunks query by query."""
     table: dict[str, Any] = defaultdict(dict)
     for which, base in (("pages", "mean 256"), ("passages", "alone")):
-        values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-        for one in found:
-            if one.which == which:
-                values[one.system][one.page, one.query].append(one.reciprocal)
-        means = {system: {key: sum(its) / len(its) for key, its in its.items()} for system, its in values.items()}
-        for system, its in means.items():
-            firsts = {key: [value == 1 for value in ranks] for key, ranks in values[system].items()}
+        its = [(one.system, (one.page, one.query), one.reciprocal) for one in found if one.which == which]
+        means = means_over_seeds(its)
+        firsts = means_over_seeds((system, query, float(value == 1)) for system, query, value in its)
+        for system, of_system in means.items():
             table[which][system] = {
-                "mrr": over_pages(its),
-                "first": over_pages({key: sum(ones) / len(ones) for key, ones in firsts.items()}),
-                "more": over_pages({key: value - means[base][key] for key, value in its.items()}),
+                "mrr": over_pages(of_system),
+                "first": over_pages(firsts[system]),
+                "more": over_pages({key: value - means[base][key] for key, value in of_system.items()}),
             }
     return dict(table)
 

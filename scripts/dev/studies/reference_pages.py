@@ -384,15 +384,11 @@ def program(record: Mapping[str, Any]) -> str:
 
 def most_words(record: Mapping[str, Any]) -> str:
     """The first sentence of the entry with most words of the question, as a share of its own."""
-    return _most_words(record)[1]
+    return share_of_words(record)[1]
 
 
-def share_of_words(record: Mapping[str, Any]) -> float:
-    """That share."""
-    return _most_words(record)[0]
-
-
-def _most_words(record: Mapping[str, Any]) -> tuple[float, str]:
+def share_of_words(record: Mapping[str, Any]) -> tuple[float, str]:
+    """That share, and the sentence."""
     asked = words(record["question"]) - _ORDINARY
     shares = []
     for head, sentence in sentences(record["context"]).values():
