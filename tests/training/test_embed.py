@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
@@ -240,10 +240,12 @@ def test_training_inputs_are_no_longer_than_what_the_model_reads(tmp_path: Path,
 
 @pytest.mark.parametrize("reranker", [False, True])
 def test_a_checkpoint_in_half_precision_is_trained_in_full(reranker: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """In fp16, a step of 1e-6 would be rounded away."""
+    """In fp16, a step of 1e-6 would be rounded away. A reranker of a classifier gets a new head."""
     pytest.importorskip("sentence_transformers")
     folder = checkpoint("mlm", tmp_path / "short", tokenizer)
-    AutoModel.from_pretrained(folder).half().save_pretrained(folder)
+    head = {"num_labels": 3, "problem_type": "single_label_classification"} if reranker else {}
+    loader = AutoModelForSequenceClassification if reranker else AutoModel
+    loader.from_pretrained(folder, **head).half().save_pretrained(folder)
     data = write([{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "reranker": reranker}
     finetune_embeddings(*build_arguments(EMBED, **given, **FAST, max_steps=3, learning_rate=1e-6, per_device_train_batch_size=4))
@@ -251,6 +253,9 @@ def test_a_checkpoint_in_half_precision_is_trained_in_full(reranker: bool, tmp_p
     before, after = (AutoModel.from_pretrained(one, dtype="auto").get_parameter(name).detach() for one in (folder, tmp_path / "out"))
     assert (before.dtype, after.dtype) == (torch.float16, torch.float32)
     assert 0 < float((after - before).abs().max()) < 1e-5
+    if reranker:
+        config = AutoConfig.from_pretrained(tmp_path / "out")
+        assert (config.num_labels, config.problem_type) == (1, None)
 
 
 @pytest.mark.parametrize("kind", ["pairs", "scores", "reranker"])

@@ -316,7 +316,8 @@ def reranking_trainer(
             self.rows.append((mrr, ndcg))
             return mrr, ndcg, precision
 
-    size: dict[str, Any] = {"complete": True} if args.only_scores else {"num_labels": 1}
+    new_head = {"num_labels": 1, "config_kwargs": {"problem_type": None}}
+    size: dict[str, Any] = {"complete": True} if args.only_scores else new_head
     model = load_sentence_model(CrossEncoder, model_args.model, device=str(args.device), **size)
     if model.num_labels != 1:
         raise CheckpointError(f"{model_args.model!r} has {model.num_labels} outputs, and a reranker has 1; take a reranker")

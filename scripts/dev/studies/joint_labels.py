@@ -231,7 +231,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     options = read_options(arguments, __doc__, OUTPUT, Minutes, "on excerpts, and on whole pages and longer excerpts")
-    test = test_of(options.work, "labels-test", build)
+    test = test_of(options.work, "labels-test", build, "joint_reading", "long")
     for seed in options.seeds:
         train(options.work, seed, options.minutes)
     about = {**Counter(one["kind"] for one in test), ANSWERED: sum(one["label"] == ANSWERED for one in test)}

@@ -307,18 +307,20 @@ def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: 
             "--output", work / name, again)  # fmt: skip
 
 
-def test_of(work: Path, name: str, build: Callable[[Path, Any], None]) -> list[dict[str, Any]]:
-    """The test of a study that starts from these readers of questions; ``build(work, tokenizer)`` writes it where it is not there.
+def test_of(work: Path, name: str, build: Callable[[Path, Any], None], study: str, reader: str) -> list[dict[str, Any]]:
+    """The test of a study that starts from the readers of another one; ``build(work, tokenizer)`` writes it where it is not there.
+
+    Args:
+        study: the other one.
+        reader: the last that it trains before its seeds.
 
     Raises:
         LongAttentionError: ``work`` has no readers.
     """
     from transformers import AutoTokenizer
 
-    if not (work / "long" / "model.safetensors").exists():
-        raise LongAttentionError(
-            f"{work} has no readers to start from; first run python -m scripts.dev.studies.joint_reading --work {work}"
-        )
+    if not (work / reader / "model.safetensors").exists():
+        raise LongAttentionError(f"{work} has no readers to start from; first run python -m scripts.dev.studies.{study} --work {work}")
     if not (work / f"{name}.jsonl").exists():
         build(work, AutoTokenizer.from_pretrained(work / "minilm"))
     return read(work / f"{name}.jsonl")
