@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,3 +259,41 @@ def test_two_processes_share_the_files_without_a_gpu(folder: str, tmp_path: Path
         said.append(sorted(found.partition(" vectors")[0] for found in done.stdout.splitlines()))
     assert said == [["1,044 documents, 1,044"], ["1,024 documents, 1,024", "20 documents, 20"]]
     assert files(tmp_path / "by two") == files(tmp_path / "by one")
+
+
+@pytest.mark.slow
+def test_two_thousand_documents_in_bounded_memory_after_a_kill_and_in_several_processes(folder: str, tmp_path: Path) -> None:
+    """Real processes write the same bytes; documents of 1 to 20,000 tokens need the memory that the longest one needs."""
+    words = REAL_TEXT.split()
+    rows = [{"text": " ".join(words[number % 99 :][: 1 + number % 60])} for number in range(1990)]
+    long = [{"text": " ".join(words * (20_000 // len(words) + 1))[: 8_000 * size]} for size in range(1, 11)]
+    for name, its in (("few", long), ("many", [*rows[:1000], *long, *rows[1000:]])):
+        Dataset.from_list(its).to_json(tmp_path / f"{name}.jsonl")
+    measured = "import resource, sys; from hf_longattn.cli import main\ntry: main(sys.argv[1:])\n"
+    measured += "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def start(name: str, data: str, *python: str) -> subprocess.Popen[str]:
+        line = ["embed", folder, str(tmp_path / f"{data}.jsonl"), "--vectors", "passages:64", "--output", str(tmp_path / name)]
+        return subprocess.Popen([sys.executable, *python, *line], stderr=subprocess.PIPE, text=True, env=environment)
+
+    def ended(process: subprocess.Popen[str]) -> str:
+        _, said = process.communicate()
+        assert process.returncode == 0, said[-3000:]
+        return said
+
+    kilobytes = [int(ended(start(name, name, "-c", measured)).split()[-1]) for name in ("few", "many")]
+    assert kilobytes[1] < kilobytes[0] + 60_000, kilobytes
+    for count in (7, 100):  # killed in the first file, and in the second
+        running = start("killed", "many", "-m", "hf_longattn")
+        while len(list((tmp_path / "killed").glob("*/*.parquet"))) + 64 * len(list((tmp_path / "killed").glob("*.parquet"))) < count:
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.kill()
+        running.communicate()
+    ended(start("killed", "many", "-m", "hf_longattn"))
+    assert files(tmp_path / "killed") == files(tmp_path / "many")
+    for count in (2, 3):
+        how = ("--multi_gpu", "--num_processes", str(count), "--main_process_port", str(free_port()), "-m", "hf_longattn")
+        ended(start(f"by {count}", "many", "-m", "accelerate.commands.launch", *how))
+        assert files(tmp_path / f"by {count}") == files(tmp_path / "many")

@@ -170,12 +170,17 @@ def build(work: Path, tokenizer: Any, quick: bool) -> None:
 
 def embed(work: Path, model: str, data: str, vectors: str = "document", task: str = "document") -> Vectors:
     """The vectors that ``longattn embed`` writes of a file of ``work``."""
-    import pyarrow.parquet as pq
-
     folder = work / "vectors" / f"{model} {data} {vectors} {task}".replace(":", " ")
     if not (folder / "done").exists():
         run("embed", work / model, work / f"{data}.jsonl", "--output", folder, "--vectors", vectors, "--task", task)
         (folder / "done").touch()
+    return vectors_of(folder)
+
+
+def vectors_of(folder: Path) -> Vectors:
+    """The vectors of a folder that ``longattn embed`` wrote."""
+    import pyarrow.parquet as pq
+
     found = defaultdict(list)
     for file in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(16_384, columns=["id", "vector"]):
