@@ -1,4 +1,4 @@
-"""Low-rank updates (LoRA, Hu et al. 2021) by peft: what is trained beside them, and how they become part of the weights."""
+"""Trainings of a part: low-rank updates (LoRA, Hu et al. 2021) by peft, which become part of the weights, or new positions alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
+from hf_longattn.modeling.family.definition import known_family, length_before_conversion
 from hf_longattn.training.args import ModelArguments
 
 BESIDE_UPDATES = "trained_beside_updates"
@@ -44,6 +46,32 @@ def low_rank_updates(model: PreTrainedModel, args: ModelArguments) -> Iterator[N
         parameter.requires_grad_(True)
     yield
     wrapped.merge_and_unload()
+    model.requires_grad_(True)
+
+
+@contextmanager
+def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within the context only those rows of position tables are trained that the source did not have.
+
+    Args:
+        model: a converted one; its outputs for texts that the source reads stay the same.
+        name: of its checkpoint.
+
+    Raises:
+        OptionError: ``model`` has no such rows.
+    """
+    family, length = known_family(model.config), length_before_conversion(model.config)
+    tables = [(weights, table) for key, weights in model.named_parameters() if family and (table := family.table(key)) and table.learned]
+    if length is None or not tables:
+        raise OptionError(f"train positions trains rows that a conversion added to a position table, and {name!r} has none; leave it out")
+    model.requires_grad_(False)
+    hooks = []
+    for weights, table in tables:
+        added = (torch.arange(len(weights), device=weights.device) >= table.leading(model.config) + length)[:, None]
+        hooks.append(weights.requires_grad_(True).register_hook(added.mul))
+    yield
+    for hook in hooks:
+        hook.remove()
     model.requires_grad_(True)
 
 

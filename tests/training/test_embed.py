@@ -258,6 +258,30 @@ def test_a_checkpoint_in_half_precision_is_trained_in_full(reranker: bool, tmp_p
         assert (config.num_labels, config.problem_type) == (1, None)
 
 
+def test_new_positions_alone_are_trained(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Those of the source, all other weights, and so the vectors of short texts stay bit for bit."""
+    st = pytest.importorskip("sentence_transformers")
+    short, long, out = checkpoint("mlm", tmp_path / "short", tokenizer), str(tmp_path / "long"), tmp_path / "out"
+    convert_checkpoint(short, long, mechanism="longformer", max_length=128, window=16, verify=False)
+    words = ["tree", "file", "node", "path", "line", "code", "name", "type"]
+    data = write([{"query": word, "document": f"{word} " * 100} for word in words], tmp_path / "pairs.jsonl")
+    given = {"model": long, "output_dir": str(out), "data": [data], "train": "positions", **FAST}
+    finetune_embeddings(*build_arguments(EMBED, **given, max_steps=3, learning_rate=1e-2, weight_decay=0.1))
+    before, after = (AutoModel.from_pretrained(folder).state_dict() for folder in (long, out))
+    table = "embeddings.position_embeddings.weight"
+    assert {key for key in after if not torch.equal(after[key], before[key])} - {"pooler.dense.weight"} == {table}  # the pooler is random
+    rows = (after[table] != before[table]).any(1).nonzero().flatten()
+    assert 64 <= int(rows.min()) < int(rows.max()) < 128
+    vectors = [st.SentenceTransformer(str(folder), device="cpu").encode(["tree file " * 10, "node " * 100]) for folder in (long, out)]
+    assert (vectors[0] == vectors[1]).all(1).tolist() == [True, False]
+    for other, sentence in (
+        ({"model": short}, "'.*short' has none; leave it out"), ({"train": "heads"}, "all or positions, not 'heads'"),
+        ({"reranker": True}, "reranker trains a new head"), ({"use_peft": True}, "use_peft trains updates"),
+    ):  # fmt: skip
+        with pytest.raises(OptionError, match=sentence):
+            finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "b"), **other}))
+
+
 @pytest.mark.parametrize("kind", ["pairs", "scores", "reranker"])
 def test_an_evaluation_scores_the_pairs_that_it_is_given(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")

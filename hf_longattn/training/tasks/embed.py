@@ -50,11 +50,20 @@ class EmbedModelArguments(ModelArguments):
     multi_vector: bool = argument(
         False, "A vector for every token, compared by MaxSim (late interaction, as in ColBERT), in place of one for a text."
     )
+    train: str = argument(
+        "all", "all, or positions: only the rows that the conversion added to the position table, so that texts that the source reads "
+        "keep their vectors. Learning rates are some hundred times higher, about 2e-3; there is no weight decay."
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
         if self.reranker and self.multi_vector:
             raise OptionError("reranker and multi_vector are two kinds of models; leave one of them out")
+        if self.train not in ("all", "positions"):
+            raise OptionError(f"train must be all or positions, not {self.train!r}")
+        if self.train == "positions" and (self.reranker or self.use_peft):
+            other = "reranker trains a new head" if self.reranker else "use_peft trains updates of the attention"
+            raise OptionError(f"{other}, and train positions nothing but positions; leave one of them out")
 
 
 @dataclass

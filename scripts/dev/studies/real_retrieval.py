@@ -47,6 +47,7 @@ SETS = {"pages": "the page of a sentence", "passages": "the passage of a page"}
 TRAINED = {
     "chunks": ("minilm", "chunks", "--batch_size 32 --learning_rate 2e-5 --max-length 512"),
     "one": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 2e-5"),
+    "positions": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 2e-3 --train positions"),
     "late": ("long", "passages", "--batch_size 32 --learning_rate 2e-5"),
     "titled": ("long-titled", "passages", "--batch_size 32 --learning_rate 2e-5"),
     "tokens": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 1e-5 --multi_vector"),
@@ -67,6 +68,7 @@ ROWS = {
     "tokens": "converted, tokens, MaxSim",
     "tokens 64": "converted, tokens averaged to 64, MaxSim",
     "one trained": "**converted, trained**, one vector",
+    "positions trained": "**converted, its new positions trained**, one vector",
     "late trained": "**converted, trained on passages**, late chunks of 128, best",
     "tokens trained": "**converted, trained for it**, tokens, MaxSim",
     "tokens trained 64": "**converted, trained for it**, tokens averaged to 64, MaxSim",
@@ -289,6 +291,7 @@ def trained(work: Path, seed: int) -> Iterator[Ranks]:
 
     yield of("pages", "chunks best 256", "chunks", grouped(embed(work, f"chunks-{seed}", "chunks 256")))
     yield of("pages", "one trained", "one", embed(work, f"one-{seed}", "pages"))
+    yield of("pages", "positions trained", "positions", embed(work, f"positions-{seed}", "pages"))
     yield of("pages", "late trained", "late", embed(work, f"late-{seed}", "pages", "passages:128"))
     yield of("pages", "tokens trained", "tokens", embed(work, f"tokens-{seed}", "pages", "tokens"), "tokens")
     yield of("pages", "tokens trained 64", "tokens", embed(work, f"tokens-{seed}", "pages", "parts:64"), "tokens")
@@ -326,7 +329,7 @@ def short_texts(work: Path, seeds: Sequence[int]) -> dict[str, dict[str, float]]
     before = np.concatenate(list(embed(work, "minilm", data).values()))
     upper = np.triu_indices(len(before), 1)
     table = {}
-    for name in ("long", "one", "late"):
+    for name in ("long", "one", "positions", "late"):
         values = []
         for model in [name] if name == "long" else [f"{name}-{seed}" for seed in seeds]:
             after = np.concatenate(list(embed(work, model, data).values()))
@@ -400,7 +403,7 @@ def tables(record: Mapping[str, Any]) -> str:
     test, minutes = record["test"], Minutes(*record["minutes"])
     rows = [[label, f"{test['documents a second'][name]:.2f}"] for name, (_, label) in SPEEDS.items()]
     parts.append(markdown_table(["one vector of a page", "documents a second"], rows))
-    labels = {"long": "untrained", "one": "trained for one vector", "late": "trained on passages"}
+    labels = {"long": "untrained", "one": "trained for one vector", "positions": "new positions trained", "late": "trained on passages"}
     kept = ((label, test["short texts"][name]) for name, label in labels.items())
     parts.append("Sentences, against the original's vectors: " + "; ".join(
         f"{label} cosine {row['cosine']:.4f}, rank correlation of similarities {row['spearman']:.4f}" for label, row in kept
