@@ -81,8 +81,9 @@ class Manual:
             self.passages.insert(0, (0, marks[0][0]))
 
     def names_itself(self, start: int, end: int) -> bool:
-        """Whether the text between two characters has the page's name."""
-        return re.search(re.sub(r"[-_.@\s]+", r"[-_.@\\s]+", self.name), self.text[start:end], flags=re.IGNORECASE) is not None
+        """Whether the text between two characters has the page's name or its last part ("prio" of tc-prio)."""
+        whole, last = re.sub(r"[-_.@\s]+", r"[-_.@\\s]+", self.name), re.escape(re.split(r"[-_.@\s]+", self.name)[-1])
+        return re.search(rf"{whole}|\b{last}\b", self.text[start:end], flags=re.IGNORECASE) is not None
 
 
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -165,7 +166,7 @@ def page_queries(page: Manual, rng: random.Random) -> tuple[str, list[tuple[str,
     return text, places
 
 
-def passage_queries(pages: Sequence[Manual], rng: random.Random, *, least: int = 4, most: int = 3) -> list[tuple[str, Manual, int, int]]:
+def passage_queries(pages: Sequence[Manual], rng: random.Random, *, least: int = 4, most: int = 4) -> list[tuple[str, Manual, int, int]]:
     """Queries for passages: headings and options that at least ``least`` pages have, at most ``most`` a page."""
     common = Counter(what for page in pages for what in {what for what, _, _ in page.asked})
     queries = []

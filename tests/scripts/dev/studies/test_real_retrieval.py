@@ -51,7 +51,7 @@ AUTHOR
 
 
 def test_a_page_is_cut_into_passages_and_asked_for_those_that_do_not_name_it() -> None:
-    one = page("copier-all", 0)
+    one = page("copier-box", 0)
     assert "".join(one.text[start:end] for start, end in one.passages) == one.text
     assert all(len(one.text[start:end].split()) <= 160 for start, end in one.passages)
     asked = {what: one.text[start:end] for what, start, end in one.asked}
@@ -60,10 +60,12 @@ def test_a_page_is_cut_into_passages_and_asked_for_those_that_do_not_name_it() -
     assert asked["exit status"].startswith("EXIT STATUS\n       Zero")
     assert "One" not in asked["exit status"]
     queries = passage_queries([one, *(page(f"copier-{number}", number) for number in range(1, 5))], random.Random(0))
-    assert {text for text, *_ in queries if text.endswith("copier-all")} == {"--verbose of copier-all", "exit status of copier-all"}
+    assert {text for text, *_ in queries if text.endswith("copier-box")} == {"--verbose of copier-box", "exit status of copier-box"}
     assert not passage_queries([one], random.Random(0))
-    spaced = Manual("copier-all", "package", "", one.text.replace("Zero", "Zero if copier all"))
+    spaced = Manual("copier-box", "package", "", one.text.replace("Zero", "Zero if copier box"))
     assert {what for what, _, _ in spaced.asked} == {"--verbose"}
+    last = Manual("copier-box", "package", "", one.text.replace("Zero", "Zero if the box"))
+    assert {what for what, _, _ in last.asked} == {"--verbose"}
 
 
 def test_what_is_asked_of_a_page_is_taken_out_of_it() -> None:
