@@ -48,7 +48,7 @@ class LongBeitAttention(BeitAttention):
 
 
 class BeitWithBias(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {BeitRelativePositionBias: LongBeitRelativePositionBias, BeitAttention: LongBeitAttention}
 

@@ -42,14 +42,10 @@ class TakesPackedRows(_Module):
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
 
 
-class LongCLIPTextEmbeddings(TakesPackedRows, CLIPTextEmbeddings):
-    """CLIPTextEmbeddings that take packed rows longer than the table."""
-
-
 class LongCLIPTextMixin(ReplacedModules):
     """Reads the text at its end whatever ran in parts."""
 
-    replaced = {CLIPTextEmbeddings: LongCLIPTextEmbeddings}
+    replaced = {CLIPTextEmbeddings: TakesPackedRows}
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's; rows that were packed, or read in segments, are pooled from the joined hidden states."""

@@ -18,18 +18,10 @@ class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
     model_type = "long_data2vec-audio"
 
 
-class LongData2VecAudioFeatureEncoder(FeatureEncoderInStretches, Data2VecAudioFeatureEncoder):
-    """Data2VecAudioFeatureEncoder that computes long sounds in stretches."""
-
-
-class LongData2VecAudioFeedForward(FramesInStretches, Data2VecAudioFeedForward):
-    """Data2VecAudioFeedForward that computes long sounds in stretches."""
-
-
 class Data2VecAudioInStretches(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
-    replaced = {Data2VecAudioFeatureEncoder: LongData2VecAudioFeatureEncoder, Data2VecAudioFeedForward: LongData2VecAudioFeedForward}
+    replaced = {Data2VecAudioFeatureEncoder: FeatureEncoderInStretches, Data2VecAudioFeedForward: FramesInStretches}
 
 
 FAMILY = Family(

@@ -72,7 +72,7 @@ class LongData2VecVisionSelfAttention(Data2VecVisionSdpaSelfAttention):
 
 
 class Data2VecVisionOnTheBackend(ReplacedModules):
-    """Replaces modules of the base by the classes above. The base builds them by the name of an implementation that it has."""
+    """Replaces modules of the base. The base builds them by the name of an implementation that it has."""
 
     replaced = {
         Data2VecVisionRelativePositionBias: LongData2VecVisionRelativePositionBias,

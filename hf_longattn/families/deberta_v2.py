@@ -142,7 +142,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
 
 
 class DebertaV2OnTheBackend(GlobalsInTheMask, OnTheBackend):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {
         ConvLayer: LongDebertaV2Convolution,

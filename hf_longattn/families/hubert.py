@@ -18,18 +18,10 @@ class LongHubertConfig(LongAudioConfig, HubertConfig):
     model_type = "long_hubert"
 
 
-class LongHubertFeatureEncoder(FeatureEncoderInStretches, HubertFeatureEncoder):
-    """HubertFeatureEncoder that computes long sounds in stretches."""
-
-
-class LongHubertFeedForward(FramesInStretches, HubertFeedForward):
-    """HubertFeedForward that computes long sounds in stretches."""
-
-
 class HubertInStretches(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
-    replaced = {HubertFeatureEncoder: LongHubertFeatureEncoder, HubertFeedForward: LongHubertFeedForward}
+    replaced = {HubertFeatureEncoder: FeatureEncoderInStretches, HubertFeedForward: FramesInStretches}
 
 
 FAMILY = Family(

@@ -17,14 +17,10 @@ class LongLayoutLMConfig(LongEncoderConfig, LayoutLMConfig):
     model_type = "long_layoutlm"
 
 
-class LongLayoutLMEncoder(ReadsPadding, LayoutLMEncoder):
-    """LayoutLMEncoder whose layers are given the padding."""
-
-
 class LayoutLMReadsPadding(ReplacedModules):
     """Replaces the encoder of the base by the class above."""
 
-    replaced = {LayoutLMEncoder: LongLayoutLMEncoder}
+    replaced = {LayoutLMEncoder: ReadsPadding}
 
 
 FAMILY = Family(

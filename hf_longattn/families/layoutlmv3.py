@@ -142,7 +142,7 @@ class LongLayoutLMv3SelfAttention(LayoutLMv3SelfAttention):
 
 
 class LayoutLMv3OnTheBackend(OnTheBackend):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     hands_globals_down = True
     replaced = {

@@ -91,7 +91,7 @@ class LongLiltSelfAttention(LiltSelfAttention):
 
 
 class LiltOnTheBackend(GlobalsInTheMask, ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     _supports_attention_backend = True
     hands_globals_down = False

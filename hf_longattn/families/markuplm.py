@@ -17,14 +17,10 @@ class LongMarkupLMConfig(LongEncoderConfig, MarkupLMConfig):
     model_type = "long_markuplm"
 
 
-class LongMarkupLMEncoder(ReadsPadding, MarkupLMEncoder):
-    """MarkupLMEncoder whose layers are given the padding."""
-
-
 class MarkupLMReadsPadding(ReplacedModules):
     """Replaces the encoder of the base by the class above."""
 
-    replaced = {MarkupLMEncoder: LongMarkupLMEncoder}
+    replaced = {MarkupLMEncoder: ReadsPadding}
 
 
 FAMILY = Family(

@@ -101,7 +101,7 @@ class LongMoonshineStreamingAttention(MoonshineStreamingEncoderAttention):
 
 
 class MoonshineWithWindows(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {
         MoonshineStreamingEncoderAttention: LongMoonshineStreamingAttention,

@@ -70,7 +70,7 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
 
 
 class MPNetOnTheBackend(OnTheBackend):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {MPNetEncoder: LongMPNetEncoder, MPNetSelfAttention: LongMPNetSelfAttention}
 

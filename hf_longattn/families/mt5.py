@@ -16,14 +16,10 @@ class LongMT5Config(BucketedConfig, MT5Config):
     trained_length = 1024
 
 
-class LongMT5Attention(SharedBucketedAttention, MT5Attention):
-    """MT5Attention with the mechanism."""
-
-
 class MT5OnTheBackend(BucketedOnTheBackend):
     """Replaces the base's attention by the class above."""
 
-    replaced = {MT5Attention: LongMT5Attention}
+    replaced = {MT5Attention: SharedBucketedAttention}
 
 
 FAMILY = Family(LongMT5Config, relative=True, stack="MT5Stack", mixin=MT5OnTheBackend)

@@ -48,10 +48,6 @@ class LongNemotronAsrStreamingEncoderConfig(LongAudioConfig, NemotronAsrStreamin
     model_type = "long_nemotron_asr_streaming_encoder"
 
 
-class LongNemotronPositions(NearPositions, NemotronAsrStreamingEncoderRelPositionalEncoding):
-    """Sinusoids of the distances that any layer sees, of sounds of any length."""
-
-
 class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
     """The projections of NemotronAsrStreamingEncoderAttention, which are Parakeet's, with the mechanism."""
 
@@ -87,18 +83,18 @@ class LongNemotronBlock(NemotronAsrStreamingEncoderBlock):
 
 
 class NemotronOnTheBackend(OnTheBackend):
-    """Replaces modules of the base by the classes above. Its encoder hands down a mask of four dimensions, which transformers takes as it
+    """Replaces modules of the base. Its encoder hands down a mask of four dimensions, which transformers takes as it
     is, where it would make one of frames × frames."""
 
     hands_globals_down = True
     replaced = {
         NemotronAsrStreamingEncoderAttention: LongNemotronAttention,
         NemotronAsrStreamingEncoderBlock: LongNemotronBlock,
-        NemotronAsrStreamingEncoderRelPositionalEncoding: LongNemotronPositions,
+        NemotronAsrStreamingEncoderRelPositionalEncoding: NearPositions,
     }
 
     def adapt_module(self, name: str, module: Any) -> None:
-        if isinstance(module, LongNemotronPositions):
+        if isinstance(module, NearPositions):
             module.attending = tuple(layer.self_attn for layer in self.layers)
             module.max_position_embeddings = sys.maxsize  # sinusoids have no longest input
 

@@ -46,10 +46,6 @@ class LongParakeetEncoderConfig(LongAudioConfig, ParakeetEncoderConfig):
     context_frames = 128
 
 
-class LongParakeetPositions(NearPositions, ParakeetEncoderRelPositionalEncoding):
-    """Sinusoids of the distances that any layer sees."""
-
-
 class LongParakeetConvolution(ParakeetEncoderConvolutionModule):
     """ParakeetEncoderConvolutionModule that reads the padding alone."""
 
@@ -106,24 +102,20 @@ class LongParakeetAttention(ParakeetEncoderAttention):
         return self.o_proj(output), weights
 
 
-class LongParakeetFeedForward(FramesInStretches, ParakeetEncoderFeedForward):
-    """ParakeetEncoderFeedForward that computes long sounds in stretches."""
-
-
 class ParakeetOnTheBackend(OnTheBackend):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     hands_globals_down = True
     replaced = {
         ParakeetEncoderAttention: LongParakeetAttention,
         ParakeetEncoderConvolutionModule: LongParakeetConvolution,
-        ParakeetEncoderFeedForward: LongParakeetFeedForward,
-        ParakeetEncoderRelPositionalEncoding: LongParakeetPositions,
+        ParakeetEncoderFeedForward: FramesInStretches,
+        ParakeetEncoderRelPositionalEncoding: NearPositions,
         ParakeetEncoderSubsamplingConv2D: LongParakeetSubsampling,
     }
 
     def adapt_module(self, name: str, module: Any) -> None:
-        if isinstance(module, LongParakeetPositions):
+        if isinstance(module, NearPositions):
             module.attending = tuple(layer.self_attn for layer in self.layers)
 
     def _get_output_attention_mask(self, attention_mask: Tensor, target_length: int | None = None) -> Any:

@@ -78,22 +78,14 @@ def why_padding_changes(config: Any) -> str:
     return normalised_over_time(config) or (means if config.squeeze_factor > 1 else "")
 
 
-class LongSEWFeatureEncoder(FeatureEncoderInStretches, SEWFeatureEncoder):
-    """SEWFeatureEncoder that computes long sounds in stretches."""
-
-
-class LongSEWFeedForward(FramesInStretches, SEWFeedForward):
-    """SEWFeedForward that computes long sounds in stretches."""
-
-
 class SEWOfAnyLength(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {
         nn.AvgPool1d: LongSEWPool,
         SEWEncoder: LongSEWEncoder,
-        SEWFeatureEncoder: LongSEWFeatureEncoder,
-        SEWFeedForward: LongSEWFeedForward,
+        SEWFeatureEncoder: FeatureEncoderInStretches,
+        SEWFeedForward: FramesInStretches,
         SEWUpsampling: LongSEWUpsampling,
     }
 

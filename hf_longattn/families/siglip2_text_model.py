@@ -3,11 +3,11 @@
 from transformers.models.siglip2.configuration_siglip2 import Siglip2TextConfig
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2TextEmbeddings
 
+from ..modeling.attach.custom_attention import HandsKeywordsDown
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable
 from .clip_text_model import TakesPackedRows
-from .siglip2_vision_model import LongSiglip2Attention
 from .siglip_text_model import READ_WITHOUT_MASK, ReadsLastToken
 
 
@@ -17,14 +17,10 @@ class LongSiglip2TextConfig(LongEncoderConfig, Siglip2TextConfig):
     model_type = "long_siglip2_text_model"
 
 
-class LongSiglip2TextEmbeddings(TakesPackedRows, Siglip2TextEmbeddings):
-    """Siglip2TextEmbeddings that take packed rows longer than the table."""
-
-
 class Siglip2ReadsLastToken(ReadsLastToken):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
-    replaced = {Siglip2Attention: LongSiglip2Attention, Siglip2TextEmbeddings: LongSiglip2TextEmbeddings}
+    replaced = {Siglip2Attention: HandsKeywordsDown, Siglip2TextEmbeddings: TakesPackedRows}
 
 
 FAMILY = Family(

@@ -35,10 +35,6 @@ class LongSiglip2VisionConfig(LongGridConfig, Siglip2VisionConfig):
         return int(self.num_patches**0.5) * self.patch_size
 
 
-class LongSiglip2Attention(HandsKeywordsDown, Siglip2Attention):
-    """Siglip2Attention that hands the grids on."""
-
-
 class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
     """Siglip2VisionEmbeddings whose position table can be repeated along both axes."""
 
@@ -73,10 +69,10 @@ class LongSiglip2PoolingHead(Siglip2MultiheadAttentionPoolingHead):
 
 
 class Siglip2OnItsGrids(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {
-        Siglip2Attention: LongSiglip2Attention,
+        Siglip2Attention: HandsKeywordsDown,
         Siglip2VisionEmbeddings: LongSiglip2VisionEmbeddings,
         Siglip2MultiheadAttentionPoolingHead: LongSiglip2PoolingHead,
     }

@@ -7,7 +7,7 @@ out. With a mask, a text is read at its last token. A folder of the whole SigLIP
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +16,11 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipTe
 from transformers.utils import ModelOutput
 
 from ..engines.common.batch import last_real
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable
 from .clip_text_model import TakesPackedRows
-from .siglip_vision_model import LongSiglipAttention
 
 
 class LongSiglipTextConfig(LongEncoderConfig, SiglipTextConfig):
@@ -30,14 +29,10 @@ class LongSiglipTextConfig(LongEncoderConfig, SiglipTextConfig):
     model_type = "long_siglip_text_model"
 
 
-class LongSiglipTextEmbeddings(TakesPackedRows, SiglipTextEmbeddings):
-    """SiglipTextEmbeddings that take packed rows longer than the table."""
-
-
 class ReadsLastToken(ReplacedModules):
     """Reads a text at its last token whatever ran in parts: at the last position without a mask, as the base does."""
 
-    replaced: ClassVar[dict[type, type]] = {SiglipAttention: LongSiglipAttention, SiglipTextEmbeddings: LongSiglipTextEmbeddings}
+    replaced = {SiglipAttention: HandsKeywordsDown, SiglipTextEmbeddings: TakesPackedRows}
     head: nn.Module
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -16,14 +16,10 @@ class LongSiglipVisionConfig(LongGridConfig, SiglipVisionConfig):
     model_type = "long_siglip_vision_model"
 
 
-class LongSiglipAttention(HandsKeywordsDown, SiglipAttention):
-    """SiglipAttention that hands the grid on."""
-
-
 class SiglipWithKeywords(ReplacedModules):
     """Replaces the attention modules of the base by the class above."""
 
-    replaced = {SiglipAttention: LongSiglipAttention}
+    replaced = {SiglipAttention: HandsKeywordsDown}
 
 
 FAMILY = Family(LongSiglipVisionConfig, grid=GridRule(), classes=("SiglipVisionModel",), mixin=SiglipWithKeywords)

@@ -17,14 +17,10 @@ class LongAttentionT5Config(BucketedConfig, T5Config):
     attribute_map = {**T5Config.attribute_map, **NAMES}
 
 
-class LongT5Attention(SharedBucketedAttention, T5Attention):
-    """T5Attention with the mechanism."""
-
-
 class T5OnTheBackend(BucketedOnTheBackend):
     """Replaces the base's attention by the class above."""
 
-    replaced = {T5Attention: LongT5Attention}
+    replaced = {T5Attention: SharedBucketedAttention}
 
 
 FAMILY = Family(LongAttentionT5Config, relative=True, stack="T5Stack", mixin=T5OnTheBackend)

@@ -18,18 +18,10 @@ class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
     model_type = "long_unispeech"
 
 
-class LongUniSpeechFeatureEncoder(FeatureEncoderInStretches, UniSpeechFeatureEncoder):
-    """UniSpeechFeatureEncoder that computes long sounds in stretches."""
-
-
-class LongUniSpeechFeedForward(FramesInStretches, UniSpeechFeedForward):
-    """UniSpeechFeedForward that computes long sounds in stretches."""
-
-
 class UniSpeechInStretches(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
-    replaced = {UniSpeechFeatureEncoder: LongUniSpeechFeatureEncoder, UniSpeechFeedForward: LongUniSpeechFeedForward}
+    replaced = {UniSpeechFeatureEncoder: FeatureEncoderInStretches, UniSpeechFeedForward: FramesInStretches}
 
 
 FAMILY = Family(

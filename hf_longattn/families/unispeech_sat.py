@@ -18,18 +18,10 @@ class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
     model_type = "long_unispeech-sat"
 
 
-class LongUniSpeechSatFeatureEncoder(FeatureEncoderInStretches, UniSpeechSatFeatureEncoder):
-    """UniSpeechSatFeatureEncoder that computes long sounds in stretches."""
-
-
-class LongUniSpeechSatFeedForward(FramesInStretches, UniSpeechSatFeedForward):
-    """UniSpeechSatFeedForward that computes long sounds in stretches."""
-
-
 class UniSpeechSatInStretches(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
-    replaced = {UniSpeechSatFeatureEncoder: LongUniSpeechSatFeatureEncoder, UniSpeechSatFeedForward: LongUniSpeechSatFeedForward}
+    replaced = {UniSpeechSatFeatureEncoder: FeatureEncoderInStretches, UniSpeechSatFeedForward: FramesInStretches}
 
 
 FAMILY = Family(

@@ -101,7 +101,7 @@ class LongVideoMAEDecoder(VideoMAEDecoder):
 
 
 class VideoMAEOnItsGrid(ReplacedModules):
-    """Replaces modules of the base by the classes above, and tells them the grid and the places of a mask's cells."""
+    """Replaces modules of the base, and tells them the grid and the places of a mask's cells."""
 
     replaced = {
         VideoMAESelfAttention: LongVideoMAESelfAttention,

@@ -82,7 +82,7 @@ class LongViTMAEDecoder(ViTMAEDecoder):
 
 
 class ViTMAEOnItsGrid(ReplacedModules):
-    """Replaces modules of the base by the classes above, and tells them the places of patches that the base is going to draw."""
+    """Replaces modules of the base, and tells them the places of patches that the base is going to draw."""
 
     replaced = {ViTMAEAttention: LongViTMAEAttention, ViTMAEDecoder: LongViTMAEDecoder}
 

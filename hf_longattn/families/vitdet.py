@@ -123,7 +123,7 @@ def interpolated_rows(table: Tensor, count: int) -> Tensor:
 
 
 class VitDetOnTheBackend(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     _supports_attention_backend = True
     replaced = {VitDetEmbeddings: LongVitDetEmbeddings, VitDetAttention: LongVitDetAttention}

@@ -18,18 +18,10 @@ class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config):
     model_type = "long_wav2vec2"
 
 
-class LongWav2Vec2FeatureEncoder(FeatureEncoderInStretches, Wav2Vec2FeatureEncoder):
-    """Wav2Vec2FeatureEncoder that computes long sounds in stretches."""
-
-
-class LongWav2Vec2FeedForward(FramesInStretches, Wav2Vec2FeedForward):
-    """Wav2Vec2FeedForward that computes long sounds in stretches."""
-
-
 class Wav2Vec2InStretches(ReplacedModules):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
-    replaced = {Wav2Vec2FeatureEncoder: LongWav2Vec2FeatureEncoder, Wav2Vec2FeedForward: LongWav2Vec2FeedForward}
+    replaced = {Wav2Vec2FeatureEncoder: FeatureEncoderInStretches, Wav2Vec2FeedForward: FramesInStretches}
 
 
 FAMILY = Family(

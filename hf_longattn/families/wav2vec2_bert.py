@@ -34,30 +34,14 @@ class LongWav2Vec2BertConfig(LongAudioConfig, Wav2Vec2BertConfig):
     model_type = "long_wav2vec2-bert"
 
 
-class LongWav2Vec2BertSinusoids(NearSinusoids, Wav2Vec2BertRelPositionalEmbedding):
-    """Sinusoids of the distances that a layer sees."""
-
-
-class LongWav2Vec2BertRotary(CountedRotary, Wav2Vec2BertRotaryPositionalEmbedding):
-    """Rotary positions from any frame on."""
-
-
-class LongWav2Vec2BertAttention(ConformerAttention, Wav2Vec2BertSelfAttention):
-    """Wav2Vec2BertSelfAttention with the mechanism."""
-
-
-class LongWav2Vec2BertFeedForward(FramesInStretches, Wav2Vec2BertFeedForward):
-    """Wav2Vec2BertFeedForward that computes long sounds in stretches."""
-
-
 class Wav2Vec2BertOnTheBackend(ConformerOnTheBackend):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {
-        Wav2Vec2BertFeedForward: LongWav2Vec2BertFeedForward,
-        Wav2Vec2BertRelPositionalEmbedding: LongWav2Vec2BertSinusoids,
-        Wav2Vec2BertRotaryPositionalEmbedding: LongWav2Vec2BertRotary,
-        Wav2Vec2BertSelfAttention: LongWav2Vec2BertAttention,
+        Wav2Vec2BertFeedForward: FramesInStretches,
+        Wav2Vec2BertRelPositionalEmbedding: NearSinusoids,
+        Wav2Vec2BertRotaryPositionalEmbedding: CountedRotary,
+        Wav2Vec2BertSelfAttention: ConformerAttention,
     }
 
 

@@ -32,35 +32,15 @@ class LongWav2Vec2ConformerConfig(LongAudioConfig, Wav2Vec2ConformerConfig):
     model_type = "long_wav2vec2-conformer"
 
 
-class LongWav2Vec2ConformerSinusoids(NearSinusoids, Wav2Vec2ConformerRelPositionalEmbedding):
-    """Sinusoids of the distances that a layer sees."""
-
-
-class LongWav2Vec2ConformerRotary(CountedRotary, Wav2Vec2ConformerRotaryPositionalEmbedding):
-    """Rotary positions from any frame on."""
-
-
-class LongWav2Vec2ConformerAttention(ConformerAttention, Wav2Vec2ConformerSelfAttention):
-    """Wav2Vec2ConformerSelfAttention with the mechanism."""
-
-
-class LongWav2Vec2ConformerFeatureEncoder(FeatureEncoderInStretches, Wav2Vec2ConformerFeatureEncoder):
-    """Wav2Vec2ConformerFeatureEncoder that computes long sounds in stretches."""
-
-
-class LongWav2Vec2ConformerFeedForward(FramesInStretches, Wav2Vec2ConformerFeedForward):
-    """Wav2Vec2ConformerFeedForward that computes long sounds in stretches."""
-
-
 class Wav2Vec2ConformerOnTheBackend(ConformerOnTheBackend):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     replaced = {
-        Wav2Vec2ConformerFeatureEncoder: LongWav2Vec2ConformerFeatureEncoder,
-        Wav2Vec2ConformerFeedForward: LongWav2Vec2ConformerFeedForward,
-        Wav2Vec2ConformerRelPositionalEmbedding: LongWav2Vec2ConformerSinusoids,
-        Wav2Vec2ConformerRotaryPositionalEmbedding: LongWav2Vec2ConformerRotary,
-        Wav2Vec2ConformerSelfAttention: LongWav2Vec2ConformerAttention,
+        Wav2Vec2ConformerFeatureEncoder: FeatureEncoderInStretches,
+        Wav2Vec2ConformerFeedForward: FramesInStretches,
+        Wav2Vec2ConformerRelPositionalEmbedding: NearSinusoids,
+        Wav2Vec2ConformerRotaryPositionalEmbedding: CountedRotary,
+        Wav2Vec2ConformerSelfAttention: ConformerAttention,
     }
 
 

@@ -76,22 +76,14 @@ class LongWavLMAttention(WavLMAttention):
         return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
 
 
-class LongWavLMFeatureEncoder(FeatureEncoderInStretches, WavLMFeatureEncoder):
-    """WavLMFeatureEncoder that computes long sounds in stretches."""
-
-
-class LongWavLMFeedForward(FramesInStretches, WavLMFeedForward):
-    """WavLMFeedForward that computes long sounds in stretches."""
-
-
 class WavLMOnTheBackend(OnTheBackend):
-    """Replaces modules of the base by the classes above."""
+    """Replaces modules of the base."""
 
     hands_globals_down = True
     replaced = {
         WavLMAttention: LongWavLMAttention,
-        WavLMFeatureEncoder: LongWavLMFeatureEncoder,
-        WavLMFeedForward: LongWavLMFeedForward,
+        WavLMFeatureEncoder: FeatureEncoderInStretches,
+        WavLMFeedForward: FramesInStretches,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -92,8 +93,15 @@ class ReplacedModules(_Base):
     The base builds its modules itself, so an instance gets the subclass as its ``__class__``; the subclass adds no parameters and no state.
     """
 
-    replaced: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
-    """Class of the base -> subclass."""
+    replaced: ClassVar[Mapping[type[nn.Module], type[Any]]]
+    """Class of the base -> subclass, or what comes before the class in one that is made here."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "replaced" in vars(cls):
+            cls.replaced = {
+                base: one if issubclass(one, base) else _joined(one, base, cls.__module__) for base, one in cls.replaced.items()
+            }
 
     def adapt_module(self, name: str, module: Any) -> None:
         """Set what the subclass needs on a module that has just been replaced; ``name`` is its name in the model."""
@@ -106,6 +114,13 @@ class ReplacedModules(_Base):
                     module.config = self.config
                 self.adapt_module(name, module)
         super().post_init()
+
+
+def _joined(first: type[Any], base: type[nn.Module], module: str) -> type[nn.Module]:
+    """The class ``Long…`` of these two, which pickle finds in the family's ``module``."""
+    made = type(f"Long{base.__name__}", (first, base), {"__module__": module, "__doc__": first.__doc__})
+    setattr(sys.modules[module], made.__name__, made)
+    return made
 
 
 class OnTheInterface(ReplacedModules):
