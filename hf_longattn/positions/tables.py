@@ -44,11 +44,11 @@ SHORTER = ("truncate", "interpolate")
 """Ways to shorten a table: keep the first rows, or the rows from which interpolation best restores all of them."""
 
 
-def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+def _tile(old: Tensor, rows: int) -> Tensor:
     return old[torch.arange(rows) % old.shape[0]]
 
 
-def _interpolate(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+def _interpolate(old: Tensor, rows: int) -> Tensor:
     if old.shape[0] == 1:
         return old.expand(rows, -1)
     channels_first = old.to(torch.float64).T.unsqueeze(0)  # rounds each row once, so that the inverse is exact
@@ -56,7 +56,7 @@ def _interpolate(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor
     return stretched[0].T.to(old.dtype)
 
 
-def _stretch(old: Tensor, rows: int, seed: int, std: float | None, *, kept: int) -> Tensor:
+def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
     if len(old) < kept + 2:
         raise PositionError(
             f"A table of {len(old)} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; keep fewer with "
@@ -123,20 +123,19 @@ def _solve(diagonal: Tensor, off_diagonal: Tensor, right_side: Tensor) -> Tensor
     return right_side
 
 
-def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+def _random(old: Tensor, rows: int) -> Tensor:
     values = old.to(torch.float32)
-    std = float(values.std()) if std is None else std
-    drawn = torch.randn(rows - old.shape[0], old.shape[1], generator=torch.Generator().manual_seed(seed)) * std
+    drawn = torch.randn(rows - old.shape[0], old.shape[1], generator=torch.Generator().manual_seed(0)) * values.std()
     return torch.cat([old, drawn.to(old.dtype)])
 
 
-def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+def _sinusoidal(old: Tensor, rows: int) -> Tensor:
     computed = sinusoids(rows, old.shape[1])
     _refuse_others(old, computed[: old.shape[0]])
     return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
 
 
-def _centred(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+def _centred(old: Tensor, rows: int) -> Tensor:
     _refuse_others(old, centred_sinusoids(*old.shape))
     return centred_sinusoids(rows, old.shape[1]).to(old.dtype)
 
@@ -151,7 +150,7 @@ def _refuse_others(table: Tensor, computed: Tensor) -> None:
         )
 
 
-STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
+STRATEGIES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "tile": _tile,
     INTERPOLATE: _interpolate,
     "random": _random,
@@ -218,15 +217,7 @@ def unchanged_rows(strategy: str, rows: int) -> int:
     return min(rows, kept_rows + 1) if kept_rows is not None else rows if keeps_old_rows(strategy) else 1
 
 
-def extend_table(
-    weight: Tensor,
-    new_rows: int,
-    *,
-    offset: int,
-    strategy: str = "tile",
-    seed: int = 0,
-    std: float | None = None,
-) -> Tensor:
+def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "tile") -> Tensor:
     """A position table with ``new_rows`` rows, made from the trained table ``weight``.
 
     Args:
@@ -235,8 +226,6 @@ def extend_table(
         offset: number of leading rows that are not positions; they are copied once.
         strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi", "sinusoidal" or "centred" (see the module's
             docstring).
-        seed: for "random"; the same seed gives the same rows on every machine.
-        std: for "random"; ``None`` uses the standard deviation of the table's positions.
 
     Returns:
         ``(new_rows, d)``, contiguous, in the dtype of ``weight``.
@@ -266,7 +255,7 @@ def extend_table(
         return weight.new_zeros(new_rows, weight.shape[1])
     if new_rows == old_rows:
         return weight.clone()
-    extended = extend(weight[offset:], new_rows - offset, seed, std)
+    extended = extend(weight[offset:], new_rows - offset)
     return torch.cat([weight[:offset], extended]).contiguous()
 
 

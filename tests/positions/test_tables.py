@@ -70,14 +70,12 @@ def test_a_stretched_table_is_solved_back(rows: int, more: int, kept: int, offse
     assert float((back - old).abs().max()) <= 20 * torch.finfo(dtype).eps
 
 
-def test_random_rows_follow_the_tables_spread_and_the_seed() -> None:
+def test_random_rows_follow_the_tables_spread() -> None:
     old = torch.randn(256, 64) * 0.3
-    new = extend_table(old, 2048, offset=0, strategy="random", seed=3)
+    new = extend_table(old, 2048, offset=0, strategy="random")
     assert torch.equal(new[:256], old)
     assert new[256:].std().item() == pytest.approx(old.std().item(), rel=0.02)
-    assert torch.equal(new, extend_table(old, 2048, offset=0, strategy="random", seed=3))
-    assert not torch.equal(new, extend_table(old, 2048, offset=0, strategy="random", seed=4))
-    assert extend_table(old, 2048, offset=0, strategy="random", std=2.0)[256:].std().item() == pytest.approx(2, rel=0.02)
+    assert torch.equal(new, extend_table(old, 2048, offset=0, strategy="random"))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
