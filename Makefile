@@ -55,10 +55,11 @@ test-matrix: $(READY)  ## the wheel of `make release` on every Python, with the 
 	@mkdir -p $(TMPDIR)
 	$(PY) -m scripts.dev.tools.version_matrix $(ARGS)
 
-lint: $(STUBS)  ## ruff and mypy
+lint: $(STUBS)  ## ruff, mypy and the ceiling of the package's lines
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(PY) -m scripts.dev.tools.measure_structure --ceiling
 
 format: $(READY)  ## lay the code out, mend what ruff can mend, and write the types of the Long classes
 	$(PY) -m scripts.dev.tools.class_stubs

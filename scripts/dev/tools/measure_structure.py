@@ -2,6 +2,7 @@
 
     python -m scripts.dev.tools.measure_structure                                     this checkout, as the column "now"
     python -m scripts.dev.tools.measure_structure --tree ../old --name before         another one, say a git worktree of an older commit
+    python -m scripts.dev.tools.measure_structure --ceiling                           part of `make lint`: the package grows no more
 
 Each run measures one tree and puts it into OUTPUT.json beside those that are there; OUTPUT.md is the table of all.
 
@@ -29,10 +30,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import tomllib
+
 from scripts.dev import RESULTS, ROOT
 
 OUTPUT = RESULTS / "structure"
 LENGTH = 1024
+SLACK = 500
+"""Lines below the ceiling at which it has to be lowered."""
 CALLS: dict[str, dict[str, Any]] = {
     "window": {"mechanism": "window", "window": 128},
     "linear": {"mechanism": "linear"},
@@ -62,11 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tree", type=Path, default=ROOT, help="a checkout (default: this one)")
     parser.add_argument("--name", default="now", help="its column (default: now)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="path without suffix (default: %(default)s)")
+    parser.add_argument("--ceiling", action="store_true", help="compare the package's lines with [tool.hf_longattn.size] of pyproject.toml")
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     tree = options.tree.resolve()
     if not (tree / "hf_longattn").is_dir():
         parser.error(f"{tree} holds no hf_longattn/")
+    if options.ceiling:
+        wrong = against_ceiling(tree)
+        print(wrong, end="")
+        return int(wrong != "")
     if options.probe:
         print(json.dumps(probe(tree)))
         return 0
@@ -99,6 +109,17 @@ def size(tree: Path) -> dict[str, Any]:
         "largest": [str(largest.relative_to(package)), lines[largest]],
         "padding": sum(names_padding(path) for folder in ("mechanisms", "engines", "memory") for path in (package / folder).rglob("*.py")),
     }
+
+
+def against_ceiling(tree: Path) -> str:
+    """What is wrong with the package's lines or their ceiling, a line; "" if nothing is."""
+    lines, file = size(tree)["lines"], tree / "pyproject.toml"
+    ceiling = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["hf_longattn"]["size"]["lines"]
+    if lines > ceiling:
+        return f"hf_longattn has {lines:,} lines and may have {ceiling:,} (pyproject.toml); take out {lines - ceiling:,}\n"
+    if lines <= ceiling - SLACK:
+        return f"hf_longattn has {lines:,} lines; lower [tool.hf_longattn.size] in pyproject.toml from {ceiling:,} to that\n"
+    return ""
 
 
 def names_padding(path: Path) -> bool:

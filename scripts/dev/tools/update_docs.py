@@ -37,8 +37,8 @@ from scripts.dev.tools.lowering import in_brief as lowering_in_brief
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 STUDIES = (
-    "compress", "context", "diagnosis", "distillation", "inference", "joint_labels", "joint_reading", "mlm", "packing", "probes",
-    "retrieval", "seams", "search", "serving", "table5", "tiled",
+    "compress", "context", "diagnosis", "distillation", "inference", "joint_labels", "joint_ranking", "joint_reading", "mlm", "packing",
+    "probes", "retrieval", "seams", "search", "serving", "table5", "tiled",
 )  # fmt: skip
 """Stored results whose page is a block of its own name."""
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"

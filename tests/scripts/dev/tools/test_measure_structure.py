@@ -33,6 +33,17 @@ def test_size_and_imports(tree: Path) -> None:
     assert measure_structure.closures(tree) == {"imports of window": [2, 3], "imports of linear": [0, 0]}
 
 
+def test_the_package_may_not_grow_and_its_ceiling_follows(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for ceiling in (11, 12, 511, 512):
+        (tree / "pyproject.toml").write_text(f"[tool.hf_longattn.size]\nlines = {ceiling}\n")
+        code = measure_structure.main(["--tree", str(tree), "--ceiling"])
+        said[ceiling] = code, capsys.readouterr().out
+    assert said[12] == said[511] == (0, "")
+    assert said[11] == (1, "hf_longattn has 12 lines and may have 11 (pyproject.toml); take out 1\n")
+    assert said[512] == (1, "hf_longattn has 12 lines; lower [tool.hf_longattn.size] in pyproject.toml from 512 to that\n")
+
+
 def test_stays_are_counted_where_the_next_function_is_in_another_file(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(
         "def outer(other):\n    other.inner()\n    again()\n    [other.inner() for _ in range(2)]\n\ndef again(): pass\n"
