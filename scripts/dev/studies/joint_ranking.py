@@ -49,7 +49,8 @@ CANDIDATES, VERSIONS, TEST = 20, 4, 24
 """Pages that are read for a question, versions of a page, and questions of each kind."""
 TOKENS = 2000, 2800
 """Of a page: more than the first. Of shorter ones this study was designed, and of longer ones twenty for a question take too long."""
-WINDOWS = ("best", "two")
+OTHERS = ("bm25", "best", "two")
+"""With what the converted model is compared question by question."""
 ROWS = {
     "random": "BM25's first 20 in random order",
     "bm25": "BM25",
@@ -226,13 +227,13 @@ def score(work: Path, seeds: Sequence[int]) -> list[Rank]:
 
 
 def summary(ranks: Sequence[Rank]) -> dict[str, Any]:
-    """MRR by kind and seconds of every system; and what "long" has more than each in windows, question by question."""
+    """MRR by kind and seconds of every system; and what "long" has more than each of :data:`OTHERS`, question by question."""
     table: dict[str, Any] = defaultdict(dict)
     for kind in KINDS:
         means = means_over_seeds((one.system, (one.folder, one.question), one.reciprocal) for one in ranks if one.kind == kind)
         for name, its in means.items():
             table[name][kind] = over_pages(its)
-        for other in WINDOWS:
+        for other in OTHERS:
             table["long"][f"{kind}, more than {other}"] = over_pages({key: one - means[other][key] for key, one in means["long"].items()})
     for name, row in table.items():
         row["seconds"] = round(float(np.median([one.seconds for one in ranks if one.system == name])), 3)
@@ -243,14 +244,14 @@ def markdown(record: Mapping[str, Any]) -> str:
     """MRR and seconds of every system, and how they were measured."""
     test, minutes = record["test"], Minutes(*record["minutes"])
     table = systems_table(record, ROWS, KINDS, "MRR, %", "seconds a question, one thread")
-    more = [f"- {ROWS[other]}: {points(record, KINDS, other)}" for other in WINDOWS]
+    more = [f"- {ROWS[other]}: {points(record, KINDS, other)}" for other in OTHERS]
     about = (
         f"BM25 has the right page among its first {CANDIDATES} for {test['found']} questions. Pages of {TOKENS[0]:,} to {TOKENS[1]:,} "
         f"tokens in {VERSIONS} versions; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over folders of "
         f"modules. Each cross-encoder started from a classifier that learned on excerpts whether these answer, and was trained for "
         f"{minutes.pages:g} minutes on whole pages and longer excerpts."
     )
-    minus = "Points that the converted model has more than each reader of windows:\n\n" + "\n".join(more)
+    minus = "Points that the converted model has more than others:\n\n" + "\n".join(more)
     parts = ["# Which version of a page answers: all-MiniLM-L6-v2", table, minus, about, footnote(record["machine"])]
     return "\n\n".join(parts)
 
