@@ -207,7 +207,7 @@ def test_ranks_become_means_over_queries_and_differences_query_by_query() -> Non
     ranks = [
         Rank(name, seed, kind, f"folder {question}", str(question), 1.0 if name == "long" and question else 0.5, 2.0)
         for kind in RANKED
-        for name in ("best", "two", "long")
+        for name in ("bm25", "best", "two", "long")
         for question in (0, 1)
         for seed in (0, 1)
     ]
