@@ -190,7 +190,7 @@ def summary(answers: Sequence[Answer], rounds: int = 2000) -> dict[str, Any]:
     """Area under the curve by kind with a 95 % interval, and seconds of every system; and what "long" has more than each in windows."""
 
     def with_interval(values: np.ndarray) -> list[float]:
-        return [round(float(value), 1) for value in (values[0], *np.percentile(values[1:], [2.5, 97.5]))]
+        return [round(float(value), 1) for value in (values[0], *np.nanpercentile(values[1:], [2.5, 97.5]))]
 
     table: dict[str, Any] = defaultdict(dict)
     for kind in KINDS:

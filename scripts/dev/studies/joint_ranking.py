@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_longattn.errors import LongAttentionError
 from scripts.dev.benchmarks.report import footnote, one_sentence_errors
 from scripts.dev.studies.joint_reading import (
     asked_of,
@@ -168,7 +169,10 @@ def build(work: Path, tokenizer: Any) -> None:
     """Write pairs to train on and the test with its candidates, from the files of ``joint_reading``."""
     rng = random.Random(0)
     longer, pages = (read(work / f"{name}.jsonl") for name in ("longer", "pages"))
-    for name, found in (("pages", pairs(longer + pages)), ("pages-windows", in_windows(rng.sample(longer, 2000) + pages, tokenizer))):
+    for name, found in (
+        ("pages", pairs(longer + pages)),
+        ("pages-windows", in_windows(rng.sample(longer, min(2000, len(longer))) + pages, tokenizer)),
+    ):
         its = list(found)
         rng.shuffle(its)
         write(work / f"ranking-{name}.jsonl", its)
@@ -229,7 +233,7 @@ def score(work: Path, seeds: Sequence[int]) -> list[Rank]:
 def summary(ranks: Sequence[Rank]) -> dict[str, Any]:
     """MRR by kind and seconds of every system; and what "long" has more than each of :data:`OTHERS`, question by question."""
     table: dict[str, Any] = defaultdict(dict)
-    for kind in KINDS:
+    for kind in sorted({one.kind for one in ranks}, key=KINDS.index):
         means = means_over_seeds((one.system, (one.folder, one.question), one.reciprocal) for one in ranks if one.kind == kind)
         for name, its in means.items():
             table[name][kind] = over_pages(its)
@@ -243,8 +247,9 @@ def summary(ranks: Sequence[Rank]) -> dict[str, Any]:
 def markdown(record: Mapping[str, Any]) -> str:
     """MRR and seconds of every system, and how they were measured."""
     test, minutes = record["test"], Minutes(*record["minutes"])
-    table = systems_table(record, ROWS, KINDS, "MRR, %", "seconds a question, one thread")
-    more = [f"- {ROWS[other]}: {points(record, KINDS, other)}" for other in OTHERS]
+    kinds = [kind for kind in KINDS if kind in test]
+    table = systems_table(record, ROWS, kinds, "MRR, %", "seconds a question, one thread")
+    more = [f"- {ROWS[other]}: {points(record, kinds, other)}" for other in OTHERS]
     about = (
         f"BM25 has the right page among its first {CANDIDATES} for {test['found']} questions. Pages of {TOKENS[0]:,} to {TOKENS[1]:,} "
         f"tokens in {VERSIONS} versions; seeds {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over folders of "
@@ -261,6 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     options = read_options(arguments, __doc__, OUTPUT, Minutes, "on whole pages and longer excerpts")
     test = test_of(options.work, "ranking-test", build, "joint_labels", "labels-long")
+    if not test:
+        raise LongAttentionError(f"{options.work} has no pages of {TOKENS[0]:,} to {TOKENS[1]:,} tokens; run joint_reading without --quick")
     for seed in options.seeds:
         train(options.work, seed, options.minutes)
     about = {**Counter(row["kind"] for row in test), "found": sum(row["right"] >= 0 for row in test)}

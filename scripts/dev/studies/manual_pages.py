@@ -72,7 +72,7 @@ class Manual:
                 marks.append((match.start(), "" if _LEFT_OUT.fullmatch(section) else section.lower()))
             elif not _LEFT_OUT.fullmatch(section):
                 marks.append((match.start(), match["name"]))
-        for (start, what), (end, _) in zip(marks, [*marks[1:], (len(self.text), "")], strict=True):
+        for (start, what), (end, _) in zip(marks, [*marks, (len(self.text), "")][1:], strict=True):
             inside = list(_pieces(self.text, start, end))
             self.passages += inside
             if what and not self.names_itself(*inside[0]) and len(self.text[slice(*inside[0])].split()) >= 20:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import disable_progress_bars
 from rich.console import Console
 
 from hf_longattn.evaluation.embedding import embed_documents
@@ -44,6 +45,7 @@ def show_search(console: Console, long: Path, work: Path) -> None:
     """
     from transformers import AutoTokenizer
 
+    disable_progress_bars()
     prepare(work)
     tokenizer, rng = AutoTokenizer.from_pretrained(long), random.Random(0)
     documents, chunks, queries = list[dict[str, str]](), list[dict[str, str]](), list[dict[str, str]]()
@@ -58,7 +60,7 @@ def show_search(console: Console, long: Path, work: Path) -> None:
     rights = {row["id"]: row["right"] for row in queries}
 
     def embed(model: Path, data: str, vectors: str = "document", task: str = "document") -> Vectors:
-        out = work / f"{model.name} {data} {vectors}".replace(":", " ")
+        out = work / f"{'converted' if model == long else 'original'} {data} {vectors}".replace(":", " ")
         embed_documents(str(model), str(work / f"{data}.jsonl"), out, vectors=vectors, task=task)
         return vectors_of(out)
 

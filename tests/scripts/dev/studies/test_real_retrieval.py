@@ -82,6 +82,15 @@ def test_what_is_asked_of_a_page_is_taken_out_of_it() -> None:
         assert words not in " ".join(text.split())
 
 
+def test_a_readme_without_headings_is_asked_for_its_description_and_a_sentence() -> None:
+    sentence = "The second sentence of this text is long enough to be asked for by a query."
+    readme = Manual("one", "one", "copies files to places", f"This copies files to places. {sentence} So it ends.\n")
+    found = page_queries(readme, random.Random(0))
+    assert found is not None
+    assert [words for words, _ in found[1]] == ["copies files to places", sentence]
+    assert not readme.passages
+
+
 def test_a_page_that_shares_text_with_the_test_is_not_trained_on() -> None:
     test, other = page("copier", 0), page("mover", 1)
     same = Manual("mover", "package", "", test.text.replace("copier", "mover"))
