@@ -257,11 +257,15 @@ def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator
 
 
 def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence[str]], Iterator[Iterator[Row]]]) -> Iterator[None]:
-    """Write a file of vectors in steps, and yield after each; steps of an interrupted run are kept."""
+    """Write a file of vectors in steps, and yield after each; steps of an interrupted run are kept.
+
+    All that a killed run leaves lies in the folder of the steps, which is removed in the end.
+    """
+    steps = file.with_suffix(".steps")
     if file.is_file():
+        shutil.rmtree(steps, ignore_errors=True)
         yield from [None] * -(-len(rows) // STEP)
         return
-    steps = file.with_suffix(".steps")
     steps.mkdir(exist_ok=True)
     files = []
     for first in range(rows.start, rows.stop, STEP):
@@ -272,7 +276,8 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
             with staged_file(files[-1]) as staged:
                 _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
         yield None
-    with staged_file(file) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
+    whole = steps / file.name
+    with staged_file(whole) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
         held: list[pa.Table] = []
         for one in files:
             for group in pq.ParquetFile(one).iter_batches(ROWS):
@@ -282,6 +287,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
                     held = []
         if held:
             writer.write_table(pa.concat_tables(held).combine_chunks())
+    whole.replace(file)
     shutil.rmtree(steps)
 
 

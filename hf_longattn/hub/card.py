@@ -43,13 +43,10 @@ from .usage import (
     backbone_of,
     class_to_load,
     config_with_defaults,
-    grid_family,
+    family_in,
     head_of,
     next_step,
-    rule_of,
-    sound_family,
     tokens_of,
-    tower_families,
     usage_section,
 )
 
@@ -209,10 +206,9 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     kind = sentence_kind(folder)
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
-    grid = grid_family(config)
-    heads = SOUND_HEADS if sound_family(config) is not None else TOWER_HEADS if tower_families(config) else HEADS
-    if grid is not None:
-        heads = HEADS_ON_GRIDS[rule_of(grid).noun]
+    heads, family = HEADS, family_in(config)
+    if family is not None and (family.audio or family.towers or family.grid):
+        heads = HEADS_ON_GRIDS[family.grid.noun] if family.grid else SOUND_HEADS if family.audio else TOWER_HEADS
     head = head_of(class_to_load(folder, named_class(config, "AutoModel")), heads)
     return None if head is None else head.task
 
@@ -439,7 +435,8 @@ UNTRAINED = "As converted, its outputs differ from those of its source: train it
 
 def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The values of each tower of a Long model of several, by its name."""
-    parts = {name: config.get(tower_field(name)) for name in tower_families(config)}
+    family = family_in(config)
+    parts = {name: config.get(tower_field(name)) for name in (family.towers if family else ())}
     return {name: part for name, part in parts.items() if isinstance(part, dict) and "long_attention" in part}
 
 

@@ -17,7 +17,7 @@ from ..errors import CONTROL, in_one_line
 from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, tower_field
-from ..modeling.family.grid_rule import FRAMES_PER_SECOND, GridRule
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile, tokenizer_values
 from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
@@ -488,14 +488,14 @@ def snippet(
         start = [*([IMPORT_LINE] if is_long and not trusts_code else []), f"from sentence_transformers import {kind}", ""]
         body = {RERANKER: _RANKING, TOKEN_VECTORS: _TOKEN_VECTORS}.get(kind, _SENTENCES).strip()
         return "\n".join([*start, f"model = {kind}({_quoted(name)}{_trust(trusts_code)})", body])
-    if tower_families(config):
+    family = family_in(config)
+    if family is not None and family.towers:
         return tower_usage(folder, config, name, length, trusts_code=trusts_code)
-    if (sound := sound_family(config)) is not None:
-        return sound_usage(sound, folder, config, name, trusts_code=trusts_code)
-    if (grid := grid_family(config)) is not None:
-        return (picture_usage if rule_of(grid).reads_photographs else spectrogram_usage)(
-            grid, folder, config, name, trusts_code=trusts_code
-        )
+    if family is not None and family.audio is not None:
+        return sound_usage(family, folder, config, name, trusts_code=trusts_code)
+    if family is not None and family.grid is not None:
+        of_grid = picture_usage if family.grid.reads_photographs else spectrogram_usage
+        return of_grid(family, folder, config, name, trusts_code=trusts_code)
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
     marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
     return usage(
@@ -587,16 +587,9 @@ def tokenizer_words(folder: Path) -> str | None:
     return word_argument(tokenizer_class) if isinstance(tokenizer_class, type) else None
 
 
-def grid_family(config: Mapping[str, Any]) -> Family | None:
-    """The family of a model of pictures, long or not, from its config; ``None`` for a model of text."""
-    family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
-    return None if family is None or family.grid is None else family
-
-
-def rule_of(family: Family) -> GridRule:
-    """How the inputs of a family lie on a grid, which :func:`grid_family` has found."""
-    assert family.grid is not None
-    return family.grid
+def family_in(config: Mapping[str, Any]) -> Family | None:
+    """The family of a model, long or not, from its config; ``None`` for any other model."""
+    return FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
 
 
 def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
@@ -628,7 +621,8 @@ def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], n
 def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
     """The snippet of a model of pictures or videos; arguments as for :func:`snippet`."""
     architecture = named_class(config, "AutoModel")
-    rule = rule_of(family)
+    rule = family.grid
+    assert rule is not None
     head = head_of(architecture, HEADS_ON_GRIDS[rule.noun])
     if head is None or (trusts_code and not head.auto_class):
         return None
@@ -652,12 +646,6 @@ def picture_usage(family: Family, folder: Path, config: Mapping[str, Any], name:
     layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
     code = body.format(height=size[-2], width=size[-1], frames=size[0], input=rule.input, cells=grid.cells, layout=layout)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
-
-
-def sound_family(config: Mapping[str, Any]) -> Family | None:
-    """The family of a model of sound, long or not, from its config; ``None`` for any other model."""
-    family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
-    return None if family is None or family.audio is None else family
 
 
 def sound_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:
@@ -694,12 +682,6 @@ def sound_usage(family: Family, folder: Path, config: Mapping[str, Any], name: s
         name=_quoted(name),
     )
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + code).strip()
-
-
-def tower_families(config: Mapping[str, Any]) -> dict[str, Family]:
-    """The family of each tower by its name, of a model of several, long or not; empty for any other model."""
-    family = FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
-    return {} if family is None else family.towers
 
 
 def tower_usage(folder: Path, config: Mapping[str, Any], name: str, length: int, *, trusts_code: bool = False) -> str | None:
@@ -748,7 +730,7 @@ def backbone_of(config: dict[str, Any]) -> dict[str, Any]:
 def tokens_of(config: dict[str, Any]) -> int:
     """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
     config = backbone_of(config)
-    family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
+    family = family_in(config)
     if family is not None and family.towers:
         texts = [name for name, tower in family.towers.items() if tower.reads_text]
         return max(tokens_of(config.get(tower_field(name)) or {}) for name in texts)

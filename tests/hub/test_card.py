@@ -16,7 +16,7 @@ from hf_longattn.data.qa_markers import CANDIDATES, EVIDENCE, SENTENCE, TITLE, a
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, origin_of, write_model_card
-from hf_longattn.hub.usage import HEADS_ON_GRIDS, INSTALL, SOUND_HEADS, head_of, rule_of, usage
+from hf_longattn.hub.usage import HEADS_ON_GRIDS, INSTALL, SOUND_HEADS, head_of, usage
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.page.arguments)
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -168,7 +168,7 @@ def test_every_head_has_a_usage() -> None:
     without = [long for long in texts if not shown(long)]
     for family in FAMILIES.values():
         if family.grid is not None:
-            heads = HEADS_ON_GRIDS[rule_of(family).noun]
+            heads = HEADS_ON_GRIDS[family.grid.noun]
             without += [long for long in family.heads.values() if head_of(long, heads) is None]
         if family.audio is not None:
             without += [long for long in family.heads.values() if head_of(long, SOUND_HEADS) is None]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import Wav2Vec2Config
 
 from hf_longattn.families import FAMILIES
 from tests.conversion.every_family import config_of
@@ -27,3 +29,12 @@ def test_a_head_runs_under_another_implementation(base: str, tmp_path: Path) -> 
             logits.append(model(ids).logits)
     torch.testing.assert_close(logits[1], logits[2], atol=1e-5, rtol=0)
     torch.testing.assert_close(logits[0], logits[2], atol=1e-5, rtol=0)
+
+
+def test_a_module_with_a_class_that_was_made_for_it_is_pickled() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_conv_pos_embeddings": 16}
+    config = FAMILIES["wav2vec2"].config_class.from_dict(Wav2Vec2Config(**sizes).to_dict())
+    module = FAMILIES["wav2vec2"].model_class("LongWav2Vec2Model")(config).eval().encoder.layers[0].feed_forward
+    assert (type(module).__name__, type(module).__module__) == ("LongWav2Vec2FeedForward", "hf_longattn.families.wav2vec2")
+    states = torch.randn(1, 3, 32)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(module))(states), module(states), rtol=0, atol=0)
