@@ -257,10 +257,9 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
         inputs, passes = trainer.args.train_batch_size * trainer.args.world_size, trainer.args.gradient_accumulation_steps
         steps = f", steps of {inputs * passes} inputs ({passes} passes of {inputs})" if passes > 1 and not args.tokens_per_batch else ""
         print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}{steps}", file=sys.stderr)
-    network = transformers_model(trainer.model)
-    part: Any = low_rank_updates(network, run.model) if run.model.use_peft else nullcontext()
+    part: Any = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
     if getattr(run.model, "train", "all") == "positions":
-        part = new_positions(network, run.model.model)
+        part = new_positions(transformers_model(trainer.model), run.model.model)
         trainer.args.weight_decay = 0.0  # it would change the source's positions, too
     with one_sentence_if_full(args.folder, trainer), part:
         trainer.train(resume_from_checkpoint=start)
