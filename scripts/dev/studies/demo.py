@@ -153,6 +153,7 @@ def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namesp
     )
     console.print(f"   tables by length, F1 and times {out / 'long_qa.md'}, drawing {out / 'long_qa.svg'}, model card {card}")
     console.print("   Committed: the 512-token QA model. Made here: both conversions, the fine-tuned model, all scores and times.")
+    console.print("   all-MiniLM-L6-v2, trained for questions that need two places of a page, in two hours: docs/results/long_qa.md")
     console.print(f"   Done in {(time.monotonic() - started) / 60:.1f} minutes.")
 
 

@@ -84,4 +84,4 @@ def show_search(console: Console, long: Path, work: Path) -> None:
         found = find()
         mrr = 100 * float(np.mean(list(found.values())))
         console.print(f"   {mrr:>7.1f}   {time.monotonic() - started:>7.1f}   {name}", highlight=False)
-    console.print("   How this compares on manual pages, and after training: docs/results/embed.md")
+    console.print("   On manual pages and after training, in hours: python -m scripts.dev.studies.real_retrieval --work runs/retrieval")
