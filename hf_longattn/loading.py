@@ -236,8 +236,8 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. The last takes the token states of a folder that
             another class saved as they are, without the random projection that it would add.
         name: a folder or a Hub repository id.
-        complete: nothing is going to be trained, so that new weights are an error. Else a head of another size makes place for a new one.
-        arguments: of the loader.
+        complete: nothing is going to be trained, so that new weights are an error.
+        arguments: of the loader. With ``num_labels``, a head of another size is replaced by a new one.
 
     Raises:
         CheckpointError: it cannot be loaded, has only pickled weights or, if ``complete``, lacks weights.
@@ -245,7 +245,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     check_loadable(name)
     with loading_errors(name), without_load_report():
         _refuse_pickled_modules(name)
-        weights = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": loader.__name__ == "CrossEncoder"}
+        weights = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": "num_labels" in arguments}
         options = {"model_kwargs": weights, **NO_CODE, **arguments}
         if loader.__name__ == "MultiVectorEncoder" and not has_token_vectors(name):
             from sentence_transformers import SentenceTransformer

@@ -19,7 +19,7 @@ from ..data.videos import frames_as_pixels, read_video
 from ..engines.common.grid import Grid
 from ..errors import OptionError
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.definition import FAMILIES, model_name
+from ..modeling.family.definition import family_in, model_name
 from ..modeling.family.grid_config import refuse_line
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.grids import grid_rule
@@ -195,8 +195,7 @@ def _attention(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
 
 def reads_spectrograms(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> bool:
     """Whether a checkpoint is one of a family whose pictures are spectrograms of recordings."""
-    model_type = str(open_source(name, revision=revision, token=token).config.get("model_type"))
-    family = FAMILIES.get(model_type.removeprefix("long_"))
+    family = family_in(open_source(name, revision=revision, token=token).config)
     return family is not None and family.grid is not None and not family.grid.reads_photographs
 
 

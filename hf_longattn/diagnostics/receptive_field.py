@@ -50,7 +50,7 @@ from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
-from ..modeling.family.definition import FAMILIES, Family, model_name
+from ..modeling.family.definition import Family, family_in, model_name
 from ..modeling.family.grid_rule import IMAGE_SIZE
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
@@ -405,8 +405,8 @@ def _checked_family(
         BackendError: it reads neither pictures nor sound.
         OptionError: a size of pictures for a model of sound, or the reverse.
     """
-    model_type = str(open_source(model, revision=revision, token=token).config.get("model_type"))
-    family = FAMILIES.get(model_type.removeprefix("long_"))
+    values = open_source(model, revision=revision, token=token).config
+    model_type, family = str(values.get("model_type")), family_in(values)
     if family is None or family.reads_text:
         raise BackendError(
             f"{str(model)!r} is of type {model_type!r}, which is not a family of pictures or sound; leave the photo and --images out to "

@@ -27,7 +27,7 @@ from ..conversion.sources.quantised import refuse_quantised
 from ..errors import BackendError, OptionError
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
-from ..modeling.family.definition import FAMILIES, Family, model_name
+from ..modeling.family.definition import FAMILIES, Family, family_in, model_name
 from ..processor_files import FEATURE_EXTRACTOR
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
@@ -142,10 +142,9 @@ def _load(
     source: Source, recordings: Path, durations: list[float] | None, device: str | None
 ) -> tuple[SoundModel, RecordedSounds, list[float]]:  # fmt: skip
     """A checkpoint with mechanisms, recordings as it reads them, and the durations that are measured."""
-    model_type = str(source.config.get("model_type"))
-    family = FAMILIES.get(model_type.removeprefix("long_"))
+    family = family_in(source.config)
     if family is None or family.audio is None:
-        raise _reads_no_sound(source.name, model_type, family)
+        raise _reads_no_sound(source.name, str(source.config.get("model_type")), family)
     refuse_quantised(source)
     extractor = required_processor(load_processor(source.folder, FEATURE_EXTRACTOR), source.name, "sound")
     if "long_attention" in source.config:

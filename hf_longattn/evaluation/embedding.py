@@ -276,8 +276,8 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
             with staged_file(files[-1]) as staged:
                 _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
         yield None
-    whole = steps / file.name
-    with staged_file(whole) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
+    complete = steps / file.name
+    with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
         held: list[pa.Table] = []
         for one in files:
             for group in pq.ParquetFile(one).iter_batches(ROWS):
@@ -287,7 +287,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
                     held = []
         if held:
             writer.write_table(pa.concat_tables(held).combine_chunks())
-    whole.replace(file)
+    complete.replace(file)
     shutil.rmtree(steps)
 
 

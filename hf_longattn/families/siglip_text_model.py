@@ -52,7 +52,6 @@ class ReadsLastToken(ReplacedModules):
 
 READ_WITHOUT_MASK = "call it without attention_mask, as it was trained; with a mask it reads a text at the last position, even of padding"
 
-
 FAMILY = Family(
     LongSiglipTextConfig,
     position_tables=(PositionTable(r"position_embedding\.weight$"),),

@@ -91,7 +91,7 @@ class LongVJEPA2Layer(VJEPA2Layer):
 
 
 class VJEPA2OnItsGrid(ReplacedModules):
-    """Replaces modules of the base, which are told the grid whatever runs their attention."""
+    """Replaces modules of the base. Whatever runs their attention, they know the grid."""
 
     replaced = {
         VJEPA2RopeAttention: LongVJEPA2RopeAttention,

@@ -19,12 +19,11 @@ from ..config_format import in_current_format
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, LongAttentionError, in_one_line
-from ..families import FAMILIES
 from ..local_names import public_name
 from ..mechanisms import mechanism_info
 from ..mechanisms.common.on_grid import GLOBAL
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.definition import tower_field
+from ..modeling.family.definition import family_in, tower_field
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
@@ -43,7 +42,6 @@ from .usage import (
     backbone_of,
     class_to_load,
     config_with_defaults,
-    family_in,
     head_of,
     next_step,
     tokens_of,
@@ -446,7 +444,7 @@ def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig
         parts = [_limits(part, _attentions(part), tokens_of(part), False) for part in towers.values()]
         limits = [*dict.fromkeys(limit for of_tower in parts for limit in of_tower)]
         return [*limits, UNTRAINED] if needs_training else limits
-    family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
+    family = family_in(config)
     if family is not None and family.grid is not None:
         values = config_with_defaults(family, config)
         rule = family.grid

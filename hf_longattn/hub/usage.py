@@ -14,9 +14,8 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..data.page_words import BOXES, PATHS, word_argument
 from ..errors import CONTROL, in_one_line
-from ..families import FAMILIES
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.definition import Family, tower_field
+from ..modeling.family.definition import Family, family_in, tower_field
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile, tokenizer_values
@@ -585,11 +584,6 @@ def tokenizer_words(folder: Path) -> str | None:
     named = tokenizer_values(folder).get("tokenizer_class")
     tokenizer_class = getattr(transformers, named, None) if isinstance(named, str) else None
     return word_argument(tokenizer_class) if isinstance(tokenizer_class, type) else None
-
-
-def family_in(config: Mapping[str, Any]) -> Family | None:
-    """The family of a model, long or not, from its config; ``None`` for any other model."""
-    return FAMILIES.get(str(config.get("model_type")).removeprefix("long_"))
 
 
 def spectrogram_usage(family: Family, folder: Path, config: Mapping[str, Any], name: str, *, trusts_code: bool = False) -> str | None:

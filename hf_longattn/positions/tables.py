@@ -124,8 +124,7 @@ def _solve(diagonal: Tensor, off_diagonal: Tensor, right_side: Tensor) -> Tensor
 
 
 def _random(old: Tensor, rows: int) -> Tensor:
-    values = old.to(torch.float32)
-    drawn = torch.randn(rows - old.shape[0], old.shape[1], generator=torch.Generator().manual_seed(0)) * values.std()
+    drawn = torch.randn(rows - old.shape[0], old.shape[1], generator=torch.Generator().manual_seed(0)) * old.float().std()
     return torch.cat([old, drawn.to(old.dtype)])
 
 

@@ -15,7 +15,7 @@ from ..diagnostics import Candidate
 from ..diagnostics.trial_model import TrialModel
 from ..errors import CheckpointError
 from ..modeling.attach.attention_sites import attention_sites
-from ..modeling.family.definition import FAMILIES
+from ..modeling.family.definition import family_in
 from ..reading import is_generic, is_long
 from .design import Design
 
@@ -54,7 +54,7 @@ def check_one_stack(source: Source) -> None:
             f"{source.name!r} was written by `longattn convert --generic`, and a search is for Long classes; `longattn diagnose` says what "
             "mechanisms would keep of its attention."
         )
-    family = FAMILIES.get(model_type.removeprefix("long_"))
+    family = family_in(source.config)
     if family is not None and family.towers:
         towers, (first, *_) = " and ".join(family.towers), family.towers
         stack = family.towers[first]

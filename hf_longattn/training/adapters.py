@@ -1,4 +1,4 @@
-"""Trainings of a part: low-rank updates (LoRA, Hu et al. 2021) by peft, which become part of the weights, or new positions alone."""
+"""Trainings of a part: low-rank updates (LoRA, Hu et al. 2021) by peft, or new positions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def low_rank_updates(model: PreTrainedModel, args: ModelArguments) -> Iterator[N
 
 @contextmanager
 def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within the context only those rows of position tables are trained that the source did not have.
+    """Within the context, train only the positions that a conversion added.
 
     Args:
         model: a converted one; its outputs for texts that the source reads stay the same.

@@ -47,7 +47,7 @@ from hf_longattn.local_names import public_name
 from hf_longattn.reading import read_json_object
 from hf_longattn.staging import check_writable, write_text
 from hf_longattn.tasks import Task
-from hf_longattn.training.adapters import low_rank_updates, new_positions, transformers_model
+from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints, place_or_name
 from hf_longattn.training.parsing import parse_arguments
@@ -257,11 +257,8 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
         inputs, passes = trainer.args.train_batch_size * trainer.args.world_size, trainer.args.gradient_accumulation_steps
         steps = f", steps of {inputs * passes} inputs ({passes} passes of {inputs})" if passes > 1 and not args.tokens_per_batch else ""
         print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}{steps}", file=sys.stderr)
-    part: Any = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
-    if getattr(run.model, "train", "all") == "positions":
-        part = new_positions(transformers_model(trainer.model), run.model.model)
-        trainer.args.weight_decay = 0.0  # it would change the source's positions, too
-    with one_sentence_if_full(args.folder, trainer), part:
+    updates = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
+    with one_sentence_if_full(args.folder, trainer), updates:
         trainer.train(resume_from_checkpoint=start)
     return None if first is None else first.found
 

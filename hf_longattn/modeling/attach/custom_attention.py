@@ -118,9 +118,9 @@ class ReplacedModules(_Base):
 
 def _joined(first: type[Any], base: type[nn.Module], module: str) -> type[nn.Module]:
     """The class ``Long…`` of these two, which pickle finds in the family's ``module``."""
-    made = type(f"Long{base.__name__}", (first, base), {"__module__": module, "__doc__": first.__doc__})
-    setattr(sys.modules[module], made.__name__, made)
-    return made
+    joined = type(f"Long{base.__name__}", (first, base), {"__module__": module, "__doc__": first.__doc__})
+    setattr(sys.modules[module], joined.__name__, joined)
+    return joined
 
 
 class OnTheInterface(ReplacedModules):

@@ -464,6 +464,11 @@ def known_family(config: Any) -> Family | None:
     return FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
 
 
+def family_in(values: Mapping[str, Any]) -> Family | None:
+    """The same from the values of a ``config.json``."""
+    return FAMILIES.get(str(values.get("model_type")).removeprefix("long_"))
+
+
 def longest_input(config: Any) -> int | None:
     """The most tokens that a model with this config reads, special ones included; ``None`` where nothing limits them."""
     limit = getattr(config, "max_position_embeddings", None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,6 +31,7 @@ from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
+from hf_longattn.training.adapters import new_positions, transformers_model
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.embed_probes import is_probe, probe_pairs
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
@@ -45,6 +47,8 @@ OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
 @dataclass
 class EmbedModelArguments(ModelArguments):
     """A model of embeddings, or a reranker."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("train",)
 
     reranker: bool = argument(False, "A cross-encoder that scores a query and a document together, in place of embeddings.")
     multi_vector: bool = argument(
@@ -146,8 +150,12 @@ def finetune_embeddings(
             f"--{kind} learns from pairs that belong together, not from a {column}, which {', '.join(data_args.data)} has; leave it "
             f"out and keep the pairs that belong together, or train embeddings, without --{kind}"
         )
+    positions = model_args.train == "positions"
+    if positions:
+        training_args.weight_decay = 0.0  # it would change the source's positions, too
     trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
-    before = train(trainer, run, trainer.measure)
+    with new_positions(transformers_model(trainer.model), model_args.model) if positions else nullcontext():
+        before = train(trainer, run, trainer.measure)
     log = {"pairs": len(data), "read_length": read_length(trainer.model), "held_out": {"before": before, "after": trainer.measure()}}
     return save_run(trainer, run, log, describe_embeddings)
 

@@ -49,7 +49,10 @@ KINDS = ("two places", "names exchanged")
 CANDIDATES, VERSIONS, TEST = 20, 4, 24
 """Pages that are read for a question, versions of a page, and questions of each kind."""
 TOKENS = 2000, 2800
-"""Of a page: more than the first. Of shorter ones this study was designed, and of longer ones twenty for a question take too long."""
+"""Tokens of a page, above the first number and up to the second.
+
+The study was designed on shorter pages, and it takes too long to read twenty longer ones for each question.
+"""
 OTHERS = ("bm25", "best", "two")
 """With what the converted model is compared question by question."""
 ROWS = {

@@ -50,8 +50,8 @@ def show_search(console: Console, long: Path, work: Path) -> None:
     tokenizer, rng = AutoTokenizer.from_pretrained(long), random.Random(0)
     documents, chunks, queries = list[dict[str, str]](), list[dict[str, str]](), list[dict[str, str]]()
     for page in readmes(tokenizer):
-        if (made := page_queries(page, rng)) is not None:
-            text, asked = made
+        if (page_and_queries := page_queries(page, rng)) is not None:
+            text, asked = page_and_queries
             documents.append({"id": page.name, "text": text})
             chunks += [{"id": f"{page.name}#{at}", "text": part} for at, part in windows_of("", text, tokenizer, CHUNK, 0)]
             queries += [{"id": f"{page.name}#{number}", "text": words, "right": page.name} for number, (words, _) in enumerate(asked)]
