@@ -237,23 +237,25 @@ def _pieces(network: Any, vectors: Vectors, prompt: str, texts: Sequence[str]) -
 def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator[Row]:
     """Yield the vectors of a text's pieces, with one window in memory at a time."""
     model, tokens = network.transformers_model, read_tokens(network.tokenizer, text, prompt)
-    count, ends = len(tokens.ids), [*tokens.starts.tolist()[1:], len(text)]
+    count, starts, width = len(tokens.ids), tokens.starts.tolist(), model.config.hidden_size
     size = {"parts": -(-count // (vectors.size or 1)), "passages": vectors.size, "tokens": 1}[vectors.of] or 1
     longest = network.max_seq_length
-    sums, inside, first, alone = torch.zeros(model.config.hidden_size), 0, 0, count <= size
     with evaluating(model):
-        for states, around in token_states(model, tokens, longest, default_overlap(longest)):
-            if alone:  # a text of one piece is averaged as sentence-transformers averages it
-                sums, inside = sums + around.sum(0), inside + len(around)
-            for state in states:
-                sums, inside = sums + state, inside + 1
-                first += 1
-                if not alone and (first % size == 0 or first == count):
-                    begin = (first - 1) // size * size
-                    yield int(tokens.starts[begin]) if begin else 0, ends[first - 1], F.normalize(sums / inside, dim=0)
-                    sums, inside = torch.zeros_like(sums), 0
-        if alone:
-            yield 0, len(text), F.normalize(sums / inside, dim=0)
+        windows = token_states(model, tokens, longest, default_overlap(longest))
+        if count <= size:  # a text of one piece is averaged as sentence-transformers averages it
+            total = sum((torch.cat(window).sum(0) for window in windows), torch.zeros(width))
+            yield 0, len(text), F.normalize(total, dim=0)
+            return
+        first, begun = 0, torch.zeros(width)
+        for states, _ in windows:
+            last, piece = first + len(states), first // size
+            sums = torch.zeros(last // size - piece + 1, width)
+            sums.index_add_(0, torch.arange(first, last) // size - piece, states)[0] += begun
+            complete = (last if last < count else count + size - 1) // size
+            for number, vector in enumerate(F.normalize(sums[: complete - piece]), piece):
+                begin, end = number * size, min(number * size + size, count)
+                yield starts[begin] if begin else 0, starts[end] if end < count else len(text), vector
+            first, begun = last, sums[-1]
 
 
 def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence[str]], Iterator[Iterator[Row]]]) -> Iterator[None]:
