@@ -38,6 +38,8 @@ FILE, STEP = 1024, 16
 """Documents of a Parquet file, and of what is saved at once."""
 ROWS = 16_384
 """Vectors of a row group."""
+BATCH_TOKENS = 4096
+"""Tokens that are read at once, padding included; a longer document is read alone."""
 SETTINGS = "embedding.json"
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
 """Kinds of vectors, with their default: parts of a document, or tokens of a passage."""
@@ -210,12 +212,13 @@ def _encoded(network: Any, task: str, texts: Sequence[str]) -> Any:
     """What ``encode_document`` or ``encode_query`` gives, with a warning where it cuts."""
     longest = network.max_seq_length
     read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
-    if longest and any(len(ids) > longest for ids in network.tokenizer(read, verbose=False)["input_ids"]):
+    most = max(1, *map(len, network.tokenizer(read, verbose=False)["input_ids"]))
+    if longest and most > longest:
         logger.warning_once(
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
         )
     encode = network.encode_query if task == "query" else network.encode_document
-    return encode(read, batch_size=8, show_progress_bar=False)
+    return encode(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False)
 
 
 def _whole(network: Any, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
