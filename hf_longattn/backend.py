@@ -22,7 +22,7 @@ from transformers.cache_utils import StaticLayer
 from .attend import run_batch
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
-from .engines.common.call import AttentionCall, ScoreMod, constant
+from .engines.common.call import AttentionCall, ScoreMod, device_scalar
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.exact import by_length_sharded
@@ -34,14 +34,14 @@ from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
 from .mechanisms.common.summaries import FEW_QUERIES
-from .memory import AttendingLayer
+from .memory import AttentionCacheLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .naming import BACKEND
 from .private_apis import attentions_collected, tensor_version
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
-"""Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
+"""Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttentionCacheLayer`."""
 STATIC_LAYER = "long_static_layer"
 """Keyword under which the pre-hook passes a layer of a static cache, ours or transformers', that does not attend by itself."""
 LAYER_INPUT = "layer_input"
@@ -270,7 +270,7 @@ def _attend_by_cache(
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None] | None:
     """Output ``(B, Nq, H, D)`` and weights of a step that the cache layer computes itself; ``None`` for other steps."""
-    cache: AttendingLayer | None = kwargs[CACHE_LAYER]
+    cache: AttentionCacheLayer | None = kwargs[CACHE_LAYER]
     if cache is None:
         return None
     padding, dense_mask = _padding_and_pairs(attention_mask)
@@ -540,7 +540,7 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
 
 def _softcap(kwargs: dict[str, Any], query: Tensor) -> float | Tensor | None:
     softcap = kwargs.get("softcap")
-    return None if softcap is None else constant(softcap, query.device)
+    return None if softcap is None else device_scalar(softcap, query.device)
 
 
 def _score_mod(

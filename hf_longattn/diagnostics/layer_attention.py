@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall
-from ..engines.common.dense import wide
+from ..engines.common.dense import at_least_fp32
 from ..mechanisms.common.cost import KeptKeys, Reading
 from ..positions.relative import RelativePositions
 
@@ -71,11 +71,13 @@ class LayerAttention:
         heads, groups, places = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
         q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
         with torch.autocast(q.device.type, enabled=False):
-            scores = wide(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ wide(self.k).mT * scale
+            scores = at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ at_least_fp32(self.k).mT * scale
         scores = scores.view(len(q), heads, len(rows), self.length)
         if self.relative is not None:
             distance = (rows[:, None] - places)[None]
-            scores = scores + self.relative.term(wide(q), wide(self.k), distance, self.call.causal, scale).to(scores.dtype)
+            scores = scores + self.relative.term(at_least_fp32(q), at_least_fp32(self.k), distance, self.call.causal, scale).to(
+                scores.dtype
+            )
         if self.call.score_mod is not None:
             b, h = torch.arange(len(q), device=q.device), torch.arange(heads, device=q.device)
             scores = self.call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), places.view(1, 1, 1, -1))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, GatherTile, fixed, rows_of
+from .common.call import AttentionCall, GatherTile, mark_static, rows_of
 from .common.dense import repeat_heads, same_dtype, unit_stride
 from .cpu.block_selected import cpu_block_selected
 from .cuda.flex_blocks import flex_block_selected
@@ -74,7 +74,7 @@ def fla_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_si
 def own_blocks(length: int, block_size: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
     """The tile in which every query attends to its own block."""
     rows = rows_of(length, block_size, device)
-    return fixed([GatherTile(rows, rows, causal=causal)])
+    return mark_static([GatherTile(rows, rows, causal=causal)])
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:

@@ -19,7 +19,7 @@ from .cpu.dropout import dropout_of
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
 from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, drops_in_tiles, fastest_path
-from .distances import distance_attention, in_operator
+from .distances import distance_attention, needs_autograd_op
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -75,7 +75,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     elif isinstance(bias, PlaceTerm):
         terms = None, 0, bias.places, bias.stacked_tables()
     settings = left, right, pattern.causal, pattern.global_rows, scale, *terms, *dropout_of(call)
-    run = cpu_band if in_operator(q, k, v, terms[0]) else band_forward
+    run = cpu_band if needs_autograd_op(q, k, v, terms[0]) else band_forward
     return run(q, k, v, key_mask, global_mask, *settings)[0]
 
 

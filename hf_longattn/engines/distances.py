@@ -29,7 +29,7 @@ def distance_attention(
     e, key_table = (None if x is None else x.to(dtype) for x in (term.of_keys, term.key_table))
     q = q if term.content is None else q + (term.content[:, None] / scale).to(q.dtype)
     left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))
-    distances = cpu_distances if in_operator(q, k, v, p, table, e, key_table) else distances_forward
+    distances = cpu_distances if needs_autograd_op(q, k, v, p, table, e, key_table) else distances_forward
     tensors = q, k, v, p, table, e, key_table, term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
     return distances(*tensors, term.ahead, left, right, pattern.causal, pattern.global_rows, chunk, scale)[0]
 
@@ -52,7 +52,7 @@ def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, 
     return distance_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), term, pattern, call, chunk)
 
 
-def in_operator(*tensors: Tensor | None) -> bool:
+def needs_autograd_op(*tensors: Tensor | None) -> bool:
     """Whether a call is recorded as an operator, for gradients or a graph; one that is not takes a tenth of a millisecond less."""
     recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return recorded or torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -31,7 +31,7 @@ from torch import Tensor
 from .common import accelerator
 from .common.batch import Batch, Place, Places, in_graph, laid_out_as
 from .common.call import State
-from .common.dense import repeat_heads, wide
+from .common.dense import at_least_fp32, repeat_heads
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .dispatch import ANY_CALL, DispatchContext, choose
 
@@ -336,7 +336,7 @@ def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Places, cau
 
 
 def _featured(q: Tensor, k: Tensor, v: Tensor, phi: Feature, at: Place) -> tuple[Tensor, Tensor, Tensor]:
-    queries, keys, values = (wide(_at(x, at)) for x in (q, k, v))
+    queries, keys, values = (at_least_fp32(_at(x, at)) for x in (q, k, v))
     return phi.of(queries), phi.of(keys), values
 
 
@@ -345,7 +345,7 @@ def _backward_in_chunks(pieces: Places, tensors: Sequence[SavedTensors], grad: T
     d_kv, d_z = (torch.zeros_like(x) for x in tensors[-1][3:5])
     for at, saved in zip(reversed(pieces), reversed(tensors), strict=True):
         (q, k, v, kv, z, out), chunk = saved, min(CHUNK, at[2] - at[1])
-        *parts, d_kv, d_z = _chunks_backward(q, k, v, kv, z, out, filled(wide(_at(grad, at)), chunk), d_kv, d_z, chunk, True)
+        *parts, d_kv, d_z = _chunks_backward(q, k, v, kv, z, out, filled(at_least_fp32(_at(grad, at)), chunk), d_kv, d_z, chunk, True)
         yield at, saved, tuple(parts)
 
 
@@ -354,7 +354,7 @@ def _backward_of_all(pieces: Places, tensors: Sequence[SavedTensors], grad: Tens
     d_queries: list[Tensor] = []
     sums: list[tuple[Tensor, Tensor]] = []
     for at, (q, _, _, kv, z, out) in zip(reversed(pieces), reversed(tensors), strict=True):
-        rows, of_out, outs = (x.unflatten(1, (kv.shape[1], -1)).flatten(2, 3) for x in (q, wide(_at(grad, at)), out))
+        rows, of_out, outs = (x.unflatten(1, (kv.shape[1], -1)).flatten(2, 3) for x in (q, at_least_fp32(_at(grad, at)), out))
         of_out = of_out * inverse_of(rowwise(rows, z))
         shift = -(of_out * outs).sum(-1, keepdim=True)
         d_rows = of_out @ kv.mT + shift * z.unsqueeze(-2)
@@ -480,7 +480,7 @@ def fla_linear_attention(
     out, after = chunk_simple_gla(
         q=queries, k=keys, v=values, scale=1.0, initial_state=before, output_final_state=cu_seqlens is None, cu_seqlens=cu_seqlens
     )
-    out = wide(out.flatten(0, 1).unflatten(0, (batch, -1)).transpose(1, 2))
+    out = at_least_fp32(out.flatten(0, 1).unflatten(0, (batch, -1)).transpose(1, 2))
     out, weights = out[..., :width], out[..., width : width + 1]
     out = divided(out, weights) if normalise else out
     if after is None:

@@ -36,7 +36,7 @@ from .common import accelerator
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, ScoreMod
-from .common.dense import fused_attention, grid_of, index_grid, masked_softmax, repeat_heads, wide
+from .common.dense import at_least_fp32, fused_attention, grid_of, index_grid, masked_softmax, repeat_heads
 from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
 
 SCORE_CELLS = 1 << 19
@@ -350,7 +350,7 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: Att
     """
     seen, places = index >= 0, index.clamp(min=0)
     fused = no_fused_kernels() is None
-    products = pair_scores(q, k, places) if fused else (wide(q)[..., None, :] * wide(_rows_at(k, places))).sum(-1)
+    products = pair_scores(q, k, places) if fused else (at_least_fp32(q)[..., None, :] * at_least_fp32(_rows_at(k, places))).sum(-1)
     scores = products * call.scale_for(q.shape[-1])
     if call.score_mod is not None:
         b, h, i, _ = grid_of(q, k)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
-from ..engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, plus, remapped, rows_of
+from ..engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, add_term, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
@@ -144,7 +144,7 @@ class AdaptiveSpan(Mechanism):
             def mask(h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
                 return self.soft_mask((q_idx - kv_idx).abs(), h, dtype)
 
-            term = plus(call.score_mod, lambda b, h, q_idx, kv_idx: logarithm(mask(h, q_idx, kv_idx)))
+            term = add_term(call.score_mod, lambda b, h, q_idx, kv_idx: logarithm(mask(h, q_idx, kv_idx)))
             call = call.replace(score_mod=term)
             return dense_attention(q, k, v, call, mask_mod=lambda b, h, q_idx, kv_idx: mask(h, q_idx, kv_idx) > 0)
         if accelerator.accelerated(q):

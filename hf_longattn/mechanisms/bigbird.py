@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, fixed, plus
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, add_term, mark_static
 from ..engines.common.dense import dense_attention, grid_of, index_grid
 from ..engines.common.document_rows import Stacking
 from ..engines.common.global_rows import global_index
@@ -217,7 +217,7 @@ class BigBird(MaskedMechanism):
             times = self.times(call, tokens)
             if self.options.random_pattern != "seeded":
                 exact = torch.promote_types(q.dtype, torch.float32)
-                call = call.replace(score_mod=plus(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log()))
+                call = call.replace(score_mod=add_term(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log()))
             return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
         parts = self.plan(kv_len, tokens, torch.promote_types(q.dtype, torch.float32), call, q.device)
         out = gathered_attention(pad_queries(q, kv_len), k, v, parts, call)
@@ -241,7 +241,7 @@ class BigBird(MaskedMechanism):
 
         def make() -> tuple[GatherTile, ...]:
             count = torch.full((1,), rows, device=device)
-            return fixed(self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True))
+            return mark_static(self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True))
 
         if tokens is not None:
             return make()

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall, State
-from ..engines.common.dense import repeat_heads, wide
+from ..engines.common.dense import at_least_fp32, repeat_heads
 from ..engines.common.shards import Shard
 from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
@@ -161,7 +161,7 @@ class Delta(Mechanism):
 
     def _normal(self, x: Tensor) -> Tensor:
         """``x`` scaled to length 1, in fp32 at least, as in transformers and flash-linear-attention."""
-        x = wide(x)
+        x = at_least_fp32(x)
         return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() if self.options.normalise else x
 
     def _rates(self, k: Tensor, call: AttentionCall, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

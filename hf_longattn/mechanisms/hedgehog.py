@@ -48,7 +48,7 @@ class Hedgehog(LogLinearMechanism):
     when = "you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention"
     trains = True
     per_head_tensors = ("query_map.weight", "key_map.weight")
-    reads_line = False
+    order_matters = False
     options_type = HedgehogOptions
     options: HedgehogOptions
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, fixed, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, mark_static, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -119,7 +119,7 @@ class Hierarchical(Mechanism):
     def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """The parts, biased by the logarithm of each pool's token count, and if there is padding the counts ``(B, all levels)``."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
-        parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: fixed(pyramid.parts(causal, device)))
+        parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: mark_static(pyramid.parts(causal, device)))
         if key_mask is not None:
             counts = pyramid.counts(key_mask)
             return weighted(parts, counts.to(dtype)), counts

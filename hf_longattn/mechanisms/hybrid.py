@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
-from ..engines.common.dense import index_grid, repeat_heads, wide
+from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..engines.segments import Labels, Layout, segmented_linear_attention
@@ -144,8 +144,8 @@ class Hybrid(Mechanism):
             sums: State | None = {"kv": state["kv"], "z": state["z"]} if "kv" in state else None
             out = self._run(q, k, v, sums, call.replace(causal=True).with_mask(mask))
             leaving = k.shape[2] - size
-            features = masked(self.linear.keys(wide(k[:, :, :leaving]), call), mask[:, :leaving])
-            values = _with_ones(wide(v[:, :, :leaving]), features.shape[1])
+            features = masked(self.linear.keys(at_least_fp32(k[:, :, :leaving]), call), mask[:, :leaving])
+            values = _with_ones(at_least_fp32(v[:, :, :leaving]), features.shape[1])
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
             return out, {**after, "keys": k[:, :, leaving:], "values": v[:, :, leaving:], "real": mask[:, leaving:]}
 
@@ -158,8 +158,8 @@ class Hybrid(Mechanism):
         low, high = ranges[shard.rank]
         with torch.autocast(q.device.type, enabled=False):
             keys, values = shard.reach(torch.cat([k, v], -1), ranges).split(k.shape[-1], -1)
-            features = self.linear.keys(wide(k), call)
-            summed = _with_ones(wide(v), features.shape[1])
+            features = self.linear.keys(at_least_fp32(k), call)
+            summed = _with_ones(at_least_fp32(v), features.shape[1])
             if shard.mask is not None:
                 features = masked(features, shard.mask[:, shard.start : shard.stop])
 
@@ -177,7 +177,7 @@ class Hybrid(Mechanism):
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
         """The output; ``sums`` are those of the keys before ``k``, ``later`` those of the keys after ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
-        q, k, v = wide(q), wide(k), wide(v)
+        q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
         numbers = None if call.documents is None else (call.documents.number, call.documents.number)
         scale, gamma = call.scale_for(self.head_dim), self._gamma(v.dtype)
         total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
@@ -219,7 +219,7 @@ def _far(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, later: State | None, call: AttentionCall
 ) -> Tensor:  # fmt: skip
     """Σ_j φ_q·φ_k v_j over the keys outside the window, and Σ_j φ_q·φ_k, ``(B, H, Nq, D + 1)``."""
-    mask, values = call.key_mask, _with_ones(wide(v), phi_k.shape[1])
+    mask, values = call.key_mask, _with_ones(at_least_fp32(v), phi_k.shape[1])
     far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums, call)
     if call.causal:
         return far

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, State
-from ..engines.common.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
+from ..engines.common.dense import at_least_fp32, dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype
 from ..options import Options, option
 from .common.base import Mechanism
 from .common.feature_map import elu_plus_one
@@ -103,7 +103,7 @@ class Infini(Mechanism):
     def _memories(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """Memory and norm before each of the segments ``k, v (B, H_kv, s, S, D)``, of which ``real (B, s, S)`` are tokens."""
         with torch.autocast(k.device.type, enabled=False):
-            keys, values = elu_plus_one(wide(k)), wide(v)
+            keys, values = elu_plus_one(at_least_fp32(k)), at_least_fp32(v)
             if real is not None:
                 keys = keys * real[:, None, :, :, None]
             norm = F.pad(keys.sum(3).cumsum(2), (0, 0, 1, -1))
@@ -125,7 +125,7 @@ class Infini(Mechanism):
         """Gate the retrieval for ``q (B, H, …, S, D)`` with the local attention of the same shape, unless the memory is empty."""
         with torch.autocast(q.device.type, enabled=False):
             memory, norm = repeat_heads(memory, q.shape[1]), repeat_heads(norm, q.shape[1])
-            retrieval = retrieved(elu_plus_one(wide(q)), memory, norm)
+            retrieval = retrieved(elu_plus_one(at_least_fp32(q)), memory, norm)
             gate = self.gate.to(retrieval.dtype).sigmoid().view(1, -1, *[1] * (q.dim() - 2))
             gate = gate * (norm.sum(-1) > 0)[..., None, None]
             return (gate * retrieval + (1 - gate) * local).to(local.dtype)
@@ -164,7 +164,7 @@ class Infini(Mechanism):
         out = self._mixed(q, local, memory, norm)
         if in_graph() or bool(segments.crossed.any()):
             with torch.autocast(k.device.type, enabled=False):
-                keys = elu_plus_one(wide(segments.keys[:, :, :size])) * segments.real[:, None, :size, None]
+                keys = elu_plus_one(at_least_fp32(segments.keys[:, :, :size])) * segments.real[:, None, :size, None]
                 later = memory + self._written(keys, segments.values[:, :, :size].to(memory.dtype), memory, norm)
                 later_norm = norm + keys.sum(2)
             beyond = (segments.positions >= size)[:, None, :, None]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall, State
-from ..engines.common.dense import wide
+from ..engines.common.dense import at_least_fp32
 from ..engines.common.derivatives import differentiated, no_fused_kernels
 from ..engines.linear import Feature, packed_linear_attention
 from ..options import Options, option
@@ -40,7 +40,7 @@ class Linear(LinearMechanism):
     when = "you train or distil, and speed and a constant state matter more than exact recall"
     takes_documents = True  # a feature depends on one number, and so not on what is computed together
     per_head_tensors = ()
-    reads_line = False
+    order_matters = False
     options_type = LinearOptions
     options: LinearOptions
 
@@ -60,11 +60,15 @@ class Linear(LinearMechanism):
             return super().advance(q, k, v, state, call)
         with torch.autocast(q.device.type, enabled=False):
             (batch, heads, _, _), groups = q.shape, k.shape[1]
-            phi_q, phi_k = self.queries(wide(torch.cat([q.flatten(0, 2), k.flatten(0, 2)])), call).split([batch * heads, batch * groups])
+            phi_q, phi_k = self.queries(at_least_fp32(torch.cat([q.flatten(0, 2), k.flatten(0, 2)])), call).split(
+                [batch * heads, batch * groups]
+            )
             phi_k = phi_k.view(batch, groups, -1)
             if call.key_mask is not None:
                 phi_k = phi_k * call.key_mask[:, None]
-            kv = torch.baddbmm(state["kv"].flatten(0, 1), phi_k.view(-1, phi_k.shape[2], 1), wide(v).flatten(0, 1)).view_as(state["kv"])
+            kv = torch.baddbmm(state["kv"].flatten(0, 1), phi_k.view(-1, phi_k.shape[2], 1), at_least_fp32(v).flatten(0, 1)).view_as(
+                state["kv"]
+            )
             z = state["z"] + phi_k
             rows = phi_q.view(batch, groups, -1, phi_k.shape[2])  # the heads of a group
             weight = rows @ z[..., None]

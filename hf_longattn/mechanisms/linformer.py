@@ -75,7 +75,7 @@ class Linformer(Mechanism):
     trains = True
     takes_score_mod = False
     per_head_tensors: tuple[str, ...] | None = ()
-    reads_line = False
+    order_matters = False
     options_type = LinformerOptions
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
 

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, fixed, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, mark_static, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index, overwrite_global_rows
@@ -242,7 +242,7 @@ class Lsg(Mechanism):
 
         def make() -> tuple[GatherTile, ...]:
             size = self.options.block_size
-            return fixed([GatherTile(rows_of(length, size, device), neighbourhoods(length, size, causal, device), causal=causal)])
+            return mark_static([GatherTile(rows_of(length, size, device), neighbourhoods(length, size, causal, device), causal=causal)])
 
         return BYTE_CACHE.get(("neighbouring blocks", self.options.block_size, length, causal, device), make)
 

@@ -48,7 +48,7 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
-from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
+from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.shards import Shard
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
@@ -118,7 +118,7 @@ class Compression(nn.Module):
     def forward(self, blocks: Tensor, real: Tensor) -> Tensor:
         """``(B, H, M, D)`` in fp32 at least, of ``blocks (B, H, M, l, D)`` with ``real (B, M, l)`` bool; padding counts as nothing."""
         with torch.autocast(blocks.device.type, enabled=False):
-            blocks = wide(blocks).masked_fill(~real[:, None, ..., None], 0)
+            blocks = at_least_fp32(blocks).masked_fill(~real[:, None, ..., None], 0)
             mean = blocks.sum(3) / real.sum(-1).clamp(min=1)[:, None, :, None]
             placed = blocks + self.positions.to(blocks.dtype) * real[:, None, ..., None]
             hidden = F.relu(placed.flatten(3) @ self.first.to(blocks.dtype).flatten(0, 1) + self.first_bias.to(blocks.dtype))
@@ -194,7 +194,7 @@ class NSA(SummarisedMechanism):
     def gates(self, q: Tensor) -> tuple[Tensor, ...]:
         """The gates of the compressed, the selected and the window branch, each ``(B, H, Nq, 1)``, in fp32 at least."""
         with torch.autocast(q.device.type, enabled=False):
-            q = wide(q)
+            q = at_least_fp32(q)
             return (q @ self.gate.to(q.dtype) + self.gate_bias.to(q.dtype)[:, None]).sigmoid().split(1, -1)
 
     def mixed(self, q: Tensor, *branches: Tensor) -> Tensor:
@@ -217,7 +217,9 @@ class NSA(SummarisedMechanism):
         """The compressed branch, ``(B, H, Nq, D)``; zeros where nothing is compressed yet."""
         q_len, kv_len = q.shape[2], k.shape[2]
         real = self._real_blocks(k, call)
-        keys, values = (self._compress(by, x, real, call, wide(x).dtype).to(q.dtype) for by, x in ((self.keys, k), (self.values, v)))
+        keys, values = (
+            self._compress(by, x, real, call, at_least_fp32(x).dtype).to(q.dtype) for by, x in ((self.keys, k), (self.values, v))
+        )
         rows = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
         filled = real.any(-1)
         block_call = call.replace(causal=False, batch=None, score_mod=self._at_middles(call.score_mod, real))

@@ -67,7 +67,7 @@ class Nystrom(Mechanism):
     takes_fewer_queries = False
     position_dependent = False
     per_head_tensors: tuple[str, ...] | None = ()
-    reads_line = False
+    order_matters = False
     options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
 

@@ -58,7 +58,7 @@ class Performer(LogLinearMechanism):
     cost = "N·m·D"
     bitwise_causal = False
     per_head_tensors = ()
-    reads_line = False
+    order_matters = False
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions

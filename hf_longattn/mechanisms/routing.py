@@ -85,7 +85,7 @@ class Routing(BucketedMechanism):
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     when = "a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`"
     cost = "N·√N"
-    reads_line = False
+    order_matters = False
     options_type = RoutingOptions
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 

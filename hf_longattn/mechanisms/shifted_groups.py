@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..engines.block_sparse import full_attention
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, fixed, mod_of_heads, rows_of
+from ..engines.common.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mark_static, mod_of_heads, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
 from ..engines.common.shards import Locality
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
@@ -181,7 +181,7 @@ class ShiftedGroups(MaskedMechanism):
 
         def make() -> tuple[GatherTile, ...]:
             groups = (rows_of(length + shift, size, device)[0, 0] - shift).clamp(min=-1)
-            return fixed(cells(groups, groups, causal=causal))
+            return mark_static(cells(groups, groups, causal=causal))
 
         return BYTE_CACHE.get((ShiftedGroups, size, length, shift, causal, device), make)
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall
-from ..engines.common.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads, wide
+from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import LengthError, OptionError
 from ..options import Options, option
 from .common.base import Mechanism, reset
@@ -63,7 +63,7 @@ class Synthesizer(Mechanism):
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
     trains = True
-    reads_line = False
+    order_matters = False
     options_type = SynthesizerOptions
     sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
 
@@ -226,7 +226,7 @@ class TokenMLP(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """``(B, H, N, hidden)``."""
-        x = wide(x)
+        x = at_least_fp32(x)
         return F.relu(x @ self.first.to(x.dtype) + self.first_bias.to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Taylor(LinearMechanism):
     trains = True
     estimates_exp = True
     per_head_tensors = ()
-    reads_line = False
+    order_matters = False
     options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions

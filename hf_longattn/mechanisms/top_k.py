@@ -51,7 +51,7 @@ class TopK(SummarisedMechanism):
     position_dependent = False
     summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
-    reads_line = False
+    order_matters = False
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 

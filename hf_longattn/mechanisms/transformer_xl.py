@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, fixed, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
 from ..engines.common.shards import Locality
@@ -36,7 +36,7 @@ from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
-from .common.scores import both, pad_queries, scaled_scores, softmax_over
+from .common.scores import chain_score_mods, pad_queries, scaled_scores, softmax_over
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
 
@@ -145,7 +145,7 @@ class TransformerXL(GatheredMechanism):
         if self.relative is None:
             return [call.score_mod]
         terms = [self.relative_mod(q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
-        return [both(term, call.score_mod) for term in terms if term is not None]
+        return [chain_score_mods(term, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The pairs within segments, and those with the memory, whose keys are ``length`` positions further."""
@@ -153,7 +153,7 @@ class TransformerXL(GatheredMechanism):
         def make() -> tuple[GatherTile, ...]:
             blocks, memory = self._rows(length, device)
             own, earlier = cells(blocks, blocks, causal=causal), cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False)
-            return fixed((*own, *earlier))
+            return mark_static((*own, *earlier))
 
         return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 

@@ -1,7 +1,7 @@
 """Decode caches that hold no more than a layer's mechanism can reach, and what a model remembers from segment to segment."""
 
-from .cache_layer import AttendingLayer, cache_bytes
-from .kept_cache import KeptLayer, kept_layer_type
+from .cache_layer import AttentionCacheLayer, cache_bytes
+from .kept_cache import SparseCacheLayer, kept_layer_type
 from .layer_types import FULL, decode_layer_types, decode_reach
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
 from .state_cache import STATE_LAYER, StateLayer
@@ -12,9 +12,9 @@ __all__ = [
     "FULL",
     "STATE_LAYER",
     "SUMMARY_LAYER",
-    "AttendingLayer",
+    "AttentionCacheLayer",
     "CacheMemory",
-    "KeptLayer",
+    "SparseCacheLayer",
     "SegmentMemory",
     "StateLayer",
     "SummaryLayer",

@@ -30,7 +30,7 @@ MAX_TYPE_NAMES = 1024
 """Type names that are in transformers' tables at a time."""
 
 
-class AttendingLayer(ABC):
+class AttentionCacheLayer(ABC):
     """A cache layer that the backend asks before it calls the mechanism itself."""
 
     keeps: ClassVar[str]
@@ -58,7 +58,7 @@ class AttendingLayer(ABC):
         """
 
 
-class RewindableLayer(DynamicLayer):
+class CroppableLayer(DynamicLayer):
     """A cache layer of which the last tokens can be taken back, as far as it still has what the tokens before them see."""
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -86,7 +86,7 @@ class RewindableLayer(DynamicLayer):
         """Forget the last ``count`` tokens, and what is kept only so that later ones can be taken back."""
 
 
-class StartsLayer(AttendingLayer, RewindableLayer):
+class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
     """A cache layer that learns from the padding masks in which column each sequence starts."""
 
     def __init__(self, **kwargs: Any) -> None:

@@ -29,7 +29,7 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..positions.relative import QueryDependent
 from ..private_apis import assume_in_graph, scan_in_graph
-from .cache_layer import AttendingLayer, refuse_restricted_pairs
+from .cache_layer import AttentionCacheLayer, refuse_restricted_pairs
 from .state_cache import StateLayer
 
 KEY, VALUE, POSITION, SEEN = "key", "value", "position", "seen"
@@ -60,7 +60,7 @@ class StateTensor:
         return torch.zeros(batch, *(size or held for size in self.shape), dtype=self.dtype)
 
 
-class GraphLayer(AttendingLayer, DynamicLayer):
+class GraphLayer(AttentionCacheLayer, DynamicLayer):
     """A cache layer for one step in a graph.
 
     state: the tensors before the step; afterwards those that follow it.

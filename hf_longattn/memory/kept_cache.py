@@ -18,14 +18,14 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from ..naming import BACKEND
-from .cache_layer import StartsLayer, enter_layer_type, refuse_restricted_pairs
+from .cache_layer import LeftPaddedLayer, enter_layer_type, refuse_restricted_pairs
 from .static_cache import StaticKeysLayer
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
 
 
-class KeptLayer(StartsLayer):
+class SparseCacheLayer(LeftPaddedLayer):
     """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``, which ``mechanism`` with ``options`` (JSON) can still see; ``seen``
     tokens have passed."""
 
@@ -155,4 +155,6 @@ class KeptLayer(StartsLayer):
 
 def kept_layer_type(mechanism: str, options: str) -> str:
     """The cache layer type of a mechanism with options (JSON); the static one keeps everything."""
-    return enter_layer_type(f"{BACKEND}_{mechanism}_{options}", partial(KeptLayer, mechanism=mechanism, options=options), StaticKeysLayer)
+    return enter_layer_type(
+        f"{BACKEND}_{mechanism}_{options}", partial(SparseCacheLayer, mechanism=mechanism, options=options), StaticKeysLayer
+    )

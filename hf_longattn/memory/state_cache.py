@@ -16,7 +16,7 @@ from ..errors import LengthError
 from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
 from ..private_apis import stays_in_place
-from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs
+from .cache_layer import NOT_STARTED, LeftPaddedLayer, compact, refuse_restricted_pairs
 from .static_cache import refuse_static_crop
 
 STATE_LAYER = f"{BACKEND}_state"
@@ -88,7 +88,7 @@ class LastSteps:
         self._steps.clear()
 
 
-class StateLayer(StartsLayer):
+class StateLayer(LeftPaddedLayer):
     """The state that :meth:`hf_longattn.Mechanism.advance` returned, and how many tokens it has seen."""
 
     keeps = "a state"

@@ -19,7 +19,7 @@ from ..engines.topk import gather_kv
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
-from .cache_layer import StartsLayer
+from .cache_layer import LeftPaddedLayer
 from .static_cache import StaticKeysLayer
 
 SUMMARY_LAYER = f"{BACKEND}_summaries"
@@ -62,7 +62,7 @@ class GrowableBuffer:
         self._buffers.clear()
 
 
-class SummaryLayer(StartsLayer):
+class SummaryLayer(LeftPaddedLayer):
     """All keys and values ``(B, H, N, D)``, and tables ``(B, H', units, …)`` of what is known of the first ``summarised`` columns."""
 
     keeps = "keys and summaries"

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..naming import BACKEND
-from .cache_layer import RewindableLayer, compact, enter_layer_type
+from .cache_layer import CroppableLayer, compact, enter_layer_type
 from .static_cache import StaticWindowLayer
 
 
-class GrowingWindowLayer(RewindableLayer, DynamicSlidingWindowLayer):
+class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
     """Keeps the last ``window - 1`` keys and values; ``update`` returns them together with the new ones."""
 
     keys: Tensor

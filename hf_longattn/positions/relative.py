@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.common.call import DistanceBias, ScoreMod
-from ..engines.common.dense import repeat_heads, wide
+from ..engines.common.dense import at_least_fp32, repeat_heads
 from ..engines.common.distance_term import DistanceTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
@@ -109,27 +109,27 @@ class QueryDependent(RelativePositions):
 
     def position_query(self, q: Tensor) -> Tensor:
         """What is multiplied with the rows, ``(B, H, Nq, D)``, in single precision or more."""
-        return wide(q)
+        return at_least_fp32(q)
 
     def content_query(self, like: Tensor) -> Tensor | None:
         """``(H, D)``, which is multiplied with every key; ``None`` without such a term."""
         return None
 
     def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
-        queries, content = self.position_query(q), self.content_query(wide(k))
+        queries, content = self.position_query(q), self.content_query(at_least_fp32(k))
         rows, ahead = self.rows(causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries)
         table = queries @ rows.transpose(-1, -2)
         index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
         terms = table.gather(-1, index)
         if content is not None:
-            terms = terms + (repeat_heads(wide(k), len(content)) @ content[..., None]).transpose(-1, -2)
+            terms = terms + (repeat_heads(at_least_fp32(k), len(content)) @ content[..., None]).transpose(-1, -2)
         return terms * scale
 
     def distance_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:
         """:meth:`score_mod` in the form that a band adds in linear memory."""
         queries = self.position_query(q) * scale
         rows, ahead = self.rows(causal, span, queries)
-        content = self.content_query(wide(k))
+        content = self.content_query(at_least_fp32(k))
         return DistanceTerm(queries, rows, ahead, k, None if content is None else content * scale)
 
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
@@ -213,7 +213,7 @@ class T5Buckets(DistanceOnly):
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
         at = buckets(distance, causal, self.values["num_buckets"], self.values["max_distance"])
-        return wide(self.table)[at].movedim(-1, 0)
+        return at_least_fp32(self.table)[at].movedim(-1, 0)
 
 
 class Shaw(QueryDependent):
@@ -267,7 +267,7 @@ class TransformerXL(QueryDependent):
         return torch.einsum("wm,hdm->hwd", distances, self.projection.to(like.dtype)), ahead
 
     def position_query(self, q: Tensor) -> Tensor:
-        q = wide(q)
+        q = at_least_fp32(q)
         return q + self.position.to(q.dtype)[:, None]
 
     def content_query(self, like: Tensor) -> Tensor:

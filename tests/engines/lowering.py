@@ -20,7 +20,7 @@ from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, constant, mod_of_heads
+from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, device_scalar, mod_of_heads
 from hf_longattn.engines.common.distance_term import with_terms_written_out
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
@@ -66,7 +66,7 @@ def relative(name: str) -> Callable[[Tensor], ScoreMod]:
 
 
 def softcap(q: Tensor) -> ScoreMod:
-    return _score_mod(None, None, q.shape[2], q.shape[2], constant(30.0, q.device))
+    return _score_mod(None, None, q.shape[2], q.shape[2], device_scalar(30.0, q.device))
 
 
 def bias(q: Tensor) -> ScoreMod:
@@ -135,7 +135,7 @@ def in_graph(dynamic: bool | None) -> Case:
         cap = 30.0
 
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            term = _score_mod(None, None, q.shape[2], k.shape[2], constant(self.cap, q.device))
+            term = _score_mod(None, None, q.shape[2], k.shape[2], device_scalar(self.cap, q.device))
             return block_sparse_attention(q, k, v, PATTERN, AttentionCall(causal=True, score_mod=term))
 
     return lambda: torch.compile(Attention(), dynamic=dynamic, fullgraph=True)(*qkv())

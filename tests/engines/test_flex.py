@@ -19,7 +19,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, fixed, rows_of
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, packed, transposed
@@ -213,8 +213,8 @@ def test_the_mask_of_a_shape_is_made_once_for_all_layers() -> None:
 
 def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
     """Tensors made under inference mode cannot be saved for a backward pass."""
-    (part,) = fixed([GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))])
-    (other,) = fixed([GatherTile(rows_of(300, 100), rows_of(300, 100))])
+    (part,) = mark_static([GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))])
+    (other,) = mark_static([GatherTile(rows_of(300, 100), rows_of(300, 100))])
     with torch.inference_mode():
         mask = flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu"))
         found, rows = flex_tiles.kept_block_layout(part, 256, 256, (128,)), flex_tiles.kept_row_layout(other, 300, 300)

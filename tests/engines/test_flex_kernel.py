@@ -18,7 +18,7 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, ScoreMod, constant, fixed, mod_of_heads, rows_of
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, ScoreMod, device_scalar, mark_static, mod_of_heads, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
@@ -149,7 +149,7 @@ def test_no_kernel_of_tiles_is_compiled_up_to_the_limit(name: str, kept: bool, g
                 length = k.shape[2]
                 mask = torch.arange(length) < torch.tensor([[length]] * (len(k) - 1) + [[length - 30]]) if padded else None
                 tiles = [TILES[name](length)]
-                flex_tiles.flex_gathered(q, k, v, fixed(tiles) if kept else tiles, AttentionCall(batch=Batch.of(mask)))
+                flex_tiles.flex_gathered(q, k, v, mark_static(tiles) if kept else tiles, AttentionCall(batch=Batch.of(mask)))
     assert compiled_at_most(4, graphs)
 
 
@@ -403,7 +403,7 @@ def held(value: Any) -> Iterator[Any]:
 
 def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     q, k = (torch.empty(2, heads, 300, 16, device=device) for heads in (4, 2))
-    yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, constant(30.0, q.device))
+    yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, device_scalar(30.0, q.device))
     for name in RELATIVE:
         yield name, build_relative(name, 4, 16, 64).to(device).score_mod(q, k, True, 0.25, (64, 0))
     tables = [torch.empty(4, 8, 16, device=device) for _ in range(2)]

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import AuxOutput
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, fixed, rows_of
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
 from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
@@ -87,7 +87,7 @@ def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, m
         batch=Batch.of(mask if padded else None), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (h + i - j)
     )
     q, *kv = (torch.randn(2, heads, LENGTH, 8, dtype=torch.double, requires_grad=True) for heads in (4, 2, 2))
-    found = flex_tiles.flex_gathered(q, *kv, fixed(tiles) if kept else tiles, call)
+    found = flex_tiles.flex_gathered(q, *kv, mark_static(tiles) if kept else tiles, call)
     expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, call)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     weights = torch.randn_like(found)
@@ -105,7 +105,7 @@ def test_tiles_in_a_graph_equal_the_plain_path(name: str, monkeypatch: pytest.Mo
     q, *kv = (torch.randn(2, heads, LENGTH, 16) for heads in (4, 2, 2))
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return flex_tiles.flex_gathered(q, k, v, fixed(tiles), AttentionCall(batch=Batch.of(mask), scale=0.3))
+        return flex_tiles.flex_gathered(q, k, v, mark_static(tiles), AttentionCall(batch=Batch.of(mask), scale=0.3))
 
     found = torch.compile(attend, backend="aot_eager", fullgraph=True)(q, *kv, mask)
     expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, AttentionCall(batch=Batch.of(mask), scale=0.3))
@@ -131,7 +131,7 @@ def test_nothing_is_asked_of_the_device_twice(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(flex_tiles, "trimmed", lambda layout, *_, trimmed=flex_tiles.trimmed: layouts.append("rows") or trimmed(layout, *_))
     q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
     rows = rows_of(LENGTH, 50)
-    kept, other = fixed([GatherTile(rows, neighbours(rows, 9, 9))]), [GatherTile(rows, neighbours(rows, 9, 9))]
+    kept, other = mark_static([GatherTile(rows, neighbours(rows, 9, 9))]), [GatherTile(rows, neighbours(rows, 9, 9))]
     for tiles in (kept, other, kept, other):
         flex_tiles.flex_gathered(q, k, v, tiles, AttentionCall())
     assert layouts == ["blocks", "rows"]
@@ -147,7 +147,7 @@ def test_fixed_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.Monke
     again = GatherTile(rows[:, :, 1:3], torch.tensor([[7], [8]])[None, None])
     for tiles, expected in (([first, last], 1), ([first, last, again], 3), ([first, dataclasses.replace(last, causal=True)], 2)):
         calls.clear()
-        out = flex_tiles.flex_gathered(q, k, v, fixed(tiles), AttentionCall())
+        out = flex_tiles.flex_gathered(q, k, v, mark_static(tiles), AttentionCall())
         torch.testing.assert_close(out, plain_gathered(q, k, v, tiles, AttentionCall()), atol=1e-5, rtol=0)
         assert len(calls) == expected
 
@@ -156,7 +156,7 @@ def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
     rows = rows_of(1024, 256)
     keys = rows[:, :, :1].expand(-1, -1, 4, -1)
     everything = torch.arange(1024).view(1, 1, 1, -1)
-    (causal, near, far) = fixed(
+    (causal, near, far) = mark_static(
         [
             GatherTile(everything, everything, causal=True),
             GatherTile(rows, keys, inside=(0, 300)),

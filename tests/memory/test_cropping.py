@@ -16,7 +16,7 @@ from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mecha
 from hf_longattn.backend import CACHE_LAYER, longattn_attention_forward
 from hf_longattn.errors import LengthError
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory import FULL, STATE_LAYER, SUMMARY_LAYER, AttendingLayer, decode_layer_types
+from hf_longattn.memory import FULL, STATE_LAYER, SUMMARY_LAYER, AttentionCacheLayer, decode_layer_types
 from hf_longattn.memory.kept_cache import SLACK
 from tests.reference.small_models import long_config, long_model, tokens
 
@@ -60,7 +60,7 @@ class Decoder:
         layer = self.cache.layers[0]
         q, k, v = self.parts(new)
         keys, values = layer.update(k, v)
-        more = {CACHE_LAYER: layer} if isinstance(layer, AttendingLayer) else {}
+        more = {CACHE_LAYER: layer} if isinstance(layer, AttentionCacheLayer) else {}
         with torch.no_grad():
             out, _ = longattn_attention_forward(self.module, q, keys, values, None if mask.all() else mask, **more)
             expected = attend(*self.parts(self.text), self.mechanism, causal=True, padding_mask=mask)

@@ -177,7 +177,7 @@ class _TermOfHeads(TokenTerm):
         return self.term.of(q, k, [self.heads[head] for head in heads])
 
 
-def constant(number: float, device: torch.device) -> float | Tensor:
+def device_scalar(number: float, device: torch.device) -> float | Tensor:
     """``number`` as a score term holds it: on a GPU a tensor there, since no compiled kernel takes a Python float from a closure."""
     if device.type == "cpu":
         return number
@@ -218,7 +218,7 @@ def remapped(
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, queries(q_idx), keys(b, h, kv_idx))
 
 
-def plus(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
+def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
     """``score_mod``, and then ``term(b, h, q_idx, kv_idx)`` added to the score."""
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class GatherTile:
         return seen
 
 
-def fixed(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
+def mark_static(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
     """``tiles`` that are kept for later calls of the same lengths."""
     return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
 

@@ -152,7 +152,7 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     """``x`` in fp32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

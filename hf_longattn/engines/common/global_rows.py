@@ -17,7 +17,7 @@ from ...naming import OPERATORS
 from ...private_apis import assume_in_graph
 from .batch import Batch, cached_on
 from .call import AttentionCall
-from .dense import dense_attention, masked_softmax, wide
+from .dense import at_least_fp32, dense_attention, masked_softmax
 from .derivatives import first_derivatives_only, one_gradient_at_a_time
 
 
@@ -107,7 +107,7 @@ def separate_rows_backward(
     if causal:
         earlier = torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None]
         seen = earlier if seen is None else seen & earlier
-    queries, row_grad, keys, values = (wide(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v))
+    queries, row_grad, keys, values = (at_least_fp32(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v))
     row_grad = row_grad * real[:, None, :, None]
     weights = masked_softmax(queries @ keys.transpose(-1, -2) * scale, seen)
     inner = row_grad @ values.transpose(-1, -2)

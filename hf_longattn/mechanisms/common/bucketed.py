@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...engines.bucketed import attend_rounds
 from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
-from ...engines.common.call import AttentionCall, GatherTile, plus
+from ...engines.common.call import AttentionCall, GatherTile, add_term
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ...engines.gathered import gathered_attention
@@ -207,10 +207,10 @@ class BucketedMechanism(SummarisedMechanism):
         """The call whose score term, for scores of all pairs, includes the affinity and the logarithm of how often a pair counts."""
         score_mod, affinity = call.score_mod, self.affinity(q, k, call)
         if affinity is not None:
-            score_mod = plus(score_mod, lambda *_: affinity)
+            score_mod = add_term(score_mod, lambda *_: affinity)
         if self.count_duplicates:
             logarithm = count.clamp(min=1).to(torch.promote_types(q.dtype, torch.float32)).log()
-            score_mod = plus(score_mod, lambda *_: logarithm)
+            score_mod = add_term(score_mod, lambda *_: logarithm)
         return call.replace(score_mod=score_mod)
 
 

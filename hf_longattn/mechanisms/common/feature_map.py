@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State, attend_per_sequence
-from ...engines.common.dense import repeat_heads, wide
+from ...engines.common.dense import at_least_fp32, repeat_heads
 from ...engines.common.shards import Shard
 from ...engines.dispatch import choose_documents
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, fla_linear_attention, linear_attention, masked, read
@@ -139,7 +139,7 @@ class LinearMechanism(Mechanism):
             positions = torch.arange(k.shape[2], device=q.device) - labels.first
             call = call.replace(positions=self.read_positions(positions, call, resumed=False))
         phi_k, values = KeyPieces(self, k, v, call).take(tokens)
-        phi_q, phi_k, too_far = self.relative_to_documents(self.queries(wide(q), call), phi_k, call)
+        phi_q, phi_k, too_far = self.relative_to_documents(self.queries(at_least_fp32(q), call), phi_k, call)
         if call.causal and (kernel := fla_dtype(phi_q, phi_k, values)) is not None:
             assert call.batch is not None
             out = fla_linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
@@ -201,7 +201,9 @@ class LinearMechanism(Mechanism):
             state = self.summed_over_processes(state, call.causal, shard)
             if call.causal:
                 return self.attended(q, source, state)[0]
-            outs = [self.read(self.queries(wide(q[:, :, at]), source.of_tokens(at)), state) for at in self._pieces(0, q.shape[2], q)]
+            outs = [
+                self.read(self.queries(at_least_fp32(q[:, :, at]), source.of_tokens(at)), state) for at in self._pieces(0, q.shape[2], q)
+            ]
             return torch.cat(outs, 2).to(q.dtype)
 
     def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
@@ -220,7 +222,7 @@ class LinearMechanism(Mechanism):
             state = self.absorbed(state, phi_k, values)
         for piece in self._pieces(0, q_len, q):
             tokens = slice(piece.start + first, piece.stop + first)
-            phi_q = self.queries(wide(q[:, :, piece]), source.of_tokens(tokens))
+            phi_q = self.queries(at_least_fp32(q[:, :, piece]), source.of_tokens(tokens))
             if not causal:
                 assert state is not None
                 out = self.read(phi_q, state)
@@ -296,7 +298,7 @@ class KeyPieces(NamedTuple):
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
         """Features of these keys and their values, in the dtype they have; padding adds nothing."""
-        phi_k = self.mechanism.keys(wide(self.k[:, :, tokens]), self.of_tokens(tokens))
+        phi_k = self.mechanism.keys(at_least_fp32(self.k[:, :, tokens]), self.of_tokens(tokens))
         values = repeat_heads(self.v[:, :, tokens], phi_k.shape[1])
         real = self.real(tokens)
         return (phi_k if real is None else self.mechanism.without_padding(phi_k, real)), values

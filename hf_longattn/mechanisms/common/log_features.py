@@ -15,7 +15,7 @@ from torch import Tensor
 from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State
-from ...engines.common.dense import wide
+from ...engines.common.dense import at_least_fp32
 from ...engines.common.shards import Shard
 from ...engines.linear import absorb, added, empty_state, exp_of, linear_attention, read, relative_queries
 from ...engines.topk import exact_dtype
@@ -57,7 +57,7 @@ class LogLinearMechanism(LinearMechanism):
             wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
             source = source._replace(k=source.k.to(exact), v=source.v.to(exact))
             out, after = self.in_pieces(q.to(exact), source, wider, self.causal_piece)
-            return out.to(q.dtype), {name: wide(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
+            return out.to(q.dtype), {name: at_least_fp32(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
         if not accelerator.accelerated(q):
             return self._watched(q, source, state, _Rises(look=True))
         rises = _Rises(look=False)

@@ -18,7 +18,7 @@ from ...engines.common.call import (
     GatherTile,
     MaskMod,
     Pattern,
-    fixed,
+    mark_static,
 )
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
@@ -291,7 +291,7 @@ class GatheredMechanism(MaskedMechanism):
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
         key = (type(self), self.options, self.num_heads, self.head_range, length, causal, device)
-        return BYTE_CACHE.get(key, lambda: fixed(self.parts(length, causal, device)))
+        return BYTE_CACHE.get(key, lambda: mark_static(self.parts(length, causal, device)))
 
     def only_parts(self) -> bool:
         """Whether ``forward`` attends over :meth:`parts` and does nothing else. A class with a ``forward`` says so by overriding this."""

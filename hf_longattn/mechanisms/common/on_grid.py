@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...engines.common.byte_cache import BYTE_CACHE
-from ...engines.common.call import AttentionCall, GatherTile, MaskMod, fixed
+from ...engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
 from ...engines.common.dense import dense_attention, index_grid
 from ...engines.common.grid import Grid
 from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
@@ -61,7 +61,7 @@ class GridMechanism(MaskedMechanism):
     engine: ClassVar[str] = "gathered"
     causal = False
     needs_grid: ClassVar[bool] = True
-    reads_line: ClassVar[bool] = False
+    order_matters: ClassVar[bool] = False
     takes_fewer_queries: ClassVar[bool] = False
     per_head_tensors = ()
     listed = True
@@ -158,7 +158,7 @@ class GridMechanism(MaskedMechanism):
 
     def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of the pairs of cells, and those of the prefix; cached."""
-        return BYTE_CACHE.get((type(self), self.options, self.layer_kind, grid, device), lambda: fixed(self._plan(grid, device)))
+        return BYTE_CACHE.get((type(self), self.options, self.layer_kind, grid, device), lambda: mark_static(self._plan(grid, device)))
 
     @property
     def layer_kind(self) -> int:

@@ -186,7 +186,7 @@ def input_in_words(name: str) -> str:
         return "a grid: the patches of a picture, or `attend(..., grid=(height, width), prefix=1)`"
     if cls.causal is True or built.remembers or built.recursion is not None:
         return "a text"
-    return "a text; a picture, in the order that `order` gives" if cls.reads_line else "a text; a picture"
+    return "a text; a picture, in the order that `order` gives" if cls.order_matters else "a text; a picture"
 
 
 def _exact_when(cls: type[Mechanism]) -> str:

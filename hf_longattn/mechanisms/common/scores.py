@@ -37,7 +37,7 @@ class ScoreTerms(Decoding):
             span = self.span(q.shape[2], k.shape[2], call.causal)
             return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
         mod = self.relative_mod(q, k, call)
-        return call if mod is None else call.replace(score_mod=both(mod, call.score_mod))
+        return call if mod is None else call.replace(score_mod=chain_score_mods(mod, call.score_mod))
 
     def takes_distance_terms(self) -> bool:
         """Whether ``forward``, or a part of it, hands score terms of distances to a kernel that adds them in linear memory."""
@@ -70,7 +70,7 @@ class ScoreTerms(Decoding):
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
 
-        return call.replace(score_mod=both(mod, call.score_mod))
+        return call.replace(score_mod=chain_score_mods(mod, call.score_mod))
 
 
 def _with_relative(module: ScoreTerms, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
@@ -79,7 +79,7 @@ def _with_relative(module: ScoreTerms, args: tuple[Tensor, Tensor, Tensor, Atten
     return q, k, v, module.with_relative(q, k, v, call)
 
 
-def both(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
+def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
     """One score term after the other."""
     if second is None:
         return first

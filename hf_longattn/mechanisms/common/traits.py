@@ -65,7 +65,7 @@ class Traits(nn.Module):
     is_plain_band: bool = False
     """Whether ``forward`` is the band engine alone, without global tokens or score terms, which on a GPU keeps packed documents apart."""
 
-    reads_line: ClassVar[bool] = True
+    order_matters: ClassVar[bool] = True
     """Whether neighbours along the sequence are something else than other tokens, so that a picture is read in some order."""
     remembers: ClassVar[bool] = False
     """Whether segments are read one after the other, each with a memory of those before it."""

@@ -18,7 +18,7 @@ from ...engines.common.derivatives import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.registry import mechanism_from
-from ...memory import AttendingLayer
+from ...memory import AttentionCacheLayer
 from ...private_apis import attention_implementation
 from ..family.definition import attention_names
 from .attention_sites import (
@@ -127,7 +127,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     index = getattr(module, "layer_idx", None)
     if layers is None or not isinstance(index, int) or index >= len(layers):
         return None
-    if isinstance(layers[index], AttendingLayer):
+    if isinstance(layers[index], AttentionCacheLayer):
         return args, {**kwargs, CACHE_LAYER: layers[index]}
     return (args, {**kwargs, STATIC_LAYER: layers[index]}) if isinstance(layers[index], StaticLayer) else None
 
