@@ -50,14 +50,14 @@ def attend(
 ) -> Tensor:
     """Attention of ``mechanism`` from queries to keys and values.
 
-    An argument that the mechanism cannot use is refused; :func:`hf_longattn.mechanism_info` says what it takes.
+    An argument that the mechanism cannot use is refused. :func:`hf_longattn.mechanism_info` lists the arguments that it takes.
 
     Args:
         q: ``(B, H, Nq, D)``.
         k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H, in the dtype and on the device of q. With Nq < Nk the queries are the last Nq
             positions.
-        mechanism: a registered name, which runs in eval mode, or a module from :func:`hf_longattn.build_mechanism`, which runs in its own
-            mode. A new module is in training mode, in which ``shifted_groups``, for example, has its groups. Within
+        mechanism: a registered name, run in eval mode, or a module from :func:`hf_longattn.build_mechanism`, used as is; call ``.eval()``
+            yourself. A new module is in training mode, where ``shifted_groups``, for example, attends within groups only. Within
             ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)`` bool, True = real token; or numbers, 1 = real token. Additive masks are refused.
@@ -71,9 +71,9 @@ def attend(
         seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module that draws in every call, it
             is added to the module's seed. Other mechanisms draw nothing and give the same output for every seed.
         hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that compute more than q, k and v from it.
-        grid: where the tokens lie, for mechanisms and orders of tokens on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one for
-            each sequence, as ``padding_mask`` or ``documents`` list them. Tokens are in raster order, the last axis fastest.
-        prefix: tokens before the grid's, such as a class token, where ``grid`` is given as sizes.
+        grid: where the tokens lie, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one grid
+            for each sequence, as ``padding_mask`` or ``documents`` list them. Tokens are in raster order, the last axis fastest.
+        prefix: number of tokens before the grid, such as a class token, if ``grid`` is given as sizes.
         options: the mechanism's options, when it is given by name.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Rows of padding are finite and mean nothing. No
@@ -132,7 +132,7 @@ def prepare(
         width = hidden_states.shape[-1] if isinstance(hidden_states, Tensor) and hidden_states.dim() else None
         module = _named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
         if seed and SEED in options_of(mechanism):
-            seed = 0  # it is the module's
+            seed = 0  # the module has it already
     batch = None
     if padding_mask is not None or documents is not None or cu_seqlens is not None:
         shape = (k.shape[0], k.shape[2])
@@ -153,7 +153,7 @@ ELSEWHERE = {
     "scale": "scaling",
     "dropout": "dropout_p",
 }
-"""Arguments of PyTorch's and transformers' attention, and what :func:`attend` takes in their place."""
+"""Argument of PyTorch's or transformers' attention -> the argument of :func:`attend` to write instead."""
 KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
 """Keyword arguments of :func:`attend` that are not options of a mechanism."""
 
@@ -250,9 +250,9 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, some: bool = False)
     """``mask (B, Nk)`` as bool, for keys ``k (B, H_kv, Nk, D)``.
 
     Args:
-        some: whether a mask of floats must choose a token. Zeros alone may be an additive mask, in which 0 means a token to keep.
+        some: whether a float mask must choose at least one token. All zeros may be an additive mask, where 0 means a visible token.
     Raises:
-        MaskError: another shape or device, or floats other than 0 and 1. Only a mask of floats waits for the device.
+        MaskError: a wrong shape or device, or floats other than 0 and 1. Only a float mask waits for the device.
     """
     if mask is None:
         return None
@@ -282,7 +282,7 @@ def run_batch(
 
     Args:
         run: a function to run in place of the mechanism's ``forward``, such as its definition.
-        alone: whether every sequence is a call by itself, on any device and at any length.
+        alone: whether every sequence runs in a separate call, on any device and at any length.
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite and mean nothing.
     """
@@ -300,7 +300,7 @@ def run_batch(
 def run_mechanism(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *, alone: bool = False
 ) -> Tensor:
-    """:func:`run_batch` of sequences of any length by the mechanism, whatever its option ``exact_length``."""
+    """:func:`run_batch` by the mechanism at every length, without regard to its option ``exact_length``."""
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
     attention, order = run or mechanism, mechanism.options.order

@@ -41,9 +41,9 @@ from .private_apis import attentions_collected, tensor_version
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
-"""Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttentionCacheLayer`."""
+"""The keyword for the module's cache layer, if it is an :class:`AttentionCacheLayer`. A pre-hook passes it."""
 STATIC_LAYER = "long_static_layer"
-"""Keyword under which the pre-hook passes a layer of a static cache, ours or transformers', that does not attend by itself."""
+"""The keyword for a static cache layer that does not attend itself, ours or transformers'. The pre-hook passes it."""
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"
@@ -55,11 +55,11 @@ COLLECT_WEIGHTS = "attention_weights"
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
 STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None] = ContextVar("streamed keys", default=None)
-"""While a layer reads a stream, a function that puts the earlier keys and values before the new ones."""
+"""While a layer reads a stream: a function that prepends the earlier keys and values to the new ones."""
 LAYER_INDEX = "long_layer"
-"""The keyword for the layer's index, where layers share an attention module."""
+"""The keyword for the layer's index, if layers share an attention module."""
 PADDING_SCORE = -10_000.0
-"""Additive masks mark padding by scores at or below this (MarkupLM adds exactly this); a softmax in fp32 leaves nothing of it."""
+"""Maximum score that marks padding in an additive mask (MarkupLM adds exactly this). Its softmax weight in fp32 is zero."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
 UNSUPPORTED_KEYWORDS = ("s_aux",)
@@ -117,7 +117,7 @@ def longattn_mask(
 
 
 def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The padding mask ``(B, width)`` of a static cache with ``total`` tokens: as wide at every step, with False where no token has come.
+    """The padding mask ``(B, width)`` of a static cache with ``total`` tokens. Its width is constant; empty slots are False.
 
     Raises:
         LengthError: the text is longer than the cache.
@@ -144,15 +144,15 @@ def longattn_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of ``module.long_attention``, in the form that transformers' modules call.
+    """Attention of ``module.long_attention``, with the signature of transformers' attention functions.
 
     Args:
         module: the attention module; ``module.is_causal`` says whether it looks ahead.
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
-        attention_mask: what :func:`longattn_mask` returned, or a mask ``(B, 1 or H, Nq, Nk)`` of the caller's own (bool, True =
-            visible, or additive), by which the mechanism's pattern is restricted further; one row for all queries that says no more
-            than padding is read as padding.
+        attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or
+            additive). Such a mask restricts the mechanism's pattern further. If it has one row for all queries and holds only padding,
+            it is read as padding.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
@@ -161,7 +161,7 @@ def longattn_attention_forward(
             the module's hidden states, for mechanisms that take them.
 
     Returns:
-        ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` when the attentions are to be returned, otherwise ``None``.
+        ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` if attentions are requested, otherwise ``None``.
 
     Raises:
         BackendError: the module has no mechanism, or asks for something that mechanisms do not do.
@@ -229,16 +229,16 @@ def longattn_attention_forward(
 
 
 def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values ``(B, H_kv, n, D)`` after the earlier ones of a stream, where a layer reads one; may be called on the result again.
+    """Prepend a stream's earlier keys and values to ``(B, H_kv, n, D)``, if a layer reads one. Its result may be passed in again.
 
-    The attention function calls it; so does an attention module that makes something of all keys before.
+    The attention function calls it. Attention modules that compute something from all keys call it earlier.
     """
     with_earlier = None if torch.compiler.is_dynamo_compiling() else STREAMED_KEYS.get()
     return (key, value) if with_earlier is None else with_earlier(key, value)
 
 
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the call is plain attention that no observer, graph or collector of weights watches."""
+    """Whether the call is plain attention, with no observer and no collected weights. Graphs, autocast and shards are excluded."""
     return (
         ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
         and not OBSERVERS
@@ -250,13 +250,13 @@ def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bo
 
 
 def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
-    """The grid of the tokens, where they have one."""
+    """The grid of the tokens, or None."""
     grid = kwargs.get(GRID)
     return RUNNING_GRID.get() if grid is None and not torch.compiler.is_dynamo_compiling() else grid
 
 
 def _padding_and_pairs(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """A mask as that of padding ``(B, N)``, or as that of single pairs ``(B, 1 or H, Nq, Nk)``."""
+    """Return (padding mask ``(B, N)``, mask of pairs ``(B, 1 or H, Nq, Nk)``); one of them, or both, are ``None``."""
     return (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
 
 
@@ -299,11 +299,11 @@ def _attend_static(
     call: AttentionCall,
     kwargs: dict[str, Any],
 ) -> Tensor | None:
-    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache, in shapes that do not depend on the number of tokens;
-    ``None`` where a call over the slots that hold tokens costs less, or is the only one.
+    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache. Shapes do not depend on the number of tokens.
+    ``None`` if a call over the filled slots alone costs less, or is the only way.
 
     Raises:
-        BackendError: in a graph, where there is no other, and the mechanism is not one of rows of a mask.
+        BackendError: in a graph, which has no other way, if the mechanism does not attend by rows of its mask.
     """
     layer: StaticLayer = kwargs[STATIC_LAYER]
     q_len, kv_len = query.shape[2], key.shape[2]
@@ -353,8 +353,8 @@ def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call:
 
 
 def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The keys, values and padding ``(B, tokens)`` of a static cache's slots that hold tokens; waits for the device once in a forward
-    pass."""
+    """Keys, values and mask of a static cache's filled slots. A padding mask is ``(B, tokens)``. Waits for the device: once in a forward
+    pass if there is a mask."""
     if key.shape[2] == query.shape[2]:
         total: Any = key.shape[2]
     else:
@@ -375,7 +375,7 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
 def _sharded(
     mechanism: Mechanism, shard: Shard, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, kwargs: dict[str, Any]
 ) -> Tensor:
-    """The output ``(B, Nq, H, D)`` of this process's part of the sequence; padding, documents and global tokens are the shard's."""
+    """The output ``(B, Nq, H, D)`` of this process's part of the sequence. The shard has the padding, documents and global tokens."""
     if func_transforms():
         raise DerivativeError(
             "Processes exchange tokens in autograd only, which torch.func and forward-mode AD cannot follow; call the model outside of "
@@ -442,7 +442,7 @@ def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
 
 
 def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:
-    """Bring keys and mask to the same length; returns keys, values, where the sequences lie, and a dense mask."""
+    """Bring keys and mask to the same length. Returns keys, values, the batch of sequences, and a dense mask."""
     if mask is None:
         return key, value, None, None
     kv_len = key.shape[2]
@@ -462,16 +462,16 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 
 
 def _batch(mask: Tensor, kv_len: int) -> Batch:
-    """The sequences of a padding mask ``(B, tokens seen)`` for the last ``kv_len`` keys; found once for all layers that share the mask."""
+    """The sequences of a padding mask ``(B, tokens seen)`` at the last ``kv_len`` keys. Cached for all layers that share the mask."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
     return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-    """The numbers of a call's documents, ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets.
+    """Each token's document number ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets; ``None`` without these.
 
     Raises:
-        MaskError: they do not fit the tokens.
+        MaskError: the numbers or offsets do not fit the tokens.
     """
     if (documents := kwargs.get("documents")) is None:
         documents = kwargs.get("seq_idx")
@@ -482,10 +482,10 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
 def _with_documents(
     mechanism: Mechanism, batch: Batch | None, dense_mask: Tensor | None, shape: tuple[int, int], causal: bool, kwargs: dict[str, Any]
 ) -> tuple[Batch | None, Tensor | None]:
-    """The batch with its packed documents, and the dense mask unless it says no more than they do.
+    """The batch with its documents, and the mask unless the documents express all of it.
 
     Raises:
-        MaskError: documents that do not fit, or that only a mask keeps apart where that is not enough.
+        MaskError: documents do not fit the tokens, or only a mask keeps them apart and the mechanism needs more.
     """
     if dense_mask is not None and not in_graph():
         documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
@@ -496,7 +496,7 @@ def _with_documents(
             if not takes_masked_documents(mechanism, shape[1], causal):
                 raise MaskError(packing_refused(mechanism))
     borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
-    if borders is None or (dense_mask is not None and in_graph()):  # the mask says it, too
+    if borders is None or (dense_mask is not None and in_graph()):  # the mask has the documents, too
         return batch, dense_mask
     padding = None if batch is None else batch.mask
 
@@ -509,12 +509,12 @@ def _with_documents(
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a mask over pairs is enough to keep documents apart: distances and contents alone matter."""
+    """Whether a mask over pairs keeps documents apart. It does if only distances and contents matter."""
     return mechanism.takes_score_mod and (not mechanism.position_dependent or mechanism.covers(length, causal))
 
 
 def packing_refused(mechanism: Mechanism) -> str:
-    """Why ``mechanism`` does not take documents that only a mask keeps apart, and what to do."""
+    """The message for documents that only a mask keeps apart, if ``mechanism`` needs more."""
     return (
         "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a four-dimensional attention_mask "
         f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole row; pass "
@@ -546,8 +546,8 @@ def _softcap(kwargs: dict[str, Any], query: Tensor) -> float | Tensor | None:
 def _score_mod(
     mask: Tensor | None, bias: Tensor | ScoreMod | None, q_len: int, kv_len: int | Tensor, softcap: float | Tensor | None
 ) -> ScoreMod | None:
-    """A mask and a bias ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; before them, a smooth cap, and
-    a bias that is such a change itself."""
+    """The ``score_mod`` at absolute positions of a mask and a bias ``(B or 1, H or 1, Nq or 1, Nk)``; ``None`` if nothing changes scores.
+    It applies ``softcap`` first, then a bias that is a ``score_mod`` itself, then the tensors."""
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change

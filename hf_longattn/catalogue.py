@@ -1,4 +1,4 @@
-"""Which mechanisms there are and what options they take, without importing them: a typing error is refused before torch is imported."""
+"""Names and options of all mechanisms, without importing them. A typing error is refused before torch is imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPOSED = {
     "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
     "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
-"""Names from the literature that are settings of mechanisms."""
+"""Names from the literature that are settings of other mechanisms -> what to write instead."""
 FORMER_NAMES = {"shifted_window": ("shifted_groups", "0.5")}
 """Former name of a mechanism -> its new name, and the version that removes the former one."""
 
@@ -36,7 +36,7 @@ def current_name(name: str) -> str:
 
 
 def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismError:
-    """The refusal of a name that is none of the ``known`` ones."""
+    """The error for a name that is not among the ``known`` ones."""
     if name in COMPOSED:
         return UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
     return UnknownMechanismError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(known))}.{nearest(name, known)}")
@@ -52,10 +52,10 @@ def is_option(name: str) -> bool:
 
 
 def check_early(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an unknown mechanism or option, or a value of the wrong kind, as far as that is known without importing the mechanism.
+    """Refuse an unknown mechanism or option, or a wrong value, without importing the mechanism.
 
-    What :meth:`~hf_longattn.options.Options.check` refuses, and relative positions, are left to the mechanism. Nothing is checked once
-    mechanisms have been imported, since others may be registered then.
+    The mechanism itself checks relative positions and runs :meth:`~hf_longattn.options.Options.check`. Once mechanisms have been imported,
+    nothing is checked here, since others may be registered by then.
 
     Raises:
         UnknownMechanismError, OptionError: one sentence with the nearest valid name.

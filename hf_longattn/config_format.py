@@ -1,8 +1,8 @@
-"""The version of what a long model's ``config.json`` says, and how files of earlier versions are read.
+"""The format version of a long model's ``config.json``, and migrations from earlier formats.
 
-``long_attention_format`` counts the versions of the fields that this package adds: ``long_attention`` with the names, options and defaults
-of mechanisms, and those next to it. An option that is not written has its mechanism's default, so that a changed default is a new format,
-too. Files without the number are of format 1.
+``long_attention_format`` counts the versions of the fields that this package adds: ``long_attention``, with the names, options and defaults
+of mechanisms, and the fields next to it. An option that is not written has its mechanism's default, so a changed default is a new format,
+too. Files without the number have format 1.
 
 A change of the format raises :data:`FORMAT` by one and adds a migration, a function of one config's values:
 
@@ -24,20 +24,20 @@ from .naming import LOGGER
 FORMAT = 1
 FIELD = "long_attention_format"
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Format -> function of a config's values in it that returns those of the next."""
+"""Format -> function that converts a config's values to the next format."""
 
 logger = logging.getLogger(LOGGER)
 
 
 def in_current_format(values: Mapping[str, Any], inherited: int = 1) -> dict[str, Any]:
-    """The values of a ``config.json``, or of a config as a dictionary, in the current format; those of a plain model are unchanged.
+    """Convert the values of a ``config.json`` to the current format. A plain model's values are unchanged.
 
     Args:
-        values: of the file. Parts with a config of their own (towers) are read, too.
-        inherited: the format of a part that does not say its own.
+        values: of the file, or of a config as a dictionary. Nested configs (towers) are converted, too.
+        inherited: the format of a nested config that does not state one.
 
     Raises:
-        CheckpointError: the format is newer than this package, or no positive whole number.
+        CheckpointError: the format is newer than this package, or not a positive whole number.
     """
     written = values.get(FIELD, inherited)
     if type(written) is not int or written < 1:

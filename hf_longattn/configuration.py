@@ -11,22 +11,22 @@ from .mechanisms.common.registry import check_options, mechanism_class, prototyp
 from .options import OptionInfo
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
-"""What ``layers`` may be; see :class:`LongAttentionConfig`."""
+"""Accepted types of ``layers``; see :class:`LongAttentionConfig`."""
 
 
 class LongAttentionConfig:
-    """A default mechanism with its options, mechanisms that layers take in turn, and overrides for single layers.
+    """A default mechanism, mechanisms that layers take in turn, and overrides for single layers.
 
         LongAttentionConfig("longformer", window=512)
         LongAttentionConfig("window", window=512, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
         LongAttentionConfig("window", layers="0-5:window=64;6-10:window=256;11=full")
         LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full, and again
 
-    A layer that names no mechanism keeps the default one and its options, except those it overrides; a layer that names one starts
-    from that mechanism's defaults. In ``config.json`` it is stored as ``long_attention``.
+    A layer that names no mechanism keeps the default one and its options, except those it overrides. A layer that names one starts
+    from that mechanism's defaults. ``config.json`` stores the configuration as ``long_attention``.
 
     Args:
-        mechanism: the default; ``longformer``, or the first of those in turn.
+        mechanism: the default mechanism. If not given, the first one that layers take in turn, otherwise ``longformer``.
         layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
             (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.common.composite`).
         options: of the default mechanism.
@@ -53,7 +53,7 @@ class LongAttentionConfig:
         return self.mechanism, {**self.options, **turn}
 
     def for_layer(self, index: int) -> tuple[str, dict[str, Any]]:
-        """Mechanism name and the options given for layer ``index``; what is not given has the mechanism's default."""
+        """The mechanism's name and the explicit options of layer ``index``. Other options have the mechanism's defaults."""
         override = dict(self.layers.get(index, {}))
         if "mechanism" in override:
             return override.pop("mechanism"), override
@@ -63,10 +63,10 @@ class LongAttentionConfig:
     def with_option(
         self, option: str, value: Any, where: Callable[[str, int | None], bool] = lambda mechanism, layer: True
     ) -> LongAttentionConfig:
-        """The same with an option for the default, and for every choice that names a mechanism.
+        """A copy with the option set in the default and in every rule that names a mechanism.
 
         Args:
-            where: whether a choice gets the option, by the mechanism's name and the one layer it is for, or ``None``.
+            where: whether a rule gets the option. Called with the mechanism's name and the number of an override's layer, or ``None``.
         """
 
         def given(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
@@ -90,8 +90,8 @@ class LongAttentionConfig:
             )
 
     def check_forms(self, num_layers: int, causal: bool) -> None:
-        """Raise :class:`OptionError` when a layer is overridden that a stack of ``num_layers`` does not have, or when a layer's mechanism
-        has no causal (bidirectional) form."""
+        """Raise :class:`OptionError` if a layer's mechanism lacks the causal form (bidirectional form if ``causal`` is False).
+        Overrides of layers from ``num_layers`` on are refused, too."""
         self.check_layers(num_layers)
         for index in range(num_layers):
             name, options = self.for_layer(index)
@@ -115,7 +115,7 @@ class LongAttentionConfig:
         return cls(**values)
 
     def table(self, num_layers: int) -> str:
-        """One line per run of equal layers, with every option in force; those that are none are left out."""
+        """One line per run of equal layers, with every option in force. Options that are None are left out."""
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
@@ -146,13 +146,13 @@ class LongAttentionConfig:
 
 
 def _given(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate, and return the given options only (defaults stay implicit) in JSON types."""
+    """Validate options and return them in JSON types. Defaults stay implicit."""
     built = check_options(mechanism, dict(options)).to_dict()
     return {name: built.get(name) for name in options}
 
 
 def _override(override: Any, default: str) -> dict[str, Any]:
-    """One checked override; what it does not name is ``default``'s."""
+    """One checked override. ``default`` is its mechanism if it names none."""
     if not isinstance(override, Mapping):
         raise OptionError(
             f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}."
@@ -164,7 +164,7 @@ def _override(override: Any, default: str) -> dict[str, Any]:
 
 
 def _layer_rules(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
-    """``layers`` in any form: what is taken in turn, and the overrides by number; a later one replaces an earlier one."""
+    """Parse ``layers`` in any form: rules to take in turn, and overrides by layer number. Later overrides replace earlier ones."""
     if isinstance(layers, str):
         rules = read_rules(layers)
         numbered = {index: values for where, values in rules if where is not None for index in where}
@@ -197,7 +197,7 @@ def _layer_index(key: int | str) -> int:
 
 
 def _readable(value: Any, info: OptionInfo | None = None) -> str:
-    """A value for readers; ``info``: of its option, whose unit is then told."""
+    """A value as text for readers. With its option's ``info``, positions are labelled as such."""
     if isinstance(value, Mapping):
         return write_choices([value])
     if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):

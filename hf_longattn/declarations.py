@@ -1,9 +1,9 @@
-"""Classes of options, made from the source of their file without importing it: what the command line knows before torch is imported.
+"""Option classes rebuilt from source files without importing them. The command line uses them before torch is imported.
 
-A class is made again from its source, with its bases, annotations and values and without its methods, so that
-``dataclasses.fields``, ``HfArgumentParser`` and ``Options.build`` read it as they read the class itself. Files that import nothing slow
-are imported; of others only what such a class consists of is evaluated: literals, constants, and calls of functions from imported files.
-Whatever else it meets raises :class:`UndeclaredError`, and the caller imports the file. Tests compare what is read with the classes.
+A class is rebuilt with its bases, annotations and values, but without its methods. ``dataclasses.fields``, ``HfArgumentParser`` and
+``Options.build`` read it like the class itself. Files that import nothing slow are imported. In other files, only the parts of such a
+class are evaluated: literals, constants, and calls of functions from imported files. Anything else raises :class:`UndeclaredError`, and
+the caller imports the file. Tests compare the rebuilt classes with the originals.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LIGHT_LIBRARIES = ("transformers.hf_argparser",)
 
 
 class UndeclaredError(Exception):
-    """A file says something that cannot be known without importing it."""
+    """A value or class that cannot be known without importing its file."""
 
 
 class ForeignClass:
-    """A base class of another library, which is not imported; its fields are not those of the class."""
+    """A stand-in for a class of another library, which is not imported. It has no fields."""
 
 
 def keyword_of(module: str, name: str, keyword: str) -> Any:
@@ -46,7 +46,7 @@ def keyword_of(module: str, name: str, keyword: str) -> Any:
 
 
 def member_of_class(module: str, member: str) -> Any:
-    """The value that the one class of a module that assigns ``member`` gives it.
+    """The value of the class attribute ``member``, which exactly one class of the module assigns.
 
     Raises:
         UndeclaredError: no class or several assign it, or its value cannot be known without importing the module.
@@ -66,7 +66,7 @@ def member_of_class(module: str, member: str) -> Any:
 
 @cache
 def class_fields(path: Path, name: str) -> list[str]:
-    """The names of the annotated fields of a class of any file.
+    """The names of the annotated fields of a class in any file.
 
     Raises:
         UndeclaredError: the file has no such class.
@@ -121,7 +121,7 @@ class _Source:
 
     @cached_property
     def imports(self) -> list[str]:
-        """The modules that importing this one imports first, with the packages that it is in."""
+        """The modules that this one imports, and the packages that contain it."""
         modules = [".".join(self.parents[:depth]) for depth in range(2, len(self.parents) + 1)]
         for statement in self.tree.body:
             if isinstance(statement, ast.Import):
@@ -141,7 +141,7 @@ class _Source:
             return eval(code, {"__builtins__": builtins}, _Names(self))
         except UndeclaredError:
             raise
-        except Exception as error:  # of any type, as code raises it that is given classes without methods
+        except Exception as error:  # of any type, since the code works on classes without methods
             raise UndeclaredError(f"{self.module}: {ast.unparse(expression)[:80]}") from error
 
     def value(self, name: str) -> Any:
@@ -209,7 +209,7 @@ def _is_light(module: str) -> bool:
 
 
 def _imported(module: str, name: str) -> Any:
-    """``from module import name``; of a slow module of this package, what its source says, and of another library, a class."""
+    """``from module import name``. A slow module of this package is read from source; a slow library gives a stand-in class."""
     if _is_light(module):
         return getattr(importlib.import_module(module), name)
     if module.startswith(f"{PACKAGE}."):

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class LongAttentionError(ValueError):
-    """Base of all errors of this package. Text of files, servers and paths is quoted so that it cannot control a terminal."""
+    """Base of all errors of this package. Control characters are escaped, so that quoted text cannot control a terminal."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
@@ -41,7 +41,7 @@ class LengthError(LongAttentionError):
 
 
 class StreamError(LongAttentionError):
-    """A model or mechanism that cannot read a stream, a piece of a stream that does not fit, or a state that is not the stream's."""
+    """A stream that a model or mechanism cannot read, an unfitting piece, or another stream's state."""
 
 
 class GridError(LongAttentionError):
@@ -49,11 +49,11 @@ class GridError(LongAttentionError):
 
 
 class AudioError(LongAttentionError):
-    """Sound that cannot be read, or that a model cannot hear as it is: another sampling rate, several channels, silence."""
+    """Sound that cannot be read or does not fit the model: another sampling rate, several channels, silence."""
 
 
 class PageError(LongAttentionError):
-    """A page that a model cannot read as it is: boxes outside of it or in the wrong order, words without boxes."""
+    """A page that a model cannot read: boxes outside of it or in the wrong order, words without boxes."""
 
 
 class PositionError(LongAttentionError):
@@ -61,7 +61,7 @@ class PositionError(LongAttentionError):
 
 
 class DerivativeError(LongAttentionError):
-    """A derivative that the fused kernel which ran does not have, or a transform that a mechanism cannot follow."""
+    """A derivative that the fused kernel does not have, or a transform that a mechanism cannot follow."""
 
 
 class MemoryMismatchError(LongAttentionError):
@@ -85,15 +85,15 @@ class RegistrationError(LongAttentionError):
 
 
 class BackendError(LongAttentionError):
-    """The attention backend was selected on a model without mechanisms."""
+    """An operation that the model, an installed library or this processor does not support."""
 
 
 class MissingExtraError(LongAttentionError, ImportError):
-    """A package that an optional part of hf_longattn needs is not installed."""
+    """A package of an optional part of hf_longattn that is missing or cannot be imported."""
 
 
 class RemoteCodeError(LongAttentionError):
-    """Code that cannot be bundled with a model, or may not be without the user's consent."""
+    """Code that cannot be bundled with a model, or needs the user's consent first."""
 
 
 class HubError(LongAttentionError):
@@ -120,15 +120,15 @@ EXTRAS: dict[str, dict[str, str]] = {
     "serve": {"fastapi": "fastapi>=0.120", "onnxruntime": "onnxruntime>=1.22", "uvicorn": "uvicorn>=0.35"},
     "sentence": {"sentence_transformers": "sentence-transformers>=6.0"},
 }
-"""For each extra, the packages that hf_longattn imports: the name of the import and what pip installs, as in pyproject.toml."""
+"""Extra -> import name of each of its packages -> requirement for pip, as in pyproject.toml."""
 
 
 def check_extra(extra: str, *packages: str) -> None:
-    """Refuse before slow work where a package of an extra is not installed; nothing is imported.
+    """Refuse to start slow work if a package of an extra is not installed. Nothing is imported.
 
     Args:
         extra: the extra's name.
-        packages: those of its packages that are needed, by the names of their imports; default: all.
+        packages: import names of the packages that are needed; default: all of the extra.
 
     Raises:
         MissingExtraError: a package is not installed.
@@ -140,10 +140,10 @@ def check_extra(extra: str, *packages: str) -> None:
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports of an extra's packages: turns a missing one, or one that cannot be imported, into a sentence.
+    """Turn a failed import of an extra's package into one sentence. Put it around the imports.
 
     Raises:
-        MissingExtraError: a package is not installed.
+        MissingExtraError: a package is not installed, or cannot be imported.
     """
     try:
         yield
@@ -167,10 +167,10 @@ def _missing_packages(extra: str, names: list[str]) -> MissingExtraError:
 
 @contextmanager
 def checkpoint_errors(what: str) -> Iterator[None]:
-    """Around calls of other libraries, which raise any type of error: turns it into "WHAT: the error."
+    """Turn any error of another library's call into the sentence "WHAT: the error."
 
     Raises:
-        CheckpointError: that sentence; a LongAttentionError is raised as it is.
+        CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
         yield
@@ -186,27 +186,27 @@ def shortened(text: str, limit: int = 300) -> str:
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that change what a terminal or a page shows around them: control characters but tab and line feed, line separators, marks of
-the direction of writing; and bytes that are not UTF-8, which paths may contain and no stream takes."""
+"""Characters that change how a terminal or page shows the text around them: control characters except tab and line feed, line separators
+and marks of writing direction. Also bytes that are not UTF-8: paths may contain them, and no stream takes them."""
 
 
 def visible(text: str) -> str:
-    """``text`` of somebody else (a file, a server, a path) as it can be shown: control characters are escaped as in Python."""
+    """``text`` from elsewhere (a file, a server, a path), safe to show. Control characters are escaped as in Python."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def in_one_line(text: str) -> str:
-    """A text in one line: a name or a value in a table, or in the text of a card, where a line break could begin a heading."""
+    """A text in one line, for names and values in tables and cards. In a card, a line break could begin a heading."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def sentence_case(text: str) -> str:
-    """``text`` with a capital first letter; the others stay as they are."""
+    """``text`` with a capital first letter. The others do not change."""
     return text[:1].upper() + text[1:]
 
 
 def error_line(error: object) -> str:
-    """What every command prints of a refusal: one line that begins with "Error: "."""
+    """The one line that every command prints for an error. It begins with "Error: "."""
     if hides_torchvision() and re.search("'torchvision'|Torchvision library", str(error)):
         error = UNFIT_TORCHVISION
     return f"Error: {visible(' '.join(str(error).split()))}"
@@ -230,7 +230,7 @@ UNFIT_TORCHVISION = (
 
 
 def lacks_fitting_torchvision(error: BaseException | None) -> bool:
-    """Whether an error means that torchvision was built for another torch: transformers imports it with its pictures, and fails at that."""
+    """Whether an error means that torchvision was built for another torch. transformers' image code then fails to import it."""
     while error is not None:
         if "torchvision::" in str(error):
             return True
@@ -239,7 +239,7 @@ def lacks_fitting_torchvision(error: BaseException | None) -> bool:
 
 
 def in_a_line(error: Exception, limit: int = 300) -> str:
-    """The message of another library's error as a part of a sentence: one line, without its last full stop, shortened."""
+    """The message of another library's error as part of a sentence. It is one line, shortened, without its last full stop."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
     return shortened(text, limit)
 
@@ -257,7 +257,7 @@ def listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def nearest(name: str, choices: Iterable[str], least: float = 0.5) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string if none is as close as ``least`` (of 1)."""
+    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``. "" if no similarity (0 to 1) reaches ``least``."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=least)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -271,10 +271,10 @@ def defined_at(value: Any) -> str:
 
 
 def refuse_taken_name(what: str, name: str, cls: type, known: type | None) -> None:
-    """Refuse a class whose name in a registry is that of the class ``known`` of another place; which was imported first does not matter.
+    """Refuse a class if ``known``, a class defined elsewhere, has its name in a registry. The order of imports does not matter.
 
     Raises:
-        RegistrationError: the name is taken; with both files.
+        RegistrationError: the name is taken. The message names both files.
     """
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise RegistrationError(f"Two files register the {what} {name!r}: {defined_at(known)} and {defined_at(cls)}; rename one of them.")

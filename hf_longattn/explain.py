@@ -24,7 +24,7 @@ class LayerPath:
 
     layer: name of the attention module in the model.
     mechanism: its registered name.
-    path: the engine's path, such as ``cpu-band``, or how the batch was brought to it, such as ``split``.
+    path: the engine's path, such as ``cpu-band``, or how the batch was passed to it, such as ``split``.
     reason: why each path of higher priority did not run, or that this path has the highest.
     """
 
@@ -59,8 +59,8 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     while a program runs.
 
     Args:
-        model: a Long model, one changed by :func:`hf_longattn.enable_long_attention`, or a mechanism's module in some other model.
-        inputs: the keyword arguments of its ``forward``, or its main input alone: ``input_ids``, or ``pixel_values`` of a model of
+        model: a Long model, a model changed by :func:`hf_longattn.enable_long_attention`, or another model that contains a mechanism.
+        inputs: the keyword arguments of its ``forward``, or its main input alone: ``input_ids``, or ``pixel_values`` for a model of
             pictures.
     Returns:
         One entry per layer and distinct path. ``print`` shows a table.

@@ -1,4 +1,4 @@
-"""Translates errors of the Hub and its connection into one sentence for the user, without tokens."""
+"""Translate errors of the Hub and its connection into one sentence, without tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import CheckpointError, HubError, LongAttentionError, in_a_line
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
 DESCRIBED = ("config.json", "modules.json", "adapter_config.json")
-"""The files of which a saved model has one: transformers', sentence-transformers' and peft's."""
+"""The files that identify a saved model of transformers, sentence-transformers or peft. One is enough."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 NO_FOLDER = "There is no folder {!r}; give a checkpoint folder or a Hub repository id."
 LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
@@ -88,7 +88,7 @@ def translated_errors(repo_id: str, token: str | bool | None = None, operation: 
 
 
 def check_name(name: str) -> None:
-    """Refuse what is not a path that exists and cannot be a repository on the Hub; nothing is downloaded.
+    """Refuse a name that is neither an existing path nor a valid Hub repository id. Nothing is downloaded.
 
     Raises:
         CheckpointError: there is no such folder.
@@ -98,10 +98,10 @@ def check_name(name: str) -> None:
 
 
 def check_token(repo_id: str, token: str | bool | None = None) -> None:
-    """Refuse an upload for which there is no token, before anything slow is imported or made.
+    """Refuse an upload without a token, before slow imports or work.
 
     Raises:
-        HubError: no token is given, in HF_TOKEN, or stored by `hf auth login`; or it has characters that no token has.
+        HubError: no token is given, set in HF_TOKEN, or stored by `hf auth login`; or the token has characters that no token has.
     """
     known = token if isinstance(token, str) else None if token is False else get_token()
     if not known:
@@ -121,10 +121,10 @@ def check_revision(name: str, revision: str | None) -> None:
 
 
 def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """Refuse a name that transformers could not load, before it tries: without a connection, it tries for half a minute.
+    """Refuse a name that transformers cannot load, before it tries. Without a connection, it would try for half a minute.
 
     Returns:
-        The folder with the files that describe it.
+        The folder with the model's :data:`DESCRIBED` files.
 
     Raises:
         CheckpointError: neither the folder of a saved model, nor a repository on the Hub that can be read.
@@ -171,7 +171,7 @@ def _response(error: BaseException) -> Any:
 
 
 def _clean(error: BaseException, token: str | bool | None) -> BaseException | None:
-    """The error as the cause of ours, unless it contains a token."""
+    """The error to raise ours from; ``None`` if its text contains a token."""
     texts = [str(cause) for cause in _chain(error)]
     return error if all(text == redacted(text, token) for text in texts) else None
 

@@ -1,4 +1,4 @@
-"""Public names that are imported on first use, and former names, which warn with what to write."""
+"""Public names that are imported on first use, and former names, which warn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEPRECATED_NAMES: dict[str, tuple[str, str]] = {}
 
 
 def public_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], list[str]]:
-    """``__getattr__`` and ``__all__`` of a package whose names are imported on first use, so that importing it loads none of its modules.
+    """``__getattr__`` and ``__all__`` of a package. Its modules are imported on first use of their names.
 
     Args:
         package: its ``__name__``.
@@ -34,7 +34,7 @@ def public_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Ca
 
 
 def _deprecated(old: str) -> Any:
-    """What a former name is now called; its first use in a process warns with what to write."""
+    """The object of a former name. Its first use in a process warns, with the import to write."""
     new, removed_in = DEPRECATED_NAMES[old]
     package, _, name = new.rpartition(".")
     if old not in _WARNED:
@@ -44,7 +44,7 @@ def _deprecated(old: str) -> Any:
 
 
 def warn_deprecated(old: str, removed_in: str, new: str) -> None:
-    """Warn of a former name, at the caller's line outside this package, and say what to write."""
+    """Warn of a former name and say what to write, at the caller's line outside this package."""
     frame = inspect.currentframe()
     assert frame is not None
     while (module := frame.f_globals.get("__name__", "")).startswith((__package__, "importlib.")) and frame.f_back is not None:
@@ -55,11 +55,11 @@ def warn_deprecated(old: str, removed_in: str, new: str) -> None:
 
 
 _WARNED: set[str] = set()
-"""Former names whose warning was given."""
+"""Former names that have warned already."""
 
 
 def on_first_call(package: str, module: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of a module below ``package``, which is imported when the function is called."""
+    """The function ``name`` of a module below ``package``. Calling it imports the module."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(f"{package}.{module}"), name)(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""Load the configs, tokenizers, processors and models that a user names: the only file that calls ``from_pretrained`` on them.
+"""Load the configs, tokenizers, processors and models that a user names. No other file calls ``from_pretrained`` on them.
 
-Python code of a checkpoint never runs, whatever stands on standard input, and pickled weights are read only where that is allowed.
+A checkpoint's Python code never runs, whatever standard input contains. Pickled weights are read only if the caller allows it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .sentence_files import MODULES
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 POOLER = re.compile(r"(^|\.)pooler\.")
-"""Weights that no embedding reads: sentence-transformers pools the last hidden states itself, and many encoders are saved without them."""
+"""Weights that no embedding uses: sentence-transformers pools the last hidden states itself. Many encoders are saved without them."""
 REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 """Loggers of transformers' LOAD REPORT."""
 NO_CODE = {"trust_remote_code": False}
-"""Passed in every call. Models that load others by inner configs do not pass it on; see :func:`guarded`."""
+"""Passed in every call. Models that load inner models do not pass it on; see :func:`guarded`."""
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
-"""The variable with which transformers has no pickled weights converted."""
+"""The environment variable that keeps transformers from having pickled weights converted."""
 logger = logging.get_logger(LOGGER)
 
 
@@ -43,11 +43,11 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
 
     Args:
         name: a folder or a Hub repository id.
-        what: the part of it that is loaded, such as "tokenizer"; default: the checkpoint.
+        what: the part that is loaded, such as "tokenizer"; default: the whole checkpoint.
         revision, token: of the repository.
 
     Raises:
-        CheckpointError: that sentence; a LongAttentionError is raised as it is.
+        CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
         with guarded():
@@ -65,7 +65,7 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
             raise CheckpointError(only_pickles(str(name))) from error
         if isinstance(error, OSError) and "no file named" in str(error) and not what:
             raise CheckpointError(f"{subject} has no weights; give a folder with model.safetensors, or all files of its index.") from error
-        if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("transformers.models."):  # where a class was looked for
+        if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("transformers.models."):  # a search for a class
             raise CheckpointError(
                 f"{subject} names a processor that transformers does not have; correct processor_class in its processor_config.json and "
                 "tokenizer_config.json."
@@ -98,7 +98,7 @@ def has_pickles(name: str, revision: str | None = None, token: str | bool | None
 
 
 def only_pickles(name: str) -> str:
-    """The sentence on a folder or repository whose weights are .bin files."""
+    """The message for a folder or repository whose weights are .bin files."""
     return (
         f"{name!r} holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry code; add --allow-pickle "
         "(allow_pickle=True) to longattn convert, which then reads the tensors in it, and nothing else. For other commands, load it with "
@@ -107,7 +107,7 @@ def only_pickles(name: str) -> str:
 
 
 def check_loadable(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> None:
-    """Refuse a name that transformers' Auto classes cannot read by itself.
+    """Refuse a name that transformers' Auto classes cannot load on its own.
 
     Raises:
         CheckpointError: neither a folder nor a repository, an adapter without its model, or a plain class with mechanisms.
@@ -156,7 +156,7 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
 
 
 def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = False, **arguments: Any) -> Any:
-    """What ``loader.from_pretrained`` returns.
+    """Call ``loader.from_pretrained`` without running code, and return its result.
 
     Args:
         loader: a model class, or an Auto class of models.
@@ -179,12 +179,12 @@ def load_model(
 ) -> Any:
     """A model, in float32 unless ``arguments`` name another dtype.
 
-    Weights that are new or unused are a warning of one sentence, in place of transformers' LOAD REPORT.
+    New or unused weights give a warning of one sentence, in place of transformers' LOAD REPORT.
 
     Args:
         loader: a model class, or an Auto class of models.
         name: a folder or a Hub repository id.
-        complete: nothing is going to be trained, so that new weights are an error.
+        complete: nothing will be trained, so new weights are an error.
         allow_pickle: read tensors of .bin files where there are no safetensors.
         elsewhere: prefixes of weights that are loaded in another way.
         arguments: of ``from_pretrained``.
@@ -234,9 +234,9 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
 
     Args:
         loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. The last takes the token states of a folder that
-            another class saved as they are, without the random projection that it would add.
+            another class saved, without the random projection that it would add.
         name: a folder or a Hub repository id.
-        complete: nothing is going to be trained, so that new weights are an error.
+        complete: nothing will be trained, so new weights are an error.
         arguments: of the loader. With ``num_labels``, a head of another size is replaced by a new one.
 
     Raises:
@@ -258,7 +258,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
             model = loader(modules=modules, prompts=prompts or None, **arguments)
         else:
             model = loader(name, **options)
-    if complete and (network := model.transformers_model) is not None:  # it does not say which weights are new
+    if complete and (network := model.transformers_model) is not None:  # the loader does not say which weights are new
         folder = next((entry["path"] for entry in _modules(name) if entry["type"].endswith(".Transformer")), "")
         options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with without_load_report():
@@ -277,13 +277,13 @@ def has_token_vectors(name: str) -> bool:
 
 
 def _modules(name: str) -> list[dict[str, Any]]:
-    """What modules.json of a model of sentence-transformers lists; empty for other models."""
+    """The entries of modules.json of a sentence-transformers model; empty for other models."""
     modules = cached_file(name, MODULES, _raise_exceptions_for_missing_entries=False)
     return [dict(module) for module in read_json(Path(modules))] if modules else []
 
 
 def _refuse_pickled_modules(name: str) -> None:
-    """Refuse modules beside the transformer with weights only in .bin files."""
+    """Refuse modules other than the transformer whose weights are only in .bin files."""
     for module in _modules(name):
         if not module["type"].endswith(".Transformer"):
             files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
@@ -301,7 +301,7 @@ def merge_adapter(model: Any, folder: Path) -> Any:
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:
-    """The weights of a model that share those of another, by name."""
+    """Name of a tied weight -> name of the weight that it shares."""
     return getattr(model, "all_tied_weights_keys", None) or {}
 
 

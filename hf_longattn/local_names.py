@@ -1,4 +1,4 @@
-"""What cards and reports call files and folders of this machine: their names, without the folders that they are in."""
+"""Names of local files and folders in cards and reports, without their parent folders."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from .hub_errors import HUB_ID
 
 SOURCES = frozenset(("source", "model", "data", "tasks", "task_file", "validation", "teacher", "baseline", "output_dir", "destination"))
-"""Fields of reports and logs that name a file or folder, or something on the Hub."""
+"""Fields of reports and logs that name a file, a folder or a Hub repository."""
 _TASK = re.compile(r"[A-Za-z_]\w*=(?:\w+:)?")
-"""Before the data of one task of several: NAME=KIND:DATA."""
+"""The prefix of a task's data, NAME= or NAME=KIND:, as in NAME=KIND:DATA."""
 _PATH = re.compile(r"(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?[/\\](?![/\\])")
-"""The start of a path that is no name on the Hub."""
+"""The start of a path that cannot be a Hub name."""
 _FILE = re.compile(r"\.(?:jsonl?|csv|tsv|txt|parquet|arrow|gguf|safetensors|bin|pt|onnx|ya?ml|md|zip|gz|bz2|xz|zst)", re.IGNORECASE)
-"""The ends of names of files; a relative path with one is no name on the Hub, also where the file is not there any more."""
+"""File extensions. A relative path that ends in one is not a Hub name, even if the file no longer exists."""
 _PATH_IN_TEXT = re.compile(rf"(?<![\w./\\~-]){_PATH.pattern}(?:[^\s/\\\"'`,;()\[\]{{}}<>]+[/\\])+(?=[^\s/\\])")
 """The folders of a path in a sentence."""
 
 
 def public_name(source: str) -> str:
-    """What a card calls a source: a name on the Hub or an address as it is, and a file or folder by its name alone.
+    """The name of a source in a card. Hub names and addresses stay; files and folders lose their parent folders.
 
     Args:
         source: as the user typed it, also as NAME=KIND:DATA.
@@ -37,23 +37,23 @@ def public_name(source: str) -> str:
 
 
 def without_folders(value: Any, field: str = "") -> Any:
-    """A value of a report or a log in which every path is a name alone.
+    """A value of a report or log, with every path reduced to its last name.
 
     Args:
-        value: what JSON can hold.
-        field: its name; relative paths are told from other texts in those of :data:`SOURCES` only.
+        value: any value that JSON can hold.
+        field: the name of its field. Relative paths are recognised in fields of :data:`SOURCES` only.
     """
     if isinstance(value, Mapping):
         return {_in_text(str(name)): without_folders(entry, str(name)) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folders(entry, "data" if field == "text" else field) for entry in value]  # a list of texts is one of files
+        return [without_folders(entry, "data" if field == "text" else field) for entry in value]  # a list in a field "text" names files
     if not isinstance(value, str):
         return value
     return public_name(value) if field in SOURCES else _in_text(value)
 
 
 def _in_text(text: str) -> str:
-    """A text without the folders of its paths; one that starts as a path does is a path, with spaces or without."""
+    """A text without the folders of its paths. A text that starts like a path is one path, even with spaces."""
     return _last(text) if _PATH.match(text) else _PATH_IN_TEXT.sub("", text)
 
 

@@ -1,8 +1,8 @@
-"""What differs between the installed package and a copy bundled with a model: the names it registers, and how its modules are found.
+"""Registered names and module look-up, for the installed package and for copies bundled with models.
 
 A model that was pushed with its code (:func:`hf_longattn.hub.bundle_remote_code`) brings a copy of this package, perhaps of another
-version. Each copy enters the tables of the process (transformers' attention functions and cache layers, torch's operators) under its own
-names, so that several of them work side by side.
+version. Each copy registers under its own names in the tables of the process (transformers' attention functions and cache layers, torch's
+operators), so several copies work side by side.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from pathlib import Path
 from types import ModuleType
 
 PLAIN_BACKEND = "longattn"
-"""What users type as ``attn_implementation``; it means the copy that the model comes from."""
+"""The ``attn_implementation`` that users type. It stands for the copy that the model comes from."""
 
 COPY = "" if __package__ == "hf_longattn" else f"_{hashlib.sha256(str(__package__).encode()).hexdigest()[:8]}"
 BACKEND = PLAIN_BACKEND + COPY
-"""The name of the attention function and the mask function, and the prefix of the names of cache layer types."""
+"""The name of the attention function and of the mask function. Names of cache layer types start with it, too."""
 OPERATORS = f"hf_longattn{COPY}"
 """The namespace of torch operators."""
 LOGGER = "transformers.hf_longattn"
-"""Below transformers' logger, whose verbosity applies."""
+"""The logger's name. It is below transformers' logger, so that its verbosity applies."""
 PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
-"""Files in which a training writes its answers to the validation data, some of which quote these data."""
+"""Files with a training's answers to the validation data. Some of them quote the data."""
 TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
-"""Endings of the names of files that are read as sound."""
+"""Extensions of files that are read as sound."""
 FRAMES_SUFFIX = ".npy"
-"""The ending of the name of an array of frames."""
+"""The extension of a file with an array of frames."""
 CODEC_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
-"""Endings of the names of video files, which hold no frames without a decoder; not .ts, which is TypeScript's, too."""
+"""Extensions of video files, which need a decoder. Without .ts, which TypeScript uses, too."""
 VIDEO_SUFFIXES = (FRAMES_SUFFIX, *CODEC_SUFFIXES)
-"""Endings of the names of files that are read, or refused, as videos."""
+"""Extensions of files that are read, or refused, as videos."""
 
 BEFORE_UPLOAD: dict[str, Callable[[str, str, str], None]] = {}
-"""Functions of a saved model's folder, its repository and what it was loaded from, called before it is pushed. The installed package enters
-that of the model's card; a bundled copy has none."""
+"""Functions called before a saved model is pushed. Arguments: its folder, its repository, and the name that it was loaded from. The
+installed package registers one for the model card; a bundled copy has none."""
 
 CONVERSION_REPORT = "conversion_report.json"
 """The file of a converted checkpoint that says how it was made."""
@@ -50,25 +50,25 @@ FLAT_FILES: dict[str, dict[str, str]] = {}
 
 
 def module_names(package: str) -> list[str]:
-    """The modules of a sub-package (``mechanisms``, ``families``), sorted: adding one is adding a file."""
+    """Module names of a sub-package (``mechanisms``, ``families``), sorted. A new file is a new module."""
     if FLAT_FILES:
         return sorted(FLAT_FILES[package])
     return sorted(module.name for module in pkgutil.iter_modules(_folders(package)) if not module.ispkg)
 
 
 def module_path(package: str, name: str) -> Path | None:
-    """The file of a module of a sub-package, which need not be imported; ``None`` if there is none."""
+    """The file of a sub-package's module, found without importing it; ``None`` if there is none."""
     candidates = (Path(folder, name) for folder in _folders(package))
     files = (file for path in candidates for file in (path.with_suffix(".py"), path / "__init__.py"))
     return next((file for file in files if file.is_file()), None)
 
 
 def _folders(package: str) -> list[str]:
-    """Where the modules of a sub-package lie, which is not imported for this: its imports may be slow."""
+    """Folders of a sub-package's modules. It is not imported for this, since its imports may be slow."""
     imported = sys.modules.get(f"{__package__}.{package}".rstrip("."))
     return [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
 
 
 def load_module(package: str, name: str) -> ModuleType:
-    """Import one of them."""
+    """Import a module of a sub-package."""
     return importlib.import_module(f"{__package__}.{FLAT_FILES[package][name] if FLAT_FILES else f'{package}.{name}'}")

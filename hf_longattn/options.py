@@ -1,6 +1,6 @@
-"""Typed, documented and validated options of a mechanism: a frozen dataclass whose fields say what they mean.
+"""Typed, documented and validated options of a mechanism, as frozen dataclasses.
 
-Importing this does not import torch, so that the command line can check options before it does.
+Importing this module does not import torch, so the command line can check options first.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .engines.common.grid import check_order
 from .errors import OptionError, nearest
 
 ORDER = "order"
-"""The option that every mechanism for texts has: the order in which it reads the tokens of a grid."""
+"""Option of every mechanism for texts: the order in which it reads the tokens of a grid."""
 RELATIVE = "relative"
-"""The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
+"""Option of every mechanism over scores: relative positions, see :mod:`hf_longattn.positions.relative`."""
 EXACT_LENGTH = "exact_length"
-"""The option that every mechanism with a bidirectional form has: the longest text that is attended in full."""
+"""Option of every mechanism with a bidirectional form: the longest text that is attended in full, in tokens."""
 
 MAX_LENGTH, SEED = "max_length", "seed"
-"""Options that build_mechanism or attend have an argument for: what is given there is the option."""
+"""Options that are also arguments of build_mechanism or attend. The argument sets the option."""
 RESERVED = frozenset(
     (
         *("name", "num_heads", "head_dim", "hidden_size", "generator"),
@@ -33,12 +33,12 @@ RESERVED = frozenset(
         *("score_mod", "hidden_states", "grid", "prefix"),
     )
 )
-"""The other arguments of build_mechanism and attend, whose names no option may have."""
+"""The other argument names of build_mechanism() and attend(), reserved: no option may have them."""
 
 POSITIONS = "positions"
 """The unit of options that list tokens by their positions."""
 LARGEST = 2**31 - 1
-"""Largest whole number that an option takes, so that sums and products of positions stay within 64 bits."""
+"""Largest whole number that an option takes. Sums and products of positions then stay within 64 bits."""
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
@@ -54,7 +54,7 @@ class OptionInfo:
 
     @property
     def type_in_words(self) -> str:
-        """The type as readers know it: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for one that is named in a text."""
+        """The type in words: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for a mechanism's or head's specification."""
         plain = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", self.type.replace(" | ", " or "))
         return re.sub(r"(Mechanism|Head)Spec", "mechanism", plain)
 
@@ -79,8 +79,8 @@ def option(
     """Declare a field of an ``Options`` dataclass with its meaning, unit (tokens, blocks, rows …) and permitted values.
 
     Args:
-        least, most: bounds of numbers, or of each number of a tuple. ``most`` is for numbers that determine memory or time independently of
-            the input's length, so that a typo is refused at once; others may be as large as the index arithmetic of the engines allows.
+        least, most: bounds of a number, or of each number of a tuple. Set ``most`` for numbers that determine memory or time regardless of
+            the input length, so that a typo is refused at once. The default is the largest number that the engines' indices allow.
         even: whether a number must be even and at least 2.
         choices: the permitted strings.
     """
@@ -121,11 +121,11 @@ class Options:
     )
 
     def check(self) -> None:
-        """Raise :class:`OptionError` for what :func:`option` cannot express, such as values that do not fit together."""
+        """Raise :class:`OptionError` for conditions beyond :func:`option`, such as values that do not fit together."""
 
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:
-        """Describe every option, in declaration order; those that all mechanisms have come last."""
+        """Describe every option, in declaration order. Options of all mechanisms come last."""
         return _infos(cls)  # type: ignore[arg-type]  # a class is hashable
 
     @classmethod
@@ -171,7 +171,7 @@ class Options:
                 raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as JSON-serialisable values, tuples as lists, chosen mechanisms as mappings; those in :data:`COMMON` if set."""
+        """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted when unset."""
         values = {info.name: getattr(self, info.name) for info in self.infos()}
         plain = {name: [_plain(entry) for entry in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
         return {name: value for name, value in plain.items() if name not in COMMON or value is not None}
@@ -182,7 +182,7 @@ class Options:
         return [f"{name}={value}" for name, value in self.to_dict().items() if getattr(self, name) != usual[name]]
 
     def is_mask(self) -> bool:
-        """Whether a band or a mechanism of parts is nothing but its mask with these options: softmax over the visible keys."""
+        """Whether a masked mechanism with these options is plain softmax over the visible keys."""
         return True
 
     def sample_length(self) -> int:
@@ -195,12 +195,12 @@ class Options:
 
 
 COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: lambda value: _read_relative(value), ORDER: check_order, EXACT_LENGTH: None}
-"""Options that mechanisms share, left out of files where they are not set -> what reads a value; by default its type does."""
+"""Options shared by all mechanisms -> their parsers; None parses by the field's type. Omitted from config.json when unset."""
 
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields; they are written as text, which takes a while to read."""
+    """The types of a dataclass's fields. Cached, since annotations are strings and slow to evaluate."""
     return typing.get_type_hints(cls)
 
 
@@ -214,7 +214,7 @@ def _infos(cls: type) -> tuple[OptionInfo, ...]:
 
 
 def _read_relative(value: Any) -> str:
-    from .positions.relative import read_relative  # whose terms are modules of torch
+    from .positions.relative import read_relative  # imports torch
 
     return read_relative(value)
 
@@ -231,7 +231,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
-    """Bring ``value`` (from Python, JSON or a command line) to the annotated type, or raise a sentence."""
+    """Convert ``value`` to the annotated type, or raise :class:`OptionError`. It comes from Python, JSON or a command line."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:

@@ -1,9 +1,9 @@
-"""Every private name of other libraries that this package looks up; no other module does.
+"""Every private name of other libraries that this package uses; no other module looks one up.
 
 A private name can change with any version of its library. So each is listed in :data:`PRIVATE_APIS` and looked up by a function, and no
-module needs one to be imported: a version without it gives a :class:`BackendError` or, where results stay correct, a warning. Private
-methods that a subclass of ours overrides stand in that subclass; :data:`OVERRIDDEN` lists them. ``tests/test_private_apis.py`` finds each
-name in the versions of :data:`TESTED`, and removes each to see the message.
+module's import fails without it: a missing name gives a :class:`BackendError` on use or, where results stay correct, a warning. Private
+methods that our subclasses override are in those subclasses, and :data:`OVERRIDDEN` lists them. ``tests/test_private_apis.py`` finds each
+name in the versions of :data:`TESTED`, and removes each name to check the message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TESTED = {
     "accelerate": ("1.10", "1.15"),
     "sentence_transformers": ("6.0", "6.2"),
 }
-"""Library -> the lowest version that pyproject.toml allows and the pinned one, with which the tests pass."""
+"""Library -> (lowest version that pyproject.toml allows, pinned version). The tests pass with both."""
 ATEN = "torch:ops.aten._"
 GGUF = "transformers.modeling_gguf_pytorch_utils:"
 PRIVATE_APIS: dict[str, tuple[str, ...]] = {
@@ -66,7 +66,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     ),
     "attentions_collected": ("transformers.utils.output_capturing:_active_collector",),
     "record_outputs": ("transformers.utils.output_capturing:_CAN_RECORD_REGISTRY", "transformers:PreTrainedModel._can_record_outputs"),
-    "initialised": ("transformers.initialization:copy_",),  # skips what has the mark _is_hf_initialized
+    "initialised": ("transformers.initialization:copy_",),  # skips tensors marked _is_hf_initialized
     "tied_weights": ("transformers:PreTrainedModel._tied_weights_keys",),
     "lazy_mapping": (
         "transformers.models.auto.auto_factory:_LazyAutoMapping._load_attr_from_module",
@@ -96,7 +96,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "expert_adapters": ("peft.utils.transformers_weight_conversion:_MODEL_TO_CONVERSION_PATTERN",),
     "target_modules": ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
 }
-"""Name of ours -> everything private that it takes, as ``"module:name"`` or ``"module:Class.name"``."""
+"""Our name of an API -> the private names that it needs, as ``"module:name"`` or ``"module:Class.name"``."""
 OVERRIDDEN = (
     "transformers:PreTrainedModel._can_set_attn_implementation",
     "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
@@ -119,7 +119,7 @@ DECLARED = (
     "_supports_flex_attn",
     "_supports_sdpa",
 )
-"""Class attributes that transformers' documentation tells authors of models to set; a version that does not know one ignores it."""
+"""Class attributes that transformers' documentation tells model authors to set. Versions that do not know one ignore it."""
 
 
 def sentence(name: str) -> str:
@@ -142,7 +142,7 @@ _warned: set[str] = set()
 
 
 def warn_missing(name: str) -> None:
-    """Warn once in a process that something is lost, though results are correct."""
+    """Warn once per process that the API ``name`` is missing, where results stay correct."""
     if name not in _warned:
         _warned.add(name)
         logger.warning(sentence(name))
@@ -165,7 +165,7 @@ def look_up(name: str, which: int = 0) -> Any:
 
 
 def operator(name: str, which: int = 0) -> Callable[..., Any]:
-    """An operator of PyTorch; where it is missing, a function that raises."""
+    """An operator of PyTorch, or a function that raises if it is missing."""
     try:
         return look_up(name, which)
     except BackendError:
@@ -185,7 +185,7 @@ def operator_arguments(name: str, which: int = 0) -> frozenset[str]:
 
 
 def has_operator(name: str) -> bool:
-    """Whether PyTorch has the operator; warns where not."""
+    """Whether PyTorch has the operator; warns if not."""
     try:
         look_up(name)
     except BackendError:
@@ -200,13 +200,13 @@ def cpu_computes_bf16() -> bool:
 
 
 def check_bf16(instead: str) -> None:
-    """Raise :class:`BackendError` where the processor has no bf16, with what to choose ``instead``: a product takes minutes there."""
+    """Raise :class:`BackendError` if the processor has no bf16, since a product then takes minutes. It names what to choose ``instead``."""
     if not cpu_computes_bf16():
         raise BackendError(f"This processor computes no bf16 (it needs avx512_bf16 or AMX); choose {instead}.")
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """A weight ``(out, in)`` as oneDNN's kernels read it."""
+    """A weight ``(out, in)`` in the layout of oneDNN's kernels."""
     return _onednn("packed_linear", 0)(weight, None)
 
 
@@ -216,20 +216,20 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack_int8(weight: Tensor) -> Tensor:
-    """An int8 weight ``(out, in)`` as oneDNN's kernels read it."""
+    """An int8 weight ``(out, in)`` in the layout of oneDNN's kernels."""
     return _onednn("int8_linear", 1)(weight, None)
 
 
 def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: Any) -> Tensor:
     """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are zero points.
 
-    VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs, which takes thousands of
-    times as long, so they are moved to 0 … 255. Sums are exact either way.
+    VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs, which is thousands of
+    times slower, so inputs are shifted to 0 … 255. Sums are exact either way.
     """
     import torch
 
     zero = 0 if has_amx() else 128
-    x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # the sign bit the other way round: 128 more
+    x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # flipping the sign bit adds 128
     return _onednn("int8_linear", 0)(x, 1.0, zero, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
 
 
@@ -244,7 +244,7 @@ def has_amx() -> bool:
 
 
 def _onednn(name: str, which: int) -> Callable[..., Any]:
-    """One of oneDNN's operators, by steps that torch.compile can trace.
+    """One of oneDNN's operators, looked up in steps that torch.compile can trace.
 
     Raises:
         BackendError: this PyTorch has none.
@@ -269,8 +269,8 @@ def in_backward() -> bool:
 
 
 def transform_readers() -> tuple[Callable[[], int], Callable[[], Any]]:
-    """Functions that read the level of forward-mode AD, -1 outside of any, and the stack of torch.func's transforms, ``None`` if empty;
-    looked up once, since every call of a mechanism asks."""
+    """Functions that return the level of forward-mode AD and torch.func's stack of transforms: -1 and ``None`` if there are none.
+    They are looked up once, since every call of a mechanism needs them."""
     import torch
 
     read_level = functools.partial(getattr, torch.autograd.forward_ad, "_current_level")
@@ -311,7 +311,7 @@ def assume_in_graph(condition: Any) -> None:
 def scan_in_graph(
     step: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]], first: list[Tensor], inputs: list[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
-    """``state, out = step(state, entries)`` for each entry along axis 0 of ``inputs``: the last state, and every ``out`` along axis 0."""
+    """Run ``state, out = step(state, entries)`` along axis 0 of ``inputs``; return the last state, and all ``out`` along axis 0."""
     scan = getattr(importlib.import_module("torch._higher_order_ops"), "scan", None)
     if not callable(scan):
         raise missing("scan_in_graph")
@@ -320,7 +320,7 @@ def scan_in_graph(
 
 
 def trace_errors() -> tuple[type[Exception], ...]:
-    """The errors that torch.export raises for an input that is too short to represent all lengths."""
+    """The errors of torch.export for an input that is too short to represent all lengths."""
     importlib.import_module("torch._dynamo")
     return (look_up("trace_errors"), AssertionError)  # PyTorch asserts if its guards contradict each other
 
@@ -336,7 +336,7 @@ def compile_errors() -> tuple[type[Exception], ...]:
 
 
 def floats_as_constants() -> AbstractContextManager[None]:
-    """A context in which PyTorch compiles Python floats as constants, not as tensors on the CPU, which no GPU kernel takes."""
+    """A context in which PyTorch compiles Python floats as constants. Otherwise they are CPU tensors, which no GPU kernel takes."""
     import torch._dynamo
 
     config = getattr(torch._dynamo, "config", None)
@@ -347,13 +347,13 @@ def floats_as_constants() -> AbstractContextManager[None]:
 
 
 def constant_in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compiler.assume_constant_result``, which imports the compiler."""
+    """``torch.compiler.assume_constant_result`` without importing the compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def stays_in_place(tensor: Tensor) -> None:
-    """Tell compiled graphs that ``tensor`` is written to where it is, as CUDA graphs need it; nothing inside of one."""
+    """Tell compiled graphs that ``tensor`` keeps its address, as CUDA graphs need. Does nothing inside of a graph."""
     import torch._dynamo
 
     if torch.compiler.is_compiling():
@@ -369,7 +369,7 @@ _fresh = itertools.count(1)
 
 
 def tensor_version(tensor: Tensor) -> int:
-    """A number that grows whenever ``tensor`` is changed in place; 0 for one made in inference mode, which has none."""
+    """A number that grows whenever ``tensor`` is changed in place. 0 for tensors made in inference mode, which have no version."""
     if tensor.is_inference():
         return 0
     try:
@@ -380,7 +380,7 @@ def tensor_version(tensor: Tensor) -> int:
 
 
 def storage_offset(tensor: Tensor) -> int:
-    """The offset in its file, in bytes, of the storage of a tensor loaded on the meta device."""
+    """Byte offset of a tensor's storage in its checkpoint file, for tensors loaded on the meta device."""
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if offset is None:
         raise missing("storage_offset")
@@ -388,7 +388,7 @@ def storage_offset(tensor: Tensor) -> int:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook may change what ``module`` is given or returns."""
+    """Whether a hook may change the inputs or outputs of ``module``."""
     try:
         return bool(module._forward_hooks or module._forward_pre_hooks)
     except AttributeError:
@@ -406,7 +406,7 @@ def replace_parameters(module: nn.Module, parameters: Callable[[dict[str, Any]],
 # ---- transformers: attention
 
 IMPLEMENTATION_FIELD = "_attn_implementation_internal"
-"""The field of a config with its attention implementation; :class:`LongConfig` checks what is set."""
+"""The config field that holds the attention implementation; :class:`LongConfig` checks values set there."""
 
 
 def attention_implementation(config: Any) -> str | None:
@@ -420,12 +420,12 @@ def attention_implementation(config: Any) -> str | None:
 
 
 def attentions_collected() -> bool:
-    """Whether attentions of the running model are collected."""
+    """Whether the running model's attentions are collected."""
     return any("attentions" in key for key in outputs_collected())
 
 
 def outputs_collected() -> Collection[str]:
-    """The outputs of layers of the running model that are collected: hidden_states, attentions …"""
+    """The layer outputs that are collected from the running model: hidden_states, attentions …"""
     import torch
     from transformers.utils import output_capturing
 
@@ -455,7 +455,7 @@ def record_outputs(model_class: Any) -> None:
 
 
 def kept_in_float32(model: Any) -> Collection[str]:
-    """Names of modules whose weights transformers leaves in float32 when a model is loaded in bf16."""
+    """Names of modules whose weights stay in float32 when a model is loaded in bf16."""
     return getattr(model, "_keep_in_fp32_modules_strict", None) or ()
 
 
@@ -465,7 +465,7 @@ def is_initialised(value: Any) -> bool:
 
 
 def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
-    """Save the parameters ``shared`` (name -> name of the one that is kept) of ``model`` once."""
+    """Tie parameters of ``model``, so that they are saved once. ``shared``: name -> name of the parameter that is saved."""
     if not hasattr(model, "_tied_weights_keys"):
         warn_missing("tied_weights")
         return
@@ -473,10 +473,10 @@ def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
 
 
 def output_frames(model: Any, length: int) -> int:
-    """The frames for which a model of speech has logits, for an input of ``length`` samples or rows of features.
+    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features.
 
     Raises:
-        BackendError: the model does not tell.
+        BackendError: the model has no method for it.
     """
     import torch
 
@@ -501,7 +501,7 @@ def distance_buckets(module: Any, distances: Tensor) -> Tensor:
 
 
 def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
-    """Hidden states ``(B, N, C)``, turned by rotary positions as a Conformer's attention turns them before its projections.
+    """Hidden states ``(B, N, C)`` rotated by their positions, as a Conformer's attention does before its projections.
 
     Raises:
         BackendError: the module has no method for it.
@@ -514,7 +514,7 @@ def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
 
 
 def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:
-    """``model_class`` whose ``from_pretrained`` fills the model by ``load(original, model, state_dict, files, config, *more)``."""
+    """A ``model_class`` that ``from_pretrained`` fills by ``load(original, model, state_dict, files, config, *more)``."""
     original = getattr(model_class, "_load_pretrained_model", None)
     if original is None:
         raise missing("load_weights")
@@ -527,7 +527,7 @@ def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:
 
 
 def gguf_readers() -> tuple[Mapping[str, Any], type[Any], Callable[..., Any]]:
-    """transformers' tensor processors by architecture, the default one, and the function that maps names in the file to a model's."""
+    """transformers' tensor processors by architecture, the default one, and a name mapping. The last maps a file's names to a model's."""
     return look_up("gguf_readers"), look_up("gguf_readers", 1), look_up("gguf_readers", 2)
 
 
@@ -535,7 +535,7 @@ def gguf_readers() -> tuple[Mapping[str, Any], type[Any], Callable[..., Any]]:
 
 
 def lazy_mappings(module: ModuleType) -> list[Any]:
-    """The tables of a module of transformers from which Auto classes take their classes."""
+    """The tables in a module of transformers where Auto classes look up their classes."""
     tables = [table for table in vars(module).values() if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")]
     return [table for table in tables if not isinstance(table, type) and _is_lazy(table)]
 
@@ -557,20 +557,20 @@ def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
 
 
 def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """Model type -> name of its class, and -> name of its config."""
+    """Two mappings from model type: to the name of its class, and to the name of its config."""
     return table._model_mapping, table._config_mapping
 
 
 def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
-    """Let a table find the class ``name`` for the config class ``config`` in ``module``, on first use; several names for a table that has
-    several."""
+    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. It is imported on first use. For a table of
+    tuples, ``name`` is a tuple of names."""
     table._model_mapping[model_type] = name
     table._modules[module_name] = module
     table._reverse_config_mapping[config] = model_type
 
 
 def auto_mapping(auto_class: Any) -> Any:
-    """Config class -> model class, of an Auto class; ``None`` for another class."""
+    """An Auto class's mapping from config class to model class; ``None`` for other classes."""
     return getattr(auto_class, "_model_mapping", None)
 
 
@@ -595,7 +595,7 @@ def can_set_implementation(model_class: Any) -> bool:
 
 
 def leave_context_parallelism(accelerator: Any) -> None:
-    """Keep accelerate's preparation for torch's context parallelism, which computes full causal attention alone, from a Long model."""
+    """Disable accelerate's preparation for torch's context parallelism. It supports only full causal attention, so no Long model."""
     if not hasattr(accelerator, "_prepare_cp"):
         raise missing("context_parallel")
     accelerator._prepare_cp = lambda *prepared: prepared
@@ -605,7 +605,7 @@ def leave_context_parallelism(accelerator: Any) -> None:
 
 
 def model_type_table(name: str, module: ModuleType) -> Any:
-    """The table ``name`` of :data:`PRIVATE_APIS` in ``module``; ``None``, after a warning, where this version has none."""
+    """The table ``name`` of :data:`PRIVATE_APIS` in ``module``. If this version has none, warns and returns ``None``."""
     table = getattr(module, PRIVATE_APIS[name][0].partition(":")[2], None)
     if table is None:
         warn_missing(name)
@@ -613,7 +613,7 @@ def model_type_table(name: str, module: ModuleType) -> Any:
 
 
 def target_module_tables(constants: ModuleType) -> list[dict[str, Any]]:
-    """Model type -> modules to adapt, for every method of peft."""
+    """One table for every method of peft: model type -> modules to adapt."""
     tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]
     if not tables:
         warn_missing("target_modules")

@@ -1,4 +1,4 @@
-"""Build a folder or a file next to its destination and rename it into place when it is complete, so that nobody ever sees half of it."""
+"""Build a folder or file next to its destination, and rename it once complete. Nobody sees a partial result."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from .errors import CheckpointError, DestinationExistsError
 from .reading import check_name
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
-"""In the names of unfinished folders: on a shared file system, processes of several machines can have the same number."""
+"""This machine's name in the names of unfinished folders. On a shared file system, processes of two machines can have the same id."""
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
-"""Codes of an OSError: no space, or no permission."""
+"""Codes of an OSError for no space or no permission."""
 STALE = 24 * 3600
 """Seconds without a change after which another machine's unfinished folder counts as abandoned."""
 
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that ask a process to end, and by default end it at once."""
+"""Signals that ask a process to end. By default they end it at once."""
 
 
 @contextlib.contextmanager
 def ending_cleanly() -> Iterator[None]:
-    """Within the context, a signal that asks the process to end raises ``SystemExit``, as Ctrl-C raises ``KeyboardInterrupt``, so that what
-    is unfinished is removed.
+    """Raise ``SystemExit`` at a signal that asks the process to end. Unfinished files are then removed.
 
-    Signals that are handled or ignored already are left alone, and all of them outside the main thread, where no handler can be set.
+    Ctrl-C raises ``KeyboardInterrupt`` in the same way. Signals that are handled or ignored already are left alone. So are all signals
+    outside the main thread, where no handler can be set.
     """
     main = threading.current_thread() is threading.main_thread()
     handled = [number for number in ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
 
     def end(number: int, frame: FrameType | None) -> None:
-        for ending in handled:  # a second signal does not interrupt the cleaning
+        for ending in handled:  # a second signal does not interrupt the clean-up
             signal.signal(ending, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
@@ -64,14 +64,14 @@ def destination_path(destination: str | Path) -> Path:
     """The absolute path of a destination; links are not resolved.
 
     Raises:
-        CheckpointError: its name is not UTF-8, so that report and card could not contain it.
+        CheckpointError: its name is not UTF-8, so reports and cards cannot contain it.
     """
     check_name(destination)
     return Path(os.path.abspath(Path(destination).expanduser()))
 
 
 def unused_name(name: str) -> str:
-    """``name``, or ``name-2`` … if something of that name exists in the working directory."""
+    """``name``, or ``name-2`` … if that name exists in the working directory."""
     return next(candidate for number in itertools.count(1) if not Path(candidate := name if number == 1 else f"{name}-{number}").exists())
 
 
@@ -79,8 +79,8 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     """Refuse a destination that must not be written.
 
     Raises:
-        DestinationExistsError: it exists and `overwrite` is off, or it is not a checkpoint folder that could be replaced.
-        CheckpointError: it is a source, contains one, or lies in a folder that does not exist and cannot be made.
+        DestinationExistsError: it exists, and `overwrite` is off or it is neither an empty nor a checkpoint folder.
+        CheckpointError: it is a source, contains one, or lies within one.
     """
     resolved = destination.resolve()
     for source in sources:
@@ -100,12 +100,11 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder next to `destination` that is renamed to it when the block succeeds, and removed when it fails or the process is asked
-    to end.
+    """A new folder next to `destination`, renamed to it when the block succeeds.
 
-    Folders of killed runs are removed first; those of another machine, on a shared file system, after a day
-    without a change. With `overwrite`, an existing destination is renamed aside and the new folder renamed into its
-    place; a run killed between the two renames leaves the old one aside, and the next run restores it.
+    It is removed when the block fails or the process is asked to end. Folders of killed runs are removed first; on a shared file system,
+    folders of another machine only after a day without a change. With `overwrite`, an existing destination is renamed aside and the new
+    folder renamed into its place. A run killed between the two renames leaves the old folder aside, and the next run restores it.
 
     Raises:
         DestinationExistsError: the destination was created by another process.
@@ -139,7 +138,7 @@ def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Ite
         if error.errno in REFUSED:
             raise CheckpointError(_sentence(error, parent)) from error
         raise
-    except SafetensorError as error:  # which names the system's error in its text only
+    except SafetensorError as error:  # names the system's error only in its text
         if os.strerror(errno.ENOSPC) in str(error):
             raise CheckpointError(_sentence(OSError(errno.ENOSPC, ""), parent)) from error
         raise
@@ -149,7 +148,7 @@ def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Ite
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy the files below a folder; their modes are those of new files, whatever the source's are."""
+    """Copy the files below a folder. Copies have the modes of new files, not those of the source."""
     target.mkdir()
     for path in sorted(source.iterdir()):
         if path.is_dir():
@@ -159,7 +158,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def give_usual_modes(folder: Path) -> None:
-    """Give all files below a folder the mode of a new file: safetensors lets nobody but their owner read the files that it writes."""
+    """Give all files below a folder the mode of a new file. safetensors writes files that only their owner can read."""
     probe = folder / f".mode-{os.getpid()}"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -170,10 +169,10 @@ def give_usual_modes(folder: Path) -> None:
 
 
 def check_new_file(file: Path) -> None:
-    """Refuse a file that exists, or whose folder does not or cannot be written in.
+    """Refuse a file that exists, or whose folder is missing or not writable.
 
     Raises:
-        DestinationExistsError, CheckpointError: naming it.
+        DestinationExistsError, CheckpointError: naming the file or the folder.
     """
     check_name(file)
     if os.path.lexists(file):
@@ -184,10 +183,10 @@ def check_new_file(file: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder in which no file can be written, or which cannot be made, before slow work; nothing is left there.
+    """Refuse a folder that cannot be created or written in, before slow work. Nothing is left there.
 
     Raises:
-        CheckpointError: naming it, or the folder above it that exists.
+        CheckpointError: naming the folder, or its nearest parent that exists.
     """
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     try:
@@ -199,15 +198,15 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A file next to `file`, with the same extension, that is renamed to it when the block succeeds, and removed when it fails.
+    """A new file next to `file`, renamed to it when the block succeeds.
 
-    A link is replaced, not its target.
+    It has the same extension, and is removed when the block fails. A link is replaced, not its target.
 
     Raises:
         DestinationExistsError: without `overwrite`, if the file exists.
         CheckpointError: not enough disk space, or no permission.
     """
-    ending = os.fsdecode(os.fsencode(file.name)[-100:].lstrip(bytes(range(0x80, 0xC0))))  # at the start of a character
+    ending = os.fsdecode(os.fsencode(file.name)[-100:].lstrip(bytes(range(0x80, 0xC0))))  # cut at the start of a character
     stage = file.absolute().with_name(f".partial-{MACHINE}-{os.getpid()}-{ending}")
     try:
         with ending_cleanly():
@@ -225,7 +224,7 @@ def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
-    """Write a whole file in UTF-8 or nothing, as :func:`staged_file`."""
+    """Write a complete UTF-8 file or nothing, by :func:`staged_file`."""
     with staged_file(file, overwrite=overwrite) as stage:
         stage.write_text(text, encoding="utf-8")
 
@@ -255,7 +254,7 @@ def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
 
 
 def _clean(parent: Path, name: str) -> None:
-    """Remove folders of killed runs; restore a destination that one renamed aside and did not replace."""
+    """Remove folders of killed runs. Restore a destination that a killed run renamed aside and did not replace."""
     for leftover in sorted(parent.glob(f".{glob.escape(name)}.replaced-*")):
         if _is_running(leftover):
             continue
@@ -270,7 +269,7 @@ def _clean(parent: Path, name: str) -> None:
 
 def _is_running(leftover: Path) -> bool:
     _, *machine, number = leftover.name.rpartition(".")[2].split("-")
-    if machine not in ([MACHINE], []) or os.name == "nt":  # where signal 0 would end the process
+    if machine not in ([MACHINE], []) or os.name == "nt":  # on Windows, signal 0 would end the process
         return time.time() - _last_change(leftover) < STALE
     if not number.isdigit() or int(number) == os.getpid():
         return False
@@ -284,7 +283,7 @@ def _is_running(leftover: Path) -> bool:
 
 
 def _last_change(folder: Path) -> float:
-    """Seconds since the epoch, of the folder and everything in it."""
+    """Last change of the folder and everything in it, in seconds since the epoch."""
     times = [0.0]
     for path in (folder, *folder.rglob("*")):
         with contextlib.suppress(OSError):  # removed by its process
@@ -293,7 +292,7 @@ def _last_change(folder: Path) -> float:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt":  # where neither folders nor files opened for reading can be synchronised
+    if os.name == "nt":  # Windows synchronises neither folders nor files opened for reading
         return
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -1,5 +1,5 @@
-"""The tasks of `longattn train`, each a file of ``training/tasks/``: its name is what is typed, its docstring's first line is the summary,
-and its ``TASK`` has the rest. Command line, scripts, recipes, documents and tests read this; no task is imported before it is used."""
+"""The tasks of `longattn train`: one file in ``training/tasks/`` each. Its name is the task's name, the first line of its docstring the
+summary, and its ``TASK`` the rest. Command line, scripts, recipes, documents and tests use this; tasks are imported on first use."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Task:
 
     Args:
         arguments: the classes of its model, data and training arguments.
-        train: takes them, trains and returns the log.
-        result: what is printed of a log.
-        evaluation: what `longattn evaluate` scores by it, in a sentence; "" = nothing. ``train`` then scores where the arguments say
-            ``only_scores``.
-        extras: the package's extras that it needs.
+        train: takes these arguments, trains and returns the log.
+        result: formats a log for printing.
+        evaluation: one sentence on the scores of `longattn evaluate`; "" = it cannot evaluate. Otherwise ``train`` only scores if the
+            training arguments have ``only_scores`` set.
+        extras: the package's extras that the task needs.
     """
 
     arguments: tuple[type[Any], type[Any], type[Any]]
@@ -38,12 +38,12 @@ class Task:
 
 
 def task_names() -> list[str]:
-    """What can be typed after `longattn train`, sorted."""
+    """Names of the tasks of `longattn train`, sorted."""
     return module_names(PACKAGE)
 
 
 def task_summary(name: str) -> str:
-    """A task in a sentence: the first line of its module's docstring, which is read without importing the module.
+    """The first line of a task's module docstring, read without importing the module.
 
     Raises:
         UsageError: there is no such task.
@@ -56,7 +56,7 @@ def task_summary(name: str) -> str:
 
 
 def evaluation_summary(name: str) -> str:
-    """The ``evaluation`` of a task, which is read without importing the task.
+    """The ``evaluation`` of a task, read without importing the task.
 
     Raises:
         UsageError: there is no such task, or it evaluates nothing.
@@ -68,7 +68,7 @@ def evaluation_summary(name: str) -> str:
 
 
 def evaluated_tasks() -> dict[str, str]:
-    """What can be typed after `longattn evaluate`, and the ``evaluation`` of each."""
+    """Name of each task of `longattn evaluate` -> its ``evaluation``."""
     summaries = {}
     for name in task_names():
         with suppress(UndeclaredError):
@@ -77,12 +77,12 @@ def evaluated_tasks() -> dict[str, str]:
 
 
 def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]]:
-    """A task's classes of arguments as its files declare them, without methods and what they inherit from transformers, and without
-    importing the task.
+    """A task's three argument classes, rebuilt from source without importing the task. They lack methods and all that they inherit from
+    transformers.
 
     Raises:
         UsageError: there is no such task.
-        UndeclaredError: they cannot be known without importing it.
+        UndeclaredError: the classes cannot be known without importing the task.
     """
     task_summary(name)
     arguments = keyword_of(f"{__package__}.{PACKAGE}.{name}", "TASK", "arguments")

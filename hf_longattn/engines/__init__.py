@@ -1,1 +1,1 @@
-"""HOW attention runs fast: one file per engine, which says what it computes and chooses the path; the table of paths is `dispatch`."""
+"""HOW attention runs fast. Each file is an engine: it says what it computes, and chooses a path from the table in `dispatch`."""

@@ -1,8 +1,8 @@
-"""The block-selected engine: each query sees its own block of keys and the blocks it selected.
+"""The block-selected engine: each query sees its own block and the blocks it selected.
 
-On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, one flex_attention call visits every block that some query
-of a block of queries selected; flash-linear-attention's kernel, where it is installed and many heads share a selection, visits only those
-of each query. Elsewhere the selection becomes tiles of the gathered engine.
+On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, one flex_attention call visits, for each block of queries,
+every key block that any of them selected. If flash-linear-attention is installed and many heads share a selection, its kernel visits only
+the blocks that each query selected. Elsewhere the selection becomes tiles of the gathered engine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .dispatch import DispatchContext, attempt, choose
 from .gathered import gathered_attention
 
 MAX_ROW_QUERIES = 64
-"""Most queries per row of one block."""
+"""Maximum queries per tile row. The queries of a row selected the same block."""
 
 
 def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
@@ -31,8 +31,8 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
 
     Args:
         q: ``(B, H, N, D)``, and k, v ``(B, H_kv, N, D)``; block m holds the tokens ``m * block_size …``.
-        chosen: ``(B, H_kv, N, K)`` int64, selected blocks other than the query's, no duplicates; -1 is none.
-        call: causality leaves out the keys after the query in its own block.
+        chosen: ``(B, H_kv, N, K)`` int64, blocks selected besides the query's own, no duplicates; -1 is an empty slot.
+        call: if causal, a query does not see later keys of its own block.
     Returns:
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """
@@ -58,10 +58,10 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
 
 
 def fla_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
-    """The output of causal :func:`block_selected_attention` by a Triton kernel of flash-linear-attention, without padding."""
+    """Causal :func:`block_selected_attention` without padding, by flash-linear-attention's Triton kernel."""
     parallel_nsa = importlib.import_module("fla.ops.nsa").parallel_nsa
     own_block = (torch.arange(q.shape[2], device=q.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
-    count = 1 << chosen.shape[3].bit_length()  # the power of two above, which it needs
+    count = 1 << chosen.shape[3].bit_length()  # the next power of two, as the kernel requires
     listed = F.pad(torch.cat([own_block, chosen], -1), (0, count - 1 - chosen.shape[3]), value=-1)
     queries, keys, values, listed = (x.transpose(1, 2).contiguous() for x in (q, k, v, listed))
     scale = call.scale_for(q.shape[-1])
@@ -86,8 +86,8 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
         rows: queries per row.
     Returns:
-        K tiles, since a tile lists a query once. Tile j has the j-th of each query's blocks in ascending order, so that the queries of a
-        tile share few blocks and few rows are only partly filled.
+        At most K tiles, since a tile lists a query at most once. Tile j pairs each query with the j-th of its blocks in ascending order.
+        So a tile has few different blocks, and few of its rows are only partly filled.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)

@@ -27,7 +27,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
     Args:
         q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
-        call: its global mask is used where the pattern has globals; causality is the pattern's.
+        call: its global mask counts only if the pattern has globals. Causality comes from the pattern.
     Returns:
         ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
     """
@@ -45,7 +45,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         out, path = attempt("band", context, flash_band, q, k, v, pattern, call)
         if out is not None:
             return out
-    if path not in ("cpu-band", "cpu-distances"):  # which, like flash, read no outer padding
+    if path not in ("cpu-band", "cpu-distances"):  # these, like flash, skip outer padding themselves
         q, k, v, call = without_padding(q, k, v, call)
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
@@ -80,7 +80,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> Tensor:
-    """Packed documents: one call of the flash-attention operator, which takes their offsets, or rows of a batch."""
+    """Band attention of packed documents: one flash-attention call with their offsets, or :func:`attend_per_sequence`."""
     pattern, call, context.stacking = context.band, context.call, Stacking()
     path = choose("documents under a band", context)
     if path == "flash":
@@ -95,15 +95,15 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> 
 
 
 def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether one operator computes full attention within every packed document of a call."""
+    """Whether one operator call computes full attention within every packed document."""
     context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, dtype=dtype_in_attention(q), features=q.shape[3])
     return fastest_path("packed bands", context) == "packed"
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: bool = False) -> Tensor:
-    """Softmax attention over all keys, as :func:`block_sparse_attention`; a score term by the kernel that adds it without N×N memory.
+    """Softmax attention over all keys, as :func:`block_sparse_attention`. A kernel adds score terms without N×N memory, if there is one.
 
-    cross: whether the queries are those of another sequence.
+    cross: whether the queries belong to another sequence.
     """
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
     by_kernel = call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting
@@ -114,7 +114,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
 
 
 def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether full attention of a batch with padding or documents runs the flash-attention operator, which needs no N×N mask."""
+    """Whether to try the flash-attention operator for a batch with padding or documents. It needs no N×N mask."""
     if call.batch is None or call.score_mod is not None or not accelerator.accelerated(q):
         return False
     pattern, dtype = Pattern.everything(call.causal), dtype_in_attention(q)
@@ -123,15 +123,15 @@ def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
 
 
 def _in_tiles(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether full attention has dropout that the CPU's tiles draw."""
+    """Whether the CPU's tiles draw the dropout of this call."""
     return bool(call.dropout) and drops_in_tiles(DispatchContext(q.device.type, q.shape[2], k.shape[2], call))
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:
-    """The mask of whole rows like ``x (B, H, N, D)`` without padding, if their fastest path is one call with a mask; shared.
+    """The shared mask for unpadded rows like ``x (B, H, N, D)``. ``None`` unless one masked call is the fastest path, on the CPU.
 
     Args:
-        tokens: the global tokens ``(1, N)``, if any.
+        tokens: mask ``(1, N)`` of the global tokens, if any.
     """
     length, call = x.shape[2], AttentionCall(pattern.causal, global_mask=tokens if pattern.has_globals else None)
     context = DispatchContext(x.device.type, length, length, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])

@@ -1,4 +1,4 @@
-"""The bucketed engine: attention of tokens that meet in rounds of buckets, whose runs are tiles of the gathered engine."""
+"""The bucketed engine: attention of tokens that meet in rounds of buckets. Each round is one tile of the gathered engine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .gathered import gathered_attention
 
 
 def attend_rounds(q: Tensor, k: Tensor, v: Tensor, rounds: Rounds, count_duplicates: bool, call: AttentionCall) -> Tensor:
-    """Softmax attention of ``q (B, H, N, D)`` over the keys that it meets in ``rounds``, ``(B, H, N, D)``; zeros where it meets none.
+    """Softmax attention of every query over the keys it meets in ``rounds``: ``(B, H, N, D)``. Zeros where a query meets none.
 
     Args:
-        k, v: ``(B, H, N, D)``.
-        count_duplicates: a key counts as often as it is met.
-        call: its scale, dropout and score term; the rounds know the padding.
+        q, k, v: ``(B, H, N, D)``.
+        count_duplicates: whether a key that is met several times counts several times.
+        call: gives scale, dropout and score term. The rounds know the padding.
     """
     return gathered_attention(q, k, v, rounds.parts(count_duplicates), call.with_mask(None))

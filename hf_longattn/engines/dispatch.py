@@ -1,7 +1,7 @@
-"""Which path runs: one table of named paths by priority, each with the reasons against it.
+"""Which path runs: a table of named paths in order of priority.
 
-:func:`choose` takes the first path without one. ``HF_LONGATTN_LOG=paths`` logs every distinct answer once, and :func:`hf_longattn.explain`
-collects them for a model.
+Each path has a function that returns a reason against it. :func:`choose` takes the first path without a reason. ``HF_LONGATTN_LOG=paths``
+logs every distinct choice once, and :func:`hf_longattn.explain` collects the choices of a model.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ from .cuda.flex_kernel import NoKernel
 
 LOG_VARIABLE = "HF_LONGATTN_LOG"
 DENSE_CELLS = 256 * 256
-"""Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path: measured on CPUs, where the sparse
-paths cost several calls. On a GPU it is an estimate, that so few pairs cost little besides the launch of a kernel."""
+"""Query-key pairs per head up to which one dense masked call replaces every sparse path. Measured on CPUs, where sparse paths take several
+calls. Untuned on GPUs, where so few pairs should cost little besides the kernel launch."""
 DENSE_KEYS = 768
-"""The dense kernel is also faster up to this many keys where the band is as wide, since it leaves little out: measured on CPUs; elsewhere
-an estimate."""
+"""Maximum keys for a dense masked call beyond :data:`DENSE_CELLS`, unless the CPU's plan decides. The band must be at least as wide, and so
+leaves little out. Measured on CPUs. Untuned elsewhere."""
 MAX_FLA_FEATURES = 256
-"""Most features per head that the tiles of flash-linear-attention's kernels hold."""
+"""Maximum features per head in flash-linear-attention's kernels, whose tiles hold no more."""
 MIN_FLA_GROUP = 16
-"""Fewest query heads to a selection, and fewest tokens in a block, in flash-linear-attention's kernel for selected blocks."""
+"""Minimum query heads per selection and tokens per block, for flash-linear-attention's selected-block kernel."""
 MAX_TABLE_TOKENS = 1 << 15
-"""Longest text of which the kernel looks up in a table what each query selects: an estimate, by what union of blocks it then visits."""
+"""Maximum keys for ``flex-blocks``, which looks selections up in a table. Longer texts visit many blocks for nothing. Untuned."""
 MIN_FLEX_FEATURES = 16
-"""Least width of a head in flex_attention's kernels."""
+"""Minimum width of a head in flex_attention's kernels."""
 MAX_FLASH_FEATURES = 256
-"""Greatest width of a head in PyTorch's flash-attention operator."""
+"""Maximum width of a head in PyTorch's flash-attention operator."""
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 """Dtypes of PyTorch's flash-attention operator."""
 DENSE, DENSE_MASKED = "dense", "dense-masked"
 ANY_CALL = AttentionCall()
-"""The call of choices that do not depend on it."""
+"""A placeholder for choices that do not depend on the call."""
 
 
 @dataclasses.dataclass(eq=False)
 class DispatchContext:
-    """What the choice of a path depends on."""
+    """Everything that the choice of a path depends on."""
 
     device: str
     q_len: Any
@@ -69,42 +69,42 @@ class DispatchContext:
     covered: bool = False
     """Whether the mechanism sees every pair."""
     global_tokens: bool = False
-    """Whether some tokens are global, whose number is not known in a graph."""
+    """Whether there are global tokens. A graph does not know how many."""
     pattern: Pattern | None = None
     learned_bias: bool = False
     """Whether the tiles have a bias that needs gradients."""
     dtype: torch.dtype | None = None
     features: int = 0
-    """Features per head of a linear mechanism; of any other, the width of a head."""
+    """Width of a query head; for linear mechanisms, the larger of feature and value width."""
     by_position: bool = False
     """Whether the output depends on where a sequence starts."""
     single_call: bool = False
     """Whether the rows of a batch, or its packed documents, must be one call."""
     separate_calls: bool = False
-    """Whether every sequence is a call by itself."""
+    """Whether every sequence must be its own call."""
     stacking: Stacking | None = None
-    """Which documents may be rows of one batch, where padding after them changes nothing; ``None`` where none may."""
+    """Which documents may be rows of one batch, padded on the right. ``None`` if none may, for instance because padding counts."""
     trims_padding: bool = False
     """Whether the engine cuts the outer padding off every row by itself."""
     selection: tuple[int, int] = (1, 1)
-    """How many query heads share a selection of blocks, and the tokens in a block."""
+    """Query heads per selection of blocks, and tokens per block."""
     failed: tuple[tuple[str, str], ...] = ()
-    """The paths that turned out not to run on this machine, and why."""
+    """Paths whose attempt failed, and why."""
 
     @property
     def few_pairs(self) -> Any:
-        """Whether there are so few pairs that a dense call with a mask is the fastest, whatever the pattern."""
+        """Whether one dense masked call is fastest for so few pairs, whatever the pattern."""
         return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
 
     @property
     def band(self) -> Pattern:
-        """The pattern. It has no default, since Dynamo traces no default that is an object."""
+        """The pattern, which must be set. :attr:`pattern` defaults to ``None``, since Dynamo traces no default that is an object."""
         assert self.pattern is not None
         return self.pattern
 
     @property
     def biased(self) -> bool:
-        """Whether the band kernel adds the score term without writing it out for all pairs: on the CPU, one by distance."""
+        """Whether the band kernel adds the score term without writing it out for all pairs. On the CPU: terms by distance or place."""
         if self.call.score_mod is None or self.call.dropout or self.failed or self.few_pairs:
             return False
         if self.device == "cpu":
@@ -113,11 +113,11 @@ class DispatchContext:
 
     @functools.cached_property
     def plain_only(self) -> str | None:
-        """Why only plain operations may run now, asked once in a call; not for a graph, which may have fused kernels."""
+        """Why only plain operations may run now. Asked once per call. Not for graphs, which may have fused kernels."""
         return no_fused_kernels()
 
     def cpu_plan(self) -> Plan:
-        """The plan by which the CPU's kernel computes the band at the least cost."""
+        """The cheapest plan of the CPU's kernel for the band."""
         assert self.dtype is not None
         band, kv_len = self.band, self.kv_len
         sizes = (self.q_len, kv_len, kv_len - self.q_len, min(band.left, kv_len), min(band.right, kv_len))
@@ -126,7 +126,7 @@ class DispatchContext:
 
 Result = TypeVar("Result")
 Reason = Callable[[DispatchContext], str | None]
-"""Why a path does not run, as a clause; ``None`` where it may."""
+"""Returns the reason against a path, as a clause, or ``None`` if it may run."""
 Path = tuple[str, Reason]
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
@@ -135,7 +135,7 @@ NOT_IN_AN_EXPORTED_GRAPH = "an exported graph holds operations of every runtime 
 
 
 def _last(context: DispatchContext) -> None:
-    """The path that can do everything."""
+    """No reason: the last path of a table can do everything."""
 
 
 def _not_covered(context: DispatchContext) -> str | None:
@@ -185,8 +185,8 @@ def _not_on(device: str, context: DispatchContext) -> str | None:
 def _no_fused_cpu(context: DispatchContext, exports: bool = False, drops: bool = False) -> str | None:
     """Why PyTorch's fused kernel for the CPU does not run, whatever the score term.
 
-    exports: whether there is a form for exported graphs.
-    drops: whether there are tiles of our own for dropout.
+    exports: whether the path has a form for exported graphs.
+    drops: whether the path has tiles that draw dropout.
     """
     if torch.compiler.is_exporting() and not exports:
         return NOT_IN_AN_EXPORTED_GRAPH
@@ -200,9 +200,9 @@ def _no_fused_cpu(context: DispatchContext, exports: bool = False, drops: bool =
 
 
 def drops_in_tiles(context: DispatchContext) -> bool:
-    """Whether the CPU's engines draw which weights are dropped, in tiles.
+    """Whether the CPU's engines draw the dropout of this call in tiles.
 
-    They do in no graph, without score terms, and where there are more than a few pairs.
+    They do so outside graphs, where fused kernels may run, without score terms, and for more than a few pairs.
     """
     call = context.call
     if context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None or not drops_some(call.dropout):
@@ -211,7 +211,7 @@ def drops_in_tiles(context: DispatchContext) -> bool:
 
 
 def _band_takes(score_mod: ScoreMod | None) -> bool:
-    """Whether the CPU's band kernel adds a score term to its blocks: one by distance, or by places whose tables need no gradients."""
+    """Whether the CPU's band kernel adds this score term. It takes distance biases, and place terms without gradients."""
     return isinstance(score_mod, DistanceBias) or (isinstance(score_mod, PlaceTerm) and not score_mod.learned)
 
 
@@ -266,7 +266,7 @@ def _no_flash(context: DispatchContext) -> str | None:
 
 
 def _no_flash_sequences(context: DispatchContext) -> str | None:
-    """Why the operator does not run a band with global tokens, or sequences with padding or several in a row."""
+    """Why the operator does not run a band with global tokens, padding or packed sequences."""
     batch = context.call.batch
     if in_graph():
         return "a graph knows neither where sequences start nor how many tokens are global"
@@ -342,7 +342,7 @@ def _no_delta_fla(context: DispatchContext) -> str | None:
 
 @functools.cache
 def _delta_fault() -> str | None:
-    """Why flash-linear-attention refuses the backward pass of its delta rule on this GPU (its issue 640)."""
+    """Why flash-linear-attention refuses the delta rule's backward pass on this GPU (its issue 640)."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9 or importlib.util.find_spec("tilelang") is not None:
         return None
     version = TorchVersion(importlib.metadata.version("triton"))
@@ -465,14 +465,14 @@ PATHS: dict[str, tuple[Path, ...]] = {
     "linear": (("linear-fla", _no_linear_fla), ("linear-chunks", _last)),
     "delta": (("delta-fla", _no_delta_fla), ("delta-chunks", _last)),
 }
-"""Kind of call, as a mechanism or an engine asks for it -> its paths, the first choice first."""
+"""The paths for each kind of call, in order of preference. Mechanisms and engines name the kind."""
 ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks")
 """Paths for which only an attempt shows whether this machine has their kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PathChoice:
-    """Which path ran, and why those before it did not."""
+    """The path that ran, and why the paths before it did not."""
 
     path: str
     refused: tuple[tuple[str, str], ...] = ()
@@ -487,7 +487,7 @@ def fastest_path(kind: str, context: DispatchContext) -> str:
 
 
 def choose(kind: str, context: DispatchContext) -> str:
-    """The path that runs; for one of :data:`ATTEMPTED_PATHS`, :func:`attempt` says whether it does.
+    """The path to run. If it is in :data:`ATTEMPTED_PATHS`, run it by :func:`attempt`, since it may fail.
 
     Args:
         kind: a key of :data:`PATHS`.
@@ -499,8 +499,8 @@ def choose(kind: str, context: DispatchContext) -> str:
 
 
 def attempt(kind: str, context: DispatchContext, run: Callable[..., Result], *arguments: Any) -> tuple[Result | None, str]:
-    """The output of ``run(*arguments)``, which is the chosen path, and that path; or ``None`` and the path to run or attempt in its place,
-    for which the context holds what failed."""
+    """Run the chosen path: ``(run(*arguments), path)``. If it raises :class:`NoKernel`, the result is ``None`` with the path to run or
+    attempt instead, and the context records the failure."""
     out, (path, refused) = None, _first(kind, context)
     try:
         out = run(*arguments)
@@ -513,7 +513,7 @@ def attempt(kind: str, context: DispatchContext, run: Callable[..., Result], *ar
 
 
 def _first(kind: str, context: DispatchContext) -> tuple[str, list[tuple[str, str]]]:
-    """The first path without a reason against it, and the reasons against those before."""
+    """The first path without a reason against it, and the reasons against earlier paths."""
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
         reason = next((why for path, why in context.failed if path == name), None) if context.failed else None
@@ -530,7 +530,7 @@ def _report(path: str, refused: Sequence[tuple[str, str]]) -> None:
 
 
 def choose_pairs(q: Any, k: Any, call: AttentionCall, covered: bool = False, tokens: bool = False) -> str:
-    """The path of a mechanism that compares some pairs: full attention, a mask over all pairs, or sparse."""
+    """The path of a mechanism that compares some pairs: ``"dense"``, ``"dense-masked"`` or ``"sparse"``."""
     return choose("pairs", DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered, global_tokens=tokens))
 
 
@@ -540,12 +540,12 @@ def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool
 
 
 def choose_documents(q: Any, k: Any, call: AttentionCall) -> str:
-    """How documents that no operation keeps apart are brought to index 0, where padding after them changes nothing."""
+    """How to separate packed documents: ``"stacked"`` or ``"split"``. For mechanisms that ignore padding after a sequence."""
     return choose("documents", DispatchContext(q.device.type, q.shape[2], k.shape[2], call, stacking=Stacking()))
 
 
 def choose_chunks(context: DispatchContext) -> bool:
-    """Whether the CPU's fused kernel computes chunks whose scores have a term of distances; other paths are chosen by the pairs."""
+    """Whether the CPU's fused kernel computes chunks with a distance term. If not, :func:`choose_pairs` chooses the path."""
     path, refused = _first("chunks", context)
     if path == "cpu-distances":
         _report(path, refused)
@@ -553,11 +553,11 @@ def choose_chunks(context: DispatchContext) -> bool:
 
 
 def choose_on_grid(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
-    """The path of a mechanism on a grid, ``"windows"`` that do not overlap, those with a ``"halo"``, or ``"lines"``: full attention, calls
-    for all windows, tiles or lines of a size, or listed pairs."""
+    """The path of a mechanism on a grid. ``kind`` is ``"windows"`` (no overlap), ``"halo"`` (overlapping windows) or ``"lines"``. Paths are
+    full attention, calls for all windows, tiles or lines of one size, and listed pairs."""
     context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, covered=covered)
     path, refused = _first(kind, context)
-    if path not in (DENSE, DENSE_MASKED, "tiles"):  # which are chosen, and reported, by the pairs
+    if path not in (DENSE, DENSE_MASKED, "tiles"):  # choose_pairs chooses and reports these
         _report(path, refused)
     return path
 
@@ -565,7 +565,7 @@ def choose_on_grid(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool
 Observer = Callable[[Any, PathChoice], None]
 """``observer(mechanism, choice)``."""
 OBSERVERS: list[Observer] = []
-"""The observers of all threads; checked first, so that paths cost nothing to observe while nobody does."""
+"""The observers of all threads. Checked first, so that a choice costs nothing while nobody observes."""
 _process_observers: list[Observer] = []
 _context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _running: ContextVar[Any] = ContextVar("running", default=None)
@@ -574,7 +574,7 @@ _reports: ContextVar[int] = ContextVar("reports", default=0)
 
 
 def notify(choice: PathChoice) -> None:
-    """Tell the observers of this thread what ran in the innermost mechanism."""
+    """Tell the observers which path ran in this thread's innermost mechanism."""
     _reports.set(_reports.get() + 1)
     for observer in (*_process_observers, *_context_observers.get()):
         observer(_running.get(), choice)
@@ -582,7 +582,7 @@ def notify(choice: PathChoice) -> None:
 
 @contextlib.contextmanager
 def running(mechanism: Any) -> Iterator[None]:
-    """Mark ``mechanism`` as the one whose paths are chosen in this thread."""
+    """Attribute the paths that are chosen in this thread to ``mechanism``."""
     before = _running.set(mechanism)
     try:
         yield
@@ -591,7 +591,7 @@ def running(mechanism: Any) -> Iterator[None]:
 
 
 def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
-    """``run``, after which the mechanism's only path is reported if ``run`` reported none."""
+    """Wrap ``run`` so that the mechanism's only path is reported whenever ``run`` reports none."""
 
     def reported(*arguments: Any) -> Result:
         before, out = _reports.get(), run(*arguments)
@@ -622,8 +622,8 @@ def _known(condition: Any) -> bool:
 
 
 def log_paths() -> None:
-    """Log every distinct answer once, as ``HF_LONGATTN_LOG=paths`` does."""
-    from transformers.utils import logging as transformers_logging  # whose handlers print it; imported by those who ask only
+    """Log every distinct choice of a path once, as ``HF_LONGATTN_LOG=paths`` does."""
+    from transformers.utils import logging as transformers_logging  # its handlers print the log; imported only on request
 
     logger, logged = transformers_logging.get_logger(LOGGER), set[str]()
 

@@ -1,4 +1,4 @@
-"""The engine of score terms of distances: a band, or chunks, whose terms the CPU's fused kernel adds in linear memory."""
+"""The engine for score terms of distances, over a band or chunks. The CPU's fused kernel adds them in linear memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .dispatch import DispatchContext, choose_chunks
 def distance_attention(
     q: Tensor, k: Tensor, v: Tensor, term: DistanceTerm, pattern: Pattern, call: AttentionCall, chunk: int = 0
 ) -> Tensor:
-    """Softmax attention over a band, or chunks, with a term of distances, by the CPU's fused kernel.
+    """Softmax attention over a band or chunks with distance terms, by the CPU's kernel.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
-        pattern: how far the band, or the first and the last query of a chunk, see; and whether global tokens see every key.
-        chunk: tokens of a chunk, whose queries all see the same keys (but those after them, where that is causal); 0 for a band.
+        pattern: how far a query sees, and the global rows. ``left`` counts from a chunk's last query, ``right`` from its first.
+        chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys, except later keys if causal.
     """
     scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
     q, k, v = (unit_stride(x) for x in (q, k, v))
@@ -35,8 +35,8 @@ def distance_attention(
 
 
 def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, call: AttentionCall) -> Tensor | None:
-    """Attention of a token to its chunk and the ``before`` tokens before that, counted from the first token, with a score term of
-    distances; ``None`` where that is not the term, or the kernel does not run.
+    """Attention within chunks, and to the ``before`` tokens before each chunk, with a distance term. Chunks are counted from the first
+    token. ``None`` if the score term is not one of distances, or if the kernel does not run.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
@@ -53,6 +53,6 @@ def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, 
 
 
 def needs_autograd_op(*tensors: Tensor | None) -> bool:
-    """Whether a call is recorded as an operator, for gradients or a graph; one that is not takes a tenth of a millisecond less."""
+    """Whether a call must be recorded as an operator, for gradients or a graph. Other calls save a tenth of a millisecond."""
     recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return recorded or torch.compiler.is_compiling() or torch.jit.is_tracing()

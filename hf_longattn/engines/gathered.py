@@ -1,8 +1,8 @@
-"""The gathered engine: softmax attention of rows of queries over rows of keys, both given as lists of positions.
+"""The gathered engine: softmax attention between rows of queries and keys, listed by position.
 
 Every static or dynamic block pattern, every set of columns, every hash bucket is a :class:`~hf_longattn.engines.common.call.GatherTile`:
-R rows, each of which pairs some queries with some keys. A query may appear in several tiles; it attends to the union of their keys
-under *one* softmax, because the tiles' outputs merge by log-sum-exp. The cost is the number of listed pairs, in any arrangement.
+R rows, each pairing some queries with some keys. A query may appear in several tiles. It attends to the union of their keys under
+*one* softmax, because the tiles' outputs merge by log-sum-exp. The cost is the number of listed pairs, however they are arranged.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
 
     Args:
         q: ``(B, H, Nq, D)``; position i of the queries' axis is position i of the keys' axis.
-        k, v: ``(B, H_kv, Nk, D)``; Nk may exceed Nq, for instance by summaries after the tokens' keys.
+        k, v: ``(B, H_kv, Nk, D)``; Nk may exceed Nq, for instance if summaries follow the tokens' keys.
         tiles: the pairs; a tile may list none.
-        call: its padding mask, scale, dropout and score term; causality is the tiles'.
+        call: gives padding mask, scale, dropout and score term. Causality comes from the tiles.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q. Queries that see nothing are zeros, with zero gradients.
     """

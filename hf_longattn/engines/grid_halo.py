@@ -1,8 +1,8 @@
-"""The halo engine: softmax attention of cells to windows of a grid that overlap, a stretch of places on each axis.
+"""The halo engine: softmax attention of grid cells over overlapping windows. A window is a range of places on each axis.
 
-Queries are run in tiles, each with the keys of its cells and of a halo around them. On a CPU that is :mod:`.cpu.grid_halo`; elsewhere, and
-in exported graphs, the keys of all tiles are gathered by index and all tiles are one fused call with a mask. Time and memory are linear in
-the number of cells: N times the keys that a tile sees.
+Queries run in tiles. The keys of a tile are its cells and a halo around them. On a CPU, :mod:`.cpu.grid_halo` runs the tiles. Elsewhere,
+and in exported graphs, the keys of all tiles are gathered by index, and one fused call with a mask runs all tiles. Time and memory are
+linear in the number of cells: N times the keys that a tile sees.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from .common.grid_bias import GridBias
 from .cpu.grid_halo import cpu_halo
 
 GATHERED_QUERIES = 64
-"""Most queries of a tile whose keys are gathered."""
+"""Target queries per tile with gathered keys. Tile sides are rounded to whole cells."""
 
 
 def halo_attention(
     path: str, q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, call: AttentionCall
 ) -> Tensor:
-    """Softmax attention of the cells of a grid, each to the cells of its window and to the prefix tokens that all see.
+    """Softmax attention of grid cells over their windows and the shared prefix tokens.
 
     Args:
         path: ``"cpu-halo"`` or ``"halo"``, as the dispatcher chose.
-        q, k, v: ``(B, H, N, D)`` of the grid's tokens; the queries of its prefix are left to the caller.
-        windows: what cells see along each axis.
-        shared: prefix tokens, the last ones, that every cell sees: 0, or all.
-        call: its padding mask, scale and dropout, and a :class:`GridBias`.
+        q, k, v: ``(B, H, N, D)`` of the grid's tokens. The caller computes the output of prefix tokens.
+        windows: the places that cells see along each axis.
+        shared: how many of the last prefix tokens every cell sees: 0, or all.
+        call: gives padding mask, scale and dropout, and a :class:`GridBias` if any.
     Returns:
-        The output of the cells, ``(B, H, cells, D)``; that of padding is finite and means nothing.
+        The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
     bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
@@ -57,14 +57,14 @@ def halo_attention(
 
 
 class _AxisIndex(NamedTuple):
-    """Tiles of equal size along an axis, as places."""
+    """Tiles of equal size along one axis, as lists of places."""
 
     queries: Tensor
-    """``(tiles, side)``; -1 where a tile is longer than what is left."""
+    """``(tiles, side)``; -1 where a tile reaches past the end."""
     keys: Tensor
-    """``(tiles, width)``, the last places repeated where there are fewer."""
+    """``(tiles, width)``; past the end, the last place is repeated."""
     seen: Tensor
-    """``(tiles, side, width)`` bool; slots without a query see all, since a softmax of nothing is not a number."""
+    """``(tiles, side, width)`` bool. Slots without a query see every key, since an empty softmax is NaN."""
     back: Tensor
     """``(cells,)``, the slot of every place in the flattened ``queries``."""
 
@@ -99,7 +99,7 @@ def _axis_index(windows: AxisWindows, side: int, device: torch.device) -> _AxisI
 def _gathered(
     q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, bias: GridBias | None, call: AttentionCall
 ) -> Tensor:
-    """:func:`halo_attention` in operations of every runtime: the keys of each tile by index, and one fused call for all tiles."""
+    """:func:`halo_attention` in operations of every runtime. Keys are gathered by index, and one fused call runs all tiles."""
     rank, (batch, heads, _, width) = grid.rank, q.shape
     sides = _sides(windows)
     axes = [
@@ -110,7 +110,7 @@ def _gathered(
     tiles, tile_keys = math.prod(len(index) for index in queries), math.prod(index.shape[1] for index in keys)
 
     def cut(x: Tensor, index: Sequence[Tensor], first: int) -> Tensor:
-        """``x`` with the axes of the grid from ``first`` on by tile: ``(…, *tiles, *inside, …)``."""
+        """Cut the grid's axes of ``x``, which begin at axis ``first``, into tiles: ``(…, *tiles, *inside, …)``."""
         for axis, places in enumerate(index):
             x = x.index_select(first + axis, places.flatten())
         x = x.reshape(*x.shape[:first], *(size for places in index for size in places.shape), *x.shape[first + rank :])
@@ -134,7 +134,7 @@ def _gathered(
         mask = torch.cat([visible.expand(mask.shape[0], tiles, mask.shape[2], -1), mask], 3)
     mask = mask.expand(batch, -1, -1, -1).reshape(batch * tiles, 1, *mask.shape[2:])
     if call.key_mask is not None:
-        mask = mask | ~mask.any(-1, keepdim=True)  # cells that are padding, and see nothing else
+        mask = mask | ~mask.any(-1, keepdim=True)  # padding cells that would see no key see all
     if bias is not None:
         term = _tile_bias(bias, axes, windows, shared).to(torch.promote_types(q.dtype, torch.float32))
         term = term.repeat(batch, 1, 1, 1).masked_fill(~mask, torch.finfo(term.dtype).min)
@@ -150,12 +150,12 @@ def _gathered(
 
 
 def _sides(windows: Sequence[AxisWindows]) -> list[int]:
-    """The sides of tiles whose keys are gathered."""
+    """The sides of a tile with gathered keys, along each axis."""
     return [min(len(axis.low), round(GATHERED_QUERIES ** (1 / len(windows)))) for axis in windows]
 
 
 def _outer(tables: Sequence[Tensor]) -> list[Tensor]:
-    """Tables ``(tiles, side, width)`` of every axis with axes of their own: ``(*tiles, *sides, *widths)``, which broadcast."""
+    """The table ``(tiles, side, width)`` of every axis, as a view that broadcasts to ``(*tiles, *sides, *widths)``."""
     rank, placed = len(tables), []
     for axis, table in enumerate(tables):
         shape = [1] * (3 * rank)
@@ -184,7 +184,7 @@ def _tile_bias(bias: GridBias, axes: Sequence[_AxisIndex], windows: Sequence[Axi
 
 
 def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:
-    """The pairs of the windows as tiles of positions."""
+    """The query-key pairs of the windows, as tiles of positions."""
     cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
     by_axis = [
         [(part, group) for part in axis_tiles(axis, side) for group in part.groups]
@@ -202,7 +202,7 @@ def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devic
 
 
 def _runs(cells: Tensor, groups: Sequence[tuple], of_keys: bool) -> Tensor:
-    """The positions of every tile of a group on each axis, ``(1, 1, tiles, T)``."""
+    """The positions in every tile, given one group per axis: ``(1, 1, tiles, T)``."""
     rank = len(groups)
     for axis, (part, group) in enumerate(groups):
         first, size = (group.key_first, group.key_size) if of_keys else (group.first, group.size)
@@ -214,7 +214,7 @@ def _runs(cells: Tensor, groups: Sequence[tuple], of_keys: bool) -> Tensor:
 
 
 def _seen(ends: Sequence[tuple[int, int]], size: int, key_size: int, device: torch.device) -> Tensor:
-    """``(size, key_size)`` bool of the keys between the ends of every query."""
+    """``(size, key_size)`` bool: the keys from the first to the last that each query sees."""
     if not ends:
         return torch.ones(size, key_size, dtype=torch.bool, device=device)
     first, last = torch.tensor(ends, device=device).t()[..., None]

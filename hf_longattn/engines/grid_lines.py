@@ -1,6 +1,6 @@
-"""The lines engine: softmax attention of cells to their lines along several axes of a grid, on every device and in exported graphs.
+"""The lines engine: softmax attention of grid cells over their lines along several axes. It runs on every device, also exported.
 
-The scores of a line along each axis are one product for all lines, and one softmax is over the lines of a cell: N times their lengths.
+One product computes the scores of all lines along an axis. A cell has one softmax over all its lines. The cost is N times their lengths.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .common.grid_bias import GridBias
 
 
 def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[int], shared: int, call: AttentionCall) -> Tensor:
-    """Softmax attention of the cells of a grid, each to the cells of its lines, itself once, and to the prefix tokens that all see.
+    """Softmax attention of grid cells over their lines and the shared prefix tokens. A cell sees itself once.
 
     Args:
-        q, k, v: ``(B, H, N, D)`` of the grid's tokens; the queries of its prefix are left to the caller.
-        axes: along which the lines run.
-        shared: prefix tokens, the last ones, that every cell sees: 0, or all.
-        call: its padding mask, scale and dropout, and a :class:`GridBias`.
+        q, k, v: ``(B, H, N, D)`` of the grid's tokens. The caller computes the output of prefix tokens.
+        axes: the axes along which lines run.
+        shared: how many of the last prefix tokens every cell sees: 0, or all.
+        call: gives padding mask, scale and dropout, and a :class:`GridBias` if any.
     Returns:
-        The output of the cells, ``(B, H, cells, D)``; that of padding is finite and means nothing.
+        The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
     bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
@@ -38,7 +38,7 @@ def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[i
         if bias is not None:
             scores = scores + _line_bias(bias, grid, axis)
         lowest, size = torch.finfo(scores.dtype).min, grid.sizes[axis]
-        if number:  # the first line has the cell itself
+        if number:  # the cell itself counts in its first line
             scores = scores.masked_fill(torch.eye(size, dtype=torch.bool, device=q.device), lowest)
         if real is not None:
             seen = real[:, None, grid.prefix :].unflatten(2, grid.sizes).movedim(2 + axis, -1)[..., None, :]
@@ -63,7 +63,7 @@ def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[i
 
 
 def _line_bias(bias: GridBias, grid: Grid, axis: int) -> Tensor:
-    """The bias of the pairs of a line, ``(H, …, n, n)`` with an axis for each axis of the grid other than the line's."""
+    """The bias of the pairs in a line, ``(H, 1, …, 1, n, n)``. A 1 stands for each other axis of the grid."""
     places = torch.arange(grid.sizes[axis])
     nothing = torch.zeros((), dtype=torch.long)
     distances = [places[:, None] - places if number == axis else nothing for number in range(grid.rank)]

@@ -1,8 +1,8 @@
-"""The windows engine: softmax attention inside windows of a grid that do not overlap, on every device, compiled and exported alike.
+"""The windows engine: softmax attention inside non-overlapping windows of a grid. It runs on every device, compiled and exported.
 
-A grid is cut along every axis into windows, with partial ones at its borders. Windows of equal size are one fused call over
-``(B · windows, H, tokens, D)``: at most 3 calls along an axis (first partial, whole, last partial), so 9 on a picture, without any mask.
-A key mask, where there is one, is cut as the keys are.
+Each axis is cut into windows, with partial ones at the borders. Windows of equal size are one fused call without a mask, over
+``(B · windows, H, tokens, D)``: at most 3 calls along an axis (first partial, whole, last partial), so 9 on a picture. On a CPU, calls
+without gradients are split further (:data:`CALL_BYTES`). A key mask is cut like the keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .common.grid import Grid
 from .common.grid_bias import GridBias, tile_distances
 
 CALL_BYTES = 4 << 20
-"""Most bytes of q, and as many of k and v, whose windows are copied for one call where no gradients are recorded."""
+"""Maximum bytes of q that are copied for one call on a CPU without gradients. k and v take as many each."""
 
 
 class Stretch(NamedTuple):
@@ -40,7 +40,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
-    """The windows of an axis of ``cells``: those that ``(cell + shift) // window`` numbers, equal ones together."""
+    """The windows of an axis of ``cells`` cells, numbered by ``(cell + shift) // window``. Equal windows form one stretch."""
     first = -shift % window
     first = first if first < cells else cells
     parts = [Stretch(0, 1, first)] if first else []
@@ -53,12 +53,12 @@ def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
 
 
 def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator[tuple[Stretch, ...]]:
-    """Parts of the grid whose windows are equal, with a stretch on every axis."""
+    """The regions of the grid with equal windows, each as a stretch on every axis."""
     yield from itertools.product(*(stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)))
 
 
 def padded(x: Tensor, grid: Grid, larger: Grid, row: Tensor) -> Tensor:
-    """``x (B, H, N, D)`` on a grid with ``row (H, D)`` at the further cells, after the last ones of every axis, of a ``larger`` one."""
+    """Extend ``x (B, H, N, D)`` from ``grid`` to a ``larger`` grid. New cells, at the end of every axis, hold ``row (H, D)``."""
     cells = x[:, :, grid.prefix :].unflatten(2, grid.sizes)
     for axis, (size, wanted) in enumerate(zip(grid.sizes, larger.sizes, strict=True), 2):
         if wanted > size:
@@ -70,7 +70,7 @@ def padded(x: Tensor, grid: Grid, larger: Grid, row: Tensor) -> Tensor:
 
 
 def cropped(x: Tensor, grid: Grid, larger: Grid) -> Tensor:
-    """The rows of ``x (B, H, N, D)`` on a ``larger`` grid that belong to ``grid``: what :func:`padded` was given."""
+    """Cut ``x (B, H, N, D)`` on a ``larger`` grid back to the tokens of ``grid``. Inverse of :func:`padded`."""
     cells = x[:, :, grid.prefix :].unflatten(2, larger.sizes)
     for axis, size in enumerate(grid.sizes, 2):
         cells = cells.narrow(axis, 0, size)
@@ -89,14 +89,14 @@ def window_attention(
     call: AttentionCall,
     of_prefix: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention of the cells of a grid, each to the cells of its window and to the prefix tokens that all see.
+    """Softmax attention of grid cells over their windows and the shared prefix tokens.
 
     Args:
         q, k, v: ``(B, H, N, D)`` of the grid's tokens.
         window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
-        shared: prefix tokens, the last ones, that every cell sees: 0, or all.
-        call: its scale, dropout and key mask, and a :class:`GridBias` or an :class:`AxisTerm`.
-        of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, where there are any.
+        shared: how many of the last prefix tokens every cell sees: 0, or all.
+        call: gives scale, dropout and key mask, and a :class:`GridBias` or an :class:`AxisTerm` if any.
+        of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, if there are any.
     Returns:
         ``(B, H, N, D)``, stored token-major, so that merging the heads is free. Cells that see no key are zeros.
     """
@@ -120,8 +120,8 @@ def _in_place(
     tensors: Sequence[Tensor], axes: Sequence[Sequence[Stretch]], prefix: Sequence[Tensor] | None, call: AttentionCall,
     of_prefix: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The output ``(B, H, N, D)`` for q, k and v, ``(B, H, *cells, D)``, and a key mask ``(B, 1, *cells, 1)``, if any: of a few windows at
-    a time, whose copies stay in the cache and reuse each other's memory, written to their places."""
+    """The output ``(B, H, N, D)``, computed a few windows at a time. Their copies stay in the cache and reuse each other's memory.
+    ``tensors`` are q, k and v, ``(B, H, *cells, D)``, and the key mask ``(B, 1, *cells, 1)``, if any."""
     q, front = tensors[0], 0 if of_prefix is None else of_prefix.shape[2]
     sizes = q.shape[2:-1]
     out = None
@@ -131,7 +131,7 @@ def _in_place(
             cells = [stretch.cells for stretch in part]
             where = (slice(None), slice(None), *cells)
             of_part = _region([x[where] for x in tensors], part, prefix, call, bias, recorded=False)
-            if out is None:  # in the dtype of the call, which is another one under autocast
+            if out is None:  # in the dtype of the result, which autocast may change
                 out = of_part.new_empty(len(q), front + math.prod(sizes), q.shape[1], q.shape[-1])
             target = out[:, front:].unflatten(1, sizes)[where[1:]]
             for axis, stretch in reversed([*enumerate(part, 1)]):
@@ -144,7 +144,7 @@ def _in_place(
 
 
 def _few_windows(region: Sequence[Stretch], cell_bytes: int) -> Iterator[tuple[Stretch, ...]]:
-    """``region`` in parts of :data:`CALL_BYTES` or one window, as long as possible along the last axes."""
+    """Cut ``region`` into parts of at most :data:`CALL_BYTES`, or one window. Parts are longest along the last axes."""
     most = CALL_BYTES // (cell_bytes * math.prod(stretch.size for stretch in region))
     parts: list[list[Stretch]] = []
     for stretch in reversed(region):
@@ -156,7 +156,7 @@ def _few_windows(region: Sequence[Stretch], cell_bytes: int) -> Iterator[tuple[S
 
 
 def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
-    """``x (B, H, *cells, D)`` in parts, one for each region; by splits, whose gradients are joined once instead of added up as slices."""
+    """Split ``x (B, H, *cells, D)`` into one part per region. Gradients of splits are joined once; slices would add them up."""
     parts = [x]
     for axis, along in enumerate(axes):
         sizes = [stretch.windows * stretch.size for stretch in along]
@@ -168,8 +168,8 @@ def _region(
     tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: Sequence[Tensor] | None, call: AttentionCall, bias: Tensor | None,
     recorded: bool,
 ) -> Tensor:  # fmt: skip
-    """The output of the windows of a region for its part of q, k, v and the key mask, ``(B, windows, cells, windows, cells, …, H, D)``;
-    ``recorded`` for gradients or a graph, or not."""
+    """The output of a region's windows, ``(B, windows, cells, windows, cells, …, H, D)``. ``tensors``: its q, k, v and key mask, if any.
+    ``recorded``: whether operations are recorded, for gradients or a graph."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
     counts, sizes = [stretch.windows for stretch in region], [stretch.size for stretch in region]
     windows, tokens = math.prod(counts), math.prod(sizes)
@@ -197,7 +197,7 @@ def _region(
     empty = None
     if key_mask:
         seen = key_mask[0].transpose(2, 3)
-        empty = ~seen.any(3, keepdim=True)  # their rows see every key, since a softmax needs one, and become zeros
+        empty = ~seen.any(3, keepdim=True)  # empty windows see every key, since a softmax needs one, and become zeros
         term = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~(seen | empty), -torch.inf)
         mask = term.expand(-1, -1, tokens, -1) if mask is None else mask + term
     if isinstance(call.score_mod, AxisTerm):
@@ -223,7 +223,7 @@ def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tenso
 
 
 def _assembled(outs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """The outputs of all regions, of which there are so many along every axis, joined."""
+    """Join the outputs of all regions. ``counts``: regions along every axis."""
     for axis, count in reversed([*enumerate(counts, 1)]):
         if count > 1:
             outs = [torch.cat(list(outs[at : at + count]), axis) for at in range(0, len(outs), count)]

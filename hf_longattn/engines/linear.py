@@ -1,18 +1,19 @@
-"""Linear engine: attention whose weights are products of features, φ(q)·φ(k), and the gated delta rule, in time and memory linear in N.
+"""Linear engine: attention with weights φ(q)·φ(k), and the gated delta rule. Time and memory are linear in N.
 
-Without causality two matrix products suffice. With it, chunks: quadratic inside, a running sum of φ(k)ᵀv between (Katharopoulos et al.
-2020, eq. 9-12). With ã = φ(q)·φ(k) over the visible pairs, o_i = Σ_j ã_ij v_j / d_i and d_i = Σ_j ã_ij. For a gradient g_i of o_i,
+Without causality two matrix products suffice. Causal attention is quadratic inside chunks, with a running sum of φ(k)ᵀv between them
+(Katharopoulos et al. 2020, eq. 9-12). Let ã = φ(q)·φ(k) over the visible pairs, d_i = Σ_j ã_ij and o_i = Σ_j ã_ij v_j / d_i. For a
+gradient g_i of o_i,
 
     ∂ã_ij = ĝ_i·v_j + c_i      ĝ_i = g_i / d_i      c_i = -ĝ_i·o_i
 
-so that the backward pass is linear attention once more, forwards for φ(q) and backwards for φ(k) and v. Nothing of size N×chunk is kept
-between the passes; the sums over earlier and later chunks are recomputed.
+So the backward pass is linear attention again: forwards for φ(q), backwards for φ(k) and v. Nothing of size N×chunk is kept between
+the passes. The sums over earlier and later chunks are recomputed.
 
-On CUDA the Triton kernels of the optional package flash-linear-attention (extra ``fla``) run outside of compiled graphs (their entry points
-refuse to be traced) for up to 256 features, which is what their tiles hold: linear attention in fp32, whose products they round to TF32 (an
-output is off by up to 2·10⁻³ of the largest value), and for bf16 values in bf16 (features are rounded, too: 2·10⁻²); the delta rule in half
-precision. Packed documents are told to them by their offsets. The package is imported by name: in a file that is pushed
-with a model, transformers would require whatever an import statement names. Without it, the plain operations of the CPU run.
+On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, as many as their tiles
+hold. Compiled graphs cannot trace them. Linear attention runs in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the largest
+value), or, for bf16 values, in bf16 (features are rounded too: 2·10⁻²). The delta rule runs in half precision. Packed documents are passed
+as offsets. The package is imported by name, since for files pushed with a model transformers requires whatever an import statement names.
+Without it, the plain operations of the CPU run.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .dispatch import ANY_CALL, DispatchContext, choose
 
 CHUNK = 64
-"""Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
+"""Tokens per chunk of causal attention, and per triangular system of the delta rule. Cost is quadratic inside a chunk."""
 ALIGNED_WIDTH = 16
-"""Numbers of which the kernels load a multiple at once."""
+"""Widths are padded to a multiple of this, which flash-linear-attention's kernels load at once."""
 MAX_LOOPED_CHUNKS = 16
-"""Up to this many chunks a loop is faster than a cumulative sum along a middle axis."""
+"""Maximum chunks that a loop sums. For more, a cumulative sum along the middle axis is faster."""
 
 
 def linear_attention(
@@ -66,8 +67,9 @@ def linear_attention(
         key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
-        scale: ``(B, H_kv, F)``, with which the causal form takes the logarithms of features, which nothing else may use: those of keys are
-            relative to it, as the state is, and each query's to its largest product with it. Only with ``normalise``.
+        scale: ``(B, H_kv, F)`` logarithms, for the causal form with ``normalise``. phi_q and phi_k are then logarithms too, and may be
+            overwritten. Key features and the state are relative to exp(scale). Query features are multiplied by it, and divided by their
+            row's largest.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
@@ -143,8 +145,8 @@ class _Divided(torch.autograd.Function):
 
 
 def relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
-    """Features of queries with logarithms ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, n or 1, F)``, up to a factor per
-    row."""
+    """Query features from ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, n or 1, F)``, up to a factor per row. ``logs`` may
+    be overwritten."""
     logs = added(logs, repeat_heads(scale, logs.shape[1]))
     return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
 
@@ -199,7 +201,7 @@ class _Chunked(torch.autograd.Function):
 def _chunks(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The output of whole chunks and the sums after them.
 
-    Works on chunk-major tensors ``(B, H_kv, chunks, rows, ·)``; the heads of one key head are stacked along the rows.
+    Works on chunk-major tensors ``(B, H_kv, chunks, rows, ·)``. Query heads that share a key head are stacked along the rows.
     """
     group = q.shape[1] // k.shape[1]
     rows, keys, values = in_rows(q, group, chunk), in_rows(k, 1, chunk), in_rows(v, 1, chunk)
@@ -244,27 +246,24 @@ def _chunks_backward(
 
 
 class Feature(NamedTuple):
-    """A feature map that takes each number by itself.
-
-    of: φ(x), a new tensor; backward: the gradient of x from φ(x) and its gradient.
-    """
+    """An elementwise feature map. ``of`` returns φ(x), a new tensor; ``backward`` the gradient of x, from φ(x) and its gradient."""
 
     of: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
 def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], *, causal: bool) -> Tensor:
-    """:func:`linear_attention` of φ(q) and φ(k) for several sequences in the rows of a batch, bit for bit what each of them is alone.
+    """:func:`linear_attention` of φ(q) and φ(k) within several sequences of a batch. Results equal each sequence alone, bit for bit.
 
-    Outputs and gradients are written to their places piece by piece, where one call for each sequence would copy them together.
+    Outputs and gradients are written to their places piece by piece. Separate calls per sequence would need a copy to join them.
 
     Args:
         q: ``(B, H, N, D)``.
         k, v: ``(B, H_kv, N, D)``, H_kv dividing H.
-        sequences: for each sequence the pieces that are computed at a time, in the order of its tokens.
+        sequences: the pieces of each sequence that are computed at a time, in the order of its tokens.
         causal: position i sees no key after i.
     Returns:
-        ``(B, H, N, D)`` in the dtype of ``q``, zeros where there is no sequence.
+        ``(B, H, N, D)`` in the dtype of ``q``, zeros outside the sequences.
     """
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     with torch.autocast(v.device.type, enabled=False):
@@ -272,7 +271,7 @@ def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, seque
 
 
 class _Packed(torch.autograd.Function):
-    """Runs each sequence by the operations, in the order of sums, by which it is computed alone."""
+    """Run each sequence exactly as if it were alone: same operations, same order of sums."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], causal: bool, keep: bool) -> Tensor:
@@ -310,13 +309,13 @@ class _Packed(torch.autograd.Function):
 
 
 SavedTensors = tuple[Tensor, ...]
-"""φ(q), φ(k) and v of a piece, in whole chunks where it is computed so; the sums kv and z that it adds to or reads; its output."""
+"""φ(q), φ(k), v, kv, z and output of a piece. Chunked pieces are padded to whole chunks; their kv and z are the sums before the piece."""
 PieceGradients = tuple[Place, SavedTensors, tuple[Tensor, ...]]
-"""A piece, what was saved of it, and the gradients of φ(q), φ(k) and v."""
+"""A piece, its saved tensors, and its gradients of φ(q), φ(k) and v."""
 
 
 def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Places, causal: bool) -> Iterator[tuple[Place, SavedTensors]]:
-    """The pieces of a sequence, with what the backward pass needs."""
+    """The pieces of a sequence, with their tensors for the backward pass."""
     if _in_chunks(pieces, causal):
         state: State | None = None
         for at in pieces:
@@ -341,7 +340,7 @@ def _featured(q: Tensor, k: Tensor, v: Tensor, phi: Feature, at: Place) -> tuple
 
 
 def _backward_in_chunks(pieces: Places, tensors: Sequence[SavedTensors], grad: Tensor) -> Iterator[PieceGradients]:
-    """Gradients of each piece of a causal sequence, from the last one on."""
+    """Gradients of each piece of a causal sequence, the last piece first."""
     d_kv, d_z = (torch.zeros_like(x) for x in tensors[-1][3:5])
     for at, saved in zip(reversed(pieces), reversed(tensors), strict=True):
         (q, k, v, kv, z, out), chunk = saved, min(CHUNK, at[2] - at[1])
@@ -367,24 +366,24 @@ def _backward_of_all(pieces: Places, tensors: Sequence[SavedTensors], grad: Tens
 
 
 def _in_chunks(pieces: Places, causal: bool) -> bool:
-    """Whether a sequence is computed in chunks: a single token sees every key."""
+    """Whether a sequence is computed in chunks: if causal and longer than one token."""
     return causal and pieces[-1][2] - pieces[0][1] > 1
 
 
 def filled(x: Tensor, chunk: int) -> Tensor:
-    """``x (B, H, n, ·)`` with zeros up to whole chunks, in one piece of memory, where every matrix product would copy it otherwise."""
+    """``x (B, H, n, ·)``, zero-padded to whole chunks and contiguous. Matrix products would copy it otherwise."""
     short = -x.shape[2] % chunk
     return F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
 
 
 def _at(x: Tensor, at: Place) -> Tensor:
-    """Some tokens of a row of ``x (B, H, N, ·)``."""
+    """The tokens of ``x (B, H, N, ·)`` at a place, ``(1, H, n, ·)``."""
     row, start, stop = at
     return x[row : row + 1, :, start:stop]
 
 
 def empty_rows(like: Tensor, width: int, sequences: Sequence[Places]) -> Tensor:
-    """A tensor ``(B, H, N, width)`` laid out as ``like (B, H, N, ·)``, with zeros unless the sequences fill it."""
+    """A tensor ``(B, H, N, width)`` laid out as ``like (B, H, N, ·)``. Zeros, or uninitialised if the sequences fill it."""
     batch, heads, length, _ = like.shape
     tokens = sum(stop - start for pieces in sequences for _, start, stop in pieces)
     return laid_out_as(like, (batch, heads, length, width), filled=tokens == batch * length)
@@ -418,7 +417,7 @@ def _lower(scores: Tensor, group: int) -> Tensor:
 
 
 def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """The totals before each chunk and after the last, from each chunk's sum ``(B, H, n, …)`` and the total ``first (B, H, …)``."""
+    """The totals before each chunk, and after the last. ``sums (B, H, n, …)`` are per chunk; ``first (B, H, …)`` is the initial total."""
     if sums.shape[2] > MAX_LOOPED_CHUNKS:
         total = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
         return total[:, :, :-1], total[:, :, -1]
@@ -429,7 +428,7 @@ def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The totals after each chunk, and over all: :func:`_running` from the end."""
+    """The totals after each chunk, and over all chunks: :func:`_running` from the end."""
     if sums.shape[2] > MAX_LOOPED_CHUNKS:
         after, total = _running(sums.flip(2), last)
         return after.flip(2), total
@@ -440,8 +439,8 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
-    """The dtype in which flash-linear-attention's kernels take these features of packed documents, and ``v`` in its own; ``None`` where
-    they do not run."""
+    """The dtype in which flash-linear-attention's kernels take these features of packed documents. ``None`` where they do not run.
+    ``v`` must have its original dtype."""
     return _dtype_for_fla(phi_q, v) if choose("linear", _context(phi_q, phi_k, v)) == "linear-fla" else None
 
 
@@ -450,7 +449,7 @@ def _dtype_for_fla(phi_q: Tensor, v: Tensor) -> torch.dtype:
 
 
 def _context(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> DispatchContext:
-    """What the choice of a path depends on, for features and ``v`` in its own dtype."""
+    """The dispatch context for these features. ``v`` must have its original dtype."""
     features = max(phi_q.shape[-1], v.shape[-1])
     return DispatchContext(
         phi_q.device.type, phi_q.shape[2], phi_k.shape[2], ANY_CALL, dtype=_dtype_for_fla(phi_q, v), features=features
@@ -462,8 +461,8 @@ def fla_linear_attention(
 ) -> tuple[Tensor, State]:
     """The output and state of causal :func:`linear_attention` by Triton kernels, which take tensors in ``dtype``.
 
-    A further column of the values, of ones, sums the weights. Features are filled up with zeros: in half precision the kernels take an even
-    number of them alone. The state holds nothing with ``cu_seqlens``, the offsets of the sequences in the tokens of all rows.
+    An extra value column of ones sums the weights. Features are padded with zeros, since in half precision the kernels take only even
+    numbers of them. With ``cu_seqlens``, the offsets of the sequences in the tokens of all rows, the returned state is empty.
     """
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     (batch, heads), groups, features, width = q.shape[:2], k.shape[1], q.shape[3], v.shape[3]
@@ -500,21 +499,21 @@ def gated_delta_rule(
 
         (I + tril(diag(β) K Kᵀ ⊙ Γ, -1)) [U, W] = diag(β) [V, diag(exp G) K]
 
-    so that the values that really enter the state S before the chunk are U - W S. The recurrence, token by token, takes 5 times as long
+    With the state S before the chunk, the values that actually enter it are U - W S. The token-by-token recurrence takes 5 times as long
     for the forward pass and 24 to 73 times for forward and backward (1,024 and 4,096 tokens, 4 heads of 64, one CPU thread).
 
-    From chunk to chunk the state is multiplied by one matrix, and another is added. On accelerators these are found for all chunks at once,
-    and the states by about 2√n products for n chunks, where the loop of the CPU takes 9 operations a chunk.
+    Each chunk multiplies the state by one matrix and adds another. Accelerators compute these matrices for all chunks at once, and then the
+    states by about 2√n products for n chunks. The CPU's loop takes 9 operations per chunk.
 
     Args:
         q, k: ``(B, H, N, F)``, q scaled already.
         v: ``(B, H, N, D)``.
         g: ``(B, H, N)``, the logarithm of the decay, at most 0.
-        beta: ``(B, H, N)``, how much of the old value is replaced; 0, with a g of 0, leaves the state as it was.
+        beta: ``(B, H, N)``, how much of the old value is replaced. A beta of 0 and a g of 0 leave the state unchanged.
         state: ``(B, H, F, D)`` from the tokens before, zeros when None.
-        documents: the batch whose packed documents start with a state of zeros each; not together with ``state``.
+        documents: a batch whose packed documents each start with a state of zeros. Not together with ``state``.
     Returns:
-        ``(B, H, N, D)`` and the state after the last token, in fp32 (fp64 for fp64 inputs).
+        ``(B, H, N, D)`` and the state after the last token, in fp32 (fp64 for fp64 inputs). Triton kernels choose the output's dtype.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     state = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=dtype, device=k.device) if state is None else state.to(dtype)
@@ -555,7 +554,7 @@ def _delta_chunks(
     if documents is not None:
         document = F.pad(documents[:, None], (0, short), mode="replicate").view(len(documents), 1, -1, chunk)
         hidden = hidden | (document[..., :, None] != document[..., None, :])
-        before = F.pad(document[:, :, :-1, -1:], (0, 0, 1, 0), value=-1)  # of the state that a chunk starts with
+        before = F.pad(document[:, :, :-1, -1:], (0, 0, 1, 0), value=-1)  # document of the state that a chunk starts with
         of_state, of_keys = of_state.masked_fill(document != before, 0.0), of_keys.masked_fill(document != document[..., -1:], 0.0)
         last = last.masked_fill((document[..., -1:] != before)[..., 0], 0.0)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(hidden, float("-inf")).exp()
@@ -580,9 +579,9 @@ def _delta_chunks(
 
 
 def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The states ``(B, H, n, F, D)`` before each step ``S ← A S + B`` from ``state (B, H, F, D)``, and the one after the last.
+    """The states ``(B, H, n, F, D)`` before each step ``S ← A S + B`` from ``state (B, H, F, D)``, and the final state.
 
-    Groups of √n steps are run side by side, then the groups one after the other: about 2√n operations.
+    Groups of √n steps run in parallel, then the groups run one after the other: about 2√n operations.
 
     factors, terms: A ``(B, H, n, F, F)`` and B ``(B, H, n, F, D)``.
     """
@@ -592,7 +591,7 @@ def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tens
     eye = torch.eye(features, dtype=factors.dtype, device=factors.device)
     missing = groups * size - count
     factors = torch.cat([factors, eye.expand(*factors.shape[:2], missing, -1, -1)], 2) if missing else factors
-    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))  # a state is a sum of P S and R: the columns [P, R] are run together
+    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))  # a state is P S + R for its group's first state S; [P, R] run as one
     factors, terms = (x.unflatten(2, (groups, size)) for x in (factors, terms))
     steps = [F.pad(eye, (0, width)).expand(*terms.shape[:3], -1, -1)]
     for factor, term in zip(factors.unbind(3), terms.unbind(3), strict=True):

@@ -1,13 +1,13 @@
-"""Linear attention over several sequences in a row, in one call: for GPUs, where a call for each sequence would cost more than its tokens.
+"""Linear attention over several sequences in a row, in one call. For GPUs, where one call per sequence costs more than its tokens.
 
-Every token has a label, and a query sees the keys of its label alone. Labels never descend along a row (or never ascend), and the key at a
-position has the label of the query there or an earlier one. Of a chunk's queries, only those of its first label then see keys of earlier
-chunks, which have the last label of those. With U_c, the sum over the keys of the last label of chunk c, chunk c starts with the sum
+Every token has a label, and a query sees only keys of its own label. Labels never descend along a row (or never ascend), and the key at a
+position has the label of the query there or an earlier one. So only queries of a chunk's first label see keys of earlier chunks, and these
+keys have the last label of their chunk. Let U_c be the sum over the keys of the last label of chunk c. Then chunk c starts with the sum
 
     S_c = Σ_{c' < c, last label of c' = first label of c} U_c'
 
-by one product with a matrix of zeros and ones, or three where there are many chunks. Nothing is subtracted, so that no sequence loses
-digits to those before it. Both ways, queries of the last label likewise see the keys of the first label of later chunks.
+which takes one product with a matrix of zeros and ones, or three products for many chunks. Nothing is subtracted, so no sequence loses
+digits to earlier ones. Without causality, queries of a chunk's last label likewise see keys of the first label of later chunks.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .linear import CHUNK, divided, filled, from_rows, in_rows
 
 CHUNKS_PER_GROUP = 64
-"""Chunks whose sums one matrix adds up; those of groups of so many follow by another."""
+"""Maximum chunks in a group. One matrix adds up the chunks of a group, another adds up groups."""
 
 
 class Labels(NamedTuple):
-    """The sequences of queries and keys, ``(B, N)`` integers each, as the module says."""
+    """The labels of queries and keys, ``(B, N)`` integers each. The module docstring states their order."""
 
     queries: Tensor
     keys: Tensor
 
 
 class Links(NamedTuple):
-    """Whose sums each of n chunks starts with: a matrix of zeros and ones, in groups of chunks."""
+    """Which chunks' sums each of n chunks starts with. A matrix of zeros and ones, split by groups of chunks."""
 
     inside: Tensor
     """``(B, 1, groups, chunks, chunks)`` bool, within a group."""
     summed: Tensor | None
-    """``(B, 1, groups, 1, chunks)`` bool, the chunks of a group that are summed for later groups; ``None`` for a single group."""
+    """``(B, 1, groups, 1, chunks)`` bool, the chunks whose sums later groups get; ``None`` for a single group."""
     groups: Tensor | None
-    """``(B, 1, n, groups)`` bool, the groups whose sum a chunk gets."""
+    """``(B, 1, n, groups)`` bool, the earlier groups whose sums a chunk gets; ``None`` for a single group."""
 
     @classmethod
     def of(cls, first: Tensor, last: Tensor) -> Links:
-        """The links of chunks whose queries have the ``first (B, n)`` label, and whose keys the ``last`` one."""
+        """The links of chunks, given each chunk's ``first`` query label and ``last`` key label, ``(B, n)``."""
         count, device = first.shape[1], first.device
         size = min(CHUNKS_PER_GROUP, count)
         groups = -(-count // size)
@@ -59,7 +59,7 @@ class Links(NamedTuple):
         )  # fmt: skip
 
     def added(self, sums: Tensor, *, transposed: bool) -> Tensor:
-        """The sums ``(B, H, n, F, D)`` that chunks start with, of each chunk's own; transposed: those of later chunks that want theirs."""
+        """The sums ``(B, H, n, F, D)`` that chunks start with, given each chunk's own. ``transposed``: from linked later chunks instead."""
         count, (groups, size) = sums.shape[2], self.inside.shape[2:4]
         flat = F.pad(sums.flatten(3), (0, 0, 0, groups * size - count)).unflatten(2, (groups, size))
         inside = self.inside.to(sums.dtype)
@@ -75,10 +75,10 @@ class Links(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What the chunks before or after add."""
+    """What earlier chunks, or later ones, add to a chunk."""
 
     rows: Tensor
-    """``(B, 1, n, g·chunk, 1)`` bool, the queries that see nothing of other chunks."""
+    """``(B, 1, n, g·chunk, 1)`` bool, the queries that see no key of those chunks."""
     keys: Tensor
     """``(B, 1, n, chunk, 1)`` bool, the keys that no other chunk sees."""
     transposed: bool
@@ -86,21 +86,21 @@ class Side(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Which pairs see each other; the same for all heads and layers."""
+    """Which query-key pairs are visible. The same for all heads and layers."""
 
     chunk: int
     hidden: Tensor
-    """``(B, 1, n, g·chunk, chunk)`` bool, the pairs of a chunk that do not."""
+    """``(B, 1, n, g·chunk, chunk)`` bool, the hidden pairs of a chunk."""
     links: Links
     sides: tuple[Side, ...]
 
     @classmethod
     def of(cls, labels: Labels, group: int, causal: bool, chunk: int = CHUNK) -> Layout:
-        """The pairs of ``labels``.
+        """The layout of ``labels``.
 
         Args:
             group: query heads for each key head.
-            causal: position i sees no key after i. Otherwise queries and keys have the same labels.
+            causal: position i sees no key after i. Without it, queries and keys must have the same labels.
             chunk: tokens per chunk.
         """
         chunk = min(chunk, labels.queries.shape[1])
@@ -120,7 +120,7 @@ class Layout(NamedTuple):
 
 
 def segmented_linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, layout: Layout, *, normalise: bool = True) -> Tensor:
-    """Σ_j (φ(q_i)·φ(k_j)) v_j over the keys that the layout shows each query, divided by Σ_j φ(q_i)·φ(k_j).
+    """Σ_j (φ(q_i)·φ(k_j)) v_j over the keys visible in the layout, divided by Σ_j φ(q_i)·φ(k_j).
 
     Args:
         phi_q: ``(B, H, N, F)``.
@@ -133,7 +133,7 @@ def segmented_linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, layout: 
     dtype, (length, width) = torch.promote_types(phi_q.dtype, torch.float32), v.shape[2:]
     v = v.to(dtype)
     if normalise:
-        v = F.pad(v, (0, 1), value=1.0)  # whose sum is that of the weights
+        v = F.pad(v, (0, 1), value=1.0)  # a column that sums the weights
     with torch.autocast(v.device.type, enabled=False):
         q, k, v = (filled(x.to(dtype), layout.chunk) for x in (phi_q, phi_k, v))
         out = (_Summed.apply(q, k, v, layout) if no_fused_kernels() is None else _summed(q, k, v, layout))[:, :, :length]
@@ -157,7 +157,7 @@ class _Summed(torch.autograd.Function):
 
 
 def _summed(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """The sums over the keys of whole chunks that each query sees, ``(B, H, N, D)``."""
+    """The unnormalised output of whole chunks, ``(B, H, N, D)``."""
     group = q.shape[1] // k.shape[1]
     rows, keys, values = in_rows(q, group, layout.chunk), in_rows(k, 1, layout.chunk), in_rows(v, 1, layout.chunk)
     out = (rows @ keys.mT).masked_fill_(layout.hidden, 0.0) @ values

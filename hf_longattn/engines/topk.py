@@ -1,14 +1,14 @@
-"""The selected engine: the k best keys of every query, found deterministically, and softmax attention over each query's own list of keys.
+"""The selected engine: deterministic search for each query's k best keys, and attention over them.
 
-**Search.** Ties go to the lower index. Long rows are prefiltered in float32. The k highest of a row lie in the k blocks with the highest
-maxima, so the maxima of blocks of 32 are compared first, then those of blocks of 8 inside the chosen ones, and only what is left is ranked.
+**Search.** Ties go to the lower index. Long rows are prefiltered in float32. The k highest scores of a row lie in the k blocks with the
+highest maxima. So the maxima of blocks of 32 are compared first, then of blocks of 8 inside the best. Only the remaining scores are ranked.
 A float32 product q·k is off by at most γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham 2002, Accuracy and Stability of Numerical Algorithms, §3.1).
-Where the k-th and the next score are further apart than twice that, the choice is that of exact arithmetic; all other rows are ranked again
+If the k-th and the next score are further apart than twice that, the choice is the same as in exact arithmetic. Other rows are ranked again
 in float64. Without the prefilter ``top_k`` takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for forward and backward.
-On a GPU all heads are searched together, and the rows in doubt are counted once, at the end: the only wait for the device.
+On a GPU all heads are searched together. The rows in doubt are counted once, at the end, which is the only wait for the device.
 
-**Attention.** Scores, softmax and sums over N·k pairs, in memory N·k, by three operations that are each other's gradients and never hold
-more than a slice of the gathered keys:
+**Attention.** Scores, softmax and sums run over N·k pairs, in memory N·k. Three operations compute scores and sums. They are each other's
+gradients and never hold more than a slice of the gathered keys:
 
     pair_scores(q, k, index)[i, j] = q_i · k[index_ij]
     pair_sum(w, v, index)[i]       = Σ_j w_ij v[index_ij]
@@ -40,17 +40,17 @@ from .common.dense import at_least_fp32, fused_attention, grid_of, index_grid, m
 from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
 
 SCORE_CELLS = 1 << 19
-"""Scores per step of a search on a CPU, so that the results of a step stay within the cache."""
+"""Maximum scores per search step on a CPU. The results of a step then stay in the cache."""
 PREFILTER_WIDTHS = (32, 8)
-"""Scores in a block, in the first and in the second round of the prefilter."""
+"""Scores per block, in the first and the second round of the prefilter."""
 MIN_PREFILTERED_KEYS = 1024
-"""Shortest row that is prefiltered."""
+"""Minimum scores in a row for a round of the prefilter."""
 MAX_GATHERED_NUMBERS = 1 << 20
-"""Most gathered numbers in memory at once on a CPU where no fused operation gathers them."""
+"""Maximum gathered numbers in memory at once, on a CPU without a fused gather operation."""
 CAUSAL_STEPS = 4
-"""Parts in which an accelerator searches causal queries, each among the keys up to its last query."""
+"""Target steps of a causal search on an accelerator. A step scores no keys after its last query."""
 MAX_SORTED = 1024
-"""Longest row that an accelerator sorts as a whole."""
+"""Maximum scores per row that an accelerator sorts as a whole."""
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
@@ -63,7 +63,7 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 
 
 def topk(scores: Tensor, k: int) -> Tensor:
-    """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first; -1 where fewer than k are above -inf.
+    """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first. -1 where fewer than k are above -inf.
 
     Ties go to the lower index, as in a stable sort.
     """
@@ -72,7 +72,7 @@ def topk(scores: Tensor, k: int) -> Tensor:
     if k >= length or sorts_whole_rows:
         values, index = scores.sort(dim=-1, descending=True, stable=True)
         return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
-    if not torch.compiler.is_exporting() and (in_graph() or accelerator.accelerated(scores)):  # no look at the values
+    if not torch.compiler.is_exporting() and (in_graph() or accelerator.accelerated(scores)):  # without looking at values
         values, index = _stable(scores, k)
         return index.masked_fill(values == float("-inf"), -1)
     values, index = scores.topk(k + 1, dim=-1)
@@ -84,14 +84,14 @@ def topk(scores: Tensor, k: int) -> Tensor:
 
 
 def ranking(scores: Tensor, dim: int = -1) -> Tensor:
-    """Indices of all of ``scores`` along ``dim``, from the highest to the lowest; ties go to the lower index."""
+    """Indices that sort ``scores`` along ``dim`` from highest to lowest. Ties go to the lower index."""
     if torch.compiler.is_exporting():  # ONNX has this rule for TopK, and no stable sort
         return scores.sort(dim=dim, descending=True).indices
     return scores.argsort(dim=dim, descending=True, stable=True)
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of the k best where there are ties: those above the k-th value, then the first that equal it."""
+    """Values and indices of the k best where there are ties. All scores above the k-th value are taken, then the first equal to it."""
     length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
     place = torch.arange(length, device=scores.device)
@@ -103,20 +103,20 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op(f"{OPERATORS}::topk_keys", mutates_args=())
 def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64, -1 where a query sees fewer, in ascending order.
+    """The ``count`` best keys of every query by q·k. ``(B, H, Nq, count)`` int64 in ascending order, -1 where a query sees fewer.
 
     Args:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
         key_mask: ``(B, Nk)`` bool, True = real token.
     """
-    if float32_products(q) and not (q.shape[2] == 1 and accelerator.accelerated(q)):  # which would wait for the device at every step
+    if float32_products(q) and not (q.shape[2] == 1 and accelerator.accelerated(q)):  # decoding would wait for the device at every step
         return prefiltered_topk_keys(q, k, key_mask, count, causal, scale)
     return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
 
 @torch.library.custom_op(f"{OPERATORS}::topk_blocks", mutates_args=())
 def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, span: int, causal: bool) -> Tensor:
-    """The ``count`` best blocks of every query other than its own, ``(B, H, N, count)`` int64, -1 where there are fewer.
+    """The ``count`` best blocks of every query besides its own block. ``(B, H, N, count)`` int64, -1 where there are fewer.
 
     Args:
         q: ``(B, H, N, D)``; query i is in block ``i // span``.
@@ -160,7 +160,7 @@ def search_keys(
 def prefiltered_topk_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, longest: Tensor | None = None
 ) -> Tensor:
-    """The keys of :func:`topk_keys` by scores in float32; rows that these leave in doubt are searched again in float64.
+    """The keys of :func:`topk_keys`, searched in float32. Rows that this leaves in doubt are searched again in float64.
 
     longest: ``(B, H_kv)``, the greatest norm of the keys; computed when None.
     """
@@ -210,7 +210,7 @@ def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, c
 
 
 def _of_all_heads(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
-    """:func:`prefiltered_topk_keys` in steps of many rows of all heads, with one look at values, at the end."""
+    """:func:`prefiltered_topk_keys` in steps of many rows of all heads. It looks at values once, at the end."""
     (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
     last = torch.arange(kv_len - length, kv_len, device=q.device) if causal else None
     places = torch.arange(kv_len, device=q.device)
@@ -249,7 +249,7 @@ def _of_all_heads(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor
 
 
 def _hide(scores: Tensor, last: Tensor | None, hidden: Tensor | None, first: int) -> None:
-    """Set ``scores (n, m)`` to -inf after column ``last (n, 1)``, none of which is before ``first``, and where ``hidden (Nk,)``."""
+    """Set ``scores (n, m)`` to -inf after column ``last (n, 1)`` and where ``hidden (Nk,)``. No ``last`` is before ``first``."""
     if last is not None:
         scores[:, first:].masked_fill_(torch.arange(first, scores.shape[1], device=scores.device) > last, float("-inf"))
     if hidden is not None:
@@ -262,10 +262,10 @@ class _Visible(Protocol):
 
 
 def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
-    """The best of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``; columns after ``row + diagonal``, which ``visible`` hides, are not computed."""
+    """The best columns of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. ``visible`` hides columns after ``row + diagonal``: these are skipped."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
-    shared = heads if accelerator.accelerated(q) else 1  # by all heads, where a step is not to stay within a cache
+    shared = heads if accelerator.accelerated(q) else 1  # a step on an accelerator takes all heads: no cache limits it
     rows = min(length, max(1, cells // (k.shape[2] * shared)))
     together = max(1, min(heads, cells // (k.shape[2] * rows)))
     parts = []
@@ -290,7 +290,7 @@ def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Te
 
     Args:
         scores: ``(R, N)`` float32, -inf where hidden; k ≤ N.
-        margin: ``(R, 1)``, bound of the error of a score.
+        margin: ``(R, 1)``, error bound of a score.
     Returns:
         Indices ``(R, k)`` int64, -1 where fewer than k are visible, and ``(R,)`` bool, which rows are in doubt.
     """
@@ -317,7 +317,7 @@ def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Te
 
 
 def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
-    """Bound of the error of float32 scores ``scale · q·k``, for ``q (…, n, D)`` and keys of norm up to ``longest (…)``.
+    """Error bound of float32 scores ``scale · q·k``, for ``q (…, n, D)`` and key norms up to ``longest (…)``.
 
     Returns ``(…, n, 1)`` float32. The norms, the product and the factor are rounded as well, so D + 8 replaces D + 2.
     """
@@ -327,14 +327,14 @@ def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
 
 
 def float32_products(x: Tensor) -> bool:
-    """Whether :func:`product_margin` holds for float32 products of ``x``: on a CPU or CUDA, without a faster, less exact mode (TF32)."""
+    """Whether :func:`product_margin` holds for float32 products of ``x``. It does on CPU and CUDA, without a less exact mode (TF32)."""
     if x.dtype == torch.float64 or x.device.type not in ("cpu", "cuda"):
         return False
     try:
         exact = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # PyTorch refuses to answer where it was set for one kind of device
         return False
-    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", "none") if x.device.type == "cuda" else "none"  # not before PyTorch 2.9
+    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", "none") if x.device.type == "cuda" else "none"  # new in PyTorch 2.9
     return exact and chosen in ("none", "ieee")
 
 
@@ -374,7 +374,7 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
         if has_operator("pair_scores"):
             count, size = places.shape  # equal bags: their offsets, and the bag of every entry
             bags = torch.arange(count, device=q.device)
-            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()  # of one bag it is a view
+            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()  # flatten: a view for one bag
             weights = operator("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
@@ -407,9 +407,9 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The heads of all batch items one by one, or as one on an accelerator, the inputs in the dtype of ``out``.
+    """The heads of all batch items one by one; on an accelerator, all as one. Inputs have the dtype of ``out``.
 
-    length: the tokens of a head that ``index`` counts.
+    length: tokens per head to which ``index`` refers.
     """
     if accelerator.accelerated(a):
         batch, heads = index.shape[:2]
@@ -423,7 +423,7 @@ def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Ite
 
 
 def _slices(places: Tensor, x: Tensor) -> Iterator[slice]:
-    """Slices of rows whose gathered ``places (N, K)`` of ``x (·, D)`` stay within :data:`MAX_GATHERED_NUMBERS` numbers."""
+    """Slices of the rows of ``places (N, K)``. Gathered from ``x (·, D)``, a slice has up to :data:`MAX_GATHERED_NUMBERS` numbers."""
     step = max(1, accelerator.numbers_at_a_time(x, MAX_GATHERED_NUMBERS) // (places.shape[1] * x.shape[1]))
     for row in range(0, places.shape[0], step):
         yield slice(row, row + step)
@@ -460,7 +460,7 @@ pair_spread.register_autograd(_spread_backward, setup_context=_save)
 
 
 def gather_kv(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of a cache.
+    """Read rows of a cache.
 
     Args:
         x: ``(B, H_kv, N, D)``; a view of a larger buffer is read in place.
@@ -484,7 +484,7 @@ def gather_kv(x: Tensor, index: Tensor) -> Tensor:
 
 
 def term_at(score_mod: ScoreMod, columns: Tensor, kv_len: int) -> Tensor:
-    """The term that ``score_mod`` adds to the scores of keys at ``columns (B, H, Nq, K)``, for the last Nq of ``kv_len`` positions."""
+    """The term that ``score_mod`` adds for keys at ``columns (B, H, Nq, K)``. Queries are the last Nq of ``kv_len`` positions."""
     batch, heads, q_len, _ = columns.shape
     b, h, q_idx, _ = index_grid(batch, heads, q_len, kv_len, columns.device)
     return score_mod(torch.zeros(columns.shape, device=columns.device), b, h, q_idx, columns)
@@ -496,7 +496,7 @@ def gathered_kv_attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor,
     Args:
         q: ``(B, H, Nq, D)``.
         keys, values: ``(B, H, Nq, K, D)``.
-        seen: ``(B, H, Nq, K)`` bool, or a bias that is -inf where a key is not seen: the scores then have its dtype, if that is wider.
+        seen: ``(B, H, Nq, K)`` bool, or a bias with -inf for hidden keys. Scores then have the bias's dtype, if that is wider.
     """
     (batch, heads, q_len, width), dtype = q.shape, q.dtype
     if seen.is_floating_point():

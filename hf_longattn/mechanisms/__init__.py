@@ -1,4 +1,4 @@
-"""WHAT is attended to: one file per mechanism, with its options, its fast path and its float64 definition."""
+"""WHAT is attended to: one file per mechanism, with options, fast path and float64 definition."""
 
 from ..options import Options, option
 from .common.base import Mechanism

@@ -4,9 +4,9 @@ Every head learns a span z in [0, max_span]. With a ramp of R tokens at the end 
 
     A_ij = m_z(x) exp(s_ij) / Σ_j' m_z(x') exp(s_ij')        m_z(x) = clamp((R + z - x) / R, 0, 1)
 
-among the past keys in the causal form, else among all. Models add the auxiliary loss λ · (mean of z over heads), which keeps spans short.
-The parameter is z / max_span, as in the authors' code, so that usual learning rates suit it. Only keys within the longest learned span are
-visited. A compiled graph has fixed shapes, and visits those within max_span.
+where j' runs over past keys in the causal form, else over all keys. Models add the auxiliary loss λ · (mean of z over heads), which keeps
+spans short. The parameter is z / max_span, as in the authors' code, so that usual learning rates suit it. Only keys within the longest
+learned span are visited. A compiled graph has fixed shapes, so it visits all keys within max_span.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
 
 QUERIES_PER_BLOCK = 64
-"""Queries that share a run of keys; the visited span is rounded up to it."""
+"""Queries per block. A block visits one run of keys, and the visited span is rounded up to a multiple of this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class AdaptiveSpanOptions(Options):
 
 @register_mechanism("adaptive_span")
 class AdaptiveSpan(Mechanism):
-    """Each head learns how far back it attends."""
+    """Each head learns how far it attends."""
 
     summary = "a learned soft span per head; keys beyond the longest span are skipped"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
@@ -91,7 +91,7 @@ class AdaptiveSpan(Mechanism):
 
     @property
     def spans(self) -> Tensor:
-        """z in tokens, ``(H,)`` float32, clamped to [0, max_span] without stopping the gradient, which may bring a fraction back."""
+        """z in tokens, ``(H,)``, clamped to [0, max_span], in fp32 at least. Gradients pass the clamp, so a span outside can return."""
         fraction = self.span_fraction.to(torch.promote_types(self.span_fraction.dtype, torch.float32))
         return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
 
@@ -99,20 +99,20 @@ class AdaptiveSpan(Mechanism):
         return self.options.span_loss_weight * self.options.max_span * self.span_fraction.float().clamp(0, 1).mean()
 
     def soft_mask(self, distance: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
-        """m_z of ``distance`` for heads ``h``, which broadcast."""
+        """m_z of ``distance`` for heads ``h``. The two tensors broadcast."""
         ramp = self.options.ramp
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
     def extremes(self) -> tuple[float, float]:
-        """The shortest and the longest span in tokens. They are read from the parameter each time, since assignments to its data go
-        unnoticed; compiled graphs cannot read it, and use 0 and max_span."""
+        """The shortest and the longest span in tokens. Every call reads the parameter, because assignments to its data cannot be noticed.
+        Compiled graphs and meta tensors cannot be read and give 0 and max_span."""
         if torch.compiler.is_compiling() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)
         shortest, longest = torch.stack(self.span_fraction.detach().float().clamp(0, 1).aminmax()).tolist()
         return shortest * self.options.max_span, longest * self.options.max_span
 
     def pattern(self, causal: bool, longest: float | None = None) -> Pattern:
-        """The band within the longest span."""
+        """The band of keys within the longest span and its ramp."""
         side = math.ceil((self.extremes()[1] if longest is None else longest) + self.options.ramp) - 1
         return Pattern(side, 0 if causal else side, causal)
 
@@ -155,7 +155,7 @@ class AdaptiveSpan(Mechanism):
         return gathered_attention(q, k, v, [part], call.replace(score_mod=score_mod))
 
     def _with_distances(self, call: AttentionCall, longest: float | None, dtype: torch.dtype, device: torch.device) -> AttentionCall:
-        """The call with the logarithm of the soft mask as a bias by distance."""
+        """The call with log m_z added to the scores, as a bias by distance."""
         band = self.pattern(call.causal, longest)
         distance = torch.arange(-band.right, band.left + 1, device=device)
         mask = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=device)[:, None], dtype)
@@ -168,10 +168,10 @@ class AdaptiveSpan(Mechanism):
     def _part(
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None
     ) -> GatherTile:
-        """Rows of queries with the keys within the longest span; the soft mask is the same for every row."""
+        """A tile of query rows with the keys within the longest span. All rows share one soft mask."""
         band, size = self.pattern(causal, longest), QUERIES_PER_BLOCK
         left = -(-band.left // size) * size
-        left = left if left <= kv_len else kv_len  # a branch, not min, which torch.compile would keep in the shapes
+        left = left if left <= kv_len else kv_len  # a branch, because torch.compile would keep a min in the shapes
         right = 0 if causal else left
         queries = rows_of(q_len, size, device)
         first = torch.arange(queries.shape[2], device=device)[:, None] * size + (kv_len - q_len - left)
@@ -188,7 +188,7 @@ class AdaptiveSpan(Mechanism):
         return self.extremes()[0] >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Every head visits the pairs within the longest span."""
+        """Pairs within the longest span, which every head visits."""
         band = self.pattern(causal)
         return band_pairs(length, band.left, band.right)
 
@@ -201,5 +201,5 @@ class AdaptiveSpan(Mechanism):
 
 
 def logarithm(mask: Tensor) -> Tensor:
-    """log of ``mask``; finite, and without gradients, where it is 0."""
+    """log of ``mask``. Where ``mask`` is 0, the result is finite and has no gradient."""
     return mask.clamp(min=torch.finfo(mask.dtype).tiny).log()

@@ -1,7 +1,7 @@
 """Axial attention (Ho et al. 2019, Axial Attention in Multidimensional Transformers; xformers' ``axial_2d_pattern``), on any grid.
 
-A cell sees the cells on its line along an axis: those at the same place on every other axis. With several axes, one softmax takes the
-lines of all of them, and the cell itself counts once:
+A cell sees the cells on its line along an axis: the cells at the same place on every other axis. With several axes, one softmax covers
+the lines along all of them, and the cell itself counts once:
 
     y is seen from x  if  y_b = x_b on all axes b ≠ a  for an axis a of ``axes``
 """
@@ -48,7 +48,7 @@ class AxialOptions(GridOptions):
 
 @register_mechanism("axial")
 class Axial(GridMechanism):
-    """Softmax over the lines of a cell along some axes."""
+    """Softmax over a cell's lines along the chosen axes."""
 
     summary = "on a grid: softmax over the row of a cell, its column, or both"
     paper = "Ho et al. 2019, Axial Attention in Multidimensional Transformers"
@@ -83,7 +83,7 @@ class Axial(GridMechanism):
         return numbers
 
     def windows(self, grid: Grid) -> list[int]:
-        """The lines along the only axis, as cells of a window along each axis."""
+        """Window size along each axis, such that every line is one window. There must be a single axis."""
         (line,) = self.lines(grid)
         return [size if axis == line else 1 for axis, size in enumerate(grid.sizes)]
 
@@ -112,7 +112,7 @@ class Axial(GridMechanism):
         tiles = []
         for number, axis in enumerate(self.lines(grid)):
             lines = cells.movedim(axis, -1).reshape(1, 1, -1, grid.sizes[axis])
-            tiles.append(GatherTile(lines, lines, outside=(0, 0) if number else None))  # the first line has the cell itself
+            tiles.append(GatherTile(lines, lines, outside=(0, 0) if number else None))  # the first line lists the cell itself
         return tuple(tiles)
 
     def covers_cells(self, grid: Grid) -> bool:

@@ -118,7 +118,7 @@ class BigBird(MaskedMechanism):
         return super().train(mode)
 
     def stacking(self, causal: bool) -> Stacking | None:
-        """Documents with random blocks only beside those of as many blocks, whose random blocks are the same."""
+        """Stack bidirectional documents by number of blocks, which determines the random ones. Those with full attention are one kind."""
         stacking = super().stacking(causal)
         if stacking is None or causal:
             return stacking
@@ -127,7 +127,7 @@ class BigBird(MaskedMechanism):
 
     @property
     def full_blocks(self) -> int:
-        """Bidirectional sequences of up to this many blocks get full attention."""
+        """Maximum number of blocks of a bidirectional sequence with full attention."""
         o = self.options
         return 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
 
@@ -158,7 +158,7 @@ class BigBird(MaskedMechanism):
         return int(listed.sum()) + ends * length
 
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
-        """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, at most ``rows``."""
+        """The block pattern of sequences with ``count (B or 1,)`` blocks each, at most ``rows``."""
         o, seed = self.options, self.options.seed + self.layer + seed
         first, heads = self.head_range or (0, self.num_heads)
         if o.random_pattern == "seeded":
@@ -174,7 +174,7 @@ class BigBird(MaskedMechanism):
         return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """The definition: how often a query counts a key, for index tensors of which ``kv_idx`` spans the whole sequence."""
+        """The definition: how often a query counts a key. The index tensor ``kv_idx`` must span the whole sequence."""
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class BigBird(MaskedMechanism):
         return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The tokens that are global in addition to the global blocks."""
+        """The global tokens besides the global blocks."""
         return global_tokens((), k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -252,10 +252,10 @@ class BigBird(MaskedMechanism):
 def seeded_blocks(
     seed: int, heads: int, blocks: Tensor, rows: int, count: int, window: int, edge: int, causal: bool, device: torch.device
 ) -> Tensor:
-    """``count`` distinct key blocks for every head and query block, outside its window and the global blocks.
+    """``count`` distinct key blocks per head and query block, outside the window and the global blocks.
 
-    A draw depends on nothing but the seed, the head, the query block and, when not causal, the number of blocks of its sequence, so it is
-    the same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd 1987) draws without replacement in
+    A draw depends only on the seed, the head, the query block and, when not causal, the number of blocks in the sequence. So it is the
+    same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd 1987) draws without replacement in
     ``count`` steps.
 
     Args:
@@ -263,7 +263,7 @@ def seeded_blocks(
         rows: query blocks in the table.
         window, edge: as in :class:`Blocks`.
     Returns:
-        ``(B or 1, H, rows, count)``; if fewer than ``count`` blocks are left, all of them and -1.
+        ``(B or 1, H, rows, count)``; if fewer than ``count`` blocks are left, all of them, and -1 in the other slots.
     """
     row = torch.arange(rows, device=device).view(1, 1, -1)
     head = torch.arange(heads, device=device).view(1, -1, 1)
@@ -293,7 +293,7 @@ def seeded_blocks(
 
 
 def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
-    """31 uniform bits of every (seed, head, row, step), int64: rounds of MurmurHash3's finaliser, in integers only."""
+    """31 uniform bits, int64, for every (seed, head, row, step). Rounds of MurmurHash3's finaliser, in integers only."""
     state = _mix(torch.full_like(head, seed % (1 << 32)))
     for counter in (head, row, torch.full_like(head, step)):
         state = _mix(state ^ (counter * 0x9E3779B1 + 0x85EBCA77 & 0xFFFFFFFF))
@@ -301,7 +301,7 @@ def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """MurmurHash3's fmix32 of 32 bits held in int64; products wrap around, and their low 32 bits stay right."""
+    """MurmurHash3's fmix32 of 32 bits held in int64. Products wrap around, but their low 32 bits stay right."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
     return x ^ (x >> 16)
@@ -312,13 +312,13 @@ class Blocks:
     """The pattern of some sequences of blocks.
 
     count: ``(B or 1,)``, blocks of each sequence.
-    rows: blocks of the longest.
+    rows: blocks of the longest sequence.
     size: tokens in a block.
     window: blocks in the window.
     edge: global blocks at each end; at the start only when causal.
-    full: bidirectional sequences of up to this many blocks get full attention.
+    full: maximum blocks of a bidirectional sequence with full attention.
     random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 is none.
-    again: how often more the first block, a global one, is counted by all queries that do not see everything.
+    again: extra counts of the first block, a global one, by every query that does not see everything.
     """
 
     count: Tensor
@@ -332,7 +332,7 @@ class Blocks:
     again: int = 0
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """The number of times that queries of block ``i`` count keys of block ``j``, for index tensors, apart from causality."""
+        """How often queries of block ``i`` count keys of block ``j``, for index tensors. The caller hides keys after the query."""
         total = self.count[b.clamp(max=self.count.shape[0] - 1)]
         if self.causal:
             seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
@@ -341,7 +341,7 @@ class Blocks:
             ends = self._global(i, total) | (total <= self.full)
         counted = seen.int() + self.again * (j == 0).int()
         row = i.clamp(0, self.rows - 1)
-        for drawn in (self.random[..., number] for number in range(self.random.shape[-1])):  # a saved graph cannot unbind none
+        for drawn in (self.random[..., number] for number in range(self.random.shape[-1])):  # a saved graph cannot unbind an empty axis
             counted = counted + (drawn[b.clamp(max=drawn.shape[0] - 1), h.clamp(max=drawn.shape[1] - 1), row] == j).int()
         return torch.where(ends, 1, counted)
 
@@ -349,7 +349,7 @@ class Blocks:
         return (block < self.edge) | (block >= total - self.edge)
 
     def seen(self) -> Tensor:
-        """The key blocks of every query block that is not global, ``(B or 1, H or 1, rows, K)``, the first block first; -1 is none."""
+        """Key blocks of every query block that is not global, ``(B or 1, H or 1, rows, K)``. The first global blocks lead; -1 is none."""
         row, edge = torch.arange(self.rows, device=self.count.device).view(1, 1, -1, 1), self.edge
         around, ends = torch.arange(self.window, device=row.device), torch.arange(edge, device=row.device)
         first = ends.expand(1, 1, self.rows, -1)
@@ -367,9 +367,9 @@ class Blocks:
 
         Args:
             tokens: ``(B, length)`` bool, tokens that are global in addition to the blocks.
-            dtype: of what is added to the scores.
-            even: every sequence has ``rows`` blocks, more than get full attention.
-            all_long: every sequence has more blocks than get full attention.
+            dtype: of the bias on the scores.
+            even: every sequence has ``rows`` blocks, too many for full attention.
+            all_long: every sequence has too many blocks for full attention.
         """
         if tokens is not None and not bool(tokens.any()):
             tokens = None
@@ -386,7 +386,7 @@ class Blocks:
             index = torch.where(real, index, -1)[:, None, None]
             queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
         bias = None
-        if self.again:  # the first of the keys, those of the first block, count more than once
+        if self.again:  # the keys of the first block, listed first, count more than once
             first = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1) < size
             bias = first.to(dtype) * math.log(1 + self.again)
         parts = [GatherTile(queries, keys, causal=causal, bias=bias)]
@@ -418,6 +418,6 @@ class Blocks:
 
 
 def without(places: Tensor, tokens: Tensor) -> Tensor:
-    """``places (B or 1, H or 1, R, T)`` with -1 in place of the ``tokens (B, N)``."""
+    """``places (B or 1, H or 1, R, T)`` with -1 at the positions of ``tokens (B, N)`` bool."""
     item = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1, 1)
     return torch.where(tokens[item, places.clamp(min=0)], -1, places)

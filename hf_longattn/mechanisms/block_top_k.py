@@ -46,7 +46,7 @@ class BlockTopKOptions(Options):
 
 @register_mechanism("block_top_k")
 class BlockTopK(SummarisedMechanism):
-    """Each query sees its block and the blocks with the highest scores of their mean key."""
+    """Each query sees its block and the blocks whose mean keys score highest."""
 
     summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
     paper = "Lu et al. 2025, MoBA, §2.2"
@@ -103,7 +103,7 @@ class BlockTopK(SummarisedMechanism):
         return self.sparse_path(pad_queries(q, kv_len), k, v, call, kv_len - q_len)[:, :, kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, first: int) -> Tensor:
-        """Attention of whole sequences without comparing all pairs; rows of q before ``first`` are not needed."""
+        """Attention of whole sequences without comparing all pairs. Rows of q before ``first`` are not needed."""
         o, length, real = self.options, k.shape[2], call.key_mask
         with torch.no_grad():
             means, filled = block_means(k, real, o.block_size)
@@ -138,7 +138,7 @@ class BlockTopK(SummarisedMechanism):
         return keeps
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
-        """The keys of each block of queries, ``(B, H, n, k·b)``: its own and those of the ``chosen (B, H, n, k - 1)``, in order."""
+        """Sorted keys of each query block, ``(B, H, n, k·b)``: of the block itself and the ``chosen (B, H, n, k - 1)``."""
         own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
         return tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, self.options.block_size, length)
 
@@ -147,7 +147,7 @@ class BlockTopK(SummarisedMechanism):
         return self.options.block_size
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """The mean key of every block, ``(B, H_kv, m, D)`` float64, and whether it has a real token, ``(B, 1, m)``."""
+        """Per block: its mean key, ``(B, H_kv, m, D)`` float64, and whether it has a real token, ``(B, 1, m)``."""
         means, filled = _means(k.masked_fill(~real[:, None, ..., None], 0), real)
         return {"mean": means, "filled": filled[:, None]}
 
@@ -168,11 +168,11 @@ class BlockTopK(SummarisedMechanism):
         return softmax_over(scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call))
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: which keys each query sees, ``(B, H, Nq, Nk)`` bool, by scoring every block for every query."""
+        """The definition: the keys that each query sees, ``(B, H, Nq, Nk)`` bool. Scores every block for every query."""
         q_len, kv_len, size = q.shape[2], k.shape[2], self.options.block_size
         self.accept(q_len, kv_len)
         block = torch.arange(kv_len, device=q.device) // size
-        total = (kv_len + size - 1) // size  # ONNX divides negative numbers towards zero
+        total = (kv_len + size - 1) // size  # not -(-n // size): ONNX rounds quotients of negative numbers towards zero
         members = (block == torch.arange(total, device=q.device)[:, None]) & call.real(k)[:, None]  # (B, n, Nk)
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
@@ -189,7 +189,7 @@ class BlockTopK(SummarisedMechanism):
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """The mean of the real tokens of every block of ``x (B, H, N, D)``, ``(B, H, n, D)`` float64, and which blocks have any, ``(B, n)``."""
+    """Block means over the real tokens of ``x (B, H, N, D)``: ``(B, H, n, D)`` float64. Also whether a block has any, ``(B, n)``."""
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:
@@ -200,6 +200,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
 
 
 def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """The results of :func:`block_means`, for tokens in blocks ``x (B, H, n, size, D)``, zero where not ``real (B, n, size)``."""
+    """:func:`block_means` of tokens that are in blocks, ``x (B, H, n, size, D)``, and 0 where ``real (B, n, size)`` is False."""
     count, sums = real.sum(-1), x.sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

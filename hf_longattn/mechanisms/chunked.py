@@ -1,12 +1,12 @@
-"""Chunked attention: a token sees its chunk of c tokens and the n chunks before it (Zhang et al. 2020, Unified Streaming and Non-streaming
-Two-pass End-to-end Model for Speech Recognition, arXiv 2012.05481; NVIDIA's FastConformer and Nemotron encoders: ``att_context_size``).
+"""Chunked attention: a token sees its chunk of c tokens and the n chunks before it. Sources: Zhang et al. 2020, Unified Streaming and
+Non-streaming Two-pass End-to-end Model for Speech Recognition, arXiv 2012.05481; NVIDIA's FastConformer, Nemotron (``att_context_size``).
 
 With C(i) = ⌊i/c⌋, counted from the first real token, query i sees key j if
 
     0 <= C(i) - C(j) <= n        (and j <= i in the causal form)
 
-An encoder that is trained like this can read a stream chunk by chunk. It looks ahead at most to the end of its chunk. Of the past it needs
-n chunks of keys and values in each layer. FastConformer's ``att_context_size=[70, 13]`` is ``chunk_size=14, left_chunks=5``.
+An encoder trained this way can read a stream chunk by chunk. A token looks ahead at most to the end of its chunk. Each layer keeps the keys
+and values of the past n chunks. FastConformer's ``att_context_size=[70, 13]`` is ``chunk_size=14, left_chunks=5``.
 """
 
 from __future__ import annotations

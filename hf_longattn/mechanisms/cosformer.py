@@ -2,11 +2,11 @@
 
     κ(q_i, k_j) = (ReLU(q_i)·ReLU(k_j)) cos(π/2 · (i - j) / M)
 
-By the addition theorem its features are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token. M is
-at least the length, so that no weight is negative. The authors' code uses the length of the text. So does the bidirectional form here,
-which counts the real tokens of each sequence. The causal form uses the longest text of the model: a row must not change with the tokens
-after it, and a decoder does not know how long its text will be. ``max_length`` sets M in both. A ``scaling`` of q·k is a positive factor,
-which cancels.
+By the addition theorem, the features of κ are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token.
+M is at least the length, so that no weight is negative. In the authors' code M is the length of the text. In the bidirectional form here,
+it is the length of each sequence without padding. The causal form uses the longest text of the model: a row must not change with the
+tokens after it, and a decoder does not know how long its text will be. ``max_length`` sets M in both forms. A ``scaling`` of q·k is a
+positive factor, which cancels.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Delta(Mechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """A ~ U(1, 16) and softplus(b) log-uniform in [0.001, 0.1], as in Mamba2; the projections N(0, 0.02²), maps N(0, 1/D)."""
+        """Draw exp(A) from U(1, 16) and softplus(b) log-uniformly from [0.001, 0.1] (Mamba2). Projections: N(0, 0.02²), maps: N(0, 1/D)."""
         super().reset_parameters(generator)
         for rate in self.rates.values():
             nn.init.normal_(rate.get_parameter("weight"), std=0.02, generator=generator)
@@ -108,7 +108,7 @@ class Delta(Mechanism):
         return True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """``call.hidden_states (B, N, hidden_size)`` is the layer's input, unless the gates come from the keys."""
+        """Attend. ``call.hidden_states (B, N, hidden_size)`` must be the layer's input, unless the gates come from the keys."""
         return self.advance(q, k, v, None, call)[0]
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
@@ -127,10 +127,10 @@ class Delta(Mechanism):
             return out.to(q.dtype), {"kv": kv}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """The state after a process's tokens, and their output, are affine in the state S before them: the state is A S + B.
+        """Attend to a shard. Its output and final state are affine in the state S before it: the state is A S + B.
 
-        One pass over these tokens finds both terms of each: it starts from the columns [0, I] in place of S, with values [v, 0], and ends
-        with [B, A]. All processes' [B, A] are then gathered, from which each computes the state before its own tokens.
+        One pass over the shard's tokens finds both terms of each. It starts from the columns [0, I] in place of S, with values [v, 0], and
+        ends with [B, A]. All processes gather all [B, A], and each computes the state before its own tokens.
         """
         if shard.documents is not None:
             return self.attend_by_heads(q, k, v, call, shard)
@@ -142,13 +142,13 @@ class Delta(Mechanism):
             first = F.pad(torch.eye(features, dtype=g.dtype, device=q.device), (width, 0)).expand(*phi_k.shape[:2], -1, -1)
             out, after = gated_delta_rule(phi_q, phi_k, F.pad(v, (0, features)), g, beta, first)
             state = torch.zeros_like(after[..., :width])
-            for number, transition in enumerate(shard.stacked(after)[:-1]):  # nobody comes after the last process
+            for number, transition in enumerate(shard.stacked(after)[:-1]):  # no process needs the last one's state
                 next_state = transition[..., width:] @ state + transition[..., :width]
                 state = torch.where(torch.tensor(number < shard.rank, device=q.device), next_state, state)
             return (out[..., :width] + out[..., width:] @ state).to(q.dtype)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The state of D·D numbers is read twice and written once by every token."""
+        """Every token reads the state of D·D numbers twice and writes it once."""
         return min(full_pairs(length, causal), 2 * length * self.head_dim)
 
     def _queries(self, q: Tensor, call: AttentionCall) -> Tensor:
@@ -160,12 +160,12 @@ class Delta(Mechanism):
         return self._normal(F.silu(self.key_map(k)) if self.options.expand > 1 else k).to(k.dtype)
 
     def _normal(self, x: Tensor) -> Tensor:
-        """``x`` scaled to length 1, in fp32 at least, as in transformers and flash-linear-attention."""
+        """``x`` in fp32 at least. With ``normalise``, scaled to norm 1 as in transformers and flash-linear-attention."""
         x = at_least_fp32(x)
         return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() if self.options.normalise else x
 
     def _rates(self, k: Tensor, call: AttentionCall, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """g = log α and β, ``(B, H, N)`` in ``dtype``; both are 0 for padding, which then leaves the state unchanged."""
+        """g = log α and β, ``(B, H, N)`` in ``dtype``. Both are 0 for padding, so padding leaves the state unchanged."""
         hidden, mask = call.hidden_states, call.key_mask
         if self.takes_hidden_states:
             if hidden is None or hidden.shape[1] != k.shape[2]:

@@ -4,7 +4,7 @@ With blocks of l tokens, counted from the first real token, query i sees key j i
 
     its own block:  ⌊j/l⌋ = ⌊i/l⌋          or a summary column:  j mod l >= l - c
 
-So of every other (earlier) block, a query sees the last c tokens only.
+So a query sees only the last c tokens of every other (earlier) block.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Fixed(GatheredMechanism):
         blocks = rows_of(length, size, device)[0, 0]
         rows, columns = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()
         per_block = len(rows) // len(blocks)
-        if causal:  # its own columns are listed with the block, and all earlier ones are visible
+        if causal:  # a block's own columns are among its keys, and all earlier columns are visible
             seen = [row // per_block * summary for row in range(len(rows))]
             return (*cells(blocks, blocks, causal=True), *prefixes(rows, columns, seen))
         columns = columns[: column_count(length, size, summary)]

@@ -5,8 +5,8 @@
 Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). ``feature_softmax`` chooses other published
 forms: ``joint`` is softmax([x W, -x W]), as in flash-linear-attention (which doubles x W), and ``none`` is exp([x W, -x W]), as the
 equations are printed. W (D × feature_dim / 2, without bias) is learned for the queries and the keys of each head and is initialised as the
-identity, as in the paper. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, products of features below
-exp(-87) underflow: those of opposite q and k with norms above about 40. A row without any other product is zeros.
+identity, as in the paper. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, feature products below
+exp(-87) underflow, as for opposite q and k with norms above about 40. A row whose products all underflow is zeros.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Hedgehog(LogLinearMechanism):
     when = "you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention"
     trains = True
     per_head_tensors = ("query_map.weight", "key_map.weight")
-    order_matters = False
+    pictures_need_order = False
     options_type = HedgehogOptions
     options: HedgehogOptions
 
@@ -61,7 +61,7 @@ class Hedgehog(LogLinearMechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """W is initialised as the identity."""
+        """Initialise W as the identity."""
         super().reset_parameters(generator)
         for projection in (self.query_map, self.key_map):
             with torch.no_grad():
@@ -98,7 +98,7 @@ class Hedgehog(LogLinearMechanism):
 
 
 def _with_opposites(x: Tensor) -> Tensor:
-    """``[x, -x]``: on an accelerator in one pass, which takes longer than two on a CPU."""
+    """``[x, -x]``, computed in one pass on an accelerator. On a CPU, one pass takes longer than two."""
     if not accelerator.accelerated(x):
         return torch.cat((x, -x), -1)
     signs = 1 - 2 * torch.arange(2, dtype=x.dtype, device=x.device)

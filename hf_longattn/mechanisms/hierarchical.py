@@ -4,14 +4,14 @@ The sequence, from its first real token, is cut into blocks of b tokens; on leve
 attends to
 
     level 0:    the tokens of its block and the two neighbouring blocks
-    level l:    what lower levels leave out of its block of level l and the two neighbours, as means of 2^l consecutive tokens, the pools
-    the last:   all the rest, as means of 2^L tokens; by default, L is where two blocks hold the whole sequence
+    level l:    further tokens of its level-l block and the two neighbouring blocks, in pools: means of 2^l consecutive tokens
+    the last:   all other tokens, as means of 2^L tokens; by default, L is the lowest level on which two blocks hold the whole sequence
 
-With p(i, j) the real tokens of the pool in which query i sees key j (on level 0, j alone), the weights are
+Let p(i, j) be the real tokens of the pool in which query i sees key j (on level 0, j alone). The weights are
 
     A_ij = exp(scale · q_i · k̄_p) / Σ_j' exp(scale · q_i · k̄_p')        k̄_p = mean of k over p
 
-so a pool counts as often as it has real tokens, and its value is the mean of v over them. This is the paper's block hierarchy (equations
+so a pool counts once per real token, and its value is the mean of v over them. This is the paper's block hierarchy (equations
 25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is exact. This costs N·b·log(N/b)
 instead of N·b. For equal queries it is the paper's form. In the causal form a query sees earlier tokens only, and pools lie entirely
 before it. For a score term, a pool lies at its middle, or at the last token of the text if that comes earlier.
@@ -117,7 +117,7 @@ class Hierarchical(Mechanism):
         return out[:, :, kv_len - q_len :]
 
     def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The parts, biased by the logarithm of each pool's token count, and if there is padding the counts ``(B, all levels)``."""
+        """The parts, biased by the logarithm of each pool's token count. With padding, also the counts ``(B, all levels)``."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
         parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: mark_static(pyramid.parts(causal, device)))
         if key_mask is not None:
@@ -131,18 +131,18 @@ class Hierarchical(Mechanism):
 
 
 def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile, ...]:
-    """The parts with the logarithm of the ``counts (B or 1, Nk)`` of tokens added to the scores of pools; the first part has no pools."""
+    """Bias the scores of pools by the logarithm of their token ``counts (B or 1, Nk)``. The first part has no pools."""
     weights = counts.clamp(min=1).log()
     return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
 
 
 QUERIES_PER_ROW = 128
-"""Most queries that share a row of pools: on level l, the queries of one block of level l-1 see the same."""
+"""Maximum queries per row of pools, unless a block has more. On level l, all queries of a level l-1 block see the same pools."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pyramid:
-    """The levels 0 (the tokens) to ``top`` of a sequence of ``length`` tokens; a key belongs to the lowest level that reaches it."""
+    """The levels 0 (the tokens) to ``top`` of a sequence of ``length`` tokens. A key belongs to the lowest level that reaches it."""
 
     length: int
     block: int
@@ -150,14 +150,14 @@ class Pyramid:
 
     @classmethod
     def over(cls, length: int, block: int, levels: int | None) -> Pyramid:
-        """The pyramid whose top level holds the sequence in two blocks, with at most ``levels`` levels."""
+        """The lowest pyramid whose top level holds the sequence in two blocks. It has at most ``levels`` levels."""
         top = 0
         while block << top < -(-length // 2):
             top += 1
         return cls(length, block, top if levels is None else min(top, levels - 1))
 
     def size(self, level: int) -> int:
-        """Pools on a level."""
+        """Number of pools on a level; of tokens on level 0."""
         return -(-self.length >> level) if level else self.length
 
     @property
@@ -166,11 +166,11 @@ class Pyramid:
         return [self.size(level) for level in range(self.top + 1)]
 
     def offset(self, level: int) -> int:
-        """The start of a level on the keys' axis, which has the levels one after the other."""
+        """Start of a level on the key axis, where levels lie one after another."""
         return sum(self.size(below) for below in range(level))
 
     def level_of(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """The level that a pair uses, for broadcastable positions."""
+        """The level on which each query sees each key. The positions broadcast."""
         level = torch.zeros((), dtype=torch.long, device=q_idx.device)
         for below in range(self.top):
             size = self.block << below
@@ -178,36 +178,36 @@ class Pyramid:
         return level
 
     def centre(self, level: Tensor | int, pool: Tensor) -> Tensor:
-        """The position at which a score term sees a pool: its middle; on level 0, the token."""
+        """Position of a pool in score terms: its middle, or the token on level 0."""
         width = 2 ** torch.as_tensor(level, device=pool.device)
         return (pool * width + width // 2).clamp(max=self.length - 1)
 
     def centres(self, device: torch.device) -> Tensor:
-        """:meth:`centre` of every entry of the keys' axis."""
+        """:meth:`centre` of every entry of the key axis."""
         return torch.cat([self.centre(level, torch.arange(self.size(level), device=device)) for level in range(self.top + 1)])
 
     def counts(self, real: Tensor) -> Tensor:
-        """Real tokens in every entry of the keys' axis, ``(B, all levels)`` float32, of ``real (B, N)`` bool."""
+        """Real tokens in every entry of the key axis, ``(B, all levels)`` float32, from ``real (B, N)`` bool."""
         levels = [real.float()]
         for _ in range(self.top):
             levels.append(_pairs(levels[-1][..., None])[..., 0].sum(-1))
         return torch.cat(levels, -1)
 
     def counts_of_whole(self, device: torch.device) -> Tensor:
-        """:meth:`counts` without padding; kept for the next call."""
+        """:meth:`counts` without padding; cached for the next call."""
         return BYTE_CACHE.get(
             ("pool counts", self, device), lambda: self.counts(torch.ones(1, self.length, dtype=torch.bool, device=device))
         )
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
-        """The levels above 0 of ``x (B, H, N, D)``, one after the other: means, or element-wise maxima, of the real tokens; zeros where
-        there are none."""
+        """The levels above 0 of ``x (B, H, N, D)``, one after the other. A pool is the mean, or element-wise maximum, of its real tokens,
+        and zeros if it has none."""
         counts = self.counts_of_whole(x.device) if real is None else self.counts(real)
         largest = by == "max"
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))
         level = level if real is None else level.masked_fill(~real[:, None, :, None], nothing)
-        levels = [level[:, :, :0]]  # a text of one block has no others
+        levels = [level[:, :, :0]]  # torch.cat needs one tensor if there is no level above 0
         for _ in range(self.top):
             halves = _pairs(level, nothing)
             level = halves.amax(-2) if largest else halves.sum(-2)
@@ -217,7 +217,7 @@ class Pyramid:
         return (pools.masked_fill(count == 0, 0.0) if largest else pools.div_(count.clamp(min=1))).to(x.dtype)
 
     def parts(self, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs of every level: queries with the tokens of three blocks, and with pools farther away."""
+        """Tiles of every level. Queries see the tokens of three blocks (two when causal), and pools farther away."""
         near = neighbourhoods(self.length, self.block, causal, device)
         parts = [GatherTile(rows_of(self.length, self.block, device), near, causal=causal)]
         for levels in ([1], list(range(2, self.top + 1))):
@@ -233,10 +233,10 @@ class Pyramid:
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """The pools that the queries in the blocks at ``starts (R,)`` see on a level above 0, ``(R, T)`` on the keys' axis; -1 is none."""
+        """Pools of a level above 0 that the query rows at ``starts (R,)`` see. ``(R, T)`` on the key axis; -1 is none."""
         half, size = self.block // 2, self.size(level)
         own_block = (starts // (self.block << (level - 1)))[:, None]
-        low, high = (own_block - 1) * half, (own_block + 2) * half  # of what the level below reaches, in pools of this level
+        low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below reaches, in pools of this level
         if level == self.top:
             pools = torch.arange(size, device=starts.device).expand(len(starts), -1)
             seen = (pools < low) | ((pools >= high) & (not causal))
@@ -248,7 +248,7 @@ class Pyramid:
         return torch.where(seen, pools + self.offset(level), -1)
 
     def pairs(self, causal: bool) -> int:
-        """Query–key products."""
+        """Number of query–key products."""
         total, half = 0, self.block // 2
         for level in range(self.top + 1):
             width = self.block << max(level - 1, 0)
@@ -267,6 +267,6 @@ class Pyramid:
 
 def _pairs(x: Tensor, filling: float = 0.0) -> Tensor:
     """Neighbours on the token axis in pairs, ``(…, N, D) -> (…, ceil(N / 2), 2, D)``."""
-    if torch.compiler.is_compiling() or x.shape[-2] % 2:  # it copies even where it adds nothing
+    if torch.compiler.is_compiling() or x.shape[-2] % 2:  # F.pad copies even where it adds nothing
         x = F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling)
     return x.unflatten(-2, (-1, 2))

@@ -5,7 +5,7 @@ With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = m
     o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉ W_i} κ(q_i, k_j))
 
 γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax attention. A kernel that
-estimates exp(s_ij) itself (Taylor's) is brought to the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ is initialised near 1. The
+estimates exp(s_ij) itself (Taylor's) is multiplied by exp(-c_i), which gives it the scale of the near terms, and γ starts near 1. The
 window slides, as in the equations; the authors' GPU kernels cut it into blocks (a "terraced" window). The bidirectional form is not in the
 paper.
 """
@@ -40,23 +40,23 @@ from .hedgehog import HedgehogOptions
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())
+HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())  # frozen, so a field may have it as default
 INITIAL_MIXING = 0.1
 """γ before training, as in LoLCATs."""
 INITIAL_MIXING_OF_ESTIMATES = 0.9
-"""γ before training where the kernel estimates exp(s_ij): close to 1, within the sigmoid's range."""
+"""γ before training if the kernel estimates exp(s_ij). Close to 1, but within the sigmoid's range."""
 MIN_LARGEST_SCORE = -60.0
 """Lower bound on c_i, so that exp(-c_i) cannot overflow; terms below exp(-60) are negligible."""
 QUERIES_PER_BLOCK = 64
-"""Queries per block of the window; a block has this many keys plus the width of the window."""
+"""Queries per block of the window. A block has this many keys plus the width of the window."""
 QUERIES_PER_PIECE = 2048
-"""Queries computed at a time."""
+"""Queries computed at a time on a CPU. An accelerator may take more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HybridOptions(Options):
     window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
-    features: MechanismSpec = option(HEDGEHOG, "the linear mechanism for the other keys: hedgehog, taylor or linear")  # noqa: RUF009 - it is frozen
+    features: MechanismSpec = option(HEDGEHOG, "the linear mechanism for the other keys: hedgehog, taylor or linear")  # noqa: RUF009
     mixing: float | None = option(
         None, "γ, the weight of the window's terms, above 0; default: one per head is learned, initialised to 0.1"
     )
@@ -110,7 +110,7 @@ class Hybrid(Mechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """γ is initialised to 0.1, or 0.9 with a kernel that estimates softmax's terms; the features by their mechanism."""
+        """Set γ to 0.1, or to 0.9 if the kernel estimates exp(s_ij). The linear mechanism initialises its features."""
         super().reset_parameters(generator)
         if self.options.mixing is None:
             first = INITIAL_MIXING_OF_ESTIMATES if self.linear.estimates_exp else INITIAL_MIXING
@@ -118,7 +118,7 @@ class Hybrid(Mechanism):
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
-        vars(part)["linear"] = self.linear.of_heads(first, last)  # found before the module of that name, which both share
+        vars(part)["linear"] = self.linear.of_heads(first, last)  # found before the submodule of that name, which both share
         return part
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
@@ -129,8 +129,8 @@ class Hybrid(Mechanism):
             return self._run(q, k, v, None, call)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state holds ``keys, values (B, H_kv, w, D)`` and ``real (B, w)`` of the window, and the sums ``kv (B, H, F, D+1)`` and ``z``
-        of the keys before it."""
+        """The state has the window's ``keys, values (B, H_kv, w, D)`` and ``real (B, w)``. Its ``kv (B, H, F, D+1)`` and ``z`` are sums
+        over the keys before the window."""
         with torch.autocast(q.device.type, enabled=False):
             mask, size = call.real(k), self.options.window
             if state is None:
@@ -150,7 +150,7 @@ class Hybrid(Mechanism):
             return out, {**after, "keys": k[:, :, leaving:], "values": v[:, :, leaving:], "real": mask[:, leaving:]}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """The keys of the window come from the neighbouring processes; of all other keys, only the sums of each process are exchanged."""
+        """Fetch the window's keys from the neighbouring processes. For all other keys, processes exchange only their sums."""
         if shard.documents is not None:
             return self.attend_by_heads(q, k, v, call, shard)
         pattern = Pattern.window(self.options.window, call.causal)
@@ -164,7 +164,7 @@ class Hybrid(Mechanism):
                 features = masked(features, shard.mask[:, shard.start : shard.stop])
 
             def beyond(parts: list[slice]) -> State:
-                """The sums over every process's tokens in ``parts``; part r holds those that process r asks for."""
+                """Sums over the tokens that this process needs from all processes. ``parts[r]`` selects the tokens for process r."""
                 sums_by_process = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
                 return {name: shard.total(torch.stack([sums[name] for sums in sums_by_process]))[shard.rank] for name in ("kv", "z")}
 
@@ -175,7 +175,7 @@ class Hybrid(Mechanism):
         return out[:, :, : shard.stop - shard.start]
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
-        """The output; ``sums`` are those of the keys before ``k``, ``later`` those of the keys after ``k``."""
+        """The output. ``sums`` covers the keys before ``k``, ``later`` the keys after ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
         q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
         numbers = None if call.documents is None else (call.documents.number, call.documents.number)
@@ -218,7 +218,7 @@ class Hybrid(Mechanism):
 def _far(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, later: State | None, call: AttentionCall
 ) -> Tensor:  # fmt: skip
-    """Σ_j φ_q·φ_k v_j over the keys outside the window, and Σ_j φ_q·φ_k, ``(B, H, Nq, D + 1)``."""
+    """Σ_j φ_q·φ_k v_j over keys outside the window. The last column is Σ_j φ_q·φ_k: ``(B, H, Nq, D + 1)``."""
     mask, values = call.key_mask, _with_ones(at_least_fp32(v), phi_k.shape[1])
     far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums, call)
     if call.causal:
@@ -233,9 +233,9 @@ def _beyond(
     phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None, call: AttentionCall,
     reverse: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens before a query; ``sums`` are those of the keys before ``phi_k``.
+    """Σ_j φ_q·φ_k v_j over keys at least ``distance`` tokens before the query. ``sums`` covers the keys before ``phi_k``.
 
-    reverse: whether the tokens are those of the call from the last one on.
+    reverse: whether the call's tokens are in reverse order.
     """
     seen = max(0, phi_k.shape[2] - distance)
     rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
@@ -249,7 +249,7 @@ def _beyond(
         layout = _layout(call, distance, phi_q.shape[1] // phi_k.shape[1], reverse)
         out = segmented_linear_attention(phi_q[:, :, -rows:], phi_k, values, layout, normalise=False)
         return torch.cat([nothing, out], 2)
-    if seen < rows:  # the first queries see nothing but the sums
+    if seen < rows:  # the first queries see only the sums
         phi_k, values = (F.pad(x, (0, 0, rows - seen, 0)) for x in (phi_k, values))
         key_mask = None if key_mask is None else F.pad(key_mask, (rows - seen, 0), value=True)
     out, _ = linear_attention(
@@ -260,7 +260,7 @@ def _beyond(
 
 
 def _layout(call: AttentionCall, distance: int, group: int, reverse: bool) -> Layout:
-    """The pairs within the documents of a call, of queries and the keys ``distance`` tokens before them; kept for all layers."""
+    """The pairs within a call's documents, with keys at least ``distance`` tokens before the query. Cached for all layers."""
     batch, labels = call.batch, call.documents
     assert batch is not None
     assert labels is not None
@@ -270,7 +270,7 @@ def _layout(call: AttentionCall, distance: int, group: int, reverse: bool) -> La
 
 
 def _with_ones(v: Tensor, heads: int) -> Tensor:
-    """Values ``(B, heads, n, D + 1)`` whose last column sums the weights."""
+    """Values ``(B, heads, n, D + 1)`` with a last column of ones, which sums the weights."""
     return F.pad(repeat_heads(v, heads), (0, 1), value=1.0)
 
 
@@ -278,23 +278,23 @@ def local_softmax_terms(
     q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0,
     documents: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i being the largest s_ij.
+    """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right. c_i is the largest s_ij.
 
-    Takes time and memory N·(left + right + 64) per head. Plain tiles with their log-sum-exp, the only other path whose sums have gradients,
-    take 1.35-1.5 times as long for the forward pass and as long for both passes (1,024 and 4,096 tokens, windows of 64 and 256).
+    Takes time and memory N·(left + right + 64) per head. The only other path with gradients for these sums, plain tiles with their
+    log-sum-exp, takes 1.35-1.5 times as long forward, and as long for both passes (1,024 and 4,096 tokens, windows of 64 and 256).
 
     Args:
         q: ``(B, H, Nq, D)``, the last Nq positions of ``k, v (B, H, Nk, D)``.
         real: ``(B, Nk)`` bool, False = padding.
         scale: factor on q·k.
         dropout_p: dropout probability on the terms of the first sum.
-        documents: the numbers of the documents of queries and keys, ``(B, Nq)`` and ``(B, Nk)``, outside of which a query sees nothing.
+        documents: document numbers of queries ``(B, Nq)`` and keys ``(B, Nk)``. A query sees only keys of its own document.
     Returns:
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is within reach.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     traced = in_graph()
-    if not traced:  # a band wider than the text need not cost more than the text
+    if not traced:  # a band wider than the text must not cost more than the text
         left, right = min(left, k.shape[2]), min(right, k.shape[2])
         size = max(QUERIES_PER_PIECE, accelerator.numbers_at_a_time(q, 0) // (q.shape[0] * q.shape[1] * (left + right + QUERIES_PER_BLOCK)))
     starts = range(0, q.shape[2], q.shape[2] if traced else size)
@@ -314,8 +314,8 @@ def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float,
     labels: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The terms of consecutive queries; ``missing`` of their keys lie before the text and are not in ``k``; ``labels`` are the documents of
-    queries and keys."""
+    """The terms of consecutive queries. Their first ``missing`` keys lie before the text and are not in ``k``. ``labels`` are the document
+    numbers of queries and keys."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)
     span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK

@@ -8,8 +8,8 @@ With segments of S tokens from the first real token on and σ = elu + 1, segment
     M_s   = M_{s-1} + σ(K)ᵀ (V - σ(K) M_{s-1} / (σ(K) z_{s-1}))                     update by the delta rule (6), with ``delta_rule``
     A     = g · A_mem + (1 - g) · A_dot,   g = sigmoid(β)                           gate, one β per head (7)
 
-While the memory is empty (in the first segment), g is 0, so that a text of one segment has plain softmax attention. The paper's memory
-uses queries and keys without positions; in a rotary model a mechanism receives them rotated.
+While the memory is empty (in the first segment), g is 0, so a text of one segment has plain softmax attention. The memory in the paper
+uses queries and keys without positions. Here, in a rotary model, the mechanism receives them rotated.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Infini(Mechanism):
         return self._whole(q, k, v, call)[0]
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The output, and memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each segment, ``None`` for a single one."""
+        """The output, memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each segment; ``None`` for one segment."""
         q_len, length, size = q.shape[2], k.shape[2], self.options.segment_length
         call = call.replace(causal=True, dropout=0.0)
         if length <= size:
@@ -101,7 +101,7 @@ class Infini(Mechanism):
         return out[:, :, length - q_len :], memory, norm
 
     def _memories(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Memory and norm before each of the segments ``k, v (B, H_kv, s, S, D)``, of which ``real (B, s, S)`` are tokens."""
+        """Memory and norm before each segment of ``k, v (B, H_kv, s, S, D)``. ``real (B, s, S)`` is False for padding."""
         with torch.autocast(k.device.type, enabled=False):
             keys, values = elu_plus_one(at_least_fp32(k)), at_least_fp32(v)
             if real is not None:
@@ -122,7 +122,7 @@ class Infini(Mechanism):
         return keys.transpose(-1, -2) @ values
 
     def _mixed(self, q: Tensor, local: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
-        """Gate the retrieval for ``q (B, H, …, S, D)`` with the local attention of the same shape, unless the memory is empty."""
+        """Mix the retrieval for ``q (B, H, …, S, D)`` with ``local`` attention of that shape, by the gate. An empty memory has weight 0."""
         with torch.autocast(q.device.type, enabled=False):
             memory, norm = repeat_heads(memory, q.shape[1]), repeat_heads(norm, q.shape[1])
             retrieval = retrieved(elu_plus_one(at_least_fp32(q)), memory, norm)
@@ -131,8 +131,8 @@ class Infini(Mechanism):
             return (gate * retrieval + (1 - gate) * local).to(local.dtype)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is each row's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`), and ``memory (B, H_kv, D, D)`` and
-        ``norm (B, H_kv, D)`` of the segments before it. Dropout drops a key for all query heads that share it."""
+        """The state has each row's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`). Its ``memory (B, H_kv, D, D)`` and
+        ``norm (B, H_kv, D)`` cover the segments before it. Dropout drops a key for all query heads that share it."""
         q, k, v = same_dtype(q, k, drop_keys(v, call.dropout))
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
@@ -156,7 +156,7 @@ class Infini(Mechanism):
         return {"memory": k.new_zeros(*shape, v.shape[3], dtype=precise), "norm": k.new_zeros(shape, dtype=precise)}
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, state: State, call: AttentionCall) -> tuple[Tensor, State]:
-        """:meth:`advance` by at most a segment of tokens."""
+        """:meth:`advance` by at most one segment of tokens."""
         size = self.options.segment_length
         segments = append_tokens(state, k, v, call.real(k))
         local = segments.attend(q, call.replace(dropout=0.0))
@@ -174,8 +174,8 @@ class Infini(Mechanism):
         return out, {**segments.state(), "memory": memory, "norm": norm}
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule the
-        memory holds U with (I + R) U = V, where R are the linear weights by which keys retrieve: W_mem V becomes W_mem (I + R)⁻¹ V."""
+        """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule,
+        W_mem V becomes W_mem (I + R)⁻¹ V: the memory holds U with (I + R) U = V, where R are the linear weights by which keys retrieve."""
         (_, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
         k = repeat_heads(k, heads)
         _, _, q_idx, kv_idx = index_grid(1, 1, q_len, length, q.device)
@@ -201,12 +201,12 @@ class Infini(Mechanism):
         return length <= self.options.segment_length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Reading and writing the memory of D·D numbers costs a token as much as D pairs."""
+        """Pairs within segments, plus D per token for the memory of D·D numbers."""
         local = sum(full_pairs(size, True) for size in block_sizes(length, self.options.segment_length))
         return local + (length * self.head_dim if length > self.options.segment_length else 0)
 
 
 def retrieved(features: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
-    """Equation 4: the retrieval by ``features (…, S, D)`` from ``memory (…, D, D)``; zeros from an empty one."""
+    """Equation 4: the retrieval by ``features (…, S, D)`` from ``memory (…, D, D)``. An empty memory gives zeros."""
     total = (features @ norm[..., None]).clamp(min=torch.finfo(features.dtype).tiny)
     return (features @ memory) / total

@@ -3,7 +3,7 @@
     o_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) Σ_j φ(k_j)        φ(x) = elu(x) + 1  or  max(x, 0)
 
 There is no product q·k to scale. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each, which scales their product
-alike.
+by scaling · √D.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Linear(LinearMechanism):
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
     when = "you train or distil, and speed and a constant state matter more than exact recall"
-    takes_documents = True  # a feature depends on one number, and so not on what is computed together
+    takes_documents = True  # a feature depends on one number, not on the tokens computed with it
     per_head_tensors = ()
-    order_matters = False
+    pictures_need_order = False
     options_type = LinearOptions
     options: LinearOptions
 
@@ -55,7 +55,7 @@ class Linear(LinearMechanism):
         return packed_linear_attention(self.scaled(q, call), self.scaled(k, call), v, self.feature, sequences, causal=call.causal)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """As every linear mechanism's; a single token in a third of the operations, which is what a step of decoding costs on a GPU."""
+        """Advance like every linear mechanism. One token takes a third of the operations; their number is the cost of decoding on a GPU."""
         if state is None or q.shape[2] > 1 or call.dropout or differentiated(q, k, v):
             return super().advance(q, k, v, state, call)
         with torch.autocast(q.device.type, enabled=False):
@@ -92,7 +92,7 @@ class Linear(LinearMechanism):
 
 
 class _EluPlusOne(torch.autograd.Function):
-    """elu(x) + 1, whose derivative is min(elu(x) + 1, 1): only the result is kept."""
+    """elu(x) + 1, with the derivative min(elu(x) + 1, 1). Saves only the result for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

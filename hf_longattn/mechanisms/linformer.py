@@ -75,7 +75,7 @@ class Linformer(Mechanism):
     trains = True
     takes_score_mod = False
     per_head_tensors: tuple[str, ...] | None = ()
-    order_matters = False
+    pictures_need_order = False
     options_type = LinformerOptions
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
 
@@ -100,10 +100,10 @@ class Linformer(Mechanism):
         projections = num_heads if options.sharing == "none" else 1
         shape = (projections, longest, options.rank) if options.projection == "linear" else (projections, -(-longest // options.rank))
         self.key_projection = nn.Parameter(torch.empty(shape))
-        """E, ``(H or 1, max_length, rank)``; of a convolution ``(H or 1, width)``."""
+        """E, ``(H or 1, max_length, rank)``; for a convolution, its kernel ``(H or 1, width)``."""
         if options.sharing in ("none", "headwise"):
             self.value_projection = nn.Parameter(torch.empty(shape))
-            """F, as E."""
+            """F, with the shape of E."""
         if options.sharing == "none":
             self.per_head_tensors = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
@@ -116,7 +116,7 @@ class Linformer(Mechanism):
         return self.options.projection != "pooling"
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Linear projections are normal, with rows of Eᵀ of about length 1; convolutions are initialised to the mean."""
+        """Draw linear projections from N(0, 1 / max_length). Rows of Eᵀ then have about length 1. Initialise convolutions as the mean."""
         super().reset_parameters(generator)
         for parameter in self.parameters(recurse=False):
             if self.options.projection == "linear":
@@ -126,7 +126,7 @@ class Linformer(Mechanism):
 
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Fit E and F by :func:`fitted_projections`; positions beyond the measured length repeat the fit, with their share of the rows."""
+        """Fit E and F by :func:`fitted_projections`. Positions beyond the measured length repeat the fit, with their share of the rows."""
         if not self.fits_activations:
             return False
         if real is not None:
@@ -171,7 +171,7 @@ class Linformer(Mechanism):
         return softmax_over(scores, filled[:, None, None, :].expand(scores.shape)) @ down[1]
 
     def _matrix(self, number: int, real: Tensor) -> Tensor:
-        """Eᵀ (number 0) or Fᵀ (1) as a matrix ``(B, H or 1, rows, N)``, padding not yet masked."""
+        """Eᵀ (number 0) or Fᵀ (1) as a matrix ``(B or 1, H or 1, rows, N)``, before padding is masked."""
         if self.options.projection == "pooling":
             return segment_matrix(real, self.options.rank, torch.float64)[:, None]
         parameter = self.projections[number]
@@ -192,7 +192,7 @@ class Linformer(Mechanism):
         return dense_attention(q, rows_k, rows_v, call.with_mask(filled))
 
     def _projected(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Eᵀ K and Fᵀ V, and which of their rows hold real tokens, ``(B, rows)`` bool; ``None`` if all do."""
+        """Eᵀ K, Fᵀ V, and a mask ``(B, rows)`` of the rows with real tokens. ``None`` if all rows count."""
         if self.options.projection == "pooling":
             if real is None:
                 return segment_means(k, self.options.rank), segment_means(v, self.options.rank), None
@@ -232,7 +232,7 @@ def project_length(projection: Tensor, x: Tensor) -> Tensor:
 
 
 def convolve_blocks(kernel: Tensor, x: Tensor) -> Tensor:
-    """Each block of as many tokens as ``kernel (H or 1, S)`` has entries, weighed by them: ``(B, H, N, D)`` to ``(B, H, ⌈N/S⌉, D)``."""
+    """Sum each block of S tokens, weighted by ``kernel (H or 1, S)``: ``(B, H, N, D)`` to ``(B, H, ⌈N/S⌉, D)``."""
     size = kernel.shape[1]
     blocks = F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
     weights = kernel.to(x.dtype)[None, :, None, None, :]
@@ -240,10 +240,10 @@ def convolve_blocks(kernel: Tensor, x: Tensor) -> Tensor:
 
 
 def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Averages over ``count`` nearly equal runs (segments) of each sequence's real tokens, as a matrix ``(B, M, N)``.
+    """Matrix ``(B, M, N)`` that averages M = ``count`` nearly equal runs (segments) of each sequence's real tokens.
 
-    An entry is 1 / (tokens of the segment) where a real token of ``real (B, N)`` is in it. Of n real tokens, M segments take ⌊n/M⌋ or one
-    more, the shorter ones first; of fewer than M tokens, each is a segment and the remaining segments are empty.
+    The entry of a token in its segment is 1 / (tokens of the segment); padding, by ``real (B, N)``, is in none. With n real tokens,
+    segments have ⌊n/M⌋ tokens or one more, the shorter ones first. With fewer than M tokens, each is a segment, and the others are empty.
     """
     number = real.sum(-1, keepdim=True)
     token = real.long().cumsum(-1) - 1
@@ -256,11 +256,11 @@ def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
-    """The means of the segments of ``x (B, H, N, D)``, all of whose tokens are real, ``(B, H, M, D)``; of fewer than M tokens, ``x``."""
+    """Segment means ``(B, H, M, D)`` of ``x (B, H, N, D)`` without padding. With at most M tokens, ``x`` itself."""
     length = x.shape[2]
     if length <= count:
         return x
-    if torch.compiler.is_exporting():  # one graph for all lengths cannot have slices whose bounds depend on the length
+    if torch.compiler.is_exporting():  # a graph for all lengths cannot have slices with bounds that depend on the length
         everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
         return project_length(segment_matrix(everything, count, x.dtype).transpose(1, 2)[:, None], x)
     size = length // count
@@ -272,7 +272,7 @@ def segment_means(x: Tensor, count: int) -> Tensor:
 
 
 RIDGE = 1e-3
-"""Added to the normal equations of F, relative to their mean diagonal."""
+"""Ridge added to the normal equations of F, relative to their mean diagonal."""
 
 
 class Measured(NamedTuple):
@@ -293,14 +293,13 @@ class Measured(NamedTuple):
 
 
 def fitted_projections(measured: Measured, rank: int, *, apart: bool) -> tuple[Tensor, Tensor]:
-    """E and F, ``(N, rank)`` each, from at least two sequences; equal unless ``apart``.
+    """E and F, ``(N, rank)`` each, from at least two sequences. They differ only if ``apart``.
 
     The leading left singular vectors of the measured keys and values show which combinations of positions matter, but cannot be E and F
-    themselves: a softmax over coefficients of global modes is not attention. They serve to select positions, by pivoted Gram–Schmidt over
-    their rows (the interpolation points of DEIM, Chaturantabut and Sorensen 2010), whose tokens span the leading subspace best. E keeps the
-    keys of these positions. F keeps their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is pooling,
-    E = F = means of equal runs. The candidate whose outputs are nearest to the layer's on held-out sequences (a quarter, at least one) is
-    returned.
+    themselves: a softmax over coefficients of global modes is not attention. Instead, pivoted Gram–Schmidt over their rows selects
+    the positions whose tokens span the leading subspace best (the interpolation points of DEIM, Chaturantabut and Sorensen 2010). E keeps
+    the keys of these positions. F keeps their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is pooling,
+    E = F = means of equal runs. Returns the candidate with outputs nearest to the layer's on held-out sequences (a quarter, at least one).
     """
     aside = torch.zeros(measured.q.shape[0], dtype=torch.bool)
     aside[-max(1, len(aside) // 4) :] = True
@@ -339,7 +338,7 @@ def spanning_places(x: Tensor, rank: int) -> Tensor:
 
 
 def fitted_values(e: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """F for keys projected by ``e (N, R)``, by least squares on the attention weights of all sequences and heads."""
+    """F for keys projected by ``e (N, R)``. Least squares on the attention weights of all sequences and heads."""
     rows, length = e.shape[1], e.shape[0]
     normal = torch.zeros(rows, rows, dtype=torch.float64, device=e.device)
     right = torch.zeros(rows, length, dtype=torch.float64, device=e.device)

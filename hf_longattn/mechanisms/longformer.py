@@ -1,5 +1,4 @@
-"""Longformer attention: a sliding window, and global tokens that attend to, and are attended by, all tokens (Beltagy et al. 2020,
-section 3.1).
+"""Longformer attention: a sliding window, and global tokens that see all tokens and are seen by all (Beltagy et al. 2020, section 3.1).
 
 Query i sees key j if  |i - j| <= w/2,  or i is global,  or j is global  (in the causal form, 0 <= i - j < w or either is global, and
 j <= i). With ``left`` and ``right`` the window is -right <= i - j <= left instead. Each key counts once. With ``separate_global``, global
@@ -95,7 +94,7 @@ class Longformer(SparseMechanism):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the projections of the global tokens; in a model they become copies of the layer's (:attr:`copies`)."""
+        """Initialise the projections of the global tokens. In a model they become copies of the layer's (:attr:`copies`)."""
         super().reset_parameters(generator)
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
@@ -163,10 +162,10 @@ class Longformer(SparseMechanism):
         return call.hidden_states
 
     def _separate_tokens(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The tokens ``(B, N)`` bool whose rows have separate projections; ``None`` where there are none to compute.
+        """Tokens ``(B, N)`` bool with separate projections for their rows. ``None`` if there are no such rows to compute.
 
         Raises:
-            LengthError: a query is global, but the hidden states of the earlier tokens, to which it attends, are gone.
+            LengthError: a query is global, but the hidden states of the earlier tokens that it attends to are gone.
         """
         if not self.options.separate_global:
             return None
@@ -181,7 +180,7 @@ class Longformer(SparseMechanism):
         return None
 
     @property
-    def mask_is_reach(self) -> bool:  # the rows of global tokens have other projections, and see the same keys
+    def mask_is_reach(self) -> bool:  # rows of global tokens have other projections, but see the same keys
         return True
 
     def only_pattern(self) -> bool:
@@ -194,7 +193,7 @@ class Longformer(SparseMechanism):
         return len(self.options.global_tokens)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        # A global token adds a row and a column, or the column below it when causal.
+        # A global token adds a row and a column. When causal, the visible parts of the two make one row.
         crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
         return min(full_pairs(length, causal), super().pairs(length, causal) + crossing)
 
@@ -208,7 +207,7 @@ class GlobalProjections(nn.Module):
         self.query, self.key, self.value = (nn.Linear(hidden_size, num_heads * head_dim) for _ in range(3))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights from N(0, 0.02²) and set the biases to 0, as transformers does for linear layers."""
+        """Draw weights from N(0, 0.02²) and set biases to 0, as transformers does."""
         for linear in (self.query, self.key, self.value):
             nn.init.normal_(linear.weight, std=0.02, generator=generator)
             nn.init.zeros_(linear.bias)
@@ -225,7 +224,7 @@ class GlobalProjections(nn.Module):
         return query, key, value
 
     def overwrite(self, out: Tensor, hidden: Tensor, tokens: Tensor, call: AttentionCall) -> Tensor:
-        """``out (B, H, N, D)`` with the rows of the global ``tokens (B, N)`` bool computed from ``hidden (B, N, hidden_size)``.
+        """Replace the rows of global ``tokens (B, N)`` in ``out (B, H, N, D)`` by rows from ``hidden (B, N, hidden_size)``.
 
         Time and memory are linear in N. For few global tokens, keys and values are never projected: since q·K x = (Kᵀ q)·x, the
         projections are applied to the queries and to the weighted sums instead.
@@ -259,7 +258,7 @@ class GlobalProjections(nn.Module):
         return all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
-        """Rows ``(B, H, g, D)`` for queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``; ``seen`` broadcasts to ``(B, H, g, N)``."""
+        """Output rows ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``. ``seen`` broadcasts to ``(B, H, g, N)``."""
         heads = (self.num_heads, self.head_dim)
         key, value = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))  # (H, D, d)
         folded = products(q, key.mT)  # (B, H, g, d)

@@ -1,17 +1,17 @@
 """LSG attention: local, sparse and global keys under one softmax (Condevaux & Harispe 2022, LSG Attention, section 3).
 
-The sequence is cut into blocks of b tokens, counted from the first real token. Queries of block c see
+The sequence is cut into blocks of b tokens, counted from the first real token. Queries of block I see
 
-    local:   the blocks c-1, c, c+1
+    local:   the blocks I-1, I, I+1
     sparse:  S sparse keys on each side, from the next S·f/b blocks; with the sparsity factor f, each block has b/f sparse keys
     global:  the global tokens; a query that is global itself sees all tokens (and no means)
 
 Each token counts once, and global tokens are never sparse keys. Every selection has a causal form, in which queries see the keys up to
 their own and the sparse keys of complete past blocks. By default the first token is global and belongs to the first block, as in the
-authors' attention layer. Models that their converter writes prepend global tokens and count blocks after them; ``block_offset`` does that.
+authors' attention layer. Models of their converter prepend global tokens and count blocks after them, as ``block_offset`` does here.
 The converter's selection ``bos_pooling`` is not implemented.
 
-Sparse keys come from cells of c tokens: each cell gives m = c / f of them. Head h takes (section 3.2)
+Sparse keys come from cells of c tokens. Each cell gives m = c / f sparse keys. Head h takes (section 3.2)
 
     strided:          the tokens at the places h mod f, h mod f + f, h mod f + 2f, …
     block_strided:    the m tokens from the place m · (h mod f) on
@@ -20,9 +20,9 @@ Sparse keys come from cells of c tokens: each cell gives m = c / f of them. Head
     lsh:              the mean key and the mean value of each of m clusters, g_j = argmax [x_j R; -x_j R], R ∈ R^(D × m/2) Gaussian
 
 A cell is a block, so c = b. For max_norm and lsh, a cell has min(b, S) tokens if that is a multiple of f and divides b, as in the authors'
-converter. For lsh, x_j is the key k_j. After pre-rounds it is the sum of the keys in its cluster; a pre-round hashes into c clusters with
-separate directions. A mean is one more key, beside its tokens, and its weight belongs to these in equal shares. Padding and global tokens
-are never chosen and never enter a mean. Choices and clusters are computed in float64. No gradient flows through them, but it does through
+converter. For lsh, x_j is the key k_j; after a pre-round, it is the sum of the keys in its cluster. A pre-round hashes into c clusters with
+its own directions. A mean is an additional key, and its weight counts for its tokens in equal shares. Padding and global tokens are never
+chosen and never enter a mean. Choices and clusters are computed in float64. No gradient flows through them, but gradients flow through
 means.
 """
 
@@ -60,7 +60,7 @@ CHOOSING_SELECTIONS = ("strided", "block_strided", "max_norm")
 AVERAGING_SELECTIONS = ("average_pooling", "lsh")
 SELECTIONS = CHOOSING_SELECTIONS + AVERAGING_SELECTIONS
 WITHIN_SPARSE_BLOCKS = ("max_norm", "lsh")
-"""Selections that compare tokens: among min(b, S) of them."""
+"""Selections that compare tokens, within cells of min(b, S) tokens where that fits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Lsg(Mechanism):
 
     @property
     def per_head_tensors(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        return None if self.options.selection == "lsh" else ()  # whose directions are drawn for all heads
+        return None if self.options.selection == "lsh" else ()  # lsh draws directions for all heads together
 
     @property
     def cells(self) -> Cells:
@@ -157,12 +157,12 @@ class Lsg(Mechanism):
 
     @property
     def missing(self) -> int:
-        """Tokens that the block before the first one lacks; 0 without such a block."""
+        """Padding tokens that fill the block before the first one; 0 without such a block."""
         return -self.options.block_offset % self.options.block_size
 
     @property
     def beyond(self) -> int:
-        """Blocks beyond the local ones, on either side, whose sparse keys are seen."""
+        """Blocks on either side, beyond the local ones, that provide sparse keys."""
         return self.options.sparse_block_size * self.options.sparsity_factor // self.options.block_size
 
     def locality(self, causal: bool) -> Locality | None:
@@ -179,7 +179,7 @@ class Lsg(Mechanism):
             return dense
         position, size = torch.arange(length), self.options.block_size
         block = (position + self.missing) // size
-        sizes = F.pad(torch.bincount(block), (1, 1))  # of the blocks, with nothing before and after them
+        sizes = F.pad(torch.bincount(block), (1, 1))  # tokens of each block, with an empty block at either end
         sides = (block - 1).clamp(0, self.beyond)
         if causal:
             local = position - (sizes.cumsum(0) - sizes)[block + 1] + 1 + sizes[block]
@@ -210,7 +210,7 @@ class Lsg(Mechanism):
         return self.sparse_path(q, k, v, call, max_globals)[:, :, missing + kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, max_globals: int | None) -> Tensor:
-        """Attention of whole sequences whose first block starts at position 0, with at most ``max_globals`` global tokens, if known."""
+        """Attention of whole sequences with the first block at position 0. ``max_globals`` bounds the global tokens, if known."""
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
         tokens, real, choosable = call.global_mask, call.key_mask, _choosable(call)
         seen = KeyRows(self.cells, self.beyond, call.causal)
@@ -238,7 +238,7 @@ class Lsg(Mechanism):
         return overwrite_global_rows(out, q, k, v, index, present, call)
 
     def _local_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Blocks with their neighbours; kept for the next call."""
+        """Blocks with their neighbours; cached for the next call."""
 
         def make() -> tuple[GatherTile, ...]:
             size = self.options.block_size
@@ -247,7 +247,7 @@ class Lsg(Mechanism):
         return BYTE_CACHE.get(("neighbouring blocks", self.options.block_size, length, causal, device), make)
 
     def _empties_runs(self, tokens: Tensor | None, max_globals: int | None) -> bool:
-        """Whether a run of ``sparsity_factor`` tokens may be all global, which leaves its mean without tokens."""
+        """Whether all ``sparsity_factor`` tokens of a run may be global. Its mean then has no tokens."""
         if tokens is None or max_globals is None:
             return tokens is not None
         wanted, factor = {position + self.missing for position in self.options.global_tokens}, self.options.sparsity_factor
@@ -258,7 +258,7 @@ class Lsg(Mechanism):
         return means_of_cells(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
 
     def dense_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Attention of one query or few tokens, the last ones, by comparing all pairs."""
+        """Attention of one query, or of few tokens, by comparing all pairs. The queries are the last tokens."""
         (batch, heads, q_len, _), length, size = q.shape, k.shape[2], self.options.block_size
         _, _, i, j = index_grid(batch, heads, q_len, length, q.device)
         is_global, choosable, means = call.global_mask, _choosable(call), None
@@ -325,7 +325,7 @@ class Lsg(Mechanism):
 
 
 def _shifted(call: AttentionCall, places: int, k: Tensor) -> AttentionCall:
-    """The call for sequences that start ``places`` later, after padding; ``k`` are the keys before that."""
+    """The call for sequences with ``places`` tokens of padding in front. ``k`` are the keys without this padding."""
 
     def earlier(index: Tensor) -> Tensor:
         return (index - places).clamp(min=0)
@@ -336,7 +336,7 @@ def _shifted(call: AttentionCall, places: int, k: Tensor) -> AttentionCall:
 
 
 def _choosable(call: AttentionCall) -> Tensor | None:
-    """The tokens that may be sparse keys, ``(B, N)`` bool: those that are real and not global; ``None`` if all are."""
+    """The tokens that may be sparse keys, ``(B, N)`` bool: real and not global. ``None`` if all may be."""
     real, tokens = call.key_mask, call.global_mask
     if tokens is None:
         return real
@@ -344,7 +344,7 @@ def _choosable(call: AttentionCall) -> Tensor | None:
 
 
 def _places(tokens: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
-    """Positions of the global tokens, ``(B, g)``, and which entries are real; ``max_globals`` is how many a sequence has, if known."""
+    """Positions of the global tokens, ``(B, g)``, and a mask of real entries. ``max_globals`` bounds g, if known."""
     if max_globals is None:
         return global_index(tokens)
     index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :max_globals]
@@ -352,7 +352,7 @@ def _places(tokens: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
 
 
 class Cells(NamedTuple):
-    """A division of a sequence: ``size`` tokens in a cell, of which ``factor`` give one sparse key, and whole cells in a block."""
+    """A division of a sequence into cells of ``size`` tokens, ``in_block`` to a block. Every ``factor`` tokens give one sparse key."""
 
     size: int
     factor: int
@@ -360,12 +360,12 @@ class Cells(NamedTuple):
 
     @property
     def keys(self) -> int:
-        """Sparse keys of a cell."""
+        """Sparse keys per cell."""
         return self.size // self.factor
 
     @property
     def block(self) -> int:
-        """Tokens of a block."""
+        """Tokens per block."""
         return self.size * self.in_block
 
     def blocks(self, length: int) -> int:
@@ -395,7 +395,7 @@ def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) ->
 
 
 def means_of_cells(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int, pre_rounds: int) -> PooledKeys:
-    """The means of the cells of ``k, v (B, H, N, D)``, over the tokens in ``real (B, N)``."""
+    """The means that the cells of ``k, v (B, H, N, D)`` give, over the tokens in ``real (B, N)``."""
     (batch, heads, length, _), count, keys_per_cell = k.shape, cells.count(k.shape[2]), cells.keys
     if real is None:
         real = torch.ones(batch, length, dtype=torch.bool, device=k.device)
@@ -419,7 +419,7 @@ def means_of_cells(selection: str, k: Tensor, v: Tensor, real: Tensor | None, ce
 
 @torch.library.custom_op(f"{OPERATORS}::lsg_clusters", mutates_args=())
 def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, seed: int) -> Tensor:
-    """The cluster, below ``many``, of every key ``(B, H, N, D)`` in its cell of ``size`` tokens: ``(B, H, N)`` int64."""
+    """Cluster of every key ``(B, H, N, D)`` in its cell of ``size`` tokens: ``(B, H, N)`` int64 below ``many``."""
     (batch, heads, length, width), count = k.shape, -(-k.shape[2] // size)
     place = torch.arange(size, device=k.device)
     if many in (1, size):  # one mean of all, or every token by itself
@@ -446,7 +446,7 @@ def _(k, real, size, many, pre_rounds, seed):  # type: ignore[no-untyped-def]
 
 
 def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], device: torch.device) -> list[Tensor]:
-    """R of every round, which has so many clusters, ``(H, D, clusters / 2)`` in float64: the same for a seed on every device."""
+    """R of every round, ``(H, D, clusters / 2)`` in float64, the same on every device. ``rounds`` lists the clusters of each round."""
 
     def make() -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -460,16 +460,16 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
 
 
 class KeyRows(NamedTuple):
-    """The keys that each block of queries sees, one row of keys per block; -1 is none.
+    """Keys seen by each block of queries, in one row per block; -1 is none.
 
-    A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side; in the causal form, of past blocks only."""
+    A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side. The causal form has past blocks only."""
 
     cells: Cells
     beyond: int
     causal: bool
 
     def chosen(self, place: Tensor) -> Tensor:
-        """Sparse keys that are tokens, those of every block ``place (B or 1, H or 1, blocks, b/f)``: ``(B or 1, H or 1, blocks, ≤ 2S)``."""
+        """Visible sparse keys that are tokens, ``(B or 1, H or 1, blocks, ≤ 2S)``, from ``place (B or 1, H or 1, blocks, b/f)``."""
         count, most = place.shape[2], self.beyond
         row = torch.arange(count, device=place.device)[:, None]
         before = (row - 1).clamp(0, most)
@@ -480,7 +480,7 @@ class KeyRows(NamedTuple):
         return keys.masked_fill((slot >= before + after)[..., None], -1).flatten(-2)
 
     def means(self, place: Tensor) -> list[Tensor]:
-        """Sparse keys that were made, by their places as above: those before and those after, ``(B or 1, H or 1, blocks, S)`` each."""
+        """Visible sparse keys that are means, from ``place`` as in :meth:`chosen`: before, after, ``(B or 1, H or 1, blocks, S)`` each."""
         count = place.shape[2]
         row = torch.arange(count, device=place.device)[:, None]
         sides = []
@@ -492,7 +492,7 @@ class KeyRows(NamedTuple):
         return sides
 
     def global_keys(self, index: Tensor, chosen: Tensor | None, length: int) -> Tensor:
-        """The global keys ``index (B, g)`` that a block does not see anyway, ``(B, H or 1, blocks, g)``.
+        """The global keys ``index (B, g)`` that a block does not see already, ``(B, H or 1, blocks, g)``.
 
         chosen: sparse keys that are tokens, ``(B or 1, H, blocks, b/f)``, or None.
         """
@@ -507,14 +507,14 @@ class KeyRows(NamedTuple):
 
 
 def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, start: int, seed: int) -> tuple[Tensor | None, Tensor]:
-    """The definition of sparse keys: the tokens that are chosen, and the shares of tokens in means.
+    """The definition of sparse keys: the chosen tokens, and the shares of tokens in means.
 
     Args:
         k: ``(B, H, N, D)``.
-        real: ``(B, N)`` bool: the tokens that may be chosen.
-        start: where the first block starts, 0 or less.
+        real: ``(B, N)`` bool, tokens that may be chosen.
+        start: position where the first block starts, 0 or less.
     Returns:
-        ``(B or 1, H, 1, N)`` bool, or None for means; and ``(B, H, M, N)``, whose rows sum to 1, with M = 0 for chosen tokens.
+        ``(B or 1, H, 1, N)`` bool, or None for means; and ``(B, H, M, N)`` with row sums of 1 (0 if empty), M = 0 for chosen tokens.
     """
     selection, (batch, heads, length, _) = options.selection, k.shape
     place = (torch.arange(length, device=k.device) - start).view(1, 1, 1, -1)
@@ -541,7 +541,7 @@ def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor
 
 
 def _hashed(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, together: Tensor, seed: int) -> Tensor:
-    """The cluster of every token, ``(B, H, N)``; ``together (B, 1, N, N)`` says which tokens share a cell."""
+    """The cluster of every token, ``(B, H, N)``. ``together (1, 1, N, N)`` tells which tokens share a cell."""
     if cells.keys == 1:
         return torch.zeros(k.shape[:3], dtype=torch.long, device=k.device)
     rounds = [cells.size] * options.lsh_pre_rounds + [cells.keys]

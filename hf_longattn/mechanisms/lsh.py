@@ -45,9 +45,9 @@ from .common.layout import full_pairs
 from .common.registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
-"""Length for which the number of buckets is chosen if the longest input is not known."""
+"""Length in tokens that sets the number of buckets if the longest input is unknown."""
 FACTOR_ABOVE = 32
-"""More buckets than this, if a power of two, are the pairs of two smaller hashes."""
+"""Threshold in buckets. A power of two above it is split into two smaller hashes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LSH(BucketedMechanism):
     when = "a model without training that needs similar tokens from anywhere; Reformer's attention"
     cost = "N·(log N + rounds·bucket_size)"
     per_head_tensors = ("rotations",)
-    order_matters = False
+    pictures_need_order = False
     options_type = LSHOptions
     sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}
 
@@ -92,7 +92,7 @@ class LSH(BucketedMechanism):
 
     options: LSHOptions
     rotations: Tensor
-    """``(H, D, rounds, columns)``, the columns of all factors side by side; made from the seed, so not part of a checkpoint."""
+    """``(H, D, rounds, columns)``, with the columns of all factors side by side. Made from the seed, so not part of a checkpoint."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
@@ -102,7 +102,7 @@ class LSH(BucketedMechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the rotations from the option ``seed``: the same on every device and after every load."""
+        """Draw the rotations from the option ``seed``. They are the same on every device and after every load."""
         super().reset_parameters(generator)
         drawn = torch.randn(self.rotations.shape, generator=torch.Generator().manual_seed(self.options.seed), device="cpu")
         self.rotations.copy_(drawn)
@@ -124,7 +124,7 @@ class LSH(BucketedMechanism):
         return k * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6).to(k.dtype)
 
     def key_buckets(self, k: Tensor) -> Tensor:
-        return self.hashes(repeat_heads(k, self.num_heads))  # a normalised key has the same bucket, but for rounding
+        return self.hashes(repeat_heads(k, self.num_heads))  # normalising a key does not change its bucket, except by rounding
 
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
         return self.key_buckets(last) if self.options.shared_qk else self.hashes(q)
@@ -180,7 +180,7 @@ class LSH(BucketedMechanism):
         return chunks_by_rows(queries, keys, call.real(k), size, **self._chunks)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return call.causal  # chunks in both directions are counted from the first of a document's sorted tokens, and in a circle
+        return call.causal  # bidirectional chunks count from the first of a document's sorted tokens, in a circle
 
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds:
         key_buckets, shared = self.hashes(k), self.options.shared_qk
@@ -208,12 +208,12 @@ class LSH(BucketedMechanism):
 
 
 def default_buckets(length: int, bucket_size: int) -> int:
-    """The power of two at or below 2·length/bucket_size, so that a bucket holds half a chunk on average (Kitaev et al. 2020, §2)."""
+    """Largest power of two up to 2·length/bucket_size. A bucket then holds half a chunk on average (Kitaev et al. 2020, §2)."""
     return int(2 ** max(1, (2 * length // bucket_size).bit_length() - 1))
 
 
 def factors(num_buckets: int) -> tuple[int, ...]:
-    """Sizes of the hashes whose combinations are the buckets: two of about √num_buckets cost far less than one."""
+    """Sizes of the hashes that combine into buckets. Two of about √num_buckets cost far less than one."""
     if num_buckets == 1:
         return ()
     power = num_buckets.bit_length() - 1
@@ -223,7 +223,7 @@ def factors(num_buckets: int) -> tuple[int, ...]:
 
 
 def signed_argmax(x: Tensor) -> Tensor:
-    """``argmax [x ; -x]`` over the last axis but one, ``(…, F, N)`` -> ``(…, N)`` int64, one vectorised comparison for each column."""
+    """``argmax [x ; -x]`` over the last axis but one, ``(…, F, N)`` -> ``(…, N)`` int64. One vectorised comparison per column."""
     half = x.shape[-2]
     highest, index = x[..., 0, :].abs(), (x[..., 0, :] < 0).long() * half
     for f in range(1, half):
@@ -237,7 +237,7 @@ def signed_argmax(x: Tensor) -> Tensor:
 def chunks_by_rows(
     query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int
 ) -> Callable[[Tensor], Tensor]:
-    """:func:`chunks_meet` for some of N queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in any of the rounds.
+    """:func:`chunks_meet` in any round, for some of N queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool.
 
     query_buckets, key_buckets: ``(B, H, R, N)``.
     """
@@ -261,7 +261,7 @@ def chunks_by_rows(
 
 
 def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:
-    """The keys that lie in the query's chunk, or in the chunks ``before`` and ``after`` it, ``(B, H, R, Nq, Nk)`` bool.
+    """Keys in the query's chunk, or up to ``before`` chunks before or ``after`` chunks after it, ``(B, H, R, Nq, Nk)`` bool.
 
     query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
     """
@@ -272,7 +272,7 @@ def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: 
     chunks = (count + size - 1) // size
 
     def place(buckets: Tensor, positions: Tensor) -> Tensor:
-        """The number of real keys before (bucket, position)."""
+        """Number of real keys that sort before (bucket, position)."""
         row_buckets, column_buckets = buckets[..., :, None], key_buckets[..., None, :]
         before = (column_buckets < row_buckets) | ((column_buckets == row_buckets) & (position < positions[:, None]))
         return (before & real[..., None, :]).sum(-1)

@@ -1,18 +1,18 @@
-"""Neighborhood attention (Hassani et al. 2023, Neighborhood Attention Transformer, section 3; Hassani and Shi 2022, Dilated Neighborhood
-Attention; Hassani et al. 2025, Generalized Neighborhood Attention, for strides), of any rank, as NATTEN defines it.
+"""Neighborhood attention of any rank, as NATTEN defines it. Sources: Hassani et al. 2023, Neighborhood Attention Transformer, section 3;
+Hassani and Shi 2022, Dilated Neighborhood Attention; for strides, Hassani et al. 2025, Generalized Neighborhood Attention.
 
-Along an axis, a cell sees cells of its own residue class modulo the dilation. With a stride of s, each s cells in a row share one window,
-that of their leader. For the i-th of the n cells of a class and a kernel of k cells,
+Along an axis, a cell sees cells of its own residue class modulo the dilation. With a stride of s, every s consecutive cells share the
+window of their leader. For the i-th of the n cells of a class and a kernel of k cells,
 
     leader = min(⌊i / s⌋·s + ⌊s / 2⌋, n - 1)
     first  = leader - ⌊k / 2⌋, moved inwards to between 0 and n - k
     last   = first + k - 1
 
-So a window slides inwards at a border, and always has k cells. With an even k, one more of them is before the leader. With ``is_causal``
+So a window slides inwards at a border, and always has k cells. With an even k, one more cell is before the leader. With ``is_causal``
 
     leader = min(⌊i / s⌋·s + s - 1, n - 1),  first = max(leader - k + 1, 0),  last = i
 
-A cell sees what it sees on every axis.
+A cell sees the cells that are in its window on every axis.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Neighborhood(LocalGridMechanism):
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
         kernel, stride, dilation, causal = (self._per_axis(grid, name)[axis] for name in ("kernel_size", "stride", "dilation", "is_causal"))
         residue, number = place % dilation, place // dilation
-        last = (grid.sizes[axis] - 1 - residue) // dilation  # in the residue class of the place
+        last = (grid.sizes[axis] - 1 - residue) // dilation  # number of the last cell in the place's residue class
         group = number // stride * stride
         if causal:
             low, high = at_least(at_most(group + stride - 1, last) - kernel + 1, 0), number

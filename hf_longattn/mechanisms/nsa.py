@@ -2,8 +2,8 @@
 
     o_i = g_i^cmp Attn(q_i, K^cmp, V^cmp) + g_i^slc Attn(q_i, K^slc_i, V^slc_i) + g_i^win Attn(q_i, K^win_i, V^win_i)
 
-**Compressed**: block m holds the l tokens from m·d on. φ makes one key and one value of it. Query i sees the blocks that end at or before
-i.
+**Compressed**: block m holds the l tokens from m·d on. φ turns it into one key and one value. Query i sees the blocks that end at or
+before i.
 
     φ(x_0 … x_{l-1}) = mean_r x_r + W_2 relu(W_1 [x_0 + e_0; …; x_{l-1} + e_{l-1}] + b_1) + b_2
 
@@ -21,9 +21,9 @@ The paper leaves some things open, and some are different here:
 
 - φ is a mean plus an MLP with positions e inside the block, shared by the heads of a layer. W_2 is initialised as 0, so φ is the mean at
   first.
-- g = sigmoid(U q_i + c) per head. It takes the head's query, after a rotation of positions, in place of the layer's input. U is initialised
-  as 0, and c so that each gate is 1/3. So a converted checkpoint starts with the mean of the branches. The first l - 1 tokens, for which
-  nothing is compressed yet, start with two thirds of it.
+- g = sigmoid(U q_i + c) per head. Its input is the head's query, after any rotation of positions, instead of the layer's input. U is
+  initialised as 0, and c so that each gate is 1/3. So a converted checkpoint starts with the mean of the branches. The first l - 1 tokens
+  have no compressed block yet, so their outputs start at two thirds of that.
 - The branches share the layer's keys and values. The paper projects them three times, which needs three caches, and a checkpoint has only
   one projection.
 - For a score term, a compressed key lies at the middle of its block.
@@ -63,7 +63,7 @@ from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 INITIAL_GATE = 1 / 3
 """Each gate before training."""
 FORCED_BLOCK_SCORE = float(1 << 30)
-"""Score of blocks that are always selected: above any sum of weights."""
+"""Score of always-selected blocks, above any sum of weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +96,12 @@ class NSAOptions(Options):
             )
 
     def always_selected(self, causal: bool) -> int:
-        """Blocks that a query far from both ends of the text selects whatever their scores, its own included."""
+        """Number of always-selected blocks, the query's own included. Near the ends of the text there may be fewer."""
         return self.initial_blocks + (self.local_blocks if causal else 2 * (self.local_blocks // 2) + 1)
 
 
 class Compression(nn.Module):
-    """φ, from blocks of ``size`` tokens of ``width`` numbers to one such vector."""
+    """φ, which maps ``size`` tokens of ``width`` numbers to one such vector."""
 
     def __init__(self, size: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -110,13 +110,13 @@ class Compression(nn.Module):
         self.second, self.second_bias = nn.Parameter(torch.empty(hidden, width)), nn.Parameter(torch.empty(width))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """W_1 has units of unit variance for tokens of unit variance; everything else is 0, so that φ is the mean."""
+        """Draw W_1 so that tokens of unit variance give units of unit variance. All else is 0, so φ is the mean."""
         nn.init.normal_(self.first, std=self.first[..., 0].numel() ** -0.5, generator=generator)
         for tensor in (self.positions, self.first_bias, self.second, self.second_bias):
             nn.init.zeros_(tensor)
 
     def forward(self, blocks: Tensor, real: Tensor) -> Tensor:
-        """``(B, H, M, D)`` in fp32 at least, of ``blocks (B, H, M, l, D)`` with ``real (B, M, l)`` bool; padding counts as nothing."""
+        """Compress ``blocks (B, H, M, l, D)`` to ``(B, H, M, D)``, in fp32 at least. Tokens not ``real (B, M, l)`` are left out."""
         with torch.autocast(blocks.device.type, enabled=False):
             blocks = at_least_fp32(blocks).masked_fill(~real[:, None, ..., None], 0)
             mean = blocks.sum(3) / real.sum(-1).clamp(min=1)[:, None, :, None]
@@ -125,11 +125,11 @@ class Compression(nn.Module):
             return mean + hidden @ self.second.to(blocks.dtype) + self.second_bias.to(blocks.dtype)
 
     def of_sequence(self, x: Tensor, real: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
-        """``(B, H, M, D)`` in ``dtype`` of the blocks that begin at every ``stride``-th token of ``x (B, H, N, D)``, zero where padding.
+        """Compress the blocks at every ``stride``-th token of ``x (B, H, N, D)`` to ``(B, H, M, D)`` in ``dtype``.
 
-        W_1 multiplies every token as often as blocks overlap, and no block is copied together.
+        ``x`` must be 0 at padding. W_1 multiplies a token once for each overlapping block, and no block is copied together.
 
-        real: ``(B, M, l)`` bool, of the blocks.
+        real: ``(B, M, l)`` bool, the real tokens of the blocks.
         """
         with torch.autocast(x.device.type, enabled=False):
             count, overlap, size = real.shape[1], real.shape[2] // stride, real.shape[2]
@@ -176,7 +176,7 @@ class NSA(SummarisedMechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """φ is initialised as the mean, every gate as 1/3 for every query."""
+        """Initialise φ as the mean, and every gate as 1/3 for every query."""
         super().reset_parameters(generator)
         self.keys.reset_parameters(generator)
         self.values.reset_parameters(generator)
@@ -192,13 +192,13 @@ class NSA(SummarisedMechanism):
         )
 
     def gates(self, q: Tensor) -> tuple[Tensor, ...]:
-        """The gates of the compressed, the selected and the window branch, each ``(B, H, Nq, 1)``, in fp32 at least."""
+        """Gates of the compressed, selected and window branches, each ``(B, H, Nq, 1)``, in fp32 at least."""
         with torch.autocast(q.device.type, enabled=False):
             q = at_least_fp32(q)
             return (q @ self.gate.to(q.dtype) + self.gate_bias.to(q.dtype)[:, None]).sigmoid().split(1, -1)
 
     def mixed(self, q: Tensor, *branches: Tensor) -> Tensor:
-        """The branches' outputs ``(B, H, Nq, D)`` under the gates of ``q``."""
+        """The sum of the branches' outputs ``(B, H, Nq, D)``, weighted by the gates of ``q``."""
         first, *others = zip(self.gates(q), branches, strict=True)
         total = first[0] * first[1]
         for gate, branch in others:
@@ -234,7 +234,7 @@ class NSA(SummarisedMechanism):
         return by.of_sequence(x, real, self.options.compress_stride, dtype)
 
     def _blocks(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """``x (B, H, N, D)`` in overlapping blocks, ``(B, H, M, l, D)``; those at the end of the text are not whole."""
+        """``x (B, H, N, D)`` in overlapping blocks, ``(B, H, M, l, D)``. Blocks at the end of the text are filled up with zeros."""
         size, stride = self.options.compress_size, self.options.compress_stride
         count = -(-x.shape[2] // stride)
         return F.pad(x, (0, 0, 0, (count - 1) * stride + size - x.shape[2])).unfold(2, size, stride).transpose(-1, -2)
@@ -244,12 +244,12 @@ class NSA(SummarisedMechanism):
         return self._blocks(call.real(k)[:, None, :, None], call)[:, 0, :, :, 0]
 
     def _sees_block(self, causal: bool) -> Any:
-        """``mod(i, m)``: whether query i sees compressed block m, if that has a token."""
+        """``mod(i, m)``: whether query i sees compressed block m, provided the block has a token."""
         size, stride = self.options.compress_size, self.options.compress_stride
         return lambda i, m: (m * stride + size - 1 <= i) | (not causal)
 
     def _at_middles(self, score_mod: ScoreMod | None, real: Tensor) -> ScoreMod | None:
-        """``score_mod`` with the middles of blocks as keys."""
+        """``score_mod`` for compressed keys, which lie at the middles of their blocks."""
         count, size = real.shape[1:]
         inside = (real * torch.arange(size, device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         middle = torch.where(real.any(-1), torch.arange(count, device=real.device) * self.options.compress_stride + inside, 0)
@@ -276,7 +276,7 @@ class NSA(SummarisedMechanism):
         return block_selected_attention(pad_queries(q, kv_len), k, v, chosen, size, call)[:, :, kv_len - q_len :]
 
     def _search(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The selected blocks of every query other than its own, ``(B, H_kv, Nq, K)`` int64; -1 where there are fewer."""
+        """Blocks that every query selects besides its own, ``(B, H_kv, Nq, K)`` int64. -1 where there are fewer."""
         (batch, heads, q_len, _), kv_len, exact = q.shape, k.shape[2], exact_dtype(q.device)
         real, scale, mod = self._real_blocks(k, call), call.scale_for(q.shape[-1]), self._sees_block(call.causal)
         keys = self._compress(self.keys, k, real, call, exact)
@@ -335,16 +335,16 @@ class NSA(SummarisedMechanism):
 
     @property
     def _strides(self) -> tuple[int, int]:
-        """The strides in a compressed block and in a selection block."""
+        """Strides per compressed block, and per selection block."""
         o = self.options
         return o.compress_size // o.compress_stride, o.block_size // o.compress_stride
 
     def _prefiltered(self, q: Tensor, keys: Tensor, kv_len: int, real: Tensor, filled_blocks: Tensor, call: AttentionCall) -> Tensor:
-        """:meth:`_search` by weights in float32, which are written and read once; rows that these leave in doubt are searched again in
-        float64, after the only look at a value.
+        """:meth:`_search` by weights in float32. Rows whose choice they leave in doubt are searched again in float64.
 
-        A score is off by at most the ``product_margin`` of ``engines/topk.py``, and a weight relative to itself by as much, twice, and by
-        the rounding of the sums. A choice is that of float64 where the last block chosen and the next are further apart.
+        The weights are written and read once, and only the number of rows in doubt is read from the device. A score is off by at most the
+        ``product_margin`` of ``engines/topk.py``. A weight is off, relative to itself, by twice as much and by the rounding of the sums. A
+        choice equals that of float64 if the last chosen block and the next are further apart.
 
         Args:
             keys: ``(B, H_kv, M, D)`` float64; real: ``(B, M, l)``; filled_blocks: ``(B, S)``.
@@ -363,7 +363,7 @@ class NSA(SummarisedMechanism):
         if call.key_mask is not None or len(places) > compressed:
             hidden = ~F.pad(real.any(-1), (0, len(places) - compressed))[:, None, None, None]
         at = torch.arange(strides, device=device)
-        # A block's own strides count once for every pair of equation 9, the last ones for the next block, too.
+        # How often equation 9 counts the weight at each stride of a block: for the block itself, and for the next one.
         shares = torch.stack([(strides - at).clamp(max=overlap), (overlap - strides + at).clamp(min=0)], 1).float()
         longest = torch.linalg.vector_norm(keys, dim=-1).amax(-1).float()
         margins = product_margin(q, longest.repeat_interleave(group, 1), scale).unflatten(1, (kv_heads, -1)).amax(2)[..., 0]
@@ -417,7 +417,7 @@ class NSA(SummarisedMechanism):
         return best
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
-        """The blocks that are selected whatever their scores, of ``blocks`` that lie ``away`` blocks before the query's."""
+        """Which ``blocks`` are selected whatever their scores. They lie ``away`` blocks before the query's."""
         local = (away < self.options.local_blocks) if causal else (away.abs() <= self.options.local_blocks // 2)
         return (blocks < self.options.initial_blocks) | local
 
@@ -430,7 +430,7 @@ class NSA(SummarisedMechanism):
         return self.options.compress_size - self.options.compress_stride
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Each compressed block's key in float64, its value, whether it has a token, whether it has one in its first d, and its middle."""
+        """Per compressed block: float64 key, value, middle, and whether it has a token at all, and among its first d."""
         inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {
             "keys": self.keys(k.to(exact_dtype(k.device)), real),
@@ -478,13 +478,13 @@ class NSA(SummarisedMechanism):
         return (gates[0] * (compressed.to(v.dtype) @ values) + tokens).to(q.dtype)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The weights of tokens; that of a compressed block is spread evenly over its tokens, as its mean has it."""
+        """The weights of tokens. The weight of a compressed block is spread evenly over its tokens, as in their mean."""
         compressed, selected, window, spread = self._definition(q, k, call)
         gates = self.gates(q)
         return (gates[0] * (compressed @ spread) + gates[1] * selected + gates[2] * window).to(q.dtype)
 
     def _definition(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights ``(B, H, Nq, M)`` over compressed blocks, ``(B, H, Nq, Nk)`` over selected tokens and over the window's, and the shares
+        """Weights over compressed blocks, ``(B, H, Nq, M)``, and over selected and window tokens, ``(B, H, Nq, Nk)`` each. Also the shares
         ``(B, 1, M, Nk)`` of tokens in compressed blocks."""
         o, kv_heads, kv_len, exact = self.options, k.shape[1], k.shape[2], exact_dtype(q.device)
         b, h, i, j = grid_of(q, k)
@@ -509,7 +509,7 @@ class NSA(SummarisedMechanism):
         return over_blocks(q.dtype), selected, window, uniform(members, q.dtype)[:, None]
 
     def _defined_compression(self, compression: Compression, x: Tensor, call: AttentionCall) -> Tensor:
-        """φ of every block of ``x (B, H_kv, N, D)``, token by token of a block."""
+        """φ of every block of ``x (B, H_kv, N, D)``, summed over a block token by token."""
         o, length = self.options, x.shape[2]
         real = call.real(x)
         first = torch.arange(0, length, o.compress_stride, device=x.device)
@@ -526,7 +526,7 @@ class NSA(SummarisedMechanism):
         return total / count.clamp(min=1) + out
 
     def _defined_selection(self, weights: Tensor, rows: Tensor, real: Tensor, kv_heads: int, causal: bool) -> Tensor:
-        """The tokens that the queries at ``rows (Nq,)`` select, ``(B, H_kv, Nq, Nk)`` bool, causality and padding apart."""
+        """Tokens that the queries at ``rows (Nq,)`` select, ``(B, H_kv, Nq, Nk)`` bool, before causality and padding."""
         o, length = self.options, real.shape[1]
         step = o.compress_stride
         block = torch.arange(length, device=rows.device) // o.block_size
@@ -557,7 +557,7 @@ class NSA(SummarisedMechanism):
         return super().attend_by_heads(q, k, v, call, shard)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The pairs of the three branches together; a query and a compressed block are one pair."""
+        """The pairs of all three branches. A query and a compressed block are one pair."""
         o = self.options
         band = Pattern.window(o.window, causal)
         near = band_pairs(length, band.left, band.right)

@@ -6,8 +6,8 @@ B = softmax(Q̃ Kᵀ), all scores scaled,
     softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), plus a depthwise convolution of V along the text with ``conv_kernel``,
                                            as in the paper's models
 
-A⁺ is approximated by a fixed number of iterations (equation 14). A text of at most M tokens is its own landmarks and uses softmax(Q Kᵀ)
-itself. There is no causal form: a landmark is a mean over past and future.
+A⁺ is approximated by a fixed number of iterations (equation 14). In a text of at most M tokens, every token is a landmark, and
+softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a mean over past and future.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Nystrom(Mechanism):
     takes_fewer_queries = False
     position_dependent = False
     per_head_tensors: tuple[str, ...] | None = ()
-    order_matters = False
+    pictures_need_order = False
     options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
 
@@ -80,7 +80,7 @@ class Nystrom(Mechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.ignores_padding = options.landmarks_over == "text" and options.inv_coeff_init_option == "exact"
-        if options.inv_coeff_init_option == "original":  # which compares the heads
+        if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
             self.per_head_tensors = None
         elif options.conv_kernel is not None:
             self.per_head_tensors = ("conv",)
@@ -90,7 +90,7 @@ class Nystrom(Mechanism):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """The convolution is initialised to zero, so that it adds nothing."""
+        """Initialise the convolution to zero, so that it adds nothing."""
         super().reset_parameters(generator)
         if self.options.conv_kernel is not None:
             nn.init.zeros_(self.conv)
@@ -144,7 +144,7 @@ class Nystrom(Mechanism):
         k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)
         real = call.key_mask if self.options.landmarks_over == "text" else None
-        padded_graph = torch.compiler.is_exporting() and real is not None  # there the other branch is exact for short texts, too
+        padded_graph = torch.compiler.is_exporting() and real is not None  # the other branch is exact for short texts there, too
         if length <= self.options.num_landmarks and not padded_graph:
             out = dense_attention(q, k, v, call)
         else:
@@ -159,7 +159,7 @@ class Nystrom(Mechanism):
         return out + convolve(self.conv, v * real[:, None, :, None]) * real[:, None, :, None]
 
     def _approximated(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, call: AttentionCall) -> Tensor:
-        """``F A⁺ (B V)`` of more tokens than landmarks."""
+        """``F A⁺ (B V)``, for texts with more tokens than landmarks."""
         count, scale = self.options.num_landmarks, call.scale_for(q.shape[3])
         filled, means = None, None
         if real is None:
@@ -186,12 +186,12 @@ class Nystrom(Mechanism):
 
 
 def between(filled: Tensor) -> Tensor:
-    """Pairs of landmarks that are not empty, ``(B, 1, M, M)`` for ``filled (B, M)``; empty ones would change the norm of the batch."""
+    """Pairs of landmarks that are not empty, ``(B, 1, M, M)`` for ``filled (B, M)``. Empty ones would change the norm of the batch."""
     return filled[:, None, :, None] & filled[:, None, None, :]
 
 
 def convolve(kernel: Tensor, x: Tensor) -> Tensor:
-    """Depthwise convolution along the length with ``kernel (H, S)``, S odd, zeros beyond the ends: ``(B, H, N, D)`` to the same."""
+    """Depthwise convolution of ``x (B, H, N, D)`` along the length with ``kernel (H, S)``. S is odd; beyond the ends are zeros."""
     heads, size = kernel.shape
     return F.conv2d(x, kernel.to(x.dtype)[:, None, :, None], padding=(size // 2, 0), groups=heads)
 
@@ -199,7 +199,7 @@ def convolve(kernel: Tensor, x: Tensor) -> Tensor:
 def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
     """An approximate Moore–Penrose inverse of each ``a (B, H, M, M)``, whose rows are non-negative and sum to 1.
 
-    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁, with the norm of each matrix, or the largest of all matrices.
+    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. The norm is that of each matrix, or the largest of all.
     """
     shape = a.shape
     a = a.flatten(0, 1)

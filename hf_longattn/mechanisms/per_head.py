@@ -55,7 +55,7 @@ class PerHeadOptions(Options):
         return [head for choice in self.heads for head in choice.heads or ()]
 
     def assign(self, num_heads: int) -> list[tuple[HeadSpec, list[int]]]:
-        """The choices that have heads in a layer of ``num_heads``, each with its heads."""
+        """Choices with at least one head in a layer of ``num_heads``, each with its heads."""
         groups = [list(choice.heads or ()) for choice in self.heads]
         named = self.named()
         if named and max(named) >= num_heads:
@@ -178,7 +178,7 @@ class PerHead(Composite):
         return zip(self.mechanisms, self.groups, strict=True)
 
     def _of_heads(self, heads: list[int], q: Tensor, *keys: Tensor) -> list[Tensor]:
-        """The queries of ``heads`` and their key and value heads, still grouped if ``heads`` consists of whole groups."""
+        """Queries of ``heads`` with their key and value heads. These stay grouped if ``heads`` consists of whole groups."""
         each = self.num_heads // keys[0].shape[1]
         shared = [head // each for head in heads]
         whole_groups = len(heads) % each == 0 and all(shared[n : n + each].count(shared[n]) == each for n in range(0, len(heads), each))

@@ -3,16 +3,16 @@
     softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x     (lemma 1)
     relu:     φ(x) = max(w_m·x', 0)                                                                          (section 2.2)
 
-for m random directions w_m, Gaussian and orthogonal in blocks. They are a buffer of the checkpoint; training draws new ones every
+for m random directions w_m, Gaussian and orthogonal in blocks. They are a buffer in the checkpoint. Training draws new ones every
 ``redraw_interval`` passes.
 
-Exponents are relative to the row's largest for queries, and to the feature's largest so far for keys. Both cancel in the quotient. So a
-text in pieces, or token by token, gives what the whole text gives, however large q and k are, up to the rounding of the exponents in fp32
-(about -scale |k|² / 2). A graph (torch.compile, export) computes the causal form in float64, and holds exponents of keys up to some 700
-apart. There, rows that see only keys further below the text's largest are zeros.
+Query exponents are relative to the largest of their row, key exponents to the largest so far of their feature. Both offsets cancel in the
+quotient. So a text in pieces, or token by token, gives the output of the whole text, however large q and k are, up to the rounding of the
+exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile, export) computes the causal form in float64, where key exponents may be
+up to some 700 apart. There, rows that see only keys further below the text's largest exponent are zeros.
 
-Nothing is added to the features, whereas the authors' code adds 10⁻³ to those of relu and 10⁻⁶ to those of softmax. So a row whose relu
-features share no direction with its keys' is zeros.
+Nothing is added to the features, whereas the authors' code adds 10⁻³ to those of relu and 10⁻⁶ to those of softmax. So a row is zeros
+if its relu features share no direction with those of its keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .common.log_features import LogLinearMechanism, log_products
 from .common.registry import register_mechanism
 
 COLUMNS = 4
-"""Numbers of which matrix products load a multiple at once."""
+"""Columns added to a matrix product, which loads multiples of this many numbers at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Performer(LogLinearMechanism):
     cost = "N·m·D"
     bitwise_causal = False
     per_head_tensors = ()
-    order_matters = False
+    pictures_need_order = False
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions
@@ -72,13 +72,13 @@ class Performer(LogLinearMechanism):
         self.logarithms = options.kernel == "softmax"
         self._layer = 0
         self._known = (0, -1, 0)
-        """Identity and version of ``passes`` when last read, and its value: reading it again would wait for the device."""
+        """Identity, version and value of ``passes`` when last read. Reading it again would wait for the device."""
         self.register_buffer("projection", torch.empty(options.num_features, head_dim))
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """The first draw, determined by the option ``seed`` and the layer."""
+        """Make the first draw, which the option ``seed`` and the layer determine."""
         super().reset_parameters(generator)
         self._draw(0)
         self.passes = torch.zeros_like(self.passes)
@@ -110,7 +110,7 @@ class Performer(LogLinearMechanism):
         self.projection = drawn.to(self.projection)
 
     def directions(self, seed: int) -> Tensor:
-        """``(m, D)``: the buffer, or for a call's seed other than 0 the draw of that seed."""
+        """Directions ``(m, D)``: the buffer if ``seed`` is 0, otherwise the draw of that seed."""
         if seed == 0:
             return self.projection
         return orthogonal_gaussian(*self.projection.shape, self.options.seed, self._layer, 0, seed).to(self.projection)
@@ -162,7 +162,7 @@ class Performer(LogLinearMechanism):
 
 
 def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
-    """``(rows, columns)`` fp32: each row is distributed as N(0, I), and the rows of each block of ``columns`` are orthogonal.
+    """``(rows, columns)`` fp32, with rows from N(0, I). In each block of ``columns`` rows, the rows are orthogonal.
 
     Drawn from ``seeds`` on the CPU, so that it is the same on every device.
     """
@@ -176,7 +176,7 @@ def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
 
 
 def mixed(*seeds: int) -> int:
-    """One seed from several, without collisions among small ones (multiples of the golden ratio, modulo 2**63)."""
+    """Mix several seeds into one. Small ones do not collide (multiples of the golden ratio, modulo 2**63)."""
     value = 0
     for seed in seeds:
         value = ((value ^ (seed % (1 << 31))) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 63)

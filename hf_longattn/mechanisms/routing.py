@@ -5,7 +5,7 @@ A token's routing vector x̂ is its query or key after layer normalisation witho
     bidirectional:  query i sees the w keys with the greatest affinity to its cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-Scores are q · k, as the checkpoint was trained with. With ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained from
+Scores are q · k, with which the checkpoint was trained. With ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained from
 scratch. (Its causal form has one vector for both, K ← Q, which no converted model has.) The w best tokens of a cluster depend on the whole
 sequence, so the causal form takes the latest ones instead. Here every query is served by its nearest cluster. In the algorithm a cluster
 takes its w nearest queries: a query in no cluster gets nothing, and one in several keeps one of the results. ``window`` adds the tokens
@@ -17,15 +17,15 @@ backward pass:
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
 The paper has sums instead of means; with means, the rate does not depend on the batch size. In distributed training each process moves its
-centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by one, by the tokens of
-all processes, as one process would make it. ``longattn train`` calls it after every backward pass.
+centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by a single one, by the
+tokens of all processes, as one process would make it. ``longattn train`` calls it after every backward pass.
 
 ``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
 
     s_ij  =  q_i · k_j · scale + log p_j(c(i))
 
-which is what trains W_r.
+so that W_r receives gradients through log p.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DEFAULT_LENGTH = 4096
-"""Length for which the number of clusters is chosen if the longest input is not known."""
+"""Length in tokens that sets the number of clusters if the longest input is unknown."""
 SINKHORN_STEPS = 8
 TOKENS_PER_PIECE, CLUSTERS_PER_PIECE = 4096, 16
-"""Tokens and clusters at a time where affinities are not kept."""
+"""Tokens and clusters per step of a search that does not store all affinities."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Routing(BucketedMechanism):
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     when = "a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`"
     cost = "N·√N"
-    order_matters = False
+    pictures_need_order = False
     options_type = RoutingOptions
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 
@@ -95,9 +95,9 @@ class Routing(BucketedMechanism):
 
     options: RoutingOptions
     centroids: Tensor
-    """``(H, clusters, D)``, part of the checkpoint; a learned router has a parameter of that shape, ``router``, instead."""
+    """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape instead."""
     _unshared: tuple[Tensor, Tensor] | None = None
-    """The centroids after the last :meth:`share`, and the sums of this process's tokens since then; ``None`` in a single process."""
+    """Centroids after the last :meth:`share`, and sums of this process's tokens since then. ``None`` in a single process."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
@@ -113,7 +113,7 @@ class Routing(BucketedMechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Random unit centroids from the option ``seed``, or a random router."""
+        """Draw unit centroids from the option ``seed``, or a random router."""
         super().reset_parameters(generator)
         self._unshared = None
         if self.options.router == "learned":
@@ -137,14 +137,14 @@ class Routing(BucketedMechanism):
         return self.key_vectors(queries), keys
 
     def key_vectors(self, k: Tensor) -> Tensor:
-        """Layer-normalised keys with ``normalise``."""
+        """Keys, layer-normalised if the option ``normalise`` is set."""
         if not self.options.normalise:
             return k
         with torch.autocast(k.device.type, enabled=False):
             return F.layer_norm(k.to(torch.promote_types(k.dtype, torch.float32)), k.shape[-1:]).to(k.dtype)
 
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
-        """Affinities ``(B, H, N, clusters)`` of :meth:`prepared` ``x (B, H, N, D)``; exact: in float64, otherwise in float32 at least."""
+        """Affinities ``(B, H, N, clusters)`` of :meth:`prepared` ``x (B, H, N, D)``; in float64 if ``exact``, else in float32 at least."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             middle = x.to(dtype) if self.options.normalise else F.layer_norm(x.to(dtype), x.shape[-1:])
@@ -152,7 +152,7 @@ class Routing(BucketedMechanism):
 
     @torch.no_grad()
     def offsets(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """Constants that balance the clusters over the real keys, ``(B, H, 1, clusters)``; ``None`` if they are not balanced."""
+        """Logit offsets that balance the clusters over the real keys, ``(B, H, 1, clusters)``. ``None`` without balancing."""
         if not self.learned or call.causal:
             return None
         logits, real = self.logits(k), call.real(k)
@@ -164,7 +164,7 @@ class Routing(BucketedMechanism):
         return torch.where(real.any(-1).view(-1, 1, 1, 1), offset, 0.0)
 
     def shares(self, k: Tensor, offset: Tensor | None, exact: bool) -> Tensor:
-        """By what a cluster ranks keys, ``(B, H, Nk, clusters)``: log p for a learned router (with gradients), else the affinity."""
+        """Values by which clusters rank keys, ``(B, H, Nk, clusters)``. For a learned router, log p (with gradients); else affinities."""
         logits = self.logits(k, exact)
         if not self.learned:
             return logits
@@ -175,7 +175,7 @@ class Routing(BucketedMechanism):
         """The cluster of every vector, ``(B, H, N)``."""
         if self.learned:
             return self.shares(x, offset, exact=True).argmax(-1)
-        # Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)), and the scale of a vector does not change which cluster is the nearest.
+        # Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)), and scaling a vector does not change its nearest cluster.
         dtype = exact_dtype(x.device)
         centroids = self.centroids.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
@@ -207,7 +207,7 @@ class Routing(BucketedMechanism):
             key_clusters = torch.cat([self.clusters(piece, None) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
             clustered = recent_by_rows(query_clusters[:, :, None], key_clusters[:, :, None], real, self.size)
         else:
-            # A few clusters at a time: their number grows with the length, and so would the affinities of all keys to all of them.
+            # A few clusters at a time: their number grows with the length, so the affinities of all keys to all clusters are too many.
             middle = F.layer_norm(k.to(exact_dtype(k.device)), k.shape[-1:])
             members = torch.cat(
                 [
@@ -255,7 +255,7 @@ class Routing(BucketedMechanism):
         return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return call.causal and not self.learned and not self.options.window  # otherwise clusters choose keys of one document
+        return call.causal and not self.learned and not self.options.window  # otherwise clusters choose among the keys of one document
 
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
         return self._recent(q, self.key_vectors(k), q_len, call) if call.causal and not self.learned and not self.options.window else None
@@ -294,7 +294,7 @@ class Routing(BucketedMechanism):
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
     def _with_affinity(self, part: GatherTile, cluster: Tensor, k: Tensor, offset: Tensor | None) -> GatherTile:
-        """The part with log p_j(c(i)) as its bias."""
+        """The part, with log p_j(c(i)) as its bias."""
         batch, heads = cluster.shape[:2]
         share = self.shares(k, offset, exact=False).flatten(2)
         queries, keys = (x.expand(batch, heads, -1, -1) for x in (part.queries, part.keys))
@@ -324,7 +324,7 @@ class Routing(BucketedMechanism):
         part, num_heads = super().of_heads(first, last), self.num_heads
 
         def follow(kinds: list[Tensor]) -> None:
-            """Move this mechanism's centroids; clusters without tokens, such as those of other heads, stay."""
+            """Move the centroids of all heads. Clusters without tokens, such as those of other heads, stay."""
             self._follow([F.pad(sums, (0, 0, 0, 0, first, num_heads - last)) for sums in kinds])
 
         vars(part)["_follow"] = follow
@@ -336,7 +336,7 @@ class Routing(BucketedMechanism):
         return self.centroids.new_zeros(2, heads, clusters, width + 1, dtype=torch.float32) if self._unshared is None else self._unshared[1]
 
     def share(self, sums: Tensor) -> None:
-        """Move the centroids by the ``sums`` of all processes, from where they were before this process moved them."""
+        """Move the centroids by the ``sums`` of all processes. This process's own moves are undone first."""
         earlier = self.centroids if self._unshared is None else self._unshared[0]
         self.centroids.copy_(moved(earlier, tuple(sums.view(2, *self.centroids.shape[:2], -1)), self.options.decay))
         self._unshared = None
@@ -363,16 +363,16 @@ def _real_only(keys: Tensor, real: Tensor | None) -> Tensor:
 
 
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
-    """The tensors, with a hook that runs ``act`` once, at the end of the backward pass through everything computed from them.
+    """Hook the tensors so that ``act`` runs once, after the backward pass through their results.
 
-    Activation checkpointing computes the forward pass twice, and must find the same centroids both times, so these move in the backward
-    pass. In a compiled graph ``act`` runs at once, as batch normalisation updates its averages. One of the tensors must require gradients.
+    Activation checkpointing computes the forward pass twice and must find the same centroids both times, so they move in the backward pass.
+    In a compiled graph ``act`` runs at once, as batch normalisation updates its averages. One of the tensors must require gradients.
     """
     if torch.compiler.is_compiling():
         act()
         return list(tensors)
     first = next(i for i, x in enumerate(tensors) if x.requires_grad)
-    watched = tensors[first].view_as(tensors[first])  # so that the caller's tensor keeps no hook
+    watched = tensors[first].view_as(tensors[first])  # a view, so that the caller's tensor keeps no hook
     done: list[bool] = []
 
     def hook(gradient: Tensor) -> None:
@@ -385,7 +385,7 @@ def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[T
 
 
 def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Tensor) -> Tensor:
-    """The sum of each cluster's vectors, and in the last column their number: ``(H, clusters, D + 1)`` float32.
+    """The sum of each cluster's vectors, and their number in the last column: ``(H, clusters, D + 1)`` float32.
 
     vectors: ``(B, H, N, D)``; clusters: ``(B, H, N)``; real: ``(B, N)`` bool, True = real token.
     """
@@ -395,11 +395,11 @@ def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Ten
 
 
 def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
-    """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors; those of clusters without tokens stay.
+    """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors. Clusters without tokens keep theirs.
 
     Args:
         kinds: :func:`cluster_sums` of several kinds of tokens, which have equal weight.
-        decay: share that is kept of the old centroid.
+        decay: share of the old centroid in the new one.
     """
     sums = torch.stack(tuple(kinds))
     counts = sums[..., -1:]
@@ -411,11 +411,11 @@ def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
 
 @torch.no_grad()
 def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
-    """Move the centroids of every layer of ``model`` by the tokens of all processes of torch.distributed since the last call.
+    """Move all centroids of ``model`` by the tokens of all processes since the last call.
 
-    Every process of the group must call it at the same point, after each backward pass, or after each optimizer step, which then makes one
-    move by all accumulated batches. It takes back the moves that the process made by itself, so the centroids are those of one process with
-    the whole batch, also where a process skipped a batch or a layer. The backward pass itself does not communicate, since then
+    Every process of the torch.distributed group must call it at the same point: after each backward pass, or after each optimizer step for
+    one move by all accumulated batches. It takes back the moves that the process made by itself, so the centroids equal those of one
+    process with the whole batch, even if a process skipped a batch or a layer. The backward pass itself does not communicate, because
     such a process would leave the others waiting. Nothing happens in a single process, where centroids have moved already.
 
     Args:
@@ -434,6 +434,6 @@ def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
 
 
 def processes(group: Any = None) -> int:
-    """The processes of a group of torch.distributed; 1 where it is not initialised."""
+    """Number of processes in a torch.distributed group; 1 if torch.distributed is not initialised."""
     distributed = torch.distributed
     return distributed.get_world_size(group) if distributed.is_available() and distributed.is_initialized() else 1

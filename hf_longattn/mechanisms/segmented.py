@@ -1,6 +1,6 @@
-"""Segmented attention: softmax inside blocks of b tokens, and over neighbouring blocks or summaries of all other blocks.
+"""Segmented attention: softmax inside blocks, and over neighbouring blocks or summaries of all others.
 
-With blocks counted from the first real token and B(i) = ⌊i/b⌋, query i sees, under one softmax,
+With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, query i sees, under one softmax,
 
     none       the keys of its block
     previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020, BlockBERT, whose
@@ -17,7 +17,7 @@ With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,
     attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
 
 The latter is Combiner's conditional expectation over a region (section 3.1). Its query is the region's mean key instead of the mean query,
-so that a decode cache has all it needs. A summary's value is an average, so its weight belongs to its tokens, a share of p_j to each.
+so that a decode cache has all it needs. A summary's value is an average, so its weight counts for its tokens, with share p_j for each.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return not self.options.is_mask()
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """The keys that have a weight: with summaries, all (earlier) ones."""
+        """The keys that have a weight. With summaries, these are all (earlier) keys."""
         size, reached = self.options.block_size, self._neighbours
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -131,7 +131,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return self.options.block_size if self.summarises else None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Each block's summary ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place in it, ``(B, 1, m)``."""
+        """Per block: summary key and value ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place, ``(B, 1, m)``."""
         keys, values = pool_blocks(k, v, real, self._by_attention, call.scale_for(self.head_dim))
         middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
@@ -155,7 +155,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
-        """The keys, and the summaries after them, that a query sees."""
+        """Mask of the visible keys and of the visible summaries, which follow the keys."""
         size = self.options.block_size
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -229,7 +229,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return self.options.block_size * (2 if self.options.integration == "previous" else 1) >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The visible pairs; a query and a summary are one pair."""
+        """Number of visible pairs. A query and a summary are one pair."""
         sizes = block_sizes(length, self.options.block_size)
         within = sum(full_pairs(size, causal) for size in sizes)
         if self.options.integration == "previous":
@@ -240,7 +240,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
 
 def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[GatherTile]:
-    """The rows of ``blocks (M, b)`` with the summaries, after ``length`` keys, of the other blocks."""
+    """Rows of ``blocks (M, b)`` with the summaries of the other blocks. Summaries follow the ``length`` keys."""
     rows, count = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), len(blocks)
     per_block = len(rows) // count
     if causal:
@@ -253,7 +253,7 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
 
 
 def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
-    """Summaries of the blocks of ``size`` tokens of ``k, v (B, H, N, D)``; padding ``(B, N)`` never enters one."""
+    """Summaries of blocks of ``size`` tokens of ``k, v (B, H, N, D)``. Padding, by ``key_mask (B, N)``, never enters one."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     places = torch.arange(real[0].numel(), device=k.device).view(real.shape[1:])
     position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
@@ -262,7 +262,7 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_atten
 
 
 def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """Which places of the blocks hold real tokens, ``(B or 1, M, size)``, and the ``tokens (B, H, N, D)`` there, ``(B, H, M, size, D)``."""
+    """Mask of real tokens in blocks, ``(B or 1, M, size)``, and ``tokens (B, H, N, D)`` in blocks, ``(B, H, M, size, D)``."""
     length = tokens[0].shape[2]
     count = -(-length // size)
     real = torch.ones(1, length, dtype=torch.bool, device=tokens[0].device) if key_mask is None else key_mask
@@ -290,6 +290,6 @@ def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> T
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Tokens ``(B, H, M, size, D)`` averaged by ``weights (B, H, M, size)``, in fp32 at least, and rounded once to the tokens' dtype."""
+    """Average tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in fp32 at least. Round once, to the tokens' dtype."""
     with torch.autocast(blocks.device.type, enabled=False):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)

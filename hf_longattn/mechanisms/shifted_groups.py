@@ -1,11 +1,11 @@
 """Shifted groups (Chen et al. 2024, LongLoRA, section 3.2, S²-Attn): short attention for training, full attention afterwards.
 
-The text is cut into groups of g tokens. A query sees the keys of its group, and the groups of the second half of the heads start half a
-group later, so that information passes from group to group. With h the head of H, heads counted from 0, query i sees key j if
+The text is cut into groups of g tokens. A query sees the keys of its group. In the second half of the heads, groups start half a group
+later, so that information passes from group to group. In head h of H, counted from 0, query i sees key j if
 
     ⌊(i + s_h) / g⌋ = ⌊(j + s_h) / g⌋,      s_h = 0 for h < ⌊H/2⌋,  g/2 for the others          (and j <= i in the causal form)
 
-As in the paper, this is how the model is trained; in eval mode every query sees every key, unless ``keep_groups`` is set.
+As in the paper, groups apply in training. In eval mode every query sees every key, unless ``keep_groups`` is set.
 
 The shift leaves half a group at each end of the text. Here each half is a group of its own, as in the authors' code for supervised
 fine-tuning. Their other code rolls the shifted heads around, so that both halves are one group; ``wrap`` does that. In the causal form the
@@ -62,7 +62,7 @@ class ShiftedGroupsOptions(Options):
 
 @register_mechanism("shifted_groups")
 class ShiftedGroups(MaskedMechanism):
-    """Groups of neighbouring tokens, shifted by half a group in half of the heads; full attention in eval mode."""
+    """Groups of neighbouring tokens, shifted by half a group in half of the heads. Full attention in eval mode."""
 
     summary = "while training, groups of g tokens, shifted by half a group in half of the heads; full attention in eval mode"
     paper = "Chen et al. 2024, LongLoRA, §3.2"
@@ -81,7 +81,7 @@ class ShiftedGroups(MaskedMechanism):
 
     @property
     def grouped(self) -> bool:
-        """Whether attention is that of the groups now: while training, or always with ``keep_groups``."""
+        """Whether groups apply now: while training, or always with ``keep_groups``."""
         return self.training or self.options.keep_groups
 
     def band(self, causal: bool) -> tuple[int, int] | None:
@@ -99,17 +99,17 @@ class ShiftedGroups(MaskedMechanism):
 
     @property
     def shift(self) -> int:
-        """g/2, by which the second half of the heads is shifted."""
+        """Shift of the second half of the heads in tokens, g/2."""
         return self.options.group_size // 2
 
     @property
     def first_shifted(self) -> int:
-        """The first of this part's heads that is shifted."""
+        """Index of the first shifted head in this part; ``num_heads`` if none is shifted."""
         first, heads = self.head_range or (0, self.num_heads)
         return min(max(heads // 2 - first, 0), self.num_heads)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """The groups, without those that ``wrap`` joins, for which the length is needed."""
+        """Mask of the groups, without the pairs that ``wrap`` joins. Those pairs depend on the length."""
         size, half, first, grouped = self.options.group_size, self.shift, self.first_shifted, self.grouped
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -150,7 +150,7 @@ class ShiftedGroups(MaskedMechanism):
         return joined & (h >= self.first_shifted) & real[:, None, None, :]
 
     def _last_group(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """First token of the shifted heads' last group, at most 0 where it is also the first one, and the one after its last, ``(B,)``."""
+        """Start and end (exclusive) of the shifted heads' last group, ``(B,)``. The start is at most 0 if it is also the first group."""
         stop = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1)
         size = self.options.group_size
         return (stop - 1 + self.shift).div(size, rounding_mode="floor") * size - self.shift, stop
@@ -176,7 +176,7 @@ class ShiftedGroups(MaskedMechanism):
         return torch.cat(outs, 1)[:, :, kv_len - q_len :]
 
     def _plan(self, length: int, shift: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs of heads shifted by ``shift`` tokens; kept for the next call."""
+        """Tiles of heads shifted by ``shift`` tokens; cached for the next call."""
         size = self.options.group_size
 
         def make() -> tuple[GatherTile, ...]:
@@ -186,7 +186,7 @@ class ShiftedGroups(MaskedMechanism):
         return BYTE_CACHE.get((ShiftedGroups, size, length, shift, causal, device), make)
 
     def _joined(self, k: Tensor, call: AttentionCall) -> Iterator[GatherTile]:
-        """The tiles that ``wrap`` adds to the shifted heads: the first half group and the last group see one another."""
+        """Tiles that ``wrap`` adds to the shifted heads. The first half group sees the last group and, unless causal, vice versa."""
         if not self.options.wrap:
             return
         real = call.real(k) if call.key_mask is not None else torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
@@ -206,11 +206,11 @@ class ShiftedGroups(MaskedMechanism):
         return Locality(reached, 0 if causal else reached, self.options.group_size)
 
     def extent(self, causal: bool) -> Extent | None:
-        """The distances in eval mode, where a model without ``keep_groups`` attends to everything."""
+        """The distances in eval mode. Without ``keep_groups`` a model then attends to everything."""
         return super().extent(causal) if self.options.keep_groups else None
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """The keys of the upcoming token's group in either half of the heads; all keys without ``keep_groups``."""
+        """Keys of the upcoming token's group in either half of the heads. All keys without ``keep_groups``."""
         if not self.options.keep_groups:
             return None
         size = self.options.group_size
@@ -221,7 +221,7 @@ class ShiftedGroups(MaskedMechanism):
         return not self.grouped or length <= self.shift
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The mean over the heads, rounded down; those of training, where ``keep_groups`` is not set."""
+        """The mean over the heads, rounded down. Full attention in eval mode without ``keep_groups``."""
         if not self.grouped:
             return full_pairs(length, causal)
         first = min(self.shift, length)

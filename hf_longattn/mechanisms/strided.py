@@ -95,8 +95,8 @@ class Strided(GatheredMechanism):
 
 
 def _strides_beyond(side: int, stride: int, length: int) -> int:
-    """Multiples of the stride between ``side`` and the query's position, summed over all queries: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
+    """Keys on the stride beyond ``side``, summed over all queries i: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
     steps = max(0, (length - 1) // stride - side // stride)
     first = (side // stride + 1) * stride
-    # Query `first` has one, and the number grows by one with each stride; the length cuts the last stride short.
+    # Query `first` has one such key, and each stride adds one. The length cuts the last stride short.
     return 0 if not steps else stride * (steps * (steps - 1) // 2) + steps * (length - first - (steps - 1) * stride)

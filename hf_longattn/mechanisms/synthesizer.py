@@ -9,8 +9,8 @@
     dot_product         S_ij = q_i · k_j · scale
 
 Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V ``random+dot_product``.
-The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q, which is the same with the first layer factored
-through the head. Positions i and j count from the first real token, so padding changes nothing.
+The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q, which factors the first layer through the head.
+Positions i and j count from the first real token, so padding changes nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SynthesizerOptions(Options):
 
 @register_mechanism("synthesizer")
 class Synthesizer(Mechanism):
-    """Attention weights from the token alone or from a learned matrix, optionally mixed with dot products."""
+    """Attention weights from the token alone or a learned matrix, optionally mixed with dot products."""
 
     summary = "attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures"
     paper = "Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3"
@@ -63,7 +63,7 @@ class Synthesizer(Mechanism):
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
     trains = True
-    order_matters = False
+    pictures_need_order = False
     options_type = SynthesizerOptions
     sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
 
@@ -147,7 +147,7 @@ class Synthesizer(Mechanism):
 
 
 def _joined(features: list[tuple[Tensor, Tensor]], batch: int, least: int) -> tuple[Tensor, Tensor]:
-    """The query and the key vectors of several kinds, concatenated to ``(B, H, N, F)`` with F at least ``least``."""
+    """Query and key vectors of several kinds, concatenated to ``(B, H, N, F)`` with F at least ``least``."""
     left, right = (torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True))
     missing = max(0, least - left.shape[-1])
     return F.pad(left, (0, missing)), F.pad(right, (0, missing))
@@ -155,7 +155,7 @@ def _joined(features: list[tuple[Tensor, Tensor]], batch: int, least: int) -> tu
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """A layer's sizes: heads, head size, longest input, units of an MLP's hidden layer, rank, and length of the second factor."""
+    """Sizes of a layer. ``width``: head size; ``length``: longest input; ``hidden``: units of an MLP; ``factor``: b of factorized_dense."""
 
     heads: int
     width: int
@@ -178,7 +178,7 @@ class SyntheticScores(nn.Module, ABC):
         """The definition, ``(B or 1, H, Nq, Nk)``."""
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Vectors ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)`` whose products are the scores, for a fused kernel; ``None`` if the
+        """Vectors ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)`` for a fused kernel. Their products are the scores. ``None`` if the
         scores are not such products."""
         return None
 
@@ -195,7 +195,7 @@ def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:
-    """``x[..., columns]``, by ``gather``, which takes 0.7 times as long on the CPU."""
+    """``x[..., columns]`` by ``gather``, in 0.7 times the time of indexing on the CPU."""
     return x.gather(-1, columns.expand(*x.shape[:-1], -1))
 
 
@@ -210,7 +210,7 @@ class DotProduct(SyntheticScores):
 
 
 class TokenMLP(nn.Module):
-    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1), in fp32 at least: rounding would move ReLU's kink."""
+    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1). In fp32 at least: rounding would move ReLU's kink."""
 
     def __init__(self, heads: int, width: int, hidden: int, columns: int) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class TokenMLP(nn.Module):
         self.second, self.second_bias = nn.Parameter(torch.empty(heads, columns, hidden)), nn.Parameter(torch.empty(heads, columns))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Scores of about unit variance for queries of unit variance."""
+        """Draw weights that give scores of about unit variance for queries of unit variance."""
         nn.init.normal_(self.first, std=self.first.shape[1] ** -0.5, generator=generator)
         nn.init.normal_(self.second, std=(self.second.shape[2] / 2) ** -0.5, generator=generator)
         nn.init.zeros_(self.first_bias)
@@ -263,7 +263,7 @@ class FactorizedDense(SyntheticScores):
 
 
 class Random(SyntheticScores):
-    """``S_ij = R_ij``: a matrix per head that does not depend on the input; learned, or fixed as drawn."""
+    """``S_ij = R_ij``: a matrix per head that does not depend on the input. Learned, or fixed as drawn."""
 
     matrix: Tensor
 

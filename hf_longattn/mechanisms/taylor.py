@@ -2,9 +2,9 @@
 
     κ(q, k) = 1 + s + s²/2        s = (q W_q)·(k W_k) / √d
 
-Its features are 1, the d projected coordinates and their d (d + 1) / 2 products, those of unequal coordinates once with weight √2. The
-projections W (D × d) are learned for each head. Dividing by √d, the size of the projected vectors, follows Based; ``scale=head_dim``
-divides by √D instead. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
+Its features are 1, the d projected coordinates x_i and d (d + 1) / 2 products: x_i² / √2, and x_i x_j for i < j. The projections W (D × d)
+are learned for each head. Dividing by √d, with d the size of the projected vectors, follows Based; ``scale=head_dim`` divides
+by √D instead. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
 initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k. If ``feature_dim`` equals the
 head size, W is the identity, and s equals scaling · q·k.
 """
@@ -49,7 +49,7 @@ class Taylor(LinearMechanism):
     trains = True
     estimates_exp = True
     per_head_tensors = ()
-    order_matters = False
+    pictures_need_order = False
     options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions
@@ -62,14 +62,14 @@ class Taylor(LinearMechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """One random orthogonal map per head for queries and keys, scaled such that s estimates scaling · q·k; or the identity."""
+        """Set W to the identity if d = D, else to a random orthogonal map. Queries and keys of a head share it; s estimates scaling·q·k."""
         super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]
         if wide == narrow:
             weight.copy_(torch.eye(wide))
         else:
-            share = min(1.0, narrow / wide)  # what an orthogonal map keeps of a product, on average
+            share = min(1.0, narrow / wide)  # the share of a product that an orthogonal map keeps, on average
             for head in weight:
                 drawn = torch.empty_like(head, dtype=torch.float32)  # there is no QR decomposition in half precision
                 head.copy_(nn.init.orthogonal_(drawn, gain=(share * self._factor()) ** -0.5, generator=generator))
@@ -96,16 +96,16 @@ class Taylor(LinearMechanism):
 
 
 def polynomial(x: Tensor) -> Tensor:
-    """Features ``(…, 1 + d + d(d+1)/2)`` of vectors ``(…, d)``, whose products are 1 + s + s²/2 for s = x·y."""
+    """Features ``(…, 1 + d + d(d+1)/2)`` of vectors ``(…, d)``. Their products are 1 + s + s²/2 for s = x·y."""
     d = x.shape[-1]
     factors = torch.cat((torch.ones_like(x[..., :1]), x, x * math.sqrt(0.5)), -1)
     chosen = BYTE_CACHE.get(("factors of a polynomial", d, x.dtype, x.device), lambda: _chosen_factors(d, x))
-    left, right = factors @ chosen[0], factors @ chosen[1]  # products choose faster than indices, in the backward pass above all
+    left, right = factors @ chosen[0], factors @ chosen[1]  # a product selects faster than an index, above all backward
     return left * right if torch.is_grad_enabled() else left.mul_(right)
 
 
 def _chosen_factors(d: int, like: Tensor) -> Tensor:
-    """Which of 1, the coordinates and √½ times each are the factors of a feature: ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` zeros and ones."""
+    """One-hot columns ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` that select each feature's two factors from 1, x and √½ x."""
     first, second = torch.triu_indices(d + 1, d + 1, device=like.device)  # 1 with everything first, then the coordinates in pairs
     second = second + torch.where((first == second) & (first > 0), d, 0)
     unit = torch.eye(2 * d + 1, dtype=like.dtype, device=like.device)

@@ -30,7 +30,7 @@ from .common.scores import scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 TOKENS_PER_UNIT = 16
-"""Tokens in a unit, of which a decode cache keeps the largest key norm."""
+"""Tokens in a unit. A decode cache keeps the largest key norm of each unit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TopK(SummarisedMechanism):
     position_dependent = False
     summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
-    order_matters = False
+    pictures_need_order = False
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 
@@ -107,7 +107,7 @@ class TopK(SummarisedMechanism):
 
 
 def _largest_norm(summaries: CacheSummaries, kv_len: int) -> Tensor:
-    """The largest norm of all keys of a cache, ``(B, H_kv)``."""
+    """The largest key norm in a cache, ``(B, H_kv)``."""
     norms = summaries.tables["norms"]
     units = torch.arange(norms.shape[2], device=norms.device) * TOKENS_PER_UNIT
     return torch.where(units <= summaries.positions(1, kv_len)[:, None], norms, 0).amax(-1)

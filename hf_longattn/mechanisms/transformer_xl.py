@@ -8,11 +8,11 @@ Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S
 The paper stops gradients at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but projects them to keys and values again, so that
 W_k and W_v learn from the memory, too. With ``stop_gradient=hidden_states`` a model does the same within one call: while gradients are
 computed, it projects the layer's input (after the norm in pre-norm layers) a second time as a constant. ``stop_gradient=keys_values`` saves
-that projection, and stops gradients at the memory's keys and values. This is always so for a mechanism called with q, k and v alone, and
-for keys and values of an earlier call, in a cache or ``memory=``. With ``bptt`` gradients flow into the memory.
+that projection, and stops gradients at the memory's keys and values. Gradients always stop there if a mechanism is called with q, k and v
+alone, and for keys and values of an earlier call, in a cache or ``memory=``. With ``bptt`` gradients flow into the memory.
 
-Positions are relative in the paper. Rotary positions are relative, and a ``score_mod`` of the distance applies to the memory's keys at
-their true positions.
+Positions are relative in the paper. Rotary positions are relative, too, and a ``score_mod`` of the distance applies to the memory's keys
+at their true positions.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class TransformerXL(GatheredMechanism):
         return blocks, memory.clamp(min=-1)
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
-        return self.kept_by_mask(k, call)  # where gradients stop plays no part
+        return self.kept_by_mask(k, call)  # it does not matter where gradients stop
 
     def only_parts(self) -> bool:
         return type(self).forward is TransformerXL.forward
@@ -113,7 +113,7 @@ class TransformerXL(GatheredMechanism):
         return super().labels_documents(k, v, call) and not self._stops(k, v)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The memory holds ``call.detached_kv (B, H_kv, n, D)`` of the last n tokens, or k and v detached if ``None``."""
+        """Attend. The memory has ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and k and v detached for all others."""
         if not self._stops(k, v):
             return super().forward(q, k, v, call)
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
@@ -133,22 +133,22 @@ class TransformerXL(GatheredMechanism):
         return out[:, :, length - q_len :]
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
-        """Whether a pass over these keys and values has a memory into which gradients must not flow."""
+        """Whether this pass has a memory into which gradients must not flow."""
         return self.options.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        """Terms may read the key (u·k in Transformer-XL's positions), so :meth:`forward` adds them for segment and memory separately."""
+        """Leave the terms to :meth:`forward` if gradients stop. Terms may read keys (u·k), so segment and memory need separate ones."""
         return call if self._stops(k, v) else super().with_relative(q, k, v, call)
 
     def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
-        """The score terms, relative positions included: one for all keys, or one for the segment's keys and one for the memory's."""
+        """Score terms, relative positions included. One for all keys, or one for the segment's keys and one for the memory's."""
         if self.relative is None:
             return [call.score_mod]
         terms = [self.relative_mod(q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
         return [chain_score_mods(term, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs within segments, and those with the memory, whose keys are ``length`` positions further."""
+        """Tiles within segments, and with the memory. The memory's keys lie ``length`` positions further."""
 
         def make() -> tuple[GatherTile, ...]:
             blocks, memory = self._rows(length, device)
@@ -158,7 +158,7 @@ class TransformerXL(GatheredMechanism):
         return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 
     def _folded_mod(self, length: int, causal: bool) -> MaskMod:
-        """:meth:`mask_mod` for keys of which those from ``length`` on are the memory's."""
+        """:meth:`mask_mod` with causality, for the segments' keys and, from ``length`` on, the memory's."""
         mod, size = self.mask_mod(causal, None), self.options.segment_length
 
         def folded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -173,7 +173,7 @@ class TransformerXL(GatheredMechanism):
         return self.options.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in float64; without ``bptt`` the memory's keys and values are ``call.detached_kv``, or k and v as constants."""
+        """The definition in float64. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as constants."""
         if not self.options.stops:
             return super().reference(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
@@ -209,14 +209,14 @@ class TransformerXL(GatheredMechanism):
 
 
 def _remembered(k: Tensor, v: Tensor, detached_kv: tuple[Tensor, Tensor] | None) -> list[Tensor]:
-    """Keys and values ``(B, H_kv, N, D)`` of the memory: ``detached_kv`` for the last tokens, constants before them."""
+    """Memory keys and values ``(B, H_kv, N, D)``: ``detached_kv`` for the last tokens, else k and v detached."""
     if detached_kv is None:
         return [k.detach(), v.detach()]
     return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), detached_kv, strict=True)]
 
 
 def _folded(mods: list[ScoreMod | None], length: int) -> ScoreMod | None:
-    """The first of ``mods`` for the keys before ``length``, the last for those from there on, which are the same tokens."""
+    """Join ``mods``: the first for keys before ``length``, the last for the same tokens' keys from ``length`` on."""
     segment, memory = mods[0], mods[-1]
     if segment is None or memory is None:
         return None

@@ -1,4 +1,4 @@
-"""The union of several masks under one softmax: query i sees key j if any member's mask allows it. Each pair counts once.
+"""The union of several masks under one softmax. Query i sees key j if any member's mask allows it. Each pair counts once.
 
     visible(i, j) = visible_1(i, j) or visible_2(i, j) or …
 
@@ -56,7 +56,7 @@ class UnionOptions(Options):
 
 @register_mechanism("union")
 class Union(Composite, GatheredMechanism):
-    """Several masks joined: a pair is visible if any of them allows it, and counts once."""
+    """Several masks joined. A pair is visible if any mask allows it, and counts once."""
 
     summary = "several masks joined under one softmax"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
@@ -90,7 +90,7 @@ class Union(Composite, GatheredMechanism):
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
-        """The band that covers all bands: each contains the diagonal, so it has the widest of their sides."""
+        """The band that covers all bands. Each contains the diagonal, so the widest sides are enough."""
         patterns = [member.pattern(causal) for member in self.bands]
         if not patterns:
             return None
@@ -113,7 +113,7 @@ class Union(Composite, GatheredMechanism):
         return self.mechanisms  # type: ignore[return-value]
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The band, then each member's parts without the pairs of those before it."""
+        """The band, then each member's parts without pairs that are already listed."""
         band = self.pattern(causal)
         laid = [] if band is None else [band_tile(length, band.left, band.right, device)]
         earlier: list[MaskMod] = []
@@ -172,7 +172,7 @@ class Union(Composite, GatheredMechanism):
         return functools.reduce(torch.logical_or, masks)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """An upper bound: pairs that several members see count once per member, up to full attention."""
+        """An upper bound. A pair that several members see counts once per member, up to full attention."""
         return min(full_pairs(length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
 
 

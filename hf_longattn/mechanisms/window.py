@@ -1,5 +1,5 @@
-"""Sliding window attention (Beltagy et al. 2020, Longformer, section 3.1; the causal form: Jiang et al. 2023, Mistral 7B), with a dilation
-per head (the same section of Longformer) and attention sinks (Xiao et al. 2023, StreamingLLM, section 3.2).
+"""Sliding window attention with a dilation per head and attention sinks. Sources: Beltagy et al. 2020, Longformer, section 3.1 (window and
+dilation); Jiang et al. 2023, Mistral 7B (causal form); Xiao et al. 2023, StreamingLLM, section 3.2 (sinks).
 
 In a window of total width w with dilation d, query i sees key j if d divides i - j and
 
@@ -59,7 +59,7 @@ class WindowOptions(BandOptions):
 class Window(SparseMechanism, GatheredMechanism):
     """Each token sees its neighbours within a fixed distance, and the sinks.
 
-    A plain window is a band, with the sinks as global columns. Dilated heads, and sinks in a union, have their pairs listed.
+    A plain window is a band, with the sinks as global columns. Dilated heads, and sinks in a union, list their pairs instead.
     """
 
     summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
@@ -90,12 +90,12 @@ class Window(SparseMechanism, GatheredMechanism):
         """Set each head's dilation."""
         self.dilations, self.longest, different = dilations, max(dilations), sorted(set(dilations))
         self._groups = [self._group(dilation) for dilation in different] if len(different) > 1 else []
-        """The heads of each dilation, and a mechanism for them. They have no tensors, so they need not be submodules."""
+        """The heads of each dilation, and a mechanism for them. The mechanisms have no tensors, so they need not be submodules."""
         self.listed = self.listed or (self.longest > 1 and not self._groups)
 
     def _group(self, dilation: int) -> tuple[list[int], Window]:
         heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
-        options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # the score term has the relative positions
+        options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # relative positions are in the score term
         return heads, Window(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
 
     @property
@@ -126,7 +126,7 @@ class Window(SparseMechanism, GatheredMechanism):
         return lambda b, h, q_idx, kv_idx: band(b, h, q_idx, kv_idx) | ((kv_idx >= 0) & (kv_idx < sinks))
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The sinks, where they are columns of a band."""
+        """The sinks, if they are columns of a band."""
         if not self.options.num_sinks or self.listed:
             return None
         sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
@@ -177,7 +177,7 @@ class Window(SparseMechanism, GatheredMechanism):
         yield near
         if not self.options.num_sinks:
             return
-        # A sink of the queries' own residue may lie in their window, which has listed it; the other sinks never do.
+        # A sink of the queries' own residue may lie in their window, where it is listed already. Other sinks never do.
         sinks = torch.arange(min(self.options.num_sinks, length), device=device)
         own_residue = near.queries[..., :1] % dilation == sinks % dilation
         within = (-pattern.right * dilation, pattern.left * dilation)
@@ -209,7 +209,7 @@ class Window(SparseMechanism, GatheredMechanism):
 
     def locality(self, causal: bool) -> Locality | None:
         if self.options.num_sinks and (self.longest > 1 or self.listed):
-            return None  # where sinks are a matter of positions, not global tokens
+            return None  # here sinks are listed by position, not as global tokens
         pattern = self.pattern(causal)
         return Locality(pattern.left * self.longest, pattern.right * self.longest)
 

@@ -1,17 +1,17 @@
-"""Windows on a grid that do not overlap (Liu et al. 2021, Swin Transformer, sections 3.1-3.2; Li et al. 2022, ViTDet, section 3), of any
-rank: a picture, a video, a spectrogram.
+"""Windows that do not overlap, on a grid of any rank: a picture, a video, a spectrogram. Sources: Liu et al. 2021, Swin Transformer,
+sections 3.1-3.2; Li et al. 2022, ViTDet, section 3.
 
 With windows of w cells along an axis, the cell at place x is in the window number
 
     ⌊x / w⌋,  or in a shifted layer  ⌊(x + w - ⌊w/2⌋) / w⌋
 
 and sees the cells with the same number on every axis. ``shift=alternate`` shifts every second layer, as Swin does. The partial windows at
-the borders stay apart, as by Swin's mask. An axis that one window covers is not shifted.
+the borders stay apart, as with Swin's mask. An axis that one window covers is not shifted.
 
-Partial windows have their real cells only. Swin, ViTDet and SAM instead pad the grid with zeros to whole windows, after its last cells and
-before queries, keys and values are projected; ``padding=zeros`` does this. A cell of padding is in the window that the formula gives for
-its place in the padded grid, and takes its share of the softmax of that window's cells. Its key and value are initialised as copies of the
-projections' biases. Prefix tokens do not see it.
+Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: zero cells follow the grid's last cells before queries,
+keys and values are projected. ``padding=zeros`` does this. A padding cell is in the window that the formula gives for its place in the
+padded grid, and takes a share of the softmax in that window. Its key and value are initialised as copies of the projections' biases.
+Prefix tokens do not see it.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Window2d(GridMechanism):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set the key and the value of padding to those of projections without a bias; in a model they become copies of the layer's
-        biases (:attr:`copies`)."""
+        """Set the key and the value of padding to 0, as without biases. In a model they become copies of the layer's biases
+        (:attr:`copies`)."""
         super().reset_parameters(generator)
         if self.pads and self.padding_of_layer is None:
             nn.init.zeros_(self.pad_key)
@@ -98,7 +98,7 @@ class Window2d(GridMechanism):
         return ("pad_key", "pad_value") if self.pads and self.padding_of_layer is None else ()
 
     def take_padding_from(self, layer: PaddingOfLayer) -> None:
-        """Compute the key and the value of padding by ``layer`` in every call, in place of parameters."""
+        """Compute padding's key and value by ``layer`` in every call, instead of storing parameters."""
         self.padding_of_layer, self.copies = layer, {}
         del self.pad_key, self.pad_value
 
@@ -125,10 +125,10 @@ class Window2d(GridMechanism):
         return int(self.shifted)
 
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
-        """Cells of a window along each axis, and what is added to a place before it is divided by them."""
+        """Window size along each axis, and the shift added to a place before dividing."""
         window = list(grid.per_axis(self.options.window, "window"))
         if not self.pads:
-            # no min, which stays in every later expression of a graph with symbolic sizes
+            # not min, which stays in every later expression of a graph with symbolic sizes
             window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
@@ -138,7 +138,7 @@ class Window2d(GridMechanism):
         return torch.stack(torch.broadcast_tensors(*same)).all(0)
 
     def padded_grid(self, grid: Grid) -> Grid:
-        """The grid with the cells that fill up its windows."""
+        """The grid, enlarged by the padding that completes its windows."""
         if not self.pads:
             return grid
         window = self.windows(grid)[0]
@@ -163,7 +163,7 @@ class Window2d(GridMechanism):
         return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """:meth:`forward` for the cells of a grid as they are."""
+        """:meth:`forward` without adding padding to ``grid``."""
         if choose_on_grid("windows", q, k, call, self.covers_grid(grid)) != "windows":
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)
@@ -184,7 +184,7 @@ class Window2d(GridMechanism):
         return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """The weights ``(B, H, N, N)`` of tokens, and those of all padding ``(B, H, N, 1)``, ``None`` where nothing is padded."""
+        """Weights of tokens ``(B, H, N, N)``, and the total weight of padding ``(B, H, N, 1)``, ``None`` without padding."""
         grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:
@@ -237,8 +237,8 @@ class Window2d(GridMechanism):
 
 
 def _on_padded(score_mod: ScoreMod | None, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod | None:
-    """A score term for a grid with the padding of ``larger``, whose ``queries (B, H, N, D)`` these are; padding has distances, but is at no
-    position of the sequence."""
+    """A score term for the padded grid ``larger``, where ``queries (B, H, N, D)`` lie. Padding has distances, but no position in the
+    sequence."""
     if isinstance(score_mod, AxisTerm):
         return score_mod.of(queries, larger)
     if score_mod is None or isinstance(score_mod, GridBias):

@@ -1,4 +1,4 @@
-"""Decode caches that hold no more than a layer's mechanism can reach, and what a model remembers from segment to segment."""
+"""Decode caches that hold only what each layer's mechanism can reach, and memory between segments."""
 
 from .cache_layer import AttentionCacheLayer, cache_bytes
 from .kept_cache import SparseCacheLayer, kept_layer_type

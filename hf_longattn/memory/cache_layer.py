@@ -1,7 +1,7 @@
-"""What our decode cache layers share: they may compute the attention themselves, know where sequences start, and have a type name.
+"""Base classes and type names of our decode cache layers, which may compute attention themselves.
 
-transformers builds a cache layer for each entry of ``config.layer_types`` from two tables, for growing and for static caches, and passes it
-nothing but that name, so the name holds its settings (``longattn_window_512``).
+transformers builds a cache layer for each entry of ``config.layer_types``. It looks the name up in one of two tables, for growing and for
+static caches, and passes none of our settings, so the name holds them (``longattn_window_512``).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from ..errors import BackendError, LengthError, MaskError
 from ..mechanisms.common.base import Mechanism
 
 NOT_STARTED = 1 << 40
-"""Start of a sequence whose first real token has not come yet: after every column."""
+"""Start of a sequence without a real token so far. It is larger than every column."""
 COUNTED_PACKAGES = ("transformers", "hf_longattn")
-"""Packages into whose objects :func:`cache_bytes` looks."""
+"""Packages whose objects :func:`cache_bytes` searches for tensors."""
 MAX_TYPE_NAMES = 1024
-"""Type names that are in transformers' tables at a time."""
+"""Maximum number of our type names in transformers' tables at a time."""
 
 
 class AttentionCacheLayer(ABC):
-    """A cache layer that the backend asks before it calls the mechanism itself."""
+    """A cache layer that may compute the attention of a step. The backend asks it before it calls the mechanism."""
 
     keeps: ClassVar[str]
-    """The keys that it attends to, in words, for :func:`hf_longattn.explain`."""
+    """Description of the cached data, for :func:`hf_longattn.explain`."""
 
     @abstractmethod
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Whether :meth:`attend` is to be called in this step; otherwise ``update`` returned all past keys and values."""
+        """Whether to call :meth:`attend` in this step. If not, ``update`` has returned all past keys and values."""
 
     @abstractmethod
     def note_padding(self, mask: Tensor | None) -> None:
-        """Learn from the padding mask ``(B, tokens seen so far)``, before every step."""
+        """Read the padding mask ``(B, tokens seen so far)``, before every step."""
 
     @abstractmethod
     def attend(
@@ -51,21 +51,21 @@ class AttentionCacheLayer(ABC):
         """Attention of the queries ``(B, H, Nq, D)`` of this step.
 
         Args:
-            k, v: what ``update`` of this layer returned.
-            call: with the padding of all tokens seen so far; a score term means a four-dimensional mask, a bias or a cap.
+            k, v: the keys and values that this layer's ``update`` returned.
+            call: has the padding of all tokens seen so far. Its score term, if any, is a four-dimensional mask, a bias or a cap.
         Returns:
-            ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` where they are wanted.
+            ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` if ``weights_wanted``.
         """
 
 
 class CroppableLayer(DynamicLayer):
-    """A cache layer of which the last tokens can be taken back, as far as it still has what the tokens before them see."""
+    """A cache layer that can take back its last tokens. It must still hold what earlier tokens see."""
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens; the number is negative. As many as there are, or more, leave the layer empty.
+        """Take back the last ``-tokens_to_remove`` tokens. As many as the layer has, or more, empty it.
 
         Raises:
-            LengthError: a positive number; or the layer has dropped what is needed then. It is as it was before.
+            LengthError: for a positive number, or if the layer has dropped what earlier tokens see. The layer is then unchanged.
         """
         removed = tokens_back(tokens_to_remove)
         if not self.is_initialized:
@@ -78,23 +78,23 @@ class CroppableLayer(DynamicLayer):
         self.take_back(removed)
 
     def cannot_take_back(self, count: int) -> str:
-        """Why the last ``count`` tokens, fewer than there are, cannot be taken back, and what to do; empty if they can."""
+        """Why the last ``count`` tokens (fewer than all) cannot be taken back, and what to do. Empty if they can be."""
         return ""
 
     @abstractmethod
     def take_back(self, count: int) -> None:
-        """Forget the last ``count`` tokens, and what is kept only so that later ones can be taken back."""
+        """Drop the last ``count`` tokens, and data that is held only for taking tokens back."""
 
 
 class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
-    """A cache layer that learns from the padding masks in which column each sequence starts."""
+    """A cache layer that reads each sequence's first column from the padding masks."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.starts: Tensor | None = None
         """``(B,)``: column of the first real token; :data:`NOT_STARTED` where none has come yet."""
         self._all_started = False
-        """Whether ``starts`` is final."""
+        """Whether every sequence has started."""
 
     def note_padding(self, mask: Tensor | None) -> None:
         if self._all_started:
@@ -112,13 +112,13 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
             self._all_started = bool((self.starts != NOT_STARTED).all())
 
     def restart(self, rows: Tensor) -> None:
-        """New sequences start in ``rows (B,)`` bool; the mask must hide the old ones."""
+        """Start new sequences in ``rows (B,)`` bool. The mask must hide the old ones."""
         if self.starts is not None:
             self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_STARTED)
             self._all_started = False
 
     def shift_starts(self, count: int) -> None:
-        """Count columns from ``count`` on."""
+        """Renumber the columns, so that column ``count`` becomes column 0."""
         if self.starts is not None:
             self.starts = torch.where(self.starts == NOT_STARTED, NOT_STARTED, self.starts - count)
 
@@ -138,7 +138,7 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
 
 
 def refuse_restricted_pairs(call: AttentionCall) -> None:
-    """Raise :class:`MaskError` where single pairs are masked or biased: keys that a cache has dropped cannot be."""
+    """Raise :class:`MaskError` if the call has a score term, because the cache has dropped keys."""
     if call.score_mod is not None:
         raise MaskError(
             "A four-dimensional mask or a position bias was given together with a cache that keeps only what the mechanism needs; "
@@ -147,10 +147,10 @@ def refuse_restricted_pairs(call: AttentionCall) -> None:
 
 
 def tokens_back(tokens_to_remove: int) -> int:
-    """The number of tokens that ``crop`` removes: transformers passes a negative number.
+    """The number of tokens that ``crop`` removes. transformers passes it as a negative number.
 
     Raises:
-        LengthError: for a positive number, which used to be the length to keep.
+        LengthError: for a positive number. It used to be the length to keep.
     """
     if tokens_to_remove > 0:
         raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to take back, as in crop(-{tokens_to_remove}).")
@@ -158,7 +158,7 @@ def tokens_back(tokens_to_remove: int) -> int:
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where it is a view of less than half of its storage, such as the last tokens of a long prompt."""
+    """The tensor, copied if it uses less than half of its storage. The last tokens of a long prompt do."""
     if torch.compiler.is_compiling():
         return tensor
     try:
@@ -192,9 +192,9 @@ _lock = threading.Lock()
 
 
 def enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:
-    """Let ``DynamicCache`` build layers called ``name`` with ``growing``, and ``StaticCache`` with ``static``; returns the name.
+    """Register ``name`` for cache layers: ``growing`` builds them for ``DynamicCache``, ``static`` for ``StaticCache``. Returns ``name``.
 
-    Only the last :data:`MAX_TYPE_NAMES` names stay in the tables; a config enters its names whenever a cache is made from it. Both
+    Only the last :data:`MAX_TYPE_NAMES` names stay in the tables, but a config registers its names whenever a cache is made from it. Both
     callables make instances of module-level classes, so that any process can unpickle a cache.
     """
     tables = _tables()

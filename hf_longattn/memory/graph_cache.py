@@ -1,14 +1,14 @@
-"""Decode caches inside a traced graph: what a layer keeps comes in as tensors and goes out as tensors.
+"""Decode caches inside a traced graph. Each layer's state tensors are inputs and outputs of the graph.
 
-A graph for all lengths can neither look at values nor ask how long anything is, so these layers attend themselves, by what mechanisms offer
-the caches of eager decoding:
+A graph for all lengths cannot branch on values or lengths, so these layers compute attention themselves, with the methods that mechanisms
+offer to the caches of eager decoding:
 
-- :class:`KeysLayer` holds the last keys and values (``key``, ``value``), as many as the mechanism reaches, or all; scores are masked by
-  the mechanism's definition, in memory new tokens × keys;
+- :class:`KeysLayer` holds the keys and values (``key``, ``value``) within the mechanism's reach, or all. The mechanism's definition masks
+  the scores, in memory new tokens × keys;
 - :class:`KeptKeysLayer` holds the keys that :meth:`~hf_longattn.Mechanism.kept` keeps, with their positions;
 - :class:`RecurrentLayer` holds the state of :meth:`~hf_longattn.Mechanism.advance`, which runs token by token (ONNX: Scan).
 
-Zeros are every state before the first token, with no tokens along an axis that grows.
+Before the first token every state is zeros, of size 0 along an axis that grows.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from .cache_layer import AttentionCacheLayer, refuse_restricted_pairs
 from .state_cache import StateLayer
 
 KEY, VALUE, POSITION, SEEN = "key", "value", "position", "seen"
-"""Names of the tensors of layers that keep keys; those of a recurrent layer are the mechanism's."""
+"""Tensor names in layers that hold keys. A recurrent layer takes the names from its mechanism."""
 MIN_KEPT_KEYS = 2
-"""Fewest keys that a layer keeps once it is full: PyTorch traces no free axis of up to one entry."""
+"""Minimum number of keys in a full layer. PyTorch cannot trace a dynamic axis of at most one entry."""
 
 
 @dataclass(frozen=True)
 class StateTensor:
     """One tensor of a layer's state.
 
-    shape: without the batch, which is the first axis; 0 is the axis that grows.
-    most: the largest size of that axis; ``None`` where it is unbounded, or where no axis grows.
+    shape: without the batch axis, which comes first. Size 0 marks the axis that grows.
+    most: maximum size of that axis; ``None`` if it is unbounded, or if no axis grows.
     """
 
     name: str
@@ -63,8 +63,8 @@ class StateTensor:
 class GraphLayer(AttentionCacheLayer, DynamicLayer):
     """A cache layer for one step in a graph.
 
-    state: the tensors before the step; afterwards those that follow it.
-    before: how many tokens came before, as the padding mask counts them.
+    state: the tensors before the step. :meth:`attend` replaces them with the tensors after it.
+    before: the number of earlier tokens, padding included.
     """
 
     is_croppable = False
@@ -74,7 +74,7 @@ class GraphLayer(AttentionCacheLayer, DynamicLayer):
         self.state, self.before = state, before
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        """The new keys and values; :meth:`attend` puts those before them in front."""
+        """Return the new keys and values alone. :meth:`attend` reads the earlier tokens from the state."""
         self.count = key_states.shape[2]
         return key_states, value_states
 
@@ -93,17 +93,17 @@ class GraphLayer(AttentionCacheLayer, DynamicLayer):
     def attend(
         self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The output of the step; no weights, which a graph does not return."""
+        """The output of the step, and ``None``. A graph returns no weights."""
         out, self.state = self.step(mechanism, q, k, v, call)
         return out, None
 
     @abstractmethod
     def step(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, State]:
-        """The output ``(B, H, n, D)`` of the new tokens and the state after them; ``call.key_mask (B, tokens so far)`` is given."""
+        """The output ``(B, H, n, D)`` of the new tokens and the state after them. ``call.key_mask (B, tokens so far)`` is given."""
 
 
 class KeysLayer(GraphLayer):
-    """``key, value (B, H_kv, P, D)``: those of the last tokens, P of at most ``most``."""
+    """``key, value (B, H_kv, P, D)`` of the last P tokens, at most ``most`` (``None``: all tokens)."""
 
     keeps = "keys of a graph"
 
@@ -121,8 +121,8 @@ class KeysLayer(GraphLayer):
 
 
 class KeptKeysLayer(GraphLayer):
-    """``key, value (B, H_kv, P, D)`` of the tokens at ``position (B, P)`` of their sequence, -1 for padding and empty slots, after ``seen
-    (B,)`` positions."""
+    """``key, value (B, H_kv, P, D)`` of keys that later queries see. ``position (B, P)`` is each key's position in its sequence, -1 for
+    padding and empty slots. ``seen (B,)`` is the number of positions so far."""
 
     keeps = "kept keys of a graph"
 
@@ -151,10 +151,10 @@ class RecurrentLayer(GraphLayer):
         refuse_restricted_pairs(call)
         mask, names = call.real(k), sorted(self.state)
         tokens = {"q": q, "k": k, "v": v} | ({} if call.hidden_states is None else {"hidden": call.hidden_states[:, None]})
-        # A token of padding before the first real one leaves zeros, the empty state.
+        # Padding before the first real token leaves the empty state, zeros.
         started = _last(mask.long().cumsum(1) > 0, q.shape[2], 1)
         inputs = [x.movedim(2, 0) for x in tokens.values()] + [x.movedim(1, 0) for x in (_last(mask, q.shape[2], 1), started)]
-        # In one layout: PyTorch compares it with that of the layer before, and would not trace a comparison that depends on the length.
+        # Contiguous: PyTorch compares the layout with the previous layer's, and cannot trace a comparison that depends on the length.
         inputs = [x.contiguous() for x in inputs]
 
         def step(state: list[Tensor], entries: list[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -170,23 +170,23 @@ class RecurrentLayer(GraphLayer):
 
 
 def _chosen(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``new (B, …)`` in the rows ``(B,)`` and ``old`` in the others; onnxruntime chooses between numbers only."""
+    """``new (B, …)`` where ``rows (B,)`` is true, ``old`` elsewhere. onnxruntime cannot select between booleans."""
     rows = rows.view(-1, *[1] * (old.dim() - 1))
     return (rows & new) | (~rows & old) if old.dtype == torch.bool else torch.where(rows, new, old)
 
 
 def _last(x: Tensor, count: int, dim: int) -> Tensor:
-    """The last ``count`` entries along an axis, by an index: a slice would ask whether there are so many."""
+    """The last ``count`` entries along an axis. They are indexed, because a slice would check that there are that many."""
     return x.index_select(dim, torch.arange(count, device=x.device) + (x.shape[dim] - count))
 
 
 def _packed(selected: Tensor, k: Tensor, v: Tensor, position: Tensor) -> State:
-    """The slots ``selected (B, S)`` in their order, as many as the row with most of them has; empty slots come last."""
+    """The slots ``selected (B, S)``, in order, packed to the left. The row with the most slots sets the width; empty slots come last."""
     counts = selected.long().cumsum(1)
     size: Any = counts[:, -1].max().item()
     assume_in_graph(size >= 0)
     assume_in_graph(size <= selected.shape[1])
-    places = torch.where(selected, counts - 1, size)  # the others go to one slot after the last, which is cut off
+    places = torch.where(selected, counts - 1, size)  # unselected slots go to one extra slot at the end, which is cut off
     order = counts.new_zeros(selected.shape[0], size + 1).scatter(
         1, places, torch.arange(selected.shape[1], device=k.device).expand(selected.shape)
     )
@@ -198,19 +198,19 @@ def _packed(selected: Tensor, k: Tensor, v: Tensor, position: Tensor) -> State:
 
 
 def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) -> tuple[StateTensor, ...]:
-    """The state that a layer of this mechanism keeps in a graph.
+    """The tensors of a layer's state in a graph.
 
     Args:
-        mechanism: of the layer, causal.
-        held: the layer's cache in eager decoding, after a token.
-        plain_scores: whether the model leaves the scores q·k as they are.
+        mechanism: the layer's mechanism, causal.
+        held: the layer's cache in eager decoding, after one token.
+        plain_scores: whether the model leaves the scores q·k unchanged.
     Raises:
-        ExportError: what the mechanism keeps, or how it chooses among it, cannot be expressed as tensors.
+        ExportError: the mechanism's state, or its choice of past keys, cannot be expressed as tensors.
     """
     state = held.state if isinstance(held, StateLayer) else None
     if mechanism.exports and mechanism.stateful and state is not None:
         return tuple(StateTensor(name, state[name].dtype, tuple(state[name].shape[1:])) for name in sorted(state))
-    by_query = isinstance(mechanism.relative, QueryDependent)  # its table is as wide as the distances, which a graph does not know
+    by_query = isinstance(mechanism.relative, QueryDependent)  # its table has a row per distance, and a graph does not know how many
     if mechanism.exports and not mechanism.stateful and not by_query:
         assert held.keys is not None
         assert held.values is not None
@@ -231,7 +231,7 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
 
 
 def graph_layer(tensors: tuple[StateTensor, ...], mechanism: Mechanism, state: State, before: int) -> GraphLayer:
-    """The layer of these tensors, see :func:`graph_state`, with the state before a step."""
+    """The layer for the tensors of :func:`graph_state`, with the state before a step."""
     if mechanism.stateful:
         return RecurrentLayer(state, before)
     if any(tensor.name == POSITION for tensor in tensors):

@@ -1,8 +1,8 @@
-"""Cache layers for patterns that keep scattered keys visible: sinks and a window, every s-th column, the last columns of blocks.
+"""Cache layers for scattered visible keys: sinks and a window, every s-th column, the last columns of blocks.
 
-A layer holds the keys that some later token can still see, each with the column of the padded batch that it came from; what
-:meth:`hf_longattn.Mechanism.kept` gives up is dropped. Positions count from each sequence's first real token, so rows
-with different padding keep different columns; a row with fewer of them has empty slots (column -1).
+A layer holds the keys that a later token can still see, each with its column in the padded batch. Keys that
+:meth:`hf_longattn.Mechanism.kept` excludes are dropped. Positions count from each sequence's first real token, so rows
+with different padding hold different columns. A row with fewer keys has empty slots (column -1).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .cache_layer import LeftPaddedLayer, enter_layer_type, refuse_restricted_pa
 from .static_cache import StaticKeysLayer
 
 SLACK = 64
-"""Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
+"""Tokens that can always be cropped, and tokens between two clean-ups. Assisted decoding takes rejected tokens back."""
 
 
 class SparseCacheLayer(LeftPaddedLayer):
-    """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``, which ``mechanism`` with ``options`` (JSON) can still see; ``seen``
-    tokens have passed."""
+    """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see.
+    ``mechanism`` and ``options`` (JSON) decide which; ``seen`` is the number of tokens so far."""
 
     keeps = "kept keys"
     keys: Tensor
@@ -39,11 +39,11 @@ class SparseCacheLayer(LeftPaddedLayer):
         self.seen = 0
         self.pruned = False
         self._earliest = 0
-        """The fewest tokens after which everything is there that later ones see."""
+        """Minimum length, in tokens, to which the layer can be cropped."""
         self._clean_size = 0
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """From the first clean-up on; until then all keys are there."""
+        """True from the first clean-up on. Until then the layer holds all keys."""
         return self.pruned
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -51,7 +51,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens; drop what none of them can see, once per :data:`SLACK` tokens. Returns what is kept."""
+        """Append the new tokens and return what is held. Before that, once per :data:`SLACK` tokens, drop keys that no later token sees."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.columns.shape[1] >= self._clean_size + SLACK:
@@ -62,7 +62,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         return super().update(key_states, value_states)
 
     def positions(self) -> Tensor:
-        """Position of every kept key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
+        """Position of each held key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
         assert self.starts is not None
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
 
@@ -87,7 +87,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         return out, mechanism.attend_kept(q, k, one_hot, *positions, call.replace(dropout=0.0))
 
     def _prune(self) -> None:
-        if self.starts is None or not self._all_started:  # where the sequences start is not known yet
+        if self.starts is None or not self._all_started:  # some sequence has not started, so its positions are unknown
             return
         positions = self.positions()
         self._earliest = max(0, self.seen - SLACK)
@@ -98,7 +98,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         self.pruned, self._clean_size = True, self.columns.shape[1]
 
     def _select(self, selected: Tensor) -> None:
-        """Keep the slots ``(B, S)``, packed to the left in their order."""
+        """Keep the slots ``selected (B, S)`` bool, packed to the left in order."""
         size = int(selected.sum(1).max())
         order = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         self.columns = torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
@@ -126,12 +126,12 @@ class SparseCacheLayer(LeftPaddedLayer):
             self._select((self.columns >= 0) & (self.columns < self.seen))
 
     def unused(self) -> int:
-        """The number of first columns that no slot holds."""
+        """The number of leading columns that no slot holds."""
         held = self.columns[self.columns >= 0] if self.is_initialized else None
         return int(held.min()) if held is not None and len(held) else self.seen
 
     def renumber(self, count: int) -> None:
-        """Count columns from ``count`` on."""
+        """Renumber the columns, so that column ``count`` becomes column 0."""
         self.seen -= count
         self._earliest -= count
         if self.is_initialized:
@@ -154,7 +154,7 @@ class SparseCacheLayer(LeftPaddedLayer):
 
 
 def kept_layer_type(mechanism: str, options: str) -> str:
-    """The cache layer type of a mechanism with options (JSON); the static one keeps everything."""
+    """The cache layer type of a mechanism with options (JSON). In a static cache it keeps all keys."""
     return enter_layer_type(
         f"{BACKEND}_{mechanism}_{options}", partial(SparseCacheLayer, mechanism=mechanism, options=options), StaticKeysLayer
     )

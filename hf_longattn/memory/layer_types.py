@@ -1,4 +1,4 @@
-"""Which memory each layer of a decoder needs: transformers builds its cache from these names."""
+"""The cache layer type of each decoder layer. transformers builds its cache from these names."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _causal(long_attention: LongAttentionConfig, layer: int) -> Mechanism | None
 
 
 def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
-    """The number of past keys that a token sees in ``layer``, its own included; ``None`` when that is unbounded."""
+    """The number of past keys that a token sees in ``layer``, itself included. ``None`` if unbounded, or without a causal form."""
     built = _causal(long_attention, layer)
     return None if built is None else built.reach(causal=True)
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_scores: bool = True) -> str:
-    """The cache layer type of one layer: a state, a window, scattered keys, or everything, with summaries where the mechanism chooses by
-    them. Scattered keys are kept for plain scores only, which the model does not change."""
+    """The cache layer type of one layer: a state, a window, all keys with summaries, scattered keys, or everything.
+    Scattered keys need plain scores, which the model does not change."""
     built = _causal(long_attention, layer)
     if built is None:
         return FULL
@@ -51,6 +51,6 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_sco
 
 
 def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:
-    """The cache layer type of every layer, or ``None`` when each of them keeps everything."""
+    """The cache layer type of every layer, or ``None`` if all layers keep everything."""
     types = [decode_layer_type(long_attention, layer, plain_scores) for layer in range(num_layers)]
     return None if set(types) <= {FULL} else types

@@ -1,7 +1,7 @@
-"""What a model remembers from one segment of a document to the next: ``model.new_memory()``, and ``outputs.memory`` after each call.
+"""Memory of a model between segments of a document: ``model.new_memory()``, and ``outputs.memory`` after each call.
 
-A call leaves the memory that it is given as it is; its outputs hold the next one, without gradients. Each row of a batch is a document;
-the rows of ``memory_reset`` start again with an empty memory.
+A call does not change the memory that it is given. Its outputs hold the next memory, without gradients. Each row of a batch is a document;
+rows set in ``memory_reset`` start again with an empty memory.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class SegmentMemory(ABC):
 
     def __init__(self) -> None:
         self.batch_size: int | None = None
-        """Rows, ``None`` before the first call."""
+        """Number of rows; ``None`` before the first call."""
 
     def begin(self, batch_size: int, reset: Tensor | None) -> SegmentMemory:
-        """A copy for one call on ``batch_size`` rows, in which those of ``reset (B,)`` are empty.
+        """A copy for one call on ``batch_size`` rows. Rows set in ``reset (B,)`` are empty.
 
         Raises:
-            MemoryMismatchError: another batch size than that of the call before, or flags of another shape.
+            MemoryMismatchError: the batch size differs from the previous call, or ``reset`` has another shape.
         """
         if self.batch_size not in (None, batch_size):
             raise MemoryMismatchError(
@@ -55,7 +55,7 @@ class SegmentMemory(ABC):
 
     @abstractmethod
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Fill a new memory of the same model with what :meth:`state_dict` returned."""
+        """Fill a new memory of the same model with the tensors of :meth:`state_dict`."""
 
     @abstractmethod
     def nbytes(self) -> int:
@@ -63,12 +63,12 @@ class SegmentMemory(ABC):
 
 
 def of_memory(cache: Any) -> bool:
-    """Whether a decode cache is that of a :class:`CacheMemory`."""
+    """Whether a decode cache belongs to a :class:`CacheMemory`."""
     return hasattr(cache, "positions_restart")
 
 
 class TokenMemory(SegmentMemory):
-    """The memory tokens ``tokens (B, M, hidden_size)`` after the last segment; ``fresh (B,)`` rows start with the learned ones."""
+    """Memory tokens ``tokens (B, M, hidden_size)`` after the last segment. Rows set in ``fresh (B,)`` start with the learned tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,13 +82,13 @@ class TokenMemory(SegmentMemory):
         self.fresh = rows
 
     def filled(self, learned: Tensor, batch_size: int) -> Tensor:
-        """The memory tokens ``(B, M, hidden_size)`` of the next segment; ``learned (M, hidden_size)`` where there are none."""
+        """The memory tokens ``(B, M, hidden_size)`` of the next segment. Rows without memory get ``learned (M, hidden_size)``."""
         learned = learned[None].expand(batch_size, -1, -1)
         if self.tokens is None:
             return learned
         tokens = self.tokens.to(learned)
         begins = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device) if self.fresh is None else self.fresh.to(tokens.device)
-        return torch.where(begins[:, None, None], learned, tokens)  # every step uses the learned ones, so that they always have gradients
+        return torch.where(begins[:, None, None], learned, tokens)  # every step uses the learned tokens, so they always have gradients
 
     def take(self, tokens: Tensor) -> None:
         """Remember ``tokens (B, M, hidden_size)``."""
@@ -106,9 +106,9 @@ class TokenMemory(SegmentMemory):
 
 
 class CacheMemory(SegmentMemory):
-    """The keys, values and states that the layers' mechanisms still need, in the layers of a decode cache.
+    """A decode cache with the keys, values and states that mechanisms still need.
 
-    mask: ``(B, columns)`` bool, which of the columns that some layer holds are real tokens of the row's document.
+    mask: ``(B, columns)`` bool, True = real token of the row's document. Only columns that some layer holds.
     positions: ``(B,)``, the position of the next token of each row's document.
     """
 
@@ -123,8 +123,8 @@ class CacheMemory(SegmentMemory):
     def _copy(self) -> CacheMemory:
         following = copy.copy(self)
         following.cache = copy.copy(self.cache)
-        # Layers replace their tensors. SummaryLayer also writes to those in its buffer, which its __getstate__ empties for a copy: a layer
-        # and its copy share only tensors that neither writes to any more.
+        # Layers replace their tensors instead of writing to them. Only SummaryLayer writes, to its buffer, and its __getstate__ empties the
+        # buffer for a copy. So a layer and its copy share only tensors that neither writes to any more.
         following.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return following
 
@@ -139,7 +139,7 @@ class CacheMemory(SegmentMemory):
                 layer.restart(rows)
 
     def extend(self, real: Tensor) -> dict[str, Any]:
-        """Count the new tokens, ``real (B, n)`` bool, and return the model's arguments that go with them."""
+        """Add the new tokens ``real (B, n)`` bool to mask and positions. Returns the model's arguments for them."""
         if self.mask is None or self.positions is None:
             self.mask, self.positions = real[:, :0], torch.zeros_like(real[:, 0], dtype=torch.long)
         self.mask = torch.cat([self.mask.to(real.device), real], 1)
@@ -150,7 +150,7 @@ class CacheMemory(SegmentMemory):
         return {"past_key_values": self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
 
     def close(self) -> None:
-        """After the call: drop gradients, and columns that no layer holds."""
+        """Finish a call: drop gradients, and columns that no layer holds."""
         for layer in self.cache.layers:
             for name, value in vars(layer).items():
                 if isinstance(value, Tensor):
@@ -181,7 +181,7 @@ class CacheMemory(SegmentMemory):
 
 
 def _tensors(layer: Any) -> list[tuple[str, Tensor]]:
-    """The contents of a cache layer: tensors, numbers as tensors, and the tensors of a state as ``state/name``."""
+    """The contents of a cache layer by name: tensors, numbers as tensors, and tensors of a dict as ``attribute/name``."""
     tensors = []
     for name, value in vars(layer).items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The cache layer of mechanisms that decode from a state of constant size: linear states, ring buffers, memories of segments."""
+"""Cache layers for mechanisms with a constant-size state: linear states, ring buffers, segment memories."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
 
 MIN_REWINDABLE_TOKENS = 64
-"""Tokens that can be taken back at least, of those since the last time."""
+"""Minimum number of tokens that can be taken back, if that many were recorded."""
 
 
 @dataclass
 class Step:
     """One call of :meth:`hf_longattn.Mechanism.advance`.
 
-    mask: ``(B, tokens)`` bool, True = real token, or ``None``; skipped: padding before each row's first token, where there is any.
+    call: its ``key_mask`` is ``(B, tokens)`` or ``None``. skipped: padding tokens before each row's first token; ``None`` without any.
     """
 
     mechanism: Mechanism
@@ -46,7 +46,7 @@ class Step:
         return self.q.shape[2]
 
     def run(self, tokens: int | None = None) -> tuple[Tensor, State | None]:
-        """The output and the state after the first tokens of the step, or after all of them."""
+        """The output and the state after the first ``tokens`` tokens of the step. ``None`` runs all."""
         q, k, v, call = self.q, self.k, self.v, self.call
         if tokens is not None:
             q, k, v = (x[:, :, :tokens] for x in (q, k, v))
@@ -57,12 +57,12 @@ class Step:
         return advanced(self.mechanism.advance, q, k, v, self.before, call, self.skipped)
 
     def state_after(self, tokens: int) -> State | None:
-        """The state after the first tokens of the step."""
+        """The state after the first ``tokens`` tokens of the step."""
         return self.run(tokens)[1] if tokens else self.before
 
 
 class LastSteps:
-    """The latest steps, none from before tokens were last taken back."""
+    """The latest steps. Taking tokens back clears them."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
@@ -77,7 +77,7 @@ class LastSteps:
             self._steps.pop(0)
 
     def take_back(self, tokens: int) -> State | None:
-        """The state before the last tokens, at most ``len(self)``; the recorded steps are then forgotten."""
+        """The state before the last ``tokens`` tokens, at most ``len(self)``. Clears the recorded steps."""
         while tokens > self._steps[-1].tokens:
             tokens -= self._steps.pop().tokens
         state = self._steps[-1].state_after(self._steps[-1].tokens - tokens)
@@ -89,7 +89,7 @@ class LastSteps:
 
 
 class StateLayer(LeftPaddedLayer):
-    """The state that :meth:`hf_longattn.Mechanism.advance` returned, and how many tokens it has seen."""
+    """The state that :meth:`hf_longattn.Mechanism.advance` returned, and the number of tokens in it."""
 
     keeps = "a state"
     is_croppable = False
@@ -101,10 +101,10 @@ class StateLayer(LeftPaddedLayer):
         self.record_past = False
         self.last = LastSteps()
         self._latest = NOT_STARTED
-        """The latest start, once all sequences have started."""
+        """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
 
     def activate_past_recording(self) -> None:
-        """Remember the last steps, so that :meth:`crop` can take tokens back; generation with an assistant asks for it."""
+        """Record the last steps, so that :meth:`crop` can take tokens back. Assisted generation calls this."""
         self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -126,7 +126,7 @@ class StateLayer(LeftPaddedLayer):
             self._latest = int(self.starts.max())
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Always: no keys are kept."""
+        """Always true: no keys are kept."""
         return True
 
     def attend(
@@ -150,13 +150,13 @@ class StateLayer(LeftPaddedLayer):
         return out, weights
 
     def _skipped(self, before: int) -> tuple[int, ...] | None:
-        """Padding before the first token of each row among the tokens after ``before``; ``None`` where there is none."""
+        """Padding tokens before each row's first real token, counted from column ``before``; ``None`` without any."""
         if self.starts is None or self._latest <= before:
             return None
         return tuple((self.starts - before).clamp(0, self.seen - before).tolist())
 
     def state_bytes(self) -> int:
-        """Size of the state."""
+        """Size of the state in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.state or {}).values())
 
     def get_seq_length(self) -> int:
@@ -166,7 +166,7 @@ class StateLayer(LeftPaddedLayer):
         return self.seen + query_length, 0
 
     def restart(self, rows: Tensor) -> None:
-        """New sequences start in ``rows (B,)`` bool: zeros are the state before the first token."""
+        """Start new sequences in ``rows (B,)`` bool. Their state becomes zeros, the state before the first token."""
         super().restart(rows)
         self._latest = NOT_STARTED
         if self.state is not None:
@@ -178,13 +178,13 @@ class StateLayer(LeftPaddedLayer):
         return self.seen
 
     def renumber(self, count: int) -> None:
-        """Count columns from ``count`` on."""
+        """Renumber the columns, so that column ``count`` becomes column 0."""
         self.seen -= count
         self.shift_starts(count)
         self._latest -= count if self._all_started else 0
 
     def cannot_take_back(self, count: int) -> str:
-        """Why tokens cannot be taken back: without recording, only all of them can be, or none."""
+        """Why the last tokens cannot be taken back, or empty. Without recording, only all tokens can be, or none."""
         if count <= len(self.last):
             return ""
         advice = (
@@ -237,22 +237,22 @@ class StateLayer(LeftPaddedLayer):
 
 
 class DynamicStateLayer(StateLayer):
-    """The layer of :class:`transformers.DynamicCache`."""
+    """The state layer for :class:`transformers.DynamicCache`."""
 
     _layer_type = STATE_LAYER
 
 
 class StaticStateLayer(StateLayer, StaticLayer):
-    """The layer of :class:`transformers.StaticCache`: the state stays where it is in memory, and steps of decoding have one graph.
+    """The state layer for :class:`transformers.StaticCache`. The state never moves in memory, so all decoding steps are one graph.
 
-    max_cache_len: tokens that the cache may be asked for, as the padding mask counts them; the state's size does not depend on it.
+    max_cache_len: maximum number of tokens in the cache, padding included. The state's size does not depend on it.
     """
 
     _layer_type = STATE_LAYER
     is_compileable = True
     cumulative_length: Tensor
     started = False
-    """Whether there are tokens; known without looking at the device."""
+    """Whether there are tokens; known without waiting for the device."""
 
     @property
     def seen(self) -> int:
@@ -304,7 +304,7 @@ class StaticStateLayer(StateLayer, StaticLayer):
         return self.cumulative_length if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Those of a layer that keeps everything: the padding mask of all tokens serves every layer of a model."""
+        """The sizes for a layer that keeps everything. All layers of a model share one padding mask."""
         return self.max_cache_len, 0
 
     def get_max_length(self) -> int:
@@ -315,5 +315,5 @@ class StaticStateLayer(StateLayer, StaticLayer):
         self.started = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused, as transformers' static layers have no way back."""
+        """Raise :class:`LengthError`: static layers cannot take tokens back."""
         refuse_static_crop()

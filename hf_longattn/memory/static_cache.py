@@ -1,11 +1,11 @@
-"""Static cache layers: memory reserved once and shapes that never change, so that every step of decoding is one and the same graph.
+"""Static cache layers. Memory is reserved once and shapes never change, so every decoding step is the same graph.
 
-How many tokens are in a cache is a number on its device, ``cumulative_length``, which a graph adds to and compares with; nothing waits for
-it. :func:`slot_columns` says which token a slot of a layer holds, of ours as of transformers' own, and the mechanism's mask is asked for
-just these (:meth:`hf_longattn.Mechanism.attend_step`).
+The number of tokens in a cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without waiting for the
+device. :func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism evaluates its mask for
+exactly these tokens (:meth:`hf_longattn.Mechanism.attend_step`).
 
-A window is a ring: the token of column c lies in slot c modulo w, so that a new token overwrites the one that left the window, and nothing
-is moved.
+A window of w tokens is a ring. The token of column c lies in slot c modulo w, so a new token overwrites the one that left the window, and
+nothing is moved.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ class StaticKeysLayer(StaticLayer):
     """All keys and values in memory reserved once, for ``cache_implementation="static"``."""
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused, as transformers' static layers have no way back."""
+        """Raise :class:`LengthError`: static layers cannot take tokens back."""
         refuse_static_crop()
 
 
 class StaticWindowLayer(StaticKeysLayer):
     """The last ``window`` keys and values, as a ring, for ``cache_implementation="static"``.
 
-    max_cache_len: tokens that the cache may be asked for, as the padding mask counts them.
+    max_cache_len: maximum number of tokens in the cache, padding included; the ring may be shorter.
     """
 
     def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
         super().__init__(max_cache_len=min(max_cache_len, window))
         self.longest = max_cache_len
         self.started = False
-        """Whether there are tokens; known without looking at the device."""
+        """Whether there are tokens; known without waiting for the device."""
 
     @property
     def slots(self) -> int:
-        """Tokens that the ring holds."""
+        """Number of slots in the ring."""
         return self.max_cache_len
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The first tokens as they are; a single new token with those that it sees, in the ring's order; several after the ring's."""
+        """Store new tokens. Returns them alone on the first call, later the ring (one token) or the old ring followed by them (several)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count, started = key_states.shape[2], self.started
@@ -63,13 +63,13 @@ class StaticWindowLayer(StaticKeysLayer):
         return (self.keys, self.values) if started else (key_states, value_states)
 
     def held(self, total: Tensor) -> Tensor:
-        """The column in each slot, ``(slots,)``, after ``total`` tokens."""
+        """The column in each slot, ``(slots,)``, after ``total`` tokens; :data:`NO_TOKEN` in empty slots."""
         slot, last = torch.arange(self.slots, device=self.device), total - 1
         column = last - (last - slot) % self.slots
         return torch.where(column < 0, NO_TOKEN, column)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """That of a layer that keeps everything: the padding mask of all tokens serves every layer of a model."""
+        """The sizes for a layer that keeps everything. All layers of a model share one padding mask."""
         return self.longest, 0
 
     def get_max_length(self) -> int:
@@ -81,10 +81,10 @@ class StaticWindowLayer(StaticKeysLayer):
 
 
 def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
-    """The columns of a call's queries and keys, after ``layer.update`` returned ``kv_len`` keys for ``q_len`` new tokens."""
+    """The columns of a call's queries and keys. ``layer.update`` has returned ``kv_len`` keys for ``q_len`` new tokens."""
     if isinstance(layer, StaticWindowLayer):
         return Columns(("ring" if kv_len == layer.slots else "ring and more", kv_len), lambda: _in_ring(layer, q_len, kv_len))
-    if isinstance(layer, StaticSlidingWindowLayer):  # what lies beyond its width has been moved out at the front
+    if isinstance(layer, StaticSlidingWindowLayer):  # older tokens have been shifted out at the front
         first = max(0, layer.cumulative_length_int - kv_len)
         return Columns(("rolled", kv_len), lambda: (_last(layer, q_len), torch.arange(first, first + kv_len, device=layer.device)))
     return Columns(("all", kv_len), lambda: (_last(layer, q_len), torch.arange(kv_len, device=layer.device)))
@@ -102,19 +102,19 @@ def _in_ring(layer: StaticWindowLayer, q_len: int, kv_len: int) -> tuple[Tensor,
 
 
 def tokens_in(layer: StaticLayer) -> Tensor | int:
-    """The number of tokens that have come so far; of transformers' sliding layer a number that the host counts."""
+    """The number of tokens so far. transformers' sliding layer counts them on the host, other layers on the device."""
     return layer.cumulative_length_int if isinstance(layer, StaticSlidingWindowLayer) else layer.cumulative_length
 
 
 def in_text_order(layer: StaticWindowLayer, k: Tensor, v: Tensor, q_len: int) -> tuple[Tensor, Tensor]:
-    """The keys and values of a ring's slots that hold tokens, in the order of the text. Waits for the device."""
+    """A ring's keys and values in text order, without empty slots. Waits for the device."""
     _, columns = slot_columns(layer, q_len, k.shape[2]).find()
     order = columns.argsort()[: int((columns < NO_TOKEN).sum())]
     return k[:, :, order], v[:, :, order]
 
 
 def refuse_static_crop() -> NoReturn:
-    """Raise :class:`LengthError`: transformers' graphs hold the number of tokens in a static cache."""
+    """Raise :class:`LengthError`. transformers' graphs hold the number of tokens in a static cache."""
     raise LengthError(
         "Tokens of a static cache cannot be taken back; use a DynamicCache(config=model.config), or call the static cache's reset()."
     )

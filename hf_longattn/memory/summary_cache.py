@@ -1,8 +1,8 @@
-"""The cache layer of mechanisms that choose among all keys: it keeps them all, and summaries by which they are chosen.
+"""Cache layers for mechanisms that select among all keys. They hold all keys, and summaries for the selection.
 
-The summaries of a unit of tokens (:meth:`SummarisedMechanism.summarise_units`) are made once, and again
-only for the unit that grows, so that a step neither reads all keys nor copies them. Long pieces of a prompt, four-dimensional masks,
-gradients and compiled graphs go through the mechanism's ``forward`` over the same keys, and so does every step of a static cache.
+The summaries of a unit of tokens (:meth:`SummarisedMechanism.summarise_units`) are computed once, and again only
+while the unit grows, so a step neither reads all keys nor copies them. The mechanism's ``forward`` runs over the same keys for long pieces
+of a prompt, for four-dimensional masks, gradients and compiled graphs, and for every step of a static cache.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""
 
 SPARE_SHARE = 1 / 8
-"""Share by which a buffer is larger than what it holds when it is made; the cost of a copy is spread over so many new tokens."""
+"""Spare room in a new buffer, as a share of its length. The cost of a copy is spread over as many new tokens."""
 MIN_SPARE_TOKENS = 64
-"""Fewest spare tokens."""
+"""Minimum spare room in a new buffer, in tokens, or in units for a table."""
 
 
 class GrowableBuffer:
-    """Memory for tensors ``(B, H, N, …)`` that grow along N without being copied at every step."""
+    """Memory for tensors ``(B, H, N, …)`` that grow along N. They are not copied at every step."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -40,7 +40,7 @@ class GrowableBuffer:
     def grown(self, name: str, held: Tensor, length: int) -> Tensor:
         """``held`` with ``length`` tokens, in the same memory if it is large enough. The added tokens hold any finite numbers.
 
-        ``held`` is what this buffer returned under ``name``, or any other tensor, which is then copied.
+        ``held`` is a tensor that this buffer returned under ``name``. Any other tensor is copied.
         """
         buffer = self._buffers.get(name)
         if buffer is None or not self._in_place(held, buffer) or buffer.shape[2] < length:
@@ -63,7 +63,7 @@ class GrowableBuffer:
 
 
 class SummaryLayer(LeftPaddedLayer):
-    """All keys and values ``(B, H, N, D)``, and tables ``(B, H', units, …)`` of what is known of the first ``summarised`` columns."""
+    """All keys and values ``(B, H, N, D)``, and summary ``tables (B, H', units, …)``. The tables cover the first ``summarised`` columns."""
 
     keeps = "keys and summaries"
     _layer_type = SUMMARY_LAYER
@@ -77,7 +77,7 @@ class SummaryLayer(LeftPaddedLayer):
         self._buffer = GrowableBuffer()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens and return everything. Without gradients the memory is reused; with them it is copied."""
+        """Append the new tokens and return all keys and values. Without gradients the memory is reused; with gradients it is copied."""
         if torch.is_grad_enabled() or differentiated() or torch.compiler.is_compiling() or not self.is_initialized:
             return super().update(key_states, value_states)
         before, after = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
@@ -86,7 +86,7 @@ class SummaryLayer(LeftPaddedLayer):
         return self.keys, self.values
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Whether a few new tokens follow others, and nothing but the causal form is requested."""
+        """Whether a few new tokens follow others in a plain causal call. The mechanism must not see all keys."""
         length = self.keys.shape[2]
         return (
             isinstance(mechanism, SummarisedMechanism)
@@ -113,7 +113,7 @@ class SummaryLayer(LeftPaddedLayer):
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 
     def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, call: AttentionCall) -> None:
-        """Bring the tables up to the newest token: units that depend on new tokens are made from all their tokens."""
+        """Update the tables to the newest token. Units that depend on new tokens are summarised again from all their tokens."""
         assert self.starts is not None
         assert mechanism.summary_unit is not None
         unit, ahead = mechanism.summary_unit, mechanism.summary_ahead
@@ -122,8 +122,8 @@ class SummaryLayer(LeftPaddedLayer):
             return
         first = (self.summarised - ahead - starts).clamp(min=0) // unit
         last = torch.div(length - 1 - starts, unit, rounding_mode="floor").clamp(min=0)
-        most, total = (torch.stack([last - first, last]).flatten(1).amax(1) + 1).tolist()  # one look at values
-        units = (first + torch.arange(most, device=starts.device)).minimum(last)  # (B, m); a row with fewer repeats its last one
+        most, total = (torch.stack([last - first, last]).flatten(1).amax(1) + 1).tolist()  # waits for the device once
+        units = (first + torch.arange(most, device=starts.device)).minimum(last)  # (B, m); a row with fewer units repeats its last
         columns = starts[..., None] + units[..., None] * unit + torch.arange(unit + ahead, device=starts.device)
         there, columns = columns < length, columns.clamp(max=length - 1)
         if real is not None:
@@ -138,7 +138,7 @@ class SummaryLayer(LeftPaddedLayer):
         self.summarised = length
 
     def take_back(self, count: int) -> None:
-        """The unit in which the end lies is made again when tokens follow."""
+        """Drop the last tokens. The unit at the new end is summarised again when tokens follow."""
         if count:
             self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
             self.summarised = min(self.summarised, self.get_seq_length())
@@ -172,12 +172,12 @@ class SummaryLayer(LeftPaddedLayer):
         self.tables = {name: how(table) for name, table in self.tables.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for copies and pickles, without spare memory; what a copy shares with this layer is not written to any more."""
+        """The state for copies and pickles, without spare memory. Neither layer writes to the tensors that both share."""
         self._buffer.clear()
         return {**self.__dict__, "_buffer": GrowableBuffer(), "tables": dict(self.tables)}
 
 
 class StaticSummaryLayer(StaticKeysLayer):
-    """All keys and values in memory reserved once, for ``cache_implementation="static"``; the mechanism's ``forward`` reads them."""
+    """All keys and values in memory reserved once, for ``cache_implementation="static"``. The mechanism's ``forward`` reads them."""
 
     _layer_type = SUMMARY_LAYER

@@ -1,7 +1,7 @@
-"""Cache layers for mechanisms of finite reach: after w tokens the memory of a layer stays at w - 1 keys and values.
+"""Cache layers for mechanisms of finite reach. After w tokens, a growing layer stays at w - 1 keys and values.
 
-transformers' sliding layer takes one width for the whole model; here the width is part of the layer type's name
-(``longattn_window_512``), so that layers may differ.
+transformers' sliding layer takes one width for the whole model. Here the width is part of the layer type's name
+(``longattn_window_512``), so layers may differ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .static_cache import StaticWindowLayer
 
 
 class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
-    """Keeps the last ``window - 1`` keys and values; ``update`` returns them together with the new ones."""
+    """The last ``window - 1`` keys and values (at least one). ``update`` returns them together with the new ones."""
 
     keys: Tensor
     values: Tensor
@@ -33,7 +33,7 @@ class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
         return keys, values
 
     def cannot_take_back(self, count: int) -> str:
-        """Why tokens cannot be taken back: without recording, something was dropped; with it, only tokens since the last time can be."""
+        """Why the last tokens cannot be taken back, or empty. The layer drops keys at every step, or with recording only at a crop."""
         left = int(self.cumulative_length) - count
         if not count or self.keys.shape[2] - count >= min(left, self.sliding_window - 1):
             return ""
@@ -50,15 +50,15 @@ class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
         self.cumulative_length -= count
 
     def unused(self) -> int:
-        """The number of first columns that are neither kept nor needed to count up to the window."""
+        """The number of leading columns that can be forgotten. At least ``sliding_window`` columns must still count."""
         return max(0, int(self.cumulative_length) - self.sliding_window)
 
     def renumber(self, count: int) -> None:
-        """Count columns from ``count`` on."""
+        """Renumber the columns, so that column ``count`` becomes column 0."""
         self.cumulative_length -= count
 
 
 def window_layer_type(window: int) -> str:
-    """The cache layer type that keeps what a causal window of ``window`` tokens can see."""
+    """The cache layer type for a causal window of ``window`` tokens."""
     layers = (partial(base, window=window) for base in (GrowingWindowLayer, StaticWindowLayer))
     return enter_layer_type(f"{BACKEND}_window_{window}", *layers)

@@ -13,7 +13,7 @@ from ..engines.common.distance_term import DistanceTerm, TokenDistanceTerm
 
 @dataclass(eq=False)
 class Disentangled(TokenDistanceTerm):
-    """The two relative terms of the scores, each ``None`` in a model without it.
+    """The two relative score terms. The table of a term is ``None`` in a model without it.
 
     The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
 
@@ -21,7 +21,7 @@ class Disentangled(TokenDistanceTerm):
 
     q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
     by_query, by_key: P^k and P^q, ``(H, buckets, D)``.
-    buckets: δ of the distances ``-ahead … ahead``, beyond which it is the same.
+    buckets: δ of the distances ``-ahead … ahead``. Distances beyond have the first or the last bucket of these.
     """
 
     q: Tensor
@@ -39,7 +39,7 @@ class Disentangled(TokenDistanceTerm):
     def distance_term(self) -> DistanceTerm:
         queries, keys = self.q * self.scaling, self.k * self.scaling
         by_query, by_key = self.by_query, self.by_key
-        if by_query is None:  # vectors of no numbers
+        if by_query is None:  # vectors of width 0
             assert by_key is not None
             queries, by_query = queries[..., :0], by_key[..., :0]
         of_keys = None if by_key is None else keys

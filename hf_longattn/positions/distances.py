@@ -1,10 +1,10 @@
-"""Which distances between tokens hold without training where positions are extended.
+"""Distances between tokens that extended positions support without training.
 
-A tiled table repeats after as many rows as the checkpoint was trained for, so that two tokens of that distance have the same position. A
-query that sees both cannot tell a neighbour from the token at the far end of its window: the keys of one query must span no more than the
-trained length, as in a window of that total width. In a decoder, a query shortly after a repetition begins also sees keys whose positions
-come after its own, which never happened in training; the further back it sees, the more of them, so half the trained length is the bound.
-Global tokens and sinks do not count: they are few, and tell no distances. docs/results/positions.md has measurements.
+A tiled table repeats after the trained length, so two tokens at that distance have the same position. A query that sees both cannot tell a
+neighbour from the token at the far end of its window. So the keys of one query may span at most the trained length, as in a window of that
+total width. In a decoder, a query shortly after a repetition begins also sees keys with later positions than its own, which never happened
+in training. The further back it sees, the more of these keys there are, so the bound is half the trained length.
+Global tokens and sinks do not count: they are few, and carry no distances. docs/results/positions.md has measurements.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ TILE, RANDOM, UNCHANGED_ROPE = "tile", "random", "rope:none"
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the keys of one query lie, global tokens and sinks apart.
+    """The range of one query's keys, without global tokens and sinks.
 
-    back, ahead: the furthest distances before and after the query, in tokens.
-    span: from the first of its keys to the last, in tokens; less than ``back + ahead`` where blocks are counted.
+    back, ahead: the largest distances before and after the query, in tokens.
+    span: distance from the first key to the last, in tokens. In mechanisms with blocks it is less than ``back + ahead``.
     """
 
     back: int
@@ -28,22 +28,22 @@ class Extent:
 
 
 def widest_span(trained: int, *, causal: bool) -> int:
-    """The furthest apart that keys of one query may lie with tiled positions."""
+    """Maximum distance between two keys of one query with tiled positions, in tokens."""
     return trained // 2 if causal else trained
 
 
 def untrained_distances(rule: str, trained: int, length: int, extent: Extent | None, reach: int | None) -> str:
-    """Why positions do not hold without training for a layer that sees so far.
+    """Why a layer sees distances that the positions do not support without training.
 
     Args:
         rule: how positions are extended: ``"tile"``, ``"rope:none"`` …
-        trained: tokens that the checkpoint was trained to read.
-        length: tokens that the result reads.
-        extent: where the layer's keys lie; ``None`` if that is not bounded, or decided by their content.
-        reach: how many past keys a causal query sees at most, sinks included; ``None`` if that is not bounded.
+        trained: length that the checkpoint was trained for, in tokens.
+        length: maximum length of the result, in tokens.
+        extent: range of a query's keys in this layer; ``None`` if unbounded, or chosen by content.
+        reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
 
     Returns:
-        A clause whose subject is the layer; empty if every distance was trained, and for rules that treat all distances alike.
+        A clause with the layer as its subject. Empty if every distance was trained, and for rules that treat all distances alike.
     """
     if length <= trained:
         return ""

@@ -1,7 +1,7 @@
 """Relative positions as score terms, chosen as ``relative="alibi"`` or ``relative="shaw:clip=32"``.
 
-A mechanism holds one module of this file as ``mechanism.relative``. :meth:`RelativePositions.score_mod` is what engines run: a pre-hook of
-``forward`` puts it into the call. :meth:`RelativePositions.term` is the definition; it also serves decode caches, whose keys are at any
+A mechanism holds one module of this file as ``mechanism.relative``. Engines run :meth:`RelativePositions.score_mod`, which a pre-hook of
+``forward`` puts into the call. :meth:`RelativePositions.term` is the definition. Decode caches use it too, because their keys are at any
 distance.
 """
 
@@ -23,11 +23,11 @@ from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
 Span = tuple[int, int]
-"""The furthest distances query - key that are seen: back, and ahead."""
+"""Largest visible distances (back, ahead) of a key before and after its query, in tokens."""
 
 
 class RelativePositions(nn.Module, ABC):
-    """A term added to the scores ``q·k · scale`` of one layer, which depends on ``distance = query position - key position``.
+    """A term added to one layer's scores ``q·k · scale``. It depends on ``distance = query position - key position``.
 
     Padding shifts query and key alike, so it changes nothing. Parameters are initialised to zero, which leaves outputs unchanged.
     """
@@ -36,7 +36,7 @@ class RelativePositions(nn.Module, ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     settings: ClassVar[Mapping[str, tuple[int, str]]] = MappingProxyType({})
-    """Default and meaning of every setting, a whole number, by name."""
+    """Default and meaning of each setting, by name. All settings are whole numbers."""
     neutral: ClassVar[bool] = True
     """Whether the term is initialised to zero, so that a converted checkpoint's outputs are unchanged."""
     reads_keys: ClassVar[bool] = False
@@ -69,11 +69,11 @@ class RelativePositions(nn.Module, ABC):
 
     @abstractmethod
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        """The term for engines, as a function of (score, b, h, q_idx, kv_idx) that holds for distances within ``span``; the queries are the
-        last Nq positions of the keys' sequence."""
+        """The term for engines, as a function of (score, b, h, q_idx, kv_idx). It holds for distances within ``span``.
+        The queries are the last Nq positions of the keys' sequence."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set all parameters to zero. ``generator`` is for kinds that draw theirs."""
+        """Set all parameters to zero. ``generator`` is for kinds with random parameters."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -97,22 +97,22 @@ class DistanceOnly(RelativePositions):
 
 
 class QueryDependent(RelativePositions):
-    """A term that depends on the query as well: its product with a row of each distance.
+    """A term that also depends on the query: the product of the query and the distance's row.
 
-    A band adds it in linear memory; other patterns take ``(B, H, Nq, W)`` memory for W distinct distances.
+    The band engine adds it in linear memory. Other engines take ``(B, H, Nq, W)`` memory for W distinct distances.
     """
 
     @abstractmethod
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
-        """``(H or 1, W, D)``, of the device and dtype of ``like``, for the distances -ahead, …, W - 1 - ahead, and ahead; larger distances
-        use the last row."""
+        """Rows ``(H or 1, W, D)`` and ahead. The rows, on the device and dtype of ``like``, are for the distances -ahead, …, W - 1 - ahead.
+        Larger distances use the last row, smaller ones the first."""
 
     def position_query(self, q: Tensor) -> Tensor:
-        """What is multiplied with the rows, ``(B, H, Nq, D)``, in single precision or more."""
+        """The queries ``(B, H, Nq, D)`` to multiply with the rows, in single precision or more."""
         return at_least_fp32(q)
 
     def content_query(self, like: Tensor) -> Tensor | None:
-        """``(H, D)``, which is multiplied with every key; ``None`` without such a term."""
+        """The vectors ``(H, D)`` that are multiplied with every key; ``None`` without such a term."""
         return None
 
     def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
@@ -126,7 +126,7 @@ class QueryDependent(RelativePositions):
         return terms * scale
 
     def distance_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:
-        """:meth:`score_mod` in the form that a band adds in linear memory."""
+        """The term in the form that the band engine adds in linear memory."""
         queries = self.position_query(q) * scale
         rows, ahead = self.rows(causal, span, queries)
         content = self.content_query(at_least_fp32(k))
@@ -137,7 +137,7 @@ class QueryDependent(RelativePositions):
 
 
 def slopes(num_heads: int) -> Tensor:
-    """The penalty per token of each head, ``(H,)`` float32."""
+    """ALiBi's penalty per token of distance for each head, ``(H,)`` float32."""
     power = 1 << (num_heads.bit_length() - 1)
     first = 2.0 ** (-8.0 / power * torch.arange(1, power + 1, dtype=torch.float64))
     between = 2.0 ** (-4.0 / power * torch.arange(1, 2 * power, 2, dtype=torch.float64))
@@ -149,8 +149,8 @@ class Alibi(DistanceOnly):
 
         term(h, i, j) = -m_h · |i - j|
 
-    If H is a power of two, the slopes are the geometric sequence m_h = 2^(-8 (h+1) / H). Otherwise they are those of the largest power of
-    two P below H, followed by every second one of 2P, as in the paper's code. Nothing is learned.
+    If H is a power of two, the slopes are the geometric sequence m_h = 2^(-8 (h+1) / H). Otherwise, with P the largest power
+    of two below H, they are the slopes for P heads, then every second slope for 2P heads, as in the paper's code. Nothing is learned.
     """
 
     name = "alibi"
@@ -173,7 +173,7 @@ def buckets(distance: Tensor, causal: bool, num_buckets: int, max_distance: int)
         first = (distance < 0).long() * num_buckets
         distance = distance.abs()
     single = num_buckets // 2
-    # in float32, whose rounding determines the ends of T5's buckets
+    # in float32: its rounding determines where T5's buckets end
     share = torch.log(distance.clamp(min=1).float() / single) / math.log(max_distance / single)
     coarse = (single + (share * (num_buckets - single)).long()).clamp(max=num_buckets - 1)
     return first + torch.where(distance < single, distance, coarse)
@@ -237,7 +237,7 @@ class Shaw(QueryDependent):
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         clip = self.values["clip"]
         back, ahead = min(clip, span[0]), min(clip, span[1])
-        by_distance = self.keys.flip(0)[clip - ahead : clip + back + 1]  # query - key; row clip + d of the paper is key - query = d
+        by_distance = self.keys.flip(0)[clip - ahead : clip + back + 1]  # by query - key; the paper's row clip + d is for key - query = d
         return by_distance.to(like.dtype)[None], ahead
 
 
@@ -278,10 +278,10 @@ RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Ali
 
 
 def read_relative(value: str | Mapping[str, Any]) -> str:
-    """Check a choice of relative positions and write it in its normal form, ``kind`` or ``kind:name=value,...``.
+    """Check a choice of relative positions and return its normal form, ``kind`` or ``kind:name=value,...``.
 
     Args:
-        value: that text, or ``{"kind": "shaw", "clip": 32}``.
+        value: text in that form, or a mapping such as ``{"kind": "shaw", "clip": 32}``.
 
     Raises:
         OptionError: unknown kind or setting (with the nearest one), or an impossible value.

@@ -1,18 +1,18 @@
 """Rotary positions for a longer maximum length, written as transformers' ``rope_parameters``.
 
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
-``rope:yarn``      slow frequencies are interpolated, fast ones kept (https://arxiv.org/abs/2309.00071): the best of these without training,
+``rope:yarn``      slow frequencies are interpolated, fast ones kept (https://arxiv.org/abs/2309.00071): the best kind without training,
                    although outputs also change below the old length.
 ``rope:dynamic``   the base grows with the input beyond the old length; unchanged below it. transformers measures the growth from
-                   ``max_position_embeddings``, so that stays at the old length. Keys in a decode cache keep the base they were rotated
-                   with, so beyond the old length incremental decoding differs from one full pass.
-``rope:base``      a larger base, which slows every frequency down: ``rope:base:8000000`` (Xiong et al. 2023, https://arxiv.org/abs/2309.16039;
+                   ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the base of their
+                   rotation, so beyond the old length incremental decoding differs from one full pass.
+``rope:base``      a larger base slows every frequency down: ``rope:base:8000000`` (Xiong et al. 2023, https://arxiv.org/abs/2309.16039;
                    Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K). Needs training.
-``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), which the caller supplies:
+``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), from the source or the caller:
                    ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
-``rope:none``      unchanged. Rotary scores depend on distances only, so a model whose layers look back no further than the old length never
-                   sees a distance it was not trained with: exact, without training. ``auto`` then chooses this; if some layer reaches
-                   further, ``auto`` is ``rope:yarn``.
+``rope:none``      unchanged. Rotary scores depend on distances only. If no layer looks back further than the old length, the model sees
+                   only distances from its training: exact, without training. ``auto`` then chooses this. If some layer reaches further,
+                   ``auto`` is ``rope:yarn``, or ``rope:linear`` for a source that uses it already.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RopePlan:
         config.max_position_embeddings = self.max_position_embeddings
         trained = self.parameters.get("original_max_position_embeddings")
         if trained is not None and hasattr(config, "original_max_position_embeddings"):
-            config.original_max_position_embeddings = trained  # Phi-3 has it twice and uses this one
+            config.original_max_position_embeddings = trained  # Phi-3 has this field twice and reads it here
 
 
 def _scaled(old: Parameters, kind: str, factor: float) -> Parameters:
@@ -164,7 +164,7 @@ def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
 
 
 def _base_of(value: str) -> Parameters:
-    """The base that was typed after ``rope:base:``."""
+    """The base in the text after ``rope:base:``."""
     try:
         base = float(value)
     except ValueError:

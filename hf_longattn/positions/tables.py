@@ -1,13 +1,13 @@
 """Extend a learned position table to more positions without training.
 
-``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference the model was
-                 trained with, except at the seams, which is nearly all that attention within a window sees (Longformer, section 5:
+``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference from training,
+                 except at the seams. Attention within a window sees little else than neighbours (Longformer, section 5:
                  https://arxiv.org/abs/2004.05150).
 ``interpolate``  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al. 2023,
                  https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
-``stretch:20``   the first 20 rows are kept, and the rows after them are stretched over the rest, linear in between; rows after the last
-                 old one continue its last step. 77 rows become 248 as in Long-CLIP (Zhang et al. 2024, https://arxiv.org/abs/2403.15378),
-                 since most captions it was trained with are short. Texts longer than 21 tokens change, so this needs training.
+``stretch:20``   the first 20 rows are kept, because most of CLIP's training captions are short. The rows after them are stretched over the
+                 rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP
+                 (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens change, so this needs training.
                  ``stretch`` alone keeps 20 rows.
 ``random``       the old rows are kept; new ones are drawn from a normal distribution with the table's standard deviation, as before
                  training: the negative control.
@@ -37,9 +37,9 @@ DROPPED = ("none", "alibi")
 SINUSOIDAL, CENTRED = "sinusoidal", "centred"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 KEPT_ROWS = 20
-"""The rows that ``stretch`` keeps unless it says how many: Long-CLIP's, the effective length of CLIP's captions."""
+"""Rows that ``stretch`` keeps by default: Long-CLIP's number, the effective length of CLIP's captions."""
 SINUSOIDAL_ERROR = 1e-2
-"""Above bf16 rounding (4e-3), below the difference between neighbouring positions."""
+"""Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring positions."""
 SHORTER = ("truncate", "interpolate")
 """Ways to shorten a table: keep the first rows, or the rows from which interpolation best restores all of them."""
 
@@ -68,14 +68,14 @@ def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
 
 
 def _stretched_places(rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
-    """Where each of ``new_rows`` lies among ``rows``: the row below, and the share of the row above, more than 1 after the last."""
+    """The place of each of ``new_rows`` among ``rows``: the row below, and the share of the row above. It exceeds 1 after the last row."""
     at = torch.arange(new_rows, dtype=torch.float64) * rows / new_rows
     below = at.floor().long().clamp(max=rows - 2)
     return below, at - below
 
 
 def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
-    """The table of ``rows`` rows which, stretched after the first ``kept``, is nearest to ``long`` (least squares)."""
+    """The table of ``rows`` rows that gives ``long`` when stretched after the first ``kept``, by least squares."""
     if long.is_meta or rows < kept + 2:
         return long[:rows]
     below, share = _stretched_places(rows - kept, len(long) - kept)
@@ -84,7 +84,7 @@ def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
 
 
 def _before_interpolation(long: Tensor, rows: int) -> Tensor:
-    """The table of ``rows`` rows, both ends fixed, whose interpolation is nearest to ``long`` (least squares)."""
+    """The table of ``rows`` rows that gives ``long`` when interpolated, by least squares. Both ends are fixed."""
     if rows <= 2 or long.is_meta:  # on the meta device only the shape matters
         return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
     target = long.to(torch.float64)
@@ -99,7 +99,7 @@ def _before_interpolation(long: Tensor, rows: int) -> Tensor:
 
 
 def _normal_equations(target: Tensor, below: Tensor, share: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The equations of the ``rows`` rows of which ``target`` is a mix, each of the row ``below`` and, by ``share``, of the one above.
+    """Normal equations for ``rows`` rows. Each ``target`` row mixes the row ``below`` and, with weight ``share``, the row above it.
 
     Returns:
         Diagonal ``(rows,)``, off-diagonal ``(rows - 1,)`` between a row and the one above, and right side ``(rows, d)``, float64.
@@ -112,7 +112,7 @@ def _normal_equations(target: Tensor, below: Tensor, share: Tensor, rows: int) -
 
 
 def _solve(diagonal: Tensor, off_diagonal: Tensor, right_side: Tensor) -> Tensor:
-    """The solution of symmetric tridiagonal equations, by a single elimination from row to row; overwrites its arguments."""
+    """Solve symmetric tridiagonal equations by one elimination from row to row. Overwrites its arguments."""
     for row in range(1, len(diagonal)):
         factor = off_diagonal[row - 1] / diagonal[row - 1]
         diagonal[row] -= factor * off_diagonal[row - 1]
@@ -140,7 +140,7 @@ def _centred(old: Tensor, rows: int) -> Tensor:
 
 
 def _refuse_others(table: Tensor, computed: Tensor) -> None:
-    """Refuse a table that is not the one which its architecture computes."""
+    """Raise :class:`PositionError` if a table differs from the one that its architecture computes."""
     error = float((computed - table.to(torch.float32)).abs().max())
     if error > SINUSOIDAL_ERROR:
         raise PositionError(
@@ -162,7 +162,7 @@ def sinusoids(rows: int, width: int) -> Tensor:
 
 
 def centred_sinusoids(rows: int, width: int) -> Tensor:
-    """``(rows, width)`` fp32: sines and cosines of :func:`sinusoids` in turn, with mean 0 and standard deviation 0.1 over all rows
+    """``(rows, width)`` fp32: interleaved sines and cosines of :func:`sinusoids`, with mean 0 and standard deviation 0.1 over all rows
     (PatchTST, Nie et al. 2023)."""
     halves = sinusoids_at(torch.arange(rows), width)
     table = torch.empty_like(halves)
@@ -172,7 +172,7 @@ def centred_sinusoids(rows: int, width: int) -> Tensor:
 
 
 def sinusoids_at(positions: Tensor, width: int) -> Tensor:
-    """``(N, width)`` float64: the same rows for whole numbers ``positions (N,)``, which may be negative."""
+    """``(N, width)`` float64: rows of :func:`sinusoids` for whole numbers ``positions (N,)``, which may be negative."""
     frequency = 10000.0 ** (-2 * torch.arange((width + 1) // 2, dtype=torch.float64, device=positions.device) / width)
     angle = positions.to(torch.float64)[:, None] * frequency
     return torch.cat([angle.sin(), angle[:, : width // 2].cos()], dim=1)
@@ -182,7 +182,7 @@ def stretched_from(strategy: str) -> int | None:
     """How many rows ``stretch`` or ``stretch:ROWS`` keeps; ``None`` for any other strategy.
 
     Raises:
-        PositionError: what follows the colon is not a number of rows.
+        PositionError: the text after the colon is not a number of rows.
     """
     name, colon, count = strategy.partition(":")
     if name != STRETCH:
@@ -198,7 +198,7 @@ def extends_learned(strategy: str) -> bool:
 
 
 def moves_rows(strategy: str) -> bool:
-    """Whether old rows lie elsewhere in the extended table, from which :func:`shorten_table` solves them."""
+    """Whether old rows lie elsewhere in the extended table. :func:`shorten_table` then solves for them."""
     return strategy == INTERPOLATE or stretched_from(strategy) is not None
 
 
@@ -208,8 +208,8 @@ def keeps_old_rows(strategy: str) -> bool:
 
 
 def unchanged_rows(strategy: str, rows: int) -> int:
-    """How many of the first positions of a table of ``rows`` positions are the same after it was extended: texts of at most as many tokens
-    have the same outputs."""
+    """The number of leading positions, out of ``rows``, that an extension leaves unchanged.
+    Texts of at most this many tokens have the same outputs."""
     if strategy in (*DROPPED, CENTRED):
         return 0
     kept_rows = stretched_from(strategy)
@@ -230,7 +230,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         ``(new_rows, d)``, contiguous, in the dtype of ``weight``.
 
     Raises:
-        PositionError: unknown strategy, a table that would shrink, or one without rows beyond its offset.
+        PositionError: unknown strategy, or a table that would shrink, has no rows beyond its offset, or does not suit the strategy.
     """
     kept_rows = stretched_from(strategy)
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal, CENTRED: _centred}.get(strategy)
@@ -259,18 +259,18 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
 
 
 def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "truncate") -> Tensor:
-    """A position table with ``new_rows`` rows: the first ones of ``weight``, or those from which interpolation best restores it.
+    """A position table with ``new_rows`` rows: the first rows of ``weight``, or rows that best restore it when extended.
 
     Args:
         weight: ``(P, d)``, any floating dtype, on the CPU or on ``meta``; not changed.
         new_rows: rows of the result, including the ``offset`` special rows.
         offset: number of leading rows that are not positions; they are copied.
-        strategy: "truncate", or "interpolate": both ends fixed, the others such that linear interpolation is closest to ``weight`` (least
+        strategy: "truncate", or "interpolate": both ends are fixed, and linear interpolation of all rows is closest to ``weight`` (least
             squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding. "stretch" or
-            "stretch:ROWS" solves back what the strategy of that name stretched, likewise.
+            "stretch:ROWS" solves likewise for the rows before that strategy.
 
     Raises:
-        PositionError: unknown strategy, or a table that would grow.
+        PositionError: unknown strategy, or a table that would grow, or keep no rows beyond its offset.
     """
     kept_rows = stretched_from(strategy)
     if strategy not in SHORTER and kept_rows is None:

@@ -1,4 +1,4 @@
-"""Streams: attention and models that read an input piece by piece, in memory that does not grow, and give what one pass would give."""
+"""Streaming attention and models. They read an input piece by piece in constant memory, with the outputs of one pass."""
 
 from ..lazy import public_names
 

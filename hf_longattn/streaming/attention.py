@@ -1,4 +1,4 @@
-"""Attention over a stream: queries, keys and values arrive piece by piece, and outputs leave as soon as no later key can change them."""
+"""Attention over a stream. Queries, keys and values arrive in pieces; outputs leave once no later key can change them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..mechanisms.common.registry import mechanism_from, prototype
 from .tail import Tail
 
 PARTS = ("q", "k", "v")
-"""What a stream of attention keeps, by the names in its state."""
+"""Names of the tensors in the state of an attention stream."""
 
 
 def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     """How far a token of a stream sees.
 
     Raises:
-        StreamError: that is not bounded, or depends on the whole sequence.
+        StreamError: the distance is unbounded, or depends on the whole sequence.
     """
     local = None if mechanism.causal not in ("both", causal) else mechanism.locality(causal)
     instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
@@ -48,13 +48,13 @@ class AttentionStream:
     """Attention of one layer over a stream, with memory that does not grow.
 
     A stream keeps the keys and values that later queries see, and the queries that wait for keys ahead. Outputs equal those of one pass
-    over the whole sequence. They are computed for ``block`` queries at a time, counted from the first, so they have the same bits however
-    the stream is cut into pieces. With the block size of the CPU's band engine they also have the bits of its one pass, where heads are at
-    least 16 wide.
+    over the whole sequence. They are computed for ``block`` queries at a time, counted from the first, so they are bitwise the same however
+    the stream is cut into pieces. With the block size of the CPU's band engine, and heads at least 16 wide, they are also bitwise equal to
+    that engine's single pass.
 
     Args:
         mechanism: a module from :func:`hf_longattn.build_mechanism`, or a registered name with ``options``.
-        causal: a query sees no key after it.
+        causal: whether a query sees no key after it.
         scaling: factor on q·k; ``D ** -0.5`` by default.
         block: queries computed at a time. An output comes at most ``block - 1`` tokens later than it could.
         options: the mechanism's options, when it is given by name.
@@ -90,11 +90,11 @@ class AttentionStream:
         Args:
             q: ``(B, H, n, D)``, the next n tokens, n ≥ 0.
             k, v: ``(B, H_kv, n, D)``.
-            start: the number of the first of these tokens, to be checked against :attr:`seen`.
+            start: index of the first of these tokens in the stream, checked against :attr:`seen`.
         Returns:
             ``(B, H, m, D)``: the outputs of the next m tokens; m may be 0.
         Raises:
-            StreamError: the piece does not follow the one before, or the stream is finished.
+            StreamError: the piece does not follow or match the one before, or the stream is finished.
             LengthError: shapes that do not fit each other.
         """
         check_next(self.finished, start, self.seen, "token")
@@ -119,7 +119,7 @@ class AttentionStream:
         return out
 
     def _outputs(self, stop: int) -> Tensor:
-        """The outputs up to before token ``stop``, after which what no later output needs is dropped."""
+        """The outputs before token ``stop``. Then drop the queries, keys and values that no later output needs."""
         q = self._tails["q"].tensor
         assert q is not None
         outs = [self._of_block(first, min(first + self.block, stop)) for first in range(self.done, stop, self.block)]
@@ -130,7 +130,7 @@ class AttentionStream:
         return torch.cat(outs, 2) if outs else q[:, :, :0].clone()
 
     def _of_block(self, first: int, stop: int) -> Tensor:
-        """The outputs of the queries from number ``first`` to before ``stop``."""
+        """The outputs of queries ``first`` to ``stop - 1``."""
         mechanism = self._built()
         start, end = self.local.first(first), self._end(stop)
         k, v = (self._tails[part].between(start, end) for part in ("k", "v"))
@@ -142,14 +142,14 @@ class AttentionStream:
         return run_mechanism(mechanism, self._tails["q"].between(first, end), k, v, self._call)[:, :, : stop - first]
 
     def _end(self, stop: int) -> int:
-        """The token after the last one that the outputs up to before ``stop`` depend on."""
+        """One past the last token that the outputs before ``stop`` depend on."""
         size = self.local.period
         if self.local.by_block and self.local.ahead:
             return min(self.seen, -(-stop // size) * size + self.local.ahead + 1 - size)
         return min(self.seen, stop + self.local.ahead)
 
     def _check_shapes(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Check a piece against those before."""
+        """Check the shapes of a piece, also against earlier pieces."""
         fits = q.dim() == k.dim() == 4 and k.shape == v.shape and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
         if not fits or not k.shape[1] or q.shape[1] % k.shape[1]:
             raise LengthError(
@@ -160,7 +160,7 @@ class AttentionStream:
             check_like(piece, self._tails[part].tensor, 2, part)
 
     def _built(self) -> Mechanism:
-        """The mechanism; one that was given by name is built for the heads of the first queries."""
+        """The mechanism. A mechanism given by name is built for the heads of the first queries."""
         if isinstance(self._mechanism, str):
             q = self._tails["q"].tensor
             assert q is not None
@@ -171,7 +171,7 @@ class AttentionStream:
         return self._mechanism
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as tensors, for ``safetensors.torch.save_file``: a stream with the same mechanism and block resumes from it."""
+        """The state as tensors, for ``safetensors.torch.save_file``. A stream with the same mechanism and block resumes from it."""
         position = torch.tensor([self.seen, self.done, self._tails["k"].start, self.finished])
         return {"position": position, **{part: tail.tensor.contiguous() for part, tail in self._tails.items() if tail.tensor is not None}}
 
@@ -179,7 +179,7 @@ class AttentionStream:
         """Resume from a state of a stream with the same mechanism and block.
 
         Raises:
-            StreamError: it is not the state of such a stream.
+            StreamError: the state does not fit this stream.
         """
         position = state.get("position")
         values = position.tolist() if position is not None and position.shape == (4,) and not position.is_floating_point() else None
@@ -201,17 +201,17 @@ class AttentionStream:
         self.done, self.finished = done, bool(finished)
 
     def to(self, *args: Any, **kwargs: Any) -> AttentionStream:
-        """Move the state to a device or dtype, as :meth:`torch.Tensor.to`; a mechanism that was given as a module stays where it is."""
+        """Move the state to a device or dtype, as :meth:`torch.Tensor.to`. The mechanism stays where it is."""
         for tail in self._tails.values():
             tail.load(None if tail.tensor is None else tail.tensor.to(*args, **kwargs), tail.start)
         return self
 
 
 def check_next(finished: bool, start: int | None, seen: int, unit: str) -> None:
-    """Check that a piece may follow.
+    """Check that a piece may follow the stream so far.
 
     Raises:
-        StreamError: it may not.
+        StreamError: the stream is finished, or the piece starts elsewhere.
     """
     if finished:
         raise StreamError("The stream is finished; begin a new one for another sequence.")
@@ -224,7 +224,7 @@ def check_like(piece: Tensor, kept: Tensor | None, dim: int, name: str) -> None:
     """Check that a piece has the rows, width, dtype and device of the stream.
 
     Raises:
-        StreamError: it has not.
+        StreamError: one of them differs.
     """
     if kept is None:
         return

@@ -1,4 +1,4 @@
-"""A model that reads a stream: samples arrive piece by piece, and frames leave as soon as nothing that comes later can change them."""
+"""A model that reads a stream. Samples arrive in pieces; frames leave once no later sample can change them."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from .stages import HIDDEN, RUNNING, NothingFinal, Run, Stage, hook
 from .tail import Tail
 
 DEFAULT_FRAMES = 16
-"""Frames of a chunk where no mechanism has chunks."""
+"""Frames per chunk if no mechanism has chunks."""
 MOST_CHANNELS = 8
-"""A piece with more rows than this, of no more samples than this each, is a recording (samples, channels)."""
+"""Maximum number of channels. More rows than this, of 2 to this many samples each, are taken for a recording (samples, channels)."""
 FORMAT = "hf_longattn stream 1"
 UNREAD_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Fields of a config that change no frame; the dtype is compared by itself."""
+"""Config fields that do not affect frames. The dtype is compared separately."""
 WAITING, POSITIONS = "waiting", "positions"
-"""Names in a state: the input that is no complete chunk yet, and where every stage stands."""
+"""Names in a state: the input after the last complete chunk, and the positions of all stages."""
 
 
 class Stream:
-    """A model of sound over a live stream, with memory that does not grow.
+    """An audio model over a live stream, with memory that does not grow.
 
-    The stream runs the model's own forward on a chunk at a time. Every layer keeps the keys and values, or the frames, that later ones
-    need. So only frames that wait for others ahead of them are computed twice. Frames equal those of one pass over the whole sound up to
-    rounding. They have the same bits however the stream is cut into pieces, and whether or not it was stopped and resumed.
+    The stream runs the model's own forward on a chunk at a time. Every layer keeps the keys and values, or the frames, that later frames
+    need. So a frame is computed again only while it waits for frames ahead, or while a convolution still reads it. Frames equal those of
+    one pass over the whole sound up to rounding. They are bitwise the same however the stream is cut into pieces, stopped and resumed.
 
     Args:
-        model: a Long model of sound in eval mode whose mechanisms see neighbours only (``window``, ``chunked``), without a head or with one
-            that gives every frame an output (``ForCTC``, ``ForAudioFrameClassification``).
-        chunk: samples (or rows of features) computed at a time, a multiple of those of a frame; by default 16 frames, or the chunk of
+        model: a Long audio model in eval mode. Its mechanisms see neighbours only (``window``, ``chunked``). It has no head, or a head that
+            gives every frame an output (``ForCTC``, ``ForAudioFrameClassification``).
+        chunk: samples (or rows of features) computed at a time, a multiple of :attr:`stride`; by default 16 frames, or the chunk of
             the mechanism ``chunked``.
     Raises:
         StreamError: the model looks at the whole sound, or the chunk does not fit.
@@ -80,7 +80,7 @@ class Stream:
 
     @property
     def lookahead(self) -> int:
-        """How many frames after a frame must be there before it is final, at most over all layers."""
+        """Maximum number of later frames that a frame needs before it is final, through all layers."""
         seen, period, most = 0, max(stage.local.period for stage in self._stages if stage.local is not None), 0
         first = 2 * sum(stage.local.back + stage.local.ahead for stage in self._stages if stage.local is not None) // period * period
         for frame in range(first, first + period):
@@ -97,7 +97,7 @@ class Stream:
 
     @property
     def delay(self) -> float:
-        """The longest time in seconds from a sample to the frame that starts with it: :attr:`lookahead`, a chunk and a frame."""
+        """Maximum time in seconds from a sample to the frame that starts with it: :attr:`lookahead`, a chunk and a frame."""
         first = self._rule.length_of(self.model.config, 1)
         return float(self._rule.seconds(self.lookahead * self.stride + self.chunk - self.stride + first))
 
@@ -107,11 +107,11 @@ class Stream:
         Args:
             sound: the next samples ``(B, n)``, or ``(n,)`` for one row, or rows of features ``(B, n, F)``, as the model's forward takes
                 them; n ≥ 0.
-            start: the number of the first of these samples, to be checked against :attr:`seen`.
+            start: index of the first of these samples in the stream, checked against :attr:`seen`.
         Returns:
             ``(B, m, width)``: the model's logits, or its last hidden state where it has no head, of the next m frames; m may be 0.
         Raises:
-            StreamError: the piece does not follow the one before, or the stream is finished.
+            StreamError: the piece does not follow or match the one before, or the stream is finished.
             AudioError: a wrong shape or dtype, or values that are not finite.
         """
         self._check_next(start)
@@ -148,7 +148,7 @@ class Stream:
         self.finished = self._interrupted = False
 
     def _step(self, piece: Tensor, ends: bool) -> Tensor | None:
-        """The final outputs after the next input, if there are any."""
+        """The outputs that the next input makes final; ``None`` if there are none."""
         self._interrupted = True
         out: Tensor | None = copy_context().run(self._run, piece, ends)
         self._interrupted = False
@@ -161,7 +161,7 @@ class Stream:
         joined = self._stages[0].take(piece, ends)
         if joined is None and not ends:
             return None
-        if joined is None:  # the last frames wait in the layers; what they are called with is cut off
+        if joined is None:  # the last frames wait in the layers; the outputs of this silence are cut off
             joined = self._silence(piece)
         multiple = self._stream_rule.multiple(self.model.config)
         joined = joined[:, : joined.shape[1] // multiple * multiple]
@@ -177,14 +177,14 @@ class Stream:
         return self._stages[-1].give(out)
 
     def _silence(self, like: Tensor) -> Tensor:
-        """The shortest input of the model, zeros like ``like (B, n, …)``."""
+        """The model's shortest input: zeros with the rows of ``like (B, n, …)``."""
         return like.new_zeros(len(like), self._rule.length_of(self.model.config, 1), *like.shape[2:])
 
     def _probe(self) -> Tensor:
-        """No frames ``(1, 0, width)``, in the dtype of the outputs.
+        """An empty output ``(1, 0, width)``, in the dtype of the outputs.
 
         Raises:
-            StreamError: the model's outputs are not by frames.
+            StreamError: the model does not give one output per frame.
         """
         config = self.model.config
         silence = self._rule.seeded(config, self._rule.seconds(self._rule.length_of(config, 3))).to(self.model.device)
@@ -209,7 +209,7 @@ class Stream:
         check_next(self.finished, start, self.seen, self._rule.unit.removesuffix("s").replace("rows of feature", "row"))
 
     def _check_sound(self, sound: Tensor | np.ndarray) -> Tensor:
-        """A piece as the model takes it."""
+        """A piece as a tensor with the model's axes, device and dtype."""
         try:
             piece = torch.as_tensor(sound)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -245,7 +245,7 @@ class Stream:
         return chunk
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as tensors: what the stages keep, and the input that is no complete chunk yet."""
+        """The state as tensors: tensors of the stages, and the input after the last complete chunk."""
         self._check_complete()
         rows = [[tail.start, tail.stop, stage.done] for stage in self._stages for tail in stage.tails.values()]
         position = [self._waiting.start, self._waiting.stop, int(self.finished)]
@@ -259,7 +259,7 @@ class Stream:
         """Resume from a state of a stream of the same model with the same chunk.
 
         Raises:
-            StreamError: it is not the state of such a stream.
+            StreamError: the state does not fit this stream.
         """
         tails, positions = self._tails(), state.get(POSITIONS)
         if positions is None or positions.shape != (len(tails), 3) or positions.is_floating_point() or {*state} - {POSITIONS, *tails}:
@@ -277,19 +277,19 @@ class Stream:
         self.finished, self._interrupted = bool(rows[WAITING][2]), False
 
     def save(self, file: str | Path) -> None:
-        """Write the state to a safetensors file, which says for which model and chunk it is."""
+        """Write the state to a safetensors file that also describes the model and chunk."""
         write_state(file, self.state_dict(), self.about())
 
     def load(self, file: str | Path) -> None:
-        """Resume from a file that :meth:`save` wrote, in this process or another one, with the same weights.
+        """Resume from a file that :meth:`save` wrote, in any process with the same weights.
 
         Raises:
-            StreamError: it is not such a file, or that of another model or chunk.
+            StreamError: the file is not a saved state, or is for another model or chunk.
         """
         self.load_state_dict(read_state(file, self.about()))
 
     def about(self) -> dict[str, Any]:
-        """What must be equal in the stream that goes on from a state: the model's class, config (a hash) and dtype, and the chunk."""
+        """Settings that must be equal to resume from a state: the model's class, config (a hash) and dtype, and the chunk."""
         settings = _read_fields(self.model.config.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         return {"model": type(self.model).__name__, "config": digest[:16], "dtype": str(self.model.dtype), "chunk": self.chunk}
@@ -304,7 +304,7 @@ class Stream:
             raise StreamError("The stream was interrupted while it computed; load a state that was saved before, or call reset().")
 
     def _tails(self) -> dict[str, Tail]:
-        """Everything that is kept, by the names in a state."""
+        """All tails, by their names in a state."""
         kept = {f"{number}.{name}": tail for number, stage in enumerate(self._stages) for name, tail in stage.tails.items()}
         return {WAITING: self._waiting, **kept}
 
@@ -319,7 +319,7 @@ def read_state(file: str | Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file that :func:`write_state` wrote.
 
     Raises:
-        StreamError: it is not such a file, or that of a stream with another description.
+        StreamError: the file is not a saved state, or its stream has another description.
     """
     try:
         with safe_open(file, "pt") as opened:
@@ -340,13 +340,13 @@ def read_state(file: str | Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _read_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config, and of configs in it, on which frames depend."""
+    """The fields of a config, and of nested configs, that affect frames."""
     read = {name: value for name, value in fields.items() if name not in UNREAD_FIELDS}
     return {name: _read_fields(value) if isinstance(value, dict) else value for name, value in read.items()}
 
 
 def _rules(model: Any) -> tuple[AudioRule, StreamRule]:
-    """How the model reads sound, and how far its parts look along time."""
+    """The model's rules: how it reads sound, and how far its parts look along time."""
     config, family = getattr(model, "config", None), _family(model)
     audio = None if family is None else family.audio
     if audio is not None and audio.no_stream:
@@ -372,7 +372,7 @@ def _rules(model: Any) -> tuple[AudioRule, StreamRule]:
 
 
 def _family(model: Any) -> Family | None:
-    """The family of a Long model, or of the base that has mechanisms."""
+    """The family of a Long model, or of a base model with mechanisms."""
     return getattr(model, "family", None) or known_family(getattr(model, "config", None))
 
 

@@ -1,4 +1,4 @@
-"""A model as stages between which frames pass. Each keeps the last of what it was given, and hands on what has become final."""
+"""A model split into stages. Each stage keeps its last inputs, and hands on the outputs that have become final."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..modeling.family.stream_rule import Attention, Chain, Positions, Section
 from .tail import Tail
 
 HIDDEN, KEYS, VALUES = "hidden", "keys", "values"
-"""What a stage keeps, by the names in a stream's state."""
+"""Names of a stage's tensors in a stream's state."""
 
 
 class NothingFinal(Exception):
-    """A stage has nothing to hand on yet, so the layers after it need not run."""
+    """A stage has nothing to hand on yet. The layers after it need not run."""
 
 
 class Stage:
-    """A part of a model from the input of one module to that of the next stage.
+    """A part of a model, from one module's input to the next stage's input.
 
-    It is run on its last inputs and the new ones, as if they were a sequence. What that gets wrong, because earlier inputs are missing or
-    later ones may come, is cut off.
+    It runs on its last inputs and the new ones, as if they were a whole sequence. Outputs that are wrong, because earlier inputs are
+    missing or later ones may come, are cut off.
 
-    module: whose input is the stage's; ``None`` for the model's own.
-    section: how far it looks along time; attention, whose keys and values are kept instead of its inputs, first.
-    local: how far its attention sees; ``None`` where there is none.
+    module: the module at the start of the stage; ``None`` if the stage starts at the model's input.
+    section: how far the stage looks along time, attention first. Attention keeps keys and values instead of its inputs.
+    local: how far its attention sees; ``None`` without attention.
     positions: how the module gets the positions of its frames, and the module of the base that makes them.
     """
 
@@ -69,7 +69,7 @@ class Stage:
         return None if self._idle else hidden.tensor
 
     def with_earlier(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values ``(B, H, n, D)`` after those that were kept; both as they are where these precede them already."""
+        """New keys and values ``(B, H, n, D)`` after the kept ones; unchanged if the kept ones precede them already."""
         start, hidden = self.tails[HIDDEN].start, self.tails[HIDDEN].tensor
         if self._idle or self.local is None or hidden is None or keys.shape[2] > hidden.shape[1]:
             return keys, values
@@ -81,7 +81,7 @@ class Stage:
         return joined[0], joined[1]
 
     def add_positions(self, hidden: Tensor, keywords: dict[str, Any]) -> None:
-        """Put the positions for a run on ``hidden (B, n, C)`` into the keywords of the module, where it gets any."""
+        """Add the positions for a run on ``hidden (B, n, C)`` to ``keywords``, if the module takes any."""
         if self.positions is None:
             return
         rule, module = self.positions
@@ -93,7 +93,7 @@ class Stage:
         keywords[rule.keyword] = module(hidden[:, :1].expand(-1, earlier + hidden.shape[1], -1))
 
     def give(self, out: Tensor) -> Tensor:
-        """What has become final of the outputs ``(B, m, …)`` of the run; then what no later output needs is dropped."""
+        """The final part of the run's outputs ``(B, m, …)``. Then drop the inputs, keys and values that no later output needs."""
         if self._idle:
             return out[:, :0]
         first = self.tails[HIDDEN].start // self.section.stride
@@ -116,13 +116,13 @@ class Run:
     def __init__(self, stages: Sequence[Stage], ends: bool) -> None:
         self.stages, self.ends = stages, ends
         self.entered = 0
-        """Stages that ran."""
+        """Number of stages entered so far."""
         self._by_module = {id(stage.module): (before, stage) for before, stage in itertools.pairwise(stages)}
 
     def enter(self, module: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> Tensor:
-        """The frames on which the stage of ``module`` runs, from its input, which is the output of the stage before.
+        """The frames on which the stage of ``module`` runs. Its input ``hidden`` is the output of the stage before.
 
-        Its ``keywords`` then have the positions of these frames.
+        Adds the positions of these frames to ``keywords``.
 
         Raises:
             NothingFinal: no output of the stage has become final.
@@ -134,7 +134,7 @@ class Run:
         if joined is None:
             if not self.ends:
                 raise NothingFinal
-            joined = hidden[:, :1]  # something to run on, all of which is cut off
+            joined = hidden[:, :1]  # any frame to run on; its output is cut off
         stage.add_positions(joined, keywords)
         return joined
 
@@ -142,11 +142,11 @@ class Run:
 RUNNING: ContextVar[Run | None] = ContextVar("running stream", default=None)
 """The stages of the stream that runs in this thread."""
 HOOKED = "_reads_streams"
-"""The attribute of a module with the hook."""
+"""The attribute that marks a module with the hook."""
 
 
 def hook(module: nn.Module) -> None:
-    """Have ``module`` run on the frames of a stage while a stream runs; without a stream it does what it always did."""
+    """Make ``module`` run on a stage's frames while a stream runs. Without a stream nothing changes."""
     if HOOKED not in module.__dict__:
         module.__dict__[HOOKED] = True
         module.register_forward_pre_hook(_enter, with_kwargs=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Tail:
-    """The tokens from number ``start`` on of a sequence that grows, along axis ``dim``.
+    """The tokens of a growing sequence from number ``start`` on, along axis ``dim``.
 
     tensor: these tokens; ``None`` before the first piece.
     """
@@ -26,12 +26,12 @@ class Tail:
         self.tensor = piece if self.tensor is None else torch.cat([self.tensor, piece], self.dim)
 
     def between(self, first: int, stop: int) -> Tensor:
-        """The tokens from number ``first`` to before number ``stop``, a view."""
+        """A view of the tokens ``first`` to ``stop - 1``."""
         assert self.tensor is not None
         return self.tensor.narrow(self.dim, first - self.start, stop - first)
 
     def drop(self, first: int) -> None:
-        """Keep the tokens from number ``first`` on, in memory of their own."""
+        """Drop the tokens before number ``first``. The others are copied, which frees the memory."""
         if self.tensor is not None and first > self.start:
             self.tensor = self.between(first, self.stop).clone()
             self.start = first

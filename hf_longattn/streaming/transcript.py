@@ -1,4 +1,4 @@
-"""What is said, as text while it is being said: greedy CTC decoding of a stream's frames."""
+"""Live transcripts by greedy CTC decoding of a stream's frames."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..errors import StreamError
 from .model import Stream, read_state, write_state
 
 CONTEXT = 16
-"""Labels before the new ones that the tokenizer decodes with them."""
+"""Number of earlier labels that the tokenizer decodes together with new ones."""
 EPSILON = 1e-7
-"""What transformers' feature extractors of samples add to the variance."""
+"""Added to the variance, as in transformers' feature extractors of samples."""
 LABELS = "labels"
-"""The name in a state of the last label of a frame, and the last labels of the transcript."""
+"""Name of a tensor in a state: the label of the last frame, then the last labels of the transcript."""
 
 
 class LiveTranscript:
-    """The transcript of a live stream by a CTC model, one sequence: ``print(live.feed(samples), end="")``.
+    """The live transcript of one sequence by a CTC model: ``print(live.feed(samples), end="")``.
 
     Args:
-        model: a model for CTC that reads streams, see :class:`Stream`.
+        model: a CTC model that reads streams, see :class:`Stream`.
         processor: its processor or tokenizer; the blank is the tokenizer's padding token, as in the training of transformers' CTC models.
         chunk: as :class:`Stream`.
-        normalise: mean and standard deviation of the recordings, in place of those of each utterance, which nobody knows before its end.
+        normalise: mean and standard deviation of the recordings, used because an utterance's own are unknown before its end.
     Raises:
         StreamError: the model cannot read a stream, or the feature extractor normalises utterances and ``normalise`` is not given.
     """
@@ -49,7 +49,7 @@ class LiveTranscript:
         self._labels: list[int] = []
 
     def feed(self, sound: Tensor | np.ndarray, *, start: int | None = None) -> str:
-        """The text that has become final, which follows that of the call before.
+        """The text that has become final since the previous call.
 
         Arguments and errors are those of :meth:`Stream.feed`, for one row.
         """

@@ -1,1 +1,1 @@
-"""What engines share: the call, the batch, the cache, what is sharded across processes, and paths for every device."""
+"""Code shared by the engines: calls, batches, caches, sharding, and paths for every device."""

@@ -1,7 +1,7 @@
-"""How much is computed at a time: what stays in a CPU's caches, or what an accelerator has memory for.
+"""Sizes of one computation step: bounded by a CPU's caches or an accelerator's memory.
 
-On an accelerator every operation costs a launch, some microseconds whatever its size, and a look at a value waits for all operations before
-it. So tensors are computed whole there, up to :data:`STEP_BYTES`, and nothing is looked at that can be computed.
+On an accelerator every operation costs a launch of some microseconds, whatever its size, and reading a value waits for all operations
+before it. So tensors are computed whole there, up to :data:`STEP_BYTES`, and no value is read that can be computed on the device.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 STEP_BYTES = 1 << 30
-"""Memory that one step of a computation may take on an accelerator."""
+"""Maximum memory of one computation step on an accelerator, in bytes."""
 TENSORS_OF_A_STEP = 4
-"""Tensors as large as the largest that a step has at the same time: its input, what is computed from it, and two in between."""
+"""Number of largest-size tensors in a step at once. These are its input, its output and two intermediates."""
 
 
 def accelerated(x: Tensor) -> bool:
@@ -20,5 +20,5 @@ def accelerated(x: Tensor) -> bool:
 
 
 def numbers_at_a_time(x: Tensor, on_cpu: int, size: int = 4) -> int:
-    """Most numbers of ``size`` bytes in the largest tensor of a step for the device of ``x``: ``on_cpu`` on a CPU."""
+    """Maximum elements of a step's largest tensor on the device of ``x``. A CPU gets ``on_cpu``; an element has ``size`` bytes."""
     return STEP_BYTES // (TENSORS_OF_A_STEP * size) if accelerated(x) else on_cpu

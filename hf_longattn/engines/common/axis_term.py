@@ -1,11 +1,10 @@
-"""A score term that depends on the query and on the distance along each axis of a grid: the decomposed relative positions of MViTv2, SAM
-and ViTDet.
+"""A score term of the query and the distance along each axis of a grid. MViTv2, SAM and ViTDet have it as decomposed relative
+positions.
 
     term(i, j) = Σ over axes a of  q_i · R_a[x_a(i) - x_a(j)]
 
-It is a product of features, q'_i · k'_j: q'_i has the numbers q_i · R_a[x_a(i) - x] for every place x of every axis, and k'_j is 1 at the
-places of j and 0 elsewhere. So a fused kernel computes it without N×N memory, forward and backward, from q and k that are longer by as many
-features as an axis has places, all axes together.
+The term is a product of features, q'_i · k'_j: q'_i holds q_i · R_a[x_a(i) - x] for every place x of every axis; k'_j is 1 at the places
+of j and 0 elsewhere. So a fused kernel computes it without N×N memory, forward and backward, if q and k get one more feature per place.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class AxisTerm:
     """A ``score_mod`` of the query and the distance on every axis. Windows and dense attention compute it as a product of features; any
     other engine looks it up, which takes ``(B, H, N, Σ places)`` memory.
 
-    queries: q of the call, ``(B, H, N, D)``, without the factor on q·k.
-    tables: R of every axis, ``(2·s - 1, D)``: an entry for the distances, query - key, from -(s - 1) to s - 1; further ones are clamped.
-    grid: of the tokens; to pairs with prefix tokens nothing is added.
+    queries: the call's q, ``(B, H, N, D)``, not multiplied by the factor on q·k.
+    tables: R of every axis, ``(2·s - 1, D)``: a row for each distance, query - key, from -(s - 1) to s - 1; larger distances are clamped.
+    grid: the tokens' grid. Pairs with a prefix token have no term.
     """
 
     queries: Tensor
@@ -57,11 +56,11 @@ class AxisTerm:
         return dataclasses.replace(self, queries=self.queries[:, list(heads)])
 
     def of(self, queries: Tensor, grid: Grid) -> AxisTerm:
-        """The term of the tokens of another grid."""
+        """The same term for ``queries`` on another grid."""
         return dataclasses.replace(self, queries=queries, grid=grid)
 
     def with_keys_at(self, places: Sequence[Tensor]) -> Tensor:
-        """The term of all tokens with keys at places ``(K,)`` on every axis, also outside of the grid: ``(B, H, N, K)``."""
+        """The term ``(B, H, N, K)`` of all queries and K keys. On each axis ``places`` are ``(K,)``, and may lie outside of the grid."""
         total = self.queries.new_zeros(*self.queries.shape[:3], len(places[0]))
         own = self.grid.places(torch.arange(self.grid.length, device=self.queries.device)[:, None])
         for table, query, key in zip(self.tables, own, places, strict=True):
@@ -77,15 +76,15 @@ class AxisTerm:
 def with_features(
     q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scale: float, *, prefix: int = 0, shared: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v with further features, by which ``scale · q·k`` has the term as well; those of v are zeros, since fused kernels take heads
-    of one width.
+    """q, k and v with extra features, so that ``scale · q·k`` includes the term. The extra features of v are zeros, since fused kernels
+    take heads of one width.
 
     Args:
         q: ``(B, H, prefix + cells, D)``.
         k, v: ``(B, ·, prefix + shared + cells, D)``.
-        tables, sizes: of every axis.
+        tables, sizes: the table and the number of places of every axis.
         scale: the factor on q·k.
-        prefix, shared: tokens before the cells, of q and k and of k alone, which have no term.
+        prefix, shared: tokens before the cells, in q, k and v, and in k and v alone. They have no term.
     """
     products = torch.cat(list(axis_products(q[:, :, prefix:], tables, sizes)), -1) / scale
     places = one_hot_places(tuple(sizes), q.device, k.dtype)[None, None].expand(*k.shape[:2], -1, -1)
@@ -107,13 +106,13 @@ def axis_products(cells: Tensor, tables: Sequence[Tensor], sizes: Sequence[int])
 
 
 def _rows(table: Tensor, distances: Tensor) -> Tensor:
-    """The entries ``(…, D)`` of a table for distances ``(…)``, clamped to those that it has."""
+    """The rows ``(…, D)`` of a table for distances ``(…)``, clamped to the table's range."""
     most = (table.shape[0] - 1) // 2
     return table[distances.clamp(-most, most) + most]
 
 
 def one_hot_places(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """1 at the place on every axis, for all cells of a grid: ``(cells, Σ sizes)``; cached."""
+    """One-hot places of a grid's cells, ``(cells, Σ sizes)``: a 1 for every axis. Cached."""
 
     def build() -> Tensor:
         places = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes))

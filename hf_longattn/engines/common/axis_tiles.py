@@ -1,8 +1,8 @@
-"""Windows that overlap on a grid: a stretch of places for every place of an axis, and tiles of queries with their halo of keys.
+"""Overlapping windows on a grid, and tiles of queries with their halo of keys.
 
-What a cell sees is the product of one stretch on each axis. An axis is cut into tiles of neighbouring queries; the keys of a tile are the
-places that any of its queries sees, its halo included. Tiles whose queries see the same places of their keys are one group: they share a
-mask, and their keys are at equal steps.
+A place of an axis sees a stretch of places; a cell of the grid sees the product of its stretches. An axis is cut into tiles of neighbouring
+queries, and the keys of a tile are all places that any of its queries sees, the halo included. Tiles form a group if their queries see the
+same places relative to the tile's first key: they share a mask, and their keys are at equal steps.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import NamedTuple
 from .grid import Grid
 
 TILE_QUERIES = 32
-"""Most queries of a tile: PyTorch's fused kernel for the CPU has blocks of as many, and more would each see keys that only others need."""
+"""Maximum queries per tile: the block size of PyTorch's fused CPU kernel. A larger tile would add keys that only other queries need."""
 TILE_SIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 COST_OF_COPY, COST_OF_KEY, COST_OF_TILE, COST_OF_CALL = 9, 13, 200, 600
-"""What copying a key, a key of a tile, a tile and a call of the kernel cost, in pairs: measured on one core, for 12 heads of width 64."""
+"""Costs of a copied key, a tile's key, a tile and a kernel call, in pairs. Measured on one core, for 12 heads of width 64."""
 
 
 class AxisWindows(NamedTuple):
-    """What the cells of an axis see along it: from place x every ``step``-th place, ``low[x]`` the first and ``high[x]`` the last.
+    """Windows along one axis: place x sees every ``step``-th place from ``low[x]`` to ``high[x]``.
 
-    Places see only those that are ``step`` or a multiple of it away; both ends are among them.
+    Both ends are included, and lie a multiple of ``step`` away from x.
     """
 
     low: tuple[int, ...]
@@ -34,7 +34,7 @@ class AxisWindows(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """The number of pairs."""
+        """The number of query-key pairs along the axis."""
         return sum((high - low) // self.step + 1 for low, high in zip(self.low, self.high, strict=True))
 
     @property
@@ -44,10 +44,10 @@ class AxisWindows(NamedTuple):
 
 
 class TileGroup(NamedTuple):
-    """``tiles`` tiles of ``size`` queries each, and as many stretches of keys, ``size`` apart.
+    """``tiles`` tiles of ``size`` queries, each with ``key_size`` keys. Tiles, and their keys, start ``size`` apart.
 
-    All numbers count the places of one residue class: ``first`` is the first query, ``key_first`` the first key. ``seen`` lists for every
-    query of a tile the first and the last key that it sees, from the tile's first key on; it is empty where all see all.
+    All numbers count the places of one residue class: ``first`` is the first query, ``key_first`` the first key. ``seen`` has the first
+    and the last visible key of every query in a tile, counted from the tile's first key. It is empty if every query sees every key.
     """
 
     first: int
@@ -59,28 +59,28 @@ class TileGroup(NamedTuple):
 
     @property
     def ahead(self) -> int:
-        """How far the first query is from the first key."""
+        """Places from the first key to the first query."""
         return self.first - self.key_first
 
     def part(self, start: int, tiles: int) -> TileGroup:
-        """``tiles`` of the tiles, from ``start`` on."""
+        """The group of ``tiles`` tiles that begins with tile ``start``."""
         moved = start * self.size
         return self._replace(first=self.first + moved, key_first=self.key_first + moved, tiles=tiles)
 
     def single_tiles(self) -> list[TileGroup]:
-        """Each tile as a group."""
+        """One group per tile."""
         return [self.part(number, 1) for number in range(self.tiles)]
 
 
 class AxisClass(NamedTuple):
-    """The places ``residue, residue + step, …`` of an axis, which see each other only, as tiles."""
+    """Tiles of the places ``residue, residue + step, …`` of an axis. These places see only each other."""
 
     residue: int
     step: int
     groups: tuple[TileGroup, ...]
 
     def places(self, first: int, size: int) -> slice:
-        """The places on the axis of ``size`` places of the class."""
+        """Places on the axis of ``size`` members of this class, from member ``first`` on."""
         return slice(self.residue + first * self.step, self.residue + (first + size - 1) * self.step + 1, self.step)
 
 
@@ -89,7 +89,7 @@ AxisTiles = tuple[AxisClass, ...]
 
 @functools.lru_cache(maxsize=1024)
 def axis_tiles(windows: AxisWindows, side: int) -> AxisTiles:
-    """The tiles of ``side`` queries of an axis; those at the end of a class may be shorter."""
+    """The tiles of an axis, ``side`` queries each. The last tile of a class may be shorter."""
     classes = []
     for residue in range(min(windows.step, len(windows.low))):
         low, high = ([end // windows.step for end in ends[residue :: windows.step]] for ends in (windows.low, windows.high))
@@ -125,7 +125,7 @@ def _axis_cost(windows: AxisWindows, side: int) -> _AxisCost:
 
 @functools.lru_cache(maxsize=256)
 def tile_sides(windows: tuple[AxisWindows, ...]) -> tuple[int, ...]:
-    """The sides of tiles of up to :data:`TILE_QUERIES` that cost least: few keys that not all queries see, few copies, few calls."""
+    """The cheapest sides of a tile of at most :data:`TILE_QUERIES` queries. Few masked pairs, copies and calls cost least."""
     by_axis = [[_axis_cost(axis, side) for side in sorted({min(side, len(axis.low)) for side in TILE_SIDES})] for axis in windows]
     best, least = (1,) * len(windows), math.inf
     for costs in itertools.product(*by_axis):
@@ -144,7 +144,7 @@ def tile_sides(windows: tuple[AxisWindows, ...]) -> tuple[int, ...]:
 
 
 def split_windows(grid: Grid, low: Sequence[int], high: Sequence[int], steps: Sequence[int]) -> tuple[AxisWindows, ...]:
-    """The windows of every axis, from their ends one axis after the other, as operators take them."""
+    """The windows of every axis from an operator's arguments. ``low`` and ``high`` list the axes one after the other."""
     windows, start = [], 0
     for size, step in zip(grid.sizes, steps, strict=True):
         stop = start + size

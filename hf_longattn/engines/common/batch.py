@@ -1,7 +1,7 @@
-"""Where the sequences of a batch lie: the one place that knows about left padding, holes and packed documents.
+"""Where the sequences of a batch lie. Only this module handles left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass. :mod:`.call` uses it to bring a call to sequences that begin at index 0 before a mechanism
-runs, so mechanisms and engines see padding only after a sequence or inside it, as a key mask.
+A :class:`Batch` is made once per forward pass. :mod:`.call` uses it to move sequences to index 0 before a mechanism runs. So mechanisms
+and engines see padding only after a sequence or inside it, as a key mask.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .derivatives import no_fused_kernels, values_mapped
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
-"""A row, its first token and the one after the last, of a part along an axis."""
+"""``(row, start, stop)`` of a part along the token axis."""
 Places = Sequence[Place]
 
 
 class graph_property(functools.cached_property[Derived]):
-    """A cached_property that a graph may read, where it is computed each time: Dynamo cannot enter the lock of Python before 3.12."""
+    """A cached_property that graphs compute each time. Dynamo cannot enter the lock that it has before Python 3.12."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self.func(instance) if instance is not None and torch.compiler.is_compiling() else super().__get__(instance, owner)
@@ -43,23 +43,23 @@ class SequenceSpan(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens, those of holes among them."""
+        """Number of tokens, holes included."""
         return self.stop - self.start
 
 
 class DocumentLabels(NamedTuple):
-    """Which document every token belongs to, for operations on whole rows; padding belongs to the document before it."""
+    """The document of every token, for operations on whole rows. Padding belongs to the document before it."""
 
     number: Tensor
-    """``(B, N)`` int64, from 0 on in each row."""
+    """``(B, N)`` int64, the document's number, from 0 in each row."""
     first: Tensor
     """``(B, N)`` int64, the first real token of the token's document."""
     length: Tensor
-    """``(B, N)`` int64, tokens from that one to the last real one of the document."""
+    """``(B, N)`` int64, tokens of the document from its first to its last real one."""
     most: int
-    """Most documents in a row."""
+    """Maximum number of documents in a row."""
     longest: int
-    """The greatest length."""
+    """Maximum of :attr:`length`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Batch:
 
     @classmethod
     def of_spans(cls, mask: Tensor, sequences: tuple[SequenceSpan, ...]) -> Batch:
-        """The batch of a mask whose :attr:`sequences` are known, so that nobody waits for the device to find them."""
+        """The batch of a mask with known :attr:`sequences`. Finding them need not wait for the device."""
         batch = cls(mask)
         vars(batch)["sequences"] = sequences
         return batch
@@ -97,7 +97,7 @@ class Batch:
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """Where each document begins in the tokens of all rows, one after the other, and their number, ``(documents + 1,)`` int64."""
+        """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all tokens."""
         return self.cached("cu_seqlens", lambda: _offsets(self.labels.number))
 
     def cached(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
@@ -119,13 +119,13 @@ class Batch:
         return in_graph() or any(span.start > 0 for span in self.sequences)
 
     def places(self, missing: int) -> Places:
-        """Where every sequence lies along an axis that lacks the first ``missing`` tokens of each row."""
+        """Places of all sequences on an axis without the first ``missing`` tokens of each row."""
         return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
 
     def split(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
-        """The part of every sequence in ``x``, whose axis ``dim`` holds the last of the ``length`` tokens of each row of axis 0.
+        """The part of ``x`` that belongs to each sequence. Axis 0 is the rows, axis ``dim`` the last of their ``length`` tokens.
 
-        The parts are views whose gradients are joined, not added up.
+        The parts are views. Their gradients are copied into one tensor, not added up.
         """
         places = self.places(length - x.shape[dim])
         return list(_views(x, dim, places) if no_fused_kernels() is not None else _Split.apply(x, dim, places))
@@ -139,8 +139,8 @@ class Batch:
 
 
 def for_one_pass(tensor: Any) -> Any:
-    """A tensor for one forward pass, on which :func:`cached_on` keeps what is derived from it: a caller may reuse the tensor itself for
-    another input. Anything else as it is."""
+    """A view of ``tensor`` for one forward pass, on which :func:`cached_on` stores derived values. The caller may reuse ``tensor`` itself
+    for another input. In a graph, or if it is no tensor, it is returned unchanged."""
     if not isinstance(tensor, Tensor) or in_graph():
         return tensor
     alias = tensor.view_as(tensor)
@@ -149,7 +149,7 @@ def for_one_pass(tensor: Any) -> Any:
 
 
 def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
-    """``make()``, called once for all layers that share a tensor :func:`for_one_pass`; on other tensors nothing is kept."""
+    """``make()``, called once for all layers that share a tensor of :func:`for_one_pass`. Other tensors store nothing."""
     known: dict[Hashable, Any] | None = getattr(tensor, "_long_attention", None)
     if known is None or in_graph():
         return make()
@@ -160,8 +160,8 @@ def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Der
 
 
 def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
-    """A tensor of this shape in the memory layout of ``like``, ``(B, H, N, D)`` head by head or token by token: zeros, or, where all of it
-    will be ``filled``, uninitialised."""
+    """A new tensor in the memory layout of ``like (B, H, N, D)``. That is head by head or token by token. The tensor holds zeros, or is
+    uninitialised if all of it will be ``filled``."""
     new = like.new_empty if filled else like.new_zeros
     if like.dim() != 4 or like.stride(1) >= like.stride(2):
         return new(tuple(shape))
@@ -170,7 +170,7 @@ def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, places: Places) -> Tensor:
-    """A tensor of this shape with the parts in their places, and zeros in places without one; in the layout of the first part."""
+    """A tensor of this shape with the parts in their places and zeros elsewhere. It has the layout of the first part."""
     like = next(part for part in parts if part is not None)
     filled = sum(stop - start for _, start, stop in places) == shape[0] * shape[dim] and all(part is not None for part in parts)
     total = laid_out_as(like, shape, filled)
@@ -212,12 +212,12 @@ class _Split(torch.autograd.Function):
 
 
 def in_graph() -> bool:
-    """Whether values cannot be looked at because a graph is being traced, or because torch.vmap maps over them."""
+    """Whether tensor values cannot be read: a graph is being traced, or torch.vmap is active."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or values_mapped()
 
 
 def of_any_length(length: int) -> bool:
-    """Whether an exported graph leaves ``length`` free; a comparison would bind it to one side."""
+    """Whether ``length`` is a free size of an exported graph. Comparing it would restrict the graph to one outcome."""
     return torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
 
 
@@ -245,7 +245,7 @@ def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[S
 
 
 def _borders(mask: Tensor | None, documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a document begins, ``(B, N)`` bool, and whether a real token's number is smaller than one before it, ``()`` bool."""
+    """Where documents begin, ``(B, N)`` bool, and whether numbers of real tokens descend, ``()`` bool."""
     numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
     highest = numbers.cummax(1).values  # padding belongs to the document before it
     borders = F.pad(highest[:, 1:] != highest[:, :-1], (1, 0), value=True)
@@ -281,13 +281,13 @@ def _offsets(numbers: Tensor) -> Tensor:
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
-    """``documents (B, N)``, checked, or made of the offsets ``cu_seqlens``; ``None`` without either.
+    """Return ``documents (B, N)``, checked, or build them from the offsets ``cu_seqlens``. ``None`` without either.
 
     Args:
         cu_seqlens: ``(documents + 1,)``, where each document begins in one row of N tokens, from 0 to N, as in flash-attn.
         shape: ``(B, N)``.
     Raises:
-        MaskError: they do not fit the tokens, do not ascend, or both are given.
+        MaskError: they do not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
     """
     if documents is None and cu_seqlens is None:
         return None
@@ -315,19 +315,19 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
 
 
 def shape_in_words(x: Any) -> str:
-    """The shape and dtype of an argument, or its type if it is no tensor: the end of a clause."""
+    """A clause with the shape and dtype of a tensor, or another argument's type."""
     return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
 
 
 def documents_in_mask(mask: Tensor) -> Tensor | None:
-    """The documents ``(B, N)`` into which the rows of a dense mask fall, numbered from 0: tokens of two documents do not see each other.
+    """The documents ``(B, N)`` in a dense mask, numbered from 0. Tokens of different documents do not see each other.
 
-    A model without a Long class is given such a mask by transformers for packed rows (``position_ids`` that restart).
+    For packed rows (``position_ids`` that restart), transformers passes such a mask to a model without a Long class.
 
     Args:
         mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
     Returns:
-        ``None`` where every row is one document, or the queries are not those of the keys.
+        ``None`` if every row is one document, or if Nq is not Nk.
     """
     if mask.shape[2] != mask.shape[3]:
         return None
@@ -345,7 +345,7 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
 
 
 def batch_of_mask(mask: Tensor, documents: Tensor, causal: bool) -> Batch | None:
-    """The batch that a dense mask describes, with its :func:`documents_in_mask`; ``None`` if it says more than documents, padding and
+    """The batch equivalent to a dense mask with these :func:`documents_in_mask`. ``None`` if the mask says more than documents, padding and
     causality."""
     seen = _visible_pairs(mask)
     if mask.shape[1] != 1 or (mask.dtype != torch.bool and bool((seen[:, None] & (mask != 0)).any())):
@@ -359,7 +359,7 @@ def batch_of_mask(mask: Tensor, documents: Tensor, causal: bool) -> Batch | None
 
 
 def _visible_pairs(mask: Tensor) -> Tensor:
-    """``(B, N, N)`` bool: the pairs that a dense mask leaves in some head."""
+    """Pairs that a dense mask leaves visible in some head, ``(B, N, N)`` bool."""
     return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
 
 
@@ -371,33 +371,33 @@ def positions_in(documents: Tensor) -> Tensor:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether the sums of tensors are finite, and so all their numbers; waits for the device."""
+    """Whether the sum of every tensor is finite, so that all its numbers are. Waits for the device."""
     return all(math.isfinite(x.detach().sum().item()) for x in tensors)
 
 
 def first_real(mask: Tensor) -> Tensor:
-    """Index of each row's first real token in ``mask (B, N)``, ``(B,)``; 0 where there is none."""
+    """Index ``(B,)`` of each row's first real token in ``mask (B, N)``. It is 0 if there is none."""
     return mask.int().argmax(-1)
 
 
 def last_real(mask: Tensor) -> Tensor:
-    """Index of each row's last real token in ``mask (B, N)``, ``(B,)``; the last of all where there is none."""
+    """Index ``(B,)`` of each row's last real token in ``mask (B, N)``. It is N - 1 if there is none."""
     return mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1)
 
 
 def nothing_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The output ``(B, H, Nq, D)`` of queries that see no key: zeros, whose gradients are zeros for q, k and v."""
+    """The output ``(B, H, Nq, D)`` of queries that see no key: zeros. The gradients of q, k and v are zeros, too."""
     return torch.zeros_like(q) + sum(x[..., :0].sum().to(q.dtype) for x in (q, k, v))
 
 
 def wrapped(places: Tensor, length: int) -> Tensor:
-    """``places`` from -length to 2·length - 1 as indices of ``length`` tokens; ONNX has no remainder of a free length."""
+    """``places`` modulo ``length``, for places from -length to 2·length - 1. ONNX has no remainder by a dynamic length."""
     places = torch.where(places < length, places, places - length)
     return torch.where(places < 0, places + length, places)
 
 
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
-    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``, or to the right by ``-start``; tokens wrap around."""
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``. A negative ``start`` rolls to the right; tokens wrap around."""
     length = x.shape[dim]
     places = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
     shape = [1] * x.dim()

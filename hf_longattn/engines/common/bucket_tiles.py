@@ -1,4 +1,4 @@
-"""From bucket numbers to the keys that a query sees in each round, and to the tiles of the gathered engine.
+"""Turn bucket numbers into the visible keys of each round and the gathered engine's tiles.
 
 In every round each token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so that a key has
 a *place* 0 … n-1; a query has the place of its (bucket, position) in that order. It sees one run of places per round:
@@ -6,8 +6,8 @@ a *place* 0 … n-1; a query has the place of its (bucket, position) in that ord
     :class:`ChunkRounds`    the order is cut into chunks; a query sees its chunk and neighbouring chunks (in a circle)
     :class:`RecentRounds`   the last w keys of its bucket at or before it, which later tokens never change
 
-Sorted queries with nearly the same run form a row. Both cost N·(size of the run) whatever the sizes of the buckets: an empty or a huge
-bucket makes neither empty nor long rows. Padding is sorted to the end and never seen.
+Sorted queries with nearly the same run form a row. Both classes cost N·(size of the run) for any bucket sizes: an empty bucket makes no
+empty row, and a huge bucket makes no long row. Padding is sorted to the end and never seen.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .batch import DocumentLabels, graph_property
 from .call import GatherTile, inverse_permutation
 
 MAX_ROW_QUERIES = 128
-"""Most queries in one row."""
+"""Maximum queries per row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sorted:
-    """Tokens by (bucket, position), in every round; all ``(B, H, R, N)``.
+    """Tokens sorted by (bucket, position) in every round. All tensors are ``(B, H, R, N)``.
 
     codes: bucket · N + position in ascending order, padding last.
     order: the token at each place.
@@ -42,7 +42,7 @@ class Sorted:
     def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
         """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
         length = buckets.shape[-1]
-        if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # which a GPU sorts in half the time
+        if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # a GPU sorts int32 in half the time
             buckets = buckets.int()
         position = torch.arange(length, device=buckets.device, dtype=buckets.dtype)
         if first or real is not None:
@@ -59,7 +59,7 @@ class Sorted:
 
 
 class Rounds(ABC):
-    """The keys that every query sees in every round, and the tiles by which the gathered engine visits them."""
+    """The visible keys of every query per round, and the gathered engine's tiles for them."""
 
     limits_rows: ClassVar[bool] = False
     """Whether a row's run holds keys that not all of its queries see."""
@@ -69,7 +69,7 @@ class Rounds(ABC):
     ) -> None:
         """
         Args:
-            query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; of the queries only the last ``q_len`` count.
+            query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; only the last ``q_len`` query buckets are used.
             real: ``(B, N)`` bool, True = real token.
             size: tokens in a chunk, or in the run of earlier keys.
             shared: queries and keys are the same vectors: equal buckets, and a token does not see itself.
@@ -85,7 +85,7 @@ class Rounds(ABC):
             self.real = torch.full((1, 1, 1, 1), self.length, **number)
         else:
             self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
-        # If the sorted queries are the sorted keys, a row is a stretch of the order; otherwise rows end where their run does, too.
+        # If queries and keys are sorted alike, a row is `size` consecutive places; otherwise a row also ends where the run changes.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
         self.place()
@@ -96,7 +96,7 @@ class Rounds(ABC):
         return self.keys.places
 
     def by_token(self, x: Tensor) -> Tensor:
-        """``x (B, H, R, N)`` of the sorted queries by position."""
+        """``x (B, H, R, N)``, given in the order of the sorted queries, by position."""
         return torch.empty_like(x).scatter_(-1, self.queries.order, x)
 
     @abstractmethod
@@ -106,23 +106,23 @@ class Rounds(ABC):
     @property
     @abstractmethod
     def groups(self) -> Tensor:
-        """A number for every sorted query, ``(B, H, R, N)``, never descending; the queries of a row share it."""
+        """A number for every sorted query, ``(B, H, R, N)``, never descending. All queries of a row have the same number."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
-        """Places of the keys of a row of ``group (B, H, R, rows)``, ``(B, H, R, rows, Tk)``; -1 where there is none."""
+        """Key places ``(B, H, R, rows, Tk)`` for the rows' ``group (B, H, R, rows)``. Places below 0 or past the last key are empty."""
 
     @abstractmethod
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
-        """Whether these pairs see each other in ``round``: ``queries (B, H, rows, Tq)``, ``keys (B, H, rows, Tk)``, both positions."""
+        """Whether queries see keys in ``round``, for positions ``queries (B, H, rows, Tq)`` and ``keys (B, H, rows, Tk)``."""
 
     @abstractmethod
     def sees_none(self) -> Tensor | None:
-        """Whether a query sees no key in a round, ``(B, H, R, N)`` bool by position, arbitrary where there is no query; ``None`` if all see
-        one."""
+        """Whether a query sees no key in a round, ``(B, H, R, N)`` bool by position. ``None`` if all queries see a key; arbitrary at
+        positions without a query."""
 
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
-        """One tile per round, with the rule ``outside``; a pair of an earlier round is left out unless duplicates count."""
+        """One tile per round, with the rule ``outside``. Pairs of earlier rounds are left out, unless ``count_duplicates``."""
         queries, group = self._rows()
         places = self.run(group)
         keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
@@ -139,12 +139,12 @@ class Rounds(ABC):
         return tuple(tiles)
 
     def no_visible_key(self) -> Tensor | None:
-        """Which queries see no key in any round, ``(B, H, N)`` by position; ``None`` if all see one."""
+        """Whether a query sees no key in any round, ``(B, H, N)`` bool by position. ``None`` if all queries see a key."""
         alone = self.sees_none()
         return None if alone is None else alone.all(2)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
-        """Queries in rows ``(B, H, R, rows, row)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``."""
+        """Queries in rows ``(B, H, R, rows, row)`` and the group of each row ``(B, H, R, rows)``. An empty slot is -1."""
         order, size = self.queries.order, self.row
         queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
         if self.aligned:
@@ -156,7 +156,7 @@ class Rounds(ABC):
 
 
 class ChunkRounds(Rounds):
-    """The sorted keys in chunks of ``size``; a query sees its chunk, ``before`` chunks before and ``after`` after it, in a circle."""
+    """Sorted keys in chunks of ``size``. A query sees its chunk and, in a circle, ``before`` chunks before it and ``after`` after it."""
 
     def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
         self.before, self.after = before, after
@@ -182,7 +182,7 @@ class ChunkRounds(Rounds):
         return self.key_chunks if self.aligned else self.by_token(self.groups)
 
     def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
-        """The chunks that are seen from ``chunk``, ``(..., 1 + before + after)``; -1 where the circle is shorter than that."""
+        """The chunks that queries of ``chunk`` see, ``(..., 1 + before + after)``; -1 where there are fewer chunks."""
         offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
         near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
         return torch.where(offset + self.before < chunks[..., None], near, -1)
@@ -250,10 +250,10 @@ class RecentRounds(Rounds):
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
     """Sorted queries in rows of at most ``size`` that share a group.
 
-    A new row starts after ``size`` sorted queries and where the group changes: at most the sum of both numbers of rows.
+    A new row starts after every ``size`` sorted queries and where the group changes: at most ceil(count / size) + num_groups rows.
 
     Args:
-        order: ``(B, H, R, N)``, queries by rising group; only the first ``count`` are meant, and of them no -1.
+        order: ``(B, H, R, N)``, queries by ascending group. Entries after the first ``count``, and entries of -1, are no queries.
         groups: ``(B, H, R, N)``, group of the query at each place of the order, below ``num_groups``.
     Returns:
         Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
@@ -268,7 +268,7 @@ def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, si
 
 
 def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int) -> tuple[Tensor, Tensor]:
-    """Queries of ``clusters (B, H, N)`` in rows of one cluster each, ``(B, H, rows, size)``, and the rows' clusters ``(B, H, rows)``."""
+    """Queries ``(B, H, rows, size)`` in rows of one cluster, and the rows' clusters ``(B, H, rows)``, from ``clusters (B, H, N)``."""
     length = clusters.shape[-1]
     ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
     cluster = ordered.codes // length
@@ -278,18 +278,18 @@ def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len
 
 
 def taken(values: Tensor, positions: Tensor) -> Tensor:
-    """``values (B, H, N)`` at ``positions (B, H, rows, T)``; anything where a position is -1."""
+    """``values (B, H, N)`` at ``positions (B, H, rows, T)``; arbitrary where a position is -1."""
     return values.gather(-1, positions.clamp(min=0).flatten(-2)).view(positions.shape)
 
 
 def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) -> Tensor:
-    """The last ``size`` keys at or before each query whose bucket is the query's, in every round.
+    """The last ``size`` keys of each query's bucket at or before it, in every round.
 
     Args:
-        keys: ``(B, H, R, N)``, bucket of the key at each position; negative where there is no key to be seen.
+        keys: ``(B, H, R, N)``, bucket of the key at each position; negative for an invisible key.
         queries: ``(B, H, R, Nq)`` of the same dtype; positions: ``(B, Nq)`` of the queries.
     Returns:
-        ``(B, H, R, Nq, size)`` int64, positions, latest first; -1 where a bucket holds fewer.
+        Key positions ``(B, H, R, Nq, size)`` int64, latest first; -1 where a bucket holds fewer.
     """
     batch, heads, rounds, length = keys.shape
     q_len = queries.shape[-1]
@@ -305,19 +305,19 @@ def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) 
 
 
 def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-    """Which of ``places``, returned by :func:`last_in_bucket`, an earlier round has found as well; same shape, bool."""
+    """Whether an earlier round found the same key, for ``places`` from :func:`last_in_bucket`. Bool of the same shape."""
     rounds = places.shape[2]
     twice = torch.zeros_like(places, dtype=torch.bool)
     for earlier in range(rounds - 1):
         later = places[:, :, earlier + 1 :].clamp(min=0)
         bucket = keys[:, :, earlier].gather(-1, later.flatten(2)).view(later.shape)
-        oldest = places[:, :, earlier, :, -1]  # -1, so that every key of the bucket was found, where it holds fewer than `size`
+        oldest = places[:, :, earlier, :, -1]  # -1 if the bucket holds fewer than `size`: all its keys were found
         twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
     return twice & (places >= 0)
 
 
 def buckets_of_documents(buckets: Tensor, num_buckets: int, documents: DocumentLabels | None) -> tuple[Tensor, int]:
-    """Buckets ``(B, H, R, N)`` of packed documents, of which each has buckets of its own, and their number."""
+    """Buckets ``(B, H, R, N)`` that no two packed documents share, and the number of buckets."""
     if documents is None:
         return buckets, num_buckets
     return torch.add(buckets, documents.number[:, None, None], alpha=num_buckets), num_buckets * documents.most

@@ -1,6 +1,6 @@
 """The process-wide cache of masks, plans of block patterns and their layouts, bounded in bytes.
 
-Everything that later calls of the same shape reuse is in :data:`BYTE_CACHE`, at most :data:`MAX_BYTES` bytes. The least recently used
+:data:`BYTE_CACHE` holds everything that later calls of the same shape reuse, up to :data:`MAX_BYTES` bytes. The least recently used
 entries are evicted first; a value larger than the budget is not cached.
 """
 
@@ -21,11 +21,11 @@ from .derivatives import func_transforms
 
 Value = TypeVar("Value")
 MAX_BYTES = 256 << 20
-"""Most bytes in :data:`BYTE_CACHE`: enough for the masks and plans of 24 layers with different patterns."""
+"""Maximum bytes in :data:`BYTE_CACHE`. This is enough for the masks and plans of 24 layers with different patterns."""
 ENTRY_BYTES = 512
-"""Bytes counted per entry besides its tensors, so that the number of small entries is bounded too."""
+"""Bytes counted per entry besides its tensors. They bound the number of small entries too."""
 SHARE_AFTER_EVICTION = 7 / 8
-"""Share of the budget that remains after an eviction, so that not every new entry evicts."""
+"""Fraction of the budget to which an eviction shrinks the cache. Below 1, so that not every new entry evicts."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -50,7 +50,7 @@ class ByteCache:
         self._lock = threading.RLock()  # freeing a value may drop another entry in the same thread
 
     def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None) -> Value:
-        """The value that ``make`` returned for ``key``. Nothing is cached while PyTorch compiles or exports, and within torch.func, whose
+        """The cached value of ``key``, or ``make()``. Nothing is cached while PyTorch compiles or exports, nor within torch.func: its
         tensors mean nothing outside of it.
 
         Args:
@@ -69,7 +69,7 @@ class ByteCache:
         return value if nbytes is None else self.put(key, value, nbytes)
 
     def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
-        """The value that ``make`` returned for ``key`` and these tensors in their current versions; dropped when one of them is freed."""
+        """The cached value of ``key`` and the current versions of ``tensors``, or ``make()``. It is dropped when a tensor is freed."""
         versions = map(tensor_version, tensors)
         entry_key = (*key, *map(id, tensors), *versions)
         held = self.find(entry_key)
@@ -128,8 +128,8 @@ class ByteCache:
 
 
 def _made_alone(make: Callable[[], Value]) -> Value:
-    """``make()`` outside of inference mode and of ``with torch.device(…)``: calls that need gradients use the value, too, and calls
-    without a default device. What ``make`` puts on another device than the CPU names it."""
+    """``make()`` outside of inference mode and of ``with torch.device(…)``. Later calls may need gradients, or have no default device. For
+    any device but the CPU, ``make`` must name the device."""
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return make()
 
@@ -139,7 +139,7 @@ BYTE_CACHE = ByteCache()
 
 
 def tensor_bytes(value: Any) -> int | None:
-    """Bytes of all tensors in ``value``, each storage once; None if one is not a plain tensor (a traced one, for example)."""
+    """Bytes of all tensors in ``value``, each storage once. None if a tensor is not a plain one (a traced tensor, for example)."""
     storages: dict[tuple[torch.device, int], int] = {}
     for tensor in _tensors(value):
         if type(tensor) not in (Tensor, nn.Parameter):

@@ -1,17 +1,17 @@
-"""What is asked of an engine: which pairs (a band, tiles), which score terms, everything else about a call, and how a call is aligned.
+"""Arguments of an engine: visible pairs (band, tiles), score terms, other settings, and sequence alignment.
 
-Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` brings them there before a mechanism runs, in one of five ways,
-among which :mod:`hf_longattn.engines.dispatch` chooses:
+Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` moves them there before a mechanism runs, in one of five ways
+that :mod:`hf_longattn.engines.dispatch` chooses from:
 
-- **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
-- **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
-  documents are bit for bit what they are alone. On the CPU;
-- **stacked**: packed documents are gathered into the rows of a batch, padded on the right, and back: one call, or up to three where their
-  lengths differ much. On a GPU, where a call for each would cost more than the padding; on any device in one call, where a mechanism draws
-  or learns something once per call;
-- **packed**: as it is, where the mechanism keeps documents apart by itself: on the CPU with the bits of each alone but without copying them
-  together, on a GPU by operations on whole rows;
-- **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.
+- **masked**: unchanged, with a key mask, if there is no left padding or only distances matter (short inputs, a GPU, a graph);
+- **split**: every sequence runs alone, as a view without a mask. A padded batch then costs as much as its real tokens, and packed
+  documents give bit for bit their output alone. Mostly on the CPU;
+- **stacked**: packed documents are gathered into the rows of a right-padded batch, and back: one call, or up to three if their lengths
+  differ much. On a GPU, where a call per document would cost more than the padding. On any device in one call, if a mechanism draws or
+  learns something once per call;
+- **packed**: unchanged, if the mechanism keeps documents apart by itself. On the CPU each document gives bit for bit its output alone,
+  without copying documents together; on a GPU, operations run on whole rows;
+- **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UNBOUNDED = 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Query i visits the keys ``i - left … i + right``; with ``has_globals`` also the global columns, which every query sees, and with
+    """A band: query i visits the keys ``i - left … i + right``. With ``has_globals`` every query also visits the global columns; with
     ``global_rows`` the global tokens see every key in turn."""
 
     left: int
@@ -54,7 +54,7 @@ class Pattern:
 
     @classmethod
     def window(cls, width: int, causal: bool, has_globals: bool = False, global_rows: bool = True) -> Pattern:
-        """A window of total ``width``: half on each side, or all of it back (itself included) when causal."""
+        """A window of total ``width``. It is half on each side, or, when causal, all of it back (the query included)."""
         back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
         return cls(back, ahead, causal, has_globals, global_rows)
 
@@ -70,11 +70,11 @@ class Pattern:
 
     @property
     def bounded(self) -> bool:
-        """Whether the band is finite on both sides, so that most of a long input is outside."""
+        """Whether the band is finite on both sides. Most of a long input is then outside."""
         return max(self.left, self.right) < UNBOUNDED
 
     def covers(self, q_len: int, kv_len: int) -> bool:
-        """Whether the band contains every key, for queries that are the last ``q_len`` of ``kv_len`` positions."""
+        """Whether the band leaves no key out. The queries are the last ``q_len`` of ``kv_len`` positions."""
         return self.left >= kv_len - 1 and (self.causal or self.right >= q_len - 1)
 
     def band_mod(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -82,7 +82,7 @@ class Pattern:
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
-        """Band or global, without padding; causality bounds the global part as well."""
+        """The ``mask_mod`` of the band and the global tokens, without padding. Causality bounds the global part as well."""
         if global_mask is None:
             return self.band_mod
 
@@ -115,17 +115,17 @@ class DistanceBias:
         return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
 
     def over(self, distance: Tensor) -> Tensor:
-        """``(H, rows, columns)`` for distances ``(rows, columns)``."""
+        """The bias ``(H, rows, columns)`` for distances ``(rows, columns)``."""
         return self.table[:, (distance + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
     def add_gradient(self, total: Tensor, distance: Tensor, of_scores: Tensor) -> None:
-        """Add to ``total``, shaped as the table, the gradient of scores ``(H, rows, columns)`` at these distances."""
+        """Add the gradient of scores ``(H, rows, columns)`` at these distances to ``total``. It is shaped like the table."""
         index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
         total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
 
 
 class BatchTerm(ABC):
-    """A ``score_mod`` that holds numbers of the tokens of a whole batch."""
+    """A ``score_mod`` that holds values per token of a whole batch."""
 
     @abstractmethod
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -141,22 +141,22 @@ class BatchTerm(ABC):
 
     @abstractmethod
     def moved(self, move: Callable[[Tensor, int], Tensor]) -> BatchTerm:
-        """The term of tokens at other places, with as many queries as keys.
+        """The term after its tokens moved, with as many queries as keys.
 
         move: ``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``.
         """
 
 
 class TokenTerm(ABC):
-    """A ``score_mod`` made of some tokens' queries and keys, to be rebuilt for those of another part of the sequence."""
+    """A ``score_mod`` computed from queries and keys. It can be rebuilt for another part of the sequence."""
 
     @abstractmethod
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """The score with the term of the tokens of which this was made, as every ``score_mod``."""
+        """The score with the term of this object's own tokens, as every ``score_mod``."""
 
     @abstractmethod
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
-        """The term of ``q (B, h, Nq, D)``, the last queries of ``k (B, h, Nk, D)``, which belong to h of this term's heads."""
+        """The term of ``q (B, h, Nq, D)`` and ``k (B, h, Nk, D)``, for h of this term's heads. Queries are the last Nq positions."""
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> TokenTerm:
         """The term of some heads, renumbered from 0, of queries on ``device``."""
@@ -178,26 +178,26 @@ class _TermOfHeads(TokenTerm):
 
 
 def device_scalar(number: float, device: torch.device) -> float | Tensor:
-    """``number`` as a score term holds it: on a GPU a tensor there, since no compiled kernel takes a Python float from a closure."""
+    """``number`` as a constant of a score term. On a GPU it is a tensor, since compiled kernels take no Python float from a closure."""
     if device.type == "cpu":
         return number
     return BYTE_CACHE.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
 
 
 def _numbers(heads: tuple[int, ...], device: torch.device) -> Tensor:
-    """``heads`` as a score term holds them, ``(len(heads),)`` int64 on ``device``."""
+    """``heads`` as an index tensor, ``(len(heads),)`` int64 on ``device``; cached."""
     return BYTE_CACHE.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
 
 
 def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
-    """The slices of ``x`` at the numbers ``heads`` along ``axis``, as a view if they are consecutive. A GPU is sent the numbers once."""
+    """The slices ``heads`` of ``x`` along ``axis``, as a view if they are consecutive. The numbers are copied to a GPU once."""
     if list(heads) == list(range(heads[0], heads[0] + len(heads))):
         return x.narrow(axis, heads[0], len(heads))
     return x.index_select(axis, _numbers(tuple(heads), x.device))
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:
-    """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``; terms that are objects stay of their class."""
+    """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``. Term objects keep their base class."""
     if isinstance(score_mod, TokenTerm):
         return score_mod.of_heads(heads, device)
     if score_mod is None or isinstance(score_mod, DistanceBias | BatchTerm | GridBias | AxisTerm):
@@ -212,14 +212,14 @@ def remapped(
     queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
     keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
 ) -> ScoreMod | None:
-    """``score_mod`` for an engine whose indices are not positions: it is given ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
+    """``score_mod`` for an engine with indices other than positions. It gets ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
     if score_mod is None:
         return None
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, queries(q_idx), keys(b, h, kv_idx))
 
 
 def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
-    """``score_mod``, and then ``term(b, h, q_idx, kv_idx)`` added to the score."""
+    """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
@@ -232,14 +232,14 @@ def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor,
 class GatherTile:
     """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.
 
-    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one tile.
+    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query may appear twice in a tile.
     keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
         The tensors must not be written to afterwards: the layout is computed once and cached for them.
     causal: no keys after the query.
     inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
     outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another tile has them.
     bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
-    fixed: the positions follow from lengths alone, and the tensors serve later calls too: a GPU's values may be read once for all of them.
+    fixed: positions depend on lengths alone, and later calls reuse the tensors. So values on a GPU may be read once for all calls.
 
     A key listed twice for a query, in one row or in two tiles, counts twice: hide it by ``outside`` or ``bias`` where the definition counts
     it once.
@@ -269,7 +269,7 @@ class GatherTile:
 
 
 def mark_static(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
-    """``tiles`` that are kept for later calls of the same lengths."""
+    """``tiles`` marked as ``fixed``: later calls of the same lengths reuse them."""
     return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
 
 
@@ -281,7 +281,7 @@ def rows_of(length: int, size: int, device: torch.device | None = None) -> Tenso
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
-    """The place of every number in ``order (…, N)``."""
+    """The inverse of permutations ``order (…, N)``: the place of every number."""
     places = torch.arange(order.shape[-1], device=order.device)
     return torch.empty_like(order).scatter_(-1, order, places.expand(order.shape))
 
@@ -299,9 +299,9 @@ class AttentionCall:
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
-    positions: ``(B or 1, n)``, what the features of n tokens read of their positions; set within linear mechanisms that count them.
-    grid: where the tokens lie on a grid: one for all rows, or one for each sequence of :attr:`batch`.
-    cleared: whether :func:`without_padding` has seen the inputs.
+    positions: ``(B or 1, n)``, position values for the feature maps of n tokens; set within linear mechanisms that count positions.
+    grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
+    cleared: whether :func:`without_padding` has already run on the inputs.
     """
 
     causal: bool = False
@@ -322,7 +322,7 @@ class AttentionCall:
         cls, *, padding_mask: Tensor | None = None, documents: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0,
         **arguments: Any,
     ) -> AttentionCall:  # fmt: skip
-        """The call that keyword arguments of :func:`hf_longattn.attend` make, not checked."""
+        """The call for keyword arguments of :func:`hf_longattn.attend`, without checks."""
         return cls(batch=Batch.of(padding_mask, documents), scale=scaling, dropout=dropout_p, **arguments)
 
     @property
@@ -340,7 +340,7 @@ class AttentionCall:
         return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
 
     def replace(self, **changes: Any) -> AttentionCall:
-        """A call with other values."""
+        """A copy of the call with these changes."""
         if torch.compiler.is_compiling():
             return dataclasses.replace(self, **changes)
         new = object.__new__(AttentionCall)  # several times faster, which counts while decoding
@@ -348,10 +348,10 @@ class AttentionCall:
         return new
 
     def one_grid(self) -> Grid | None:
-        """The grid of all rows; those of several sequences must be equal.
+        """The grid of all rows. Grids of several sequences must be equal.
 
         Raises:
-            GridError: they are not.
+            GridError: the grids differ.
         """
         if not isinstance(self.grid, tuple):
             return self.grid
@@ -363,17 +363,17 @@ class AttentionCall:
         return self.grid[0]
 
     def with_bias_on_grid(self) -> AttentionCall:
-        """This call, whose :class:`GridBias` knows its grid."""
+        """This call, with its :class:`GridBias`, if any, bound to its grid."""
         if not isinstance(self.score_mod, GridBias) or not isinstance(self.grid, Grid):
             return self
         return self.replace(score_mod=self.score_mod.on(self.grid))
 
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
-        """The call for other keys: ``key_mask (B, Nk)`` bool in place of the call's."""
+        """The call for other keys, with their ``key_mask (B, Nk)`` bool."""
         return self.replace(batch=Batch.of(key_mask))
 
     def for_full_attention(self) -> AttentionCall:
-        """The call without what full attention does not read."""
+        """The call without the fields that full attention ignores."""
         return self.replace(global_mask=None, hidden_states=None, detached_kv=None)
 
     def scale_for(self, head_dim: int) -> float:
@@ -384,12 +384,12 @@ class AttentionCall:
 def without_padding(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, cross: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
-    """Inputs with zeros in place of padding: NaN and infinities there would reach real rows, since 0 · NaN is NaN.
+    """Inputs with zeros in place of padding. NaN and infinities there would reach real rows, since 0 · NaN is NaN.
 
-    On the CPU, which can look at the values, inputs without NaN and infinities stay as they are. So do those of an exported graph.
+    Finite inputs on the CPU, where values can be read, stay as they are. So do the inputs of an exported graph.
 
     Args:
-        cross: whether the queries, and the hidden states, are those of another sequence, which stay as they are.
+        cross: whether queries and hidden states belong to another sequence. If so, they stay as they are.
     """
     mask = call.key_mask
     if mask is None or call.cleared or torch.compiler.is_exporting():
@@ -402,7 +402,7 @@ def without_padding(
 
     def clear(x: Tensor) -> Tensor:
         by_token, rows = x.transpose(1, 2), padding[:, length - x.shape[2] :]
-        if by_token.is_contiguous():  # in the inputs' layout, since kernels round by it
+        if by_token.is_contiguous():  # keep the inputs' memory layout, since kernels round by it
             return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
         return x.masked_fill(rows[:, None, :, None], 0.0)
 
@@ -426,7 +426,7 @@ def attend_per_sequence(
     Args:
         how: ``"packed"``, ``"stacked"``, ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
         stacking: which documents may share a call; by default all.
-        clears_padding: whether ``run`` keeps the values of padding from real rows by itself.
+        clears_padding: whether ``run`` itself keeps values of padding out of real rows.
     Returns:
         Rows of padding are finite and mean nothing.
     Raises:
@@ -451,8 +451,8 @@ def attend_per_sequence(
 
 
 def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``; rows and columns of padding and of other
-    documents are zeros."""
+    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Rows and columns of padding are zeros, and so are
+    weights between documents."""
     batch = call.batch
     if batch is None:
         return run(q, k, call)
@@ -470,19 +470,19 @@ def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor],
 
 
 State = dict[str, Tensor]
-"""What a stateful mechanism remembers of the tokens so far: tensors with the batch first."""
+"""State of a stateful mechanism after the tokens so far: tensors with the batch first."""
 Advance = Callable[[Tensor, Tensor, Tensor, State | None, AttentionCall], tuple[Tensor, State]]
 
 
 def advanced(
     run: Advance, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall, skipped: Sequence[int] | None
 ) -> tuple[Tensor, State | None]:
-    """The next tokens of a batch whose rows may start at different times, by ``run(q, k, v, state, call) -> (output, state)``.
+    """Run ``run(q, k, v, state, call) -> (output, state)`` on the next tokens of a batch. Its rows may start at different times.
 
     Args:
         q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
-        state: of all rows, zeros for a row before its first token; ``None`` before the first token of all.
-        skipped: how many tokens of padding come before each row's first token; ``None`` where none do.
+        state: of all rows, zeros for a row before its first token; ``None`` while no row has a token.
+        skipped: number of padding tokens before each row's first token; ``None`` if there are none.
     Returns:
         The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
     """
@@ -535,7 +535,7 @@ def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
     """The grid of every sequence.
 
     Raises:
-        GridError: they are not one for each.
+        GridError: there are not as many grids as sequences.
     """
     grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
     if len(grids) != len(batch.sequences):
@@ -544,7 +544,7 @@ def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
 
 
 def groups_of_documents(call: AttentionCall, stacking: Stacking) -> Groups:
-    """The documents of ``call`` that share a call; on grids, those of one grid and length."""
+    """The groups of documents that share a call. Documents on grids share it if their grid and length are equal."""
     batch = call.batch
     assert batch is not None
     kind, lengths = stacking.kind, [span.length for span in batch.sequences]
@@ -557,7 +557,7 @@ def groups_of_documents(call: AttentionCall, stacking: Stacking) -> Groups:
 def _stacked_documents(
     run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch, groups: Groups
 ) -> Tensor:
-    """The documents as rows of batches, one for each of the groups."""
+    """Run the documents as rows of batches, one batch per group."""
     shape, grids = (len(k), k.shape[2]), _grids(call, batch)
     rows = batch.cached(("rows of documents", groups), lambda: DocumentRows.of(batch, shape, groups, k.device))
     nothing: list[Any] = [None] * len(rows.calls)
@@ -578,7 +578,7 @@ def _stacked_documents(
 
 
 def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | None) -> ScoreMod | None:
-    """``score_mod`` for the indices of a sequence that is alone."""
+    """``score_mod`` for indices that count within one sequence."""
     if isinstance(score_mod, GridBias):
         return score_mod.on(grid)
     if isinstance(score_mod, BatchTerm):
@@ -589,7 +589,7 @@ def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | N
 
 
 def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: int, grid: Grid | None) -> ScoreMod | None:
-    """``score_mod`` for the indices of a call whose rows are documents. Those of padding are the last token's."""
+    """``score_mod`` for the indices of a call with documents as rows. Padding gets the index of the document's last token."""
     if isinstance(score_mod, GridBias):
         return score_mod.on(grid)
     if isinstance(score_mod, BatchTerm):
@@ -605,7 +605,7 @@ def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: i
 
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
-    """Every row from its first real token on; queries that are the last of a sequence are preceded by zeros."""
+    """Run ``run`` on rows rolled to their first real token. If there are fewer queries than keys, zero queries are put in front."""
     assert batch.mask is not None
     start, length = first_real(batch.mask), k.shape[2]
     missing = length - q.shape[2]

@@ -14,7 +14,7 @@ from .call import AttentionCall, MaskMod
 from .derivatives import no_fused_kernels, refuse_second_derivatives
 
 SLOW_ROWS = (torch.bfloat16, torch.float16)
-"""Dtypes in which the fused kernel of the CPU takes about twice as long for a single query as for two."""
+"""Dtypes with slow single queries. The CPU's fused kernel takes about half the time for two queries."""
 
 
 def dense_attention(
@@ -26,9 +26,9 @@ def dense_attention(
     mask_mod: MaskMod | None = None,
     q_idx: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention over all keys that ``mask_mod``, causality and padding leave; heads may be grouped.
+    """Softmax attention over all keys that ``mask_mod``, causality and padding leave. Heads may be grouped.
 
-    ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions where they are not the last Nq of the keys' sequence.
+    ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions if they are not the last Nq of the keys' positions.
     With nothing but causality or padding this is the same call as transformers' sdpa attention. Rows that see no key are zeros.
     """
     if isinstance(call.score_mod, AxisTerm) and q_idx is None and q.shape[2] == k.shape[2]:
@@ -50,7 +50,7 @@ def dense_attention(
         if mask_mod is not None:
             chosen = mask_mod(b, h, rows, kv_idx)
             seen = chosen if seen is None else seen & chosen
-    # With positions that depend on the data, the number of rows does too, by which the fused kernel is chosen: no graph can be exported.
+    # Data-dependent positions make Nq data-dependent, and the fused kernel is chosen by Nq: torch.export would fail.
     if score_mod is None and (last or not torch.compiler.is_exporting()):
         if seen is not None:
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
@@ -64,10 +64,10 @@ def dense_attention(
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
-    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, never by its unfused kernel, whose memory is N×N.
+    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, never by its unfused N×N kernel.
 
-    On CUDA no fused kernel but cuDNN's takes grouped heads together with a mask, or heads wider than 256. There keys and values are
-    repeated, as in transformers' sdpa attention; for a single query, the heads of a group become its rows.
+    On CUDA only cuDNN's fused kernel takes grouped heads together with a mask, or wider than 256. There keys and values are repeated, as in
+    transformers' sdpa attention; for one query, a group's heads become rows. Plain operations run if :func:`no_fused_kernels` says so.
 
     Args:
         attn_mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
@@ -79,7 +79,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
     if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_ROWS and not torch.compiler.is_compiling():
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
-        grouped = {} if heads == groups else {"enable_gqa": True}  # no comparison, which is a symbol where heads are one
+        grouped = {} if heads == groups else {"enable_gqa": True}  # not `heads != groups`: if heads are a symbol, so is the comparison
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
         return refuse_second_derivatives(out)
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
@@ -94,7 +94,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
 def _plain_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool = False, dropout_p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """scaled_dot_product_attention in operations with every derivative; rows that see nothing are zeros."""
+    """scaled_dot_product_attention in plain operations, which have every derivative. Rows that see no key are zeros."""
     scores = products(q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -104,7 +104,7 @@ def _plain_attention(
 
 
 def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:
-    """Whether a fused kernel of the tensors' device takes grouped heads: always on the CPU, elsewhere transformers' ``use_gqa_in_sdpa``."""
+    """Whether a fused kernel takes grouped heads. On the CPU always; elsewhere by the rule of transformers' ``use_gqa_in_sdpa``."""
     return k.device.type == "cpu" or (attn_mask is None and k.shape[-1] == v.shape[-1] <= 256)
 
 
@@ -129,18 +129,18 @@ def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
-    """``q kᵀ`` in fp32 at least, as fused kernels have it: half precision would round large scores to whole numbers."""
+    """``q kᵀ`` in fp32 at least, like fused kernels. Half precision would round large scores to whole numbers."""
     precise = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         return q.to(precise) @ k.to(precise).transpose(-1, -2)
 
 
 def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Softmax over the last axis where ``seen`` (broadcastable bool); rows that see nothing are zeros, with zero gradients."""
+    """Softmax over the last axis where ``seen`` (broadcastable bool). Rows that see no key are zeros, with zero gradients."""
     if seen is None:
         return scores.softmax(-1)
     lowest = torch.finfo(scores.dtype).min
-    if torch.compiler.is_exporting():  # runtimes add a mask for all heads in a fraction of the time in which they choose by it
+    if torch.compiler.is_exporting():  # runtimes add one mask to all heads in a fraction of the time of a select
         scores = scores + torch.zeros((), dtype=scores.dtype, device=scores.device).masked_fill(~seen, lowest)
     else:
         scores = scores.masked_fill(~seen, lowest)
@@ -148,7 +148,7 @@ def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """``x`` with the numbers of its last axis side by side, as kernels read them without asking; a view where they are."""
+    """``x`` with a last axis of stride 1, which kernels assume without a check. A copy only if needed."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -169,7 +169,7 @@ def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """Outputs ``(…, N, D)`` weighted by ``exp(lse)`` with log-sum-exps ``(…, N)``; zeros where all of these are -inf."""
+    """Mean of outputs ``(…, N, D)`` weighted by ``exp(lse)``, with log-sum-exps ``(…, N)``; zeros where all are -inf."""
     lse = torch.stack(list(lses))
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()

@@ -1,9 +1,9 @@
-"""Derivatives that fused kernels do not have: forward-mode AD, the transforms of torch.func, and second derivatives.
+"""Derivatives that fused kernels lack: forward-mode AD, torch.func's transforms and second derivatives.
 
 A fused kernel has a backward pass and no other derivative. Within a transform of ``torch.func``, or a level of forward-mode AD, the plain
-paths run instead, whose operations PyTorch differentiates and maps in every way. That second derivatives will be asked for is not known in
-the forward pass: they are refused where they are computed, with what to type. As in PyTorch, that is ``sdpa_kernel(SDPBackend.MATH)``
-around the forward pass, in which the plain paths run as well.
+paths run instead: PyTorch differentiates and maps their operations in every way. A forward pass cannot know whether second derivatives
+will follow, so they are refused when they are computed. The error says what to do: run the forward pass within
+``sdpa_kernel(SDPBackend.MATH)``, as in PyTorch, where the plain paths run as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...errors import DerivativeError
 from ...private_apis import holds_vmap, transform_readers
 
 FUSED_NODE = "ScaledDotProduct"
-"""The beginning of the names that autograd gives the nodes of PyTorch's fused kernels."""
+"""Prefix of the autograd node names of PyTorch's fused kernels."""
 
 
 _forward_level, _transform_stack = transform_readers()
@@ -38,32 +38,32 @@ def values_mapped() -> bool:
 
 
 def no_fused_kernels() -> str | None:
-    """Why only plain operations may run now, as a clause; ``None`` where fused kernels may."""
+    """The reason why only plain operations may run now, as a clause. ``None`` if fused kernels may run."""
     if torch.compiler.is_compiling():
         return None
     if func_transforms():
         return "torch.func and forward-mode AD need derivatives that fused kernels do not have"
-    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():  # which hold on every device
+    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():  # these settings apply to every device
         return None
     return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
 
 
 def differentiated(*tensors: Tensor) -> bool:
-    """Whether derivatives of what is computed from these tensors may be asked for: a graph is recorded, or a transform is active."""
+    """Whether results of these tensors may be differentiated: autograd records, or a transform is active."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return True
     return not torch.compiler.is_compiling() and func_transforms()
 
 
 def first_derivatives_only(gradients: Sequence[Any]) -> tuple[Any, ...]:
-    """The gradients that a fused kernel's backward pass returns; a derivative of theirs is refused with a sentence."""
+    """The gradients of a fused kernel's backward pass. Differentiating them raises :class:`DerivativeError`."""
     if torch.is_grad_enabled():
         _refuse_gradients_of(gradients)
     return tuple(gradients)
 
 
 def refuse_second_derivatives(out: Tensor) -> Tensor:
-    """The output of scaled_dot_product_attention; where that ran a fused kernel, second derivatives are refused with a sentence."""
+    """The output of scaled_dot_product_attention. If a fused kernel computed it, second derivatives raise :class:`DerivativeError`."""
     if out.requires_grad and not torch.compiler.is_compiling() and type(out.grad_fn).__name__.startswith(FUSED_NODE):
         assert out.grad_fn is not None
         out.grad_fn.register_hook(_after_backward)
@@ -90,7 +90,7 @@ def _refuse(_: Tensor) -> NoReturn:
 
 @contextmanager
 def one_gradient_at_a_time() -> Iterator[None]:
-    """Around a fused kernel's backward pass, or as its decorator: many gradients at once, by autograd's own vmap, end in a sentence.
+    """Context manager or decorator of a fused kernel's backward pass. It refuses many gradients at once, by autograd's own vmap.
 
     Raises:
         DerivativeError: the gradients are mapped (``is_grads_batched``, ``vectorize=True``).
@@ -107,7 +107,7 @@ def one_gradient_at_a_time() -> Iterator[None]:
 
 
 def refusal_to_map(mechanism: str, error: RuntimeError) -> DerivativeError | None:
-    """The sentence in place of ``error``, with which ``torch.vmap`` could not follow a mechanism; ``None`` for any other error."""
+    """A clear error to replace ``error`` if ``torch.vmap`` could not follow a mechanism; otherwise ``None``."""
     if not values_mapped() or "randomness" in str(error):
         return None
     return DerivativeError(
@@ -117,7 +117,7 @@ def refusal_to_map(mechanism: str, error: RuntimeError) -> DerivativeError | Non
 
 
 def map_one_by_one(operator: Any) -> None:
-    """Let ``torch.vmap`` run a custom operator that returns one tensor for one entry after the other."""
+    """Let ``torch.vmap`` run a custom operator on one entry after the other. The operator returns one tensor."""
 
     def each(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         entries = ([x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)] for i in range(info.batch_size))

@@ -1,9 +1,9 @@
-"""A score term that depends on the distance and on the query or the key: relative positions by embeddings of distances.
+"""A score term of the distance and the query or the key: relative position embeddings.
 
     term(i, j) = p_i · r_{b(i-j)} + e_j · s_{b(i-j)} + c · k_j
 
-with a vector p_i of each query and e_j of each key, the rows r and s of two tables for the bucket b of a distance, and a vector c of each
-head. Transformer-XL, Shaw, Conformer, DeBERTa (the only one with e) and WavLM's gated biases (p_i a gate, r_d a number) have this form.
+with a vector p_i per query and e_j per key, rows r and s of two tables for the bucket b of a distance, and a vector c per head. This is
+the form of Transformer-XL, Shaw, Conformer, DeBERTa (the only one with e) and WavLM's gated biases (p_i a gate, r_d a number).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .call import AttentionCall, BatchTerm, DistanceBias, ScoreMod, TokenTerm, t
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistanceTerm(BatchTerm):
     """A ``score_mod`` of the distance and the query or the key. The CPU's band engine adds it to its blocks, in memory linear in the
-    tokens; any other calls :attr:`written_out`.
+    tokens. Any other engine calls :attr:`written_out`.
 
-    queries: p, ``(B, H, Nq, F)``, times the factor on q·k; F is 0 without this part.
-    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; those beyond have the first or the last row.
-    ahead: the largest distance of a key after its query that has a row.
-    keys: k, ``(B, H_kv, Nk, D)``, of which the queries are the last Nq.
-    content: c, ``(H, D)``, times the factor on q·k; ``None`` without this part.
-    of_keys: e, ``(B, H, Nk, G)``, times the factor on q·k; ``None`` without this part.
-    key_table: s, ``(H or 1, W, G)``, with the rows of the same distances.
-    buckets: b, ``(W,)`` int64: the row of both tables for each of these distances, where the tables have fewer rows than distances.
+    queries: p, ``(B, H, Nq, F)``, multiplied by the factor on q·k; F is 0 without this part.
+    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; others use the first or the last row.
+    ahead: the largest distance with a row from a query to a later key.
+    keys: k, ``(B, H_kv, Nk, D)``. The queries are the last Nq positions.
+    content: c, ``(H, D)``, multiplied by the factor on q·k; ``None`` without this part.
+    of_keys: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
+    key_table: s, ``(H or 1, W, G)``, for the same distances.
+    buckets: b, ``(W,)`` int64: the row of both tables for each distance, if the tables have fewer than W rows.
     """
 
     queries: Tensor
@@ -47,7 +47,7 @@ class DistanceTerm(BatchTerm):
 
     @classmethod
     def of_bias(cls, bias: DistanceBias, q: Tensor, k: Tensor) -> DistanceTerm:
-        """A bias by distance in this form, with the number 1 for each query ``q (B, H, Nq, D)`` of the keys ``k (B, H_kv, Nk, D)``."""
+        """A bias by distance as a :class:`DistanceTerm`. p is 1 for each query ``q (B, H, Nq, D)`` of the keys ``k (B, H_kv, Nk, D)``."""
         return cls(q.new_ones(1, dtype=bias.table.dtype).expand(*q.shape[:3], 1), bias.table[..., None], bias.ahead, k)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class DistanceTerm(BatchTerm):
 
     @graph_property
     def written_out(self) -> ScoreMod:
-        """The term as a ``score_mod`` that looks up p_i · r_d and e_j · s_d, which take ``(B, H, N, rows)`` memory each, and c · k_j."""
+        """The term as a lookup ``score_mod``: p_i · r_d, e_j · s_d, c · k_j. The first two take ``(B, H, N, rows)`` memory each."""
         by_query, by_key = self.queries @ self.table.mT, self._by_key()
         by_key_and_distance = None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
         offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
@@ -104,12 +104,12 @@ class DistanceTerm(BatchTerm):
 
 
 class TokenDistanceTerm(TokenTerm):
-    """A :class:`DistanceTerm` that can be rebuilt for the queries and keys of another part of the sequence."""
+    """A :class:`DistanceTerm` that can be rebuilt for queries and keys elsewhere in the sequence."""
 
     @property
     @abstractmethod
     def distance_term(self) -> DistanceTerm:
-        """The term of the tokens of which this was made, built once."""
+        """The term of this object's own tokens, built once."""
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.distance_term(score, b, h, q_idx, kv_idx)
@@ -133,14 +133,14 @@ class _DistanceTermOfHeads(TokenDistanceTerm):
 
 
 def distance_term_of(score_mod: ScoreMod | None) -> DistanceTerm | None:
-    """The term of distances that a ``score_mod`` is, if it is one."""
+    """The :class:`DistanceTerm` of a ``score_mod``; ``None`` if it has another type."""
     if isinstance(score_mod, TokenDistanceTerm):
         return score_mod.distance_term
     return score_mod if isinstance(score_mod, DistanceTerm) else None
 
 
 def with_terms_written_out(call: AttentionCall) -> AttentionCall:
-    """The call with a score term that every engine reads, built once: a checkpoint that built it would not build it again."""
+    """The call with a score term that every engine reads. Build it before a checkpoint, whose recomputation would not build it again."""
     term = distance_term_of(call.score_mod)
     return call if term is None else call.replace(score_mod=term.written_out)
 

@@ -1,9 +1,9 @@
-"""Packed documents as rows of a few batches, padded on the right: for GPUs, where a call costs more than the padding, and for mechanisms
+"""Packed documents as rows of a few right-padded batches. This is for GPUs, where a call costs more than the padding, and for mechanisms
 that draw or learn something once per call.
 
-A mechanism gives a sequence with padding after it what it gives the sequence alone, so documents of similar lengths are one call. Their
-tokens are gathered into its rows and back by indices that all layers share; where they lie is known from :attr:`Batch.sequences`, so that
-the host waits for nothing more.
+Padding after a sequence does not change a mechanism's output for it, so documents of similar lengths share a call. Their tokens are
+gathered into its rows and back by indices that all layers share. The indices follow from :attr:`Batch.sequences`, so the host waits for
+nothing more.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch import Tensor
 from .batch import Batch, SequenceSpan
 
 TOKENS_PER_CALL = 4096
-"""A further call is made where it saves more padding than this: an estimate for an H100, by the stored counts of
-``scripts.dev.tools.device_counts``, of the tokens that cost as much as the launches of a call."""
+"""Minimum padding, in tokens, that a further call must save. Untuned: an estimate for an H100, from the stored counts of
+``scripts.dev.tools.device_counts``, of the tokens that cost as much as the launches of one call."""
 MOST_CALLS = 3
-"""Calls into which documents of one kind are divided at most."""
+"""Maximum calls for documents of one kind."""
 MOST_WIDTHS = 32
-"""Lengths that are tried as the width of a call's rows."""
+"""Maximum number of lengths tried as row widths, besides the longest."""
 Groups = tuple[tuple[int, ...], ...]
-"""The numbers, among :attr:`Batch.sequences`, of the documents of every call."""
+"""The documents of every call, as indices into :attr:`Batch.sequences`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stacking:
     """Which documents may share a call.
 
-    kind: of a length; documents of different kinds do not. ``None``: all may.
-    most_calls: for the documents of one kind, however different their lengths are.
+    kind: maps a length to a kind. Documents of different kinds do not share a call; with ``None`` all may.
+    most_calls: maximum calls for documents of one kind, however much their lengths differ.
     """
 
     kind: Callable[[int], Hashable] | None = None
@@ -47,37 +47,37 @@ class RowsOfCall:
     """The documents of one call, each a row that starts at index 0."""
 
     sequences: tuple[int, ...]
-    """Their numbers among :attr:`Batch.sequences`."""
+    """The documents, as indices into :attr:`Batch.sequences`."""
     width: int
     batch: Batch | None
     """The padding after and inside the documents; ``None`` without any."""
     row: Tensor
-    """``(S,)`` int64, the packed row that each lies in."""
+    """``(S,)`` int64, the packed row of each document."""
     first: Tensor
-    """``(S,)`` int64, where it starts there."""
+    """``(S,)`` int64, the document's first token in its packed row."""
     last: Tensor
-    """``(S,)`` int64, its last token there."""
+    """``(S,)`` int64, the document's last token in its packed row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DocumentRows:
-    """Where the tokens ``(B, N)`` of packed rows lie in the rows of :attr:`calls`, whose slots are counted through all of them."""
+    """Places of packed tokens ``(B, N)`` in the rows of :attr:`calls`. Slots are numbered through all calls."""
 
     calls: tuple[RowsOfCall, ...]
     shape: tuple[int, int]
     """``(B, N)``."""
     token: Tensor
-    """``(slots,)`` int64, the token in every slot, counted through all packed rows; padding repeats the document's last one."""
+    """``(slots,)`` int64, the token in every slot, numbered through all packed rows. Padding repeats the document's last token."""
     padding: Tensor | None
-    """``(slots,)`` bool; ``None`` where no slot is padding."""
+    """``(slots,)`` bool; ``None`` if no slot is padding."""
     slot: Tensor
     """``(B·N,)`` int64, the slot of every token."""
     outside: Tensor | None
-    """``(B·N,)`` bool, the tokens in no document; ``None`` without such."""
+    """``(B·N,)`` bool, tokens outside of all documents; ``None`` if there are none."""
 
     @classmethod
     def of(cls, batch: Batch, shape: tuple[int, int], groups: Groups, device: torch.device) -> DocumentRows:
-        """The rows of all documents of ``batch``, of ``(B, N)`` tokens."""
+        """The rows of all documents of ``batch``, which has ``shape (B, N)``."""
         spans, length = batch.sequences, shape[1]
         lengths = torch.tensor([span.length for span in spans])
         order = [number for group in groups for number in group]
@@ -112,9 +112,9 @@ class DocumentRows:
         )  # fmt: skip
 
     def rows(self, x: Tensor, dim: int) -> list[Tensor]:
-        """What ``x``, with the packed rows on axis 0 and their tokens on ``dim``, holds in each call; padding holds the last token's.
+        """``x`` in the rows of each call. Packed rows are on axis 0 of ``x``, their tokens on ``dim``; padding repeats the last token.
 
-        Its gradient is that of the documents' tokens, since padding has none.
+        Only the documents' tokens pass gradients back, since padding has none.
         """
         packed = x.movedim(dim, 1).flatten(0, 1)
         slots = _Moved.apply(packed, (self.token, None), (self.slot, self.outside))
@@ -138,11 +138,11 @@ class DocumentRows:
 
 
 Source = tuple[Tensor, Tensor | None]
-"""From which place each place is filled, ``(n,)`` int64, and which get zeros instead, ``(n,)`` bool."""
+"""The source index of every place, ``(n,)`` int64, and zeroed places, ``(n,)`` bool or None."""
 
 
 class _Moved(torch.autograd.Function):
-    """``x (m, …)`` at other places, ``(n, …)``. The gradient is moved back by a gather, too, not added up."""
+    """Gathers ``x (m, …)`` into ``(n, …)``. The gradient is gathered back as well, not added up."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, to: Source, back: Source) -> Tensor:
@@ -157,7 +157,7 @@ class _Moved(torch.autograd.Function):
 
 
 def document_groups(batch: Batch, kinds: tuple[Hashable, ...] | None, most_calls: int) -> Groups:
-    """The documents of every call, by their kind, if they have any, and by similar length; found once for all layers."""
+    """The documents of every call, grouped by kind, if any, and by similar length. Found once for all layers."""
 
     def make() -> Groups:
         of_kind: dict[Hashable, list[int]] = {}
@@ -177,9 +177,9 @@ def document_groups(batch: Batch, kinds: tuple[Hashable, ...] | None, most_calls
 
 
 def row_widths(lengths: Sequence[int], most_calls: int = MOST_CALLS) -> tuple[int, ...]:
-    """The widths of the rows of each call, ascending: a document is a row of the first call that is as wide.
+    """Row widths of the calls, ascending. A document goes into the first call with rows of at least its length.
 
-    Those of the least cost, in slots of all rows and :data:`TOKENS_PER_CALL` for each call.
+    The widths minimise the cost: the slots of all rows plus :data:`TOKENS_PER_CALL` for each call.
     """
     ordered = sorted(lengths)
     different = sorted({*ordered})

@@ -1,6 +1,6 @@
-"""Short sequences attended in full, and long ones by a mechanism: the option ``exact_length``.
+"""The option ``exact_length``: full attention for short sequences, a mechanism for long ones.
 
-A sequence is a row from its first real token to its last, or one packed document. One of at most ``most`` tokens sees all of its tokens.
+A sequence is a row from its first real token to its last, or one packed document. With at most ``most`` tokens, it sees all of its tokens.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def by_length(
     v: Tensor,
     call: AttentionCall,
 ) -> Tensor:
-    """The output ``(B, H, Nq, D)`` of ``in_full`` for sequences of at most ``most`` tokens, and of ``by_mechanism`` for longer ones.
+    """The output ``(B, H, Nq, D)``. Sequences of at most ``most`` tokens use ``in_full``, longer sequences ``by_mechanism``.
 
     Args:
-        one_call: whether all longer sequences must be one call of the mechanism.
+        one_call: whether all longer sequences must share one call of the mechanism.
     """
     if in_graph():
         return _in_graph(in_full, by_mechanism, most, q, k, v, call)
@@ -52,10 +52,10 @@ def by_length(
 def _in_graph(
     in_full: AttentionFunction, by_mechanism: AttentionFunction, most: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
 ) -> Tensor:
-    """:func:`by_length` where no value can be looked at: both for every row, in full for its first ``most`` tokens only."""
+    """:func:`by_length` if no value can be read. Both functions run on every row, ``in_full`` only on its first ``most`` tokens."""
     length, batch = k.shape[2], call.batch
     free = of_any_length(length)
-    if batch is not None and batch.documents is not None:  # which is refused
+    if batch is not None and batch.documents is not None:  # the mechanism's call refuses documents
         return by_mechanism(q, k, v, call)
     if not free and length <= most:
         return in_full(q, k, v, call)
@@ -67,7 +67,7 @@ def _in_graph(
     assert mask is not None
 
     def first(x: Tensor, dim: int) -> Tensor:
-        if free:  # a graph does not know whether there are as many tokens
+        if free:  # a graph does not know whether there are `most` tokens
             x = torch.cat([x, x.new_zeros(*x.shape[:dim], most, *x.shape[dim + 1 :])], dim)
         return x.narrow(dim, 0, most)
 
@@ -84,9 +84,9 @@ def _in_graph(
 
 
 def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """The weights ``(B, H, Nq, Nk)`` of sequences from index 0 on, each by ``in_full(q, k, call)`` if it has at most ``most`` tokens.
+    """The weights ``(B, H, Nq, Nk)`` of sequences from index 0 on. At most ``most`` tokens use ``in_full(q, k, call)``.
 
-    Padding may come after a sequence in a graph, which computes the weights of both where it does not know.
+    In a graph, padding may come after a sequence. A graph that cannot know the length computes both weights.
     """
     full_call, length = call.for_full_attention(), k.shape[2]
     mask = call.key_mask if in_graph() else None
@@ -106,10 +106,10 @@ def by_length_sharded(
     call: AttentionCall,
     shard: Shard,
 ) -> Tensor:
-    """:func:`by_length` of one process's rows ``(B, H, n, D)``. A short sequence lies within ``most`` tokens of each of its tokens.
+    """:func:`by_length` for one process's rows ``(B, H, n, D)``. Tokens of a short sequence are less than ``most`` apart.
 
     Args:
-        by_mechanism: this process's rows of the mechanism.
+        by_mechanism: computes the mechanism for this process's rows.
     """
     every_token = _every_token(k, shard.length)
     short = torch.zeros_like(every_token)

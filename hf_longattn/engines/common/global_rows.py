@@ -1,8 +1,8 @@
-"""Global query rows: the few tokens that see every key are computed densely and overwrite their rows of a sparse output.
+"""Global query rows: a few tokens see every key. Their rows are computed densely and overwrite those of a sparse output.
 
-:func:`separate_rows` does the same as one operator for compiled graphs, which cannot hold a number of tokens that depends on the data.
-Dense attention of all rows, which a graph could do instead, takes 7 to 28 times as long (1,024 and 4,096 tokens, 8 of them global, 4 heads
-of 64, one CPU thread).
+:func:`separate_rows` does the same as one operator for compiled graphs, which cannot hold a data-dependent number of tokens. A graph could
+compute all rows densely instead, but that takes 7 to 28 times as long (1,024 and 4,096 tokens, 8 of them global, 4 heads of 64, one CPU
+thread).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .derivatives import first_derivatives_only, one_gradient_at_a_time
 
 
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the True entries of ``mask (B, N)``, padded to the longest row: index ``(B, g)`` and which entries are real."""
+    """Positions of the True entries of ``mask (B, N)``. Returns the index ``(B, g)``, padded to the longest row, and which are real."""
     count = mask.sum(-1)
     length = mask.shape[-1]
     most = size_in_graph(count.max(), 0, length)
@@ -31,7 +31,7 @@ def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """:func:`global_index` of a call's global tokens that are no padding, found once for all layers of a forward pass: it waits for the
+    """:func:`global_index` of a call's global tokens, padding excluded. Found once for all layers of a forward pass: it waits for the
     device."""
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
@@ -39,11 +39,11 @@ def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     def find() -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         return real, global_index(tokens if real is None else tokens & real)
 
-    return cached_on(tokens, ("index of globals", id(real)), find)[1]  # its mask is kept, too, so that no other one gets its id
+    return cached_on(tokens, ("index of globals", id(real)), find)[1]  # `real` is cached too, so that no other tensor gets its id
 
 
 def size_in_graph(size: Tensor, least: int, most: Any) -> Any:
-    """A size that is computed from the input, with its bounds for an exported graph."""
+    """A size computed from the input. An exported graph also gets its bounds."""
     number: Any = size.item()
     if torch.compiler.is_exporting():
         assume_in_graph(number >= least)
@@ -57,7 +57,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def overwrite_global_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall) -> Tensor:
-    """Return ``out (B, H, Nq, D)`` with the rows of the global tokens at key positions ``index (B, g)`` attending to all keys.
+    """Return ``out (B, H, Nq, D)`` with global tokens attending to all keys. Their key positions are ``index (B, g)``.
 
     Global tokens before the first query (decoding with a cache) have no row and are ignored.
     """
@@ -83,7 +83,7 @@ def separate_rows(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, glob
     Args:
         q, k, v: ``(B, H, N, D)``.
         key_mask: ``(B, N)`` bool, True = real token, or None.
-        global_mask: ``(B, N)`` bool; none of them is padding.
+        global_mask: ``(B, N)`` bool, False for padding.
     Returns:
         ``(B, H, N, D)`` with zeros in the other rows.
     """

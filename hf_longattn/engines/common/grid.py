@@ -1,4 +1,4 @@
-"""Where tokens lie that are not a line of text: patches of a picture or a video, cells of a spectrogram, after some prefix tokens.
+"""Grids of tokens: patches of pictures and videos, cells of spectrograms, after some prefix tokens.
 
 Importing this does not import torch.
 """
@@ -15,15 +15,15 @@ from typing import Any
 from ...errors import GridError, OptionError
 
 ORDERS = ("raster", "columns", "hilbert")
-"""Orders by name, besides ``tiles:8x8`` with any sizes."""
+"""Named orders of tokens. ``tiles:8x8``, with any sizes, is another order."""
 TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
 RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
-"""The grid of the model that runs in this thread, for attention modules that keyword arguments do not reach."""
+"""The grid of the model running in this thread. Attention modules that keyword arguments do not reach use it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The cells of one sequence: ``prefix`` tokens without a place, then the cells of ``sizes`` in raster order, the last axis fastest.
+    """The grid of one sequence: ``prefix`` tokens without a place, then cells in raster order. The last axis is fastest.
 
     sizes: cells along each axis: ``(height, width)`` of a picture in patches, ``(frames, height, width)`` of a video.
     prefix: tokens before the cells, such as a class token and registers.
@@ -66,7 +66,7 @@ class Grid:
             raise GridError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
 
     def places(self, positions: Any) -> tuple[Any, ...]:
-        """The place of tokens at ``positions`` (integers, or a tensor of them) on every axis; negative somewhere for prefix tokens."""
+        """The place on every axis of tokens at ``positions``, an integer or a tensor. Prefix tokens are negative on the first axis."""
         rest, places = positions - self.prefix, []
         for size in reversed(self.sizes[1:]):
             places.append(rest % size)
@@ -74,10 +74,10 @@ class Grid:
         return (rest, *reversed(places))
 
     def per_axis(self, values: Sequence[int], name: str) -> tuple[int, ...]:
-        """``values`` with one entry for each axis: a single one serves all.
+        """``values`` with one entry for each axis. A single value serves all axes.
 
         Raises:
-            GridError: there are several, and not as many as axes.
+            GridError: there are several values, but not one for each axis.
         """
         if len(values) not in (1, self.rank):
             raise GridError(
@@ -88,10 +88,10 @@ class Grid:
 
 
 def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix: int) -> Grid | tuple[Grid, ...] | None:
-    """The ``grid`` and ``prefix`` of :func:`hf_longattn.attend` as a call has them: one grid, or one for each sequence.
+    """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
 
     Raises:
-        GridError: neither, or both a :class:`Grid` and a prefix.
+        GridError: ``grid`` is neither, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
     """
     if grid is None:
         if prefix:
@@ -110,10 +110,10 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
 
 
 def check_order(order: Any) -> str:
-    """``order`` if it names an order of tokens on a grid: ``raster``, ``columns``, ``hilbert`` or ``tiles:8x8``.
+    """Return ``order`` if it names an order of grid tokens: ``raster``, ``columns``, ``hilbert`` or ``tiles:8x8``.
 
     Raises:
-        OptionError: it does not.
+        OptionError: it names no order.
     """
     tiles = TILES.fullmatch(order) if isinstance(order, str) else None
     if order not in ORDERS and (tiles is None or 0 in map(int, tiles[1].split("x"))):

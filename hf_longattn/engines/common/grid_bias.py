@@ -1,4 +1,4 @@
-"""A learned bias by distance on a grid, as Swin, BEiT and DiNAT add it to their scores."""
+"""A learned bias by distance on a grid, as in Swin, BEiT and DiNAT."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ...errors import GridError
 from .grid import Grid
 
 PREFIX_PAIRS = 3
-"""Entries for pairs with prefix tokens: the query is one, the key is one, both are."""
+"""Number of table entries for pairs with prefix tokens. Only the query, only the key, or both are prefix tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GridBias:
     """A ``score_mod`` of the distance on every axis and the head.
 
-    The windows and the tiles with a halo add it as one mask for all windows of a kind; to every other engine it is an ordinary
-    ``score_mod``. A call with a grid sets :attr:`grid`.
+    The engines of windows and of tiles with a halo add it as one mask for all windows of a kind, and the engine of lines adds it per
+    line. To every other engine it is an ordinary ``score_mod``. A call with a grid sets :attr:`grid`.
 
     table: ``(H, M)`` or ``(H, M + 3)``, M = Π (2·sᵢ - 1): an entry for every distance, query - key, from -(sᵢ - 1) to sᵢ - 1 on axis i,
-        the last axis fastest; further ones are clamped. Three more entries are for pairs of a prefix token and a cell, of a cell and a
-        prefix token, and of two prefix tokens, to which nothing is added without them.
+        the last axis fastest; larger distances are clamped. Three more entries are for pairs (prefix token, cell), (cell, prefix token)
+        and (prefix token, prefix token). Without them, nothing is added to these pairs.
     sizes: s, cells along each axis.
-    dilation: cells from one distance to the next along each axis: one number, or one for each.
+    dilation: cells between neighbouring distances of the table: one number for all axes, or one for each.
     """
 
     table: Tensor
@@ -50,7 +50,7 @@ class GridBias:
 
     @classmethod
     def of_neighborhood(cls, rpb: Tensor, dilation: Sequence[int] = (1,)) -> GridBias:
-        """The bias of NAT's and DiNAT's ``rpb (H, 2·k - 1, …)`` for kernels of size k, whose distances are key - query."""
+        """The bias of NAT's and DiNAT's ``rpb (H, 2·k - 1, …)`` for kernels of size k. Its distances are key - query."""
         sizes = tuple((size + 1) // 2 for size in rpb.shape[1:])
         return cls(rpb.flip(tuple(range(1, rpb.dim()))).flatten(1), sizes, tuple(dilation))
 
@@ -81,7 +81,7 @@ class GridBias:
         )
 
     def on(self, grid: Grid | None) -> GridBias:
-        """The bias on the grid of a call.
+        """This bias bound to the grid of a call.
 
         Raises:
             GridError: the grid has another rank.
@@ -100,7 +100,7 @@ class GridBias:
         return dataclasses.replace(self, table=self.table[list(heads)])
 
     def entries(self, distances: Sequence[Tensor]) -> Tensor:
-        """The table's entries for distances, query - key, on every axis; the tensors broadcast."""
+        """Table indices for distances, query - key, on every axis. The tensors broadcast."""
         index: Tensor | int = 0
         dilation = self.dilation if len(self.dilation) == len(self.sizes) else self.dilation * len(self.sizes)
         for distance, size, step in zip(distances, self.sizes, dilation, strict=True):
@@ -110,15 +110,15 @@ class GridBias:
         return index
 
     def over(self, entries: Tensor) -> Tensor:
-        """The bias ``(H, …)`` of entries ``(…)``."""
+        """The bias ``(H, …)`` at table indices ``entries (…)``."""
         return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
 
     def of_pairs(self, kind: int) -> Tensor | None:
-        """The bias ``(H,)`` of pairs with prefix tokens, ``kind`` as :data:`PREFIX_PAIRS` counts them; ``None`` without one."""
+        """The bias ``(H,)`` of pairs with prefix tokens; ``None`` without one. ``kind`` is 0 … 2, ordered as in :data:`PREFIX_PAIRS`."""
         return self.table[:, kind - PREFIX_PAIRS] if self.has_prefix else None
 
     def with_prefix(self, term: Tensor, prefix: int) -> Tensor:
-        """``term (…, H, T, keys)``, the bias of cells, after that of ``prefix`` prefix tokens that they all see."""
+        """``term (…, H, T, keys)``, the bias of cells, with columns in front for ``prefix`` prefix tokens. All cells see these."""
         if not prefix:
             return term
         of_prefix = self.of_pairs(1)
@@ -141,12 +141,12 @@ class GridBias:
 
 
 def tile_distances(sizes: Sequence[int], key_sizes: Sequence[int], ahead: Sequence[int], steps: Sequence[int]) -> list[Tensor]:
-    """Distances, query - key, on every axis between the cells of a tile and of its keys, tensors that broadcast over all axes of both.
+    """Distances, query - key, between a tile's cells and its keys, one tensor per axis. They broadcast over all axes of both.
 
     Args:
         sizes, key_sizes: queries and keys along each axis.
-        ahead: how far the first query is from the first key along each axis.
-        steps: cells from one to the next along each axis.
+        ahead: places from the first key to the first query along each axis.
+        steps: cells from one place to the next along each axis.
     """
     rank, distances = len(sizes), []
     for axis, (size, key_size, first, step) in enumerate(zip(sizes, key_sizes, ahead, steps, strict=True)):

@@ -1,8 +1,8 @@
-"""A score term of where two tokens lie: LayoutLMv3's biases for buckets of distances along the text and along both sides of the page.
+"""A score term of two tokens' places. LayoutLMv3 has biases by distance bucket along the text and both sides of the page.
 
     term(i, j) = Σ over axes a of  table_a[h, x_a(j) - x_a(i)]
 
-Unlike a bias by distance, it depends on both tokens, since boxes lie anywhere on a page, and start anew with each.
+Unlike a bias by distance, it depends on both tokens: boxes lie anywhere on a page, and places start anew on each page.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .call import BatchTerm
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlaceTerm(BatchTerm):
-    """A ``score_mod`` of the differences of places. The CPU's band engine adds it to its blocks, unless the tables need gradients; any
-    other looks it up for the pairs that it visits.
+    """A ``score_mod`` of the differences of places. The CPU's band engine adds it to its blocks, unless the tables need gradients. Any
+    other engine looks it up for its visible pairs.
 
-    places: x, ``(B, Nk, axes)`` int64, of the keys; the queries are the last of them.
-    tables: of every axis, ``(H, 2·limit + 1)`` for the differences key - query from -limit to limit, to which further ones are clamped.
+    places: x, ``(B, Nk, axes)`` int64, of the keys. The queries have the last of these places.
+    tables: one per axis, ``(H, 2·limit + 1)``, for differences key - query from -limit to limit. Larger differences are clamped.
     """
 
     places: Tensor
@@ -51,11 +51,11 @@ class PlaceTerm(BatchTerm):
 
     @property
     def learned(self) -> bool:
-        """Whether a table needs gradients."""
+        """Whether a table needs gradients now."""
         return torch.is_grad_enabled() and any(table.requires_grad for table in self.tables)
 
     def stacked_tables(self) -> Tensor:
-        """The tables as one, ``(axes, H, 2·largest limit + 1)``, shorter ones with their first and last entries repeated."""
+        """All tables in one, ``(axes, H, 2·largest limit + 1)``. Shorter tables repeat their first and last entries."""
         widest = max(table.shape[1] for table in self.tables)
         missing = ((widest - table.shape[1]) // 2 for table in self.tables)
         padded = (F.pad(table[None], (n, n), mode="replicate") for table, n in zip(self.tables, missing, strict=True))

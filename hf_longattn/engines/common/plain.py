@@ -1,4 +1,4 @@
-"""Linear paths in plain PyTorch operations, on every device: with dropout, score terms and learned biases, where no fused kernel applies.
+"""Linear paths in plain PyTorch operations, on every device. They serve calls without a fused kernel: dropout, score terms, learned biases.
 
 For a band, blocks of queries meet their slice of keys (a view), global columns are appended, and global rows are computed against all keys.
 For tiles, pairs are computed :data:`MAX_PAIRS` at a time and recomputed in the backward pass. Memory is linear, N times the visited keys.
@@ -22,7 +22,7 @@ from .global_rows import index_of_globals, overwrite_global_rows, size_in_graph
 QUERIES_PER_BLOCK = 128
 """Queries per block of a band."""
 MAX_PAIRS = 1 << 24
-"""Most pairs of tiles, over all heads and batch items, in memory at once; the backward pass recomputes them."""
+"""Maximum pairs of tiles in memory at once, over all heads and batch items. The backward pass recomputes them."""
 
 
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -35,7 +35,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     width = block + left + right
 
     def slices(x: Tensor, size: int, before: int) -> Tensor:
-        """``x (B, H, N, D)`` as slices ``(B, H, blocks, size, D)``, each from ``before`` tokens before its block on; what is outside the
+        """``x (B, H, N, D)`` as slices ``(B, H, blocks, size, D)``. Each starts ``before`` tokens before its block. Values outside of the
         sequence must not be used."""
         if exporting:
             index = torch.arange(blocks, device=device)[:, None] * block - before + torch.arange(size, device=device)
@@ -82,16 +82,16 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
 
 
 def _blocks(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
-    """Queries per block, the number of blocks, and how many keys before and after its block a slice has."""
-    # By branches, not min and max, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
+    """Queries per block, number of blocks, and a slice's keys before and after its block."""
+    # Branches, not min and max: torch.compile would keep these in the shapes, and Inductor fails to divide by them.
     left = pattern.left if pattern.left <= kv_len else kv_len
     right = pattern.right if pattern.right <= kv_len else kv_len
     return QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK), left, right
 
 
 def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
-    """:func:`_blocks` in a graph for all lengths: three tokens cost three, not a block. The graph computes the sizes when it runs, since
-    a size that torch.export knew as a minimum of the length would be one it asks about."""
+    """:func:`_blocks` in a graph for all lengths, where three tokens cost three, not a block. The graph computes the sizes when it runs:
+    if torch.export knew a size as a minimum of the length, it would add guards."""
     queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
     block = queries.clamp(max=QUERIES_PER_BLOCK)
     return (
@@ -103,9 +103,9 @@ def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.de
 
 
 def first_rows(x: Tensor, count: int, axis: int = 2) -> Tensor:
-    """``x (B, H, N, D)`` cut to its first ``count`` tokens; in an exported graph by an index, since a slice asks whether it is all of x.
+    """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph indexes, since a slice asks whether it is all of x.
 
-    axis: of the tokens.
+    axis: the token axis.
     """
     if torch.compiler.is_exporting():
         return x.index_select(axis, torch.arange(count, device=x.device))
@@ -119,7 +119,7 @@ def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile],
 
 
 def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one tile, -inf where a query sees no key."""
+    """Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` of one tile. Log-sum-exps are -inf where a query sees no key."""
     batch, heads, q_len, head_dim = q.shape
     pieces = list(_split_tile(tile, batch * heads))
     recomputed = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling() and no_fused_kernels() is None
@@ -138,7 +138,7 @@ def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: Attentio
 
 
 def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """The tile cut into rows, or into slots of one row's queries, of at most MAX_PAIRS pairs in ``copies`` heads."""
+    """Cut the tile into rows, or into query slots of one row. A piece has at most MAX_PAIRS pairs in ``copies`` heads."""
     rows, slots = tile.queries.shape[2:]
     width = copies * tile.keys.shape[3]
     if rows * slots * width <= MAX_PAIRS:
@@ -156,7 +156,7 @@ def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Output (B, H, R, Tq, D) and log-sum-exp (B, H, R, Tq) of a tile's rows."""
+    """Output ``(B, H, R, Tq, D)`` and log-sum-exp ``(B, H, R, Tq)`` of a tile's rows."""
     b = torch.arange(q.shape[0], device=q.device).view(-1, 1, 1, 1)
     h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     rows, columns = tile.queries.clamp(min=0), tile.keys.clamp(min=0)
@@ -182,7 +182,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall
 
 
 def allowed(tile: GatherTile, key_mask: Tensor | None, b: Tensor) -> Tensor:
-    """Which pairs the tile's rules and the padding leave visible, ``(B or 1, H or 1, R, Tq, Tk)`` bool."""
+    """Pairs that the tile's rules and the padding leave visible, ``(B or 1, H or 1, R, Tq, Tk)`` bool."""
     q_idx, kv_idx = tile.queries[..., :, None], tile.keys[..., None, :]
     seen = (q_idx >= 0) & (kv_idx >= 0) & tile.sees(q_idx - kv_idx)
     return seen if key_mask is None else seen & key_mask[b, tile.keys.clamp(min=0)][..., None, :]

@@ -1,8 +1,8 @@
-"""A sequence sharded across processes: what a mechanism needs of the other processes' tokens, and the gradients back to them.
+"""Sequences sharded across processes: fetch the tokens that a mechanism needs, and return their gradients.
 
 Process r holds the tokens ``bounds[r] = (start, stop)`` of every row; the shards may differ in length. Integer inputs (padding, documents,
 global tokens) are small and known to all; queries, keys, values and hidden states are not. Every function is called by all processes of
-the group in the same order, and its result must take part in the loss everywhere, since its backward pass communicates as well.
+the group in the same order, and its result must enter the loss everywhere, since its backward pass communicates as well.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .call import AttentionCall, AttentionFunction, DistanceBias, ScoreMod, Stat
 from .global_rows import global_index
 
 Bounds = Sequence[tuple[int, int]]
-"""For each process the first token and the one after the last."""
+"""``(start, stop)`` for each process: a range of its tokens, or of its heads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Locality:
-    """A token's output depends on nothing but the tokens from ``back`` before it to ``ahead`` after it.
+    """A token's output depends only on tokens from ``back`` before it to ``ahead`` after it.
 
-    period: the output stays the same when tokens are counted from another one, as long as their numbers differ by a multiple of this.
-    by_block: whether tokens are in blocks of ``period``, and all tokens of a block see the same keys ahead, up to the end of a block.
+    period: shifting all positions by a multiple of this leaves the output unchanged.
+    by_block: whether tokens form blocks of ``period``, and all tokens of a block see the same keys ahead, up to the end of a block.
     """
 
     back: int
@@ -41,13 +41,13 @@ class Locality:
     by_block: bool = False
 
     def final(self, seen: int) -> int:
-        """How many outputs no later token changes, after ``seen`` tokens."""
+        """Number of outputs after ``seen`` tokens that no later token changes."""
         if not self.by_block or not self.ahead:
             return max(0, seen - self.ahead)
         return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
 
     def first(self, output: int) -> int:
-        """The first token on which the outputs from ``output`` on depend, from which tokens may be counted."""
+        """First token needed for outputs from ``output`` on, rounded down to a multiple of ``period``."""
         return max(0, output - self.back) // self.period * self.period
 
 
@@ -56,7 +56,7 @@ class GlobalTokens:
     """The global tokens of the whole sequence.
 
     mask: ``(B, N)`` bool.
-    index, real: ``(B, g)``, their positions, padded to the longest row, and which entries are not padding.
+    index, real: ``(B, g)``, the tokens' positions, padded to the longest row, and which entries are not padding.
     """
 
     mask: Tensor
@@ -105,7 +105,7 @@ class Shard:
 
     @functools.cached_property
     def starts_at_first(self) -> bool:
-        """Whether every row is one sequence that starts at its first token: no left padding, one document."""
+        """Whether every row is one sequence from its first token on. It has no left padding, and one document."""
         return self.documents is None and (self.mask is None or bool(self.mask[:, 0].all()))
 
     def around(self, local: Locality) -> Bounds:
@@ -117,49 +117,49 @@ class Shard:
         return ranges
 
     def reach(self, x: Tensor, ranges: Bounds, dim: int = 2) -> Tensor:
-        """The tokens ``ranges[rank]`` of a tensor whose axis ``dim`` holds this process's own: parts come from their owners."""
+        """The tokens ``ranges[rank]``, sent by their owners. Axis ``dim`` of ``x`` holds this process's own tokens."""
         return _Reach.apply(x, self, tuple(ranges), dim)
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum of every process's ``x``, all of one shape."""
+        """The sum of ``x`` over all processes. Its shape must be the same on each."""
         return _Total.apply(x, self.group)
 
     def largest(self, x: Tensor) -> Tensor:
-        """The largest of every process's ``x``, a constant for the gradient."""
+        """The elementwise maximum of ``x`` over all processes, without a gradient."""
         x = x.detach().clone()
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
         return x
 
     def stacked(self, x: Tensor) -> Tensor:
-        """Every process's ``x``, all of one shape: ``(processes, …)``."""
+        """``x`` of every process, stacked to ``(processes, …)``. Its shape must be the same on each."""
         return _Stacked.apply(x, self.group, self.rank, len(self.bounds))
 
     def before(self, x: Tensor) -> Tensor:
-        """``x (processes, …)`` with zeros from this process on: a branch would leave the first process without a backward pass."""
+        """``x (processes, …)`` with zeros from this process on. A branch would leave the first process without a backward pass."""
         earlier = torch.arange(len(self.bounds), device=x.device) < self.rank
         return x * earlier.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
 
     def owns(self, index: Tensor) -> Tensor:
-        """Whether the tokens ``index`` of the whole sequence are this process's, as bool of the same shape."""
+        """Whether this process owns the tokens ``index`` of the whole sequence. Bool of the same shape."""
         return (index >= self.start) & (index < self.stop)
 
     def tokens(self, x: Tensor, index: Tensor) -> Tensor:
-        """The tokens ``index (B, g)`` of the whole sequence, on every process: ``x (B, H, n, D)``, this one's own -> ``(B, H, g, D)``."""
+        """The tokens ``index (B, g)`` of the whole sequence, ``(B, H, g, D)``, on every process. ``x (B, H, n, D)`` holds own tokens."""
         x = F.pad(x, (0, 0, 0, 1))  # a process may have no token to read
         place = torch.where(self.owns(index), index - self.start, self.stop - self.start)
         return self.total(x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])))
 
     def tokens_to_heads(self, heads: Bounds, groups: Bounds, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whole sequences of this process's heads, for its own tokens of all heads (Jacobs et al. 2023, DeepSpeed Ulysses).
+        """Exchange own tokens of all heads for whole sequences of own heads (Jacobs et al. 2023, DeepSpeed Ulysses).
 
         Args:
             heads, groups: for each process its query heads, and its key and value heads.
-            q: ``(B, H, n, D)``; k, v: ``(B, H_kv, n, D)``; in exchange ``(B, own heads, N, D)``.
+            q: ``(B, H, n, D)``; k, v: ``(B, H_kv, n, D)``; each becomes ``(B, own heads, N, D)``.
         """
         return _Swap.apply(self, (heads, groups, groups), True, q, k, v)
 
     def heads_to_tokens(self, heads: Bounds, x: Tensor) -> Tensor:
-        """This process's tokens of all heads ``(B, H, n, D)``, for whole sequences of its heads ``x (B, own heads, N, D)``."""
+        """Exchange whole sequences of own heads ``x (B, own heads, N, D)`` for own tokens of all heads ``(B, H, n, D)``."""
         return _Swap.apply(self, (heads,), False, x)[0]
 
     def call(self, call: AttentionCall, low: int, high: int) -> AttentionCall:
@@ -182,11 +182,11 @@ class Shard:
         local: Locality,
         tokens: GlobalTokens | None = None,
     ) -> Tensor:
-        """This process's rows ``(B, H, n, D)`` of a local mechanism ``run(q, k, v, call)``, from its own tokens and those around them.
+        """This process's rows ``(B, H, n, D)`` of a local mechanism ``run(q, k, v, call)``, from own and surrounding tokens.
 
         Args:
-            tokens: global tokens of the whole sequence: their keys come before and after the others where they lie outside of what the
-                rows see, so that each is there once.
+            tokens: global tokens of the whole sequence. A global key outside of the surrounding tokens is added before or after them, so
+                that each key is there once.
         """
         ranges = self.around(local)
         low, high = ranges[self.rank]
@@ -210,7 +210,7 @@ class Shard:
     def _with_globals(
         self, x: Tensor, near: Tensor, call: AttentionCall, tokens: GlobalTokens, low: int, high: int, period: int
     ) -> tuple[Tensor, AttentionCall, int]:
-        """Global tokens' parts of ``x`` around ``near``, which has the tokens ``low … high - 1``; the call, and how many come after."""
+        """Put global tokens of ``x`` around ``near (low … high - 1)``. Returns all keys, their call, and the tokens after ``near``."""
         mask, index, real = tokens.mask, tokens.index, tokens.real
         front = -(-index.shape[1] // period) * period  # so that tokens keep their places in blocks
         index, real = (F.pad(y, (front - y.shape[1], 0)) for y in (index, real))
@@ -234,7 +234,7 @@ class Shard:
 
 
 def counted_from(score_mod: ScoreMod | None, first: int) -> ScoreMod | None:
-    """``score_mod`` for tokens whose numbers begin with ``first``."""
+    """``score_mod`` for indices that count from token ``first`` on."""
     if score_mod is None or isinstance(score_mod, DistanceBias | TokenTerm) or not first:
         return score_mod
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + first, kv_idx + first)
@@ -251,7 +251,7 @@ def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 
 class _Reach(torch.autograd.Function):
-    """Sends every process the tokens that it reads; their gradients go back and are added up by the owner."""
+    """Sends every process the tokens that it reads. Their gradients go back to the owner, which adds them up."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shard: Shard, ranges: Bounds, dim: int) -> Tensor:
@@ -274,11 +274,11 @@ class _Reach(torch.autograd.Function):
 
 
 def _exchange(shard: Shard, dim: int, x: Tensor, *, held: Bounds, wanted: Bounds) -> list[tuple[tuple[int, int], Tensor]]:
-    """Send what this process holds of the tokens that the others want; return those that it wants, in parts with their bounds.
+    """Send held tokens that other processes want. Return the tokens that this process wants, in parts with their bounds.
 
     Args:
         x: the tokens ``held[rank]`` along axis ``dim``.
-        held, wanted: for each process the tokens that it holds and those that it wants.
+        held, wanted: the tokens that each process holds, and the tokens that it wants.
     """
     holds, wants = held[shard.rank], wanted[shard.rank]
     group = dist.group.WORLD if shard.group is None else shard.group
@@ -288,7 +288,7 @@ def _exchange(shard: Shard, dim: int, x: Tensor, *, held: Bounds, wanted: Bounds
             continue
         first, last = _common(holds, wanted[peer])
         if first < last:
-            sent.append(x.narrow(dim, first - holds[0], last - first).contiguous())  # alive until all has been sent
+            sent.append(x.narrow(dim, first - holds[0], last - first).contiguous())  # keeps it alive until everything is sent
             operations.append(dist.P2POp(dist.isend, sent[-1], group=group, group_peer=peer))
         first, last = _common(held[peer], wants)
         if first < last:
@@ -342,7 +342,7 @@ def _swapped(x: Tensor, shard: Shard, heads: Bounds, to_heads: bool) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """The sum over the processes; each receives the sum of all gradients."""
+    """The sum over all processes. Each process receives the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -359,7 +359,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Stacked(torch.autograd.Function):
-    """All processes' tensors; the gradient of a process's tensor is the sum of the gradients that all processes have for it."""
+    """All processes' tensors, stacked. A tensor's gradient is the sum of its gradients on all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any, rank: int, processes: int) -> Tensor:
@@ -377,14 +377,14 @@ class _Stacked(torch.autograd.Function):
 
 
 def softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, call: AttentionCall, shard: Shard) -> Tensor:
-    """Attention of few queries to the keys of all processes, by the sums of each: ``(B, H, g, D)``, on every process.
+    """Attention of a few queries to the keys of all processes, ``(B, H, g, D)`` on every process.
 
-    With s_j the scores of a row, c their largest on any process, it is  Σ_r Σ_j exp(s_j - c) v_j / Σ_r Σ_j exp(s_j - c).
+    With scores s_j of a row, and c their maximum over all processes r, it is  Σ_r Σ_j exp(s_j - c) v_j / Σ_r Σ_j exp(s_j - c).
 
     Args:
         q: ``(B, H, g, D)``, the same on every process, of the tokens ``index (B, g)``.
         k, v: ``(B, H, n, D)``, this process's own.
-        call: its causality and score term; padding is the shard's.
+        call: for its causality, score term and dropout; padding is the shard's.
     """
     with torch.autocast(q.device.type, enabled=False):
         return _softmax_rows(q, k, v, index, scale, call, shard)
@@ -412,7 +412,7 @@ def _softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, 
 
 
 class _Passed(torch.autograd.Function):
-    """Sends tensors to the next process; its gradients come back. The output is handed through, so that the loss depends on it."""
+    """Sends tensors to the next process and gets their gradients back. ``out`` passes through, so that the loss depends on the send."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, shard: Shard, *tensors: Tensor) -> Tensor:
@@ -435,7 +435,7 @@ class _Passed(torch.autograd.Function):
 
 
 class _Received(torch.autograd.Function):
-    """Tensors of the process before; their gradients go back to it."""
+    """Receives tensors from the previous process and sends their gradients back."""
 
     @staticmethod
     def forward(ctx: Any, like: Tensor, shard: Shard, layout: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> tuple[Tensor, ...]:
@@ -459,7 +459,7 @@ class _Received(torch.autograd.Function):
 
 
 def in_turn(advance: Callable[[State | None], tuple[Tensor, State]], like: Tensor, shard: Shard) -> Tensor:
-    """The output of a recurrence ``advance(state) -> (output, state)``, process after process; ``like`` carries the gradient."""
+    """The output of a recurrence ``advance(state) -> (output, state)``, one process after another. ``like`` carries the gradient."""
     state: State | None = None
     if shard.rank > 0:
         layout: list[Any] = [None]

@@ -1,4 +1,4 @@
-"""The order in which the tokens of a grid are read, as a table of positions."""
+"""The reading order of a grid's tokens, as a table of positions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .grid import Grid, check_order
 
 
 def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
-    """The positions of a grid's tokens in ``order``, ``(L,)`` int64 with the prefix in front; -1 for an empty place.
+    """Positions of a grid's tokens in ``order``, ``(L,)`` int64, the prefix first. An empty place is -1.
 
     Every tile has the same number of places, so that blocks of that size are tiles. Where the grid is not a multiple of the tile, the tiles
     at its border have empty places. The prefix has tiles of its own.
@@ -41,7 +41,7 @@ def _token_order(grid: Grid, order: str) -> Tensor:
 
 
 def _hilbert(sizes: Sequence[int]) -> Tensor:
-    """The cells of a grid along a Hilbert curve of the smallest cube of a power of two that holds it (Skilling 2004)."""
+    """A grid's cells along a Hilbert curve (Skilling 2004). The curve fills the smallest power-of-two cube that holds the grid."""
     rank, bits = len(sizes), max(1, max(size - 1 for size in sizes).bit_length())
     axes = list(torch.stack(torch.meshgrid(*map(torch.arange, sizes), indexing="ij"), -1).flatten(0, -2).unbind(-1))
     high = 1 << (bits - 1)

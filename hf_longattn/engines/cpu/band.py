@@ -3,13 +3,13 @@
 The queries are cut into blocks. The keys of one block are one contiguous slice, so the slices of all blocks are a strided *view* of the
 keys (``as_strided``, no copy), and one call of the kernel runs all of them. Global columns and rows are further calls on gathered tokens.
 
-The plan (:func:`band_plan`) has blocks of the size that costs least, by what calls cost here. Small blocks compute few pairs outside the
-band. Large ones are fewer calls; the kernel takes less time for each of their pairs; and where it first lays keys out for the processor's
-tiles (AMX), each key is laid out for more queries. The largest is one block of all queries: the dense kernel with the band as its mask, the
-fastest up to about the length that the band covers. With global tokens, this one block needs no further calls for them.
+The plan (:func:`band_plan`) has blocks of the cheapest size, by the :class:`Costs` of calls. Small blocks compute few pairs outside the
+band. Large blocks need fewer calls and less time per pair. Where the kernel first lays keys out for the processor's tiles (AMX), a large
+block lays each key out for more queries. The largest block has all queries: the dense kernel with the band as its mask. It is the fastest
+up to about the length that the band covers, and needs no further calls for global tokens.
 
-The plan depends on lengths, band, dtype and processor alone, so that a sequence has the same bits in every batch and with every number of
-heads.
+The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. So a sequence has the same bits in every
+batch and with every number of heads.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ from .flash import (
 )
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
-"""Queries that the kernel takes at a time, in blocks of up to 191, of up to 767, and of more; and keys."""
+"""Tile sizes of PyTorch's CPU flash kernel. Query rows in blocks of up to 191, up to 767 and more; then keys."""
 MAX_BLOCK_QUERIES = 2048
-"""Most queries in one block, which bounds its mask."""
+"""Maximum queries in one block, which bounds its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
-"""Query rows that need the global columns are found in blocks of the first number; the second is the most in one call."""
+"""Query rows per block in the search for rows that need global columns. Then the maximum rows per call."""
 
 DROPOUT_BLOCK = 64
-"""Queries of a block with dropout, whose weights are drawn in the same blocks forward and backward."""
+"""Queries per block with dropout. Forward and backward must draw weights in the same blocks."""
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
 Place = tuple[int, int, int]
-"""The item of a call, what it computes (the band, global columns, global rows), and its number among those."""
+"""A call's item, kind (band, global columns or global rows), and number within that kind."""
 BAND, COLUMNS, ROWS = range(3)
 
 
 class Group(NamedTuple):
-    """``blocks`` blocks of ``block`` queries from ``first`` on, whose key slices start ``step`` apart from ``start`` on, ``width`` long."""
+    """Equal blocks. Block i has ``block`` queries from ``first + i * block`` on, and ``width`` keys from ``start + i * step`` on."""
 
     first: int
     blocks: int
@@ -77,11 +77,11 @@ class Group(NamedTuple):
         return self._slices(x, self.first, self.block, self.block)
 
     def keys(self, x: Tensor) -> Tensor:
-        """The slices of ``x (B, H, Nk, …)``, a view as that of :meth:`queries`."""
+        """The key slices of ``x (B, H, Nk, …)``, as views like those of :meth:`queries`."""
         return self._slices(x, self.start, self.width, self.step)
 
     def add_to_keys(self, total: Tensor, parts: Tensor) -> None:
-        """Add ``parts``, shaped as :meth:`keys`, to ``total (B, H, Nk, D)``: one step at a time, since slices no wider never overlap."""
+        """Add ``parts``, shaped as :meth:`keys`, to ``total (B, H, Nk, D)``. Pieces of one step never overlap."""
         for at in range(0, self.width, self.step):
             size = min(self.step, self.width - at)
             self._slices(total, self.start + at, size, self.step).add_(parts[:, :, at : at + size])
@@ -101,12 +101,12 @@ class Group(NamedTuple):
             yield self._replace(first=first, start=start, blocks=min(count, self.blocks - number))
 
     def sees_all(self, shift: int, left: int, right: int) -> bool:
-        """Whether the band leaves no pair of a block out, whose first query is at index ``shift`` of its slice."""
+        """Whether the band covers every pair of a block. Its first query is at index ``shift`` of its key slice."""
         return shift + self.block - 1 <= left and self.width - 1 - shift <= right
 
 
 def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
-    """Cover all queries: the inner blocks, whose slices lie within the sequence, in one group; the edges block by block.
+    """Cover all queries: inner blocks in one group, edges block by block. Slices of inner blocks lie within the sequence.
 
     Args:
         shift: position of the first query within the keys.
@@ -125,30 +125,30 @@ def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: in
 
 
 class Costs(NamedTuple):
-    """Nanoseconds that calls take for each head of width 64, where there are 12 of them."""
+    """Costs of calls, in nanoseconds per head, with 12 heads of width 64."""
 
     sizes: tuple[int, ...]
-    """Queries of a block to choose from, besides all queries."""
+    """Block sizes to choose from, in queries, besides one block of all queries."""
     pair: tuple[float, float, float]
-    """A pair of a query and a key without a mask, by the size of blocks as :data:`KERNEL_QUERIES`."""
+    """One pair without a mask, for each block size of :data:`KERNEL_QUERIES`."""
     masked: float
-    """More for a pair with a mask."""
+    """Extra cost of a pair with a mask."""
     key: float
-    """A key of a block: it is laid out for the tiles; or, in the backward pass, its gradients are added up."""
+    """One key of a block: layout for AMX tiles or, backward, summing its gradients."""
     call: float
-    """A call of the kernel."""
+    """One call of the kernel."""
     tokens: float
-    """The calls for global tokens, besides those of blocks."""
+    """All further calls for global tokens."""
     queries: int
-    """Queries of a call at most, so that its results stay in the cache."""
+    """Maximum queries per call, so that its results stay in the cache."""
 
     def of(self, group: Group, shift: int, left: int, right: int) -> float:
-        """All calls for a group of blocks whose first query is at index ``shift`` of its slice."""
+        """The cost of a group of blocks. Each block's first query is at index ``shift`` of its slice."""
         size = (group.block >= 192) + (group.block >= 768)
         pair = self.pair[size] + (0.0 if group.sees_all(shift, left, right) else self.masked)
         calls = -(-group.blocks // max(1, self.queries // group.block))
         pairs = group.block * group.width
-        if right == 0 and group.block == group.width:  # all queries and keys, where the kernel leaves out what is after a query
+        if right == 0 and group.block == group.width:  # all queries and keys: the kernel skips keys after a query
             pairs = sum(
                 min(KERNEL_QUERIES[size], group.block - row)
                 * min(group.width, -(-(row + KERNEL_QUERIES[size]) // KERNEL_KEYS) * KERNEL_KEYS)
@@ -162,8 +162,8 @@ BF16 = Costs((32, 64), (3.55, 3.2, 3.15), 0.2, 0.0, 5_800.0, 100_000.0, 2048)
 BF16_AMX = Costs((32, 192, 256, 384, 768), (3.3, 1.1, 0.8), 0.25, 110.0, 5_000.0, 80_000.0, 384)
 FP32_BACKWARD = Costs((64, 192), (8.0, 8.0, 7.6), 0.3, 100.0, 8_000.0, 200_000.0, 256)
 BF16_BACKWARD = Costs((64, 192, 256), (8.0, 7.0, 5.4), 0.3, 250.0, 8_000.0, 200_000.0, 256)
-"""Measured on an AMD EPYC of 2024 (AVX-512 without AMX) in processor time of one thread, with windows of 512 tokens and 256 to 2,048
-tokens; those with AMX are estimated from whole models on an Intel Xeon of 2023."""
+"""Costs measured on an AMD EPYC of 2024 (AVX-512 without AMX), one thread's processor time. Windows had 512 tokens and sequences 256
+to 2,048. Costs with AMX are estimated from whole models on an Intel Xeon of 2023."""
 
 
 def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:
@@ -177,16 +177,16 @@ def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:
 
 
 class Plan(NamedTuple):
-    """Blocks for all queries of a sequence, and how many of them a call takes."""
+    """The blocks of all queries of a sequence, and the queries per call."""
 
     groups: tuple[Group, ...]
     block: int
-    """Queries of a block, fewer in the last one."""
+    """Queries per block. The last block may have fewer."""
     queries: int
-    """Queries of a call at most."""
+    """Maximum queries per call."""
 
     dense: bool
-    """Whether it is one block with all keys, whose mask also holds the global tokens."""
+    """Whether one block has all queries and keys. Its mask then also holds the global tokens."""
 
 
 @functools.lru_cache(4096)
@@ -194,13 +194,13 @@ def band_plan(
     q_len: int, kv_len: int, shift: int, left: int, right: int, dtype: torch.dtype, threads: int, *, backward: bool = False,
     tokens: bool = False, block: int | None = None,
 ) -> Plan:  # fmt: skip
-    """The cheapest plan for queries whose first is at position ``shift`` of the keys, and which see ``left`` keys back, ``right`` ahead.
+    """The cheapest plan for queries that see ``left`` keys back and ``right`` ahead. The first query is at key position ``shift``.
 
     Args:
-        threads: of the process.
-        backward: for the backward pass.
+        threads: number of threads of the process.
+        backward: whether the plan is for the backward pass.
         tokens: whether there are global tokens.
-        block: the size of blocks, in place of the cheapest.
+        block: a block size to use instead of the cheapest.
     """
     costs = costs_of(dtype, backward, threads)
     sizes = [block] if block else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
@@ -214,9 +214,9 @@ def band_plan(
 
 
 def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``(1, 1, block, block + left + right)`` of a band, for a block whose first query is at index ``left`` of its keys.
+    """Additive band mask ``(1, 1, block, block + left + right)``. The block's first query is at index ``left`` of its keys.
 
-    The masks of slices at the edges, which have many widths, are views of it. Shared, so read-only.
+    Slices at the edges have many widths. Their masks are views of this one. Shared, so read-only.
     """
 
     def make() -> Tensor:
@@ -227,8 +227,8 @@ def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
 
 
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
-    """The part of :func:`band_mask` for a group of blocks of up to ``block`` queries, ``(1, 1, size, width)``; ``None`` where it hides
-    nothing. The first of all queries is at position ``shift`` of the keys."""
+    """The part of :func:`band_mask` for a group's blocks, ``(1, 1, size, width)``. ``None`` where it hides nothing. Blocks have up to
+    ``block`` queries, and the first of all queries is at key position ``shift``."""
     first = group.first + shift - group.start
     if group.sees_all(first, left, right):
         return None
@@ -236,7 +236,7 @@ def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtyp
 
 
 class BandSettings(NamedTuple):
-    """The settings of one call: the dtype of its masks, which keys a query sees, and the factor on q·k."""
+    """Settings of one call: mask dtype, bias, visible keys, factor on q·k and dropout."""
 
     dtype: torch.dtype
     bias: DistanceBias | None
@@ -260,7 +260,7 @@ class BandSettings(NamedTuple):
         return Pattern(self.left, self.right, self.causal, True, self.global_rows)
 
     def add_bias(self, mask: Mask, distance: Tensor | None) -> Mask | Tensor:
-        """``mask`` with the bias at these distances ``(rows, columns)`` of query and key."""
+        """``mask`` plus the bias at these query-key distances ``(rows, columns)``."""
         if self.bias is None or distance is None:
             return mask
         bias = self.bias.over(distance)[None]
@@ -268,22 +268,22 @@ class BandSettings(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Rows of the batch that run together, all or one, without their outer padding; every tensor is a view ``(b, H, tokens, …)``."""
+    """Batch rows that run together: all rows, or one row without its outer padding. Tensors are ``(b, H, tokens, …)``."""
 
     by_query: tuple[slice, slice, slice]
     """Index of its queries in the batch's tensors."""
     by_key: tuple[slice, slice, slice]
     shift: int
-    """Position of the first query within the kept keys."""
+    """Position of the first query among the item's keys."""
     hole: Tensor | None
-    """Additive mask ``(1, 1, Nk)`` of padding inside the kept keys, if any."""
+    """Additive mask ``(1, 1, Nk)`` of padding between the item's real keys, if any."""
     globals: Tensor | None
-    """Positions of the global tokens within the kept keys, if any."""
+    """Positions of the global tokens among the item's keys, if any."""
     q: Tensor
     k: Tensor
     v: Tensor
     term: PlaceTerm | None = None
-    """What is added to the scores by the places of the kept keys, if anything."""
+    """The score term of the places of the item's keys, if any."""
 
     @property
     def q_len(self) -> int:
@@ -294,7 +294,7 @@ class Item(NamedTuple):
         return self.k.shape[2]
 
     def causal(self, band: BandSettings, plan: Plan) -> bool:
-        """Whether the kernel may leave out what is after a query by itself, besides what the mask hides."""
+        """Whether the kernel may skip keys after a query, besides applying the mask."""
         return plan.dense and band.causal and self.shift == 0
 
     def padding_rows(self, hole: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ class Item(NamedTuple):
         return (hole[..., self.shift : self.shift + self.q_len] != 0)[..., None]
 
     def add_term(self, mask: Tensor | None, rows: Any, columns: Any) -> Tensor | None:
-        """``mask`` with the term of queries and keys at these indices of the queries and the kept keys."""
+        """``mask`` plus the place term for queries at index ``rows`` and keys at index ``columns``."""
         if self.term is None:
             return mask
         places = self.term.places
@@ -310,7 +310,7 @@ class Item(NamedTuple):
         return added if mask is None else added.add_(mask)
 
     def global_rows(self) -> Tensor:
-        """The queries that are global tokens."""
+        """Indices of the queries that are global tokens."""
         assert self.globals is not None
         rows = self.globals - self.shift
         return rows[(rows >= 0) & (rows < self.q_len)]
@@ -320,11 +320,11 @@ def items(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, in_blocks: Callable[[Item], bool],
     term: PlaceTerm | None = None,
 ) -> Iterator[Item]:  # fmt: skip
-    """The batch without its outer padding; rows without a real token are skipped (their outputs are zeros).
+    """The batch without its outer padding. Rows without a real token are skipped, and their outputs are zeros.
 
     Args:
-        in_blocks: whether an item's queries are cut into blocks, for which the rows of a batch run one by one.
-        term: of all keys.
+        in_blocks: whether an item's queries are cut into blocks. If so, the rows of a batch run one by one.
+        term: the place term of all keys.
     """
     everything, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
     if key_mask is None and global_mask is None:
@@ -358,11 +358,11 @@ def items(
 
 
 BandCall = tuple[Group, Tensor | None, Tensor | None]
-"""Blocks of one call of the kernel, their mask and, for a bias, their distances."""
+"""The blocks of one kernel call, their mask, and, for a bias, their distances."""
 
 
 def _band_calls(item: Item, band: BandSettings, plan: Plan) -> Iterable[BandCall]:
-    """The band as calls of the kernel."""
+    """The kernel calls of the band."""
     if plan.dense:
         visible = visible_mask(item.q_len, item.kv_len, item.shift, band.pattern, item.globals, band.dtype)
         calls: Sequence[BandCall] = [(plan.groups[0], visible, None)]
@@ -389,7 +389,7 @@ def _band_calls(item: Item, band: BandSettings, plan: Plan) -> Iterable[BandCall
 
 
 def _placed_calls(item: Item, term: PlaceTerm, calls: Iterable[BandCall]) -> Iterator[BandCall]:
-    """Calls with the term of places in their masks, which differs from block to block: one at a time, so that memory is that of one."""
+    """Calls with the place term in their masks. It differs between blocks, so only one call's masks are in memory at a time."""
     places = term.places[:, None]
     for group, mask, _ in calls:
         placed = term.over(group.queries(places[:, :, item.shift :])[:, 0], group.keys(places)[:, 0])
@@ -400,7 +400,7 @@ def _placed_calls(item: Item, term: PlaceTerm, calls: Iterable[BandCall]) -> Ite
 
 
 def _unbiased_calls(plan: Plan, shift: int, band: BandSettings) -> Iterator[BandCall]:
-    """The calls of a plan of several blocks without padding and bias: as many blocks of a group in each as a call takes."""
+    """The calls of a plan with several blocks, without padding and bias. A call takes as many blocks of a group as it may."""
     for group in plan.groups:
         mask = block_mask(group, shift, band.left, band.right, plan.block, band.dtype)
         for part in group.parts(max(1, plan.queries // plan.block)):
@@ -419,13 +419,13 @@ def _in_blocks(item: Item, band: BandSettings, backward: bool = False) -> bool:
 
 
 ColumnCall = tuple[int, int, Tensor | None, Tensor | None]
-"""First query row, last one + 1, mask and, for a bias, distances of a call over the global columns."""
+"""A call over the global columns: first query row, end row, mask, distances if needed."""
 
 
 def column_calls(item: Item, columns: Tensor, band: BandSettings) -> Iterable[ColumnCall]:
-    """Stretches of query rows that need the global columns.
+    """The calls for query rows that need the global columns.
 
-    Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
+    Far from every global token no pair is hidden, and no mask is needed. Where the band covers all columns, there is no call.
     """
     key = ("columns", item.q_len, item.shift, band.pattern, band.bias is None, tuple(columns.tolist()), band.dtype)
     calls = BYTE_CACHE.get(key, lambda: list(_find_column_calls(item, columns, band)))
@@ -437,7 +437,7 @@ def column_calls(item: Item, columns: Tensor, band: BandSettings) -> Iterable[Co
 
 
 def _find_column_calls(item: Item, columns: Tensor, band: BandSettings) -> Iterator[ColumnCall]:
-    """:func:`column_calls` with distances, and without the bias."""
+    """:func:`column_calls` without bias and place term."""
     q_len, left, right = item.q_len, band.left, band.right
     start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + item.shift
     stop = (start + COLUMN_BLOCK).clamp(max=q_len + item.shift) - 1
@@ -461,7 +461,7 @@ def _find_column_calls(item: Item, columns: Tensor, band: BandSettings) -> Itera
 
 
 def row_mask(item: Item, rows: Tensor, band: BandSettings) -> tuple[Tensor | None, Tensor]:
-    """Mask and distances of global query rows, which see every key but those in holes and, when causal, the future."""
+    """Mask and distances of global query rows. They see every key except holes and, if causal, later keys."""
     distance = (rows + item.shift)[:, None] - torch.arange(item.kv_len)[None]
     mask = None if item.hole is None else item.hole[:, :, None]
     if band.causal:
@@ -476,12 +476,12 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """``(b, H, 1, …)`` with the row twice: in half precision the kernel takes several times as long for one as for two."""
+    """``(b, H, 1, …)`` with its row repeated. In half precision the kernel is several times slower for one row than for two."""
     return tuple(torch.cat([x, x], 2) for x in tensors)
 
 
 def _is_doubled(q: Tensor) -> bool:
-    """Whether ``q (b, H, n, D)`` is one row that is to be doubled."""
+    """Whether ``q (b, H, n, D)`` is a single row in half precision, which is doubled."""
     return q.shape[2] == 1 and q.element_size() < 4
 
 
@@ -497,9 +497,9 @@ def band_forward(
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
         global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
         global_rows: whether the global tokens also see every key.
-        bias, ahead: added to the scores by distance, as :class:`DistanceBias` says.
-        places, tables: added to the scores by places, as :class:`PlaceTerm` says; tables as its :meth:`~PlaceTerm.stacked_tables`.
-        dropout, seed: of the weights, as :class:`.dropout.Dropout` says; without bias, places and tables.
+        bias, ahead: a :class:`DistanceBias` to add to the scores.
+        places, tables: a :class:`PlaceTerm` to add to the scores, with the tables of :meth:`~PlaceTerm.stacked_tables`.
+        dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not together with bias, places and tables.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
@@ -531,7 +531,7 @@ def _term(places: Tensor | None, tables: Tensor | None, dtype: torch.dtype) -> P
 
 
 def _globals_forward(number: int, item: Item, columns: Tensor, band: BandSettings, out: Tensor, lse: Tensor) -> None:
-    """Merge the global keys outside the band into the item's ``out`` and ``lse``, and overwrite the rows of the global queries."""
+    """Merge the global keys outside the band into ``out`` and ``lse``. Then overwrite the rows of the global queries."""
     keys, values = _take(item.k, columns), _take(item.v, columns)
     for call, (first, last, mask, _) in enumerate(column_calls(item, columns, band)):
         queries, of_out, of_lse = (x[:, :, first:last] for x in (item.q, out, lse))
@@ -553,7 +553,7 @@ cpu_band = torch.library.custom_op(f"{OPERATORS}::cpu_band", band_forward, mutat
 
 
 class _BackwardState(NamedTuple):
-    """The gradient and the results of one item's forward pass, and where gradients are added up; views ``(b, H, tokens, …)``."""
+    """One item's output gradient, forward results and gradient accumulators, ``(b, H, tokens, …)``. The accumulators are views."""
 
     grad: Tensor
     out: Tensor
@@ -568,14 +568,14 @@ class _BackwardState(NamedTuple):
         self, band: BandSettings, place: Place, inputs: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None,
         causal: bool = False,
     ) -> Gradients:  # fmt: skip
-        """The gradients of q, k, v of one call on ``inputs``, its grad, q, k, v, out, lse; that of the bias is added here."""
+        """The gradients of q, k, v for one call. ``inputs``: grad, q, k, v, out, lse. Adds the bias gradient to :attr:`dbias`."""
         if self.dbias is not None and band.bias is not None and distance is not None:
             of_scores, _ = score_gradient(mask, band.scale, *inputs)
             band.bias.add_gradient(self.dbias, distance, of_scores.sum(0))
         grad, q, k, v, out, lse = inputs
         if k.shape[2] <= MAX_PLAIN_KEYS and band.dropout is None:
             return few_keys_backward(mask, band.scale, *inputs)
-        if doubled := _is_doubled(q) and band.dropout is None:  # the second one has no gradient
+        if doubled := _is_doubled(q) and band.dropout is None:  # the repeated row gets no gradient
             grad, (q, out, lse) = F.pad(grad, (0, 0, 0, 1)), _doubled(q, out, lse)
             mask = None if mask is None else mask.expand(-1, -1, 2, -1)
         parts = grad, q, k, v, out, lse
@@ -589,8 +589,8 @@ def cpu_band_backward(
     places: Tensor | None, tables: Tensor | None, dropout: float, seed: int,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None, ahead: int, of_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_band` with respect to q, k, v and, with ``of_bias``, the bias (otherwise empty), in time and memory linear
-    in the number of tokens."""
+    """Gradients of :func:`cpu_band` with respect to q, k, v and the bias. The bias gradient is empty without ``of_bias``. Time and memory
+    are linear in the number of tokens."""
     dbias = like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = token_major(q.dtype, q, k, v)
     band = BandSettings.of(lse.dtype, bias, ahead, left, right, causal, global_rows, scale, Dropout.of(dropout, seed))
@@ -620,7 +620,7 @@ def cpu_band_backward(
 
 
 def _rows_backward(number: int, item: Item, rows: Tensor, band: BandSettings, into: _BackwardState) -> _BackwardState:
-    """The global rows; returned without the gradients of their outputs, since no other call computed these."""
+    """Add the gradients of the global rows. Returns ``into`` with their ``grad`` zeroed, since no other call computed these outputs."""
     if not len(rows):
         return into
     mask, distance = row_mask(item, rows, band)

@@ -1,8 +1,8 @@
-"""The path ``cpu-blocks``: each query's own block of keys and its selected blocks by PyTorch's fused kernel for the CPU.
+"""The path ``cpu-blocks``: each query's own and selected blocks, by PyTorch's fused CPU kernel.
 
-A block of keys is one contiguous slice, and the queries of a head are copied in the order of their selected blocks, so those of one block
-are one slice too. Without causality a query's own block is one more selection; causal queries meet it separately, in views on both sides,
-under one mask. The blocks merge by log-sum-exp.
+A block of keys is one contiguous slice. The queries of a head are copied in the order of their selected blocks, so the queries of one block
+are one slice too. Without causality a query's own block is one more selection. Causal queries attend to their own blocks in separate calls,
+on views of queries and keys with one mask. The blocks merge by log-sum-exp.
 
 The tiles of the gathered engine take 1.8 times as long for the forward pass and 1.7 times for forward and backward (2,048 and 8,192 tokens,
 4 blocks of 128 per query, 4 heads of 64, one thread).
@@ -35,11 +35,11 @@ from .flash import (
 )
 
 MAX_OWN_QUERIES = 4096
-"""Most queries, over all heads, in one call over their own blocks."""
+"""Maximum queries, over all heads, in one call for own blocks."""
 
 
 class _OwnBlocks(NamedTuple):
-    """Blocks whose queries attend to the same block of keys: ``view`` turns ``(H, N, …)`` into ``(blocks, H, size, …)``."""
+    """Consecutive blocks whose queries attend to their own block. ``view`` turns ``(H, N, …)`` into ``(blocks, H, size, …)``."""
 
     first: int
     blocks: int
@@ -54,7 +54,7 @@ class _Visit(NamedTuple):
     """The queries of one head that selected a block."""
 
     place: slice
-    """Their indices among all selections, sorted by block."""
+    """Where they lie among all selections, sorted by block."""
     keys: slice
     mask: Tensor | None
 
@@ -65,7 +65,7 @@ class _Head(NamedTuple):
     queries: Tensor
     """``(N · K)``: the query of each selection."""
     row: Tensor
-    """``(N, K)``: the indices of a query's selections."""
+    """``(N, K)``: the indices of each query's selections in this order."""
     none: int
     """Number of empty selections, which come first."""
     visits: tuple[_Visit, ...]
@@ -105,7 +105,7 @@ def cpu_block_selected(
 
 
 def _add_chosen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, head: _Head, merge: bool, scale: float) -> None:
-    """Attention to the selected blocks of one head, written to ``out (N, D)`` and ``lse (N,)`` or merged with them."""
+    """Attend to the selected blocks of one head. Results overwrite ``out (N, D)`` and ``lse (N,)``, or ``merge`` with them."""
     queries, row = head.sorted(q), head.row
     # One row for every selection, then the earlier results to merge with. Empty selections have the share 0.
     parts, lses = [q.new_zeros(head.none, q.shape[1])], [lse.new_full((head.none,), MASKED)]
@@ -129,7 +129,7 @@ def _with_own(chosen: Tensor, size: int) -> Tensor:
 
 
 def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[_OwnBlocks]:
-    """The own blocks of causal queries: whole blocks, as many per call as stay within the cache, then the incomplete last one."""
+    """The own blocks of causal queries, as many per call as stay in the cache. An incomplete last block comes last."""
     full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
     stretches = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
     if length > full_blocks * size:
@@ -148,7 +148,7 @@ def _future(size: int, dtype: torch.dtype) -> Tensor:
 
 
 def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]:
-    """The selections ``(H, N, K)`` of every head of one item; nothing where K = 0."""
+    """Every head's selections, from ``chosen (H, N, K)`` of one item. Nothing if K = 0."""
     heads, length, choices = chosen.shape
     blocks = -(-length // size)
     by_block = stable_order(chosen.flatten(1), blocks)

@@ -1,15 +1,15 @@
-"""The path ``cpu-distances``: a band and global tokens whose scores have a term of the distance and the query or the key, by PyTorch's
-fused kernel for the CPU.
+"""The path ``cpu-distances``: band and global tokens with distance terms, by PyTorch's fused CPU kernel.
 
-With w = left + right + 1 keys in the band of a query, a block of n queries has the products M = p·rᵀ ``(n, w)`` of its vectors p with the
-rows r of the distances. Row i of M holds the terms of the keys i, …, i + w - 1 of the block's slice. Stored in rows of w + n numbers, the
-last n of which hide pairs, and read in rows of w + n - 1, it is the block's additive mask ``(n, n + w - 1)``: each row begins one number
-later than the row before. So the mask is a view, and takes the memory of the products of one call's blocks. The backward pass writes the
-gradients of the scores in rows of w + n - 1, and reads those of M in rows of w + n.
+A term depends on the distance and on the query or the key. The band of a query has w = left + right + 1 keys. A block of n queries has the
+products M = p·rᵀ ``(n, w)`` of its vectors p with the rows r of the distances. Row i of M holds the terms of keys i, …, i + w - 1 of the
+block's slice. M is stored in rows of w + n numbers, and the last n numbers of a row hide pairs. Read in rows of w + n - 1, the terms of
+each row begin one number later than in the row before, and M is the block's additive mask ``(n, n + w - 1)``. So the mask is a view, and
+only the products of one call's blocks take memory. The backward pass writes score gradients in rows of w + n - 1, and reads the gradients
+of M in rows of w + n.
 
-A term of the key and the distance has the products T = e·sᵀ ``(keys, w)`` of the vectors e of a call's keys with the rows s. What query i
-adds to its row of M is the diagonal of T that begins at row i, so T in rows of w, read in rows that begin w numbers apart with w + 1
-numbers between their elements, is added to M. Its gradients are written the other way.
+A term of the key and the distance has the products T = e·sᵀ ``(keys, w)`` of the vectors e of a call's keys with the rows s. Query i adds
+to its row of M the diagonal of T that begins at row i. So T is read with stride w between queries and w + 1 within a row, and added to M.
+The gradients of T are written through the same view.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ from .band import BandSettings, Group, Item, column_calls, groups, items, row_ma
 from .flash import MASKED, MAX_PLAIN_KEYS, empty_results, few_keys, flash, merge_into, score_gradient, token_major
 
 QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
-"""Blocks of 64 queries are the fastest of 32 to 256 with windows of 256 keys; more queries in a call are no faster."""
+"""Queries per block, and maximum queries per call. With windows of 256 keys, 64 is fastest of 32 to 256; larger calls gain nothing."""
 MAX_CHUNK_IN_A_BLOCK = 2 * QUERIES_PER_BLOCK
-"""The largest chunk that is one block."""
+"""Maximum tokens of a chunk that is one block."""
 PAIRS_PER_COLUMN_CALL = 4096
-"""Pairs of a query and a global column at most in one call, each of which takes a row of the table."""
+"""Maximum pairs of a query and a global token in one call. Each pair copies a row of the table."""
 
 
 class _Terms(NamedTuple):
-    """The rows of distances that the blocks of a group need, and where the masks of the blocks begin."""
+    """The table rows that a group's blocks need, and where the masks of blocks begin."""
 
     group: Group
     first: int
-    """The first of the rows, of all in the order of keys."""
+    """Index of the first of these rows, among all rows in the order of keys."""
     rows: int
-    """How many they are."""
+    """Number of these rows."""
     skipped: int
-    """Numbers between the beginning of a block's products and its mask."""
+    """Numbers from the beginning of a block's stored rows to its mask."""
 
     @classmethod
     def of(cls, group: Group, shift: int, left: int, right: int) -> _Terms:
-        """Of a group of the queries that begin at position ``shift`` of the keys."""
-        before = left - (group.first + shift - group.start)  # rows before that of the first pair
+        """The rows for a group. The first of all queries is at key position ``shift``."""
+        before = left - (group.first + shift - group.start)  # rows before the row of the first pair
         first = max(0, before - group.block + 1)
         return cls(group, first, min(left + right + 1, before + group.width) - first, before - first)
 
     def new(self, like: Tensor, blocks: int, beyond: float) -> Tensor:
-        """Stored rows ``(H, blocks, block, rows + block)`` for queries ``like (H, …)``: places for the terms, and ``beyond`` in as many
-        numbers after them as there are queries."""
+        """New stored rows ``(H, blocks, block, rows + block)`` for queries ``like (H, …)``. A row has places for ``rows`` terms, and then
+        ``beyond`` in ``block`` numbers."""
         stored = like.new_empty(like.shape[0], blocks, self.group.block, self.rows + self.group.block)
         stored[..., self.rows :] = beyond
         return stored
 
     def table(self, rows: Tensor) -> Tensor:
-        """These of ``rows (H or 1, w, F)``."""
+        """The needed rows of ``rows (H or 1, w, F)``."""
         return rows[:, self.first : self.first + self.rows]
 
     def add_products(self, stored: Tensor, p: Tensor, rows: Tensor) -> None:
-        """Fill the terms of stored rows by those of queries ``p (H, blocks * block, F)``."""
+        """Fill stored rows with the terms of queries ``p (H, blocks * block, F)``."""
         torch.bmm(p, self.table(rows).mT, out=stored.flatten(1, 2)[..., : self.rows])
 
     def new_by_key(self, like: Tensor) -> Tensor:
-        """Places ``(B, H, keys, rows)`` for the terms of the keys, ``like (B, H, …)``, that any query of the group meets at these rows,
-        also of keys outside the slices, which no pair reads."""
+        """New places ``(B, H, keys, rows)`` for the terms of keys ``like (B, H, …)``. They include every key that a query of the group
+        meets at these rows, also keys outside the slices. No pair reads those."""
         keys = self.group.blocks * self.group.block + self.rows - 1
         return like.new_empty(like.shape[0], like.shape[1], keys, self.rows)
 
@@ -78,11 +78,11 @@ class _Terms(NamedTuple):
         return slice(self.group.start, self.group.start + (self.group.blocks - 1) * self.group.step + self.group.width)
 
     def inside(self, by_key: Tensor) -> Tensor:
-        """The places of :attr:`keys` in :meth:`new_by_key`."""
+        """The places of :attr:`keys` in a tensor of :meth:`new_by_key`."""
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, by_key: Tensor, e: Tensor, rows: Tensor) -> None:
-        """Fill :meth:`new_by_key` by the terms of the keys ``e (B, H, Nk, G)``."""
+        """Fill a tensor of :meth:`new_by_key` with the terms of keys ``e (B, H, Nk, G)``."""
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]
         if len(e) == 1:
             torch.bmm(of_slices[0], self.table(rows).mT, out=inside[0])
@@ -90,14 +90,14 @@ class _Terms(NamedTuple):
             inside.copy_(of_slices @ self.table(rows).mT)
 
     def diagonals(self, by_key: Tensor) -> Tensor:
-        """The terms of the keys by query and row, ``(H, blocks, block, rows)``, or those of B rows of the batch with one block each."""
+        """View of the key terms by query and row, ``(H, blocks, block, rows)``. With several batch rows, each is one block."""
         batch, heads, _, _ = by_key.shape
         of_item, of_head, key, _ = by_key.stride()
         blocks, step = (self.group.blocks, self.group.block * key) if batch == 1 else (batch, of_item)
         return by_key.as_strided((heads, blocks, self.group.block, self.rows), (of_head, step, key, key + 1))
 
     def pairs(self, stored: Tensor) -> Tensor:
-        """The pairs ``(blocks, H, block, width)`` of stored rows, a view."""
+        """View of stored rows as pairs, ``(blocks, H, block, width)``."""
         heads, blocks, block, _ = stored.shape
         of_head, of_block, row, _ = stored.stride()
         return stored.as_strided((blocks, heads, block, self.group.width), (of_block, of_head, row - 1, 1), self.skipped)
@@ -109,19 +109,19 @@ def _items(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask
 
 
 def _groups(item: Item, left: int, right: int, chunk: int) -> Iterator[Group]:
-    """The blocks of a band; with ``chunk``, those of chunks of this many tokens."""
+    """The blocks of a band or, with ``chunk``, of chunks of this many tokens."""
     if chunk:
         return chunk_groups(item.q_len, item.kv_len, item.shift, chunk, left + 1 - chunk, causal=right == 0)
     return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
 
 
 def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *, causal: bool) -> Iterator[Group]:
-    """Cover all queries of chunks that see themselves and ``before`` tokens: small chunks with all their keys in one group; the others, and
-    those at the edges, in blocks of :data:`QUERIES_PER_BLOCK`.
+    """Cover all queries of chunks that see themselves and ``before`` earlier tokens. Small chunks form one group with all their keys. Other
+    chunks, and chunks at the edges, are cut into blocks of :data:`QUERIES_PER_BLOCK`.
 
     Args:
-        shift: position of the first query within the keys, which are counted from the first chunk.
-        causal: whether a query sees no key after it, so that its block needs none.
+        shift: position of the first query within the keys. The first chunk begins at key 0.
+        causal: whether a query sees no later key, so that its block needs none.
     """
     first, last = -(-max(shift, before) // chunk), min(shift + q_len, kv_len) // chunk
     inner = range(first, last) if chunk <= MAX_CHUNK_IN_A_BLOCK else range(0)
@@ -143,13 +143,13 @@ def _parts(group: Group) -> Iterator[Group]:
 
 
 def _queries_by_head(group: Group, x: Tensor) -> Tensor:
-    """The queries of a group, of ``x (b, H, Nq, F)``, as ``(H, queries of all blocks, F)``."""
+    """A group's queries in ``x (b, H, Nq, F)``, as ``(H, queries of all blocks, F)``."""
     queries = x.narrow(2, group.first, group.blocks * group.block)
     return queries[0] if len(x) == 1 else queries.transpose(0, 1).flatten(1, 2)
 
 
 class _Tables(NamedTuple):
-    """The rows of distances, one table for each head: of the terms of queries, ``(H, W, F)``, and of those of keys, ``(H, W, G)``."""
+    """Every head's tables of distances: ``(H, W, F)`` for query terms, ``(H, W, G)`` for key terms."""
 
     of_queries: Tensor
     of_keys: Tensor | None
@@ -168,7 +168,7 @@ class _Tables(NamedTuple):
         return (distance + self.ahead).clamp(0, self.of_queries.shape[1] - 1)
 
     def in_band(self, left: int, right: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The rows of both tables in the order of keys, for the distances ``left, …, -right``, and which they are."""
+        """Rows of both tables for the distances ``left, …, -right``, and their indices. This is the order of keys."""
         index = self.rows(torch.arange(left, -right - 1, -1))
         return self.of_queries[:, index], None if self.of_keys is None else self.of_keys[:, index], index
 
@@ -178,20 +178,20 @@ def distances_forward(
     key_mask: Tensor | None, global_mask: Tensor | None,
     ahead: int, left: int, right: int, causal: bool, global_rows: bool, chunk: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention over ``i - left … i + right`` and global tokens with the terms p_i · r_{b(i-j)} + e_j · s_{b(i-j)} added to the scaled
-    scores.
+    """Attention over ``i - left … i + right`` and global tokens, with distance terms. The scaled scores get the terms
+    p_i · r_{b(i-j)} + e_j · s_{b(i-j)}.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
         p: ``(B, H, Nq, F)``, in fp32 (in float64 with q).
-        table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``, in p's dtype; those beyond have the first or the last.
+        table: r, ``(H or 1, W, F)``, in p's dtype: rows for distances ``-ahead … W - 1 - ahead`` (beyond: the first or last) or buckets.
         e: ``(B, H, Nk, G)``, and key_table: s, ``(H or 1, W, G)``, in p's dtype; both None without terms of keys.
-        buckets: b, ``(W,)`` int64, the rows of the tables for these distances; None where each has its own.
+        buckets: b, int64, the row of both tables for each distance from ``-ahead`` on; None where each distance has its own row.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
         global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
         global_rows: whether the global tokens also see every key.
-        chunk: tokens of a chunk, counted from the first key, whose queries all see what its first one sees on its left and its last one on
-            its right; 0 for a band.
+        chunk: tokens per chunk, counted from the first key; 0 for a band. All queries of a chunk see the same keys: ``left`` is the reach
+            of its last query, ``right`` of its first. A right of 0 hides later keys.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
@@ -241,12 +241,12 @@ def distances_forward(
 
 
 class _FarCall(NamedTuple):
-    """A call for global tokens, whose distances to other tokens are any: queries over the global columns, or global rows over all keys."""
+    """A call for global tokens, at any distance. Either queries attend to the global columns, or global rows to all keys."""
 
     rows: Tensor | slice
-    """Its queries: a stretch, or the global rows."""
+    """Its queries: a slice, or the indices of the global rows."""
     columns: Tensor | None
-    """Its keys: the global columns; ``None`` for all."""
+    """Its keys: the indices of the global columns; ``None`` for all keys."""
     distance: Tensor
     """``(queries, keys)``."""
     visible: Tensor | None
@@ -254,7 +254,7 @@ class _FarCall(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        """Whether its queries see nothing else."""
+        """Whether its queries are in no other call."""
         return self.columns is None
 
     def queries(self, x: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ class _FarCall(NamedTuple):
         return x if self.columns is None else x[:, :, self.columns]
 
     def write(self, x: Tensor, values: Tensor) -> None:
-        """Set its queries of ``x (b, H, Nq, …)``."""
+        """Write ``values`` to its queries of ``x (b, H, Nq, …)``."""
         x[:, :, self.rows] = values
 
     def add_to_queries(self, total: Tensor, values: Tensor) -> None:
@@ -285,7 +285,7 @@ class _FarCall(NamedTuple):
     def terms(self, p: Tensor, e: Tensor | None, tables: _Tables) -> Tensor:
         """The terms ``(b, H, queries, keys)`` of ``p (b, H, queries, F)`` and ``e (b, H, keys, G)``.
 
-        Few tokens are multiplied with all rows of a table, many with the row of each pair.
+        Few tokens are multiplied by all rows of a table, many tokens by the row of each pair.
         """
         index = tables.rows(self.distance)
         if self.alone:
@@ -300,7 +300,7 @@ class _FarCall(NamedTuple):
     def terms_backward(
         self, of_scores: Tensor, p: Tensor, e: Tensor | None, tables: _Tables, totals: _Tables
     ) -> tuple[Tensor, Tensor | None]:
-        """The gradients of p and e for those of the scores ``(b, H, queries, keys)``; those of the tables are added to ``totals``."""
+        """The gradients of p and e, from score gradients ``(b, H, queries, keys)``. Table gradients are added to ``totals``."""
         index = tables.rows(self.distance)
         if e is None or tables.of_keys is None or totals.of_keys is None:
             backward = _few_backward if self.alone else _many_backward
@@ -315,37 +315,37 @@ class _FarCall(NamedTuple):
         return _few_backward(of_scores, p, tables.of_queries, index, totals.of_queries), torch.cat(list(stretches), 2)
 
     def _stretches(self) -> Iterator[slice]:
-        """All keys, in slices so short that each pair may take a row of a table."""
+        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs, since each pair copies a row."""
         queries, keys = self.distance.shape
         step = max(1, PAIRS_PER_COLUMN_CALL // queries)
         return (slice(start, min(start + step, keys)) for start in range(0, keys, step))
 
 
 def _few_terms(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """The products ``(b, H, n, m)`` of ``x (b, H, n, F)`` with the rows ``index (n, m)`` of ``table (H, W, F)``, by those with all rows."""
+    """Products ``(b, H, n, m)`` of ``x (b, H, n, F)`` with rows ``index (n, m)`` of ``table (H, W, F)``, selected from all products."""
     return (x @ table.mT).gather(-1, index.expand(*x.shape[:2], -1, -1))
 
 
 def _few_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor) -> Tensor:
-    """The gradient of x in :func:`_few_terms`; that of the table is added to ``dtable``."""
+    """The gradient of x in :func:`_few_terms`. The table's gradient is added to ``dtable``."""
     of_products = of_terms.new_zeros(*x.shape[:3], table.shape[1]).scatter_add_(-1, index.expand_as(of_terms), of_terms)
     dtable.add_((of_products.mT @ x).sum(0))
     return of_products @ table
 
 
 def _many_terms(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """:func:`_few_terms` by a row of the table for each pair."""
+    """:func:`_few_terms` with a copied table row for each pair."""
     return (table[:, index] @ x[..., None])[..., 0]
 
 
 def _many_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor) -> Tensor:
-    """The gradient of x in :func:`_many_terms`; that of the table is added to ``dtable``."""
+    """The gradient of x in :func:`_many_terms`. The table's gradient is added to ``dtable``."""
     dtable.index_add_(1, index.flatten(), (of_terms[..., None] * x[..., None, :]).sum(0).flatten(1, 2))
     return (of_terms[..., None, :] @ table[:, index])[..., 0, :]
 
 
 def _far_calls(item: Item, columns: Tensor, band: BandSettings) -> Iterator[_FarCall]:
-    """The calls for global tokens, those of the global rows last."""
+    """The calls for global tokens. The call of the global rows comes last."""
     step = max(1, PAIRS_PER_COLUMN_CALL // len(columns))
     for first, last, mask, _ in column_calls(item, columns, band):
         for start in range(first, last, step):
@@ -362,10 +362,10 @@ cpu_distances = torch.library.custom_op(f"{OPERATORS}::cpu_distances", distances
 
 
 class _BackwardState(NamedTuple):
-    """What the backward pass of one sequence reads, and where it adds gradients up, in the dtype of the products.
+    """Inputs and gradient accumulators of one sequence's backward pass, in the dtype of the products.
 
-    Of distances, ``(H, w, F)``: rows and drows. Of queries, ``(H, Nq, …)``: grad, the gradients g of the outputs o; q, p; lse and sums
-    ``(H, Nq, 1)``, the log-sum-exps and g·o; dq, dp. Of keys, ``(H, Nk, …)``: hole ``(1, 1, Nk)``, k, v; dk, dv.
+    By distance, ``(H, w, F)``: rows, drows. By query, ``(H, Nq, …)``: grad, the gradients g of the outputs o; q, p, dq, dp; lse and sums
+    ``(H, Nq, 1)``, the log-sum-exps and g·o. By key, ``(H, Nk, …)``: k, v, dk, dv; hole ``(1, 1, Nk)``.
     """
 
     rows: Tensor
@@ -384,11 +384,11 @@ class _BackwardState(NamedTuple):
     dv: Tensor
 
     def add_block(self, terms: _Terms, scale: float, scores: Tensor, of_scores: Tensor, of_keys: tuple[Tensor, Tensor] | None) -> None:
-        """The gradients of one block. Products write where they are read: scores to the terms, their gradients to those of the terms.
+        """Add the gradients of one block. Scores are written over their terms, and score gradients over the gradients of the terms.
 
         Args:
-            scores, of_scores: stored rows ``(H, 1, block, …)``; those of gradients are zeros wherever no pair is.
-            of_keys: the block's terms of keys ``(H, block, rows)``, and where their gradients are added.
+            scores, of_scores: stored rows ``(H, 1, block, …)``; ``of_scores`` must be zero wherever there is no pair.
+            of_keys: the block's key terms ``(H, block, rows)``, and the accumulator of their gradients.
         """
         group = terms.group
         queries, keys = slice(group.first, group.first + group.block), slice(group.start, group.start + group.width)
@@ -413,8 +413,8 @@ class _BackwardState(NamedTuple):
 
 
 class _KeyTerms(NamedTuple):
-    """What the backward pass of one sequence reads of the terms of its keys, ``e (1, H, Nk, G)`` and the rows of distances ``(H, w, G)``,
-    and where it adds gradients up."""
+    """Key terms in one sequence's backward pass, with gradient accumulators. Inputs are ``e (1, H, Nk, G)`` and the rows of distances
+    ``(H, w, G)``."""
 
     e: Tensor
     rows: Tensor
@@ -429,7 +429,7 @@ class _KeyTerms(NamedTuple):
         return by_key, of_terms
 
     def add_gradients(self, terms: _Terms, of_terms: Tensor) -> None:
-        """Add the gradients that those of a group's terms cause."""
+        """Add the gradients of e and the rows, from the gradients of a group's terms."""
         inside, of_slices = terms.inside(of_terms)[0], self.e[0, :, terms.keys]
         self.de[0, :, terms.keys].baddbmm_(inside, terms.table(self.rows))
         terms.table(self.drows).baddbmm_(inside.mT, of_slices)
@@ -441,8 +441,8 @@ def cpu_distances_backward(
     buckets: Tensor | None, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
     ahead: int, left: int, right: int, causal: bool, global_rows: bool, chunk: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_distances` with respect to q, k, v, p, the table, e and its table (empty without terms of keys), in time and
-    memory linear in the number of tokens."""
+    """Gradients of :func:`cpu_distances` with respect to q, k, v, p, table, e and key_table. The last two are empty without key terms. Time
+    and memory are linear in the number of tokens."""
     dtype = lse.dtype
     band = BandSettings.of(dtype, None, 0, left, right, causal, global_rows, scale)
     dq, dk, dv, dp = (x.zero_() for x in (*token_major(dtype, q, k, v), *token_major(p.dtype, p)))
@@ -487,7 +487,7 @@ def cpu_distances_backward(
 
 
 def _add_group(group: Group, shift: int, left: int, right: int, scale: float, state: _BackwardState, key_terms: _KeyTerms | None) -> None:
-    """Add the gradients of the blocks of a group of one sequence."""
+    """Add the gradients of a group's blocks, in one sequence."""
     terms = _Terms.of(group, shift, left, right)
     scores, of_scores = terms.new(state.p, 1, MASKED), terms.new(state.p, 1, 0.0).zero_()
     for part in _parts(group):
@@ -517,8 +517,8 @@ def _far_backward(
     Args:
         by_query: the gradients of the outputs, the outputs, their log-sum-exps, q and p.
         by_key: k, v and e.
-        gradients: where those of q, p, k, v and e are added up.
-        totals: where those of the tables are.
+        gradients: the accumulators for q, p, k, v and e.
+        totals: the accumulators for the tables.
     """
     grad, out, lse, q, p = (far.queries(x) for x in by_query)
     k, v = (far.keys(x) for x in by_key[:2])

@@ -1,12 +1,12 @@
 """Softmax attention with dropout on the CPU, in tiles that stay in the cache.
 
-PyTorch's fused kernel for the CPU has no dropout. Here a weight is dropped where its 16 random bits are below round(65,536 p), and the
-others are divided by the share that is kept in the mean, so that the expected output is that without dropout. The bits are a hash of the
-seed, the tile and the pair, so that the backward pass has them again and memory is linear in the number of tokens. PyTorch's `bernoulli_`
-takes several times as long.
+PyTorch's fused kernel for the CPU has no dropout. Here a weight is dropped if its 16 random bits are below round(65,536 p). The other
+weights are divided by the expected share of kept weights, so that the expected output is the output without dropout. The bits are a hash of
+seed, tile and pair. So the backward pass can draw them again, and memory is linear in the number of tokens. PyTorch's `bernoulli_` takes
+several times as long.
 
-For weights w, kept ones m, a share s and a gradient g of the output o = Σ_j w_j m_j v_j / s, the gradient of a score is
-w_j (m_j g·v_j / s - g·o): that of :mod:`.flash`, whose parts are merged in the same way.
+Let w_j be a weight, m_j 1 if it is kept and 0 if not, and s the expected share. For a gradient g of the output o = Σ_j w_j m_j v_j / s, the
+gradient of a score is w_j (m_j g·v_j / s - g·o). Its form is the same as in :mod:`.flash`, so parts are merged in the same way.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .flash import Gradients, flash, flash_backward, mask_dtype
 
 BITS = 16
 MOST_PAIRS = 1 << 20
-"""Pairs of a tile at most: several arrays of as many numbers are to stay in the cache."""
+"""Maximum pairs in a tile. Several arrays with a number for each pair should stay in the cache."""
 
 
 class Dropout(NamedTuple):
-    """Weights that are dropped in the calls of one forward pass and of its backward pass."""
+    """Dropout of weights in the calls of one forward pass and its backward pass."""
 
     probability: float
     seed: int
 
     @classmethod
     def of(cls, probability: float, seed: int) -> Dropout | None:
-        """``None`` where nothing is dropped."""
+        """The dropout; ``None`` if nothing is dropped."""
         return cls(probability, seed) if probability else None
 
     @property
@@ -44,17 +44,17 @@ class Dropout(NamedTuple):
 
     @property
     def kept(self) -> float:
-        """The share of weights that is kept in the mean."""
+        """The expected share of kept weights."""
         return 1 - self.below / (1 << BITS)
 
     def keep(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
-        """1 where a weight is kept and 0 where it is dropped, for one tile of the pass."""
+        """The dropout mask of one tile: 1 where a weight is kept, 0 where dropped."""
         bits = random_bits(like.numel(), self.seed, place).view(like.shape)
         return torch.ge(bits, self.below - (1 << (BITS - 1)), out=torch.empty_like(like))
 
 
 def drops_some(probability: float) -> bool:
-    """Whether 16 bits tell this probability from 0 and from 1."""
+    """Whether 16 bits can tell this probability from 0 and from 1."""
     return 0 < Dropout(probability, 0).below < 1 << BITS
 
 
@@ -69,10 +69,10 @@ def part_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
 
-    Without dropout they are the fused kernel's.
+    Without dropout, the fused kernel computes both.
 
     Args:
-        place: numbers that no other part of the pass has.
+        place: numbers that identify the part within the pass.
         q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
         mask: additive, broadcastable to ``(b, H, n, w)``.
         causal: whether the mask hides all keys after a query, so that the kernel may skip them.
@@ -91,14 +91,14 @@ def part_backward(
     dropout: Dropout | None, place: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *,
     mask: Tensor | None, scale: float, causal: bool = False,
 ) -> Gradients:  # fmt: skip
-    """The gradients of q, k, v of :func:`part_forward`; ``grad``, ``out`` and ``lse`` are those of the whole softmax."""
+    """The gradients of q, k, v in :func:`part_forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
     if dropout is None:
         return flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dtype = lse.dtype
     for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
         weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
-        share = (of_tile - lse[at]).exp_()[..., None]  # of these keys among all
+        share = (of_tile - lse[at]).exp_()[..., None]  # of the tile in the whole softmax
         keep = dropout.keep(weights, (*place, number))
         of_out = grad[at].to(dtype)
         of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
@@ -130,7 +130,7 @@ def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
 
 
 def _mixed(number: int) -> int:
-    """A number of 64 bits of which each depends on all of ``number`` (Steele et al. 2014, SplitMix)."""
+    """A 64-bit hash of ``number``; every bit depends on all of it (Steele et al. 2014, SplitMix)."""
     number += 0x9E3779B97F4A7C15
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         number = (number % (1 << 64) ^ number % (1 << 64) >> shift) * factor
@@ -148,7 +148,7 @@ def _signed(number: int) -> int:
 
 
 def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[slice, slice], Tensor | None]]:
-    """Indices of some heads of an item, or of whole items, and the additive mask there."""
+    """Index and additive mask of every tile: some heads of an item, or whole items."""
     batch, heads, rows, columns = *q.shape[:3], k.shape[2]
     fitting = max(1, MOST_PAIRS // (rows * columns))
     for item in range(0, batch, step := max(1, fitting // heads)):
@@ -161,7 +161,7 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weights of a tile, and its log-sum-exp: the largest score less the logarithm of its weight."""
+    """The weights and log-sum-exp of a tile. The latter is the largest score minus the logarithm of its weight."""
     scores = ((q * scale) @ k.transpose(-1, -2)).to(dtype)
     scores = scores if mask is None else scores.add_(mask)
     weights = scores.softmax(-1)

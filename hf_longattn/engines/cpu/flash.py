@@ -1,8 +1,8 @@
-"""PyTorch's fused attention kernel for the CPU, its additive masks, and how the results of several calls become one.
+"""PyTorch's fused attention kernel for the CPU, its additive masks, and the merging of calls.
 
 The calls of a path are parts of one softmax over disjoint sets of keys. With their outputs o_p and log-sum-exps l_p, l = log Σ_p exp(l_p)
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023,
-FlashAttention-2, section 3.1), which asks for the merged o and l only: the backward pass of each part is the kernel's with these.
+FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel's backward pass runs on each part, given o and l.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 
 MASKED = -1e30
-"""Additive mask. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
+"""Additive mask value of hidden pairs. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
 MAX_PLAIN_KEYS = 8
-"""Up to this many keys, plain operations take less time than the kernel, which is made for many keys."""
+"""Maximum keys for plain operations. With more keys, the kernel takes less time."""
 flash, flash_backward = operator("cpu_flash"), operator("cpu_flash", 1)
 """PyTorch's fused attention kernel for the CPU."""
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -29,7 +29,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:
-    """The dtype that the kernel expects of masks, and in which it returns log-sum-exps."""
+    """The dtype of the kernel's masks and log-sum-exps."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
@@ -44,7 +44,7 @@ def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor
 
 
 def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``, so that merging the heads is free."""
+    """Uninitialised tensors of the same shapes ``(B, H, N, D)``. Stored as ``(B, N, H, D)``, so that merging the heads is free."""
     return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
 
 
@@ -60,14 +60,14 @@ def like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Merge the output ``(…, N, D)`` and log-sum-exp ``(…, N)`` of a part with those of the parts before it, in place."""
+    """Merge a part's output ``(…, N, D)`` and log-sum-exp ``(…, N)`` into those of earlier parts, in place."""
     merged = torch.logaddexp(lse, part_lse)
     out.lerp_(part, (part_lse - merged).exp_()[..., None].to(out.dtype))
     lse.copy_(merged)
 
 
 def zero_unseen(out: Tensor, lse: Tensor) -> None:
-    """Set the rows to zero that saw no key."""
+    """Set rows that saw no key to zero."""
     nothing = lse <= MASKED / 2
     if bool(nothing.any()):
         out.masked_fill_(nothing[..., None], 0)
@@ -75,14 +75,14 @@ def zero_unseen(out: Tensor, lse: Tensor) -> None:
 
 
 def stable_order(numbers: Tensor, most: int) -> Tensor:
-    """Stable argsort of integers ``(…, N)`` from -1 to ``most``; NumPy has a radix sort for 16 bits."""
+    """Stable argsort of integers ``(…, N)`` from -1 to ``most``. NumPy has a radix sort for 16 bits."""
     if most >= 1 << 15:
         return numbers.argsort(dim=-1, stable=True)
     return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
 
 
 def merge_rows(parts: Sequence[Tensor], lses: Sequence[Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
-    """Output ``(n, D)`` and log-sum-exp ``(n,)`` of n tokens; ``row (n, m)`` lists the rows of the concatenated parts that each merges."""
+    """Merged output ``(n, D)`` and log-sum-exp ``(n,)`` of n tokens. ``row (n, m)`` lists each token's rows in the concatenated parts."""
     shares = torch.cat(list(lses))[row.t()]
     lse = shares.logsumexp(0)
     weights = shares.sub_(lse).exp_().t().contiguous()
@@ -100,7 +100,7 @@ def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
 
 
 def few_keys_backward(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, *rest: Tensor) -> Gradients:
-    """The gradients of q, k, v of n queries over a few keys."""
+    """The gradients of q, k, v in :func:`few_keys`."""
     of_scores, weights = score_gradient(mask, scale, grad, q, k, *rest)
     of_scores, dtype = of_scores.mul_(scale), weights.dtype
     dk, dv = of_scores.transpose(-1, -2) @ q.to(dtype), weights.transpose(-1, -2) @ grad.to(dtype)
@@ -112,7 +112,7 @@ def score_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, and the weights, both ``(n, H, rows, columns)``.
 
-    grad, q, out ``(n, H, rows, D)``, k, v ``(n, H, columns, D)``, lse ``(n, H, rows)``: of the whole softmax, of which this may be a part.
+    grad, q, out: ``(n, H, rows, D)``; k, v: ``(n, H, columns, D)``; lse: ``(n, H, rows)``. grad, out and lse belong to the whole softmax.
     """
     grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
     scores = (q @ k.transpose(-1, -2)).mul_(scale)

@@ -1,4 +1,4 @@
-"""The path ``cpu-gathered``: the pairs of tiles by PyTorch's fused kernel for the CPU, in the calls that :mod:`.tile_layout` finds."""
+"""The path ``cpu-gathered``: tiles by PyTorch's fused CPU kernel, in calls planned by :mod:`.tile_layout`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .flash import (
 from .tile_layout import KEY_MASK, NO_MASK, POSITION_OFFSET, Chunk, Layout, Limits, Rules, StridedRun, TileSpec, layout
 
 MAX_SHARED_CELLS = 1 << 17
-"""Most entries of a mask that is cached."""
+"""Maximum entries of a cached mask."""
 
 
 class Side:
-    """The queries or the keys of a kernel call: a run, or ``listed`` positions ``(rows, T, heads or 1)`` with -1 where empty."""
+    """The queries or the keys of a kernel call: a run, or positions ``listed (rows, T, heads or 1)``. Empty slots are -1."""
 
     def __init__(self, run: StridedRun | None, index: Tensor, item: int, chunk: Chunk, slots: slice) -> None:
         self.run, self.rows = run, chunk.rows.stop - chunk.rows.start
         self.indices: dict[tuple[int, ...], Tensor] = {}
-        """Indices of the listed positions by the strides of what is read."""
+        """Indices of the listed positions into a :class:`TokenTable`, by the strides of the table."""
         if run is None:
             heads = chunk.heads if index.shape[1] > 1 else slice(None)
             self.listed = index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0)
@@ -75,7 +75,7 @@ class KernelCall:
 
 
 def calls(spec: TileSpec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Iterator[KernelCall]:
-    """The calls of one tile; those over padding only are skipped."""
+    """The calls of one tile. Calls over padding only are skipped."""
     dtype = mask_dtype(q)
     for item in range(q.shape[0]):
         padding = padding_of(key_mask, item, dtype)
@@ -116,7 +116,7 @@ def chunk_mask(spec: TileSpec, call: KernelCall, dtype: torch.dtype) -> Tensor |
 
 
 def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
-    """The mask ``(1, 1, Tq, Tk)`` of all rows whose first query is ``shift`` positions after their first key; shared, so read-only."""
+    """The mask ``(1, 1, Tq, Tk)`` of rows whose first query is ``shift`` positions after the first key. Shared, so read-only."""
 
     def make() -> Tensor:
         queries, keys = (
@@ -161,7 +161,7 @@ class Scratch:
 
 
 class TokenTable:
-    """``x (B, H, N)`` or ``(B, H, N, D)``; what a call reads is ``(rows, heads, T, …)``."""
+    """``x (B, H, N)`` or ``(B, H, N, D)``, from which calls read tokens as ``(rows, heads, T, …)``."""
 
     def __init__(self, x: Tensor) -> None:
         self.width = math.prod(x.shape[3:])
@@ -174,7 +174,7 @@ class TokenTable:
         self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
     def index(self, call: KernelCall, side: Side) -> Tensor:
-        """Indices into the table of a call's listed tokens, ``(rows · T · heads,)``, in the order of the kernel's results."""
+        """Table indices of a call's listed tokens, ``(rows · T · heads,)``, ordered as results are stored."""
         if self.steps not in side.indices:
             by_item, by_head, by_token = self.steps
             offset = torch.arange(call.chunk.heads.start, call.chunk.heads.stop) * by_head + call.item * by_item
@@ -213,7 +213,7 @@ class TokenTable:
                 self._add_stripes(call.item, call.chunk, run.row(row), more[row : row + 1])
 
     def _add_stripes(self, item: int, chunk: Chunk, run: StridedRun, more: Tensor) -> None:
-        """Rows overlap only where they are longer than a step, so they are added in stripes of one step."""
+        """Add rows in stripes of one step. Rows overlap only where they are longer than a step."""
         chunk = chunk._replace(rows=slice(0, more.shape[0]))
         step = run.step // run.stride if more.shape[0] > 1 and run.step % run.stride == 0 else run.size
         for at in range(0, run.size, step):
@@ -223,7 +223,7 @@ class TokenTable:
 
 FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
-"""Limits by which the results of a call stay within the cache, and their memory is reused by the next."""
+"""Limits that keep a call's results in the cache. The next call reuses their memory."""
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_gathered", mutates_args=(), device_types="cpu")
@@ -239,7 +239,7 @@ def cpu_gathered(
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
         queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.common.call.GatherTile`.
         rules: four numbers per tile, see :func:`flat_rules`.
-        dropout, seed: of the weights, as :class:`.dropout.Dropout` says.
+        dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``, 0 where a query sees nothing.
     """
@@ -311,7 +311,7 @@ def cpu_gathered_backward(
     for number, spec in enumerate(specs):
         for place, call in enumerate(calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD_LIMITS), q, key_mask)):
             at = [x.read(call, call.keys if name in ("k", "v") else call.queries, scratch, name) for name, x in tokens.items()]
-            if call.chunk.holes:  # a weight of exp(score - lse) = 0
+            if call.chunk.holes:  # so that their weights exp(score - lse) are 0
                 at[-1].masked_fill_(call.holes().transpose(1, 2), -MASKED)
             parts = part_backward(drop, (number, place), *at, mask=call.mask, scale=scale)
             for total, side, part in zip(sums, (call.queries, call.keys, call.keys), parts, strict=True):
@@ -321,7 +321,7 @@ def cpu_gathered_backward(
 
 
 def _sum_of(x: Tensor, per_head: bool) -> Tensor:
-    """Zeros ``(B, H, N, D)`` to accumulate in, stored so that random additions touch memory that is close together."""
+    """A zero accumulator ``(B, H, N, D)``, stored so that random additions touch nearby memory."""
     if per_head:
         return torch.zeros(x.shape, dtype=mask_dtype(x))
     return token_major(mask_dtype(x), x)[0].zero_()

@@ -1,9 +1,9 @@
-"""The path ``cpu-halo``: windows that overlap on a grid, by PyTorch's fused kernel for the CPU.
+"""The path ``cpu-halo``: overlapping windows on a grid, by PyTorch's fused CPU kernel.
 
-The grid is cut into tiles of queries; the keys of a tile are its own cells and a halo around them. A row of tiles (on a video a row along
-the last axis) is a strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run, and the runs of
-neighbouring tiles overlap: a strided *view* (``as_strided``) of the copy. One call of the kernel runs all tiles of a strip that have the
-same mask. Copying costs each key (1 + halo / side) times per axis other than the last, in place of once for every tile that sees it.
+The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles (on a video, along the
+last axis) is a strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of
+neighbouring tiles overlap, so they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have
+the same mask. Each key is copied (1 + halo / side) times per axis other than the last, instead of once for every tile that sees it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from .flash import (
 )
 
 FORWARD_QUERIES, BACKWARD_KEYS = 24576, 24576
-"""Most queries of a call in the forward pass, and keys in the backward pass, over all heads: the results then stay within the cache."""
+"""Maximum queries per forward call, and keys per backward call, over all heads. Results then stay in the cache."""
 MAX_SHARED_CELLS = 1 << 17
-"""Most entries of a mask that is cached."""
+"""Maximum entries of a cached mask."""
 
 
 class _Settings(NamedTuple):
-    """What a call says besides its tensors."""
+    """The settings of a call, and the table of its bias."""
 
     grid: Grid
     tiles: tuple[AxisTiles, ...]
@@ -100,7 +100,7 @@ class _Buffers:
         self._memory: dict[str, Tensor] = {}
 
     def columns(self, name: str, x: Tensor) -> Tensor:
-        """``x (H, *leading, columns, …)`` column by column, ``(columns · leading, H, …)``."""
+        """Copy ``x (H, *leading, columns, …)`` column by column, to ``(columns · leading, H, …)``."""
         rank = x.dim() - (1 if name in ("lse", "padding") else 2)
         x = x.permute(rank, *range(1, rank), 0, *range(rank + 1, x.dim()))
         size = x.numel()
@@ -112,7 +112,7 @@ class _Buffers:
 
 
 class _Strip:
-    """One strip of one batch item: a tile of every axis but the last, and a residue class of the last."""
+    """One strip: a tile of the leading axes, with a residue class of the last."""
 
     def __init__(self, settings: _Settings, tile: _Tile, last: AxisClass) -> None:
         self.settings, self.tile, self.last = settings, tile, last
@@ -122,7 +122,7 @@ class _Strip:
         self.key_depth = math.prod(group.key_size for group in tile.groups)
 
     def runs(self, copy: Tensor, group: TileGroup, of_keys: bool) -> Tensor:
-        """The tokens of every tile of a group, ``(tiles, H, T, …)``, of a strip's copy ``(tokens, H, …)``."""
+        """The tokens of a group's tiles, ``(tiles, H, T, …)``, as a view of a strip's copy ``(tokens, H, …)``."""
         depth, first, size = (self.key_depth, group.key_first, group.key_size) if of_keys else (self.depth, group.first, group.size)
         by_token, by_head, *inner = copy.stride()
         shape = (group.tiles, copy.shape[1], size * depth, *copy.shape[2:])
@@ -138,7 +138,7 @@ class _Strip:
                 yield group.part(start, min(most, group.tiles - start))
 
     def on_grid(self, x: Tensor, group: TileGroup) -> Tensor:
-        """Where the queries of a group lie in ``x (H, *sizes, …)``: a view ``(tiles, H, columns, *leading, …)``."""
+        """The queries of a group in ``x (H, *sizes, …)``, as a view ``(tiles, H, columns, *leading, …)``."""
         where = (slice(None), *self.tile.queries, self.last.places(group.first, group.tiles * group.size))
         return self._by_tile(x[where], group)
 
@@ -154,7 +154,7 @@ class _Strip:
         target.add_(part) if add else target.copy_(part)
 
     def add_to_keys(self, into: Tensor, group: TileGroup, part: Tensor) -> None:
-        """Add ``part (tiles, H, keys, D)`` to ``into (H, *sizes, D)``. Tiles overlap, so they are added a tile's columns at a time."""
+        """Add ``part (tiles, H, keys, D)`` to ``into (H, *sizes, D)``. Tiles overlap, so a few columns are added at a time."""
         sizes = [tile.key_size for tile in self.tile.groups]
         part = part.reshape(*part.shape[:2], group.key_size, *sizes, part.shape[-1])
         width = group.size if group.tiles > 1 else group.key_size
@@ -163,9 +163,9 @@ class _Strip:
             self._add_columns(into, group, first, size, part[:, :, first : first + size])
 
     def _add_columns(self, into: Tensor, group: TileGroup, first: int, size: int, part: Tensor) -> None:
-        """Add ``part (tiles, H, size, *leading, D)`` to ``size`` columns from the ``first`` of each tile on; a tile has as many or more."""
+        """Add ``part (tiles, H, size, *leading, D)`` to ``size`` key columns of each tile, from ``first`` on. Columns must not overlap."""
         start, before = group.key_first + first, group.tiles - 1
-        if size < group.size and before:  # narrower than a tile, whose other columns may lie beyond the grid after the last tile
+        if size < group.size and before:  # narrower than a tile: the other columns of the last tile may lie beyond the grid
             where = (slice(None), *self.tile.keys, self.last.places(start, before * group.size))
             self._by_tile(into[where], group.part(0, before))[:, :, :size].add_(part[:before])
             start, group, part = start + before * group.size, group.part(before, 1), part[before:]
@@ -173,7 +173,7 @@ class _Strip:
         self._by_tile(into[where], group).add_(part)
 
     def _along(self, group: TileGroup) -> list[TileGroup]:
-        """The tiles of all axes, as the tokens of a run are ordered: the last axis first."""
+        """The tiles of all axes in token order of a run: the last axis first."""
         return [group, *self.tile.groups]
 
     def mask(self, group: TileGroup, dtype: torch.dtype) -> Tensor | None:
@@ -198,7 +198,7 @@ class _Strip:
 
 
 def _tile_mask(patterns: Sequence[tuple[tuple[tuple[int, int], ...], int, int]], dtype: torch.dtype) -> Tensor:
-    """The additive mask ``(1, 1, T, keys)`` of tiles with these keys seen, queries and keys along every axis."""
+    """The additive mask ``(1, 1, T, keys)`` of a tile. ``patterns``: seen keys, queries and keys along every axis."""
     rank, mask = len(patterns), torch.zeros((1,) * (2 * len(patterns)), dtype=dtype)
     for axis, (seen, size, key_size) in enumerate(patterns):
         shape = [1] * (2 * rank)
@@ -219,11 +219,11 @@ class _Call(NamedTuple):
     group: TileGroup
     mask: Tensor | None
     entries: Tensor | None
-    """The entries of the bias for its pairs, where there is a bias."""
+    """The entries of the bias for its pairs, if there is a bias."""
 
 
 class _Masks:
-    """Masks of the calls, with the bias and the padding; the bias of a kind of tile is kept for the strips that follow."""
+    """The masks of calls, with bias and padding. The bias of a kind of tile is cached for later strips."""
 
     def __init__(self, settings: _Settings, dtype: torch.dtype) -> None:
         self.bias, self.dtype = settings.bias, dtype
@@ -261,15 +261,15 @@ def cpu_halo(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None, sizes: Sequence[int], prefix: int, low: Sequence[int],
     high: Sequence[int], steps: Sequence[int], shared: int, bias_sizes: Sequence[int], bias_steps: Sequence[int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention of the cells of a grid, each to the cells of its window and to the prefix tokens that all see.
+    """Attention of grid cells over their windows and the shared prefix tokens.
 
     Args:
         q, k, v: ``(B, H, N, D)`` of the grid's tokens.
         key_mask: ``(B, N)`` bool, True = real token, or None.
         bias, bias_sizes, bias_steps: the table, sizes and dilation of a :class:`GridBias`.
         sizes, prefix: the grid.
-        low, high, steps: the windows of every axis one after the other, and the step of each, as in :class:`AxisWindows`.
-        shared: the prefix tokens, the last ones, that every cell sees.
+        low, high, steps: the windows of all axes, one axis after the other, and the step of each axis, as in :class:`AxisWindows`.
+        shared: how many of the last prefix tokens every cell sees.
     Returns:
         output ``(B, H, cells, D)``, stored token-major, and log-sum-exp ``(B, H, cells)``, 0 where a cell sees nothing.
     """
@@ -332,7 +332,7 @@ def _shared_mask(settings: _Settings, key_mask: Tensor | None, dtype: torch.dtyp
 
 
 def _for_kernel(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """A mask with a stride for every head, which the kernel asks for."""
+    """The mask copied for every head, as the kernel requires."""
     return None if mask is None else mask.expand(len(q), q.shape[1], 1, -1).contiguous()
 
 
@@ -342,8 +342,8 @@ def cpu_halo_backward(
     sizes: Sequence[int], prefix: int, low: Sequence[int], high: Sequence[int], steps: Sequence[int], shared: int,
     bias_sizes: Sequence[int], bias_steps: Sequence[int], scale: float, of_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_halo` with respect to q, k, v, accumulated in float32 at least, and, with ``of_bias``, the bias (otherwise
-    empty)."""
+    """Gradients of :func:`cpu_halo` with respect to q, k, v and the bias. They are accumulated in float32 at least. The bias gradient is
+    empty without ``of_bias``."""
     dtype = mask_dtype(q)
     settings = _Settings.of(bias, sizes, prefix, low, high, steps, shared, bias_sizes, bias_steps, scale, dtype)
     sums = [x.zero_() for x in token_major(dtype, q, k, v)]
@@ -377,7 +377,7 @@ def _shared_backward(
     settings: _Settings, key_mask: Tensor | None, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     sums: Sequence[Tensor], dbias: Tensor | None,
 ) -> None:  # fmt: skip
-    """Add the gradients of the pairs of cells with the prefix tokens that all see."""
+    """Add the gradients of the pairs of cells and shared prefix tokens."""
     prefix, mask = settings.grid.prefix, _shared_mask(settings, key_mask, lse.dtype)
     of_shared = slice(prefix - settings.shared, prefix)
     inputs = (grad, q[:, :, prefix:], k[:, :, of_shared], v[:, :, of_shared], out, lse)

@@ -1,8 +1,8 @@
 """How a tile of query-key pairs becomes calls of the CPU's fused kernel.
 
-Rows whose tokens lie at a constant distance from one another, and whose next row lies at a constant distance from them, are read as a
-strided *view*; all others are gathered by their list of positions. Rows are computed a few at a time, so that what is gathered stays in the
-cache and its memory is reused. The layout depends on the tile's index tensors alone and is cached for as long as they live.
+Rows of equally spaced tokens that follow each other at a constant distance are read as a strided *view*. All other rows are gathered by
+their list of positions. Rows are computed a few at a time, so that gathered tokens stay in the cache and their memory is reused. The layout
+depends on the tile and on numbers such as lengths, not on q, k and v. It is cached for as long as the tile's index tensors live.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..common.byte_cache import BYTE_CACHE
 from ..common.call import GatherTile
 
 CHUNK_BYTES = 800
-"""Estimated size of a :class:`Chunk`."""
+"""Estimated size of a :class:`Chunk`, in bytes."""
 MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
-"""Larger than any distance between two positions; larger than any position, so that relative positions stay positive."""
+"""Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
-"""What a row needs: nothing, since no pair is visible; no mask; a mask over keys; a mask over pairs."""
+"""Need of a row: no call, no mask, a key mask, or a pair mask."""
 
 
 class Rules(NamedTuple):
@@ -54,7 +54,7 @@ class TileSpec(NamedTuple):
 
 
 class StridedRun(NamedTuple):
-    """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the index of the first one in the row's list."""
+    """Tokens ``start + row * step + i * stride`` for i < size. ``slot`` is the first token's index in the row's list."""
 
     start: int
     step: int
@@ -70,13 +70,13 @@ class StridedRun(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The part of a tile that one kernel call computes: some heads, rows, and slots of the rows' queries, with all keys of these rows."""
+    """The part of a tile in one kernel call: some heads, rows and query slots. It has all keys of its rows."""
 
     heads: slice
     rows: slice
     slots: slice
     queries: StridedRun | None
-    """None: the tokens are gathered by their list."""
+    """``None``: tokens are gathered by their list."""
     keys: StridedRun | None
     need: int
     """NO_MASK, KEY_MASK or PAIR_MASK."""
@@ -85,18 +85,18 @@ class Chunk(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Largest size of a call: (token, head) pairs on either side, and entries of a mask that is not shared by all rows."""
+    """Maximum size of a call: (token, head) pairs per side, and mask entries. Masks shared by all rows do not count."""
 
     queries: int
     keys: int
-    """Most keys that are gathered."""
+    """Maximum keys that are gathered."""
     viewed: int
-    """Most keys that are views."""
+    """Maximum keys that are views."""
     mask: int = 1 << 18
 
 
 class Layout(NamedTuple):
-    """The calls of one tile: one list for every batch item, or a single one for all; and whether the tile lists every query."""
+    """The calls of one tile, in one list per batch item or for all. ``complete``: whether they have every query."""
 
     chunks: tuple[tuple[Chunk, ...], ...]
     complete: bool
@@ -143,7 +143,7 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
-    """NO_PAIR, NO_MASK, KEY_MASK or PAIR_MASK for every row, ``(B or 1, H or 1, R)``; empty key slots of views are not visited."""
+    """NO_PAIR, NO_MASK, KEY_MASK or PAIR_MASK for every row, ``(B or 1, H or 1, R)``. Views do not visit empty key slots."""
     queries, keys, bias, rules = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
@@ -166,7 +166,7 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
 
 
 def _runs(index: Tensor) -> list[StridedRun | None] | None:
-    """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are irregular, too many, or differ by item or head."""
+    """The rows of ``index (1, 1, R, T)`` as runs with step 0, or None if irregular. No list for several items or heads, or many jumps."""
     if index.shape[:2] != (1, 1):
         return None
     index = index[0, 0]
@@ -185,7 +185,7 @@ def _runs(index: Tensor) -> list[StridedRun | None] | None:
 
 
 def _groups(needs: list[int], *sides: list[StridedRun | None] | None) -> Iterator[tuple[int, int]]:
-    """Cut the rows into stretches of equal shape and need, whose runs are one constant step apart: (first row, number of rows)."""
+    """Group neighbouring rows of equal shape, need and step: (first row, number of rows)."""
 
     def kind(row: int) -> tuple:
         runs = (None if side is None else side[row] for side in sides)
@@ -213,7 +213,7 @@ def _cut(
     spec: TileSpec, first: int, count: int, queries: StridedRun | None, keys: StridedRun | None, heads: int, per_head: bool,
     limits: Limits, need: int,
 ) -> Iterator[Chunk]:  # fmt: skip
-    """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less memory."""
+    """Cut ``count`` equal rows into calls within ``limits``. Slots of a row come first, then rows if heads differ, otherwise heads."""
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
     aligned = queries is not None and keys is not None and queries.step == keys.step

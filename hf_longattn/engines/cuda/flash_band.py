@@ -1,16 +1,16 @@
-"""The path ``flash``: bands, padding, packed documents and dropout by PyTorch's own flash-attention operator, without a compiler.
+"""The ``flash`` path: PyTorch's flash-attention operator for bands, padding, packed documents and dropout.
 
-The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides of a window, fewer heads of keys than of
-queries, dropout, and the offsets of sequences that lie one after the other. Padding at the ends of a row is a sequence of its own, so
-nothing is copied, and no pair of a token and padding is computed. Global columns outside the band are few: plain operations compute them,
-and both parts are one softmax. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator by FlashAttention-3 or 4.
+It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides of a window, fewer
+key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends of a row is passed as another sequence:
+nothing is copied, and no token is paired with padding. Plain operations compute the few global columns outside the band, and both parts
+are merged into one softmax. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator by FlashAttention-3 or 4.
 
-With the outputs o_p and log-sum-exps l_p of the parts, l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, that of a
-score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1), so the backward pass of each part is given the merged o and l. Dropout
-leaves l as it is, and o is that of the weights that are left, so the same holds with it.
+Let part p have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient
+of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1), so the backward pass of each part takes the merged o and l.
+Dropout does not change l, and o sums the weights that remain, so the same holds with dropout.
 
-Whether this machine has such a kernel is asked of the operator itself, once for each kind of call, with a few tokens whose results are
-compared with the definition.
+To find out whether this machine has the kernel, the operator runs once for each kind of call on a few tokens. The results are compared with
+the definition.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ logger = logging.getLogger(__name__)
 ARGUMENTS = frozenset(("window_size_left", "window_size_right", "cum_seq_q", "cum_seq_k", "dropout_p", "scale"))
 HAS_WINDOWS = all(operator_arguments("cuda_flash", which) >= ARGUMENTS for which in (0, 1))
 LACKS = None if HAS_WINDOWS else "PyTorch's flash-attention operator has no windows in this version"
-"""Why this PyTorch has no such operator, if it has none."""
+"""Why this PyTorch version cannot run the path, or None."""
 flash_forward, flash_backward = torch_operator("cuda_flash"), torch_operator("cuda_flash", 1)
 WIDTH_STEP = 8
-"""Heads of a width that is not a multiple of this are padded with zeros."""
+"""Head widths are zero-padded to a multiple of this many features."""
 COLUMN_CELLS = 1 << 25
-"""Most pairs of queries and global columns, over all heads, whose scores are in memory at once."""
+"""Maximum number of column scores in memory at once: batch × heads × queries × global columns."""
 
 
 class Settings(NamedTuple):
-    """What the operator is told besides tensors: the sides of the window, -1 for one without a bound, and the longest sequence."""
+    """The operator's arguments besides tensors. ``left`` and ``right`` are the sides of the window in tokens, -1 for unbounded."""
 
     left: int
     right: int
@@ -55,10 +55,10 @@ class Settings(NamedTuple):
     scale: float
     dropout: float
     longest: int
-    """0 where every row is one sequence."""
+    """Tokens of the longest sequence; 0 if every row is one sequence."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors by which dropout is repeated, for ``q (B, Nq, H, D)``."""
+        """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``."""
         tensors = [x if offsets is None else x.flatten(0, 1) for x in (q, k, v)]
         lengths = self._lengths(q, k, offsets)
         out, lse, *state, _ = flash_forward(*tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self._keywords())
@@ -69,7 +69,7 @@ class Settings(NamedTuple):
     def gradients(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor | None, *state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of q, k and v, from the output and log-sum-exp of the whole softmax, of which this may be a part."""
+        """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include global columns."""
         tensors: list[Tensor] = [grad, q, k, v, out]
         if offsets is not None:
             tensors, lse = [x.flatten(0, 1) for x in tensors], lse.transpose(0, 1).flatten(1)
@@ -86,10 +86,10 @@ class Settings(NamedTuple):
 
 
 class _Columns:
-    """The global columns of a call, in plain operations on single precision or better, a part of the queries at a time."""
+    """The global columns of a call, by plain operations in at least fp32. They are computed for a slice of the queries at a time."""
 
     def __init__(self, q: Tensor, k: Tensor, index: Tensor, real: Tensor, settings: Settings) -> None:
-        """q: ``(B, Nq, H, D)``; k: all keys; index, real: positions ``(B, g)`` of the columns, and which are no filling."""
+        """q: ``(B, Nq, H, D)``; k: all keys; index: positions ``(B, g)`` of the columns; real: ``(B, g)`` bool, False for filler."""
         self.index, self.real, self.settings = index, real, settings
         self.q_len, self.offset = q.shape[1], k.shape[1] - q.shape[1]
         self.step = max(1, COLUMN_CELLS // max(1, q.shape[0] * q.shape[2] * index.shape[1]))
@@ -98,7 +98,7 @@ class _Columns:
         return [slice(start, min(start + self.step, self.q_len)) for start in range(0, self.q_len, self.step)]
 
     def scores(self, q: Tensor, keys: Tensor, rows: slice) -> Tensor:
-        """``(B, H, n, g)`` for ``q (B, H, Nq, D)`` and ``keys (B, H, g, D)``; -inf where another part has the pair, or none."""
+        """Scores ``(B, H, n, g)`` of ``q (B, H, Nq, D)`` and ``keys (B, H, g, D)``; -inf for pairs that are hidden or in the band."""
         settings, j = self.settings, self.index[:, None]
         distance = torch.arange(rows.start + self.offset, rows.stop + self.offset, device=q.device)[:, None] - j
         hidden = ~self.real[:, None] | ((distance <= _bound(settings.left)) & (distance >= -_bound(settings.right)))
@@ -117,7 +117,7 @@ def _wide(dtype: torch.dtype, q: Tensor, *tensors: Tensor) -> list[Tensor]:
 
 
 class _Band(torch.autograd.Function):
-    """Attention over a band and perhaps global columns: ``(B, Nq, H, D)`` for q ``(B, Nq, H, D)`` and k, v ``(B, Nk, H_kv, D)``."""
+    """Attention over a band and optional global columns. q and the output are ``(B, Nq, H, D)``, k and v ``(B, Nk, H_kv, D)``."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
@@ -143,7 +143,7 @@ def _merge_columns(
     q: Tensor, k: Tensor, out: Tensor, lse: Tensor, column_keys: Tensor, column_values: Tensor, index: Tensor, real: Tensor,
     settings: Settings, kept: list[Tensor],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output ``(B, Nq, H, D)`` and log-sum-exp ``(B, H, Nq)`` of band and columns; with dropout, ``kept`` gets which weights are left."""
+    """Output ``(B, Nq, H, D)`` and log-sum-exp ``(B, H, Nq)`` of band and columns. Masks of dropout are appended to ``kept``."""
     columns, dtype = _Columns(q, k, index, real, settings), lse.dtype
     queries, keys = _wide(dtype, q, column_keys)
     values = repeat_heads(column_values.transpose(1, 2), q.shape[2])
@@ -184,15 +184,15 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term; heads may be grouped, and
-    packed documents see themselves only.
+    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term.
 
-    Padding lies at the ends of sequences. With padding or documents there are as many queries as keys, and with documents no global tokens.
+    k and v may have fewer heads than q. A query sees only its own document. Padding lies at the ends of sequences. With padding or
+    documents there are as many queries as keys, and with documents no global tokens.
 
     Raises:
-        NoKernel: this machine has no such kernel, which is logged once.
+        NoKernel: this machine has no such kernel; logged once.
     """
-    heads, groups, width = (operator.index(size) for size in (q.shape[1], k.shape[1], q.shape[3]))  # numbers in a graph for all lengths
+    heads, groups, width = (operator.index(size) for size in (q.shape[1], k.shape[1], q.shape[3]))  # plain ints, even in a graph
     sides = [operator.index(side) if side < 1 << 31 else -1 for side in (pattern.left, pattern.right)]
     offsets, longest = (None, 0) if call.batch is None else sequence_offsets(call.batch, len(k), k.shape[2], k.device)
     padded_width = width + -width % WIDTH_STEP
@@ -217,13 +217,13 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
 
 
 def _stored(x: Tensor, width: int) -> Tensor:
-    """``x (B, H, N, D)`` as the operator takes it, ``(B, N, H, width)``: a view where it was made by a projection."""
+    """``x (B, H, N, D)`` in the operator's layout ``(B, N, H, width)``. A projection's output of this width is not copied."""
     return unit_stride(x.transpose(1, 2) if x.shape[3] == width else F.pad(x.transpose(1, 2), (0, width - x.shape[3])))
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:
-    """Where the sequences of a batch and the padding between them begin in its tokens, one row after the other, and where the last one
-    ends: int32; and the longest of them. ``None`` and 0 where every row is one sequence."""
+    """Offsets of sequences in the concatenated rows, int32, and the longest length in tokens. Each stretch of padding counts as a
+    sequence, and the last offset is the end. ``None`` and 0 if every row is one sequence."""
 
     def make() -> tuple[Tensor | None, int]:
         borders = {*range(0, rows * length + 1, length)}
@@ -241,12 +241,12 @@ def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device)
 
 _refusals: dict[tuple[Any, ...], str | None] = {}
 _implementation = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)
-"""The name of what ``activate_flash_attention_impl`` activated."""
+"""Function that returns the name of the implementation activated by ``activate_flash_attention_impl``, or None."""
 
 
 @constant_in_graph
 def refused(device: torch.device, dtype: torch.dtype, *kind: Any) -> str | None:
-    """Why the operator does not run for a kind of call, as :func:`_tried` is given it; asked once, in a graph while it is traced."""
+    """Why the operator cannot run a kind of call, or None. ``kind`` goes to :func:`_tried`, once per kind; in a graph, at tracing."""
     key = device, dtype, *kind
     if key not in _refusals:
         reason = None
@@ -255,7 +255,7 @@ def refused(device: torch.device, dtype: torch.dtype, *kind: Any) -> str | None:
                 reason = _tried(device, dtype, *kind)
         except MACHINE_ERRORS:
             raise
-        except Exception as error:  # whatever it is, there are no results
+        except Exception as error:  # any error means that there are no results
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         is_new = (*key[:3], reason) not in ((*other[:3], earlier) for other, earlier in _refusals.items())
         _refusals[key] = reason
@@ -271,14 +271,14 @@ def _tried(
     device: torch.device, dtype: torch.dtype, width: int, grouped: bool, left: bool, right: bool, causal: bool, packed: bool,
     dropout: float, gradients: bool, implementation: str | None,
 ) -> str | None:  # fmt: skip
-    """Why results for a few tokens are not those of the definition, where they are not; what the operator raises is raised.
+    """Why the operator's results for a few tokens are wrong, or None. Errors of the operator are raised.
 
     Args:
-        grouped: whether there are fewer heads of keys than of queries.
+        grouped: whether k and v have fewer heads than q.
         left, right: whether the window is bounded on these sides.
-        packed: whether there are offsets of sequences.
-        gradients: whether the backward pass is tried, too.
-        implementation: what ``activate_flash_attention_impl`` activated.
+        packed: whether offsets of sequences are passed.
+        gradients: whether to try the backward pass, too.
+        implementation: the one that ``activate_flash_attention_impl`` activated; distinguishes cached answers only.
     """
     length, heads = 24, 2
     places = torch.arange(length, device=device)
@@ -307,7 +307,7 @@ def _tried(
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], only: int | None) -> str | None:
-    """That the results differ; with dropout, whose weights are drawn, of the log-sum-exp only, and that there are results."""
+    """How the results differ, or None. All must be finite; with ``only``, the number of a result, just that one is compared."""
     pairs = [*zip(found, expected, strict=True)]
     off = max(float((x.float() - y).abs().max()) for x, y in (pairs if only is None else pairs[only : only + 1]))
     if off < 0.1 and all(bool(x.isfinite().all()) for x in found):

@@ -1,7 +1,7 @@
-"""CUDA engine: compiled flex_attention over lists of blocks, never a square of blocks.
+"""CUDA engine: compiled flex_attention over lists of visible blocks.
 
-The blocks of a band follow from its width; global columns are a separate call, and global rows are computed densely. Tiles are in
-:mod:`.flex_tiles`.
+A band's width determines its blocks. Global columns are a separate call, and global rows are computed densely; only in graphs does one list
+hold them all, with a slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Lists = tuple[Tensor, Tensor]
 
 
 def packed(chosen: Tensor, indices: Tensor) -> Lists:
-    """The ``indices (…, rows, width)`` that are ``chosen (B, H, rows, width)``, in their order."""
+    """Select the ``indices (…, rows, width)`` where ``chosen (B, H, rows, width)`` is True, in order."""
     order = (~chosen).int().argsort(dim=-1, stable=True)
     return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(torch.int32).contiguous()
 
 
 def transposed(lists: Lists, columns: int) -> Lists:
-    """The rows that visit each of ``columns`` blocks, from the blocks that each row visits, with repetitions."""
+    """Transpose ``lists``: for each of ``columns`` blocks, the rows that visit it. Repeated blocks give repeated rows."""
     counts, indices = lists
     batch, heads, rows, width = indices.shape
     places = torch.arange(rows * width, device=indices.device)
@@ -52,14 +52,14 @@ def block_mask(
     lengths: tuple[int, int], size: int | tuple[int, int], mask_mod: Any, *,
     by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None] | None,
 ) -> BlockMask:  # fmt: skip
-    """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones.
+    """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in partial blocks only.
 
-    size: of blocks, one or those of queries and of keys.
-    by_key: may be left out where there is no backward pass.
+    size: tokens per block, one number or (queries, keys).
+    by_key: may be None if there is no backward pass.
     """
     size = (size, size) if isinstance(size, int) else size
     on_cpu = torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu"
-    if on_cpu and by_key is not None:  # its compiled kernel needs a slot for every block of a row
+    if on_cpu and by_key is not None:  # the CPU's compiled kernel needs a slot for every block of a row
         rows, columns = (-(-length // block) for length, block in zip(lengths, size, strict=True))
         by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
         by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
@@ -91,7 +91,7 @@ def mask_bytes(mask: BlockMask) -> int:
 
 
 BAND_BLOCK = 128
-"""Block size of a band."""
+"""Tokens per block of a band."""
 
 
 def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -127,7 +127,7 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
 
 
 def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch | None, device: torch.device) -> BlockMask:
-    """:func:`band_block_mask`, made once: for all calls where there is no padding, else for all layers that share the batch."""
+    """Cached :func:`band_block_mask`: shared by all calls without padding, otherwise by all layers of a batch."""
     key = ("band block mask", pattern, q_len, kv_len, device)
     mask = None if batch is None else batch.mask
     if batch is None or mask is None:
@@ -138,10 +138,10 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch
 def band_block_mask(
     pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device, global_mask: Tensor | None = None
 ) -> BlockMask:
-    """The blocks that the band touches, listed in (blocks of the sequence) × (blocks of the window) numbers.
+    """The blocks that the band touches. Lists have (blocks of the sequence) × (blocks of the window) entries.
 
-    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask`` the list also holds
-    the blocks of global columns and rows, in a slot for every pair of blocks: for graphs, where it cannot be as long as the data say.
+    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask`` the lists also hold
+    the blocks of global columns and rows, and have a slot for every pair of blocks: in graphs, their size cannot depend on the data.
     """
     offset = _offset(q_len, kv_len)
     any_real, all_real = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
@@ -166,7 +166,7 @@ def band_block_mask(
         return packed(touched & ~full, indices), packed(touched & full, indices)
 
     def neighbours(blocks: int, key_blocks: int, first: int, width: int) -> tuple[Tensor, Tensor]:
-        """Rows of blocks, and the blocks that may touch them, of which the first holds position ``block · BAND_BLOCK + first``."""
+        """Row numbers, and the blocks that may touch each row. These start at position ``row · BAND_BLOCK + first``."""
         row = torch.arange(blocks, device=device)[:, None]
         if global_mask is not None:
             return row, torch.arange(key_blocks, device=device)[None]
@@ -189,7 +189,7 @@ def band_block_mask(
 
 
 def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, real: Tensor) -> BlockMask:
-    """All blocks of the global columns, gathered from positions ``index (B, g)``; keys inside the band are hidden."""
+    """The mask of the global columns at positions ``index (B, g)``. All blocks are listed; keys inside the band are hidden."""
     offset = _offset(q_len, kv_len)
     q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-index.shape[1] // BAND_BLOCK)
 
@@ -207,7 +207,7 @@ def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, 
 
 
 def _offset(q_len: int, kv_len: int) -> int:
-    """Position of the first query: a plain 0 for whole sequences, even if lengths are symbols, whose difference the CPU kernel rejects."""
+    """Position of the first query. A plain 0 for whole sequences, since the CPU kernel rejects the difference of symbolic lengths."""
     return 0 if q_len == kv_len else kv_len - q_len
 
 

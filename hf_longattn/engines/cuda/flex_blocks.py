@@ -1,8 +1,8 @@
 """CUDA engine: attention to selected blocks of keys by one call of compiled flex_attention.
 
-A block of :data:`BAND_BLOCK` queries visits every block of keys that one of its queries selects, and the mask looks up which of them do.
-Neighbouring queries select much the same blocks, so that few are visited for nothing; what is visited costs no more than in full attention.
-The selection is a table of N × (blocks) truth values for each key head. No value is looked at.
+A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects, and the mask looks up which queries do.
+Neighbouring queries select similar blocks, so few are visited in vain, and a visited block costs no more than in full attention. The
+selection is a boolean table, N × (blocks) for each key head. The host reads no values from the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     """The output of :func:`hf_longattn.engines.block_selected.block_selected_attention`, without dropout.
 
     Raises:
-        NoKernel: the blocks do not fit those of the kernel, or this machine has no such kernel.
+        NoKernel: ``block_size`` does not fit the kernel's blocks, or this machine has no such kernel.
     """
     if BAND_BLOCK % block_size and block_size % BAND_BLOCK:
         raise NoKernel(f"blocks of {block_size} tokens do not fit the kernel's of {BAND_BLOCK}")
@@ -49,7 +49,7 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
 
 
 def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
-    """Which blocks every query sees, its own included, ``(B, H_kv, N, blocks)`` bool, of ``chosen (B, H_kv, N, K)``."""
+    """Whether each query sees each block, ``(B, H_kv, N, blocks)`` bool, from ``chosen (B, H_kv, N, K)``. It always sees its own."""
     blocks = -(-length // block_size)
     own_block = (torch.arange(length, device=chosen.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
     listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
@@ -57,7 +57,7 @@ def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
 
 
 def _kernel_blocks(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The kernel's blocks of pairs in which some pair is seen, and in which all are, ``(B, H_kv, n, n)`` bool."""
+    """Whether some pair, and whether every pair, is visible in each of the kernel's blocks: two ``(B, H_kv, n, n)`` bool."""
     rows = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK))
     any_seen, all_seen = rows.any(3), rows.all(3)
     if block_size < BAND_BLOCK:

@@ -1,9 +1,8 @@
 """flex_attention by a fused kernel, or not at all.
 
-Without a kernel flex_attention computes all N×N scores in memory, and raises nothing: where torch.compile is turned off, and once PyTorch
-has compiled a function for as many variants of its arguments as it allows (eight). So every kind of call has its own compiled function
-here, and none of them runs uncompiled. Where PyTorch cannot compile one, forward or backward, ``NoKernel`` is raised, and
-another path runs.
+Without a kernel flex_attention computes all N×N scores in memory and raises nothing. This happens if torch.compile is turned off, and once
+PyTorch has compiled the maximum of eight variants of a function. So every kind of call has its own compiled function here, and none of
+them runs uncompiled. Where PyTorch cannot compile one, forward or backward, ``NoKernel`` is raised, and another path runs.
 """
 
 from __future__ import annotations
@@ -25,42 +24,42 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from ...private_apis import compile_errors, floats_as_constants
 
 MAX_KERNELS = 256
-"""Kinds of calls whose compiled function is kept; the least recently used is dropped first."""
+"""Maximum number of compiled functions, one per kind of call. The least recently used is dropped first."""
 UNSUPPORTED_MESSAGE = re.compile(
     r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
     r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources|recompile[_ ]limit",
     re.IGNORECASE,
 )
-"""Messages by which PyTorch and Triton say that a machine has no such kernel."""
+"""Messages of PyTorch and Triton for a kernel that a machine does not have."""
 TOO_LARGE = re.compile("out of resource", re.IGNORECASE)
-"""Messages that a kernel needs more shared memory than the GPU has."""
+"""Messages for a kernel that needs more shared memory than the GPU has."""
 STAGES = "num_stages"
-"""The option for how many blocks a kernel loads at once; with 1 it needs the least shared memory."""
+"""The option for the number of blocks that a kernel loads at once; 1 needs the least shared memory."""
 MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 """Errors of the machine, which say nothing about a kernel."""
 logger = logging.getLogger(__name__)
 
 
 class NoKernel(Exception):
-    """A path turns out not to run on this machine; the text says why, as a clause."""
+    """A path that does not run on this machine. The message is the reason, as a clause."""
 
 
 def _attention(*tensors, **settings):  # type: ignore[no-untyped-def]
-    # The body of every compiled function. A traced graph holds the second line alone.
+    # The body of every compiled function. A traced graph holds only the call of flex_attention.
     if not torch.compiler.is_compiling():
         raise NoKernel("torch.compile is turned off")
     return flex_attention(*tensors, **settings)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` compiled for all lengths; what cannot be compiled as a whole is an error."""
+    """``function`` compiled for all lengths as one graph. A graph break is an error."""
     return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 class Kernel:
     """flex_attention compiled for one kind of call.
 
-    PyTorch counts what it compiles by code object, so each has one of its own.
+    PyTorch limits compiled variants per code object, so each kernel has its own code object.
     """
 
     numbers = itertools.count()
@@ -82,7 +81,7 @@ class Kernel:
     def run_backward(self, *tensors: Tensor, **settings: Any) -> None:
         """Run forward and backward once.
 
-        PyTorch compiles the backward pass when it first runs, where it would be too late to take another path.
+        PyTorch compiles the backward pass when it first runs. By then it would be too late to take another path.
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         try:
@@ -90,7 +89,7 @@ class Kernel:
                 out = self.run(*leaves, **settings)
                 out = out if isinstance(out, Tensor) else out[0]
                 torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
-        except torch.OutOfMemoryError:  # the forward pass alone, without gradients that nobody asks for, may still fit
+        except torch.OutOfMemoryError:  # the forward pass alone may still fit, if nobody asks for gradients
             return
         self.has_backward = True
 
@@ -105,13 +104,13 @@ _warned: set[Hashable] = set()
 
 
 def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
-    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward; in a graph that is being compiled, as it is.
+    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. In a graph being compiled, a plain call.
 
     Args:
         kind: everything in the closures of the mask and the score term besides tensors, lengths and other numbers.
     Raises:
-        NoKernel: this machine has none for this kind of call, which is logged once. Other errors, such as a lack of memory, are raised as
-            they are.
+        NoKernel: this machine has no kernel for this kind of call; logged once. Other errors, such as a lack of memory, are raised
+            unchanged.
     """
     if torch.compiler.is_compiling():
         return _attention(q, k, v, **settings)
@@ -133,14 +132,14 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
 
 
 def _variant(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any) -> Hashable:
-    """Everything for which PyTorch would compile a function again, apart from rare coincidences of sizes."""
+    """The properties of a call that make PyTorch recompile. Rare coincidences of sizes are left out."""
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(q.device.type)
     lists = [size == 1 for x in (block_mask.kv_indices, block_mask.q_indices) if x is not None for size in x.shape]
     return q.device, scale, "return_aux" in settings, modes, q.shape[2] == k.shape[2], *lists, *map(_layout, (q, k, v))
 
 
 def _layout(x: Tensor) -> Hashable:
-    """The properties of a tensor that a compiled function takes as fixed, ``(B, H, N, D)``."""
+    """The properties of a tensor ``(B, H, N, D)`` that a compiled function treats as fixed."""
     batch, heads, length, head_dim = x.shape
     stored = x.is_contiguous(), x.stride(1) < x.stride(2), x.requires_grad, x.is_inference()
     return x.dtype, heads, head_dim, batch == 1, length == 1, stored
@@ -163,7 +162,7 @@ def count() -> int:
 
 
 def refusal(error: BaseException) -> str | None:
-    """Why this machine has no such kernel, as ``error`` or one of its causes says; ``None`` where the error is another."""
+    """Why this machine has no such kernel, from ``error`` or one of its causes. ``None`` for errors of other kinds."""
     causes = [error]
     while (earlier := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(earlier)

@@ -1,9 +1,9 @@
 """CUDA engine: tiles by compiled flex_attention.
 
-A tile of a fixed pattern whose rows are whole blocks is a list of blocks of the sequence. Any other is computed along axes of its own: the
-queries of its rows one after the other, filled up to whole blocks, and the keys of its rows, gathered once. There a row, or a few short
-ones together, visits its own blocks of keys alone, and the mask looks positions up. No score is ever in memory, and nothing is asked of
-the device but once for a fixed pattern.
+A fixed tile whose rows are whole blocks becomes a list of blocks of the sequence. Any other tile is computed on gathered axes: the queries
+of its rows one after the other, padded to whole blocks, and the keys likewise. There a row, or a group of short rows, visits only its own
+key blocks, and the mask looks up positions. The kernel never stores scores in memory. The host reads values from the device at most once
+per fixed pattern.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from .flex import Lists, packed, transposed
 from .flex_kernel import kind_of
 
 BLOCK = 128
-"""Block size of gathered rows, and the only one that the kernels of the backward pass take on every GPU."""
+"""Tokens per block of gathered rows. The backward kernels refuse other sizes on some GPUs."""
 FORWARD_BLOCKS = (128, 64, 32)
-"""Block sizes that the kernels of the forward pass take."""
+"""Block sizes that the forward kernels take, in tokens, largest first."""
 FEWEST_QUERIES = 6
-"""Rows of fewer queries are left to plain operations: more than nine tenths of a block's products would be for nothing."""
+"""Minimum queries per row for the kernel. Plain operations compute shorter rows: over nine tenths of a block's products would be wasted."""
 Output = tuple[Tensor, Tensor | None]
-"""``(B, H, Nq, D)``, and where there are several tiles its log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing."""
+"""Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing. A single tile may return None for it."""
 
 
 def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout; k and v may have fewer heads.
+    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout. k and v may have fewer heads than q.
 
     Raises:
         NoKernel: this machine has no such kernel.
     """
-    if torch.compiler.is_compiling():  # a graph does not know the positions: each row visits all of its keys, as in tiles that are not kept
+    if torch.compiler.is_compiling():  # positions are unknown in a graph: each row visits all of its keys, as in tiles that are not fixed
         tiles = [dataclasses.replace(tile, fixed=False) for tile in tiles]
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     of_blocks, others = joined_by_rules(tiles, (q.shape[2], k.shape[2]), FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS)
@@ -56,7 +56,7 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
 
 
 def has_kernel(tile: GatherTile) -> bool:
-    """Whether a kernel computes the rows of a tile at less cost than plain operations."""
+    """Whether a kernel computes the rows of a tile faster than plain operations."""
     return tile.queries.shape[3] >= FEWEST_QUERIES or tile.queries.shape[2] == 1
 
 
@@ -65,7 +65,7 @@ def _attend_plainly(tile: GatherTile, q: Tensor, k: Tensor, v: Tensor, call: Att
 
 
 def _attend(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall, several: bool) -> Output:
-    """By the kernel for this kind of mask and score term."""
+    """Run the kernel for this kind of mask and score term."""
     settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if several else {}
     if k.shape[1] != q.shape[1]:
         settings["enable_gqa"] = True
@@ -81,7 +81,7 @@ def _attend(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, sc
 
 @dataclasses.dataclass(frozen=True)
 class BlockLayout:
-    """Whole blocks of ``size`` tokens by rows of queries and by rows of keys, under the rules of a tile."""
+    """Lists of whole blocks, by query block and by key block. Blocks have ``size`` tokens and follow the tile's ``rules``."""
 
     rules: GatherTile
     size: int
@@ -109,7 +109,7 @@ def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
 def joined_by_rules(
     tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int]
 ) -> tuple[list[BlockLayout], list[GatherTile]]:
-    """The tiles of whole blocks of these ``sizes``, those under the same rules in one, and the other tiles."""
+    """Layouts of the tiles made of whole blocks, and the other tiles. Tiles of equal block size (of ``sizes``) and rules are joined."""
     found: dict[Hashable, list[tuple[GatherTile, BlockLayout]]] = {}
     others = []
     for tile in tiles:
@@ -122,7 +122,7 @@ def joined_by_rules(
 
 
 def _joined(pairs: list[tuple[GatherTile, BlockLayout]], lengths: tuple[int, int]) -> BlockLayout:
-    """One layout with the blocks of all."""
+    """One layout with the blocks of all ``pairs``."""
     (_, first), *more = pairs
     if not more:
         return first
@@ -140,12 +140,12 @@ def _joined(pairs: list[tuple[GatherTile, BlockLayout]], lengths: tuple[int, int
 
 
 def layout_bytes(layout: Any) -> int:
-    """Bytes of a layout's own tensors; its tile is kept by others."""
+    """Bytes of a layout's own tensors, without the tile in ``rules``."""
     return tensor_bytes([x for name, x in vars(layout).items() if name != "rules"]) or 0
 
 
 def kept_block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence[int]) -> BlockLayout | None:
-    """:func:`block_layout` of a fixed tile, found once, because reading values waits for the GPU; ``None`` for any other."""
+    """Cached :func:`block_layout` of a fixed tile without bias, since reading values waits for the GPU. ``None`` for other tiles."""
     if not tile.fixed or tile.bias is not None:
         return None
     found = BYTE_CACHE.of(
@@ -158,15 +158,15 @@ def kept_block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence
 
 
 def _without_places(tile: GatherTile) -> GatherTile:
-    """The rules of a tile alone, which may be kept without its tensors."""
+    """The rules of a tile without its tensors, safe to cache."""
     nothing = torch.empty(0, dtype=torch.long)
     return dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)
 
 
 def block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence[int] = FORWARD_BLOCKS) -> BlockLayout | None:
-    """The blocks of a tile, of the largest of ``sizes`` of which its rows consist; ``None`` where they are not whole blocks.
+    """The blocks of a tile, in the first of ``sizes`` that fits. ``None`` if its rows are not whole blocks.
 
-    A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
+    A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
     """
     for size in sizes:
         if tile.queries.shape[3] % size == 0 and (lists := block_lists(tile, q_len, kv_len, size)) is not None:
@@ -175,7 +175,7 @@ def block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence[int]
 
 
 def block_lists(tile: GatherTile, q_len: int, kv_len: int, size: int) -> Lists | None:
-    """The blocks of ``size`` tokens that each row of blocks visits; ``None`` where the tile is not made of whole ones."""
+    """The key blocks of ``size`` tokens that each query block visits. ``None`` if the tile is not made of whole blocks."""
     queries = tile.queries.unflatten(-1, (-1, size)).flatten(2, 3)
     keys = F.pad(tile.keys, (0, -tile.keys.shape[3] % size), value=-1).unflatten(-1, (-1, size))
     keys = keys.repeat_interleave(queries.shape[2] // keys.shape[2], 2)
@@ -194,31 +194,31 @@ def block_lists(tile: GatherTile, q_len: int, kv_len: int, size: int) -> Lists |
 
 
 def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
-    """The block of the first position in each list ``index (…, size)``, and whether the list is that whole block."""
+    """The block of the first position in each list ``index (…, size)``. Also, whether the list is that whole block."""
     first = index[..., 0]
     places = first[..., None] + torch.arange(size, device=index.device)
     is_whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
     return first.div(size, rounding_mode="floor"), is_whole
 
 
-# Any other tiles, along axes of their own.
+# Any other tiles, on gathered axes.
 
 
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """The axes of a tile: rows, in groups that fill whole blocks, one after the other.
+    """The gathered axes of a tile: groups of rows, each padded to whole blocks, one after the other.
 
-    queries: ``(B or 1, H or 1, slots)`` int64, positions, -1 for an empty slot; ``None`` where slot i is query i.
+    queries: ``(B or 1, H or 1, slots)`` int64 positions, -1 for an empty slot; ``None`` if slot i is query i.
     keys: the same for keys.
     q_place, k_place: the same as int32, for the mask.
     q_row, k_row: ``(slots,)`` int32, the row of a slot.
-    q_slot, k_slot: ``(slots,)`` int32, its place in the row.
+    q_slot, k_slot: ``(slots,)`` int32, the place of a slot in its row.
     several: whether a block holds slots of several rows.
-    touched: the blocks by rows of queries, and by rows of keys.
-    whole: where they are known, the touched blocks apart: (those for which the mask is asked, those that are seen as a whole), by rows of
-        queries and by rows of keys.
-    read_queries, read_keys: queries and keys with a token to read in every slot; ``None`` where these are.
-    write_queries: where the output of every slot goes, that of an empty one to a row after the last.
+    touched: the visited blocks, by query block and by key block.
+    whole: the touched blocks as (partial, full), by query block and by key block. The mask is evaluated in partial blocks only. ``None`` if
+        no full blocks are known.
+    read_queries, read_keys: ``queries`` and ``keys`` with some position to read in every slot; ``None`` where these are.
+    write_queries: the output row of every slot, for empty slots a row after the last; ``None`` where ``queries`` is.
     """
 
     queries: Tensor | None
@@ -260,7 +260,7 @@ def _attend_rows(tile: GatherTile, layout: RowLayout, q: Tensor, k: Tensor, v: T
 
 
 def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
-    """Tokens of ``x (B, H_kv, N, D)`` at ``places (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, with H heads where the places have them."""
+    """Tokens of ``x (B, H_kv, N, D)`` at ``places (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, or H heads if ``places`` has H."""
     if places.shape[:2] == (1, 1):
         return x[:, :, places[0, 0]]
     item = torch.arange(x.shape[0], device=x.device)
@@ -271,13 +271,13 @@ def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
 
 
 def readable(places: Tensor, length: int) -> Tensor:
-    """``places (…, S)`` of a sequence of ``length`` with tokens all over it in empty slots, since the backward pass adds up one after the
-    other what is at the same place."""
+    """``places (…, S)`` with a position in every empty slot. These are spread over the ``length`` positions of the sequence, since the
+    backward pass adds gradients of the same position one after the other."""
     return torch.where(places >= 0, places, torch.arange(places.shape[-1], device=places.device) % length)
 
 
 def lookup(table: Tensor) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
-    """``table`` as a function of an index for each of its axes, and which of these it reads: not those of axes of size 1."""
+    """``table`` as a function of one index per axis, and which axes it reads. Axes of size 1 are not read."""
     read = tuple(size > 1 for size in table.shape)
     values = table.squeeze()
 
@@ -288,7 +288,7 @@ def lookup(table: Tensor) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
 
 
 def _mods(tile: GatherTile, layout: RowLayout, call: AttentionCall) -> tuple[Any, Any, tuple[Hashable, ...]]:
-    """The ``mask_mod`` and the ``score_mod`` of a tile's axes, and their kind for :func:`fused_flex`."""
+    """The ``mask_mod`` and ``score_mod`` on a tile's gathered axes, and their kind for :func:`fused_flex`."""
     key_mask, inner, bias, several = call.key_mask, call.score_mod, tile.bias, layout.several
     (q_at, q_read), (k_at, k_read) = lookup(layout.q_place), lookup(layout.k_place)
     q_row, k_row, q_slot, k_slot, rules = layout.q_row, layout.k_row, layout.q_slot, layout.k_slot, _without_places(tile)
@@ -317,7 +317,7 @@ def _mods(tile: GatherTile, layout: RowLayout, call: AttentionCall) -> tuple[Any
 
 
 def joined_rows(tiles: Sequence[GatherTile], lengths: tuple[int, int]) -> list[tuple[GatherTile, RowLayout]]:
-    """The tiles with their layouts; fixed ones under the same rules, of which no two have a query in common, are one."""
+    """The tiles with their layouts. Fixed tiles with equal rules and no common query are joined."""
     alike: dict[Hashable, list[GatherTile]] = {}
     for number, tile in enumerate(tiles):
         alone = not tile.fixed or tile.bias is not None or tile.queries.shape[:2] != (1, 1) or tile.keys.shape[:2] != (1, 1)
@@ -330,7 +330,7 @@ def joined_rows(tiles: Sequence[GatherTile], lengths: tuple[int, int]) -> list[t
 
 
 def kept_joint_layout(tiles: Sequence[GatherTile], q_len: int, kv_len: int) -> RowLayout | None:
-    """The layout of several fixed tiles, one after the other, made once; ``None`` where some query is in two of them."""
+    """The cached layout of several fixed tiles, one after the other. ``None`` if a query is in two of them."""
 
     def join() -> tuple[RowLayout | None]:
         queries = torch.cat([tile.queries.flatten() for tile in tiles])
@@ -345,7 +345,7 @@ def kept_joint_layout(tiles: Sequence[GatherTile], q_len: int, kv_len: int) -> R
 
 
 def kept_row_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
-    """:func:`row_layout`, made once for a fixed tile."""
+    """:func:`row_layout`; for a fixed tile trimmed and cached."""
     if not tile.fixed:
         return with_places(row_layout(tile), q_len, kv_len)
     key = "rows", q_len, kv_len, tile.bias is None, *_rules(tile)
@@ -358,7 +358,7 @@ def _trimmed_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
 
 
 def row_layout(tile: GatherTile) -> RowLayout:
-    """The axes of a tile, and all blocks of a group of rows for each of its queries. Nothing is asked of the device."""
+    """The gathered axes of a tile. Query blocks visit all key blocks of their group of rows, and no value is read from the device."""
     rows, size = tile.queries.shape[2:]
     together = max(1, BLOCK // size)
     groups, device = -(-rows // together), tile.keys.device
@@ -372,19 +372,19 @@ def row_layout(tile: GatherTile) -> RowLayout:
 
 
 def _numbered(rows: int, size: int, device: torch.device) -> Tensor:
-    """The row and the place in it of every slot, ``(2, 1, rows, size)``."""
+    """The row of every slot and its place in the row, ``(2, 1, rows, size)``."""
     row, place = torch.arange(rows, device=device)[:, None], torch.arange(size, device=device)
     return torch.stack([row.expand(rows, size), place.expand(rows, size)])[:, None]
 
 
 def in_groups(index: Tensor, groups: int, together: int) -> Tensor:
-    """Rows ``(b, h, R, T)`` as ``groups`` of ``together`` rows that fill whole blocks, one after the other: ``(b, h, slots)``."""
+    """Concatenate rows ``(b, h, R, T)`` in ``groups`` of ``together`` rows, each padded to whole blocks: ``(b, h, slots)``."""
     index = F.pad(index, (0, 0, 0, groups * together - index.shape[2]), value=-1).unflatten(2, (groups, together)).flatten(3)
     return F.pad(index, (0, -index.shape[3] % BLOCK), value=-1).flatten(2)
 
 
 def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) -> tuple[Lists, Lists]:
-    """Every block of queries of a group visits all of its blocks of keys."""
+    """Lists where every query block of a group visits all the group's key blocks."""
 
     def lists(rows: int, columns: int) -> Lists:
         first = torch.arange(groups, device=device).repeat_interleave(rows)[:, None] * columns
@@ -427,7 +427,7 @@ def trimmed(layout: RowLayout, tile: GatherTile) -> RowLayout:
 
 
 def one_after_the_other(layouts: Sequence[RowLayout]) -> RowLayout:
-    """The axes of several trimmed layouts as one."""
+    """Concatenate the axes of several trimmed layouts."""
 
     def axis(name: str) -> Tensor:
         return torch.cat([getattr(layout, name) for layout in layouts], -1)
@@ -437,7 +437,7 @@ def one_after_the_other(layouts: Sequence[RowLayout]) -> RowLayout:
         return torch.cat([getattr(layout, name) + end for layout, end in zip(layouts, ends, strict=False)])
 
     def lists(of: Callable[[RowLayout], Lists], columns: Sequence[int]) -> Lists:
-        """Lists of blocks, of which each layout has so many ``columns``."""
+        """Concatenate block lists; ``columns`` are the numbers of blocks that each layout's lists refer to."""
         every = [of(layout) for layout in layouts]
         width, firsts = max(indices.shape[-1] for _, indices in every), itertools.accumulate(columns, initial=0)
         moved = [F.pad(indices + first, (0, width - indices.shape[-1])) for (_, indices), first in zip(every, firsts, strict=False)]
@@ -457,7 +457,7 @@ def one_after_the_other(layouts: Sequence[RowLayout]) -> RowLayout:
 
 
 def without_copies(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
-    """``layout`` without gathering what is in its place already."""
+    """``layout`` without gathering an axis that is in place already."""
     assert layout.queries is not None
     assert layout.keys is not None
     assert layout.whole is not None
@@ -480,7 +480,7 @@ def without_copies(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
 
 
 def with_places(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
-    """``layout`` with what is read and written."""
+    """``layout`` with the positions to read and to write."""
     queries, keys = layout.queries, layout.keys
     return dataclasses.replace(
         layout,
@@ -491,14 +491,14 @@ def with_places(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
 
 
 def _extremes(places: Tensor, groups: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The lowest and the highest position of every block ``(b, h, groups, blocks)``, and whether all of its slots are filled."""
+    """Lowest and highest position of every block ``(b, h, groups, blocks)``, and whether all its slots are filled."""
     places = places.unflatten(2, (groups, blocks, BLOCK))
     lowest = torch.where(places < 0, torch.iinfo(places.dtype).max // 4, places).amin(-1)
     return lowest, places.amax(-1), (places >= 0).all(-1)
 
 
 def _is_in_place(places: Tensor, length: int) -> bool:
-    """Whether slot i holds position i, of a sequence of ``length``, and nothing comes after."""
+    """Whether slot i holds position i for all ``length`` positions, and later slots are empty."""
     if places.shape[:2] != (1, 1) or places.shape[2] < length:
         return False
     expected = torch.arange(places.shape[2], device=places.device)

@@ -1,1 +1,1 @@
-"""What mechanisms share: their base class, options, registry, notation for members, and building blocks."""
+"""Shared parts of mechanisms: base class, options, registry, notation for members, building blocks."""

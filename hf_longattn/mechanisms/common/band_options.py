@@ -10,7 +10,7 @@ from ...options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class BandOptions(Options):
-    """A window of total width w around each token, or of ``left`` keys before it and ``right`` after it.
+    """A window around each token: total width w, or ``left`` keys before and ``right`` after it.
 
     Speech models look further back than ahead: NeMo's ``att_context_size=[left, right]``.
     """

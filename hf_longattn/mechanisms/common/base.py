@@ -1,29 +1,29 @@
-"""The base class of every mechanism: a small module with documented options, a fast forward and a float64 definition.
+"""Base class of every mechanism: documented options, a fast ``forward`` and a float64 definition.
 
-A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), or derives from a class that does: a mask on a band
-(:class:`~.masked.SparseMechanism`), a mask that lists its pairs (:class:`~.masked.GatheredMechanism`), features
-(:class:`~.feature_map.LinearMechanism`). What else it may say has defaults in classes that this one is made of:
+A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), or inherits both: from a mask on a band
+(:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
+(:class:`~.feature_map.LinearMechanism`). The base classes of this class hold defaults for everything else:
 
-- :mod:`.traits`: which inputs it takes, and what it needs of its model.
+- :mod:`.traits`: which inputs it takes, and what it needs from its model.
 - :mod:`.decoding`: how it decodes with a cache.
-- :mod:`.scores`: relative positions, and the functions that definitions are written with.
-- :mod:`.sharding`: how it computes one process's part of a sequence.
+- :mod:`.scores`: relative positions, and functions for writing definitions.
+- :mod:`.sharding`: how it computes one process's shard of a sequence.
 - :mod:`.cost`: what it costs, and where it equals full attention.
 
-How far a mechanism sees is asked for different purposes, each with a word:
+Several attributes and methods describe which keys a query sees, each for one purpose:
 
-- ``mask_mod``, ``visible``: exactly which keys, the definition of a mask.
+- ``mask_mod``, ``visible``: the exact keys; the definition of a mask.
 - ``pattern``: the band around the diagonal, and global rows and columns, that the block-sparse engine visits.
-- ``parts``: rows of queries with their keys (tiles), which the gathered engine visits.
-- ``covers``: whether it is full attention up to a length; ``covering``: options with which it is.
-- ``reach``: how many past keys a causal query sees; sizes the decode cache. ``kept``: which scattered keys the cache keeps.
+- ``parts``: tiles (rows of queries with their keys) for the gathered engine.
+- ``covers``: whether the mechanism equals full attention up to a length; ``covering``: options with which it does.
+- ``reach``: the number of past keys that a causal query sees; sizes the decode cache. ``kept``: the scattered keys that the cache keeps.
 - ``span``: the furthest distances in one call, for tables of relative positions.
-- ``locality``: the neighbours that a process needs of a sharded sequence.
-- ``extent``: the distances of the keys of one query, for positions that were trained up to a length.
-- ``band``: the distances seen, where a mechanism is nothing but a window, as models of transformers have it.
-- ``kept_keys``: the keys of full attention that a query keeps, and ``row_weights``: the weights with which it reads them, for diagnoses;
-  ``reading``: what there is of both.
-- ``pairs``: how many pairs there are.
+- ``locality``: the neighbouring tokens that a process needs when a sequence is sharded.
+- ``extent``: the range of one query's keys, to compare with the length that positions were trained for.
+- ``band``: the visible distances, if the mechanism is exactly a window or full attention, as in transformers' own models.
+- ``kept_keys``: the keys of full attention that a query keeps; ``row_weights``: the weight of every key; ``reading``: the first of the two
+  that the mechanism has. All three are for diagnoses.
+- ``pairs``: the number of query-key pairs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from .sharding import Shardable
 from .traits import Traits
 
 DENSE_LIMIT = 4096
-"""Longest input, in tokens, for which dense attention weights are returned."""
+"""Maximum input length for which dense attention weights are returned, in tokens."""
 
 
 class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
@@ -66,9 +66,9 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     paper: ClassVar[str] = ""
     """Author, year, title, section or equation."""
     when: ClassVar[str] = ""
-    """What it is a good choice for, as a noun or a clause, without a full stop."""
+    """Good use cases, as a noun or a clause without a full stop."""
     engine: ClassVar[str] = "its own"
-    """What ``forward`` runs on, for lists of mechanisms."""
+    """Engine that ``forward`` runs on, for lists of mechanisms."""
     cost: ClassVar[str] = "not stated"
     """How time grows with the length N, such as ``"N·w"``."""
     causal: bool | str = "both"
@@ -77,14 +77,14 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
     options_type: ClassVar[type[Options]] = Options
     ignores_exact_length: bool = False
-    """Whether short texts are attended by the mechanism for now, to measure it."""
-    _full: tuple[Mechanism, ...] = ()  # set by the registry; a tuple, so that it is no submodule
+    """Whether ``exact_length`` is switched off for now, to measure the mechanism on short texts."""
+    _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
     sample: ClassVar[dict[str, Any]] = {}
-    """Options that suit inputs of some hundred tokens, for tests and pictures."""
+    """Options for inputs of a few hundred tokens, for tests and pictures."""
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
-        """Options by which the mechanism equals full softmax attention up to ``length`` tokens; ``None`` where none are known."""
+        """Options with which the mechanism equals full softmax attention up to ``length`` tokens. ``None`` if none are known."""
         return None
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
@@ -115,7 +115,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
 
     @property
     def exact_length(self) -> int:
-        """The longest text that is attended in full by the option of this name; 0 without it."""
+        """Maximum length for full attention, in tokens, from the option of this name; 0 if unset."""
         return self.options.exact_length or 0
 
     @property
@@ -129,7 +129,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         return full
 
     def check_form(self, causal: bool, where: str) -> None:
-        """Raise :class:`OptionError` where ``where`` needs a form, causal or bidirectional, that these options do not have."""
+        """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
         if self.causal not in ("both", causal):
             raise self.wrong_form(causal, where)
         if causal and self.full is not None:
@@ -139,15 +139,15 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
             )
 
     def at(self, length: int, causal: bool = False) -> Mechanism:
-        """What attends a text of ``length`` tokens: full attention for short ones, with the option ``exact_length``."""
+        """The mechanism for ``length`` tokens: :attr:`full` up to ``exact_length``, else this one. Always this one when causal."""
         full = None if causal else self.full
         return self if full is None or length > self.exact_length else full
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter and buffer, those of relative positions and of members included, to its initial value.
+        """Initialise every parameter and buffer, including those of relative positions and members.
 
-        A mechanism that owns tensors extends this. Nothing else may initialise them: a mechanism built without storage and then filled by
-        this method must equal a newly built one, since this is how models are loaded.
+        A mechanism with tensors of its own extends this. Nothing else may initialise them: models are loaded by building a mechanism
+        without storage and filling it with this method, and the result must equal a newly built mechanism.
 
         Args:
             generator: source of random values, on the tensors' device; torch's default generator if None.
@@ -167,19 +167,19 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.
 
-        Padding comes after a sequence or between its tokens, as ``call.key_mask``; only a mechanism whose output does not depend on where
-        a sequence starts (:attr:`position_dependent`) may be given padding before it.
+        ``call.key_mask`` marks padding, which comes after a sequence or between its tokens. Only a mechanism that is not
+        :attr:`position_dependent` may be given padding in front of a sequence.
         """
 
     @abstractmethod
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: the N×N matrix ``(B, H, Nq, Nk)`` that multiplies the values, in the dtype of ``q``.
 
-        Relative positions come in by ``call.score_mod``, as in the engines: :meth:`defined` and :meth:`weights` put them there.
+        Relative positions are part of ``call.score_mod``, as in the engines; :meth:`defined` and :meth:`weights` add them.
         """
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in the inputs' dtype, without dropout; exported where the engine cannot be."""
+        """The definition in the inputs' dtype, without dropout. Exported in place of an engine that cannot be."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -190,7 +190,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots; zeros for padding.
 
         Raises:
-            LengthError: above :data:`DENSE_LIMIT` tokens, where the dense matrix would not fit.
+            LengthError: more than :data:`DENSE_LIMIT` tokens, for which the dense matrix would be too large.
         """
         if k.shape[2] > DENSE_LIMIT:
             raise LengthError(
@@ -217,11 +217,11 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         return self.dense_weights(q, k, self.with_dense_terms(q, k, call))
 
     def reading(self, q: Tensor, k: Tensor, call: AttentionCall) -> Reading | None:
-        """What each query reads of the keys, in the order of the option ``order``: :meth:`kept_keys`, or :meth:`row_weights` where a
-        mechanism has none; ``None`` where it has neither. Arguments as for :meth:`kept_keys`.
+        """:meth:`kept_keys`, or :meth:`row_weights` for a mechanism without them, or ``None``. Arguments as for :meth:`kept_keys`.
+        Applies the options ``order`` and ``exact_length``.
 
         Raises:
-            GridError: an order for a call without a grid.
+            GridError: the option ``order`` is set, and the call has no grid, is causal or has fewer queries than keys.
         """
         if (full := self.at(k.shape[2], call.causal)) is not self:
             return full.reading(q, k, call.replace(global_mask=None))
@@ -238,13 +238,13 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
 
 
 def reset(module: Any, generator: torch.Generator | None) -> None:
-    """``module.reset_parameters(generator)``; without the argument where a class from outside does not take it, as torch's own do not."""
+    """Call ``module.reset_parameters(generator)``. The argument is left out for classes that do not take it, such as torch's own."""
     takes = "generator" in inspect.signature(module.reset_parameters).parameters
     module.reset_parameters(*([generator] if takes else []))
 
 
 def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
-    """The mechanisms and relative positions directly inside a module, whatever containers they are in."""
+    """The mechanisms and relative positions directly inside a module, looking through containers."""
     for child in module.children():
         if isinstance(child, Mechanism | RelativePositions):
             yield child

@@ -1,11 +1,11 @@
-"""Mechanisms whose tokens meet in buckets: the base of hashing and of clustering.
+"""Base of hashing and clustering mechanisms, whose tokens meet in buckets.
 
-A mechanism determines, for every query i and key j, in how many rounds they meet: the multiplicity M. Its definition is
+For every query i and key j, a mechanism counts the rounds in which they meet: the multiplicity M. Its definition is
 
     weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M if duplicates count, else 1 where M > 0
 
-where a is a learned affinity, if the mechanism has one. A query that meets no key attends to its own position. Buckets are chosen in
-float64 whatever the dtype, so that neither the shape of a batch nor its padding moves a token to another bucket, and without gradients.
+where a is a learned affinity, if the mechanism has one. A query that meets no key attends to its own position. Buckets are chosen without
+gradients and, whatever the dtype, in float64 where the device has it, so that neither batch shape nor padding changes a token's bucket.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ from .summaries import CacheSummaries, SummarisedMechanism
 
 
 class BucketedMechanism(SummarisedMechanism):
-    """A mechanism on the bucketed engine. Keys are given before :meth:`key_vectors`, whose rounding could change their bucket."""
+    """A mechanism on the bucketed engine. Methods get keys before :meth:`key_vectors`, whose rounding could change a bucket."""
 
     engine: ClassVar[str] = "bucketed"
     exports_definition = True
     summary_unit = 1
     bitwise_causal: ClassVar[bool] = False
-    """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""
+    """Later tokens change only the order in which earlier rows are summed. Rows are cut from the sorted tokens."""
 
     @property
     def count_duplicates(self) -> bool:
-        """Whether a pair that meets in several rounds counts as often."""
+        """Whether a pair counts once for every round in which it meets."""
         return False
 
     @abstractmethod
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: in how many rounds query i meets key j, ``(B, H, Nq, Nk)`` int, by plain comparison of all pairs.
+        """The definition: the number of rounds in which query i meets key j, ``(B, H, Nq, Nk)`` int. Compares all pairs.
 
         q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``.
         """
 
     @abstractmethod
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
-        """The pairs that :meth:`meetings` counts, by rounds of buckets alone, without comparing all pairs; ``None`` where there is more to
-        them, which :meth:`visits` lists.
+        """The pairs that :meth:`meetings` counts, as rounds of buckets, without comparing all pairs. ``None`` if buckets alone do not
+        determine the pairs; :meth:`visits` then lists them.
 
-        q: ``(B, H, N, D)``, of which the last ``q_len`` are queries; k: ``(B, H, N, D)``.
+        q: ``(B, H, N, D)``, the last ``q_len`` rows are queries; k: ``(B, H, N, D)``.
         """
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """Where there are no :meth:`rounds`, their tiles of real keys, and which queries meet no key, ``(B, H, N)`` bool (padding may be
-        among them); ``None`` if all meet one."""
+        """Tiles of the pairs, with real keys only, if :meth:`rounds` is ``None``; and the queries that meet no key, ``(B, H, N)`` bool
+        (True at some padding, too), or ``None`` if all queries meet one."""
         raise NotImplementedError
 
     def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """a of the definition, ``(B, H, Nq, Nk)``."""
+        """a of the definition, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys."""
         return None
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def recent(self) -> tuple[int, int]:
-        """The numbers of last keys that a causal query sees: of its bucket, and of all buckets."""
+        """How many recent keys a causal query sees: in its own bucket, and in any bucket."""
 
     @property
     def sees_itself(self) -> bool:
@@ -94,11 +94,11 @@ class BucketedMechanism(SummarisedMechanism):
         return True
 
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
-        """a of the causal form for each query's own ``keys (B, H, Nq, K, D)``, ``(B, H, Nq, K)``."""
+        """a of the causal form, ``(B, H, Nq, K)``, for the ``keys (B, H, Nq, K, D)`` gathered for each query."""
         return None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """The buckets of every token, ``(B, H·rounds, N)`` int32, the rounds of a head next to each other; -1 for padding."""
+        """The buckets of every token, ``(B, H·rounds, N)`` int32, with a head's rounds adjacent; -1 for padding."""
         buckets = self.key_buckets(k.flatten(2, 3)).masked_fill(~real[:, None, None, :, 0], -1)
         return {"buckets": buckets.flatten(1, 2).int()}
 
@@ -145,7 +145,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @property
     def plain_scores(self) -> bool:
-        """Whether scores are those of full attention: the given queries and keys, without an affinity."""
+        """Whether scores equal those of full attention: unchanged queries and keys, no affinity."""
         return True
 
     @abstractmethod
@@ -204,7 +204,7 @@ class BucketedMechanism(SummarisedMechanism):
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """The call whose score term, for scores of all pairs, includes the affinity and the logarithm of how often a pair counts."""
+        """``call`` with the affinity added to its score term, for all pairs; also the log multiplicity if duplicates count."""
         score_mod, affinity = call.score_mod, self.affinity(q, k, call)
         if affinity is not None:
             score_mod = add_term(score_mod, lambda *_: affinity)
@@ -235,7 +235,7 @@ def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, siz
 
 
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:
-    """The keys that are among the last ``size`` of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
+    """The last ``size`` keys of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
 
     query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
     """

@@ -1,4 +1,4 @@
-"""Mechanisms made of other mechanisms: the values of their options, and the base class."""
+"""Mechanisms made of other mechanisms: their option values and their base class."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class MechanismSpec:
         return list(value)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, from which :meth:`read` makes an equal choice."""
+        """JSON form; :meth:`read` turns it into an equal choice."""
         values = self.options.to_dict()
         return {"mechanism": self.mechanism, **{name: values.get(name) for name in self.named_options}}
 
@@ -91,7 +91,7 @@ class MechanismSpec:
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec(MechanismSpec):
-    """A choice for the heads ``heads``; with ``None``, it takes turns over the heads that no choice names."""
+    """A choice for some ``heads``. Choices with ``None`` take turns over the heads that no choice names."""
 
     heads: tuple[int, ...] | None = None
 
@@ -119,11 +119,11 @@ class HeadSpec(MechanismSpec):
 
 
 class Composite(Mechanism):
-    """A mechanism made of ``members``, from which its forms, training, global tokens and reach follow."""
+    """A mechanism made of ``members``, which determine its forms, training, global tokens and reach."""
 
     members: nn.ModuleList
     some_heads: list[Mechanism] | None = None
-    """The members of some heads, in a part that :meth:`of_heads` made."""
+    """The members restricted to some heads, in a part made by :meth:`of_heads`."""
     _layer = 0
 
     @property

@@ -1,4 +1,4 @@
-"""What a mechanism costs and where it equals full attention, for plans, searches, diagnoses and documents."""
+"""The cost of a mechanism, and where it equals full attention. For plans, searches, diagnoses and documents."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .layout import full_pairs
 from .sharding import Shardable
 
 KeptKeys = Callable[[Tensor, Tensor], Tensor]
-"""``(rows, scores) -> kept``: which keys the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable). Their scores are
-``(B, H, n, N)``, -inf for keys that causality or padding hides; such keys may be among those kept."""
+"""``(rows, scores) -> kept``: the keys that the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable).
+``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; ``kept`` may be True for such keys."""
 
 RowWeights = Callable[[Tensor, Tensor], Tensor]
 """``(rows, scores) -> weights``: the weight of every key for the queries at ``rows (n,)``, ``(B, H, n, N)``, each row summing to 1."""
@@ -28,36 +28,36 @@ class Cost(Shardable):
         return False
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Query–key products of one head for an input of ``length`` tokens, the unit in which costs are compared.
+        """The number of query-key products of one head for ``length`` tokens, the unit of cost.
 
-        Closed forms, which tests compare with the listed pairs: listing them takes 0.1 to 0.5 s at 131,072 tokens.
+        Computed in closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare both.
         """
         return full_pairs(length, causal)
 
     def band(self, causal: bool) -> tuple[int, int] | None:
-        """``(back, ahead)``, where the mechanism is softmax attention to all keys of these distances at any length, as a model's own window
-        and full attention are; ``None`` for anything else."""
+        """The distances ``(back, ahead)`` of a mechanism that is exactly a window or full attention; ``None`` for anything else.
+        Such a mechanism is softmax over all keys at these distances, at any length, as in a model's own window."""
         everything = self.relative is None and self.covers(UNBOUNDED, causal)
         return (UNBOUNDED, 0 if causal else UNBOUNDED) if everything else None
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
-        """The keys of full attention that each query keeps, where the mechanism is softmax over some of them; ``None`` for anything else.
+        """The keys that each query keeps, if the mechanism is softmax over some keys; ``None`` for anything else.
 
-        For some rows at a time, in memory linear in N, without the values and for any queries: :mod:`hf_longattn.diagnostics` measures how
-        much of the softmax's mass is kept.
+        Works on some rows at a time, in memory linear in N, without the values and for any queries. :mod:`hf_longattn.diagnostics` uses it
+        to measure how much of the softmax's mass is kept.
 
         Args:
-            q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, by which data-dependent mechanisms select.
+            q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.
         """
         return None
 
     def row_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> RowWeights | None:
-        """The weights of the keys, where the mechanism is one softmax over keys and means of keys, whose weight their keys share; ``None``
-        for anything else. Arguments and memory as for :meth:`kept_keys`."""
+        """The weight of every key, for one softmax over keys and means of keys; ``None`` for anything else.
+        The keys of a mean share its weight. Arguments and memory as for :meth:`kept_keys`."""
         return None
 
     def extent(self, causal: bool) -> Extent | None:
-        """The range of the keys of one query, global tokens and sinks apart; ``None`` if that is not bounded, or decided by content."""
+        """The range of one query's keys, without global tokens and sinks; ``None`` if it is unbounded or depends on content."""
         local = self.locality(causal)
         if local is None:
             return None
@@ -65,6 +65,6 @@ class Cost(Shardable):
         return Extent(local.back, local.ahead, local.back + local.ahead - counted)
 
     def untrained_distances(self, rule: str, trained: int, length: int, causal: bool) -> str:
-        """Why positions that are extended by ``rule`` do not hold for this mechanism without training, as
-        :func:`~hf_longattn.positions.untrained_distances` says; empty if they do."""
+        """Why this mechanism needs training if positions are extended by ``rule``; empty if it does not. See
+        :func:`~hf_longattn.positions.untrained_distances`."""
         return untrained_distances(rule, trained, length, self.extent(causal), self.reach())

@@ -1,4 +1,4 @@
-"""How a mechanism decodes with a cache: from the keys within reach, from chosen ones of them, or from a state of constant size."""
+"""Decoding with a cache: from keys within reach, selected keys, or a state of constant size."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ...errors import OptionError
 from .traits import Traits
 
 NO_TOKEN = 1 << 40
-"""Column of a slot that holds no token: after every query, so that causality hides it."""
+"""Column of a slot without a token. It lies after every query, so that causality hides the slot."""
 
 
 class Columns(NamedTuple):
-    """Which tokens the queries and keys of a decoding step are, as columns of the padded batch.
+    """Columns of the padded batch that hold the queries and keys of a decoding step.
 
-    layout: a name of the arrangement, and its number of keys; equal for the layers of one forward pass whose columns are equal. In
+    layout: a name of the arrangement, and its number of keys. Layers of one forward pass with the same layout have the same columns. In
         ``"all"``, key s is column s.
-    find: the queries ``(Nq,)``, ascending, and the keys ``(S,)`` in any order; slots without a token have a column after the queries',
-        such as :data:`NO_TOKEN`. Called once for all layers of a layout.
+    find: returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without a token have a
+        column after those of the queries, such as :data:`NO_TOKEN`. Without score terms, called once for all layers of a layout.
     """
 
     layout: tuple[str, int]
@@ -36,22 +36,22 @@ class Decoding(Traits):
 
     @property
     def steps_by_mask(self) -> bool:
-        """Whether decoding steps may be one call with rows of a mask in place of ``forward``, see :meth:`attend_step`."""
+        """Whether :meth:`attend_step`, one call with rows of a mask, may replace ``forward`` in decoding steps."""
         return False
 
     @property
     def decodes_in_graph(self) -> bool:
-        """Whether a step over a static cache has one compiled graph, whatever is in the cache."""
+        """Whether one compiled graph serves every step over a static cache, whatever the cache holds."""
         return self.steps_by_mask or self.stateful
 
     def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        """Causal attention of the tokens of a decoding step, where :attr:`steps_by_mask`.
+        """Causal attention of the tokens of a decoding step. Requires :attr:`steps_by_mask`.
 
         Args:
             q: ``(B, H, Nq, D)``.
-            k, v: ``(B, H_kv, S, D)``, those of the queries included.
-            call: its padding and its global mask ``(B, N)`` are those of all columns, its score term is one of columns.
-            columns: where queries and keys lie; by default the keys are columns 0 … S - 1, and the queries the last of them.
+            k, v: ``(B, H_kv, S, D)``, including the tokens of the queries.
+            call: its padding and its global mask ``(B, N)`` cover all columns; its score term takes columns as indices.
+            columns: the columns of queries and keys; by default the keys are columns 0 … S - 1, and the queries the last Nq of them.
         Returns:
             ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
         """
@@ -64,8 +64,8 @@ class Decoding(Traits):
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """The keys at ``positions (B, S)`` that some causal query at or after ``upcoming (B, 1)`` can see: ``(B, S)`` bool.
 
-        ``None`` when every key stays within reach. Positions count from each sequence's first real token. Where this keeps fewer keys
-        than :meth:`reach`, the decode cache keeps just these, and :meth:`attend_kept` runs on them.
+        ``None`` keeps keys by :meth:`reach` alone. Positions count from each sequence's first real token. If :meth:`reach` is unbounded,
+        the decode cache keeps only the keys selected here, and :meth:`attend_kept` runs on them.
         """
         return None
 
@@ -74,7 +74,7 @@ class Decoding(Traits):
 
         Args:
             q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
-            state: what :meth:`advance` returned before, or ``None`` at the beginning.
+            state: the state that the previous call returned, or ``None`` at the beginning.
             call: its ``key_mask (B, n)`` is that of the new tokens.
         Returns:
             The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not depend on the text. A row

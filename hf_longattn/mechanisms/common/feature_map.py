@@ -1,10 +1,10 @@
-"""What linear mechanisms share: features of queries and keys, run by the linear engine (Katharopoulos et al. 2020, equations 4 to 12).
+"""Base of linear mechanisms: features of queries and keys, for the linear engine (Katharopoulos et al. 2020, equations 4 to 12).
 
     o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
 
-A mechanism gives φ for the fast path and κ, written without φ, for the definition. On a CPU features are computed for a few hundred tokens
-at a time, so that they stay in the cache and, where no gradient is needed, never exist for the whole text. Features that are exponentials
-are handled by their logarithms: :mod:`.log_features`.
+A mechanism defines φ for the fast path and κ, written without φ, for the definition. A CPU computes features for a few hundred tokens at
+a time: they stay in the cache and, unless gradients are needed, never exist for the whole text. Exponential features are handled as
+logarithms: :mod:`.log_features`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .scores import drop_keys, normalised, visible_to_all
 
 
 class HeadwiseLinear(nn.Module):
-    """``weight (H, D, F)``; maps ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the dtype of the input."""
+    """A linear map per head, ``weight (H, D, F)``: from ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the dtype of the input."""
 
     def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ class HeadwiseLinear(nn.Module):
 
 
 FEATURES_PER_PIECE = 1 << 18
-"""Features of one tensor computed at a time on a CPU, per thread: with fewer, threads wait for one another; with more, the cache is too
-small."""
+"""Elements of a feature tensor computed at a time on a CPU, per thread. With fewer, threads wait for one another; with more, they do not
+fit the cache."""
 CausalPiece: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, State | None], tuple[Tensor, State]]
-"""The form of :meth:`LinearMechanism.causal_piece`."""
+"""Signature of :meth:`LinearMechanism.causal_piece`."""
 
 
 class LinearMechanism(Mechanism):
@@ -69,7 +69,7 @@ class LinearMechanism(Mechanism):
 
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
-        """Whether, with these options, sums of the features can be added to softmax terms."""
+        """Whether sums of features can be added to softmax terms, with these options."""
         return not cls.counts_positions
 
     @abstractmethod
@@ -86,26 +86,26 @@ class LinearMechanism(Mechanism):
         last Nq positions."""
 
     def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
-        """``call.positions`` for tokens at ``positions (B or 1, n)``, where the features depend on positions.
+        """The value of ``call.positions`` for tokens at ``positions (B or 1, n)``. Called if features depend on positions.
 
         Args:
             resumed: whether tokens came before these.
         Raises:
-            LengthError: for positions beyond those that the features can represent.
+            LengthError: for positions that the features cannot represent.
         """
         return positions
 
     def scaled(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """Queries or keys times (scale · √D)^½ each, so that a product q·k is scaled relative to the usual D^-½."""
+        """Queries or keys times (scale · √D)^½ each. This scales a product q·k relative to the usual D^-½."""
         scale = call.scale_for(self.head_dim)
         return x if scale == self.head_dim**-0.5 else x * (scale * self.head_dim**0.5) ** 0.5
 
     def features_per_head(self) -> int:
-        """F, which sizes the state and the pieces."""
+        """F, the features per head. Sizes the state and the pieces."""
         return self.head_dim
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Writing and reading a state of F·D numbers costs a token as much as F pairs; causal chunks add their own triangles."""
+        """F pairs per token, the cost of writing and reading a state of F·D numbers; causal chunks add their triangles."""
         chunk = min(length, CHUNK) if causal else 0
         return min(full_pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
 
@@ -128,7 +128,7 @@ class LinearMechanism(Mechanism):
             return self._run(q, k, v, None, call)[0] if call.documents is None else self._of_documents(q, k, v, call)
 
     def _of_documents(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output for packed documents, computed whole."""
+        """The output for packed documents, computed on whole rows."""
         labels, tokens = call.documents, slice(0, k.shape[2])
         assert labels is not None
         inputs = q, k, v, call
@@ -150,20 +150,20 @@ class LinearMechanism(Mechanism):
         return out.to(q.dtype)
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features whose products are the weights within the documents of a call, up to a factor per row.
+        """Features whose products are the weights within documents, up to a factor per row.
 
         Args:
-            phi_q: ``(B, H, N, F)``, what :meth:`queries` returns.
-            phi_k: ``(B, heads, N, F)``, what :meth:`keys` returns, without padding.
+            phi_q: ``(B, H, N, F)``, from :meth:`queries`.
+            phi_k: ``(B, heads, N, F)``, from :meth:`keys` and :meth:`without_padding`.
         Returns:
-            Both, and whether they leave the range of numbers, so that each document must be computed alone, ``()`` bool; ``None`` where
+            Both, and whether they exceed the range of the dtype, ``()`` bool, so that each document must be computed alone; ``None`` if
             they never do.
         """
         return phi_q, phi_k, None
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``, and where features depend on positions ``seen (B,)``, the
-        number of positions so far."""
+        """The state holds the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``. If features depend on positions, it also holds
+        ``seen (B,)``, the number of positions so far."""
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, state, call if call.causal else call.replace(causal=True))
 
@@ -184,7 +184,7 @@ class LinearMechanism(Mechanism):
         return self.in_pieces(q, source, state, self.causal_piece)
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """Every process sums its own keys; the sums of the earlier ones, or of all, are what a process adds to."""
+        """Every process sums its own keys. A causal process starts from the sums of earlier processes, others read the total."""
         if shard.documents is not None or (self.counts_positions and not shard.starts_at_first):
             return self.attend_by_heads(q, k, v, call, shard)
         with torch.autocast(q.device.type, enabled=False):
@@ -207,12 +207,12 @@ class LinearMechanism(Mechanism):
             return torch.cat(outs, 2).to(q.dtype)
 
     def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
-        """The sums of the processes before this one, or of all, from each one's own."""
+        """The sums of the processes before this one (causal) or of all, given this process's sums."""
         stacked = {name: shard.stacked(state[name]) for name in ("kv", "z")}
         return {name: (shard.before(x) if causal else x).sum(0) for name, x in stacked.items()}
 
     def in_pieces(self, q: Tensor, source: KeyPieces, state: State | None, causal_piece: CausalPiece) -> tuple[Tensor, State]:
-        """All pieces of a call, as :meth:`attended` returns them."""
+        """Run a call piece by piece. Returns what :meth:`attended` returns."""
         (batch, _, q_len, _), kv_len = q.shape, source.k.shape[2]
         first, causal = kv_len - q_len, source.call.causal and q_len > 1  # a single query sees every key
         outs: list[Tensor] = []
@@ -238,9 +238,9 @@ class LinearMechanism(Mechanism):
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def causal_piece(self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None) -> tuple[Tensor, State]:
-        """Causal attention of the next tokens, given features ``(B, H, n, F)`` and ``(B, heads, n, F)``, and the state after them.
+        """Causal attention of the next tokens, and the state after them. Features are ``(B, H, n, F)`` and ``(B, heads, n, F)``.
 
-        real: which of the keys are not padding, ``(B, n)``; ``None`` if all are.
+        real: ``(B, n)`` bool, True = real key; ``None`` if all are real.
         """
         return linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
 
@@ -253,11 +253,11 @@ class LinearMechanism(Mechanism):
         return read(phi_q, state)
 
     def without_padding(self, phi_k: Tensor, real: Tensor) -> Tensor:
-        """Features ``(B, heads, n, F)`` that add nothing for keys that are not ``real (B, n)``."""
+        """Features ``(B, heads, n, F)`` in which padding adds nothing; ``real (B, n)`` marks the real keys."""
         return masked(phi_k, real)
 
     def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
-        """Runs of tokens, each with as many features as are computed at a time, or two chunks; a single one in compiled graphs."""
+        """Slices of tokens whose features are computed together, of at least two chunks. A single slice in graphs."""
         if in_graph():
             size = stop - start
         else:
@@ -271,7 +271,7 @@ class LinearMechanism(Mechanism):
 
 
 def documents_layout(call: AttentionCall, group: int) -> Layout:
-    """The pairs of the packed documents of a call, for ``group`` query heads to a key head; kept for all layers."""
+    """The pairs of a call's packed documents, for ``group`` query heads per key head; cached for all layers."""
     batch, labels = call.batch, call.documents
     assert batch is not None
     assert labels is not None
@@ -293,11 +293,11 @@ class KeyPieces(NamedTuple):
         return self.call if positions is None else self.call.replace(positions=positions[:, tokens])
 
     def real(self, tokens: slice) -> Tensor | None:
-        """The tokens of these that are not padding, ``(B, n)``; ``None`` if all are."""
+        """Which of these tokens are real, ``(B, n)`` bool; ``None`` if all are."""
         return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Features of these keys and their values, in the dtype they have; padding adds nothing."""
+        """Features and values of these keys, the values in their own dtype. Padding adds nothing."""
         phi_k = self.mechanism.keys(at_least_fp32(self.k[:, :, tokens]), self.of_tokens(tokens))
         values = repeat_heads(self.v[:, :, tokens], phi_k.shape[1])
         real = self.real(tokens)
@@ -305,5 +305,5 @@ class KeyPieces(NamedTuple):
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
-    """elu(x) + 1, as exp(x) below zero, where the sum would lose digits."""
+    """elu(x) + 1, computed as exp(x) below zero, where the sum would lose digits."""
     return torch.where(x > 0, x + 1, x.clamp(max=0).exp())

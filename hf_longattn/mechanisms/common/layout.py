@@ -1,8 +1,8 @@
-"""Building blocks of static patterns: rows of queries and keys for the gathered engine, and how many pairs a pattern has.
+"""Building blocks of static patterns: tiles for the gathered engine, and pair counts.
 
-Positions are int64 tables whose empty slots are -1. Rows have at most :data:`QUERIES_PER_ROW` queries, or
-:data:`QUERIES_PER_WIDE_ROW` where all see the same keys; where queries see a growing number of keys (the causal forms), rows are grouped
-into at most :data:`MAX_PARTS` parts, each as wide as its last row needs.
+Positions are int64 tables with -1 in empty slots. Rows have at most :data:`QUERIES_PER_ROW` queries, or :data:`QUERIES_PER_WIDE_ROW` if
+all see the same keys. In causal forms, later rows see more keys: rows are grouped into at most :data:`MAX_PARTS` parts, each as wide as
+its last row needs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 from ...engines.common.call import GatherTile, MaskMod, Pattern, rows_of
 
 QUERIES_PER_ROW = 128
-"""Queries per row, at most, where what they see differs: wider rows would be masked for longer."""
+"""Maximum queries per row if they see different keys. Wider rows would mask more pairs."""
 QUERIES_PER_WIDE_ROW = 256
-"""Queries per row, at most, where all see the same: the kernel takes twice as many queries at a time from 192 on."""
+"""Maximum queries per row if all see the same keys. From 192 queries on, the kernel's blocks of queries are twice as large."""
 MAX_PARTS = 8
-"""Parts of different width into which a triangle of pairs is cut, at most."""
+"""Maximum number of parts, of different width, that a triangle of pairs is cut into."""
 QUERIES_PER_BAND_ROW = 64
-"""Queries per row of a band: its keys are the row and both sides."""
+"""Queries per row of a band. The row's keys are its own positions and the band on both sides."""
 
 
 def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
-    """Pairs at distances ``-right … left`` times ``dilation``: in every residue class of positions, a plain band."""
+    """Pairs at the distances ``-right … left``, times ``dilation``. Within a residue class of positions, they are a plain band."""
     members = -(-length // dilation)
-    # By branches, not min, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
+    # Branches instead of min: torch.compile would keep a min in the shapes, and Inductor fails to divide by it.
     left, right = (side if side < members else members - 1 for side in (left, right))
     size = QUERIES_PER_BAND_ROW if members >= QUERIES_PER_BAND_ROW else members
     first = torch.arange(0, members, size, device=device)[:, None]
@@ -39,7 +39,7 @@ def band_tile(length: int, left: int, right: int, device: torch.device, dilation
 
 
 def residues(length: int, stride: int, device: torch.device) -> Tensor:
-    """Positions by their residue, ``(stride, ceil(length / stride))``."""
+    """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``."""
     steps = torch.arange(-(-length // stride), device=device)[None]
     return _members(steps, stride, length)[0, 0]
 
@@ -51,29 +51,29 @@ def _members(steps: Tensor, stride: int, length: int) -> Tensor:
 
 
 def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[GatherTile]:
-    """Queries ``(C, n)`` of each cell with the keys ``(C, m)`` of the same cell. When causal, queries and keys end together."""
+    """Tiles of the ``queries (C, n)`` and ``keys (C, m)`` of each cell. When causal, both end at the same position."""
     count, total = queries.shape[1], keys.shape[1]
     size = QUERIES_PER_ROW * -(-count // (QUERIES_PER_ROW * MAX_PARTS)) if causal else count
     for first in range(0, count, size):
         last = min(first + size, count)
         rows = in_rows(queries[:, first:last], QUERIES_PER_ROW if causal else QUERIES_PER_WIDE_ROW)
         seen = keys[:, : total - count + last] if causal else keys
-        # The first rows of all cells, then their second rows …: neighbours are as far apart as the cells.
+        # First rows of all cells, then second rows …, so that consecutive rows are as far apart as the cells.
         repeated = seen.repeat(rows.shape[1], 1)
         yield GatherTile(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
 
 
 def in_rows(cells: Tensor, row: int) -> Tensor:
-    """Cells ``(C, n)`` cut into r equal rows of at most ``row``, ``(C, r, n / r)``."""
+    """Cells ``(C, n)`` cut into r equal rows of at most ``row``, ``(C, r, ceil(n / r))``, padded with -1."""
     pieces = -(-cells.shape[1] // row)
     size = -(-cells.shape[1] // pieces)
     return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
 
 
 def without_gaps(index: Tensor) -> Tensor:
-    """Rows of ``index (…, T)`` with the empty slots after the listed positions, and no more slots than the longest row needs.
+    """``index (…, T)`` with the empty slots moved to the end, cut to the longest row.
 
-    What a row needs is read from the values; while PyTorch compiles, when nothing can be read, the rows stay as they are.
+    The cut depends on values, which cannot be read while PyTorch compiles: ``index`` is then returned unchanged.
     """
     if torch.compiler.is_compiling():
         return index
@@ -88,14 +88,14 @@ def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
 
 
 def neighbourhoods(length: int, size: int, causal: bool, device: torch.device) -> Tensor:
-    """The keys of every block, of the block before it and, unless causal, of the one after: ``(1, 1, blocks, 2 or 3 · size)``."""
+    """The keys that every block sees, ``(1, 1, blocks, 2 or 3 · size)``: the block before, its own and, unless causal, the one after."""
     first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
     keys = first + torch.arange((2 if causal else 3) * size, device=device)
     return torch.where((keys >= 0) & (keys < length), keys, -1)
 
 
 def joined(*lists: Tensor) -> Tensor:
-    """Lists ``(B or 1, H or 1, R, K)`` one after the other."""
+    """Concatenate lists ``(B or 1, H or 1, R, K)`` along the last axis."""
     batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))
     return torch.cat([x.expand(batch, heads, -1, -1) for x in lists], -1)
 
@@ -103,7 +103,7 @@ def joined(*lists: Tensor) -> Tensor:
 def prefixes(
     rows: Tensor, keys: Tensor, seen: Sequence[int], *, causal: bool = False, outside: tuple[int, int] | None = None
 ) -> Iterator[GatherTile]:
-    """Row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``, which never falls from row to row."""
+    """Tiles in which row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``. ``seen`` never decreases."""
     count = len(seen)
     size = count if seen[0] == seen[-1] else -(-count // MAX_PARTS)
     for first in range(0, count, size):
@@ -117,7 +117,7 @@ def prefixes(
 
 
 def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
-    """``part`` without the pairs of ``band`` and without those that any of ``mods`` lets through."""
+    """``part`` without the pairs that are in ``band`` or visible by any of ``mods``."""
     mods = list(mods)
     if band is not None:
         low, high = -band.right, band.left
@@ -140,8 +140,8 @@ def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num
 
 
 def global_parts(tokens: Tensor, max_tokens: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
-    """The rows and columns of the global ``tokens (B, N)`` bool, at most ``max_tokens`` of an item, without the pairs that ``seen`` lets
-    through already."""
+    """Rows and columns of the global ``tokens (B, N)`` bool, without pairs already visible by ``seen``.
+    ``max_tokens`` is the maximum number of global tokens per batch item."""
     length, device = tokens.shape[1], tokens.device
     if max_tokens == 0:
         return ()
@@ -158,7 +158,7 @@ def global_parts(tokens: Tensor, max_tokens: int, seen: MaskMod, num_heads: int,
 
 
 def _any(mods: Sequence[MaskMod], queries: Tensor, keys: Tensor, num_heads: int) -> Tensor:
-    """Whether any of ``mods`` lets a pair through, ``(B or 1, H or 1, R, Tq, Tk)``; empty slots mean nothing."""
+    """Whether a pair is visible by any of ``mods``, ``(B or 1, H or 1, R, Tq, Tk)``; arbitrary for empty slots."""
     b = torch.zeros(1, 1, 1, 1, 1, dtype=torch.long, device=queries.device)
     h = torch.arange(num_heads, device=queries.device).view(1, -1, 1, 1, 1)
     q_idx, kv_idx = queries.clamp(min=0)[..., :, None], keys.clamp(min=0)[..., None, :]
@@ -179,7 +179,7 @@ def band_pairs(length: int, left: int, right: int) -> int:
 
 
 def column_pairs(columns: range, length: int, left: int, right: int, causal: bool) -> int:
-    """Pairs of all queries (when causal, those from the column on) with the given columns, without those in the band."""
+    """Pairs of the queries with the given columns, outside the band. When causal, only queries from the column on count."""
     past = sum(max(0, length - 1 - column - left) for column in columns)
     return past if causal else past + sum(max(0, column - right) for column in columns)
 

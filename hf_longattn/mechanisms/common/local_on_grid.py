@@ -1,4 +1,4 @@
-"""Windows that overlap on a grid: what a cell sees is a stretch of places on every axis, the product of them all."""
+"""Overlapping windows on a grid: a cell sees the product of one stretch of places per axis."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .on_grid import GridMechanism, Places
 
 
 class LocalGridMechanism(GridMechanism):
-    """A mechanism whose cells see a stretch on every axis. A class defines :meth:`stretch`."""
+    """A mechanism whose cells see a stretch of places on every axis. Subclasses define :meth:`stretch`."""
 
     engine: ClassVar[str] = "grid_halo"
 
     @abstractmethod
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
-        """The definition: the first and the last place that a cell at ``place`` (an integer, or a tensor of them) sees along an axis."""
+        """The definition: the first and last place visible from ``place`` along ``axis``. ``place`` is an integer or a tensor of them."""
 
     def steps(self, grid: Grid) -> tuple[int, ...]:
-        """Cells from one place that is seen to the next, along each axis."""
+        """Distance between neighbouring visible places along each axis, in cells."""
         return (1,) * grid.rank
 
     def grid_of(self, call: AttentionCall | None, tokens: Any | None = None) -> Grid:
@@ -76,10 +76,10 @@ class LocalGridMechanism(GridMechanism):
 
 
 def at_least(place: Any, bound: Any) -> Any:
-    """The larger one of two integers, or of a tensor and an integer or tensor."""
+    """The larger of two integers, or of a tensor and an integer or tensor."""
     return place.clamp(min=bound) if isinstance(place, Tensor) else max(place, bound)
 
 
 def at_most(place: Any, bound: Any) -> Any:
-    """The smaller one of two integers, or of a tensor and an integer or tensor."""
+    """The smaller of two integers, or of a tensor and an integer or tensor."""
     return place.clamp(max=bound) if isinstance(place, Tensor) else min(place, bound)

@@ -1,8 +1,8 @@
 """Features that are exponentials, kept as their logarithms so that no score overflows.
 
-A piece of keys is exponentiated relative to the largest value of each feature among the keys before it. With A these largest logarithms
-(or those of the first real key), the weights exp(b_im + a_jm) are exp(b_im + A_m - c_i) exp(a_jm - A_m) up to a factor per row, c_i being
-the row's largest. No future key changes a row.
+A piece of keys is exponentiated relative to the anchor A_m, the largest logarithm of feature m among the earlier keys (for the first piece,
+that of the first real key). Up to a factor per row, the weights exp(b_im + a_jm) are exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is
+the largest b_im + A_m. No future key changes a row (but for rounding on accelerators and in graphs, where A may include the piece).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .feature_map import KeyPieces, LinearMechanism
 from .scores import softmax_over
 
 NO_KEYS = -1e30
-"""Logarithm of the scale of a feature without keys so far: finite, so that differences are numbers."""
+"""Log scale of a feature that has had no keys so far. Finite, so that differences are not NaN."""
 MAX_LOG_RISE = 60.0
-"""How far the logarithm of a key's feature may exceed the largest before its piece: fp32 still holds exp(60) and its products."""
+"""Maximum rise of a key's log feature above the anchor of its piece. fp32 still holds exp(60) and its products."""
 
 
 class LogLinearMechanism(LinearMechanism):
-    """A linear mechanism whose :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms, where :attr:`logarithms` says so."""
+    """A linear mechanism whose :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms if :attr:`logarithms` is True."""
 
     logarithms: bool = True
 
@@ -45,10 +45,10 @@ class LogLinearMechanism(LinearMechanism):
         return phi_k.masked_fill(~real[:, None, :, None], float("-inf")) if self.logarithms else super().without_padding(phi_k, real)
 
     def attended(self, q: Tensor, source: KeyPieces, state: State | None) -> tuple[Tensor, State]:
-        """The state has, in addition to the sums, ``log (B, heads, F)``, the largest of each feature, which the sums are relative to.
+        """The state also holds ``log (B, heads, F)``, the largest logarithm of each feature. The sums are relative to it.
 
-        A causal piece ends where a key exceeds the ones before it by :data:`MAX_LOG_RISE`. In a graph, pieces cannot depend on the data. It
-        computes in float64 instead, which holds logarithms some 700 apart (on devices without float64 in float32, some 80).
+        A causal piece ends before a key that exceeds the anchor by more than :data:`MAX_LOG_RISE`. In a graph, pieces cannot depend on the
+        data: it computes in float64 instead, which holds logarithms some 700 apart (in float32 on devices without float64, some 80).
         """
         if not (self.logarithms and source.call.causal and q.shape[2] > 1):
             return super().attended(q, source, state)
@@ -72,7 +72,7 @@ class LogLinearMechanism(LinearMechanism):
     def causal_piece(
         self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: _Rises | None = None
     ) -> tuple[Tensor, State]:
-        """Every row sees the keys that A is taken from, so its weights sum to 1 or more. ``rises`` watches how far keys exceed A."""
+        """``rises`` records how far keys exceed A. If it looks, every row sees the keys of A: its unnormalised weights sum to 1 or more."""
         if not self.logarithms:
             return super().causal_piece(phi_q, phi_k, values, real, state)
         outs, begin, length = [], 0, phi_q.shape[2]
@@ -91,7 +91,7 @@ class LogLinearMechanism(LinearMechanism):
                 rest = rest[:, :, :count]
                 top = _largest(rest, anchor)
             piece = slice(begin, begin + count)
-            if count == 1 and rises is not None:  # its own key may be far above all before it
+            if count == 1 and rises is not None:  # this key may be far above all earlier ones
                 state = self.absorbed(state, rest, values[:, :, piece])
                 outs.append(self.read(phi_q[:, :, piece], state))
             else:
@@ -105,8 +105,8 @@ class LogLinearMechanism(LinearMechanism):
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Relative to the largest of each feature in the document; in the causal form, to at most exp(60) times its first real key, since
-        the first row sees no other."""
+        """Features are relative to their largest value in the document. In the causal form, this scale is at most exp(60) times the value
+        of the document's first real key, since the first row sees no other key."""
         labels = call.documents
         if not self.logarithms or labels is None:
             return super().relative_to_documents(phi_q, phi_k, call)
@@ -143,9 +143,9 @@ class LogLinearMechanism(LinearMechanism):
 
 
 class _Rises:
-    """Whether keys exceed those before their piece by more than :data:`MAX_LOG_RISE`.
+    """Records whether keys exceed the anchor of their piece by more than :data:`MAX_LOG_RISE`.
 
-    look: whether this is read after every piece, or once at the end.
+    look: whether to check after every piece; otherwise once at the end.
     """
 
     def __init__(self, look: bool) -> None:
@@ -160,17 +160,17 @@ class _Rises:
         return False
 
     def exceeded(self) -> bool:
-        """Whether a rise was too large that has not been read yet."""
+        """Whether any rise that was not checked before was too large."""
         return bool(self.largest) and bool(torch.stack(self.largest).max() > MAX_LOG_RISE)
 
 
 def _in_graph(x: Tensor) -> bool:
-    """Whether operations are recorded, so that none may depend on the data."""
+    """Whether operations are being recorded, so that none may depend on values."""
     return in_graph() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
-    """The state, or an empty one, whose ``log`` is :data:`NO_KEYS` for features without keys so far."""
+    """The state (empty for ``None``), with ``log`` at :data:`NO_KEYS` for features without keys so far."""
     if state is None:
         state = empty_state(logs, values)
         return {**state, "log": state["z"] + NO_KEYS}
@@ -179,19 +179,19 @@ def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
 
 @torch.no_grad()
 def _scale_of(state: State) -> Tensor:
-    """The logarithms that the sums of a state are relative to, ``(B, heads, F)``. A state of zeros is empty."""
+    """The log scale of a state's sums, ``(B, heads, F)``. A state of zeros is empty."""
     return torch.where(state["z"] == 0, NO_KEYS, state["log"])
 
 
 @torch.no_grad()
 def _largest(logs: Tensor, scale: Tensor) -> Tensor:
-    """The largest of ``scale (B, heads, F)`` and the logarithms ``(B, heads, n, F)``."""
+    """The maximum of ``scale (B, heads, F)`` and, over the n tokens, ``logs (B, heads, n, F)``."""
     return torch.maximum(logs.amax(2), scale)
 
 
 @torch.no_grad()
 def _anchor(logs: Tensor, real: Tensor | None, state: State) -> Tensor:
-    """The scale of the state, or the logarithms of the first real key where the state is empty."""
+    """The state's scale, or the logarithms of the first real key if the state is empty."""
     if real is None:
         first = logs[:, :, 0]
     else:

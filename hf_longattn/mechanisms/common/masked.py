@@ -1,4 +1,4 @@
-"""Softmax over a subset of the keys: the definition, a mask over positions combined with padding and causality."""
+"""Softmax over some of the keys, defined by a mask over positions, padding and causality."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 
 
 class MaskedMechanism(Mechanism):
-    """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
+    """A mechanism defined by a ``mask_mod`` over positions in the keys' sequence."""
 
     listed: bool = False
-    """Whether its pairs are listed as parts; otherwise they are a band, perhaps with global tokens."""
+    """Whether pairs are listed as parts. Otherwise they are a band, possibly with global tokens."""
 
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
 
     def for_union(self) -> MaskedMechanism:
-        """The form of this mechanism that a union joins: a band with no more than global tokens, or listed."""
+        """This mechanism as a member of a union: a band, possibly with global tokens, or listed parts."""
         return self
 
     def most_globals(self) -> int:
-        """The largest number of global tokens in a call without ``global_mask``."""
+        """The maximum number of global tokens in a call without ``global_mask``."""
         return 0
 
     @property
     def mask_is_reach(self) -> bool:
-        """Whether an output depends on exactly the keys of its row of the mask, whatever the weights are."""
+        """Whether an output depends on exactly the keys in its row of the mask."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -71,19 +71,19 @@ class MaskedMechanism(Mechanism):
         return self.kept_by_mask(k, call) if self.options.is_mask() and self.recursion is None else None
 
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
-        """:meth:`kept_keys` where the mask says it all."""
+        """:meth:`kept_keys`, given by the mask alone."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
 
     @property
     def steps_by_mask(self) -> bool:
-        """Whether the mask is all that there is to the mechanism."""
+        """Whether the mechanism is nothing but its mask, and no hook changes it."""
         plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.stateful
         return plain and (self.relative is not None or not has_hooks(self))
 
     def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        """As every mechanism's; what depends on columns alone is made once for all layers of a forward pass."""
+        """See :meth:`Mechanism.attend_step`. Tensors that depend on columns alone are made once for all layers of a forward pass."""
         plain = self.relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
@@ -136,11 +136,11 @@ class MaskedMechanism(Mechanism):
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
-        """Attention over keys that a cache or a stream has kept.
+        """Attention over the keys that a cache or a stream holds.
 
         Args:
             q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
-            k, v: ``(B, H_kv, S, D)`` at ``k_positions (B, S)``, in any order; slots that are not ``real (B, S)`` are not seen.
+            k, v: ``(B, H_kv, S, D)`` at ``k_positions (B, S)``, in any order; slots that are not ``real (B, S)`` are hidden.
         Returns:
             ``(B, H, Nq, D)``.
         """
@@ -150,7 +150,7 @@ class MaskedMechanism(Mechanism):
         return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
 
     def _attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall) -> Tensor:
-        """Attention over the keys that are ``seen``, with the relative positions' term of ``distance (B or 1, Nq, S)``."""
+        """Attention over the visible keys (``seen``), plus the relative-position term for ``distance (B or 1, Nq, S)``."""
         assert self.relative is not None
         term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
@@ -159,7 +159,7 @@ class MaskedMechanism(Mechanism):
         return out.to(q.dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
-        """The kept keys that each query sees, ``(B, H or 1, Nq, S)`` bool."""
+        """The held keys that each query sees, ``(B, H or 1, Nq, S)`` bool."""
         b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
@@ -173,14 +173,14 @@ def _last_columns(q: Tensor, k: Tensor) -> Columns:
 
 
 def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Tensor]) -> Tensor:
-    """``make()``, once for all layers of a forward pass whose calls share their padding and their global tokens."""
+    """``make()``, cached in the batch of the call or, without a batch and global tokens, process-wide."""
     if call.batch is not None:
         return call.batch.cached((*name, id(call.global_mask)), make)
     return make() if call.global_mask is not None or in_graph() else BYTE_CACHE.get(name, make)
 
 
 class SparseMechanism(MaskedMechanism):
-    """A mechanism whose mask is a band, and global rows and columns where it has them."""
+    """A mechanism whose mask is a band, possibly with global rows and columns."""
 
     engine: ClassVar[str] = "block_sparse"
 
@@ -238,7 +238,7 @@ class SparseMechanism(MaskedMechanism):
         return self.pattern(causal).covers(length, length)
 
     def only_pattern(self) -> bool:
-        """Whether ``forward`` attends over :meth:`pattern` and does nothing else. A class with a ``forward`` says so by overriding this."""
+        """Whether ``forward`` does nothing but attend over :meth:`pattern`. A class with its own ``forward`` overrides this."""
         return type(self).forward is SparseMechanism.forward
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
@@ -264,9 +264,9 @@ class SparseMechanism(MaskedMechanism):
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.common.call.GatherTile`, a function of the length alone.
+    """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.common.call.GatherTile`. They depend on the length alone.
 
-    The engine always gets a whole sequence: queries that are the last of a longer one are preceded by zeros.
+    The engine always gets a whole sequence: zeros are put in front of queries that are only its last positions.
     """
 
     engine: ClassVar[str] = "gathered"
@@ -274,7 +274,7 @@ class GatheredMechanism(MaskedMechanism):
     listed = True
 
     def chunks(self) -> tuple[int, int] | None:
-        """The tokens of a chunk and those before it that all its queries see, counted from the first token, where that is the mask."""
+        """``(size, before)`` if chunks of ``size`` tokens, from token 0, see themselves and ``before`` tokens in front; else ``None``."""
         return None
 
     def takes_distance_terms(self) -> bool:
@@ -282,10 +282,10 @@ class GatheredMechanism(MaskedMechanism):
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The tiles that the engine visits of a sequence of ``length`` tokens.
+        """The tiles that the engine visits for a sequence of ``length`` tokens.
 
-        Together exactly the pairs of ``mask_mod`` (and, when causal, ``key <= query``), without the global tokens of a call. The result is
-        cached per length and device, so it must depend on nothing but ``self.options`` and the heads.
+        Together they list exactly the pairs of ``mask_mod`` (and, when causal, ``key <= query``), without the global tokens of a call.
+        The result is cached per length and device, so otherwise it may depend only on ``self.options`` and the heads.
         """
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -294,12 +294,12 @@ class GatheredMechanism(MaskedMechanism):
         return BYTE_CACHE.get(key, lambda: mark_static(self.parts(length, causal, device)))
 
     def only_parts(self) -> bool:
-        """Whether ``forward`` attends over :meth:`parts` and does nothing else. A class with a ``forward`` says so by overriding this."""
+        """Whether ``forward`` does nothing but attend over :meth:`parts`. A class with its own ``forward`` overrides this."""
         return type(self).forward is GatheredMechanism.forward
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Where every document is full attention, and one operator takes them all. Tiles of every document, in the places of each, would
-        be more calls and more waiting for the device than rows of a batch."""
+        """Whether every document gets full attention, and one operator computes all of them. Listing tiles per document would need more
+        calls and more waiting for the device than rows of a batch."""
         if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)

@@ -1,7 +1,7 @@
-"""Mechanisms on a grid: a mask over the places of two cells, whatever the rank of the grid, and what becomes of its prefix tokens.
+"""Mechanisms on a grid of any rank: a mask over the places of cells, and prefix tokens.
 
-Cells are compared by their places (row and column of a picture, frame too in a video). The prefix, a class token or registers, has no
-place; the option ``prefix_tokens`` says what it sees and who sees it:
+Cells are compared by their places (row and column in a picture, also frame in a video). The prefix (a class token, registers) has no
+place. The option ``prefix_tokens`` sets what it sees and which tokens see it:
 
     global   every token sees the prefix, and it sees every token
     reads    the prefix sees every token, no cell sees it
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 GLOBAL, READS, NONE = "global", "reads", "none"
 Places = tuple[Any, ...]
-"""The places of tokens on every axis, tensors that broadcast."""
+"""The places of tokens on every axis, as broadcastable tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +56,18 @@ class GridOptions(Options):
 
 
 class GridMechanism(MaskedMechanism):
-    """A mechanism that is a mask over the places of cells. A class defines :meth:`sees`, and :meth:`tiles` for the engine."""
+    """A mechanism defined by a mask over the places of cells. Subclasses define :meth:`sees`, and :meth:`tiles` for the engine."""
 
     engine: ClassVar[str] = "gathered"
     causal = False
     needs_grid: ClassVar[bool] = True
-    order_matters: ClassVar[bool] = False
+    pictures_need_order: ClassVar[bool] = False
     takes_fewer_queries: ClassVar[bool] = False
     per_head_tensors = ()
     listed = True
     options: GridOptions
     grid: Grid | None = None
-    """The grid that :meth:`on` has bound, for calls and questions without one."""
+    """The grid bound by :meth:`on`, for calls and methods that get none."""
 
     @abstractmethod
     def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
@@ -75,23 +75,23 @@ class GridMechanism(MaskedMechanism):
 
     @abstractmethod
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs of :meth:`sees` as tiles of positions, ``grid.prefix`` and more; those of prefix tokens are added to them."""
+        """The pairs of :meth:`sees` as tiles of positions from ``grid.prefix`` on. :meth:`plan` adds the pairs with prefix tokens."""
 
     @abstractmethod
     def cell_pairs(self, grid: Grid) -> int:
         """The number of pairs of :meth:`sees`."""
 
     def on(self, grid: Grid) -> Self:
-        """This mechanism for the given grid, to ask for its mask, tiles and pairs; the tensors are shared."""
+        """This mechanism bound to ``grid``, which defines its mask, tiles and pairs. Tensors are shared."""
         bound = copy.copy(self)
         bound.grid = grid
         return bound
 
     def grid_of(self, call: AttentionCall | None, tokens: Any | None = None) -> Grid:
-        """The grid of a call, or the one that :meth:`on` has bound.
+        """The grid of a call, or the grid bound by :meth:`on`.
 
         Raises:
-            GridError: there is none, or it has another number of tokens than ``tokens``.
+            GridError: there is no grid, or its number of tokens is not ``tokens``.
         """
         grid = (None if call is None else call.one_grid()) or self.grid
         if grid is None:
@@ -142,7 +142,7 @@ class GridMechanism(MaskedMechanism):
         return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
 
     def shared_prefix(self, grid: Grid) -> int:
-        """The number of prefix tokens that every cell sees: all, or none."""
+        """The number of prefix tokens that every cell sees: all of them, or 0."""
         return grid.prefix if self.options.prefix_tokens == GLOBAL else 0
 
     def covers_cells(self, grid: Grid) -> bool:
@@ -157,12 +157,12 @@ class GridMechanism(MaskedMechanism):
         return self.grid is not None and self.grid.length == length and self.covers_grid(self.grid)
 
     def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles of the pairs of cells, and those of the prefix; cached."""
+        """Tiles for the pairs of cells and of the prefix; cached."""
         return BYTE_CACHE.get((type(self), self.options, self.layer_kind, grid, device), lambda: mark_static(self._plan(grid, device)))
 
     @property
     def layer_kind(self) -> int:
-        """What the pairs depend on besides the options and the grid, such as the parity of the layer."""
+        """A number that distinguishes layers with different pairs, such as the layer's parity."""
         return 0
 
     def _plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
@@ -186,7 +186,7 @@ class GridMechanism(MaskedMechanism):
         return gathered_attention(q, k, v, self.plan(grid, q.device), call)
 
     def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """The output of the prefix tokens, ``(B, H, prefix, D)``, for a call without a score term other than a :class:`GridBias`."""
+        """The output of the prefix tokens, ``(B, H, prefix, D)``. The only score term allowed is a :class:`GridBias`."""
         seen = slice(0, grid.prefix) if self.options.prefix_tokens == NONE else slice(None)
         queries, keys, values = q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen]
         places = None if call.score_mod is None else torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)

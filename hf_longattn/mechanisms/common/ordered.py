@@ -1,7 +1,7 @@
-"""Mechanisms of texts on a grid: its tokens are read in an order by which blocks and bands are local on the grid.
+"""Mechanisms for texts on a grid, reordered so that blocks and bands are local.
 
-With ``order=tiles:8x8`` blocks of 64 tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, ``bigbird`` blocks of two
-dimensions. The order is exact: what a mechanism computes of the reordered sequence is put back in its place.
+With ``order=tiles:8x8``, blocks of 64 tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and ``bigbird`` has
+two-dimensional blocks. Reordering is exact: the outputs of the reordered sequence are moved back to their places.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
 def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
     """``run`` on the tokens of ``call.grid`` in ``order``.
 
-    The function raises :class:`GridError` for a call without a grid, with fewer queries than keys, or that is causal.
+    The returned function raises :class:`GridError` if a call has no grid, has fewer queries than keys, or is causal.
     """
 
     def ordered(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -50,7 +50,7 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
 def reading_in_order(
     order: str, read: Callable[[Tensor, Tensor, AttentionCall], Reading | None], q: Tensor, k: Tensor, call: AttentionCall
 ) -> Reading | None:
-    """What queries read of keys, by what ``read`` says of the tokens of ``call.grid`` in ``order``; raises as :func:`in_order` does."""
+    """``read(q, k, call)`` on the tokens of ``call.grid`` in ``order``, for rows in the original order; raises as :func:`in_order` does."""
     tokens = _reorder(order, q, k, call)
     ordered = read(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
     if ordered is None:
@@ -68,7 +68,7 @@ def reading_in_order(
 
 
 class _Reordered(NamedTuple):
-    """The call for the tokens at ``places (L,)``, and the index in them of each of the sequence's tokens, ``back (N,)``."""
+    """The call for the tokens at ``places (L,)``. ``back (N,)`` is the index of each original token in ``places``."""
 
     call: AttentionCall
     places: Tensor
@@ -92,19 +92,19 @@ def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordere
 
 
 def _places_of_tokens(index: Tensor, length: int) -> Tensor:
-    """The index in ``index (L,)``, from :func:`token_order`, of each of ``length`` tokens, ``(N,)``."""
+    """The inverse of ``index (L,)`` from :func:`token_order`: where each of ``length`` tokens lies, ``(N,)``."""
     places = torch.arange(len(index), device=index.device)
     return places.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), places)[:length]
 
 
 def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Queries, keys and call of :func:`in_order`'s ``run`` as they were before, for those who watch it."""
+    """Undo the reordering of :func:`in_order`, for observers of ``run``: its queries, keys and call in raster order."""
     back = _places_of_tokens(token_order(grid, order, k.device), grid.length)
     return q.index_select(2, back), k.index_select(2, back), _call_at(call, k.shape[0], back, None).replace(grid=grid)
 
 
 def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | None) -> AttentionCall:
-    """``call`` of ``rows`` for the tokens at ``places (L,)``, of which those that are not ``filled (L,)`` are padding."""
+    """``call`` for the tokens at ``places (L,)``. Tokens that are not ``filled (L,)`` become padding. ``rows`` is the batch size."""
 
     def of(mask: Tensor | None) -> Tensor | None:
         if mask is None:

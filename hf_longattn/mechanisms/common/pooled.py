@@ -1,6 +1,6 @@
-"""Pooled keys: means of the keys and values of several tokens, attended to under the same softmax as the tokens themselves.
+"""Pooled keys: means over several tokens' keys and values, in one softmax with the tokens.
 
-The engines get them after the tokens, as further keys. In the definition, the weight of a pooled key is spread over its tokens.
+Engines get them as further keys after the tokens. In the definition, the weight of a pooled key is spread over its tokens.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from .scores import softmax_over
 
 
 class PooledKeys(NamedTuple):
-    """M pooled keys. ``real`` and ``position`` may have sizes of 1 in the batch and head axes."""
+    """M pooled keys. ``real`` and ``position`` may have size 1 in the batch and head axes."""
 
     keys: Tensor
     """``(B, H, M, D)``"""
     values: Tensor
     """``(B, H, M, D)``"""
     real: Tensor
-    """Which have a token at all, ``(B, H, M)``; if this differs by head, those without must not be listed for a query."""
+    """Whether a pool has any token, ``(B, H, M)`` bool. If this differs by head, empty pools must not be listed for a query."""
     position: Tensor
-    """Mean position of their tokens, rounded down, ``(B, H, M)``: where a score term sees them."""
+    """Mean position of the pool's tokens, rounded down, ``(B, H, M)``. Score terms use it as the key's position."""
 
     def appended(self, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-        """``k, v (B, H, N, D)`` with the pooled keys and values after them, and the call for these."""
+        """``k, v (B, H, N, D)`` with the pooled ones appended, and the call for them."""
         length, (items, heads, _) = k.shape[2], self.position.shape
 
         def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def pooled_weights(q: Tensor, k: Tensor, spread: Tensor, members: Tensor, seen: 
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``.
-        spread: ``(B, H, M, Nk)``, the shares of tokens in each pool; their sum is 1, or 0 for an empty pool.
+        spread: ``(B, H, M, Nk)``, the share of each token in each pool. A pool's shares sum to 1, or to 0 if it is empty.
         members: ``(B, H, M, Nk)`` bool, the tokens of each pool.
         seen, pools_seen: which tokens and pools each query sees, broadcastable to ``(B, H, Nq, Nk)`` and ``(B, H, Nq, M)``.
     """

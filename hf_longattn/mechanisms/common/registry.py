@@ -24,13 +24,13 @@ from .base import Mechanism, reset
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
-"""Head width and length of a prototype."""
+"""Head width of a prototype."""
 EXAMPLE_LENGTH = 1024
-"""Length, in tokens, for which :func:`mechanism_info` gives the options of full attention."""
+"""Length for which :func:`mechanism_info` gives options equal to full attention, in tokens."""
 EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
-"""The same for mechanisms on a grid; the second for those that cover a single line of cells only."""
+"""Grids for the same purpose. The second is for mechanisms that can only cover a single line of cells."""
 KEPT_PROTOTYPES = 256
-"""The most prototypes, and the most mechanisms that :func:`hf_longattn.attend` was given by name, that are kept."""
+"""Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` was given by name."""
 M = TypeVar("M", bound=type[Mechanism])
 
 
@@ -40,16 +40,16 @@ class MechanismInfo:
 
     Attributes:
         name: its registered name.
-        summary: what is attended to, in a line.
+        summary: one line on what is attended to.
         paper: its source, with section or equation.
-        when: what it is a good choice for; empty where its author has not said.
+        when: good use cases; empty if its author gave none.
         engine: the engine that runs it.
         cost: how its time grows; N is the number of tokens, D the size of a head.
-        causal: True or False, or "both" where it has both forms.
+        causal: True or False, or "both" if it has both forms.
         trains: whether it has parameters that need training.
         takes_globals: whether it takes ``global_mask``.
         exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
-        needs_grid: whether it compares places on a grid, such as a picture's patches, and has no meaning for a text.
+        needs_grid: whether it compares places on a grid, such as a picture's patches, so that it is not for texts.
         options: its options, with type, default, unit and meaning.
     """
 
@@ -148,13 +148,13 @@ def mechanism_class(name: str) -> type[Mechanism]:
 
 
 def options_of(name: str) -> Mapping[str, object]:
-    """The fields of a mechanism's options by their names."""
+    """The fields of a mechanism's options, by name."""
     return mechanism_class(name).options_type.__dataclass_fields__
 
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
-    """Names of the registered mechanisms: all, or those with a causal (``causal=True``) or bidirectional form, of one engine, with a grid
-    (``grid=True``) or without."""
+    """Sorted names of the registered mechanisms. Filters: those with a causal (``causal=True``) or bidirectional form, of one engine,
+    on a grid (``grid=True``) or not."""
     _discover()
     return sorted(
         name
@@ -180,17 +180,17 @@ def mechanism_info(name: str) -> MechanismInfo:
 
 
 def input_in_words(name: str) -> str:
-    """What a mechanism reads. A memory of earlier segments, and a causal form alone, do not suit pictures."""
+    """The input that a mechanism reads, in words. Pictures need a bidirectional form and no memory of earlier segments."""
     cls, built = mechanism_class(name), prototype(name, {})
     if cls.needs_grid:
         return "a grid: the patches of a picture, or `attend(..., grid=(height, width), prefix=1)`"
     if cls.causal is True or built.remembers or built.recursion is not None:
         return "a text"
-    return "a text; a picture, in the order that `order` gives" if cls.order_matters else "a text; a picture"
+    return "a text; a picture, in the order that `order` gives" if cls.pictures_need_order else "a text; a picture"
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
-    """When a mechanism equals full attention, by its :meth:`Mechanism.covering` or :meth:`Mechanism.covering_grid`."""
+    """When a mechanism equals full attention, in words, from :meth:`Mechanism.covering` or :meth:`Mechanism.covering_grid`."""
     if cls.needs_grid:
         for grid in EXAMPLE_GRIDS:
             if (on_grid := cls.covering_grid(grid)) is not None:
@@ -209,7 +209,7 @@ def _exact_when(cls: type[Mechanism]) -> str:
 
 
 def _in_words(options: Mapping[str, Any]) -> str:
-    """Options as they are typed."""
+    """Options as they are typed on a command line."""
     return ", ".join(f"{name}={_as_typed(value)}" for name, value in options.items())
 
 
@@ -230,15 +230,15 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
 
 
 def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
-    """A small instance of a mechanism with these options (or their JSON), to ask what it needs: its causal form, its reach, its state.
+    """A small instance of a mechanism with these options (or their JSON). It tells their causal form, reach and state.
 
-    It has no storage: its tensors are on the meta device.
+    Its tensors are on the meta device, without storage.
     """
     return _prototype(name, options if isinstance(options, str) else json.dumps(options, sort_keys=True))
 
 
 def _add_full(mechanism: Mechanism) -> None:
-    """Give a mechanism with the option ``exact_length`` the full attention of short texts."""
+    """If the option ``exact_length`` is set, give the mechanism full attention for short texts."""
     if mechanism.options.exact_length:
         mechanism.check_exact_length()
         sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
@@ -265,7 +265,7 @@ def build_mechanism(
         num_heads: query heads of the layer.
         head_dim: width of a head.
         hidden_size: width of the model; ``num_heads * head_dim`` by default.
-        max_length: longest input in tokens, for mechanisms whose parameters depend on it, and the option of this name where there is one.
+        max_length: longest input in tokens, for mechanisms whose parameters depend on it. It sets the option of this name if there is one.
         options: the mechanism's own options, see :func:`mechanism_info`.
 
     Raises:
@@ -286,9 +286,9 @@ def mechanism_from(
     max_length: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Mechanism:
-    """:func:`build_mechanism` with the options in a mapping, as configurations keep them: ``max_length`` may be one of them as well.
+    """:func:`build_mechanism` with a mapping of options, as in configurations. The mapping may also hold ``max_length``.
 
-    generator: what random parameters are drawn from, on its device; torch's own generator, which is the default, is then left alone.
+    generator: source of random parameters, which are on its device. Torch's own generator, the default, is then left alone.
     """
     cls, checked = mechanism_class(name), check_options(name, dict(options))
     for field, value in {"num_heads": num_heads, "head_dim": head_dim, "hidden_size": hidden_size, "max_length": max_length}.items():
@@ -307,7 +307,7 @@ def mechanism_from(
 def without_tensors(
     name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
 ) -> Mechanism | None:
-    """A mechanism that any number of calls may use at once, because it has no parameter or buffer; ``None`` if it has one."""
+    """A mechanism without parameters and buffers, which any number of calls may share; ``None`` if it has any."""
     with torch.device("meta"):
         built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
     return None if has_tensors(built) else built.eval()

@@ -1,4 +1,4 @@
-"""Scores: how relative positions join them, and the functions that definitions are written with."""
+"""Scores: relative positions as a term of them, and functions for writing definitions."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 class ScoreTerms(Decoding):
-    """The option ``relative``: positions that are a term of the scores. A hook adds it before ``forward``."""
+    """The option ``relative``: positions as a term of the scores, added by a hook before ``forward``."""
 
     head_dim: int
     relative: RelativePositions | None
 
     def build_relative(self, options: Options, num_heads: int, head_dim: int, hidden_size: int) -> None:
-        """Build the relative positions that the options ask for, and register the hook."""
+        """Build the relative positions of the options, if any, and register the hook."""
         self.relative = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
             self.register_forward_pre_hook(_with_relative)
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        """The call of ``forward`` whose score term includes the relative positions; a hook calls this."""
+        """``call`` with the relative positions added to its score term. The hook calls this."""
         relative = self.relative
         if isinstance(relative, QueryDependent) and self.takes_distance_terms() and call.score_mod is None:
             span = self.span(q.shape[2], k.shape[2], call.causal)
@@ -40,13 +40,13 @@ class ScoreTerms(Decoding):
         return call if mod is None else call.replace(score_mod=chain_score_mods(mod, call.score_mod))
 
     def takes_distance_terms(self) -> bool:
-        """Whether ``forward``, or a part of it, hands score terms of distances to a kernel that adds them in linear memory."""
+        """Whether a kernel of ``forward`` adds distance terms in linear memory."""
         return False
 
     def relative_mod(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
-        """The relative positions' term for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``; ``None`` where there are none.
+        """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
 
-        ``forward`` is given it by a hook. Whoever attends without ``forward`` (a decode cache) passes it on.
+        A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
         """
         if self.relative is None:
             return None
@@ -54,12 +54,12 @@ class ScoreTerms(Decoding):
         return self.relative.score_mod(q, k, call.causal, call.scale_for(self.head_dim), span)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
-        """The furthest distances query - key that a query of this call sees, back and ahead."""
+        """The furthest visible distances of this call, back (query - key) and ahead (key - query)."""
         reach = self.reach() if causal else None
         return (kv_len if reach is None else min(reach, kv_len)) - 1, 0 if causal else q_len - 1
 
     def with_dense_terms(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
-        """The call whose score term includes the relative positions, taken from their N×N definition."""
+        """``call`` with the N×N definition of the relative positions added to its score term."""
         if self.relative is None:
             return call
         q_len, kv_len = q.shape[2], k.shape[2]
@@ -74,26 +74,26 @@ class ScoreTerms(Decoding):
 
 
 def _with_relative(module: ScoreTerms, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
-    """Forward pre-hook: the relative positions join the score term of the call."""
+    """Forward pre-hook that adds the relative positions to the call's score term."""
     q, k, v, call = args
     return q, k, v, module.with_relative(q, k, v, call)
 
 
 def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
-    """One score term after the other."""
+    """A score term that applies ``first``, then ``second``."""
     if second is None:
         return first
     return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
 
 
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """``q·k · scale`` of all pairs and the call's score term, ``(B, H, Nq, Nk)``."""
+    """``q·k · scale`` for all pairs, with the call's score term applied, ``(B, H, Nq, Nk)``."""
     scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * call.scale_for(q.shape[-1])
     return scores if call.score_mod is None else call.score_mod(scores, *grid_of(q, k))
 
 
 def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """The pairs that causality and padding leave, ``(B or 1, 1, Nq, Nk)`` bool."""
+    """The pairs left visible by causality and padding, ``(B or 1, 1, Nq, Nk)`` bool."""
     _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
     seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
     return seen if call.key_mask is None else seen & call.key_mask[:, None, None, :]
@@ -112,11 +112,11 @@ def normalised(weights: Tensor) -> Tensor:
 
 
 def pad_queries(q: Tensor, length: int) -> Tensor:
-    """``q (B, H, Nq, D)``, the last queries of a sequence of ``length`` tokens, after rows of zeros for the others."""
+    """``q (B, H, Nq, D)``, the last queries of a sequence, padded in front with zeros to ``length`` tokens."""
     missing = length - q.shape[2]
     return F.pad(q, (0, 0, missing, 0)) if missing else q
 
 
 def drop_keys(v: Tensor, dropout_p: float) -> Tensor:
-    """Values ``(B, H, Nk, D)`` after dropout of whole keys, for mechanisms without a matrix of weights that dropout could act on."""
+    """Values ``(B, H, Nk, D)`` after dropout of whole keys. For mechanisms without a weight matrix to apply dropout to."""
     return v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p) if dropout_p else v

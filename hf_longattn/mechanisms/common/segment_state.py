@@ -1,4 +1,4 @@
-"""Decoding within segments: the keys and values of each row's current segment, in a state of constant size.
+"""Decoding within segments: a state of constant size, with each row's current segment.
 
 With left padding, rows start at different times and have filled different parts of their segments. A state holds
 
@@ -55,13 +55,13 @@ class TwoSegments(NamedTuple):
         )  # fmt: skip
 
     def state(self) -> State:
-        """The segment that each row is in now."""
+        """The state of the segment that each row is in now."""
         size, crossed = self.real.shape[1] // 2, self.crossed
         over = crossed[:, None, None, None]
         return {
             "keys": torch.where(over, self.keys[:, :, size:], self.keys[:, :, :size]),
             "values": torch.where(over, self.values[:, :, size:], self.values[:, :, :size]),
-            "real": (self.real[:, size:] & crossed[:, None]) | (self.real[:, :size] & ~crossed[:, None]),  # as onnxruntime can, too
+            "real": (self.real[:, size:] & crossed[:, None]) | (self.real[:, :size] & ~crossed[:, None]),  # onnxruntime supports this form
             "filled": torch.where(crossed, self.filled - size, self.filled),
         }
 
@@ -78,12 +78,12 @@ def empty_segment(k: Tensor, v: Tensor, size: int) -> State:
 
 
 def leading(key_mask: Tensor) -> Tensor:
-    """Tokens before each row's first real token in ``key_mask (B, n)``, ``(B,)``; n for rows without one."""
+    """The number of tokens before each row's first real token in ``key_mask (B, n)``, ``(B,)``; n if no token is real."""
     return (key_mask.cumsum(1) == 0).sum(1)
 
 
 def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegments:
-    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``, of which ``real (B, n)`` are not padding."""
+    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``. ``real (B, n)`` is False for padding."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
     filled = state["filled"]
     skipped = torch.where(filled == 0, leading(real), 0)
@@ -101,8 +101,8 @@ def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegmen
 
 
 def last_segment(k: Tensor, v: Tensor, real: Tensor, size: int) -> tuple[State, Tensor]:
-    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, of which ``real (B, N)`` are not padding, and the index of each row's
-    current segment, ``(B,)``."""
+    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, and the index of each row's current segment, ``(B,)``.
+    ``real (B, N)`` is False for padding."""
     length = k.shape[2]
     skipped = leading(real)
     segment = (length - skipped - 1).clamp(min=0) // size

@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
 
 class Shardable(ScoreTerms):
-    """A bounded mechanism takes its neighbours' keys, a state passes from process to process, others exchange tokens for heads."""
+    """Bounded mechanisms fetch neighbouring keys, stateful ones pass their state, others exchange tokens for heads."""
 
     num_heads: int
     shard: Shard | None = None
-    """The part of the sequence that a call is given, where it is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
+    """This process's shard, if the sequence is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
     per_head_tensors: tuple[str, ...] | None = None
-    """Names, below the mechanism, of the tensors whose first axis is the heads, where heads are independent of each other and nothing else
-    depends on which or how many they are: a process can then compute some of the heads (:meth:`of_heads`). ``None``: not so."""
+    """Names, below the mechanism, of the tensors whose first axis is the heads. A process can then compute some of the heads
+    (:meth:`of_heads`). ``None`` if heads depend on each other, or if anything else depends on which or how many heads there are."""
     head_range: tuple[int, int] | None = None
-    """The first head of a part that :meth:`of_heads` made, and the number of all heads; ``None`` for a whole mechanism."""
+    """The first head and the number of all heads, in a part made by :meth:`of_heads`; ``None`` for a whole mechanism."""
 
     def locality(self, causal: bool) -> Locality | None:
-        """The distances that a token sees, global tokens apart; ``None`` when that is not bounded. A bounded mechanism can be sharded."""
+        """The distances that a token sees, without global tokens; ``None`` if unbounded. A bounded mechanism can be sharded."""
         return None
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """This process's rows of a sequence that is sharded across processes; all of them call it.
+        """This process's rows of a sequence that is sharded across processes. All processes must call it.
 
-        A bounded mechanism takes the neighbouring tokens' keys and values, and those of the global tokens; the rows of global tokens are
-        made of every process's sums. A recurrence runs in one process after the other. What needs whole sequences gets those of some
+        A bounded mechanism fetches the keys and values of neighbouring and global tokens; the rows of global tokens combine the sums of all
+        processes. A recurrence runs in one process after the other. A mechanism that needs whole sequences gets them for some of the
         heads, see :meth:`attend_by_heads`.
 
         Args:
             q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
-            call: without batch and global tokens, which the shard knows.
+            call: without batch and global tokens, which the shard holds.
         Raises:
-            OptionError: every token's output depends on the whole sequence in a way that cannot be sharded.
-            MaskError: left padding or packed documents, where tokens are counted.
+            OptionError: outputs depend on the whole sequence in a way that cannot be sharded, or relative positions meet global tokens.
+            MaskError: left padding or packed documents, for a mechanism that counts tokens.
         """
         local = self.locality(call.causal)
         if local is None:
@@ -74,7 +74,7 @@ class Shardable(ScoreTerms):
         return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), real & shard.owns(index))
 
     def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """:meth:`forward` where the global tokens are those of ``call.global_mask`` and nothing else; their rows may be anything."""
+        """:meth:`forward` with the global tokens of ``call.global_mask`` and no others. The rows of global tokens may be anything."""
         return self(q, k, v, call)
 
     def global_rows(self, causal: bool) -> bool:
@@ -96,13 +96,13 @@ class Shardable(ScoreTerms):
         return in_turn(lambda state: self.advance(q, k, v, state, local_call), q, shard)
 
     def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """This process's rows, by computing whole sequences of some of the heads and exchanging heads for tokens before and after.
+        """This process's rows, computed from whole sequences of some of the heads. Tokens are exchanged for heads, and back.
 
-        For mechanisms whose tokens depend on the whole sequence, and for documents and left padding where tokens are counted.
+        For mechanisms whose outputs depend on the whole sequence, and for documents and left padding if tokens are counted.
 
         Raises:
             OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
-            MaskError: it cannot be divided with this padding, but with another.
+            MaskError: it cannot be divided, and a sequence does not start at its row's first token.
         """
         heads, processes = q.shape[1], len(shard.bounds)
         if self.per_head_tensors is None or self.relative is not None or self.takes_hidden_states or heads < processes:
@@ -132,13 +132,13 @@ class Shardable(ScoreTerms):
         return shard.heads_to_tokens(divided, out)
 
     def of_heads(self, first: int, last: int) -> Self:
-        """This mechanism as one of the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
+        """This mechanism restricted to the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
         part = copy.copy(self)
         part.num_heads, part.head_range = last - first, (first, self.num_heads)
         return part
 
     def check_shard(self, shard: Shard) -> None:
-        """Refuse a sharded batch whose sequences do not all start at the first token, for a mechanism that counts tokens."""
+        """Raise :class:`MaskError` unless every sequence starts at its row's first token. For mechanisms that count tokens."""
         if not shard.starts_at_first:
             raise MaskError(
                 f"Mechanism {self.name!r} counts tokens from the first one of each sequence, which another process may have where rows are "
@@ -147,7 +147,7 @@ class Shardable(ScoreTerms):
 
 
 class _SomeHeads(nn.Module):
-    """Holds a mechanism whose tensors ``torch.func.functional_call`` replaces by those of some heads while a part of it runs."""
+    """Wrapper in which ``torch.func.functional_call`` replaces a mechanism's tensors by those of some heads."""
 
     def __init__(self, mechanism: Shardable) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Mechanisms that choose keys by summaries of them (means, norms, hashes), which a decode cache keeps next to the keys.
+"""Mechanisms that choose keys by summaries (means, norms, hashes). A decode cache keeps the summaries next to the keys.
 
 A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. The summary of a unit depends on its tokens
 alone (and on ``summary_ahead`` more after it), so it can be computed again at any time: for a unit that still grows, after tokens were
@@ -18,7 +18,7 @@ from ...engines.topk import gather_kv, gathered_kv_attention, term_at
 from .base import Mechanism
 
 FEW_QUERIES = 32
-"""Most new tokens for which summaries are used; longer pieces of a prompt go through ``forward``."""
+"""Maximum number of new tokens in a step that uses summaries. Longer pieces of a prompt go through ``forward``."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class CacheSummaries:
         return torch.arange(kv_len - q_len, kv_len, device=self.starts.device) - self.starts[:, None]
 
     def columns(self, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
-        """Columns of ``positions (B, …)``, and which hold a real token: not those of negative positions and padding."""
+        """The columns of ``positions (B, …)``, and whether each holds a real token. False outside the sequence and for padding."""
         starts = self.starts.view(-1, *[1] * (positions.dim() - 1))
         columns = (positions + starts).clamp(0, kv_len - 1)
         present = (positions >= 0) & (positions + starts < kv_len)
@@ -59,7 +59,7 @@ class SummarisedMechanism(Mechanism):
 
     @property
     def summary_ahead(self) -> int:
-        """Tokens after a unit that its summary depends on as well; units are then those tokens longer in :meth:`summarise_units`."""
+        """Tokens after a unit that its summary also depends on. :meth:`summarise_units` gets them at the end of the unit."""
         return 0
 
     @abstractmethod
@@ -83,7 +83,7 @@ class SummarisedMechanism(Mechanism):
 
 
 def attend_at(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, seen: Tensor, call: AttentionCall) -> Tensor:
-    """Attention of ``q (B, H, Nq, D)`` over the keys at ``columns (B, H, Nq, K)`` of ``k, v (B, H_kv, Nk, D)``, of those ``seen`` bool."""
+    """Attention of ``q (B, H, Nq, D)`` over the keys at ``columns (B, H, Nq, K)`` of ``k, v (B, H_kv, Nk, D)`` where ``seen`` is True."""
     if call.score_mod is not None:
         seen = term_at(call.score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
     return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=call.scale)

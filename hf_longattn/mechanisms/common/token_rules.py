@@ -1,4 +1,4 @@
-"""Which tokens are global: fixed positions, or by token ids (single ids, or a whole segment of a pair of texts)."""
+"""Rules for global tokens: fixed positions, token ids, or a whole segment of a text pair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TokenRule:
 
     positions: counted from each sequence's first real token.
     token_ids: every token with one of these ids.
-    first_segment: the tokens before the first separator, which is not one of them (Beltagy et al. 2020, section 3.1, "global attention on
+    first_segment: the tokens before the first separator, without the separator (Beltagy et al. 2020, section 3.1, "global attention on
         all question tokens").
     second_segment: everything after the separators that end the first segment, closing separators included.
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
@@ -83,7 +83,7 @@ class TokenRule:
 def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
     """The tokens at ``positions``, counted from each sequence's first real token, as ``(B, N)`` bool."""
     counted, chosen = real.cumsum(-1) - 1, torch.zeros_like(real)
-    for first, last in runs(positions):  # numbers and no tensor, which a compiled step would copy to a GPU every time
+    for first, last in runs(positions):  # Python numbers: a compiled step would copy a tensor to a GPU every time
         chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
     return chosen & real
 
