@@ -75,7 +75,6 @@ class GraphLayer(AttentionCacheLayer, DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """Return the new keys and values alone. :meth:`attend` reads the earlier tokens from the state."""
-        self.count = key_states.shape[2]
         return key_states, value_states
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:

@@ -310,6 +310,6 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], only: int |
     """How the results differ, or None. All must be finite; with ``only``, the number of a result, just that one is compared."""
     pairs = [*zip(found, expected, strict=True)]
     off = max(float((x.float() - y).abs().max()) for x, y in (pairs if only is None else pairs[only : only + 1]))
-    if off < 0.1 and all(bool(x.isfinite().all()) for x in found):
-        return None
-    return f"its results for a few tokens differ from the definition by {off:.2g}"
+    if not all(bool(x.isfinite().all()) for x in found):
+        return "its results for a few tokens are not finite"
+    return None if off < 0.1 else f"its results for a few tokens differ from the definition by {off:.2g}"
