@@ -21,6 +21,8 @@ from ..data.sources import DataError
 from ..evaluation import load_metric
 from ..evaluation.late_chunking import late_chunks, read_tokens
 
+PART = 128
+"""Tokens of a part of a document that is a negative."""
 TOGETHER = 8
 """Passages of one document that stand together in a batch: it is read once for all of them."""
 
@@ -53,7 +55,9 @@ def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None)
 
 
 class PassageLoss(nn.Module):
-    """The cross-entropy of each query's passage among all passages of the batch.
+    """The cross-entropy of each query's passage among all passages and parts of the batch's documents.
+
+    Parts are :data:`PART` tokens long. A part that overlaps a query's passage is no negative of that query.
 
     Args:
         model: a sentence-transformers model that averages token states.
@@ -68,16 +72,24 @@ class PassageLoss(nn.Module):
         anchors, documents = sentence_features
         queries = self.model(anchors)["sentence_embedding"]
         _, document = torch.unique(documents["input_ids"], dim=0, return_inverse=True)
-        rows = torch.arange(len(document), device=document.device)
-        first = rows.new_full((int(document.max()) + 1,), len(rows)).scatter_reduce(0, document, rows, "amin")  # each document is read once
-        states = self.model[0]({name: value[first] for name, value in documents.items() if isinstance(value, Tensor)})["token_embeddings"]
-        passages = torch.stack(
-            [states[number, start:end].mean(0) for number, (start, end) in zip(document.tolist(), labels.tolist(), strict=True)]
-        )
-        scores = F.normalize(queries, dim=-1) @ F.normalize(passages, dim=-1).T * self.scale
-        place = torch.cat([document[:, None], labels.to(document.device)], 1)
-        same = (place[:, None] == place).all(-1) & ~torch.eye(len(place), dtype=torch.bool, device=place.device)
-        return F.cross_entropy(scores.masked_fill(same, -torch.inf), rows)
+        of_row = document.tolist()
+        states = [self._states(documents, of_row.index(number)) for number in range(max(of_row) + 1)]  # each document is read once
+        places = [(number, start, end) for number, (start, end) in zip(of_row, labels.tolist(), strict=True)]
+        for number, read in enumerate(states):
+            places += [(number, start, min(start + PART, len(read))) for start in range(0, len(read), PART)]
+        vectors = torch.stack([states[number][start:end].mean(0) for number, start, end in places])
+        scores = F.normalize(queries, dim=-1) @ F.normalize(vectors, dim=-1).T * self.scale
+        number, start, end = torch.tensor(places, device=scores.device).unbind(1)
+        rows = torch.arange(len(queries), device=scores.device)
+        overlaps = (number[rows, None] == number) & (start[rows, None] < end) & (start < end[rows, None])
+        overlaps[rows, rows] = False
+        return F.cross_entropy(scores.masked_fill(overlaps, -torch.inf), rows)
+
+    def _states(self, documents: Any, row: int) -> Tensor:
+        """Token states ``(n, hidden_size)`` of a document, read without the padding of its batch."""
+        real = documents["attention_mask"][row].bool()
+        inputs = {name: value[row, real][None] for name, value in documents.items() if isinstance(value, Tensor)}
+        return self.model[0](inputs)["token_embeddings"][0]
 
 
 class ByDocument(DefaultBatchSampler):

@@ -90,6 +90,7 @@ def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
     from hf_longattn.training import passages
 
     monkeypatch.setattr(passages, "TOGETHER", 3)
+    monkeypatch.setattr(passages, "PART", 5)
     rng, words = random.Random(0), ["tree", "file", "node", "path", "line", "code", "name", "type"]
     rows = []
     for title in words:
@@ -107,7 +108,7 @@ def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
     forward = passages.PassageLoss.forward
 
     def compared(loss: Any, features: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The loss, and that of its definition: each document read alone, each passage by its own tokens."""
+        """The loss, and that of its definition: each document read alone, each passage and each part by its own tokens."""
         if seen:
             return forward(loss, features, labels)
         loss.model.eval()  # no dropout
@@ -115,20 +116,31 @@ def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
         if not seen:
             with torch.no_grad():
                 queries = loss.model(dict(features[0]))["sentence_embedding"]
-                places, vectors = [], []
+                places, vectors, texts = [], [], {}
                 for ids, mask, (start, end) in zip(features[1]["input_ids"], features[1]["attention_mask"], labels.tolist(), strict=True):
                     alone = ids[mask.bool()][None]
                     states = loss.model.transformers_model(input_ids=alone).last_hidden_state[0]
                     places.append((tuple(alone[0].tolist()), start, end))
                     vectors.append(states[start:end].mean(0))
+                    texts[places[-1][0]] = states
+                for text, states in texts.items():
+                    for start in range(0, len(states), 5):
+                        places.append((text, start, start + 5))
+                        vectors.append(states[start : start + 5].mean(0))
                 terms = []
                 for number, query in enumerate(queries):
-                    kept = [other for other, place in enumerate(places) if other == number or place != places[number]]
+                    text, start, end = places[number]
+                    kept = [
+                        other
+                        for other, (its, first, last) in enumerate(places)
+                        if other == number or its != text or last <= start or first >= end
+                    ]
                     cosines = torch.stack([torch.cosine_similarity(query, vectors[other], dim=0) for other in kept]).double()
                     terms.append(torch.logsumexp(20 * cosines, 0) - 20 * cosines[kept.index(number)])
             seen.append((found.item(), torch.stack(terms).mean().item()))
-            assert {places.count(place) for place in places} == {1}
-            assert max(sum(ids == other for other, _, _ in places) for ids, _, _ in places) >= 3
+            asked = places[: len(queries)]
+            assert {asked.count(place) for place in asked} == {1}
+            assert max(sum(ids == other for other, _, _ in asked) for ids, _, _ in asked) >= 3
         return found
 
     monkeypatch.setattr(passages.PassageLoss, "forward", compared)

@@ -45,12 +45,13 @@ PAGES, LONG, TITLE = 250, 8192, 16
 CHUNKS = (128, 256, 512)
 SETS = {"pages": "the page of a sentence", "passages": "the passage of a page"}
 TRAINED = {
-    "chunks": ("minilm", "chunks", "--batch_size 32 --learning_rate 2e-5 --max-length 512"),
-    "one": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 2e-5"),
-    "positions": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 2e-3 --train positions"),
-    "late": ("long", "passages", "--batch_size 32 --learning_rate 2e-5"),
-    "titled": ("long-titled", "passages", "--batch_size 32 --learning_rate 2e-5"),
-    "tokens": ("long", "pages", "--batch_size 16 --mini_batch_size 2 --learning_rate 1e-5 --multi_vector"),
+    "chunks": ("minilm", "chunks", "--batch_size 32 --learning_rate 5e-5 --max-length 512"),
+    "named": ("minilm", "named", "--batch_size 32 --learning_rate 5e-5 --max-length 512"),
+    "one": ("long", "pages", "--batch_size 16 --mini_batch_size 1 --learning_rate 5e-5"),
+    "positions": ("long", "pages", "--batch_size 16 --mini_batch_size 1 --learning_rate 2e-3 --train positions"),
+    "late": ("long", "passages", "--batch_size 8 --learning_rate 5e-5"),
+    "titled": ("long-titled", "passages", "--batch_size 8 --learning_rate 5e-5"),
+    "tokens": ("long", "pages", "--batch_size 16 --mini_batch_size 1 --learning_rate 1e-5 --multi_vector"),
 }
 """What is trained: the model that it starts from, the pairs, and further options."""
 ROWS = {
@@ -76,8 +77,7 @@ ROWS = {
 PASSAGE_ROWS = {
     "alone": "original, each passage alone",
     "title": "original, the page's name in front of each",
-    "chunks alone": "**original, fine-tuned**, each passage alone",
-    "chunks title": "**original, fine-tuned**, the page's name in front",
+    "named trained": "**original, fine-tuned with the page's name in front**",
     "bm25": "BM25",
     "bm25 title": "BM25, the page's name in front",
     "tokens alone": "original, tokens of each passage, MaxSim",
@@ -86,6 +86,19 @@ PASSAGE_ROWS = {
     "late trained": "**converted, trained on passages**, late chunks",
     "titled trained": f"**the same, the page's first {TITLE} tokens global**",
 }
+BRIEF = {
+    "original, first 512 tokens": ("truncated", None),
+    "original, best chunk of 256; passages alone": ("best 256", "alone"),
+    "the same, the page's name in front": (None, "title"),
+    "BM25; with the page's name in front": ("bm25", "bm25 title"),
+    "converted, one vector": ("one", None),
+    "converted, eight vectors": ("parts 8", None),
+    "converted, late chunks": ("late", "late"),
+    "the same, trained": ("late trained", "late trained"),
+    "converted, a vector for each token": ("tokens", None),
+    "converted, 64 vectors": ("tokens 64", None),
+}
+"""Rows of the table in README.md, with the system of each of :data:`SETS`."""
 SPEEDS = {
     "truncated": ("minilm", "original, first 512 tokens"),
     "chunks": ("minilm", "original, chunks of 512"),
@@ -98,7 +111,7 @@ SPEEDS = {
 class Minutes(NamedTuple):
     """Minutes of each training."""
 
-    training: float = 8.0
+    training: float = 6.0
 
 
 class Ranks(NamedTuple):
@@ -164,6 +177,7 @@ def build(work: Path, tokenizer: Any, quick: bool) -> None:
             rows["chunks-train"].append({"anchor": text, "positive": near})
     for text, page, start, end in passage_queries(train, rng, least=2, most=12):
         rows["passages-train"].append({"anchor": text, "positive": page.text, "start": start, "end": end})
+        rows["named-train"].append({"anchor": text, "positive": f"{page.name}\n{page.text[start:end]}"})
     for name, records in rows.items():
         if name.endswith("-train"):
             rng.shuffle(records)
@@ -226,6 +240,16 @@ def clusters(vectors: Vectors, count: int) -> Vectors:
     for name, rows in vectors.items():
         centres = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=0).fit(rows).cluster_centers_
         found[name] = centres / np.linalg.norm(centres, axis=1, keepdims=True)
+    return found
+
+
+def averaged(vectors: Vectors, count: int) -> Vectors:
+    """Means of a page's token vectors in ``count`` equal parts, as ``--vectors parts`` of a model of token vectors gives them."""
+    found = {}
+    for name, rows in vectors.items():
+        size = -(-len(rows) // count)
+        means = np.stack([rows[first : first + size].mean(0) for first in range(0, len(rows), size)])
+        found[name] = means / np.linalg.norm(means, axis=1, keepdims=True)
     return found
 
 
@@ -293,10 +317,10 @@ def trained(work: Path, seed: int) -> Iterator[Ranks]:
     yield of("pages", "one trained", "one", embed(work, f"one-{seed}", "pages"))
     yield of("pages", "positions trained", "positions", embed(work, f"positions-{seed}", "pages"))
     yield of("pages", "late trained", "late", embed(work, f"late-{seed}", "pages", "passages:128"))
-    yield of("pages", "tokens trained", "tokens", embed(work, f"tokens-{seed}", "pages", "tokens"), "tokens")
-    yield of("pages", "tokens trained 64", "tokens", embed(work, f"tokens-{seed}", "pages", "parts:64"), "tokens")
-    for name in ("alone", "title"):
-        yield of("passages", f"chunks {name}", "chunks", embed(work, f"chunks-{seed}", f"passages-{name}"))
+    states = embed(work, f"tokens-{seed}", "pages", "tokens")
+    yield of("pages", "tokens trained", "tokens", states, "tokens")
+    yield of("pages", "tokens trained 64", "tokens", averaged(states, 64), "tokens")
+    yield of("passages", "named trained", "named", embed(work, f"named-{seed}", "passages-title"))
     for name in ("late", "titled"):
         yield of("passages", f"{name} trained", name, late(work, f"{name}-{seed}"))
 
@@ -347,7 +371,7 @@ class Round(NamedTuple):
 
 
 def speeds(work: Path) -> dict[str, float]:
-    """Documents a second of ``SentenceTransformer.encode`` on every fourth page.
+    """Documents a second of ``SentenceTransformer.encode`` on every eighth page.
 
     Systems take turns in three rounds; the median counts.
     """
@@ -355,7 +379,7 @@ def speeds(work: Path) -> dict[str, float]:
 
     import hf_longattn
 
-    pages = [row["text"] for row in read(work / "pages.jsonl")[::4]]
+    pages = [row["text"] for row in read(work / "pages.jsonl")[::8]]
 
     def rounds() -> Iterator[Round]:
         encoders = {name: SentenceTransformer(str(work / model), device="cpu") for name, (model, _) in SPEEDS.items()}
@@ -392,19 +416,20 @@ def tables(record: Mapping[str, Any]) -> str:
     parts = []
     for which, labels, base in (("pages", ROWS, "the mean of chunks of 256"), ("passages", PASSAGE_ROWS, "passages alone")):
         count = record["test"][which]
-        rows = []
+        rows, measured = [], record["table"][which]
         for system, label in labels.items():
-            row = record["table"][which][system]
-            rows.append(
-                [label, *("{:.1f} [{:.1f}, {:.1f}]".format(*row[name]) for name in ("mrr", "first")), "{:+.1f}".format(row["more"][0])]
-            )
+            if row := measured.get(system):
+                values = ("{:.1f} [{:.1f}, {:.1f}]".format(*row[name]) for name in ("mrr", "first"))
+                rows.append([label, *values, "{:+.1f}".format(row["more"][0])])
         header = [f"{SETS[which]}: {count} queries", "MRR, %", "right one first, %", f"MRR more than {base}"]
         parts.append(markdown_table(header, rows))
+        if missing := [label for system, label in labels.items() if system not in measured]:
+            parts.append(f"Not measured yet: {'; '.join(missing)}.")
     test, minutes = record["test"], Minutes(*record["minutes"])
     rows = [[label, f"{test['documents a second'][name]:.2f}"] for name, (_, label) in SPEEDS.items()]
     parts.append(markdown_table(["one vector of a page", "documents a second"], rows))
     labels = {"long": "untrained", "one": "trained for one vector", "positions": "new positions trained", "late": "trained on passages"}
-    kept = ((label, test["short texts"][name]) for name, label in labels.items())
+    kept = ((label, test["short texts"][name]) for name, label in labels.items() if name in test["short texts"])
     parts.append("Sentences, against the original's vectors: " + "; ".join(
         f"{label} cosine {row['cosine']:.4f}, rank correlation of similarities {row['spearman']:.4f}" for label, row in kept
     ) + ".")  # fmt: skip
@@ -413,6 +438,21 @@ def tables(record: Mapping[str, Any]) -> str:
         + f"\n\n{test['documents']} pages, {test['places']} passages; {test['late']:.0f} % of the sentences are from the "
         f"last third of their page. {minutes.training:g} minutes of each training, seeds {', '.join(map(str, record['seeds']))}; 95 % "
         f"intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
+    )
+
+
+def brief(record: Mapping[str, Any]) -> str:
+    """MRR on both sets, for README.md."""
+    table, test = record["table"], record["test"]
+
+    def cell(which: str, system: str | None) -> str:
+        return "–" if system is None else "{:.0f} [{:.0f}, {:.0f}]".format(*table[which][system]["mrr"])
+
+    rows = [[label, cell("pages", of_pages), cell("passages", of_passages)] for label, (of_pages, of_passages) in BRIEF.items()]
+    shortest, longest = LENGTHS
+    return (
+        f"{markdown_table(['MRR, %', *SETS.values()], rows)}\n\n*{test['pages']} and {test['passages']} queries over {test['documents']} "
+        f"manual pages of {shortest:,} to {longest:,} tokens; 95 % intervals ([how it was measured](docs/results/embed.md)).*"
     )
 
 

@@ -31,6 +31,7 @@ from scripts.dev.benchmarks.sound_models import sound_table
 from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.benchmarks.training_steps import markdown as training_steps_markdown
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
+from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
 from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
 from scripts.dev.tools.device_counts import in_brief
 from scripts.dev.tools.lowering import in_brief as lowering_in_brief
@@ -38,7 +39,7 @@ from scripts.dev.tools.lowering import in_brief as lowering_in_brief
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 STUDIES = (
     "compress", "context", "diagnosis", "distillation", "inference", "joint_labels", "joint_ranking", "joint_reading", "mlm", "packing",
-    "probes", "retrieval", "seams", "search", "serving", "table5", "tiled",
+    "probes", "real_retrieval", "seams", "search", "serving", "table5", "tiled",
 )  # fmt: skip
 """Stored results whose page is a block of its own name."""
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
@@ -244,6 +245,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
     "model": partial(speed, "model-longformer-window512-fp32"),
     "joint-reading-brief": partial(study, "joint_reading", joint_reading_brief, "python -m scripts.dev.studies.joint_reading"),
+    "real-retrieval-brief": partial(study, "real_retrieval", real_retrieval_brief, "python -m scripts.dev.studies.real_retrieval"),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": gpu,
