@@ -2,8 +2,8 @@
 
 A private name can change with any version of its library. So each is listed in :data:`PRIVATE_APIS` and looked up by a function, and no
 module's import fails without it: a missing name gives a :class:`BackendError` on use or, where results stay correct, a warning. Private
-methods that our subclasses override are in those subclasses, and :data:`OVERRIDDEN` lists them. ``tests/test_private_apis.py`` finds each
-name in the versions of :data:`TESTED`, and removes each name to check the message.
+methods that our subclasses override are in those subclasses. ``tests/test_private_apis.py`` lists them, finds each name in the versions of
+:data:`TESTED`, and removes each name to check the message.
 """
 
 from __future__ import annotations
@@ -97,29 +97,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "target_modules": ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
 }
 """Our name of an API -> the private names that it needs, as ``"module:name"`` or ``"module:Class.name"``."""
-OVERRIDDEN = (
-    "transformers:PreTrainedModel._can_set_attn_implementation",
-    "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
-    "transformers:GenerationMixin._update_model_kwargs_for_generation",
-    "transformers:GenerationMixin._valid_auto_compile_criteria",
-    "transformers:GenerationMixin._prepare_position_ids_for_generation",
-    "transformers.utils:PushToHubMixin._upload_modified_files",
-    "transformers:Trainer._get_eval_sampler",
-    "transformers:Trainer._get_grad_norm",
-    "transformers:Trainer._get_train_sampler",
-    "transformers:Trainer._prepare_context_parallel_inputs",
-    "transformers:Trainer._run_epoch",
-)
-"""Private methods that subclasses of ours override (``modeling/mixin.py``, ``training/trainer.py``)."""
-DECLARED = (
-    "_keep_in_fp32_modules_strict",
-    "_no_split_modules",
-    "_supports_attention_backend",
-    "_supports_flash_attn",
-    "_supports_flex_attn",
-    "_supports_sdpa",
-)
-"""Class attributes that transformers' documentation tells model authors to set. Versions that do not know one ignore it."""
 
 
 def sentence(name: str) -> str:

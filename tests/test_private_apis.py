@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.private_apis import DECLARED, OVERRIDDEN, PRIVATE_APIS, TESTED
+from hf_longattn.private_apis import PRIVATE_APIS, TESTED
 
 from .removed_apis import resolve
 from .warm import run_fresh
@@ -19,6 +19,29 @@ FOLDERS = ("hf_longattn", "scripts")
 OTHERS = {"_replace", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit"}
 """Private by their spelling only (of a namedtuple, of os), or argparse's."""
 LISTED = {part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")}
+OVERRIDDEN = (
+    "transformers:PreTrainedModel._can_set_attn_implementation",
+    "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
+    "transformers:GenerationMixin._update_model_kwargs_for_generation",
+    "transformers:GenerationMixin._valid_auto_compile_criteria",
+    "transformers:GenerationMixin._prepare_position_ids_for_generation",
+    "transformers.utils:PushToHubMixin._upload_modified_files",
+    "transformers:Trainer._get_eval_sampler",
+    "transformers:Trainer._get_grad_norm",
+    "transformers:Trainer._get_train_sampler",
+    "transformers:Trainer._prepare_context_parallel_inputs",
+    "transformers:Trainer._run_epoch",
+)
+"""Private methods that subclasses of ours override (``modeling/mixin.py``, ``training/trainer.py``)."""
+DECLARED = (
+    "_keep_in_fp32_modules_strict",
+    "_no_split_modules",
+    "_supports_attention_backend",
+    "_supports_flash_attn",
+    "_supports_flex_attn",
+    "_supports_sdpa",
+)
+"""Class attributes that transformers' documentation tells model authors to set. Versions that do not know one ignore it."""
 NAMED_ONLY = LISTED | {"_is_hf_initialized", "_modules", "TENSOR_PROCESSORS"}
 
 
