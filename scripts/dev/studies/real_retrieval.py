@@ -88,15 +88,18 @@ PASSAGE_ROWS = {
 }
 BRIEF = {
     "original, first 512 tokens": ("truncated", None),
-    "original, best chunk of 256; passages alone": ("best 256", "alone"),
-    "the same, the page's name in front": (None, "title"),
+    "original, best chunk of 256; passages": ("best 256", "alone"),
+    "original, passages with the page's name in front": (None, "title"),
+    "the same, trained": (None, "named trained"),
     "BM25; with the page's name in front": ("bm25", "bm25 title"),
+    "original, token vectors of chunks; of passages with the name": ("chunk tokens", "tokens title"),
     "converted, one vector": ("one", None),
     "converted, eight vectors": ("parts 8", None),
-    "converted, late chunks": ("late", "late"),
-    "the same, trained": ("late trained", "late trained"),
-    "converted, a vector for each token": ("tokens", None),
     "converted, 64 vectors": ("tokens 64", None),
+    "converted, token vectors": ("tokens", None),
+    "converted, late chunks": ("late", "late"),
+    "converted, late chunks, trained": ("late trained", "late trained"),
+    f"the same, the page's first {TITLE} tokens global": (None, "titled trained"),
 }
 """Rows of the table in README.md, with the system of each of :data:`SETS`."""
 SPEEDS = {
