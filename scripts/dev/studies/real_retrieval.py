@@ -439,7 +439,7 @@ def tables(record: Mapping[str, Any]) -> str:
     return (
         "\n\n".join(parts)
         + f"\n\n{test['documents']} pages, {test['places']} passages; {test['late']:.0f} % of the sentences are from the "
-        f"last third of their page. {minutes.training:g} minutes of each training, seeds {', '.join(map(str, record['seeds']))}; 95 % "
+        f"last third of their page. {minutes.training:g} minutes of each training, seed {', '.join(map(str, record['seeds']))}; 95 % "
         f"intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
     )
 
