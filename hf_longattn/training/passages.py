@@ -79,9 +79,9 @@ class PassageLoss(nn.Module):
             places += [(number, start, min(start + PART, len(read))) for start in range(0, len(read), PART)]
         vectors = torch.stack([states[number][start:end].mean(0) for number, start, end in places])
         scores = F.normalize(queries, dim=-1) @ F.normalize(vectors, dim=-1).T * self.scale
-        number, start, end = torch.tensor(places, device=scores.device).unbind(1)
+        texts, starts, ends = torch.tensor(places, device=scores.device).unbind(1)
         rows = torch.arange(len(queries), device=scores.device)
-        overlaps = (number[rows, None] == number) & (start[rows, None] < end) & (start < end[rows, None])
+        overlaps = (texts[rows, None] == texts) & (starts[rows, None] < ends) & (starts < ends[rows, None])
         overlaps[rows, rows] = False
         return F.cross_entropy(scores.masked_fill(overlaps, -torch.inf), rows)
 
