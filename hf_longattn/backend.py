@@ -117,7 +117,7 @@ def longattn_mask(
 
 
 def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The padding mask ``(B, width)`` of a static cache with ``total`` tokens. Its width is constant; empty slots are False.
+    """The padding mask ``(B, width)`` of a static cache with ``total`` tokens, False in empty slots.
 
     Raises:
         LengthError: the text is longer than the cache.
@@ -229,9 +229,9 @@ def longattn_attention_forward(
 
 
 def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Prepend a stream's earlier keys and values to ``(B, H_kv, n, D)``, if a layer reads one. Its result may be passed in again.
+    """Prepend a stream's earlier keys and values to ``(B, H_kv, n, D)``, if a layer reads one.
 
-    The attention function calls it. Attention modules that compute something from all keys call it earlier.
+    The attention function calls it. Attention modules that compute something from all keys call it earlier. It may be called on its result.
     """
     with_earlier = None if torch.compiler.is_dynamo_compiling() else STREAMED_KEYS.get()
     return (key, value) if with_earlier is None else with_earlier(key, value)
@@ -256,7 +256,7 @@ def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
 
 
 def _padding_and_pairs(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return (padding mask ``(B, N)``, mask of pairs ``(B, 1 or H, Nq, Nk)``); one of them, or both, are ``None``."""
+    """``(padding mask (B, N), None)``, or ``(None, mask of pairs (B, 1 or H, Nq, Nk))``."""
     return (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
 
 
@@ -299,8 +299,8 @@ def _attend_static(
     call: AttentionCall,
     kwargs: dict[str, Any],
 ) -> Tensor | None:
-    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache. Shapes do not depend on the number of tokens.
-    ``None`` if a call over the filled slots alone costs less, or is the only way.
+    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache.
+    Its shapes do not depend on the number of tokens. ``None`` if a call over the filled slots alone costs less, or is the only way.
 
     Raises:
         BackendError: in a graph, which has no other way, if the mechanism does not attend by rows of its mask.
@@ -353,8 +353,8 @@ def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call:
 
 
 def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and mask of a static cache's filled slots. A padding mask is ``(B, tokens)``. Waits for the device: once in a forward
-    pass if there is a mask."""
+    """Keys, values and mask of a static cache's filled slots.
+    A padding mask is ``(B, tokens)``. Waits for the device, once in a forward pass if there is a mask."""
     if key.shape[2] == query.shape[2]:
         total: Any = key.shape[2]
     else:
@@ -375,7 +375,7 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
 def _sharded(
     mechanism: Mechanism, shard: Shard, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, kwargs: dict[str, Any]
 ) -> Tensor:
-    """The output ``(B, Nq, H, D)`` of this process's part of the sequence. The shard has the padding, documents and global tokens."""
+    """The output ``(B, Nq, H, D)`` of this process's tokens. The shard has padding, documents, globals."""
     if func_transforms():
         raise DerivativeError(
             "Processes exchange tokens in autograd only, which torch.func and forward-mode AD cannot follow; call the model outside of "
@@ -462,7 +462,7 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 
 
 def _batch(mask: Tensor, kv_len: int) -> Batch:
-    """The sequences of a padding mask ``(B, tokens seen)`` at the last ``kv_len`` keys. Cached for all layers that share the mask."""
+    """The sequences of a padding mask at the last ``kv_len`` keys, cached for all layers."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
     return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
 
@@ -546,8 +546,8 @@ def _softcap(kwargs: dict[str, Any], query: Tensor) -> float | Tensor | None:
 def _score_mod(
     mask: Tensor | None, bias: Tensor | ScoreMod | None, q_len: int, kv_len: int | Tensor, softcap: float | Tensor | None
 ) -> ScoreMod | None:
-    """The ``score_mod`` at absolute positions of a mask and a bias ``(B or 1, H or 1, Nq or 1, Nk)``; ``None`` if nothing changes scores.
-    It applies ``softcap`` first, then a bias that is a ``score_mod`` itself, then the tensors."""
+    """The ``score_mod`` of a mask and a bias ``(B or 1, H or 1, Nq or 1, Nk)``, or None.
+    It takes absolute positions. It applies ``softcap`` first, then a bias that is a ``score_mod`` itself, then the tensors."""
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change

@@ -32,7 +32,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     Args:
         q: ``(B, H, N, D)``, and k, v ``(B, H_kv, N, D)``; block m holds the tokens ``m * block_size …``.
         chosen: ``(B, H_kv, N, K)`` int64, blocks selected besides the query's own, no duplicates; -1 is an empty slot.
-        call: if causal, a query does not see later keys of its own block.
+        call: if causal, a query does not see later keys in its block.
     Returns:
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """

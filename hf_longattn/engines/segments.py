@@ -1,6 +1,6 @@
 """Linear attention over several sequences in a row, in one call. For GPUs, where one call per sequence costs more than its tokens.
 
-Every token has a label, and a query sees only keys of its own label. Labels never descend along a row (or never ascend), and the key at a
+Every token has a label, and queries see only keys with the same label. Labels never descend along a row (or never ascend), and the key at a
 position has the label of the query there or an earlier one. So only queries of a chunk's first label see keys of earlier chunks, and these
 keys have the last label of their chunk. Let U_c be the sum over the keys of the last label of chunk c. Then chunk c starts with the sum
 

@@ -288,7 +288,7 @@ def local_softmax_terms(
         real: ``(B, Nk)`` bool, False = padding.
         scale: factor on q·k.
         dropout_p: dropout probability on the terms of the first sum.
-        documents: document numbers of queries ``(B, Nq)`` and keys ``(B, Nk)``. A query sees only keys of its own document.
+        documents: document numbers of queries ``(B, Nq)`` and keys ``(B, Nk)``. A query sees only keys of the same document.
     Returns:
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is within reach.
     """

@@ -1,7 +1,7 @@
 """Neighborhood attention of any rank, as NATTEN defines it. Sources: Hassani et al. 2023, Neighborhood Attention Transformer, section 3;
 Hassani and Shi 2022, Dilated Neighborhood Attention; for strides, Hassani et al. 2025, Generalized Neighborhood Attention.
 
-Along an axis, a cell sees cells of its own residue class modulo the dilation. With a stride of s, every s consecutive cells share the
+Along an axis, a cell sees cells with its index modulo the dilation. With a stride of s, every s consecutive cells share the
 window of their leader. For the i-th of the n cells of a class and a kernel of k cells,
 
     leader = min(⌊i / s⌋·s + ⌊s / 2⌋, n - 1)

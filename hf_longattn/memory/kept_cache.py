@@ -87,7 +87,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         return out, mechanism.attend_kept(q, k, one_hot, *positions, call.replace(dropout=0.0))
 
     def _prune(self) -> None:
-        if self.starts is None or not self._all_started:  # some sequence has not started, so its positions are unknown
+        if self.starts is None or not self._all_started:  # positions are unknown until all sequences have started
             return
         positions = self.positions()
         self._earliest = max(0, self.seen - SLACK)

@@ -146,7 +146,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter and buffer, including those of relative positions and members.
 
-        A mechanism with tensors of its own extends this. Nothing else may initialise them: models are loaded by building a mechanism
+        A mechanism that adds tensors extends this method. Nothing else may initialise them: models are loaded by building a mechanism
         without storage and filling it with this method, and the result must equal a newly built mechanism.
 
         Args:

@@ -165,7 +165,7 @@ class _Rises:
 
 
 def _in_graph(x: Tensor) -> bool:
-    """Whether operations are being recorded, so that none may depend on values."""
+    """Whether a graph is being traced or captured. Control flow cannot depend on values then."""
     return in_graph() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 

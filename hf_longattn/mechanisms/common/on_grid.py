@@ -1,7 +1,7 @@
 """Mechanisms on a grid of any rank: a mask over the places of cells, and prefix tokens.
 
 Cells are compared by their places (row and column in a picture, also frame in a video). The prefix (a class token, registers) has no
-place. The option ``prefix_tokens`` sets what it sees and which tokens see it:
+place. The option ``prefix_tokens`` sets which tokens the prefix sees, and which see the prefix:
 
     global   every token sees the prefix, and it sees every token
     reads    the prefix sees every token, no cell sees it

@@ -187,7 +187,7 @@ class Traits(nn.Module):
         return False
 
     def stops_gradients(self, length: int) -> bool:
-        """Whether gradients must stop at the hidden states behind some keys and values, at this length.
+        """Whether some keys and values must be computed from detached hidden states at this length.
 
         While gradients are computed, a model then makes the keys and values of a call twice, the second time from detached hidden states.
         The second pair goes to ``forward`` as ``detached_kv``, each ``(B, H_kv, n, D)`` for the call's own n tokens. Its gradients reach

@@ -246,16 +246,6 @@ def clusters(vectors: Vectors, count: int) -> Vectors:
     return found
 
 
-def averaged(vectors: Vectors, count: int) -> Vectors:
-    """Means of a page's token vectors in ``count`` equal parts, as ``--vectors parts`` of a model of token vectors gives them."""
-    found = {}
-    for name, rows in vectors.items():
-        size = -(-len(rows) // count)
-        means = np.stack([rows[first : first + size].mean(0) for first in range(0, len(rows), size)])
-        found[name] = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return found
-
-
 def ranks(queries: Vectors, documents: Vectors, rights: Mapping[str, str]) -> dict[str, float]:
     """One over the rank of each query's document: the sum over the query's vectors of the best among the document's (MaxSim)."""
     numbers = {name: number for number, name in enumerate(documents)}
@@ -320,9 +310,8 @@ def trained(work: Path, seed: int) -> Iterator[Ranks]:
     yield of("pages", "one trained", "one", embed(work, f"one-{seed}", "pages"))
     yield of("pages", "positions trained", "positions", embed(work, f"positions-{seed}", "pages"))
     yield of("pages", "late trained", "late", embed(work, f"late-{seed}", "pages", "passages:128"))
-    states = embed(work, f"tokens-{seed}", "pages", "tokens")
-    yield of("pages", "tokens trained", "tokens", states, "tokens")
-    yield of("pages", "tokens trained 64", "tokens", averaged(states, 64), "tokens")
+    yield of("pages", "tokens trained", "tokens", embed(work, f"tokens-{seed}", "pages", "tokens"), "tokens")
+    yield of("pages", "tokens trained 64", "tokens", embed(work, f"tokens-{seed}", "pages", "parts:64"), "tokens")
     yield of("passages", "named trained", "named", embed(work, f"named-{seed}", "passages-title"))
     for name in ("late", "titled"):
         yield of("passages", f"{name} trained", name, late(work, f"{name}-{seed}"))
