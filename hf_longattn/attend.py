@@ -20,7 +20,8 @@ from .engines.common.derivatives import refusal_to_map
 from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.grid_bias import GridBias
-from .engines.dispatch import OBSERVERS, DispatchContext, choose, reporting, running
+from .engines.common.paths import OBSERVERS, Kind, reporting, running
+from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.ordered import in_order
@@ -319,22 +320,21 @@ def run_mechanism(
                 q, k, v, call = without_padding(q, k, v, call, cross=True)
             if not mechanism.per_sequence(call):
                 return attention(*(without_padding(q, k, v, call) if mechanism.ignores_padding else (q, k, v, call)))
-            context = DispatchContext(
-                q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
-                single_call=mechanism.is_cross_attention or (run is None and mechanism.needs_whole_batch),
-                separate_calls=(alone or isinstance(call.grid, tuple)) and not mechanism.is_cross_attention,
-                trims_padding=mechanism.trims_padding,
-            )  # fmt: skip
-            kind = "rows" if batch.documents is None else "documents"
-            if kind == "documents" and not (alone or mechanism.is_cross_attention):
-                context.stacking = mechanism.stacking(call.causal)
-            if run is None and order is None and kind == "documents" and not mechanism.is_cross_attention:
-                if mechanism.takes_documents if context.device == "cpu" else mechanism.labels_documents(k, v, call):
+            packed, cross = batch.documents is not None, mechanism.is_cross_attention
+            single_call = cross or (run is None and mechanism.needs_whole_batch)
+            separate_calls = (alone or isinstance(call.grid, tuple)) and not cross
+            stacking = mechanism.stacking(call.causal) if packed and not (alone or cross) else None
+            kind: Kind = "documents" if packed else "rows"
+            if packed and run is None and order is None and not cross:
+                if mechanism.takes_documents if q.device.type == "cpu" else mechanism.labels_documents(k, v, call):
                     kind = "packed rows"
-                elif mechanism.is_plain_band and not (context.separate_calls or context.single_call):
-                    kind, context.dtype, context.features = "packed bands", dtype_in_attention(q), q.shape[3]
-            clears = mechanism.clears_padding and run is None
-            return attend_per_sequence(attention, q, k, v, call, choose(kind, context), context.stacking, clears_padding=clears)
+                elif mechanism.is_plain_band and not (separate_calls or single_call):
+                    kind = "packed bands"
+            layout = choose(
+                kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=mechanism.position_dependent,
+                single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=mechanism.trims_padding,
+            )  # fmt: skip
+            return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=mechanism.clears_padding and run is None)
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:
             raise

@@ -27,9 +27,9 @@ from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
+from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
-from .engines.dispatch import DENSE_MASKED, OBSERVERS, PathChoice, notify, running
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
@@ -348,7 +348,7 @@ def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call:
     """The output ``(B, Nq, H, D)`` of :meth:`Mechanism.attend_step`."""
     if OBSERVERS and not torch.compiler.is_compiling():
         with running(mechanism):
-            notify(PathChoice(DENSE_MASKED))
+            notify(PathChoice("dense-masked"))
     return mechanism.attend_step(query, key, value, call, columns).transpose(1, 2).contiguous()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engines.dispatch import PathChoice, observe
+from .engines.common.paths import PathChoice, observe
 from .errors import BackendError
 from .mechanisms.common.base import Mechanism
 

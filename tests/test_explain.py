@@ -13,10 +13,12 @@ import torch
 
 from hf_longattn import attend, build_mechanism, explain, list_mechanisms
 from hf_longattn.attend import run_batch
-from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
+from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.common.paths import OBSERVERS, PathChoice, observe
+from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.dispatch import OBSERVERS, PATHS, DispatchContext, PathChoice, attempt, choose, observe
+from hf_longattn.engines.dispatch import PATHS, attempt, first_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -114,9 +116,8 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
         return out
 
     with observe(lambda _, choice: answers.append(str(choice))):
-        assert choose("tiles", context) == "flex-gathered"
-        assert attempt("tiles", context, run, False) == (out, "flex-gathered")
-        assert attempt("tiles", context, run, True) == (None, "plain-gathered")
+        assert attempt("tiles", context, {"flex-gathered": lambda: run(False)}) == (out, "flex-gathered")
+        assert attempt("tiles", context, {"flex-gathered": lambda: run(True)}) == (None, "plain-gathered")
     elsewhere = "no cpu-gathered: the tensors are on another device"
     assert answers == [f"flex-gathered; {elsewhere}", f"plain-gathered; {elsewhere}; no flex-gathered: there is none"]
 
@@ -125,8 +126,8 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
 def test_what_flex_attention_never_takes(head_dim: int, dropout: float, reason: str) -> None:
     """Known before a try, also in a user's own graph, which would hold the kernel that refuses."""
     context = DispatchContext("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
-    assert (choose("band", context), choose("tiles", context)) == ("blockwise", "plain-gathered")
-    assert reason in str(dispatch._no_flex(context))
+    assert (first_path("band", context)[0], first_path("tiles", context)[0]) == ("blockwise", "plain-gathered")
+    assert reason in str(flex_kernel.why_not(context))
 
 
 def test_a_model_is_explained_layer_by_layer() -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile, mark_static, rows_of
+from .common.context import DispatchContext
 from .common.dense import repeat_heads, same_dtype, unit_stride
 from .cpu.block_selected import cpu_block_selected
 from .cuda.flex_blocks import flex_block_selected
-from .dispatch import DispatchContext, attempt, choose
+from .dispatch import attempt
 from .gathered import gathered_attention
 
 MAX_ROW_QUERIES = 64
@@ -38,14 +39,14 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     """
     length, heads = k.shape[2], q.shape[1]
     selection = heads // chosen.shape[1], block_size
-    context = DispatchContext(q.device.type, length, length, call, dtype=q.dtype, features=q.shape[3], selection=selection)
-    path = choose("chosen blocks", context)
-    if path == "fla-blocks":
-        return fla_block_selected(q, k, v, chosen, block_size, call)
-    if path == "flex-blocks":
-        out, path = attempt("chosen blocks", context, flex_block_selected, *same_dtype(q, k, v), chosen, block_size, call)
-        if out is not None:
-            return out
+    context = DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3], selection=selection)
+    runs = {
+        "fla-blocks": lambda: fla_block_selected(q, k, v, chosen, block_size, call),
+        "flex-blocks": lambda: flex_block_selected(*same_dtype(q, k, v), chosen, block_size, call),
+    }
+    out, path = attempt("chosen blocks", context, runs)
+    if out is not None:
+        return out
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
         q, k, v = (unit_stride(x) for x in same_dtype(q, k, v))

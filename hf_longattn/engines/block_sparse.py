@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from .common import accelerator
 from .common.axis_term import AxisTerm
 from .common.call import AttentionCall, DistanceBias, Pattern, attend_per_sequence, without_padding
+from .common.context import DispatchContext
 from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype, unit_stride
 from .common.distance_term import distance_term_of, with_terms_written_out
 from .common.document_rows import Stacking
@@ -15,10 +18,10 @@ from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
-from .cpu.dropout import dropout_of
+from .cpu.dropout import dropout_of, drops_in_tiles
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
-from .dispatch import DENSE, DENSE_MASKED, DispatchContext, attempt, choose, drops_in_tiles, fastest_path
+from .dispatch import attempt, first_path
 from .distances import distance_attention, needs_autograd_op
 
 
@@ -37,27 +40,22 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
-    context = DispatchContext(device, q_len, kv_len, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     if call.batch is not None and call.batch.documents is not None:
-        return _of_documents(q, k, v, context)
-    path = choose("band", context)
-    if path == "flash":
-        out, path = attempt("band", context, flash_band, q, k, v, pattern, call)
-        if out is not None:
-            return out
-    if path not in ("cpu-band", "cpu-distances"):  # these, like flash, skip outer padding themselves
+        return _of_documents(q, k, v, pattern, call)
+    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
+    kernels = {"flash": functools.partial(flash_band, q, k, v, pattern, call), "flex": functools.partial(_flex, q, k, v, pattern, call)}
+    out, path = attempt("band", context, kernels)
+    if out is not None:
+        return out
+    if path not in ("cpu-band", "cpu-distances"):  # these skip outer padding themselves
         q, k, v, call = without_padding(q, k, v, call)
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path != "cpu-distances":
         call = with_terms_written_out(call)
-    if path == "flex":
-        out, path = attempt("band", context, flex_band, q, k, v, pattern, call)
-        if out is not None:
-            return out
-    if path == DENSE:
+    if path == "dense":
         return dense_attention(q, k, v, call)
-    if path == DENSE_MASKED:
+    if path == "dense-masked":
         mask = kept_mask(q_len, kv_len, pattern, call, q.dtype) if device == "cpu" else None
         if mask is not None:
             return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
@@ -79,14 +77,17 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     return run(q, k, v, key_mask, global_mask, *settings)[0]
 
 
-def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> Tensor:
+def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
+    q, k, v, call = without_padding(q, k, v, call)
+    return flex_band(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), pattern, with_terms_written_out(call))
+
+
+def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """Band attention of packed documents: one flash-attention call with their offsets, or :func:`attend_per_sequence`."""
-    pattern, call, context.stacking = context.band, context.call, Stacking()
-    path = choose("documents under a band", context)
-    if path == "flash":
-        out, path = attempt("documents under a band", context, flash_band, q, k, v, pattern, call)
-        if out is not None:
-            return out
+    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3], stacking=Stacking())
+    out, path = attempt("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
+    if out is not None:
+        return out
 
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return block_sparse_attention(q, k, v, pattern, call)
@@ -96,8 +97,8 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, context: DispatchContext) -> 
 
 def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
     """Whether one operator call computes full attention within every packed document."""
-    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, dtype=dtype_in_attention(q), features=q.shape[3])
-    return fastest_path("packed bands", context) == "packed"
+    context = DispatchContext.of(q, k, call, dtype=dtype_in_attention(q), features=q.shape[3])
+    return first_path("packed bands", context)[0] == "packed"
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: bool = False) -> Tensor:
@@ -118,13 +119,13 @@ def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
     if call.batch is None or call.score_mod is not None or not accelerator.accelerated(q):
         return False
     pattern, dtype = Pattern.everything(call.causal), dtype_in_attention(q)
-    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, pattern=pattern, dtype=dtype, features=q.shape[3])
-    return call.batch.documents is not None or fastest_path("band", context) == "flash"
+    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=dtype, features=q.shape[3])
+    return call.batch.documents is not None or first_path("band", context)[0] == "flash"
 
 
 def _in_tiles(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
     """Whether the CPU's tiles draw the dropout of this call."""
-    return bool(call.dropout) and drops_in_tiles(DispatchContext(q.device.type, q.shape[2], k.shape[2], call))
+    return bool(call.dropout) and drops_in_tiles(DispatchContext.of(q, k, call))
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:
@@ -134,6 +135,6 @@ def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | N
         tokens: mask ``(1, N)`` of the global tokens, if any.
     """
     length, call = x.shape[2], AttentionCall(pattern.causal, global_mask=tokens if pattern.has_globals else None)
-    context = DispatchContext(x.device.type, length, length, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])
-    dense = x.device.type == "cpu" and fastest_path("band", context) == DENSE_MASKED
+    context = DispatchContext.of(x, x, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])
+    dense = x.device.type == "cpu" and first_path("band", context)[0] == "dense-masked"
     return kept_mask(length, length, pattern, call, x.dtype) if dense else None

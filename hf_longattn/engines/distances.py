@@ -10,7 +10,7 @@ from .common.dense import repeat_heads, same_dtype, unit_stride
 from .common.distance_term import DistanceTerm, distance_term_of
 from .cpu.distance_band import cpu_distances, distances_forward
 from .cpu.flash import mask_dtype
-from .dispatch import DispatchContext, choose_chunks
+from .dispatch import choose
 
 
 def distance_attention(
@@ -44,7 +44,7 @@ def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, 
     term, heads = distance_term_of(call.score_mod), q.shape[1]
     if term is None and isinstance(call.score_mod, DistanceBias):
         term = DistanceTerm.of_bias(call.score_mod, q, k)
-    if term is None or not choose_chunks(DispatchContext(q.device.type, q.shape[2], k.shape[2], call.replace(score_mod=term))):
+    if term is None or choose("chunks", q, k, call.replace(score_mod=term)) != "cpu-distances":
         return None
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = same_dtype(q, k, v)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from .common.batch import nothing_seen
 from .common.call import AttentionCall, GatherTile
+from .common.context import DispatchContext
 from .common.dense import repeat_heads, same_dtype
 from .common.distance_term import with_terms_written_out
 from .common.plain import plain_gathered
 from .cpu.dropout import dropout_of
 from .cpu.gathered import cpu_gathered, flat_rules
 from .cuda.flex_tiles import flex_gathered
-from .dispatch import DispatchContext, attempt, choose
+from .dispatch import attempt
 
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -38,12 +39,10 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     if not tiles:
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
-    context = DispatchContext(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned, features=q.shape[3])
-    path = choose("tiles", context)
-    if path == "flex-gathered":
-        out, path = attempt("tiles", context, flex_gathered, q, k, v, tiles, with_terms_written_out(call))
-        if out is not None:
-            return out
+    context = DispatchContext.of(q, k, call, learned_bias=learned, features=q.shape[3])
+    out, path = attempt("tiles", context, {"flex-gathered": lambda: flex_gathered(q, k, v, tiles, with_terms_written_out(call))})
+    if out is not None:
+        return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path == "cpu-gathered":
         rules = flat_rules(tiles)

@@ -19,17 +19,24 @@ from torch import Tensor
 from .common.axis_tiles import AxisWindows, axis_tiles
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile
+from .common.context import DispatchContext
 from .common.dense import fused_attention, same_dtype, unit_stride
 from .common.grid import Grid
-from .common.grid_bias import GridBias
+from .common.grid_bias import GridBias, why_not_added
+from .common.paths import Path
 from .cpu.grid_halo import cpu_halo
 
 GATHERED_QUERIES = 64
 """Target queries per tile with gathered keys. Tile sides are rounded to whole cells."""
 
 
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this engine, as a clause."""
+    return why_not_added(context.call.score_mod)
+
+
 def halo_attention(
-    path: str, q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, call: AttentionCall
+    path: Path, q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, call: AttentionCall
 ) -> Tensor:
     """Softmax attention of grid cells over their windows and the shared prefix tokens.
 

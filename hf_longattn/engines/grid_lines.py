@@ -12,9 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .common.call import AttentionCall
+from .common.context import DispatchContext
 from .common.dense import products, same_dtype
 from .common.grid import Grid
-from .common.grid_bias import GridBias
+from .common.grid_bias import GridBias, why_not_added
+from .cpu.flash import why_not_tiles
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this engine, as a clause."""
+    if not torch.compiler.is_exporting() and why_not_tiles(context) is None:
+        return "the fused kernel runs the listed pairs"
+    return why_not_added(context.call.score_mod)
 
 
 def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[int], shared: int, call: AttentionCall) -> Tensor:

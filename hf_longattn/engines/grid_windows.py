@@ -18,13 +18,23 @@ from torch import Tensor
 from .common.axis_term import AxisTerm, with_features
 from .common.batch import in_graph
 from .common.call import AttentionCall
+from .common.context import DispatchContext
 from .common.dense import fused_attention
 from .common.derivatives import differentiated
 from .common.grid import Grid
-from .common.grid_bias import GridBias, tile_distances
+from .common.grid_bias import GridBias, tile_distances, why_not_added
+from .cpu.flash import why_not_tiles
 
 CALL_BYTES = 4 << 20
 """Maximum bytes of q that are copied for one call on a CPU without gradients. k and v take as many each."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this engine, as a clause."""
+    masked = context.call.key_mask is not None and not torch.compiler.is_exporting()
+    if masked and not context.few_pairs and why_not_tiles(context) is None:
+        return "padding lies between the cells, and the fused kernel runs the listed pairs"
+    return None if isinstance(context.call.score_mod, AxisTerm) else why_not_added(context.call.score_mod)
 
 
 class Stretch(NamedTuple):

@@ -32,9 +32,11 @@ from torch import Tensor
 from .common import accelerator
 from .common.batch import Batch, Place, Places, in_graph, laid_out_as
 from .common.call import State
+from .common.context import ANY_CALL
 from .common.dense import at_least_fp32, repeat_heads
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
-from .dispatch import ANY_CALL, DispatchContext, choose
+from .common.paths import Path
+from .dispatch import choose
 
 CHUNK = 64
 """Tokens per chunk of causal attention, and per triangular system of the delta rule. Cost is quadratic inside a chunk."""
@@ -87,7 +89,7 @@ def linear_attention(
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
     if scale is not None:
         phi_q, phi_k = relative_queries(phi_q, scale[:, :, None]), exp_of(added(phi_k, scale[:, :, None], -1))
-    if choose("linear", _context(phi_q, phi_k, v)) == "linear-fla":
+    if _path(phi_q, phi_k, v) == "linear-fla":
         return fla_linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
     out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], normalise)
     return out, {"kv": kv, "z": z}
@@ -441,19 +443,16 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
     """The dtype in which flash-linear-attention's kernels take these features of packed documents. ``None`` where they do not run.
     ``v`` must have its original dtype."""
-    return _dtype_for_fla(phi_q, v) if choose("linear", _context(phi_q, phi_k, v)) == "linear-fla" else None
+    return _dtype_for_fla(phi_q, v) if _path(phi_q, phi_k, v) == "linear-fla" else None
 
 
 def _dtype_for_fla(phi_q: Tensor, v: Tensor) -> torch.dtype:
     return torch.bfloat16 if v.dtype == torch.bfloat16 else torch.promote_types(phi_q.dtype, torch.float32)
 
 
-def _context(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> DispatchContext:
-    """The dispatch context for these features. ``v`` must have its original dtype."""
-    features = max(phi_q.shape[-1], v.shape[-1])
-    return DispatchContext(
-        phi_q.device.type, phi_q.shape[2], phi_k.shape[2], ANY_CALL, dtype=_dtype_for_fla(phi_q, v), features=features
-    )  # fmt: skip
+def _path(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> Path:
+    """The path for these features. ``v`` must have its original dtype."""
+    return choose("linear", phi_q, phi_k, ANY_CALL, dtype=_dtype_for_fla(phi_q, v), features=max(phi_q.shape[-1], v.shape[-1]))
 
 
 def fla_linear_attention(
@@ -518,10 +517,7 @@ def gated_delta_rule(
     dtype = torch.promote_types(q.dtype, torch.float32)
     state = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=dtype, device=k.device) if state is None else state.to(dtype)
     dtype_of_inputs = q.dtype if q.dtype == v.dtype else None
-    context = DispatchContext(
-        q.device.type, q.shape[2], k.shape[2], ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])
-    )
-    if choose("delta", context) == "delta-fla":
+    if choose("delta", q, k, ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])) == "delta-fla":
         return fla_gated_delta_rule(q, k, v, g, beta, state, documents)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))

@@ -23,7 +23,7 @@ from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, add_term, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.shards import Locality
-from ..engines.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
@@ -139,7 +139,7 @@ class AdaptiveSpan(Mechanism):
             if not learning and shortest >= kv_len:
                 return dense_attention(q, k, v, call)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        if choose_pairs(q, k, call) == DENSE_MASKED:
+        if choose("pairs", q, k, call) == "dense-masked":
 
             def mask(h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
                 return self.soft_mask((q_idx - kv_idx).abs(), h, dtype)

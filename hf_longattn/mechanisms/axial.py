@@ -18,7 +18,7 @@ from torch import Tensor
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
-from ..engines.dispatch import choose_on_grid
+from ..engines.dispatch import choose
 from ..engines.grid_lines import line_attention
 from ..engines.grid_windows import window_attention
 from ..errors import GridError, OptionError
@@ -95,9 +95,9 @@ class Axial(GridMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_for(q, k, call)
         lines, covered = self.lines(grid), self.covers_grid(grid)
-        path = choose_on_grid("windows", q, k, call, covered) if len(lines) == 1 else "tiles"
+        path = choose("windows", q, k, call, covered=covered) if len(lines) == 1 else "tiles"
         if path != "windows":
-            path = choose_on_grid("lines", q, k, call, covered)
+            path = choose("lines", q, k, call, covered=covered)
         if path not in ("windows", "lines"):
             return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -29,7 +29,7 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, add_term, 
 from ..engines.common.dense import dense_attention, grid_of, index_grid
 from ..engines.common.document_rows import Stacking
 from ..engines.common.global_rows import global_index
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
@@ -210,10 +210,10 @@ class BigBird(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=tokens is not None)
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal), global_tokens=tokens is not None)
+        if path == "dense":
             return dense_attention(q, k, v, call)
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             times = self.times(call, tokens)
             if self.options.random_pattern != "seeded":
                 exact = torch.promote_types(q.dtype, torch.float32)

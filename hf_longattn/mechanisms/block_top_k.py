@@ -21,7 +21,7 @@ from torch import Tensor
 from ..engines.block_selected import block_selected_attention
 from ..engines.common.call import AttentionCall, GatherTile, rows_of
 from ..engines.common.dense import dense_attention, repeat_heads
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
@@ -92,11 +92,11 @@ class BlockTopK(SummarisedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         self.accept(q_len, kv_len)
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == "dense":
             return dense_attention(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             with torch.no_grad():
                 seen = self.visible(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)

@@ -30,7 +30,7 @@ from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, GatherTile, mark_static, remapped, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
 from .common.base import Mechanism
@@ -97,10 +97,10 @@ class Hierarchical(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == "dense":
             return dense_attention(q, k, v, call)
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             exact = torch.promote_types(q.dtype, torch.float32)
             weights = self.dense_weights(q.to(exact), k.to(exact), call)
             return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)

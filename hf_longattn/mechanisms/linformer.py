@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
-from ..engines.dispatch import DENSE, choose_covered
+from ..engines.dispatch import choose
 from ..errors import LengthError, OptionError
 from ..options import Options, option
 from .common.base import Mechanism
@@ -184,7 +184,7 @@ class Linformer(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         self._check_length(k.shape[2])
-        if choose_covered("low-rank", q, k, call, self.covers(k.shape[2])) == DENSE:
+        if choose("low-rank", q, k, call, covered=self.covers(k.shape[2])) == "dense":
             return dense_attention(q, k, v, call)
         if self.options.sharing == "none" and self.options.projection != "pooling":
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

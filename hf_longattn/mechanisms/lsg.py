@@ -42,7 +42,7 @@ from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_
 from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index, overwrite_global_rows
 from ..engines.common.shards import Locality
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
@@ -194,10 +194,10 @@ class Lsg(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         (q_len, kv_len), missing = (q.shape[2], k.shape[2]), self.missing
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == "dense":
             return dense_attention(q, k, v, call)
-        small, given = path == DENSE_MASKED, call.global_mask is not None
+        small, given = path == "dense-masked", call.global_mask is not None
         call = call.replace(global_mask=self.resolve_globals(k, call))
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         q = q if small else pad_queries(q, kv_len)

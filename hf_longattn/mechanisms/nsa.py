@@ -50,7 +50,7 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.shards import Shard
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
 from ..errors import OptionError
 from ..options import Options, option
@@ -258,12 +258,12 @@ class NSA(SummarisedMechanism):
     def _selected(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The selected branch, ``(B, H, Nq, D)``."""
         (heads, q_len), kv_len, size = q.shape[1:3], k.shape[2], self.options.block_size
-        path = choose_pairs(q, k, call, covered=kv_len <= self.options.num_blocks * size)
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=kv_len <= self.options.num_blocks * size)
+        if path == "dense":
             return dense_attention(q, k, v, call)
         with torch.no_grad():
             chosen = self._search(q, k, call)
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             chosen = repeat_heads(chosen, heads)
             rows, blocks = torch.arange(kv_len - q_len, kv_len, device=q.device), -(-kv_len // size)
             own_block = (rows // size)[:, None].expand(*chosen.shape[:3], 1)

@@ -34,7 +34,7 @@ from torch import Tensor
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, products, repeat_heads
 from ..engines.common.shards import Locality
-from ..engines.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
@@ -116,7 +116,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
         pooled = summarise(k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1]))
         k, v, call = pooled.appended(k, v, call.replace(causal=False))
-        if choose_pairs(q, k[:, :, :kv_len], call) == DENSE_MASKED:
+        if choose("pairs", q, k[:, :, :kv_len], call) == "dense-masked":
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
             return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=places)
         parts = self.plan(kv_len, causal, q.device)

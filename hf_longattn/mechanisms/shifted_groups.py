@@ -27,7 +27,7 @@ from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mark_static, mod_of_heads, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
 from ..engines.common.shards import Locality
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
@@ -159,10 +159,10 @@ class ShiftedGroups(MaskedMechanism):
         if not self.grouped:
             return full_attention(q, k, v, call)
         q_len, kv_len = q.shape[2], k.shape[2]
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == "dense":
             return dense_attention(q, k, v, call)
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             seen = self.visible(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
         q, k, v = pad_queries(q, kv_len), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
-from ..engines.dispatch import DENSE, choose_covered
+from ..engines.dispatch import choose
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
 from ..options import Options, option
 from .common.cost import KeptKeys
@@ -65,7 +65,7 @@ class TopK(SummarisedMechanism):
         return self.options.num_keys >= length
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if choose_covered("selected", q, k, call, self.covers(k.shape[2], call.causal)) == DENSE:
+        if choose("selected", q, k, call, covered=self.covers(k.shape[2], call.causal)) == "dense":
             return dense_attention(q, k, v, call)
         scale, repeated = call.scale_for(q.shape[-1]), repeat_heads(k, q.shape[1])
         with torch.no_grad():

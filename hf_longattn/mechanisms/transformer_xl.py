@@ -28,7 +28,7 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, 
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
 from ..engines.common.shards import Locality
-from ..engines.dispatch import DENSE_MASKED, choose_pairs
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
 from ..positions.relative import Span
@@ -125,7 +125,7 @@ class TransformerXL(GatheredMechanism):
         joint_call = call.replace(score_mod=_folded(mods, length), causal=False)
         if call.key_mask is not None:
             joint_call = joint_call.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
-        if choose_pairs(q, k[:, :, :length], joint_call) == DENSE_MASKED:
+        if choose("pairs", q, k[:, :, :length], joint_call) == "dense-masked":
             places = torch.arange(length, device=q.device).view(1, 1, -1, 1)
             out = dense_attention(q, k, v, joint_call, mask_mod=self._folded_mod(length, causal), q_idx=places)
         else:

@@ -29,7 +29,7 @@ from ..engines.common.call import AttentionCall, GatherTile, ScoreMod
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
 from ..engines.common.grid_bias import GridBias
-from ..engines.dispatch import choose_on_grid
+from ..engines.dispatch import choose
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..errors import GridError
 from ..options import Options, option
@@ -164,7 +164,7 @@ class Window2d(GridMechanism):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
         """:meth:`forward` without adding padding to ``grid``."""
-        if choose_on_grid("windows", q, k, call, self.covers_grid(grid)) != "windows":
+        if choose("windows", q, k, call, covered=self.covers_grid(grid)) != "windows":
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from hf_longattn.engines import dispatch
 from hf_longattn.engines.common import accelerator
+from hf_longattn.engines.common.context import DispatchContext
 from hf_longattn.engines.cuda import flash_band, flex
 
 from . import flash_operator
@@ -20,7 +20,7 @@ from .eager_flex import by_the_lists
 def cuda_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths and steps are chosen as if all tensors were on CUDA."""
     monkeypatch.setattr(accelerator, "accelerated", lambda x: True)
-    monkeypatch.setattr(dispatch.DispatchContext, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
+    monkeypatch.setattr(DispatchContext, "device", property(lambda _: "cuda", lambda _, device: None), raising=False)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def emulated_flash(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(flash_band, "flash_forward", flash_operator.forward)
     monkeypatch.setattr(flash_band, "flash_backward", flash_operator.backward)
     monkeypatch.setattr(flash_band, "_refusals", {})
-    monkeypatch.setattr(dispatch, "FLASH_DTYPES", (*dispatch.FLASH_DTYPES, torch.float64))
+    monkeypatch.setattr(flash_band, "DTYPES", (*flash_band.DTYPES, torch.float64))
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(flash_operator, "CALLS", calls)
     return calls

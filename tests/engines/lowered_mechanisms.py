@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import flex, flex_kernel
-from hf_longattn.engines.dispatch import observe
 from scripts.dev.tools import device_counts
 
 from . import mixed_devices, pretended_h100

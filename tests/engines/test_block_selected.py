@@ -9,9 +9,9 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import masked_softmax, repeat_heads
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import nsa
 
 from .eager_flex import by_the_lists

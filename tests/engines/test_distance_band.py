@@ -14,8 +14,8 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.distance_term import DistanceTerm
+from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.cpu.distance_band import distances_forward
-from hf_longattn.engines.dispatch import PathChoice, observe
 
 HEADS, WIDTH = 4, 16
 Leaves = tuple[Tensor, ...]

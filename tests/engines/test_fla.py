@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines import dispatch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import masked_softmax
+from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.cuda import fla as kernels
 from hf_longattn.engines.cuda import flex
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.mechanisms import nsa
 
@@ -111,8 +111,8 @@ def test_no_delta_rule_where_its_gradients_are_wrong(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda _: triton)
-    reason = dispatch._delta_fault.__wrapped__()
+    monkeypatch.setattr(kernels.importlib.metadata, "version", lambda _: triton)
+    reason = kernels.delta_fault.__wrapped__()
     assert (reason is not None) == falls_back
     if reason is not None:
         assert "Triton 3.6.0 computes its gradients wrongly on Hopper GPUs" in reason
@@ -121,7 +121,7 @@ def test_no_delta_rule_where_its_gradients_are_wrong(
 @pytest.fixture
 def fla(monkeypatch: pytest.MonkeyPatch, cuda_paths: None) -> None:
     """The package in place, on CUDA."""
-    monkeypatch.setattr(dispatch, "fla_installed", lambda: True)
+    monkeypatch.setattr(kernels, "installed", lambda: True)
     for name, function in {
         "simple_gla": chunk_simple_gla, "gated_delta_rule": chunk_gated_delta_rule, "nsa": parallel_nsa,
     }.items():  # fmt: skip

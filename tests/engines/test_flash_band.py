@@ -17,9 +17,10 @@ from hf_longattn.engines import block_sparse, dispatch
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
+from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flash_band, flex_kernel
-from hf_longattn.engines.dispatch import DispatchContext, PathChoice
 from tests.grids import grid
 
 from . import flash_operator
@@ -56,7 +57,7 @@ def assert_equal_with_gradients(found: Tensor, expected: Tensor, inputs: list[Te
 
 def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
     choices: list[PathChoice] = []
-    with dispatch.observe(lambda _, choice: choices.append(choice)):
+    with observe(lambda _, choice: choices.append(choice)):
         return run(), choices
 
 
@@ -284,9 +285,9 @@ def test_a_cpu_has_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_why_it_does_not_run(changes: dict[str, Any], reason: str | None) -> None:
     values = {"q_len": LENGTH, "call": AttentionCall(), "dtype": torch.bfloat16, "features": 64, "pattern": Pattern.window(8, causal=True)}
     context = DispatchContext("cuda", kv_len=LENGTH, **values | changes)
-    assert dispatch._no_flash(context) == reason
+    assert flash_band.why_not(context) == reason
     refused = dict(dispatch.PATHS["band"])
-    assert (dispatch.fastest_path("band", context) == "flash") == (reason is None)
+    assert (dispatch.first_path("band", context)[0] == "flash") == (reason is None)
     assert list(refused).index("flash") < list(refused).index("flex")
 
 
@@ -297,7 +298,7 @@ def test_in_a_graph_padding_and_global_tokens_are_left_to_flex() -> None:
     def run(q: Tensor, mask: Tensor) -> Tensor:
         for call in (AttentionCall(batch=Batch.of(mask)), AttentionCall(global_mask=mask)):
             values = {"dtype": q.dtype, "features": 64, "pattern": Pattern.window(8, causal=True)}
-            seen.append(dispatch._no_flash(DispatchContext("cuda", LENGTH, LENGTH, call, **values)))
+            seen.append(flash_band.why_not(DispatchContext("cuda", LENGTH, LENGTH, call, **values)))
         return q
 
     torch.compile(run, backend="eager")(tensors()[0].detach(), padding("none"))

@@ -20,10 +20,10 @@ from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, packed, transposed
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.engines.eager_flex import by_the_lists
 from tests.grids import grid

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.backend import _score_mod
-from hf_longattn.engines import dispatch
+from hf_longattn.engines.common import paths
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, ScoreMod, device_scalar, mark_static, mod_of_heads, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention
@@ -166,7 +166,7 @@ TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
 def test_no_kernel_of_a_mechanism_is_compiled_up_to_the_limit(name: str, graphs: list[tuple[str, Any]]) -> None:
     """Nor one for every length; and none runs uncompiled, which would be refused and left for plain operations."""
     causal, kernel, options = TILED[name]
-    answers: list[dispatch.PathChoice] = []
+    answers: list[paths.PathChoice] = []
 
     def run(mode: str, padded: bool = False, **shape: Any) -> None:
         with MODES[mode]():
@@ -176,7 +176,7 @@ def test_no_kernel_of_a_mechanism_is_compiled_up_to_the_limit(name: str, graphs:
             module = build_mechanism(name, num_heads=q.shape[1], head_dim=q.shape[3], **options).eval()
             attend(q, k, v, module, causal=causal, padding_mask=mask)
 
-    with dispatch.observe(lambda _, choice: answers.append(choice)):
+    with paths.observe(lambda _, choice: answers.append(choice)):
         for length in (700, 1000):
             run("no_grad", length=length)
         of_lengths = len(graphs)
@@ -191,8 +191,8 @@ def test_no_kernel_of_a_mechanism_is_compiled_up_to_the_limit(name: str, graphs:
 
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.observe(lambda *answer: answers.append(answer[1])):
-        answers: list[dispatch.PathChoice] = []
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), paths.observe(lambda *answer: answers.append(answer[1])):
+        answers: list[paths.PathChoice] = []
         for heads in (4, 4, 4):
             q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
             torch.testing.assert_close(
@@ -274,9 +274,9 @@ def test_without_a_kernel_full_attention_is_dense(monkeypatch: pytest.MonkeyPatc
         raise REFUSALS[1]
 
     stub(monkeypatch, refuses)
-    answers: list[dispatch.PathChoice] = []
+    answers: list[paths.PathChoice] = []
     q, k, v = tensors(length=300)
-    with torch.no_grad(), dispatch.observe(lambda _, choice: answers.append(choice)):
+    with torch.no_grad(), paths.observe(lambda _, choice: answers.append(choice)):
         attend(q, k, v, "full", score_mod=lambda score, b, h, i, j: score.tanh())
     assert [answer.path for answer in answers] == ["dense"]
 

@@ -16,9 +16,9 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
 from hf_longattn.engines.common.dense import repeat_heads
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
-from hf_longattn.engines.dispatch import observe
 from tests.grids import quickly
 
 from .eager_flex import by_the_lists

@@ -9,10 +9,11 @@ import torch
 
 from hf_longattn import attend
 from hf_longattn.attend import reference_attend
-from hf_longattn.engines import dispatch, grid_windows
+from hf_longattn.engines import grid_windows
 from hf_longattn.engines.common.axis_term import AxisTerm
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.grid_bias import GridBias
+from hf_longattn.engines.common.paths import observe
 
 FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
 
@@ -65,7 +66,7 @@ def test_a_key_mask_is_cut_into_windows(
     sizes: tuple[int, ...], options: dict[str, Any], prefix_tokens: str, term: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows without a real key among them; output and gradients of real cells, and all rows finite, with and without gradients."""
-    monkeypatch.setattr(dispatch, "_no_cpu_tiles", lambda context: "its kernel is not built")  # which is preferred without a term
+    monkeypatch.setattr(grid_windows, "why_not_tiles", lambda context: "its kernel is not built")  # which is preferred without a term
     grid, paths = Grid(sizes, 2), []
     generator = torch.Generator().manual_seed(0)
     real = torch.rand(2, grid.length, generator=generator) > 0.4
@@ -82,7 +83,7 @@ def test_a_key_mask_is_cut_into_windows(
         inputs.extend(tables)
         arguments["score_mod"] = AxisTerm(q, tables, grid)
     rows = real[:, None, :, None]
-    with dispatch.observe(lambda _, choice: paths.append(choice.path)):
+    with observe(lambda _, choice: paths.append(choice.path)):
         ours = attend(q, k, v, "window2d", **arguments)
     assert "windows" in paths
     assert bool(ours.isfinite().all())

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines import dispatch, linear
-from hf_longattn.engines.dispatch import ANY_CALL, DispatchContext, choose, fla_installed
+from hf_longattn.engines import linear
+from hf_longattn.engines.common.context import ANY_CALL, DispatchContext
+from hf_longattn.engines.cuda import fla
+from hf_longattn.engines.dispatch import first_path
 from hf_longattn.engines.linear import Feature, linear_attention, packed_linear_attention
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
 
@@ -115,9 +117,13 @@ def test_what_is_kept_for_the_backward_pass_is_linear_in_the_length() -> None:
 
 
 def test_the_optional_kernels_run_where_they_can_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fla_installed() == all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
+    assert fla.installed() == all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
     context = DispatchContext("cpu", 8, 8, ANY_CALL, dtype=torch.float32, features=16)
-    assert choose("linear", context) == choose("linear", dataclasses.replace(context, device="cuda", features=300)) == "linear-chunks"
-    monkeypatch.setattr(dispatch, "fla_installed", lambda: True)
-    assert choose("linear", dataclasses.replace(context, device="cuda")) == "linear-fla"
-    assert choose("delta", dataclasses.replace(context, device="cuda")) == "delta-chunks", "which takes no fp32"
+    assert (
+        first_path("linear", context)[0]
+        == first_path("linear", dataclasses.replace(context, device="cuda", features=300))[0]
+        == "linear-chunks"
+    )
+    monkeypatch.setattr(fla, "installed", lambda: True)
+    assert first_path("linear", dataclasses.replace(context, device="cuda"))[0] == "linear-fla"
+    assert first_path("delta", dataclasses.replace(context, device="cuda"))[0] == "delta-chunks", "which takes no fp32"

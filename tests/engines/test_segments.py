@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import segments
 from hf_longattn.engines.common import accelerator
-from hf_longattn.engines.dispatch import observe
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.engines.segments import Labels, Layout, segmented_linear_attention
 from hf_longattn.errors import MaskError

@@ -14,7 +14,7 @@ from torch import Tensor
 import hf_longattn.families as families
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import dense_attention
-from hf_longattn.engines.dispatch import PathChoice, observe
+from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.errors import MaskError, OptionError
 from tests.reference.small_models import padding, tokens
 from tests.reference.test_hf_score_terms import values_of

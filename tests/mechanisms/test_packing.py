@@ -11,7 +11,7 @@ from transformers import DataCollatorWithFlattening
 
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
 from hf_longattn.engines.common.batch import Batch, documents_from, documents_in_mask
-from hf_longattn.engines.dispatch import observe
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class

@@ -33,6 +33,7 @@ from .byte_cache import BYTE_CACHE
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
 from .grid_bias import GridBias
+from .paths import Layout
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
@@ -418,13 +419,13 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
 
 
 def attend_per_sequence(
-    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str, stacking: Stacking | None = None, *,
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: Layout, stacking: Stacking | None = None, *,
     clears_padding: bool = False,
 ) -> Tensor:  # fmt: skip
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
-        how: ``"packed"``, ``"stacked"``, ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
+        layout: as the dispatcher chose for the rows.
         stacking: which documents may share a call; by default all.
         clears_padding: whether ``run`` itself keeps values of padding out of real rows.
     Returns:
@@ -439,15 +440,15 @@ def attend_per_sequence(
             "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor torch.vmap knows; call the "
             "model without torch.compile and torch.vmap, or give each document its own row with padding."
         )
-    if how == "split":
+    if layout == "split":
         sequences = _split_sequences(q, k, v, call, batch)
         outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
     if not clears_padding:
         q, k, v, call = without_padding(q, k, v, call)
-    if how == "stacked":
+    if layout == "stacked":
         return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
-    return run(q, k, v, call) if how in ("packed", "masked") else rolled(run, q, k, v, call, batch)
+    return run(q, k, v, call) if layout in ("packed", "masked") else rolled(run, q, k, v, call, batch)
 
 
 def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

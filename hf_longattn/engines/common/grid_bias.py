@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,3 +156,10 @@ def tile_distances(sizes: Sequence[int], key_sizes: Sequence[int], ahead: Sequen
         shape[axis], shape[rank + axis] = size, key_size
         distances.append(distance.view(shape))
     return distances
+
+
+def why_not_added(score_mod: Any) -> str | None:
+    """The reason why tiles of a grid do not add this score term, as a clause."""
+    if score_mod is None or isinstance(score_mod, GridBias):
+        return None
+    return "a score term other than a bias by distance on the grid is added to listed pairs"

@@ -27,11 +27,12 @@ from ...naming import OPERATORS
 from ...private_apis import has_amx
 from ..common.batch import all_finite
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import DistanceBias, Pattern
+from ..common.call import DistanceBias, Pattern, ScoreMod
+from ..common.context import DispatchContext
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from ..common.place_term import PlaceTerm
 from .dense_mask import visible_mask
-from .dropout import Dropout, part_backward, part_forward
+from .dropout import Dropout, drops_in_tiles, part_backward, part_forward
 from .flash import (
     MAX_PLAIN_KEYS,
     Gradients,
@@ -44,6 +45,9 @@ from .flash import (
     merge_into,
     score_gradient,
     token_major,
+)
+from .flash import (
+    why_not as why_no_kernel,
 )
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
@@ -60,6 +64,28 @@ Mask = TypeVar("Mask", Tensor, Tensor | None)
 Place = tuple[int, int, int]
 """A call's item, kind (band, global columns or global rows), and number within that kind."""
 BAND, COLUMNS, ROWS = range(3)
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this path, as a clause."""
+    if (why := why_no_kernel(context, drops=drops_in_tiles(context))) is not None:
+        return why
+    if context.call.score_mod is None or adds_term(context.call.score_mod):
+        return None
+    return "the fused kernel adds no score term other than a bias by distance or place"
+
+
+def adds_term(score_mod: ScoreMod) -> bool:
+    """Whether this path adds the score term. It takes distance biases, and place terms without gradients."""
+    return isinstance(score_mod, DistanceBias) or (isinstance(score_mod, PlaceTerm) and not score_mod.learned)
+
+
+def plan_of(context: DispatchContext) -> Plan:
+    """The cheapest plan for the call's band."""
+    assert context.dtype is not None
+    band, kv_len = context.band, context.kv_len
+    sizes = (context.q_len, kv_len, kv_len - context.q_len, min(band.left, kv_len), min(band.right, kv_len))
+    return band_plan(*sizes, context.dtype, torch.get_num_threads(), tokens=context.call.global_mask is not None)
 
 
 class Group(NamedTuple):

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...naming import OPERATORS
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import inverse_permutation
+from ..common.context import DispatchContext
 from .flash import (
     MASKED,
     empty_results,
@@ -31,11 +32,17 @@ from .flash import (
     register,
     stable_order,
     token_major,
+    why_not_tiles,
     zero_unseen,
 )
 
 MAX_OWN_QUERIES = 4096
 """Maximum queries, over all heads, in one call for own blocks."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this path, as a clause."""
+    return why_not_tiles(context)
 
 
 class _OwnBlocks(NamedTuple):

@@ -21,9 +21,12 @@ import torch
 from torch import Tensor
 
 from ...naming import OPERATORS
+from ..common.context import DispatchContext
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from ..common.distance_term import DistanceTerm, TokenDistanceTerm
 from .band import BandSettings, Group, Item, column_calls, groups, items, row_mask
 from .flash import MASKED, MAX_PLAIN_KEYS, empty_results, few_keys, flash, merge_into, score_gradient, token_major
+from .flash import why_not as why_no_kernel
 
 QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
 """Queries per block, and maximum queries per call. With windows of 256 keys, 64 is fastest of 32 to 256; larger calls gain nothing."""
@@ -31,6 +34,15 @@ MAX_CHUNK_IN_A_BLOCK = 2 * QUERIES_PER_BLOCK
 """Maximum tokens of a chunk that is one block."""
 PAIRS_PER_COLUMN_CALL = 4096
 """Maximum pairs of a query and a global token in one call. Each pair copies a row of the table."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this path, as a clause."""
+    if (why := why_no_kernel(context)) is not None:
+        return why
+    if isinstance(context.call.score_mod, DistanceTerm | TokenDistanceTerm):
+        return None
+    return "the score term is not one of the distance and the query or the key"
 
 
 class _Terms(NamedTuple):

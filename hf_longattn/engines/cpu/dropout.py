@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..common.call import AttentionCall
+from ..common.context import DispatchContext
 from .flash import Gradients, flash, flash_backward, mask_dtype
 
 BITS = 16
@@ -56,6 +57,17 @@ class Dropout(NamedTuple):
 def drops_some(probability: float) -> bool:
     """Whether 16 bits can tell this probability from 0 and from 1."""
     return 0 < Dropout(probability, 0).below < 1 << BITS
+
+
+def drops_in_tiles(context: DispatchContext) -> bool:
+    """Whether the CPU's engines draw the dropout of this call in tiles.
+
+    They do so outside graphs, where fused kernels may run, without score terms, and for more than a few pairs.
+    """
+    call = context.call
+    if context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None or not drops_some(call.dropout):
+        return False
+    return not context.few_pairs and context.plain_only is None
 
 
 def dropout_of(call: AttentionCall) -> tuple[float, int]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...private_apis import operator
+from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 
@@ -26,6 +27,31 @@ flash, flash_backward = operator("cpu_flash"), operator("cpu_flash", 1)
 """PyTorch's fused attention kernel for the CPU."""
 Gradients = tuple[Tensor, Tensor, Tensor]
 """The gradients of q, k and v."""
+
+
+def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = False) -> str | None:
+    """The reason why the fused kernel does not run, whatever the score term, as a clause.
+
+    Args:
+        drops: whether the path draws this call's dropout by itself.
+        exports: whether the path has a form for exported graphs.
+    """
+    if torch.compiler.is_exporting() and not exports:
+        return NOT_IN_AN_EXPORTED_GRAPH
+    if context.device != "cpu":
+        return context.not_on("cpu")
+    if not torch.compiler.is_compiling() and context.plain_only is not None:
+        return context.plain_only
+    return "the fused kernel has no dropout" if context.call.dropout and not drops else None
+
+
+def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | None:
+    """The reason why the fused kernel does not run listed pairs."""
+    if (why := why_not(context, drops=drops, exports=True)) is not None:
+        return why
+    if context.call.score_mod is not None:
+        return "the fused kernel adds no score term"
+    return "the bias of its tiles needs gradients" if context.learned_bias else None
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:

@@ -11,8 +11,9 @@ from torch import Tensor
 from ...naming import OPERATORS
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import GatherTile
+from ..common.context import DispatchContext
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
-from .dropout import Dropout, part_backward, part_forward
+from .dropout import Dropout, drops_in_tiles, part_backward, part_forward
 from .flash import (
     MASKED,
     additive_mask,
@@ -21,12 +22,18 @@ from .flash import (
     merge_into,
     padding_of,
     token_major,
+    why_not_tiles,
     zero_unseen,
 )
 from .tile_layout import KEY_MASK, NO_MASK, POSITION_OFFSET, Chunk, Layout, Limits, Rules, StridedRun, TileSpec, layout
 
 MAX_SHARED_CELLS = 1 << 17
 """Maximum entries of a cached mask."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this path, as a clause."""
+    return why_not_tiles(context, drops=drops_in_tiles(context))
 
 
 class Side:

@@ -19,9 +19,10 @@ from torch import Tensor
 from ...naming import OPERATORS
 from ..common.axis_tiles import AxisClass, AxisTiles, TileGroup, axis_tiles, split_windows, tile_sides
 from ..common.byte_cache import BYTE_CACHE
+from ..common.context import DispatchContext
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from ..common.grid import Grid
-from ..common.grid_bias import GridBias, tile_distances
+from ..common.grid_bias import GridBias, tile_distances, why_not_added
 from .flash import (
     MAX_PLAIN_KEYS,
     additive_mask,
@@ -37,11 +38,19 @@ from .flash import (
     token_major,
     zero_unseen,
 )
+from .flash import (
+    why_not as why_no_kernel,
+)
 
 FORWARD_QUERIES, BACKWARD_KEYS = 24576, 24576
 """Maximum queries per forward call, and keys per backward call, over all heads. Results then stay in the cache."""
 MAX_SHARED_CELLS = 1 << 17
 """Maximum entries of a cached mask."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this path, as a clause."""
+    return why_no_kernel(context) or why_not_added(context.call.score_mod)
 
 
 class _Settings(NamedTuple):

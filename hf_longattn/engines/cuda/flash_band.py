@@ -27,10 +27,11 @@ from torch import Tensor
 
 from ...private_apis import constant_in_graph, operator_arguments
 from ...private_apis import operator as torch_operator
-from ..common.batch import Batch
+from ..common.batch import Batch, in_graph
 from ..common.call import UNBOUNDED, AttentionCall, Pattern
+from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.dense import repeat_heads, unit_stride
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from ..common.derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time
 from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
 from .flex_kernel import MACHINE_ERRORS, NoKernel
 
@@ -40,10 +41,48 @@ HAS_WINDOWS = all(operator_arguments("cuda_flash", which) >= ARGUMENTS for which
 LACKS = None if HAS_WINDOWS else "PyTorch's flash-attention operator has no windows in this version"
 """Why this PyTorch version cannot run the path, or None."""
 flash_forward, flash_backward = torch_operator("cuda_flash"), torch_operator("cuda_flash", 1)
+MAX_FEATURES = 256
+"""Maximum width of a head."""
+DTYPES = (torch.bfloat16, torch.float16)
+"""Dtypes of the operator."""
 WIDTH_STEP = 8
 """Head widths are zero-padded to a multiple of this many features."""
 COLUMN_CELLS = 1 << 25
 """Maximum number of column scores in memory at once: batch × heads × queries × global columns."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason why the operator does not run a band, as a clause."""
+    call = context.call
+    if context.device != "cuda":
+        return context.not_on("cuda")
+    if torch.compiler.is_exporting():
+        return NOT_IN_AN_EXPORTED_GRAPH
+    if call.score_mod is not None:
+        return "the flash-attention operator adds no score term"
+    if context.dtype not in DTYPES:
+        return "the flash-attention operator computes in half precision only"
+    if context.features > MAX_FEATURES:
+        return f"the flash-attention operator takes heads of up to {MAX_FEATURES} numbers"
+    if (why := LACKS or no_fused_kernels()) is not None:
+        return why
+    return None if call.batch is None and call.global_mask is None else _why_not_sequences(context)
+
+
+def _why_not_sequences(context: DispatchContext) -> str | None:
+    """The reason why the operator does not run a band with global tokens, padding or packed sequences."""
+    batch = context.call.batch
+    if in_graph():
+        return "a graph knows neither where sequences start nor how many tokens are global"
+    if batch is None:
+        return None
+    if batch.documents is not None and context.call.global_mask is not None:
+        return "the global tokens of a document are seen by it alone"
+    if context.q_len != context.kv_len:
+        return "the queries are some tokens of a batch with padding"
+    if any(span.holes for span in batch.sequences):
+        return "there is padding between the tokens of a sequence"
+    return None
 
 
 class Settings(NamedTuple):

@@ -14,9 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.call import AttentionCall
+from ..common.context import DispatchContext
 from . import flex
 from .flex import BAND_BLOCK, packed
 from .flex_kernel import NoKernel, kind_of
+from .flex_kernel import why_not as why_no_kernel
+
+MAX_TABLE_TOKENS = 1 << 15
+"""Maximum keys, whose selections are looked up in a table. Longer texts visit many blocks for nothing. Untuned."""
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason against this path, as a clause."""
+    if context.kv_len > MAX_TABLE_TOKENS:
+        return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
+    return why_no_kernel(context) or ("its lists are made of values, which a graph lacks" if torch.compiler.is_compiling() else None)
 
 
 def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...private_apis import compile_errors, floats_as_constants
+from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.derivatives import no_fused_kernels
 
 MAX_KERNELS = 256
 """Maximum number of compiled functions, one per kind of call. The least recently used is dropped first."""
@@ -33,11 +35,24 @@ UNSUPPORTED_MESSAGE = re.compile(
 """Messages of PyTorch and Triton for a kernel that a machine does not have."""
 TOO_LARGE = re.compile("out of resource", re.IGNORECASE)
 """Messages for a kernel that needs more shared memory than the GPU has."""
+MIN_FEATURES = 16
+"""Minimum width of a head."""
 STAGES = "num_stages"
 """The option for the number of blocks that a kernel loads at once; 1 needs the least shared memory."""
 MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 """Errors of the machine, which say nothing about a kernel."""
 logger = logging.getLogger(__name__)
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """The reason why flex_attention does not run, as a clause. Only an attempt shows whether this machine has the kernel."""
+    if torch.compiler.is_exporting():
+        return NOT_IN_AN_EXPORTED_GRAPH
+    if context.device != "cuda":
+        return context.not_on("cuda")
+    if context.features < MIN_FEATURES:
+        return f"flex_attention takes heads of {MIN_FEATURES} numbers or more"
+    return "flex_attention has no dropout" if context.call.dropout else no_fused_kernels()
 
 
 class NoKernel(Exception):

@@ -22,7 +22,7 @@ from ...engines.bucketed import attend_rounds
 from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
 from ...engines.common.call import AttentionCall, GatherTile, add_term
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
-from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
 from .cost import KeptKeys
@@ -174,13 +174,13 @@ class BucketedMechanism(SummarisedMechanism):
         if call.batch is not None and call.batch.documents is not None:
             raw_keys = repeat_heads(k, q.shape[1])
             return self.sparse_path(*self.prepared(q, k), repeat_heads(v, q.shape[1]), q_len, raw_keys, call)
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == "dense":
             return dense_attention(q, k, v, call)
         raw_keys = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         v = repeat_heads(v, q.shape[1])
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             count = self.multiplicity(q, raw_keys, call)
             counted_call = self._counted(q, k, call, count).replace(causal=False, batch=None)
             return dense_attention(q, k, v, counted_call, mask_mod=lambda *_: count > 0)

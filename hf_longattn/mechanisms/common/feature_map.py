@@ -20,8 +20,9 @@ from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State, attend_per_sequence
 from ...engines.common.dense import at_least_fp32, repeat_heads
+from ...engines.common.document_rows import Stacking
 from ...engines.common.shards import Shard
-from ...engines.dispatch import choose_documents
+from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, fla_linear_attention, linear_attention, masked, read
 from ...engines.segments import Labels, Layout, segmented_linear_attention
 from ...options import Options
@@ -146,7 +147,7 @@ class LinearMechanism(Mechanism):
         else:
             out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
         if too_far is not None and bool(too_far):
-            return attend_per_sequence(self.forward, *inputs, choose_documents(q, k, call))
+            return attend_per_sequence(self.forward, *inputs, choose("documents", q, k, call, stacking=Stacking()))
         return out.to(q.dtype)
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
-from ...engines.dispatch import choose_on_grid
+from ...engines.dispatch import choose
 from ...engines.grid_halo import halo_attention, halo_tiles
 from .on_grid import GridMechanism, Places
 
@@ -58,7 +58,7 @@ class LocalGridMechanism(GridMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_for(q, k, call)
-        path = choose_on_grid("halo", q, k, call, self.covers_grid(grid))
+        path = choose("halo", q, k, call, covered=self.covers_grid(grid))
         if path not in ("cpu-halo", "halo"):
             return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

@@ -23,7 +23,7 @@ from ...engines.common.call import (
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
 from ...engines.common.shards import Locality
-from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...positions.relative import Span
@@ -313,10 +313,10 @@ class GatheredMechanism(MaskedMechanism):
             return out
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
         tokens_of_call = tokens is not None and call.global_mask is not None
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=tokens_of_call)
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal), global_tokens=tokens_of_call)
+        if path == "dense":
             return dense_attention(q, k, v, call)
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:

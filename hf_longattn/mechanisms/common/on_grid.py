@@ -22,7 +22,7 @@ from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
 from ...engines.common.dense import dense_attention, index_grid
 from ...engines.common.grid import Grid
-from ...engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...errors import GridError, LengthError, OptionError
 from ...options import Options, option
@@ -178,10 +178,10 @@ class GridMechanism(MaskedMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_for(q, k, call)
-        path = choose_pairs(q, k, call, covered=self.covers_grid(grid))
-        if path == DENSE:
+        path = choose("pairs", q, k, call, covered=self.covers_grid(grid))
+        if path == "dense":
             return dense_attention(q, k, v, call)
-        if path == DENSE_MASKED:
+        if path == "dense-masked":
             return dense_attention(q, k, v, call, mask_mod=self.mask_on(grid))
         return gathered_attention(q, k, v, self.plan(grid, q.device), call)
 

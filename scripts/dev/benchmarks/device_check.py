@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hf_longattn.attend import attend, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.cuda import flex_kernel
-from hf_longattn.engines.dispatch import observe
+from hf_longattn.engines.common import context
+from hf_longattn.engines.common.paths import PathChoice, observe
+from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 
@@ -39,6 +40,8 @@ TARGET_SECONDS = 0.5
 """Each implementation is timed for about so long."""
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 WITHOUT_FLASH = "longattn without flash"
+ATTEMPTED_PATHS = ("flash", "flex", "flex-gathered", "flex-blocks")
+"""Paths for which only an attempt shows whether this machine has their kernel."""
 ON_FLASH = ("window", "longformer")
 """Mechanisms that are bands and global tokens alone, which PyTorch's flash-attention operator computes."""
 
@@ -56,10 +59,10 @@ def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
     lacking: dict[str, None] = {}
     refused: dict[str, str] = {}
 
-    def note(_: Any, choice: dispatch.PathChoice) -> None:
+    def note(_: Any, choice: PathChoice) -> None:
         paths[choice.path] = None
         refused.update(choice.refused)
-        lacking.update(dict.fromkeys(reason for path, reason in choice.refused if path in dispatch.ATTEMPTED_PATHS))
+        lacking.update(dict.fromkeys(reason for path, reason in choice.refused if path in ATTEMPTED_PATHS))
 
     start, known = time.perf_counter(), flex_kernel.count()
     record: dict[str, Any] = case.record() | {"passed": False}
@@ -200,7 +203,7 @@ def timed(case: DeviceCase, device: str) -> dict[str, Any]:
 def ours(case: DeviceCase, device: str, inputs: Inputs) -> dict[str, Run]:
     """The paths of ours that are timed."""
     runs: dict[str, Run] = {"longattn": partial(inputs.run, dropout_p=case.dropout)}
-    if device.startswith("cuda") and case.mechanism in ON_FLASH and DTYPES[case.dtype] in dispatch.FLASH_DTYPES:
+    if device.startswith("cuda") and case.mechanism in ON_FLASH and DTYPES[case.dtype] in flash_band.DTYPES:
         runs[WITHOUT_FLASH] = partial(without_flash, runs["longattn"])
     return runs
 
@@ -215,7 +218,7 @@ def prepared(case: DeviceCase, device: str) -> dict[str, Any]:
 
 def without_flash(run: Run, *qkv: Tensor) -> Tensor:
     """Ours by the next path, flex_attention's kernel where it has one."""
-    with mock.patch.object(dispatch, "FLASH_DTYPES", ()):
+    with mock.patch.object(flash_band, "DTYPES", ()):
         return run(*qkv)
 
 
@@ -295,7 +298,7 @@ def crossing(case: DeviceCase, device: str) -> dict[str, Any]:
     """A window as a dense call with a mask, and by its kernel: where the table of paths should go from one to the other."""
     inputs, results = Inputs(case, device), {}
     for name, cells in (("dense-masked", 1 << 62), ("kernel", 0)):
-        with mock.patch.multiple(dispatch, DENSE_CELLS=cells, DENSE_KEYS=0):
+        with mock.patch.object(context, "DENSE_CELLS", cells), mock.patch.object(dispatch, "DENSE_KEYS", 0):
             results[name] = measured(partial(one_pass, inputs.run, inputs, case), device)
     return {"timings": results}
 

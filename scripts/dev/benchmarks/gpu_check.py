@@ -28,7 +28,7 @@ from typing import IO, Annotated, Any
 import torch
 import typer
 
-from hf_longattn.engines.dispatch import fla_installed
+from hf_longattn.engines.cuda import fla
 from hf_longattn.mechanisms import mechanism_info
 from scripts.dev import ROOT
 
@@ -118,7 +118,7 @@ def main(
 
 def machine_here() -> dict[str, Any]:
     """The machine, and what a run depends on besides."""
-    return {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla_installed()}
+    return {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()}
 
 
 class Results:

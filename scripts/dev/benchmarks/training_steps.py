@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, BertModel
 
-from hf_longattn.engines import dispatch
+from hf_longattn.engines.cpu import dropout
 from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
 from scripts.dev.real import NAME, real_checkpoint
 from scripts.dev.studies.real_checkpoint import converted
@@ -63,7 +63,7 @@ def time_steps(models: dict[str, Any], ids: Tensor, turns: int = TURNS) -> list[
         for name, model in models.items():
             tiles = name != PLAIN
             started = time.perf_counter()
-            with contextlib.nullcontext() if tiles else mock.patch.object(dispatch, "drops_some", return_value=False):
+            with contextlib.nullcontext() if tiles else mock.patch.object(dropout, "drops_some", return_value=False):
                 step(model, ids)
             seconds[-1][name] = time.perf_counter() - started
         print(*(f"{name}: {taken:.2f} s" for name, taken in seconds[-1].items()), sep="; ", file=sys.stderr, flush=True)

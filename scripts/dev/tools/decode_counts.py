@@ -21,9 +21,9 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from hf_longattn import backend, families
-from hf_longattn.engines import dispatch
 from hf_longattn.engines.common import accelerator, dense
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
+from hf_longattn.engines.common.context import DispatchContext
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.private_apis import compile_errors
 from scripts.dev.benchmarks.report import markdown_table
@@ -51,13 +51,13 @@ CACHES, PADDINGS = ("dynamic", "static"), ("none", "left")
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Choices as for tensors on CUDA."""
-    made = dispatch.DispatchContext.__init__
+    made = DispatchContext.__init__
 
     def init(self: Any, device: str, *args: Any, **kwargs: Any) -> None:
         made(self, "cuda", *args, **kwargs)
 
     with (
-        mock.patch.object(dispatch.DispatchContext, "__init__", init),
+        mock.patch.object(DispatchContext, "__init__", init),
         mock.patch.object(dense, "groups_are_fused", lambda k, v, mask: mask is None),
         mock.patch.object(backend, "accelerated", return_value=True),
         mock.patch.object(accelerator, "accelerated", return_value=True),

@@ -30,8 +30,8 @@ from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import flash_band, flex
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms import check_options
 from hf_longattn.private_apis import look_up
 from scripts.dev.benchmarks.report import markdown_table

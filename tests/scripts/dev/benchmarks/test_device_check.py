@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn import list_mechanisms
 from hf_longattn.engines import dispatch
+from hf_longattn.engines.common import context
 from scripts.dev.benchmarks import device_check
 from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, kernel_checks, stages
 from scripts.dev.benchmarks.device_check import missed_path, run_case
@@ -43,7 +44,7 @@ def test_the_first_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With definitions in place of the kernels."""
-    monkeypatch.setattr(dispatch, "DENSE_CELLS", 1)
+    monkeypatch.setattr(context, "DENSE_CELLS", 1)
     monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
     case = SHORT[name]
     result = run_case(case, "cpu")
@@ -107,16 +108,16 @@ def test_a_right_result_of_another_path_fails_where_one_is_to_be_checked() -> No
 def test_the_kernels_to_be_checked_are_chosen_at_their_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the table of paths."""
     asked: list[str] = []
-    first = dispatch._first
+    first = dispatch.first_path
 
-    def noted(kind: str, context: dispatch.DispatchContext) -> Any:
-        found = first(kind, context)
+    def noted(kind: Any, asking: Any) -> Any:
+        found = first(kind, asking)
         asked.append(found[0])
         if case.path in asked:
             raise RuntimeError("chosen")
         return found
 
-    monkeypatch.setattr(dispatch, "_first", noted)
+    monkeypatch.setattr(dispatch, "first_path", noted)
     assert "chosen" in run_case(case, "cpu").get("failure", ""), asked
 
 

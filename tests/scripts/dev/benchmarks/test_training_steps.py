@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_longattn.engines.dispatch import observe
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.families import LongBertConfig, LongBertModel
 from scripts.dev.benchmarks.training_steps import NONE, PLAIN, SYSTEMS, TILES, markdown, time_steps
 

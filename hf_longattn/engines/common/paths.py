@@ -1,0 +1,126 @@
+"""Names of the paths that a call may take, and the observers that are told which one ran.
+
+``HF_LONGATTN_LOG=paths`` logs every distinct choice once, and :func:`hf_longattn.explain` collects the choices of a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar
+
+from ...naming import LOGGER
+from .batch import in_graph
+
+Layout = Literal["packed", "stacked", "split", "masked", "rolled"]
+"""How the sequences of a batch become calls, see :mod:`.call`."""
+Kind = Literal[
+    "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
+    "tiles", "windows", "lines", "halo", "chosen blocks", "linear", "delta",
+]  # fmt: skip
+"""What is computed. Each kind has a row in the dispatcher's table."""
+Path = (
+    Layout
+    | Literal[
+        "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "lines", "halo", "cpu-band",
+        "cpu-distances", "cpu-gathered", "cpu-halo", "cpu-blocks", "plain-gathered", "flash", "flex", "flex-gathered", "flex-blocks",
+        "fla-blocks", "linear-fla", "linear-chunks", "delta-fla", "delta-chunks",
+    ]
+)  # fmt: skip
+"""How it is computed."""
+LOG_VARIABLE = "HF_LONGATTN_LOG"
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class PathChoice:
+    """The path that ran, and why the paths before it did not."""
+
+    path: str
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return self.path + "".join(f"; no {name}: {reason}" for name, reason in self.refused)
+
+
+Observer = Callable[[Any, PathChoice], None]
+"""``observer(mechanism, choice)``."""
+OBSERVERS: list[Observer] = []
+"""The observers of all threads. Checked first, so that a choice costs nothing while nobody observes."""
+_process_observers: list[Observer] = []
+_context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+_running: ContextVar[Any] = ContextVar("running", default=None)
+_reports: ContextVar[int] = ContextVar("reports", default=0)
+"""Number of choices that this thread has reported."""
+
+
+def notify(choice: PathChoice) -> None:
+    """Tell the observers which path ran in this thread's innermost mechanism."""
+    _reports.set(_reports.get() + 1)
+    for observer in (*_process_observers, *_context_observers.get()):
+        observer(_running.get(), choice)
+
+
+@contextlib.contextmanager
+def running(mechanism: Any) -> Iterator[None]:
+    """Attribute the paths that are chosen in this thread to ``mechanism``."""
+    before = _running.set(mechanism)
+    try:
+        yield
+    finally:
+        _running.reset(before)
+
+
+def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
+    """Wrap ``run`` so that the mechanism's only path is reported whenever ``run`` reports none."""
+
+    def reported(*arguments: Any) -> Result:
+        before, out = _reports.get(), run(*arguments)
+        if _reports.get() == before:
+            report(mechanism.only_path, ())
+        return out
+
+    return reported
+
+
+@contextlib.contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Call ``observer(mechanism, choice)`` whenever a path is chosen in this thread."""
+    OBSERVERS.append(observer)
+    before = _context_observers.set((*_context_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _context_observers.reset(before)
+        OBSERVERS.remove(observer)
+
+
+def report(path: str, refused: Sequence[tuple[str, str]]) -> None:
+    """Tell the observers, unless this is a graph."""
+    if OBSERVERS and not in_graph():
+        notify(PathChoice(path, tuple(refused)))
+
+
+def log_paths() -> None:
+    """Log every distinct choice of a path once, as ``HF_LONGATTN_LOG=paths`` does."""
+    from transformers.utils import logging as transformers_logging  # its handlers print the log; imported only on request
+
+    logger, logged = transformers_logging.get_logger(LOGGER), set[str]()
+
+    def log(mechanism: Any, choice: PathChoice) -> None:
+        line = f"{getattr(mechanism, 'name', 'attention')}: {choice}"
+        if line not in logged:
+            logged.add(line)
+            logger.info(line)
+
+    logger.setLevel(logging.INFO)
+    OBSERVERS.append(log)
+    _process_observers.append(log)
+
+
+if "paths" in os.environ.get(LOG_VARIABLE, "").split(","):
+    log_paths()
