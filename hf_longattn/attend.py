@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
-from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, attend_per_sequence, without_padding
+from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.grid_bias import GridBias
 from .engines.common.paths import OBSERVERS, Kind, reporting, running
+from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism

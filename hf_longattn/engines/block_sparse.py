@@ -9,13 +9,14 @@ from torch import Tensor
 
 from .common import accelerator
 from .common.axis_term import AxisTerm
-from .common.call import AttentionCall, DistanceBias, Pattern, attend_per_sequence, without_padding
+from .common.call import AttentionCall, DistanceBias, Pattern, without_padding
 from .common.context import DispatchContext
 from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype, unit_stride
 from .common.distance_term import distance_term_of, with_terms_written_out
 from .common.document_rows import Stacking
 from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
+from .common.sequences import attend_per_sequence
 from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
 from .cpu.dropout import dropout_of, drops_in_tiles

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
 from ..engines.common.batch import Batch
-from ..engines.common.call import AttentionCall, State, advanced
+from ..engines.common.call import AttentionCall, State
+from ..engines.common.sequences import advanced
 from ..errors import LengthError
 from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND

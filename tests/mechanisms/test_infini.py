@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.common.call import AttentionCall, advanced
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.common.sequences import advanced
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.infini import Infini
 

@@ -1,6 +1,6 @@
 """Where the sequences of a batch lie. Only this module handles left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass. :mod:`.call` uses it to move sequences to index 0 before a mechanism runs. So mechanisms
+A :class:`Batch` is made once per forward pass. :mod:`.sequences` uses it to move sequences to index 0 before a mechanism runs. So mechanisms
 and engines see padding only after a sequence or inside it, as a key mask.
 """
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch, first_real, in_graph, last_real, of_any_length
-from .call import AttentionCall, AttentionFunction, BatchTerm, attend_per_sequence, rolled
+from .call import AttentionCall, AttentionFunction, BatchTerm
 from .document_rows import Stacking
+from .sequences import attend_per_sequence, rolled
 from .shards import Locality, Shard
 
 

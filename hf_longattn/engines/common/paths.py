@@ -17,7 +17,7 @@ from ...naming import LOGGER
 from .batch import in_graph
 
 Layout = Literal["packed", "stacked", "split", "masked", "rolled"]
-"""How the sequences of a batch become calls, see :mod:`.call`."""
+"""How the sequences of a batch become calls, see :mod:`.sequences`."""
 Kind = Literal[
     "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
     "tiles", "windows", "lines", "halo", "chosen blocks", "linear", "delta",

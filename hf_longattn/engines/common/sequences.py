@@ -1,11 +1,38 @@
-"""Reasons against each :data:`~.paths.Layout` of a batch, which :func:`.call.attend_per_sequence` runs."""
+"""How the sequences of a batch become calls of a mechanism.
+
+Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` moves them there before a mechanism runs, in one of five ways
+that :mod:`hf_longattn.engines.dispatch` chooses from:
+
+- **masked**: unchanged, with a key mask, if there is no left padding or only distances matter (short inputs, a GPU, a graph);
+- **split**: every sequence runs alone, as a view without a mask. A padded batch then costs as much as its real tokens, and packed
+  documents give bit for bit their output alone. Mostly on the CPU;
+- **stacked**: packed documents are gathered into the rows of a right-padded batch, and back: one call, or up to three if their lengths
+  differ much. On a GPU, where a call per document would cost more than the padding. On any device in one call, if a mechanism draws or
+  learns something once per call;
+- **packed**: unchanged, if the mechanism keeps documents apart by itself. On the CPU each document gives bit for bit its output alone,
+  without copying documents together; on a GPU, operations run on whole rows;
+- **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
+"""
 
 from __future__ import annotations
 
-from .batch import in_graph
-from .call import groups_of_documents
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import GridError, MaskError
+from .batch import Batch, SequenceSpan, first_real, in_graph, nothing_seen, roll_left, wrapped
+from .call import AttentionCall, AttentionFunction, BatchTerm, DistanceBias, ScoreMod, State, without_padding
 from .context import DispatchContext
 from .derivatives import no_fused_kernels
+from .document_rows import DocumentRows, Groups, Stacking, document_groups
+from .grid import Grid
+from .grid_bias import GridBias
+from .paths import Layout
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
 
@@ -59,3 +86,220 @@ def why_not_stacked(context: DispatchContext) -> str | None:
         return why
     batch, groups = context.call.batch, groups_of_documents(context.call, context.stacking)
     return "no two documents may share a call" if batch is None or len(groups) == len(batch.sequences) else None
+
+
+def attend_per_sequence(
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: Layout, stacking: Stacking | None = None, *,
+    clears_padding: bool = False,
+) -> Tensor:  # fmt: skip
+    """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
+
+    Args:
+        layout: as the dispatcher chose for the rows.
+        stacking: which documents may share a call; by default all.
+        clears_padding: whether ``run`` itself keeps values of padding out of real rows.
+    Returns:
+        Rows of padding are finite and mean nothing.
+    Raises:
+        MaskError: documents in a graph.
+    """
+    batch = call.batch
+    assert batch is not None
+    if batch.documents is not None and in_graph():
+        raise MaskError(
+            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor torch.vmap knows; call the "
+            "model without torch.compile and torch.vmap, or give each document its own row with padding."
+        )
+    if layout == "split":
+        sequences = _split_sequences(q, k, v, call, batch)
+        outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
+        return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
+    if not clears_padding:
+        q, k, v, call = without_padding(q, k, v, call)
+    if layout == "stacked":
+        return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
+    return run(q, k, v, call) if layout in ("packed", "masked") else rolled(run, q, k, v, call, batch)
+
+
+def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Rows and columns of padding are zeros, and so are
+    weights between documents."""
+    batch = call.batch
+    if batch is None:
+        return run(q, k, call)
+    if in_graph():
+        assert batch.mask is not None
+        start = first_real(batch.mask)
+        return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *without_padding(q, k, k, call), batch)
+    full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
+    missing = k.shape[2] - q.shape[2]
+    for span, (queries, keys, _, sequence_call) in zip(batch.sequences, _split_sequences(q, k, k, call, batch), strict=True):
+        if queries.shape[2]:
+            rows = slice(max(0, span.start - missing), span.stop - missing)
+            full[span.row : span.row + 1, :, rows, span.start : span.stop] = run(queries, keys, sequence_call)
+    return full
+
+
+Advance = Callable[[Tensor, Tensor, Tensor, State | None, AttentionCall], tuple[Tensor, State]]
+
+
+def advanced(
+    run: Advance, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall, skipped: Sequence[int] | None
+) -> tuple[Tensor, State | None]:
+    """Run ``run(q, k, v, state, call) -> (output, state)`` on the next tokens of a batch. Its rows may start at different times.
+
+    Args:
+        q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
+        state: of all rows, zeros for a row before its first token; ``None`` while no row has a token.
+        skipped: number of padding tokens before each row's first token; ``None`` if there are none.
+    Returns:
+        The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
+    """
+    if skipped is None or not any(skipped):
+        return run(q, k, v, state, call)
+    length = q.shape[2]
+    first = torch.tensor(tuple(skipped), device=q.device)[:, None]
+    batch = Batch(torch.arange(length, device=q.device) >= first)
+    outs, states = [], {}
+    for span, (queries, keys, values, sequence_call) in zip(batch.sequences, _split_sequences(q, k, v, call, batch), strict=True):
+        row = slice(span.row, span.row + 1)
+        if call.key_mask is not None:
+            sequence_call = sequence_call.replace(batch=Batch(call.key_mask[row, span.start :]))
+        before = None if state is None or span.start else {name: x[row] for name, x in state.items()}
+        out, states[span.row] = run(queries, keys, values, before, sequence_call)
+        outs.append(out)
+    if not states:
+        return torch.zeros_like(q), state
+    like = next(iter(states.values()))
+    empty = {name: torch.zeros_like(x) for name, x in like.items()}
+    rows = [states.get(row, empty) for row in range(len(q))]
+    return batch.join(outs, len(q), length, length), {name: torch.cat([row[name] for row in rows]) for name in like}
+
+
+def _split_sequences(
+    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch
+) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:
+    """Queries, keys, values and call of every sequence, as if it were alone."""
+    length = k.shape[2]
+    split = functools.partial(batch.split, length=length)
+    nothing: list[Any] = [None] * len(batch.sequences)
+    detached_kv = nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
+    hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
+    grids = _grids(call, batch)
+    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
+    for span, queries, keys, values, states, constants, grid in parts:
+        tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
+        sequence_call = call.replace(
+            batch=Batch(batch.mask[tokens]) if span.holes and batch.mask is not None else None,
+            global_mask=None if call.global_mask is None else call.global_mask[tokens],
+            score_mod=_score_mod_of(call.score_mod, span, grid),
+            hidden_states=states,
+            detached_kv=constants,
+            grid=grid,
+        )
+        yield without_padding(queries, keys, values, sequence_call)
+
+
+def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
+    """The grid of every sequence.
+
+    Raises:
+        GridError: there are not as many grids as sequences.
+    """
+    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
+    if len(grids) != len(batch.sequences):
+        raise GridError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
+    return grids
+
+
+def groups_of_documents(call: AttentionCall, stacking: Stacking) -> Groups:
+    """The groups of documents that share a call. Documents on grids share it if their grid and length are equal."""
+    batch = call.batch
+    assert batch is not None
+    kind, lengths = stacking.kind, [span.length for span in batch.sequences]
+    kinds: tuple[Hashable, ...] | None = None if kind is None else tuple(map(kind, lengths))
+    if call.grid is not None:
+        kinds = tuple(zip(_grids(call, batch), lengths, strict=True))
+    return document_groups(batch, kinds, stacking.most_calls)
+
+
+def _stacked_documents(
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch, groups: Groups
+) -> Tensor:
+    """Run the documents as rows of batches, one batch per group."""
+    shape, grids = (len(k), k.shape[2]), _grids(call, batch)
+    rows = batch.cached(("rows of documents", groups), lambda: DocumentRows.of(batch, shape, groups, k.device))
+    nothing: list[Any] = [None] * len(rows.calls)
+    hidden = nothing if call.hidden_states is None else rows.rows(call.hidden_states, 1)
+    detached_kv = nothing if call.detached_kv is None else list(zip(*(rows.rows(x, 2) for x in call.detached_kv), strict=True))
+    global_mask = nothing if call.global_mask is None else rows.chosen(call.global_mask)
+    parts = zip(rows.rows(q, 2), rows.rows(k, 2), rows.rows(v, 2), hidden, detached_kv, global_mask, strict=True)
+    outs = []
+    for number, (queries, keys, values, states, constants, tokens) in enumerate(parts):
+        documents = rows.calls[number]
+        grid = grids[documents.sequences[0]]
+        documents_call = call.replace(
+            batch=documents.batch, score_mod=_score_mod_of_rows(call.score_mod, rows, number, grid), hidden_states=states,
+            detached_kv=constants, global_mask=tokens, grid=grid,
+        )  # fmt: skip
+        outs.append(run(queries, keys, values, documents_call))
+    return rows.packed(outs)
+
+
+def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | None) -> ScoreMod | None:
+    """``score_mod`` for indices that count within one sequence."""
+    if isinstance(score_mod, GridBias):
+        return score_mod.on(grid)
+    if isinstance(score_mod, BatchTerm):
+        return score_mod.of_sequence(*span[:3])
+    if score_mod is None or isinstance(score_mod, DistanceBias) or span[:2] == (0, 0):
+        return score_mod
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + span.row, h, q_idx + span.start, kv_idx + span.start)
+
+
+def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: int, grid: Grid | None) -> ScoreMod | None:
+    """``score_mod`` for the indices of a call with documents as rows. Padding gets the index of the document's last token."""
+    if isinstance(score_mod, GridBias):
+        return score_mod.on(grid)
+    if isinstance(score_mod, BatchTerm):
+        return score_mod.moved(lambda x, dim: rows.rows(x, dim)[number])
+    if score_mod is None or isinstance(score_mod, DistanceBias):
+        return score_mod
+    row, first, last = rows.calls[number].row, rows.calls[number].first, rows.calls[number].last
+
+    def of_rows(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score_mod(score, row[b], h, torch.minimum(q_idx + first[b], last[b]), torch.minimum(kv_idx + first[b], last[b]))
+
+    return of_rows
+
+
+def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
+    """Run ``run`` on rows rolled to their first real token. If there are fewer queries than keys, zero queries are put in front."""
+    assert batch.mask is not None
+    start, length = first_real(batch.mask), k.shape[2]
+    missing = length - q.shape[2]
+    score_mod, hidden, detached_kv = call.score_mod, call.hidden_states, call.detached_kv
+    if isinstance(score_mod, BatchTerm):
+        score_mod = score_mod.moved(lambda x, dim: roll_left(x, start, dim))
+    elif score_mod is not None and not isinstance(score_mod, DistanceBias | GridBias):
+        inner = score_mod  # takes the index before rolling, also of padding that wrapped around to the end
+
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return inner(score, b, h, wrapped(q_idx + start[b], length), wrapped(kv_idx + start[b], length))
+
+    if hidden is not None:
+        hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
+    if detached_kv is not None:
+        earlier = length - detached_kv[0].shape[2]
+        keys, values = (torch.cat([x[:, :, :earlier], y], 2) if earlier else y for x, y in zip((k, v), detached_kv, strict=True))
+        detached_kv = roll_left(keys, start), roll_left(values, start)
+    rolled_call = call.replace(
+        batch=Batch(roll_left(batch.mask, start, 1)),
+        global_mask=None if call.global_mask is None else roll_left(call.global_mask, start, 1),
+        score_mod=score_mod,
+        hidden_states=hidden,
+        detached_kv=detached_kv,
+    )
+    q = F.pad(q, (0, 0, missing, 0)) if missing else q
+    out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), rolled_call)
+    return roll_left(out, -start)[:, :, missing:]

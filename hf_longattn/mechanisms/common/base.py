@@ -37,9 +37,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.call import AttentionCall, weights_per_sequence, without_padding
+from ...engines.common.call import AttentionCall, without_padding
 from ...engines.common.dense import repeat_heads
 from ...engines.common.exact import weights_by_length
+from ...engines.common.sequences import weights_per_sequence
 from ...errors import LengthError, OptionError
 from ...options import Options
 from ...positions.relative import RelativePositions

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
-from ...engines.common.call import AttentionCall, State, attend_per_sequence
+from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import at_least_fp32, repeat_heads
 from ...engines.common.document_rows import Stacking
+from ...engines.common.sequences import attend_per_sequence
 from ...engines.common.shards import Shard
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, fla_linear_attention, linear_attention, masked, read
