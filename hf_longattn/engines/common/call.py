@@ -1,16 +1,16 @@
 """Arguments of an engine: visible pairs (band, tiles), score terms, other settings, and sequence alignment.
 
-Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` moves them there before a mechanism runs, in one of five ways
-that :mod:`hf_longattn.engines.dispatch` chooses from:
+Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of five layouts. The choice
+is made by :mod:`hf_longattn.engines.dispatch`:
 
-- **masked**: unchanged, with a key mask, if there is no left padding or only distances matter (short inputs, a GPU, a graph);
-- **split**: every sequence runs alone, as a view without a mask. A padded batch then costs as much as its real tokens, and packed
-  documents give bit for bit their output alone. Mostly on the CPU;
-- **stacked**: packed documents are gathered into the rows of a right-padded batch, and back: one call, or up to three if their lengths
-  differ much. On a GPU, where a call per document would cost more than the padding. On any device in one call, if a mechanism draws or
-  learns something once per call;
-- **packed**: unchanged, if the mechanism keeps documents apart by itself. On the CPU each document gives bit for bit its output alone,
-  without copying documents together; on a GPU, operations run on whole rows;
+- **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
+- **split**: each sequence runs in a call of its own, as a view without a mask. A padded batch then costs as much as its real tokens, and
+  each packed document has bitwise the output of a call without the others. Mostly on the CPU;
+- **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. On a GPU, where a call per
+  document would cost more than the padding, this is one call, or up to three if lengths differ much. If a mechanism draws or learns
+  something once per call, it is one call on any device;
+- **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU each document has bitwise the output of a call
+  without the others, and is not copied; on a GPU, operations run on whole rows;
 - **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
 """
 
@@ -112,7 +112,7 @@ class DistanceBias:
         return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
     def of_heads(self, heads: Sequence[int]) -> DistanceBias:
-        """The bias of some heads, renumbered from 0."""
+        """The bias for ``heads`` only, renumbered from 0."""
         return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
 
     def over(self, distance: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class BatchTerm(ABC):
 
     @abstractmethod
     def of_heads(self, heads: Sequence[int]) -> BatchTerm:
-        """The term of some heads, renumbered from 0."""
+        """The term for ``heads`` only, renumbered from 0."""
 
     @abstractmethod
     def of_sequence(self, row: int, start: int, stop: int) -> BatchTerm:
@@ -160,7 +160,7 @@ class TokenTerm(ABC):
         """The term of ``q (B, h, Nq, D)`` and ``k (B, h, Nk, D)``, for h of this term's heads. Queries are the last Nq positions."""
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> TokenTerm:
-        """The term of some heads, renumbered from 0, of queries on ``device``."""
+        """The term for ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
         return _TermOfHeads(self, tuple(heads), device)
 
 
@@ -198,7 +198,7 @@ def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:
-    """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``. Term objects keep their base class."""
+    """``score_mod`` for ``heads`` only, renumbered from 0. ``device`` is where the queries are. Term objects keep their base class."""
     if isinstance(score_mod, TokenTerm):
         return score_mod.of_heads(heads, device)
     if score_mod is None or isinstance(score_mod, DistanceBias | BatchTerm | GridBias | AxisTerm):
@@ -358,8 +358,8 @@ class AttentionCall:
             return self.grid
         if len(set(self.grid)) != 1:
             raise GridError(
-                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows are run "
-                "together; pass padding_mask or documents, which say where each sequence lies, outside of torch.compile."
+                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows run "
+                "together; pass padding_mask or documents to tell the sequences apart, and run without torch.compile."
             )
         return self.grid[0]
 
@@ -590,7 +590,7 @@ def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | N
 
 
 def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: int, grid: Grid | None) -> ScoreMod | None:
-    """``score_mod`` for the indices of a call with documents as rows. Padding gets the index of the document's last token."""
+    """``score_mod`` for a call with one document per row. Padding gets the index of the document's last token."""
     if isinstance(score_mod, GridBias):
         return score_mod.on(grid)
     if isinstance(score_mod, BatchTerm):

@@ -1,4 +1,4 @@
-"""Reasons against each :data:`~.paths.Layout` of a batch, which :func:`.call.attend_per_sequence` runs."""
+"""Why a batch does not get a :data:`~.paths.Layout`, each as a clause. :func:`.call.attend_per_sequence` describes the layouts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ UNKNOWN_STARTS = "a graph does not know where sequences start"
 
 
 def why_not_masked(context: DispatchContext) -> str | None:
-    """The reason against one call with a mask."""
+    """Why the rows do not run in one call with a mask."""
     batch = context.call.batch
     return "its positions count from each row's first token" if context.by_position and batch is not None and batch.padded_left else None
 
 
 def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
-    """The reason against one call per sequence.
+    """Why the sequences do not run in separate calls.
 
-    trimmed: whether the engine of this call cuts padding off every row by itself.
+    trimmed: whether the engine of this call cuts off each row's outer padding itself.
     """
     if in_graph():
         return UNKNOWN_STARTS
@@ -35,7 +35,7 @@ def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
 
 
 def why_not_packed(context: DispatchContext) -> str | None:
-    """The reason against one call of a mechanism that keeps documents apart by itself."""
+    """Why the mechanism does not run on whole packed rows and separate the documents itself."""
     if in_graph():
         return UNKNOWN_STARTS
     if context.separate_calls or context.q_len < context.kv_len:
@@ -48,7 +48,7 @@ def why_not_packed(context: DispatchContext) -> str | None:
 
 
 def why_not_stacked(context: DispatchContext) -> str | None:
-    """The reason against packed documents as rows of a batch."""
+    """Why packed documents are not gathered into the rows of a batch."""
     if context.device == "cpu" and not context.single_call:
         return "on the CPU a document alone costs what its tokens cost"
     if context.stacking is None or context.q_len < context.kv_len:
