@@ -59,7 +59,7 @@ STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | No
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 PADDING_SCORE = -10_000.0
-"""Maximum score that marks padding in an additive mask (MarkupLM adds exactly this). Its softmax weight in fp32 is zero."""
+"""Scores at or below this value mark padding in an additive mask. MarkupLM adds exactly this; the softmax weight in fp32 is zero."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
 UNSUPPORTED_KEYWORDS = ("s_aux",)

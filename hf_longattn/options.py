@@ -125,7 +125,7 @@ class Options:
 
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:
-        """Describe every option, in declaration order. Options of all mechanisms come last."""
+        """Describe every option, in declaration order. Options shared by all mechanisms come last."""
         return _infos(cls)  # type: ignore[arg-type]  # a class is hashable
 
     @classmethod

@@ -79,16 +79,16 @@ def own_blocks(length: int, block_size: int, causal: bool, device: torch.device)
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:
-    """Tiles in which query i attends to every block of ``chosen[i]``.
+    """Tiles of the selected blocks: query i attends to every block in ``chosen[i]``.
 
     Args:
-        chosen: ``(B, H, N, K)`` int64, no duplicates per query; -1 is none.
+        chosen: ``(B, H, N, K)`` int64, block indices without duplicates per query; -1 is an empty slot.
         blocks: number of blocks.
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
-        rows: queries per row.
+        rows: queries per row of a tile.
     Returns:
-        At most K tiles, since a tile lists a query at most once. Tile j pairs each query with the j-th of its blocks in ascending order.
-        So a tile has few different blocks, and few of its rows are only partly filled.
+        At most K tiles, since a tile lists a query at most once. Tile j pairs each query with its j-th block in ascending order.
+        So a tile covers few different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)

@@ -103,9 +103,9 @@ def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: bool = False) -> Tensor:
-    """Softmax attention over all keys, as :func:`block_sparse_attention`. A kernel adds score terms without N×N memory, if there is one.
+    """Softmax attention over all keys. Score terms take no N×N memory if a fused kernel can add them.
 
-    cross: whether the queries belong to another sequence.
+    cross: whether queries and keys come from different sequences.
     """
     exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
     by_kernel = call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting
@@ -130,7 +130,7 @@ def _in_tiles(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:
-    """The shared mask for unpadded rows like ``x (B, H, N, D)``. ``None`` unless one masked call is the fastest path, on the CPU.
+    """The cached mask of one dense call on the CPU, for rows like ``x (B, H, N, D)`` without padding. ``None`` if another path is faster.
 
     Args:
         tokens: mask ``(1, N)`` of the global tokens, if any.

@@ -27,7 +27,7 @@ DENSE_KEYS = 768
 """Maximum keys for a dense masked call beyond :data:`DENSE_CELLS`, unless the CPU's plan decides. The band must be at least as wide, and so
 leaves little out. Measured on CPUs. Untuned elsewhere."""
 Reason = Callable[[DispatchContext], str | None]
-"""Returns the reason against a path, as a clause, or ``None`` if it may run."""
+"""Returns why a path does not run, as a clause, or ``None`` if it may run."""
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
 DRAWN_IN_TILES = "dropout is drawn in blocks of few queries"

@@ -1,4 +1,4 @@
-"""The halo engine: softmax attention of grid cells over overlapping windows. A window is a range of places on each axis.
+"""The halo engine: softmax attention of grid cells over overlapping windows. A window is a range of coordinates on each axis.
 
 Queries run in tiles. The keys of a tile are its cells and a halo around them. On a CPU, :mod:`.cpu.grid_halo` runs the tiles. Elsewhere,
 and in exported graphs, the keys of all tiles are gathered by index, and one fused call with a mask runs all tiles. Time and memory are
@@ -31,7 +31,7 @@ GATHERED_QUERIES = 64
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this engine, as a clause."""
+    """Why this engine does not run, as a clause. ``None`` if it may run."""
     return why_not_added(context.call.score_mod)
 
 
@@ -43,7 +43,7 @@ def halo_attention(
     Args:
         path: ``"cpu-halo"`` or ``"halo"``, as the dispatcher chose.
         q, k, v: ``(B, H, N, D)`` of the grid's tokens. The caller computes the output of prefix tokens.
-        windows: the places that cells see along each axis.
+        windows: the coordinates that cells see along each axis.
         shared: how many of the last prefix tokens every cell sees: 0, or all.
         call: gives padding mask, scale and dropout, and a :class:`GridBias` if any.
     Returns:
@@ -64,16 +64,16 @@ def halo_attention(
 
 
 class _AxisIndex(NamedTuple):
-    """Tiles of equal size along one axis, as lists of places."""
+    """Tiles of equal size along one axis, as lists of coordinates."""
 
     queries: Tensor
     """``(tiles, side)``; -1 where a tile reaches past the end."""
     keys: Tensor
-    """``(tiles, width)``; past the end, the last place is repeated."""
+    """``(tiles, width)``; past the end, the last coordinate is repeated."""
     seen: Tensor
     """``(tiles, side, width)`` bool. Slots without a query see every key, since an empty softmax is NaN."""
     back: Tensor
-    """``(cells,)``, the slot of every place in the flattened ``queries``."""
+    """``(cells,)``, the slot of every coordinate in the flattened ``queries``."""
 
 
 def _axis_index(windows: AxisWindows, side: int, device: torch.device) -> _AxisIndex:

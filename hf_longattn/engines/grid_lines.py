@@ -20,7 +20,7 @@ from .cpu.flash import why_not_tiles
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this engine, as a clause."""
+    """Why this engine does not run, as a clause. ``None`` if it may run."""
     if not torch.compiler.is_exporting() and why_not_tiles(context) is None:
         return "the fused kernel runs the listed pairs"
     return why_not_added(context.call.score_mod)

@@ -255,14 +255,14 @@ class Feature(NamedTuple):
 
 
 def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], *, causal: bool) -> Tensor:
-    """:func:`linear_attention` of φ(q) and φ(k) within several sequences of a batch. Results equal each sequence alone, bit for bit.
+    """Run :func:`linear_attention` of φ(q) and φ(k) within each sequence of a batch. Bitwise equal to one call per sequence.
 
-    Outputs and gradients are written to their places piece by piece. Separate calls per sequence would need a copy to join them.
+    Each piece of outputs and gradients is written into the whole tensor. Separate calls would need a copy to join their results.
 
     Args:
         q: ``(B, H, N, D)``.
         k, v: ``(B, H_kv, N, D)``, H_kv dividing H.
-        sequences: the pieces of each sequence that are computed at a time, in the order of its tokens.
+        sequences: for each sequence its pieces, in token order. One piece is computed at a time.
         causal: position i sees no key after i.
     Returns:
         ``(B, H, N, D)`` in the dtype of ``q``, zeros outside the sequences.

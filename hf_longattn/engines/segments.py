@@ -33,14 +33,14 @@ class Labels(NamedTuple):
 
 
 class Links(NamedTuple):
-    """Which chunks' sums each of n chunks starts with. A matrix of zeros and ones, split by groups of chunks."""
+    """A matrix of zeros and ones that adds up the sum at the start of each of n chunks. Split by groups of chunks."""
 
     inside: Tensor
     """``(B, 1, groups, chunks, chunks)`` bool, within a group."""
     summed: Tensor | None
-    """``(B, 1, groups, 1, chunks)`` bool, the chunks whose sums later groups get; ``None`` for a single group."""
+    """``(B, 1, groups, 1, chunks)`` bool, the chunks that contribute to later groups; ``None`` for a single group."""
     groups: Tensor | None
-    """``(B, 1, n, groups)`` bool, the earlier groups whose sums a chunk gets; ``None`` for a single group."""
+    """``(B, 1, n, groups)`` bool, the earlier groups that contribute to each chunk; ``None`` for a single group."""
 
     @classmethod
     def of(cls, first: Tensor, last: Tensor) -> Links:
@@ -82,7 +82,7 @@ class Side(NamedTuple):
     keys: Tensor
     """``(B, 1, n, chunk, 1)`` bool, the keys that no other chunk sees."""
     transposed: bool
-    """Whether the other chunks are the later ones."""
+    """True for what later chunks add, False for what earlier chunks add."""
 
 
 class Layout(NamedTuple):
@@ -96,7 +96,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, labels: Labels, group: int, causal: bool, chunk: int = CHUNK) -> Layout:
-        """The layout of ``labels``.
+        """The layout for rows of tokens with these ``labels``.
 
         Args:
             group: query heads for each key head.

@@ -258,7 +258,7 @@ def _hide(scores: Tensor, last: Tensor | None, hidden: Tensor | None, first: int
 
 class _Visible(Protocol):
     def __call__(self, scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
-        """``scores (H', n, m)`` of a batch item's ``heads``, rows ``i (n, 1)`` and columns ``j (1, m)``; -inf where hidden."""
+        """Finish ``scores (H', n, m)`` of a batch item's ``heads``; -inf where hidden. Rows are ``i (n, 1)``, columns ``j (1, m)``."""
 
 
 def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
@@ -327,7 +327,7 @@ def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
 
 
 def float32_products(x: Tensor) -> bool:
-    """Whether :func:`product_margin` holds for float32 products of ``x``. It does on CPU and CUDA, without a less exact mode (TF32)."""
+    """Whether :func:`product_margin` bounds the error of float32 products of ``x``. True on CPU and CUDA, unless TF32 or the like is on."""
     if x.dtype == torch.float64 or x.device.type not in ("cpu", "cuda"):
         return False
     try:

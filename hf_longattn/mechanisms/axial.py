@@ -1,6 +1,6 @@
 """Axial attention (Ho et al. 2019, Axial Attention in Multidimensional Transformers; xformers' ``axial_2d_pattern``), on any grid.
 
-A cell sees the cells on its line along an axis: the cells at the same place on every other axis. With several axes, one softmax covers
+A cell sees the cells on its line along an axis: those with equal coordinates on all other axes. With several axes, one softmax covers
 the lines along all of them, and the cell itself counts once:
 
     y is seen from x  if  y_b = x_b on all axes b ≠ a  for an axis a of ``axes``

@@ -158,7 +158,7 @@ class BigBird(MaskedMechanism):
         return int(listed.sum()) + ends * length
 
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
-        """The block pattern of sequences with ``count (B or 1,)`` blocks each, at most ``rows``."""
+        """The block pattern of sequences of ``count (B or 1,)`` blocks; the longest has ``rows``."""
         o, seed = self.options, self.options.seed + self.layer + seed
         first, heads = self.head_range or (0, self.num_heads)
         if o.random_pattern == "seeded":
@@ -174,7 +174,7 @@ class BigBird(MaskedMechanism):
         return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """The definition: how often a query counts a key. The index tensor ``kv_idx`` must span the whole sequence."""
+        """The definition: how many times each key is in a query's softmax. The index tensor ``kv_idx`` must span the whole sequence."""
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -332,7 +332,7 @@ class Blocks:
     again: int = 0
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """How often queries of block ``i`` count keys of block ``j``, for index tensors. The caller hides keys after the query."""
+        """How many times keys of block ``j`` are in the softmax of queries of block ``i``. The caller hides keys after the query."""
         total = self.count[b.clamp(max=self.count.shape[0] - 1)]
         if self.causal:
             seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0

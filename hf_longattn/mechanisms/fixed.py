@@ -1,10 +1,10 @@
 """Fixed attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of fixed attention).
 
-With blocks of l tokens, counted from the first real token, query i sees key j if (and j <= i in the causal form)
+Blocks of l tokens are counted from the first real token. Query i sees key j if either holds (and j <= i in the causal form):
 
-    its own block:  ⌊j/l⌋ = ⌊i/l⌋          or a summary column:  j mod l >= l - c
+    j is in the block of i:  ⌊j/l⌋ = ⌊i/l⌋          j is a summary column:  j mod l >= l - c
 
-So a query sees only the last c tokens of every other (earlier) block.
+So of every other block (every earlier one when causal) a query sees only the last c tokens.
 """
 
 from __future__ import annotations

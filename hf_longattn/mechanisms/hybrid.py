@@ -67,7 +67,7 @@ class HybridOptions(Options):
         chosen = mechanism_class(self.features.mechanism)
         if not issubclass(chosen, LinearMechanism) or not chosen.sums_beside_softmax(self.features.options):
             raise OptionError(
-                f"Option 'features' of mechanism 'hybrid' is '{self.features}', which has no features that can be added to a softmax; "
+                f"Option 'features' of mechanism 'hybrid' is '{self.features}', which cannot be added to a softmax; "
                 "choose hedgehog, taylor or linear, for example features=hedgehog."
             )
 

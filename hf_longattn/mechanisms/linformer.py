@@ -116,7 +116,7 @@ class Linformer(Mechanism):
         return self.options.projection != "pooling"
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw linear projections from N(0, 1 / max_length). Rows of Eᵀ then have about length 1. Initialise convolutions as the mean."""
+        """Draw linear projections from N(0, 1 / max_length), so that rows of Eᵀ have norm 1 or so. Initialise convolutions as the mean."""
         super().reset_parameters(generator)
         for parameter in self.parameters(recurse=False):
             if self.options.projection == "linear":

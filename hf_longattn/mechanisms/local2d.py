@@ -1,6 +1,6 @@
 """Local attention on a grid (Zhang et al. 2021, Multi-Scale Vision Longformer, section 3.1), on any number of axes.
 
-With a radius of a cells along an axis, the cell at place x sees the places y of the grid with
+With a radius of a cells along an axis, the cell at coordinate x sees the coordinates y of the grid with
 
     |y - x| ≤ a,  or with ``chunks``  |⌊y / a⌋ - ⌊x / a⌋| ≤ 1
 

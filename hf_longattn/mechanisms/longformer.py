@@ -193,7 +193,7 @@ class Longformer(SparseMechanism):
         return len(self.options.global_tokens)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        # A global token adds a row and a column. When causal, the visible parts of the two make one row.
+        # A global token adds a row and a column of pairs. When causal, half of these pairs are hidden.
         crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
         return min(full_pairs(length, causal), super().pairs(length, causal) + crossing)
 

@@ -480,7 +480,7 @@ class KeyRows(NamedTuple):
         return keys.masked_fill((slot >= before + after)[..., None], -1).flatten(-2)
 
     def means(self, place: Tensor) -> list[Tensor]:
-        """Visible sparse keys that are means, from ``place`` as in :meth:`chosen`: before, after, ``(B or 1, H or 1, blocks, S)`` each."""
+        """Visible mean keys, before and after each block: ``(B or 1, H or 1, blocks, S)`` each. ``place`` is as in :meth:`chosen`."""
         count = place.shape[2]
         row = torch.arange(count, device=place.device)[:, None]
         sides = []

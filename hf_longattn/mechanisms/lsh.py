@@ -92,7 +92,7 @@ class LSH(BucketedMechanism):
 
     options: LSHOptions
     rotations: Tensor
-    """``(H, D, rounds, columns)``, with the columns of all factors side by side. Made from the seed, so not part of a checkpoint."""
+    """Random rotations ``(H, D, rounds, columns)``, concatenated over :attr:`factors`. Drawn from the seed, so not part of a checkpoint."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)

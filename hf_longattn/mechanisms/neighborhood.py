@@ -88,7 +88,7 @@ class Neighborhood(LocalGridMechanism):
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
         kernel, stride, dilation, causal = (self._per_axis(grid, name)[axis] for name in ("kernel_size", "stride", "dilation", "is_causal"))
         residue, number = place % dilation, place // dilation
-        last = (grid.sizes[axis] - 1 - residue) // dilation  # number of the last cell in the place's residue class
+        last = (grid.sizes[axis] - 1 - residue) // dilation  # number of the last cell in the coordinate's residue class
         group = number // stride * stride
         if causal:
             low, high = at_least(at_most(group + stride - 1, last) - kernel + 1, 0), number

@@ -137,7 +137,7 @@ class Compression(nn.Module):
             x = x.to(dtype).unflatten(2, (-1, stride))
             of_strides = F.pad(x.sum(3), (0, 0, 0, overlap - 1))
             mean: Any = sum(of_strides[:, :, at : at + count] for at in range(overlap))
-            first = self.first.to(dtype).unflatten(0, (overlap, stride)).flatten(1, 2)  # (overlaps, numbers of a stride, hidden)
+            first = self.first.to(dtype).unflatten(0, (overlap, stride)).flatten(1, 2)  # (overlap, stride * D, hidden)
             parts = F.pad(x.flatten(3) @ first.transpose(0, 1).flatten(1), (0, 0, 0, overlap - 1)).unflatten(-1, (overlap, -1))
             placed = (self.positions.to(dtype)[:, None] @ self.first.to(dtype)).view(size, -1)
             hidden: Any = sum(parts[:, :, at : at + count, at] for at in range(overlap))

@@ -114,7 +114,7 @@ class Nystrom(Mechanism):
         return weights + self._convolution(length, real, weights) if self.options.conv_kernel is not None else weights
 
     def _inverse(self, a: Tensor) -> Tensor:
-        """Equation 14."""
+        """The pseudo-inverse of ``a (…, m, m)`` by the iteration of equation 14."""
         norm = a.sum(-2).amax(-1)[..., None, None].clamp(min=torch.finfo(a.dtype).tiny)
         z = a.transpose(-1, -2) / (norm if self.options.inv_coeff_init_option == "exact" else norm.max())
         eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)

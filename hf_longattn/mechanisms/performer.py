@@ -98,7 +98,7 @@ class Performer(LogLinearMechanism):
         return self.training and self.options.redraw_interval > 0
 
     def redraw(self) -> None:
-        """Draw the directions of the next interval."""
+        """Draw new directions now, as at the end of a redraw interval."""
         interval = max(self.options.redraw_interval, 1)
         draws = int(self.passes) // interval + 1
         self.passes = torch.full_like(self.passes, draws * interval)
@@ -142,7 +142,7 @@ class Performer(LogLinearMechanism):
         squares = k.square().sum(-1, keepdim=True)
         if not accelerated(k):
             return torch.add(self._projected(k, call), squares, alpha=-call.scale_for(self.head_dim) / 2)
-        squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU |x'|²/2 is a few more columns of one product
+        squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU, extra columns of the product add -|x'|²/2
         directions = F.pad(self._directions(k, call), (0, COLUMNS), value=-call.scale_for(self.head_dim) / (2 * COLUMNS))
         return torch.cat((k, squares), -1) @ directions.mT
 

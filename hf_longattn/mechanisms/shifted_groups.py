@@ -109,7 +109,7 @@ class ShiftedGroups(MaskedMechanism):
         return min(max(heads // 2 - first, 0), self.num_heads)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """Mask of the groups, without the pairs that ``wrap`` joins. Those pairs depend on the length."""
+        """Mask of the groups, without the pairs that the option ``wrap`` adds. Those pairs depend on the length."""
         size, half, first, grouped = self.options.group_size, self.shift, self.first_shifted, self.grouped
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -135,7 +135,7 @@ class ShiftedGroups(MaskedMechanism):
         return lambda rows, scores: masked(rows, scores) | self._wrapped(h, rows.view(1, 1, -1, 1), kv_idx, real, call.causal)
 
     def _wrapped(self, h: Tensor, q_idx: Tensor, kv_idx: Tensor, real: Tensor, causal: bool) -> Tensor:
-        """The pairs that ``wrap`` joins."""
+        """The pairs that the option ``wrap`` adds: the first tokens and the last group, in shifted heads."""
         start, stop = (x.view(-1, 1, 1, 1) for x in self._last_group(real))
 
         def at_the_start(index: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class TopK(SummarisedMechanism):
         return keeps
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """The largest key norm of every unit, ``(B, H_kv, m)``."""
+        """The largest key norm in each of m units of ``summary_unit`` tokens, ``(B, H_kv, m)``."""
         norms = torch.linalg.vector_norm(k.masked_fill(~real[:, None, ..., None], 0).float(), dim=-1)
         return {"norms": norms.amax(-1)}
 

@@ -113,7 +113,7 @@ class Union(Composite, GatheredMechanism):
         return self.mechanisms  # type: ignore[return-value]
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The band, then each member's parts without pairs that are already listed."""
+        """A tile for the band, then each member's tiles without the pairs of earlier tiles."""
         band = self.pattern(causal)
         laid = [] if band is None else [band_tile(length, band.left, band.right, device)]
         earlier: list[MaskMod] = []

@@ -1,7 +1,7 @@
 """Windows that do not overlap, on a grid of any rank: a picture, a video, a spectrogram. Sources: Liu et al. 2021, Swin Transformer,
 sections 3.1-3.2; Li et al. 2022, ViTDet, section 3.
 
-With windows of w cells along an axis, the cell at place x is in the window number
+With windows of w cells along an axis, the cell at coordinate x is in the window number
 
     ⌊x / w⌋,  or in a shifted layer  ⌊(x + w - ⌊w/2⌋) / w⌋
 
@@ -9,8 +9,8 @@ and sees the cells with the same number on every axis. ``shift=alternate`` shift
 the borders stay apart, as with Swin's mask. An axis that one window covers is not shifted.
 
 Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: zero cells follow the grid's last cells before queries,
-keys and values are projected. ``padding=zeros`` does this. A padding cell is in the window that the formula gives for its place in the
-padded grid, and takes a share of the softmax in that window. Its key and value are initialised as copies of the projections' biases.
+keys and values are projected. ``padding=zeros`` does this. A padding cell is in the window that the formula gives for its
+coordinates, and takes a share of the softmax in that window. Its key and value are initialised as copies of the projections' biases.
 Prefix tokens do not see it.
 """
 
@@ -125,7 +125,7 @@ class Window2d(GridMechanism):
         return int(self.shifted)
 
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
-        """Window size along each axis, and the shift added to a place before dividing."""
+        """Window size w and shift s along each axis: the cell at x is in window ``(x + s) // w``."""
         window = list(grid.per_axis(self.options.window, "window"))
         if not self.pads:
             # not min, which stays in every later expression of a graph with symbolic sizes

@@ -27,7 +27,7 @@ NOT_STARTED = 1 << 40
 COUNTED_PACKAGES = ("transformers", "hf_longattn")
 """Packages whose objects :func:`cache_bytes` searches for tensors."""
 MAX_TYPE_NAMES = 1024
-"""Maximum number of our type names in transformers' tables at a time."""
+"""Maximum number of layer types that this package keeps registered in transformers."""
 
 
 class AttentionCacheLayer(ABC):
@@ -192,10 +192,10 @@ _lock = threading.Lock()
 
 
 def enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:
-    """Register ``name`` for cache layers: ``growing`` builds them for ``DynamicCache``, ``static`` for ``StaticCache``. Returns ``name``.
+    """Register ``name`` as a cache layer type in transformers' tables. Returns ``name``.
 
-    Only the last :data:`MAX_TYPE_NAMES` names stay in the tables, but a config registers its names whenever a cache is made from it. Both
-    callables make instances of module-level classes, so that any process can unpickle a cache.
+    ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``: instances of module-level classes, so that any process
+    can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names again for every cache.
     """
     tables = _tables()
     with _lock:

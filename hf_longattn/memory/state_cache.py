@@ -24,7 +24,7 @@ STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
 
 MIN_REWINDABLE_TOKENS = 64
-"""Minimum number of tokens that can be taken back, if that many were recorded."""
+"""Minimum number of the latest tokens to record. Recorded tokens can be taken back."""
 
 
 @dataclass

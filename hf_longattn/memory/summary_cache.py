@@ -86,7 +86,7 @@ class SummaryLayer(LeftPaddedLayer):
         return self.keys, self.values
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Whether a few new tokens follow others in a plain causal call. The mechanism must not see all keys."""
+        """Whether the mechanism attends by summaries: a few new tokens after others, in a plain causal call that does not see all keys."""
         length = self.keys.shape[2]
         return (
             isinstance(mechanism, SummarisedMechanism)

@@ -21,7 +21,7 @@ class Disentangled(TokenDistanceTerm):
 
     q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
     by_query, by_key: P^k and P^q, ``(H, buckets, D)``.
-    buckets: δ of the distances ``-ahead … ahead``. Distances beyond have the first or the last bucket of these.
+    buckets: δ of the distances ``-ahead … ahead``. Other distances are clamped to this range.
     """
 
     q: Tensor

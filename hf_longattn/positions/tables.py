@@ -68,14 +68,14 @@ def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
 
 
 def _stretched_places(rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
-    """The place of each of ``new_rows`` among ``rows``: the row below, and the share of the row above. It exceeds 1 after the last row."""
+    """Where each of ``new_rows`` lies among ``rows``: the row below, and the weight of the row above, over 1 past the last row."""
     at = torch.arange(new_rows, dtype=torch.float64) * rows / new_rows
     below = at.floor().long().clamp(max=rows - 2)
     return below, at - below
 
 
 def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
-    """The table of ``rows`` rows that gives ``long`` when stretched after the first ``kept``, by least squares."""
+    """Invert :func:`_stretch` by least squares: ``long`` becomes a table of ``rows`` rows. The first ``kept`` stay."""
     if long.is_meta or rows < kept + 2:
         return long[:rows]
     below, share = _stretched_places(rows - kept, len(long) - kept)
@@ -84,7 +84,7 @@ def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
 
 
 def _before_interpolation(long: Tensor, rows: int) -> Tensor:
-    """The table of ``rows`` rows that gives ``long`` when interpolated, by least squares. Both ends are fixed."""
+    """Invert :func:`_interpolate` by least squares: ``long`` becomes a table of ``rows`` rows. Both ends stay."""
     if rows <= 2 or long.is_meta:  # on the meta device only the shape matters
         return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
     target = long.to(torch.float64)

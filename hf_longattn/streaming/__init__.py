@@ -1,4 +1,4 @@
-"""Streaming attention and models. They read an input piece by piece in constant memory, with the outputs of one pass."""
+"""Streaming attention and models. They read an input piece by piece in constant memory. Outputs equal one pass over it."""
 
 from ..lazy import public_names
 

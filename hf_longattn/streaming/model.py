@@ -43,7 +43,7 @@ class Stream:
 
     The stream runs the model's own forward on a chunk at a time. Every layer keeps the keys and values, or the frames, that later frames
     need. So a frame is computed again only while it waits for frames ahead, or while a convolution still reads it. Frames equal those of
-    one pass over the whole sound up to rounding. They are bitwise the same however the stream is cut into pieces, stopped and resumed.
+    one pass over the whole audio up to rounding. They are bitwise the same however the stream is cut into pieces, stopped and resumed.
 
     Args:
         model: a Long audio model in eval mode. Its mechanisms see neighbours only (``window``, ``chunked``). It has no head, or a head that
@@ -51,7 +51,7 @@ class Stream:
         chunk: samples (or rows of features) computed at a time, a multiple of :attr:`stride`; by default 16 frames, or the chunk of
             the mechanism ``chunked``.
     Raises:
-        StreamError: the model looks at the whole sound, or the chunk does not fit.
+        StreamError: the model needs the whole audio, or the chunk does not fit.
     """
 
     def __init__(self, model: Any, *, chunk: int | None = None) -> None:
@@ -124,7 +124,7 @@ class Stream:
         return self._joined(outs)
 
     def finish(self) -> Tensor:
-        """The remaining frames ``(B, m, width)``: the sound ends here.
+        """The remaining frames ``(B, m, width)``: the audio ends here.
 
         Raises:
             StreamError: the stream is finished, or too short for one frame.
@@ -171,8 +171,8 @@ class Stream:
             return None
         if run.entered != len(self._stages) - 1:
             raise StreamError(
-                f"{run.entered} of {len(self._stages) - 1} layers of {type(self.model).__name__} read the stream; pass the model as it is "
-                "without torch.compile."
+                f"{run.entered} of {len(self._stages) - 1} layers of {type(self.model).__name__} ran on the stream; pass the model without "
+                "torch.compile."
             )
         return self._stages[-1].give(out)
 
@@ -192,8 +192,8 @@ class Stream:
             out = _of_frames(self.model(**{self._rule.input: silence}))
         if out is None or out.dim() != 3 or out.shape[1] != 3:
             raise StreamError(
-                f"{type(self.model).__name__} has no output for every frame, but for the whole sound, which a stream never has; use the "
-                "model without a head, or one with ForCTC or ForAudioFrameClassification."
+                f"{type(self.model).__name__} has no output for every frame, only one for the whole audio, so it cannot read a stream; use "
+                "the model without a head, or with ForCTC or ForAudioFrameClassification."
             )
         return out[:, :0].clone()
 
@@ -353,19 +353,19 @@ def _rules(model: Any) -> tuple[AudioRule, StreamRule]:
         raise StreamError(f"{type(model).__name__} cannot read a stream: {audio.no_stream}.")
     if audio is None or audio.stream is None:
         raise StreamError(
-            f"{type(model).__name__} has no way to read a stream; use a model of sound that has, such as LongWav2Vec2ForCTC, or "
+            f"{type(model).__name__} cannot read a stream; use an audio model that can, such as LongWav2Vec2ForCTC, or "
             "AttentionStream for a model of your own."
         )
     if getattr(config, "is_encoder_decoder", False):
         raise StreamError(f"{type(model).__name__} writes by a decoder, not by frames; stream its encoder, Stream(model.get_encoder()).")
     if why := audio.stream.refusal(config):
-        raise StreamError(f"{type(model).__name__} needs the whole sound: {why}.")
+        raise StreamError(f"{type(model).__name__} needs the whole audio: {why}.")
     length = audio.length(60)
     if audio.output_rows(config, length) != audio.frames(config, length):
         raise StreamError(f"{type(model).__name__} has fewer last states than frames (add_adapter); use a checkpoint without an adapter.")
     if attention_implementation(config) != BACKEND:
         raise StreamError(
-            f"{type(model).__name__} runs its base's attention, which sees the whole sound; set its mechanisms to work by "
+            f"{type(model).__name__} runs its base's attention, which sees the whole audio; set its mechanisms to work by "
             f"model.set_attn_implementation({BACKEND!r})."
         )
     return audio, audio.stream
@@ -397,7 +397,7 @@ def _mechanism(model: Any, layer: nn.Module, number: int) -> Any:
         if mechanisms := mechanisms_on(module):
             return next(iter(mechanisms.values()))
     raise StreamError(
-        f"Layer {number} of {type(model).__name__} has no mechanism, so that its attention sees the whole sound; convert the checkpoint "
+        f"Layer {number} of {type(model).__name__} has no mechanism, so that its attention sees the whole audio; convert the checkpoint "
         "with --mechanism window or chunked, or call hf_longattn.enable_long_attention."
     )
 

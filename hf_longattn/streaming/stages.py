@@ -134,7 +134,7 @@ class Run:
         if joined is None:
             if not self.ends:
                 raise NothingFinal
-            joined = hidden[:, :1]  # any frame to run on; its output is cut off
+            joined = hidden[:, :1]  # the layer needs a frame to run on; its output is cut off
         stage.add_positions(joined, keywords)
         return joined
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Tail:
-    """The tokens of a growing sequence from number ``start`` on, along axis ``dim``.
+    """The tokens of a growing sequence from index ``start`` to its end, along axis ``dim``.
 
-    tensor: these tokens; ``None`` before the first piece.
+    tensor: the tokens; ``None`` before the first piece.
     """
 
     def __init__(self, dim: int) -> None:

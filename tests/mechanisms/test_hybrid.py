@@ -75,10 +75,10 @@ def test_the_features_stand_in_a_configuration() -> None:
     [
         ({"window": 0}, "window"),
         ({"mixing": 0.0}, "must be above 0"),
-        ({"features": "window"}, "no features that can be added"),
+        ({"features": "window"}, "which cannot be added to a softmax"),
         ({"features": "taylor:feature_dim=7"}, "feature_dim"),
         ({"features": "tailor"}, "taylor"),
-        ({"features": "hedgehog:feature_softmax=none"}, "hedgehog:feature_softmax=none.*no features that can be added"),
+        ({"features": "hedgehog:feature_softmax=none"}, "hedgehog:feature_softmax=none.*cannot be added"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, object], sentence: str) -> None:

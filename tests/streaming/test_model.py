@@ -250,7 +250,7 @@ def test_streams_of_one_model_do_not_meet() -> None:
 def test_a_stock_model_with_mechanisms_streams() -> None:
     torch.manual_seed(0)
     model = AutoModelForCTC.from_config(small_audio_config("wav2vec2", SHAPE, feat_extract_norm="layer")).eval()
-    with pytest.raises(StreamError, match="runs its base's attention, which sees the whole sound"):
+    with pytest.raises(StreamError, match="runs its base's attention, which sees the whole audio"):
         Stream(model)
     enable_long_attention(model, WINDOW)
     x = sound()
@@ -381,7 +381,7 @@ def test_a_stream_too_short_for_a_frame_is_refused() -> None:
 def test_what_needs_the_whole_sound_is_refused() -> None:
     cases = [
         (model_of(feat_extract_norm="group"), "normalises every channel over the whole sound .*; use a checkpoint with a norm over"),
-        (model_of(head="ForSequenceClassification"), "has no output for every frame, but for the whole sound"),
+        (model_of(head="ForSequenceClassification"), "has no output for every frame, only one for the whole audio"),
         (model_of(attention={"mechanism": "full"}), "Mechanism 'full' .* looks at the whole sequence"),
         (model_of(attention={"mechanism": "longformer", "window": 8}), "has global tokens with these options"),
         (model_of(add_adapter=True), "fewer last states than frames"),
@@ -393,7 +393,7 @@ def test_what_needs_the_whole_sound_is_refused() -> None:
         (model_of("wavlm", feat_extract_norm="group"), "normalises every channel over the whole sound"),
         (model_of("sew"), "LongSEWForCTC cannot read a stream: its published checkpoints normalise every channel over the whole sound"),
         (model_of("whisper", "Model"), "LongWhisperModel cannot read a stream: its encoder counts positions from the beginning"),
-        (nn.Linear(2, 2), "Linear has no way to read a stream"),
+        (nn.Linear(2, 2), "Linear cannot read a stream; use an audio model"),
     ]
     for model, message in cases:
         with pytest.raises(StreamError, match=message):
@@ -410,7 +410,7 @@ def test_compiled_layers_are_refused() -> None:
     stream = Stream(model)
     for layer in model.base_model.encoder.layers:
         layer.compile(backend="eager")
-    with pytest.raises(StreamError, match=r"of 3 layers of LongWav2Vec2ForCTC read the stream; pass the model as it is without"):
+    with pytest.raises(StreamError, match=r"of 3 layers of LongWav2Vec2ForCTC ran on the stream; pass the model without"):
         stream.feed(sound())
 
 

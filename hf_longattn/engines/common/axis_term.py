@@ -3,8 +3,8 @@ positions.
 
     term(i, j) = Σ over axes a of  q_i · R_a[x_a(i) - x_a(j)]
 
-The term is a product of features, q'_i · k'_j: q'_i holds q_i · R_a[x_a(i) - x] for every place x of every axis; k'_j is 1 at the places
-of j and 0 elsewhere. So a fused kernel computes it without N×N memory, forward and backward, if q and k get one more feature per place.
+The term is a product of features, q'_i · k'_j: q'_i holds q_i · R_a[x_a(i) - x] for every coordinate x of every axis; k'_j is 1 at j's
+coordinates, else 0. With one more feature per coordinate in q and k, a fused kernel adds it without N×N memory, forward and backward.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .grid import Grid
 @dataclasses.dataclass(frozen=True, eq=False)
 class AxisTerm:
     """A ``score_mod`` of the query and the distance on every axis. Windows and dense attention compute it as a product of features; any
-    other engine looks it up, which takes ``(B, H, N, Σ places)`` memory.
+    other engine looks it up, which takes ``(B, H, N, Σ sizes)`` memory.
 
     queries: the call's q, ``(B, H, N, D)``, not multiplied by the factor on q·k.
     tables: R of every axis, ``(2·s - 1, D)``: a row for each distance, query - key, from -(s - 1) to s - 1; larger distances are clamped.
@@ -47,12 +47,12 @@ class AxisTerm:
 
     @graph_property
     def _by_place(self) -> list[Tensor]:
-        """The term of every cell for the places of each axis, ``(B, H, cells, places)``."""
+        """The term of every cell at every coordinate: ``(B, H, cells, size)`` for each axis."""
         cells = self.queries[:, :, self.grid.prefix :]
         return list(axis_products(cells, self.tables, self.grid.sizes))
 
     def of_heads(self, heads: Sequence[int]) -> AxisTerm:
-        """The term of some heads, renumbered from 0."""
+        """The term for ``heads`` only, renumbered from 0."""
         return dataclasses.replace(self, queries=self.queries[:, list(heads)])
 
     def of(self, queries: Tensor, grid: Grid) -> AxisTerm:
@@ -60,7 +60,7 @@ class AxisTerm:
         return dataclasses.replace(self, queries=queries, grid=grid)
 
     def with_keys_at(self, places: Sequence[Tensor]) -> Tensor:
-        """The term ``(B, H, N, K)`` of all queries and K keys. On each axis ``places`` are ``(K,)``, and may lie outside of the grid."""
+        """The term ``(B, H, N, K)`` of all queries and K keys. ``places``: key coordinates, ``(K,)`` per axis, even outside the grid."""
         total = self.queries.new_zeros(*self.queries.shape[:3], len(places[0]))
         own = self.grid.places(torch.arange(self.grid.length, device=self.queries.device)[:, None])
         for table, query, key in zip(self.tables, own, places, strict=True):
@@ -82,7 +82,7 @@ def with_features(
     Args:
         q: ``(B, H, prefix + cells, D)``.
         k, v: ``(B, ·, prefix + shared + cells, D)``.
-        tables, sizes: the table and the number of places of every axis.
+        tables, sizes: the table and the number of cells of every axis.
         scale: the factor on q·k.
         prefix, shared: tokens before the cells, in q, k and v, and in k and v alone. They have no term.
     """
@@ -94,7 +94,7 @@ def with_features(
 
 
 def axis_products(cells: Tensor, tables: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """q_i · R_a[x_a(i) - x] of every axis, ``(B, H, cells, places of the axis)``, for ``cells (B, H, cells, D)`` in raster order."""
+    """q_i · R_a[x_a(i) - x] of every axis, ``(B, H, cells, size of the axis)``, for ``cells (B, H, cells, D)`` in raster order."""
     on_grid, products = cells.unflatten(2, tuple(sizes)), []
     for axis, (table, size) in enumerate(zip(tables, sizes, strict=True), 2):
         places = torch.arange(size, device=table.device)
@@ -112,7 +112,7 @@ def _rows(table: Tensor, distances: Tensor) -> Tensor:
 
 
 def one_hot_places(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One-hot places of a grid's cells, ``(cells, Σ sizes)``: a 1 for every axis. Cached."""
+    """One-hot coordinates of a grid's cells, concatenated over the axes: ``(cells, Σ sizes)``. Cached."""
 
     def build() -> Tensor:
         places = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes))

@@ -1,8 +1,8 @@
 """Overlapping windows on a grid, and tiles of queries with their halo of keys.
 
-A place of an axis sees a stretch of places; a cell of the grid sees the product of its stretches. An axis is cut into tiles of neighbouring
-queries, and the keys of a tile are all places that any of its queries sees, the halo included. Tiles form a group if their queries see the
-same places relative to the tile's first key: they share a mask, and their keys are at equal steps.
+Along an axis, a coordinate sees a range of coordinates; a cell of the grid sees the product of its ranges. An axis is cut into tiles of
+neighbouring queries. The keys of a tile are all coordinates that any of its queries sees, the halo included. Tiles form a group if their
+queries see the same keys relative to the tile's first key: they share a mask, and their keys are at equal steps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ TILE_QUERIES = 32
 """Maximum queries per tile: the block size of PyTorch's fused CPU kernel. A larger tile would add keys that only other queries need."""
 TILE_SIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 COST_OF_COPY, COST_OF_KEY, COST_OF_TILE, COST_OF_CALL = 9, 13, 200, 600
-"""Costs of a copied key, a tile's key, a tile and a kernel call, in pairs. Measured on one core, for 12 heads of width 64."""
+"""Costs of a copied key, a key in a tile, a tile and a kernel call, relative to one pair. Measured on one core, 12 heads of width 64."""
 
 
 class AxisWindows(NamedTuple):
-    """Windows along one axis: place x sees every ``step``-th place from ``low[x]`` to ``high[x]``.
+    """Windows along one axis: coordinate x sees every ``step``-th one from ``low[x]`` to ``high[x]``.
 
     Both ends are included, and lie a multiple of ``step`` away from x.
     """
@@ -39,14 +39,14 @@ class AxisWindows(NamedTuple):
 
     @property
     def sees_all(self) -> bool:
-        """Whether every place sees every place."""
+        """Whether every coordinate sees all others."""
         return self.step == 1 and max(self.low) == 0 and min(self.high) == len(self.low) - 1
 
 
 class TileGroup(NamedTuple):
     """``tiles`` tiles of ``size`` queries, each with ``key_size`` keys. Tiles, and their keys, start ``size`` apart.
 
-    All numbers count the places of one residue class: ``first`` is the first query, ``key_first`` the first key. ``seen`` has the first
+    All numbers count the cells of one residue class: ``first`` is the first query, ``key_first`` the first key. ``seen`` has the first
     and the last visible key of every query in a tile, counted from the tile's first key. It is empty if every query sees every key.
     """
 
@@ -73,7 +73,7 @@ class TileGroup(NamedTuple):
 
 
 class AxisClass(NamedTuple):
-    """Tiles of the places ``residue, residue + step, …`` of an axis. These places see only each other."""
+    """Tiles of the coordinates ``residue, residue + step, …`` of an axis. They see only each other."""
 
     residue: int
     step: int

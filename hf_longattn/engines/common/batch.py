@@ -1,7 +1,7 @@
 """Where the sequences of a batch lie. Only this module handles left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass. :mod:`.sequences` uses it to move sequences to index 0 before a mechanism runs. So mechanisms
-and engines see padding only after a sequence or inside it, as a key mask.
+A :class:`Batch` is made once per forward pass. With it, :mod:`.sequences` moves sequences to index 0 before a mechanism runs. So
+mechanisms and engines see padding only after a sequence or inside it, as a key mask.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Batch:
 
     @classmethod
     def of_spans(cls, mask: Tensor, sequences: tuple[SequenceSpan, ...]) -> Batch:
-        """The batch of a mask with known :attr:`sequences`. Finding them need not wait for the device."""
+        """The batch for ``mask``, given its :attr:`sequences`. So the host need not wait for the device to find them."""
         batch = cls(mask)
         vars(batch)["sequences"] = sequences
         return batch
@@ -101,7 +101,7 @@ class Batch:
         return self.cached("cu_seqlens", lambda: _offsets(self.labels.number))
 
     def cached(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
-        """``make()``, called once for all layers that share this batch; in a graph, every time."""
+        """The result of ``make()``, stored for all layers that share this batch. A graph stores nothing."""
         if in_graph():
             return make()
         if key not in self._cache:  # made outside of inference mode, since calls that need gradients may use it too
@@ -115,7 +115,7 @@ class Batch:
 
     @property
     def padded_left(self) -> bool:
-        """Whether a row may begin with padding; in a graph any may."""
+        """Whether some row may begin with padding. Always True in a graph, which cannot read the mask."""
         return in_graph() or any(span.start > 0 for span in self.sequences)
 
     def places(self, missing: int) -> Places:
@@ -345,8 +345,8 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
 
 
 def batch_of_mask(mask: Tensor, documents: Tensor, causal: bool) -> Batch | None:
-    """The batch equivalent to a dense mask with these :func:`documents_in_mask`. ``None`` if the mask says more than documents, padding and
-    causality."""
+    """The batch equivalent to a dense mask, given its :func:`documents_in_mask`. ``None`` if documents, padding and causality alone do not
+    give this mask."""
     seen = _visible_pairs(mask)
     if mask.shape[1] != 1 or (mask.dtype != torch.bool and bool((seen[:, None] & (mask != 0)).any())):
         return None

@@ -85,7 +85,7 @@ class Rounds(ABC):
             self.real = torch.full((1, 1, 1, 1), self.length, **number)
         else:
             self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
-        # If queries and keys are sorted alike, a row is `size` consecutive places; otherwise a row also ends where the run changes.
+        # If queries and keys have the same order, a row is `size` consecutive places. Otherwise a row also ends where a new run begins.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
         self.place()
@@ -311,7 +311,7 @@ def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Te
     for earlier in range(rounds - 1):
         later = places[:, :, earlier + 1 :].clamp(min=0)
         bucket = keys[:, :, earlier].gather(-1, later.flatten(2)).view(later.shape)
-        oldest = places[:, :, earlier, :, -1]  # -1 if the bucket holds fewer than `size`: all its keys were found
+        oldest = places[:, :, earlier, :, -1]  # -1: the bucket has fewer than `size` keys, and all were found
         twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
     return twice & (places >= 0)
 

@@ -97,7 +97,7 @@ class DistanceBias:
         return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
     def of_heads(self, heads: Sequence[int]) -> DistanceBias:
-        """The bias of some heads, renumbered from 0."""
+        """The bias for ``heads`` only, renumbered from 0."""
         return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
 
     def over(self, distance: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class BatchTerm(ABC):
 
     @abstractmethod
     def of_heads(self, heads: Sequence[int]) -> BatchTerm:
-        """The term of some heads, renumbered from 0."""
+        """The term for ``heads`` only, renumbered from 0."""
 
     @abstractmethod
     def of_sequence(self, row: int, start: int, stop: int) -> BatchTerm:
@@ -145,7 +145,7 @@ class TokenTerm(ABC):
         """The term of ``q (B, h, Nq, D)`` and ``k (B, h, Nk, D)``, for h of this term's heads. Queries are the last Nq positions."""
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> TokenTerm:
-        """The term of some heads, renumbered from 0, of queries on ``device``."""
+        """The term for ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
         return _TermOfHeads(self, tuple(heads), device)
 
 
@@ -183,7 +183,7 @@ def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:
-    """``score_mod`` for a group of heads, renumbered from 0, of queries on ``device``. Term objects keep their base class."""
+    """``score_mod`` for ``heads`` only, renumbered from 0. ``device`` is where the queries are. Term objects keep their base class."""
     if isinstance(score_mod, TokenTerm):
         return score_mod.of_heads(heads, device)
     if score_mod is None or isinstance(score_mod, DistanceBias | BatchTerm | GridBias | AxisTerm):
@@ -343,8 +343,8 @@ class AttentionCall:
             return self.grid
         if len(set(self.grid)) != 1:
             raise GridError(
-                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows are run "
-                "together; pass padding_mask or documents, which say where each sequence lies, outside of torch.compile."
+                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows run "
+                "together; pass padding_mask or documents to tell the sequences apart, and run without torch.compile."
             )
         return self.grid[0]
 

@@ -48,7 +48,7 @@ class DispatchContext:
     stacking: Stacking | None = None
     """Which documents may be rows of one batch, padded on the right. ``None`` if none may, for instance because padding counts."""
     trims_padding: bool = False
-    """Whether the engine cuts the outer padding off every row by itself."""
+    """Whether the engine cuts off each row's outer padding itself."""
     selection: tuple[int, int] = (1, 1)
     """Query heads per selection of blocks, and tokens per block."""
     failed: tuple[tuple[str, str], ...] = ()
@@ -81,5 +81,5 @@ class DispatchContext:
         return no_fused_kernels()
 
     def not_on(self, device: str) -> str | None:
-        """The reason against a path of another device."""
+        """Why a path for ``device`` does not run. ``None`` if the tensors are there."""
         return None if self.device == device else "the tensors are on another device"

@@ -14,7 +14,7 @@ from .call import AttentionCall, MaskMod
 from .derivatives import no_fused_kernels, refuse_second_derivatives
 
 SLOW_ROWS = (torch.bfloat16, torch.float16)
-"""Dtypes with slow single queries. The CPU's fused kernel takes about half the time for two queries."""
+"""Dtypes for which the CPU's fused kernel takes about half as long for two queries as for one."""
 
 
 def dense_attention(

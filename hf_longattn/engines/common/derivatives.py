@@ -38,7 +38,7 @@ def values_mapped() -> bool:
 
 
 def no_fused_kernels() -> str | None:
-    """The reason why only plain operations may run now, as a clause. ``None`` if fused kernels may run."""
+    """Why only plain operations may run now, as a clause. ``None`` if fused kernels may run."""
     if torch.compiler.is_compiling():
         return None
     if func_transforms():

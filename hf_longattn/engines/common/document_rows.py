@@ -61,13 +61,13 @@ class RowsOfCall:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DocumentRows:
-    """Places of packed tokens ``(B, N)`` in the rows of :attr:`calls`. Slots are numbered through all calls."""
+    """Maps packed tokens ``(B, N)`` to slots in the rows of :attr:`calls`, and back. Slot numbers continue from call to call."""
 
     calls: tuple[RowsOfCall, ...]
     shape: tuple[int, int]
     """``(B, N)``."""
     token: Tensor
-    """``(slots,)`` int64, the token in every slot, numbered through all packed rows. Padding repeats the document's last token."""
+    """``(slots,)`` int64, the token in every slot, from 0 to B·N - 1. Padding repeats the document's last token."""
     padding: Tensor | None
     """``(slots,)`` bool; ``None`` if no slot is padding."""
     slot: Tensor
@@ -112,9 +112,9 @@ class DocumentRows:
         )  # fmt: skip
 
     def rows(self, x: Tensor, dim: int) -> list[Tensor]:
-        """``x`` in the rows of each call. Packed rows are on axis 0 of ``x``, their tokens on ``dim``; padding repeats the last token.
+        """Gather ``x`` into the rows of each call. Axis 0 of ``x`` is the packed rows, and axis ``dim`` their tokens.
 
-        Only the documents' tokens pass gradients back, since padding has none.
+        Padding repeats the document's last token, and passes no gradients back.
         """
         packed = x.movedim(dim, 1).flatten(0, 1)
         slots = _Moved.apply(packed, (self.token, None), (self.slot, self.outside))

@@ -23,7 +23,7 @@ RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", de
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The grid of one sequence: ``prefix`` tokens without a place, then cells in raster order. The last axis is fastest.
+    """The grid of one sequence: ``prefix`` tokens without coordinates, then cells in raster order. The last axis is fastest.
 
     sizes: cells along each axis: ``(height, width)`` of a picture in patches, ``(frames, height, width)`` of a video.
     prefix: tokens before the cells, such as a class token and registers.
@@ -66,7 +66,7 @@ class Grid:
             raise GridError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
 
     def places(self, positions: Any) -> tuple[Any, ...]:
-        """The place on every axis of tokens at ``positions``, an integer or a tensor. Prefix tokens are negative on the first axis."""
+        """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens are negative on the first axis."""
         rest, places = positions - self.prefix, []
         for size in reversed(self.sizes[1:]):
             places.append(rest % size)

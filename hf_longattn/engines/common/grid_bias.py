@@ -97,7 +97,7 @@ class GridBias:
         return dataclasses.replace(self, table=self.table + other.table)
 
     def of_heads(self, heads: Sequence[int]) -> GridBias:
-        """The bias of some heads, renumbered from 0."""
+        """The bias for ``heads`` only, renumbered from 0."""
         return dataclasses.replace(self, table=self.table[list(heads)])
 
     def entries(self, distances: Sequence[Tensor]) -> Tensor:
@@ -146,8 +146,8 @@ def tile_distances(sizes: Sequence[int], key_sizes: Sequence[int], ahead: Sequen
 
     Args:
         sizes, key_sizes: queries and keys along each axis.
-        ahead: places from the first key to the first query along each axis.
-        steps: cells from one place to the next along each axis.
+        ahead: steps from the first key to the first query along each axis.
+        steps: cells in one step along each axis.
     """
     rank, distances = len(sizes), []
     for axis, (size, key_size, first, step) in enumerate(zip(sizes, key_sizes, ahead, steps, strict=True)):
@@ -159,7 +159,7 @@ def tile_distances(sizes: Sequence[int], key_sizes: Sequence[int], ahead: Sequen
 
 
 def why_not_added(score_mod: Any) -> str | None:
-    """The reason why tiles of a grid do not add this score term, as a clause."""
+    """Why tiles of a grid do not add this score term, as a clause. ``None`` if they do."""
     if score_mod is None or isinstance(score_mod, GridBias):
         return None
     return "a score term other than a bias by distance on the grid is added to listed pairs"

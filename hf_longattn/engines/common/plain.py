@@ -138,7 +138,7 @@ def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: Attentio
 
 
 def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """Cut the tile into rows, or into query slots of one row. A piece has at most MAX_PAIRS pairs in ``copies`` heads."""
+    """Cut the tile into rows, or a row into query slots. A piece has at most MAX_PAIRS pairs over all ``copies`` (batch × heads)."""
     rows, slots = tile.queries.shape[2:]
     width = copies * tile.keys.shape[3]
     if rows * slots * width <= MAX_PAIRS:

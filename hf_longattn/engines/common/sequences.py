@@ -1,16 +1,16 @@
 """How the sequences of a batch become calls of a mechanism.
 
-Mechanisms see sequences that start at index 0. :func:`attend_per_sequence` moves them there before a mechanism runs, in one of five ways
-that :mod:`hf_longattn.engines.dispatch` chooses from:
+Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of five layouts. The choice
+is made by :mod:`hf_longattn.engines.dispatch`:
 
-- **masked**: unchanged, with a key mask, if there is no left padding or only distances matter (short inputs, a GPU, a graph);
-- **split**: every sequence runs alone, as a view without a mask. A padded batch then costs as much as its real tokens, and packed
-  documents give bit for bit their output alone. Mostly on the CPU;
-- **stacked**: packed documents are gathered into the rows of a right-padded batch, and back: one call, or up to three if their lengths
-  differ much. On a GPU, where a call per document would cost more than the padding. On any device in one call, if a mechanism draws or
-  learns something once per call;
-- **packed**: unchanged, if the mechanism keeps documents apart by itself. On the CPU each document gives bit for bit its output alone,
-  without copying documents together; on a GPU, operations run on whole rows;
+- **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
+- **split**: each sequence runs in a call of its own, as a view without a mask. A padded batch then costs as much as its real tokens, and
+  each packed document has bitwise the output of a call without the others. Mostly on the CPU;
+- **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. On a GPU, where a call per
+  document would cost more than the padding, this is one call, or up to three if lengths differ much. If a mechanism draws or learns
+  something once per call, it is one call on any device;
+- **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU each document has bitwise the output of a call
+  without the others, and is not copied; on a GPU, operations run on whole rows;
 - **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
 """
 
@@ -38,15 +38,15 @@ UNKNOWN_STARTS = "a graph does not know where sequences start"
 
 
 def why_not_masked(context: DispatchContext) -> str | None:
-    """The reason against one call with a mask."""
+    """Why the rows do not run in one call with a mask."""
     batch = context.call.batch
     return "its positions count from each row's first token" if context.by_position and batch is not None and batch.padded_left else None
 
 
 def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
-    """The reason against one call per sequence.
+    """Why the sequences do not run in separate calls.
 
-    trimmed: whether the engine of this call cuts padding off every row by itself.
+    trimmed: whether the engine of this call cuts off each row's outer padding itself.
     """
     if in_graph():
         return UNKNOWN_STARTS
@@ -62,7 +62,7 @@ def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
 
 
 def why_not_packed(context: DispatchContext) -> str | None:
-    """The reason against one call of a mechanism that keeps documents apart by itself."""
+    """Why the mechanism does not run on whole packed rows and separate the documents itself."""
     if in_graph():
         return UNKNOWN_STARTS
     if context.separate_calls or context.q_len < context.kv_len:
@@ -75,7 +75,7 @@ def why_not_packed(context: DispatchContext) -> str | None:
 
 
 def why_not_stacked(context: DispatchContext) -> str | None:
-    """The reason against packed documents as rows of a batch."""
+    """Why packed documents are not gathered into the rows of a batch."""
     if context.device == "cpu" and not context.single_call:
         return "on the CPU a document alone costs what its tokens cost"
     if context.stacking is None or context.q_len < context.kv_len:
@@ -258,7 +258,7 @@ def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | N
 
 
 def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: int, grid: Grid | None) -> ScoreMod | None:
-    """``score_mod`` for the indices of a call with documents as rows. Padding gets the index of the document's last token."""
+    """``score_mod`` for a call with one document per row. Padding gets the index of the document's last token."""
     if isinstance(score_mod, GridBias):
         return score_mod.on(grid)
     if isinstance(score_mod, BatchTerm):

@@ -163,13 +163,13 @@ class Shard:
         return _Swap.apply(self, (heads,), False, x)[0]
 
     def call(self, call: AttentionCall, low: int, high: int) -> AttentionCall:
-        """The call for the tokens ``low … high - 1`` as a sequence by themselves."""
+        """The call for the tokens ``low … high - 1``, as a separate sequence."""
         at = (slice(None), slice(low, high))
         mask, documents, globals_ = (None if x is None else x[at] for x in (self.mask, self.documents, self.global_mask))
         return call.replace(batch=Batch.of(mask, documents), global_mask=globals_, score_mod=counted_from(call.score_mod, low))
 
     def local_call(self, call: AttentionCall) -> AttentionCall:
-        """The call for this process's tokens as a sequence by themselves."""
+        """The call for this process's tokens, as a separate sequence."""
         return self.call(call, self.start, self.stop)
 
     def attend(

@@ -62,12 +62,12 @@ DROPOUT_BLOCK = 64
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
 Place = tuple[int, int, int]
-"""A call's item, kind (band, global columns or global rows), and number within that kind."""
+"""``(item, kind, number)`` of a call. The kind is BAND, COLUMNS or ROWS; ``number`` counts the calls of that kind."""
 BAND, COLUMNS, ROWS = range(3)
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this path, as a clause."""
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     if (why := why_no_kernel(context, drops=drops_in_tiles(context))) is not None:
         return why
     if context.call.score_mod is None or adds_term(context.call.score_mod):
@@ -164,12 +164,12 @@ class Costs(NamedTuple):
     call: float
     """One call of the kernel."""
     tokens: float
-    """All further calls for global tokens."""
+    """All additional calls for global tokens together."""
     queries: int
     """Maximum queries per call, so that its results stay in the cache."""
 
     def of(self, group: Group, shift: int, left: int, right: int) -> float:
-        """The cost of a group of blocks. Each block's first query is at index ``shift`` of its slice."""
+        """The cost of a group of blocks. A block's first query is at index ``shift`` of its key slice."""
         size = (group.block >= 192) + (group.block >= 768)
         pair = self.pair[size] + (0.0 if group.sees_all(shift, left, right) else self.masked)
         calls = -(-group.blocks // max(1, self.queries // group.block))
@@ -346,11 +346,11 @@ def items(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, in_blocks: Callable[[Item], bool],
     term: PlaceTerm | None = None,
 ) -> Iterator[Item]:  # fmt: skip
-    """The batch without its outer padding. Rows without a real token are skipped, and their outputs are zeros.
+    """Split the batch into items without outer padding. Rows without a real token are skipped, and their outputs are zeros.
 
     Args:
-        in_blocks: whether an item's queries are cut into blocks. If so, the rows of a batch run one by one.
-        term: the place term of all keys.
+        in_blocks: whether an item's queries are cut into blocks. If so, each row of the batch is an item.
+        term: a :class:`PlaceTerm` with the coordinates of all keys.
     """
     everything, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
     if key_mask is None and global_mask is None:

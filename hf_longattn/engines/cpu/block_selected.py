@@ -41,7 +41,7 @@ MAX_OWN_QUERIES = 4096
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this path, as a clause."""
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     return why_not_tiles(context)
 
 
@@ -136,7 +136,7 @@ def _with_own(chosen: Tensor, size: int) -> Tensor:
 
 
 def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[_OwnBlocks]:
-    """The own blocks of causal queries, as many per call as stay in the cache. An incomplete last block comes last."""
+    """Calls of causal queries to their own blocks, as many blocks per call as stay in the cache. An incomplete block comes last."""
     full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
     stretches = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
     if length > full_blocks * size:

@@ -34,7 +34,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool
 
 
 def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. Queries begin at position ``shift``. Shared."""
+    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. Queries begin at position ``shift``."""
     tokens = () if index is None else tuple(index.tolist())
 
     def make() -> Tensor:

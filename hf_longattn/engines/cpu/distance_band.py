@@ -37,7 +37,7 @@ PAIRS_PER_COLUMN_CALL = 4096
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this path, as a clause."""
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     if (why := why_no_kernel(context)) is not None:
         return why
     if isinstance(context.call.score_mod, DistanceTerm | TokenDistanceTerm):
@@ -270,15 +270,15 @@ class _FarCall(NamedTuple):
         return self.columns is None
 
     def queries(self, x: Tensor) -> Tensor:
-        """Its queries of ``x (b, H, Nq, …)``."""
+        """The rows of ``x (b, H, Nq, …)`` that belong to this call's queries."""
         return x[:, :, self.rows]
 
     def keys(self, x: Tensor) -> Tensor:
-        """Its keys of ``x (b, H, Nk, …)``."""
+        """The rows of ``x (b, H, Nk, …)`` that belong to this call's keys."""
         return x if self.columns is None else x[:, :, self.columns]
 
     def write(self, x: Tensor, values: Tensor) -> None:
-        """Write ``values`` to its queries of ``x (b, H, Nq, …)``."""
+        """Write ``values`` to the rows of ``x (b, H, Nq, …)`` that belong to this call's queries."""
         x[:, :, self.rows] = values
 
     def add_to_queries(self, total: Tensor, values: Tensor) -> None:

@@ -71,7 +71,7 @@ def drops_in_tiles(context: DispatchContext) -> bool:
 
 
 def dropout_of(call: AttentionCall) -> tuple[float, int]:
-    """The probability of a call, and a seed from PyTorch's generator; 0 without dropout."""
+    """``(dropout probability, seed)`` of a call. The seed comes from PyTorch's generator, or is 0 without dropout."""
     return call.dropout, int(torch.randint(1 << 62, ())) if call.dropout else 0
 
 

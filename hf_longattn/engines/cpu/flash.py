@@ -30,10 +30,10 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = False) -> str | None:
-    """The reason why the fused kernel does not run, whatever the score term, as a clause.
+    """Why the fused kernel does not run, as a clause. Score terms are not checked.
 
     Args:
-        drops: whether the path draws this call's dropout by itself.
+        drops: whether the path draws this call's dropout itself.
         exports: whether the path has a form for exported graphs.
     """
     if torch.compiler.is_exporting() and not exports:
@@ -46,7 +46,7 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
 
 
 def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | None:
-    """The reason why the fused kernel does not run listed pairs."""
+    """Why the fused kernel does not run listed pairs."""
     if (why := why_not(context, drops=drops, exports=True)) is not None:
         return why
     if context.call.score_mod is not None:

@@ -32,7 +32,7 @@ MAX_SHARED_CELLS = 1 << 17
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this path, as a clause."""
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     return why_not_tiles(context, drops=drops_in_tiles(context))
 
 

@@ -49,7 +49,7 @@ MAX_SHARED_CELLS = 1 << 17
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this path, as a clause."""
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     return why_no_kernel(context) or why_not_added(context.call.score_mod)
 
 
@@ -87,7 +87,7 @@ class _Tile(NamedTuple):
 
     @property
     def queries(self) -> tuple[slice, ...]:
-        """Its places on every axis."""
+        """Coordinates of the tile's queries on every axis."""
         return tuple(part.places(group.first, group.size) for part, group in zip(self.classes, self.groups, strict=True))
 
     @property

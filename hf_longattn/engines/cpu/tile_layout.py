@@ -89,9 +89,9 @@ class Limits(NamedTuple):
 
     queries: int
     keys: int
-    """Maximum keys that are gathered."""
+    """Maximum keys if they are gathered."""
     viewed: int
-    """Maximum keys that are views."""
+    """Maximum keys if they are read as a view."""
     mask: int = 1 << 18
 
 

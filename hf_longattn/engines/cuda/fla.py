@@ -25,7 +25,7 @@ def installed() -> bool:
 
 
 def why_not(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    """The reason why no kernel of the package runs, as a clause."""
+    """Why no kernel of the package runs, as a clause. ``None`` if they may run."""
     if context.device != "cuda":
         return context.not_on("cuda")
     if torch.compiler.is_compiling():
@@ -42,7 +42,7 @@ def why_not(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | 
 
 
 def why_not_blocks(context: DispatchContext) -> str | None:
-    """The reason against selected blocks."""
+    """Why the kernel for selected blocks does not run."""
     if (why := why_not(context, (torch.bfloat16, torch.float16))) is not None:
         return why
     call, (group, size) = context.call, context.selection
@@ -54,12 +54,12 @@ def why_not_blocks(context: DispatchContext) -> str | None:
 
 
 def why_not_linear(context: DispatchContext) -> str | None:
-    """The reason against linear attention."""
+    """Why the kernel for linear attention does not run."""
     return why_not(context, (torch.float32, torch.bfloat16))
 
 
 def why_not_delta(context: DispatchContext) -> str | None:
-    """The reason against the gated delta rule."""
+    """Why the kernel for the gated delta rule does not run."""
     return why_not(context, (torch.bfloat16, torch.float16)) or delta_fault()
 
 

@@ -52,7 +52,7 @@ COLUMN_CELLS = 1 << 25
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason why the operator does not run a band, as a clause."""
+    """Why the operator does not run a band, as a clause. ``None`` if it may."""
     call = context.call
     if context.device != "cuda":
         return context.not_on("cuda")
@@ -70,7 +70,7 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 def _why_not_sequences(context: DispatchContext) -> str | None:
-    """The reason why the operator does not run a band with global tokens, padding or packed sequences."""
+    """Why the operator does not run a band with global tokens, padding or packed sequences."""
     batch = context.call.batch
     if in_graph():
         return "a graph knows neither where sequences start nor how many tokens are global"

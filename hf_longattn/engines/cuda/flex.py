@@ -114,7 +114,7 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
         index, real = index_of_globals(call)
     if global_mask is None or index.shape[1] == 0:
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    # Global columns are a separate call: every row of queries visits them, so in the band's list they would lengthen all rows.
+    # Every query row visits the global columns. As a separate call, they do not lengthen every row of the band's block list.
     at_column = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, index[b, j]))
     columns = column_block_mask(pattern, q_len, kv_len, index, real)
     out, aux = attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale, return_aux=AuxRequest(lse=True))

@@ -25,7 +25,7 @@ MAX_TABLE_TOKENS = 1 << 15
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason against this path, as a clause."""
+    """Why this path does not run, as a clause. ``None`` if it may run."""
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
     return why_no_kernel(context) or ("its lists are made of values, which a graph lacks" if torch.compiler.is_compiling() else None)

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """The reason why flex_attention does not run, as a clause. Only an attempt shows whether this machine has the kernel."""
+    """Why flex_attention does not run, as a clause. Only an attempt shows whether this machine has the kernel."""
     if torch.compiler.is_exporting():
         return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cuda":

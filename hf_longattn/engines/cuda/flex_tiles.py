@@ -330,7 +330,7 @@ def joined_rows(tiles: Sequence[GatherTile], lengths: tuple[int, int]) -> list[t
 
 
 def kept_joint_layout(tiles: Sequence[GatherTile], q_len: int, kv_len: int) -> RowLayout | None:
-    """The cached layout of several fixed tiles, one after the other. ``None`` if a query is in two of them."""
+    """The cached, concatenated layout of several fixed tiles. ``None`` if a query is in two of them."""
 
     def join() -> tuple[RowLayout | None]:
         queries = torch.cat([tile.queries.flatten() for tile in tiles])

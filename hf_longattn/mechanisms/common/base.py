@@ -73,7 +73,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     cost: ClassVar[str] = "not stated"
     """How time grows with the length N, such as ``"N·w"``."""
     causal: bool | str = "both"
-    """``"both"``, or ``True``/``False`` for a mechanism that exists in the causal/bidirectional form only."""
+    """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
     trains: bool = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
     options_type: ClassVar[type[Options]] = Options

@@ -31,7 +31,7 @@ from .summaries import CacheSummaries, SummarisedMechanism
 
 
 class BucketedMechanism(SummarisedMechanism):
-    """A mechanism on the bucketed engine. Methods get keys before :meth:`key_vectors`, whose rounding could change a bucket."""
+    """A mechanism on the bucketed engine. Its methods get raw keys, since rounding in :meth:`key_vectors` could change a bucket."""
 
     engine: ClassVar[str] = "bucketed"
     exports_definition = True
@@ -41,7 +41,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @property
     def count_duplicates(self) -> bool:
-        """Whether a pair counts once for every round in which it meets."""
+        """Whether a pair that meets in several rounds counts once per round."""
         return False
 
     @abstractmethod
@@ -90,7 +90,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @property
     def sees_itself(self) -> bool:
-        """Whether a query sees the key at its own position if that is in its bucket."""
+        """Whether a query sees its own position when that key is in its bucket."""
         return True
 
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:

@@ -35,8 +35,8 @@ class Cost(Shardable):
         return full_pairs(length, causal)
 
     def band(self, causal: bool) -> tuple[int, int] | None:
-        """The distances ``(back, ahead)`` of a mechanism that is exactly a window or full attention; ``None`` for anything else.
-        Such a mechanism is softmax over all keys at these distances, at any length, as in a model's own window."""
+        """The distances ``(back, ahead)`` of a mechanism that is exactly a sliding window or full attention at any length.
+        ``None`` for all others."""
         everything = self.relative is None and self.covers(UNBOUNDED, causal)
         return (UNBOUNDED, 0 if causal else UNBOUNDED) if everything else None
 

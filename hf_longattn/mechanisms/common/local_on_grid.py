@@ -1,4 +1,4 @@
-"""Overlapping windows on a grid: a cell sees the product of one stretch of places per axis."""
+"""Overlapping windows on a grid: a cell sees the product of one range of coordinates per axis."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .on_grid import GridMechanism, Places
 
 
 class LocalGridMechanism(GridMechanism):
-    """A mechanism whose cells see a stretch of places on every axis. Subclasses define :meth:`stretch`."""
+    """A mechanism whose cells see a range of coordinates on every axis. Subclasses define :meth:`stretch`."""
 
     engine: ClassVar[str] = "grid_halo"
 
     @abstractmethod
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
-        """The definition: the first and last place visible from ``place`` along ``axis``. ``place`` is an integer or a tensor of them."""
+        """The definition: the first and last coordinate that ``place`` sees along ``axis``. ``place`` is an integer or a tensor."""
 
     def steps(self, grid: Grid) -> tuple[int, ...]:
-        """Distance between neighbouring visible places along each axis, in cells."""
+        """Distance between neighbouring visible coordinates along each axis, in cells."""
         return (1,) * grid.rank
 
     def grid_of(self, call: AttentionCall | None, tokens: Any | None = None) -> Grid:
@@ -38,7 +38,7 @@ class LocalGridMechanism(GridMechanism):
         return grid
 
     def axis_windows(self, grid: Grid) -> tuple[AxisWindows, ...]:
-        """The stretches of all places of every axis; cached."""
+        """The ranges of all coordinates of every axis; cached."""
 
         def make() -> tuple[AxisWindows, ...]:
             windows = []

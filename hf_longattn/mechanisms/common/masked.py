@@ -266,7 +266,7 @@ class SparseMechanism(MaskedMechanism):
 class GatheredMechanism(MaskedMechanism):
     """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.common.call.GatherTile`. They depend on the length alone.
 
-    The engine always gets a whole sequence: zeros are put in front of queries that are only its last positions.
+    The engine always gets a whole sequence. If there are fewer queries than keys, zero queries are put in front.
     """
 
     engine: ClassVar[str] = "gathered"

@@ -1,7 +1,7 @@
-"""Mechanisms on a grid of any rank: a mask over the places of cells, and prefix tokens.
+"""Mechanisms on a grid of any rank: a mask over the coordinates of cells, and prefix tokens.
 
-Cells are compared by their places (row and column in a picture, also frame in a video). The prefix (a class token, registers) has no
-place. The option ``prefix_tokens`` sets which tokens the prefix sees, and which see the prefix:
+Cells are compared by their coordinates (row and column in a picture, also frame in a video). The prefix (a class token, registers) has
+none. The option ``prefix_tokens`` sets which tokens the prefix sees, and which see the prefix:
 
     global   every token sees the prefix, and it sees every token
     reads    the prefix sees every token, no cell sees it
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 GLOBAL, READS, NONE = "global", "reads", "none"
 Places = tuple[Any, ...]
-"""The places of tokens on every axis, as broadcastable tensors."""
+"""The coordinates of tokens on every axis, as broadcastable tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GridOptions(Options):
 
 
 class GridMechanism(MaskedMechanism):
-    """A mechanism defined by a mask over the places of cells. Subclasses define :meth:`sees`, and :meth:`tiles` for the engine."""
+    """A mechanism defined by a mask over the coordinates of cells. Subclasses define :meth:`sees`, and :meth:`tiles` for the engine."""
 
     engine: ClassVar[str] = "gathered"
     causal = False
@@ -71,7 +71,7 @@ class GridMechanism(MaskedMechanism):
 
     @abstractmethod
     def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
-        """The definition: whether cells at the places ``query`` see cells at the places ``key``, bool (broadcastable)."""
+        """The definition: whether cells at coordinates ``query`` see cells at coordinates ``key``, bool (broadcastable)."""
 
     @abstractmethod
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:

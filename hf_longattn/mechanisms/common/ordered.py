@@ -1,7 +1,7 @@
 """Mechanisms for texts on a grid, reordered so that blocks and bands are local.
 
 With ``order=tiles:8x8``, blocks of 64 tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and ``bigbird`` has
-two-dimensional blocks. Reordering is exact: the outputs of the reordered sequence are moved back to their places.
+two-dimensional blocks. Reordering is exact: the outputs are moved back to the original order.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def reading_in_order(
 
 
 class _Reordered(NamedTuple):
-    """The call for the tokens at ``places (L,)``. ``back (N,)`` is the index of each original token in ``places``."""
+    """A reordered call: new token i is token ``places[i]``, and token n is new token ``back[n]``. Shapes ``(L,)``, ``(N,)``."""
 
     call: AttentionCall
     places: Tensor
@@ -104,7 +104,7 @@ def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: Attentio
 
 
 def _call_at(call: AttentionCall, rows: int, places: Tensor, filled: Tensor | None) -> AttentionCall:
-    """``call`` for the tokens at ``places (L,)``. Tokens that are not ``filled (L,)`` become padding. ``rows`` is the batch size."""
+    """``call`` in the token order ``places (L,)``. Tokens that are not ``filled (L,)`` become padding. ``rows`` is the batch size."""
 
     def of(mask: Tensor | None) -> Tensor | None:
         if mask is None:

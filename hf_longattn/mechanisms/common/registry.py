@@ -49,7 +49,7 @@ class MechanismInfo:
         trains: whether it has parameters that need training.
         takes_globals: whether it takes ``global_mask``.
         exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
-        needs_grid: whether it compares places on a grid, such as a picture's patches, so that it is not for texts.
+        needs_grid: whether it compares coordinates on a grid, such as a picture's patches, so that it is not for texts.
         options: its options, with type, default, unit and meaning.
     """
 

@@ -70,7 +70,7 @@ class Traits(nn.Module):
     remembers: ClassVar[bool] = False
     """Whether segments are read one after the other, each with a memory of earlier segments."""
     needs_grid: ClassVar[bool] = False
-    """Whether the mechanism is defined by the places of tokens on a grid, ``call.grid``."""
+    """Whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``."""
 
     position_dependent: bool = True
     """Whether the output depends on where a sequence starts. With blocks, columns and counted positions it does; otherwise a key mask
@@ -153,7 +153,7 @@ class Traits(nn.Module):
 
     @property
     def reads_grid(self) -> bool:
-        """Whether the places of tokens on their grid matter."""
+        """Whether the grid coordinates of tokens matter."""
         return self.needs_grid or self.options.order is not None
 
     @property
@@ -169,7 +169,7 @@ class Traits(nn.Module):
         return False
 
     def wrong_form(self, causal: bool, where: str) -> OptionError:
-        """The error for a form (see :attr:`causal`) that ``where`` needs and these options lack."""
+        """The error when ``where`` needs a form, causal or bidirectional, that does not exist with these options."""
         chosen = "" if type(self).causal == self.causal else " with these options"
         return OptionError(
             f"Mechanism {self.name!r} exists only with causal={self.causal}{chosen}, but {where} needs causal={causal}; "
