@@ -158,7 +158,7 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
     return path
 
 
-def attempt(kind: Kind, context: DispatchContext, runs: Mapping[Path, Callable[[], Result]]) -> tuple[Result | None, Path]:
+def attempt(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
     """Run the first path that this machine has, if it is one of ``runs``: ``(its result, path)``. Otherwise ``(None, path to run)``."""
     while True:
         path, refused = first_path(kind, context)

@@ -16,22 +16,18 @@ from typing import Any, Literal, TypeVar
 from ...naming import LOGGER
 from .batch import in_graph
 
-Layout = Literal["packed", "stacked", "split", "masked", "rolled"]
-"""How the sequences of a batch become calls, see :mod:`.sequences`."""
 Kind = Literal[
     "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
     "tiles", "windows", "lines", "halo", "chosen blocks", "linear", "delta",
 ]  # fmt: skip
 """What is computed. Each kind has a row in the dispatcher's table."""
-Path = (
-    Layout
-    | Literal[
-        "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "lines", "halo", "cpu-band",
-        "cpu-distances", "cpu-gathered", "cpu-halo", "cpu-blocks", "plain-gathered", "flash", "flex", "flex-gathered", "flex-blocks",
-        "fla-blocks", "linear-fla", "linear-chunks", "delta-fla", "delta-chunks",
-    ]
-)  # fmt: skip
-"""How it is computed."""
+Path = Literal[
+    "packed", "stacked", "split", "masked", "rolled",
+    "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "lines", "halo", "cpu-band",
+    "cpu-distances", "cpu-gathered", "cpu-halo", "cpu-blocks", "plain-gathered", "flash", "flex", "flex-gathered", "flex-blocks",
+    "fla-blocks", "linear-fla", "linear-chunks", "delta-fla", "delta-chunks",
+]  # fmt: skip
+"""How it is computed. The first five are the layouts of a batch, see :mod:`.sequences`."""
 LOG_VARIABLE = "HF_LONGATTN_LOG"
 Result = TypeVar("Result")
 

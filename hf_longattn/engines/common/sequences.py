@@ -32,7 +32,7 @@ from .derivatives import no_fused_kernels
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
 from .grid_bias import GridBias
-from .paths import Layout
+from .paths import Path
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
 
@@ -89,7 +89,7 @@ def why_not_stacked(context: DispatchContext) -> str | None:
 
 
 def attend_per_sequence(
-    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: Layout, stacking: Stacking | None = None, *,
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: Path, stacking: Stacking | None = None, *,
     clears_padding: bool = False,
 ) -> Tensor:  # fmt: skip
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.

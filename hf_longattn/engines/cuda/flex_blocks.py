@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.call import AttentionCall
 from ..common.context import DispatchContext
+from ..common.dense import same_dtype
 from . import flex
 from .flex import BAND_BLOCK, packed
 from .flex_kernel import NoKernel, kind_of
@@ -39,6 +40,7 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     """
     if BAND_BLOCK % block_size and block_size % BAND_BLOCK:
         raise NoKernel(f"blocks of {block_size} tokens do not fit the kernel's of {BAND_BLOCK}")
+    q, k, v = same_dtype(q, k, v)
     (heads, length), key_mask, score_mod = q.shape[1:3], call.key_mask, call.score_mod
     causal, group = call.causal, heads // chosen.shape[1]
     selected = _selected(chosen, block_size, length)
