@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .engines.common import accelerator
 from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, without_padding
 from .engines.common.dense import dtype_in_attention
@@ -327,7 +328,7 @@ def run_mechanism(
             stacking = mechanism.stacking(call.causal) if packed and not (alone or cross) else None
             kind: Kind = "documents" if packed else "rows"
             if packed and run is None and order is None and not cross:
-                if mechanism.takes_documents if q.device.type == "cpu" else mechanism.labels_documents(k, v, call):
+                if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.takes_documents:
                     kind = "packed rows"
                 elif mechanism.is_plain_band and not (separate_calls or single_call):
                     kind = "packed bands"

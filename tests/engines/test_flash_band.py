@@ -101,7 +101,7 @@ def test_packed_documents_are_one_call(visited: str, emulated_flash: list[dict[s
 def test_documents_that_the_operator_does_not_take_are_rows_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, documents = tensors(2), torch.arange(LENGTH)[None].expand(2, -1) // 150
     monkeypatch.setattr(flash_band, "_tried", lambda *_: "it is an old one")
-    monkeypatch.setattr(dispatch, "_no_flex", lambda _: "there is none")
+    monkeypatch.setattr(flex_kernel, "why_not", lambda _: "there is none")
     out, choices = paths_of(lambda: attend(*inputs, "window", window=64, documents=documents))
     assert [choice.path for choice in choices] == ["packed", "stacked", "dense-masked"]
     assert dict(choices[1].refused) == {"flash": "it is an old one"}
@@ -224,7 +224,7 @@ def test_results_that_are_not_those_of_the_definition_are_not_used(monkeypatch: 
     """Of a kernel that ignores windows, for example."""
     unbounded = dict.fromkeys(("window_size_left", "window_size_right"), -1)
     monkeypatch.setattr(flash_band, "flash_forward", lambda *x, **settings: flash_operator.forward(*x, **settings | unbounded))
-    monkeypatch.setattr(dispatch, "_no_flex", lambda _: "there is none")
+    monkeypatch.setattr(flex_kernel, "why_not", lambda _: "there is none")
     out, (choice,) = paths_of(lambda: attend(*tensors(), "window", window=64))
     assert "differ from the definition by" in dict(choice.refused)["flash"]
     torch.testing.assert_close(out, reference_attend(*tensors(), "window", window=64), atol=1e-12, rtol=0)
