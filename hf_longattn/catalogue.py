@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .declarations import declared, declared_class
 from .errors import UnknownMechanismError, nearest
@@ -39,6 +39,23 @@ def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismErro
     if name in COMPOSED:
         return UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
     return UnknownMechanismError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(known))}.{nearest(name, known)}")
+
+
+class Listed(NamedTuple):
+    """What the list of mechanisms says of one."""
+
+    name: str
+    summary: str
+    cost: str
+    causal: bool | str
+
+
+def list_early() -> list[Listed]:
+    """The list of mechanisms, without importing them; empty where it may lack one: a new file, or one that was registered."""
+    entries = declared()["mechanisms"]
+    if REGISTRY in sys.modules or [*entries] != module_names("mechanisms"):
+        return []
+    return [Listed(name, entry["summary"], entry["cost"], entry["causal"]) for name, entry in entries.items()]
 
 
 def is_option(name: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from hf_longattn import declarations
 from hf_longattn.catalogue import check_early
+from hf_longattn.cli import main
 from hf_longattn.errors import RegistrationError, UnknownMechanismError, UsageError
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common import registry
@@ -26,6 +27,15 @@ from hf_longattn.declarations import FILE
 from scripts.dev.tools.declared import declarations
 
 print(declarations() == FILE.read_text(encoding="utf-8"))
+"""
+LIST = """
+import sys
+from hf_longattn.cli import main
+
+try:
+    main(["mechanisms"])
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
 """
 
 
@@ -101,3 +111,14 @@ def test_a_task_without_a_docstring_says_so_in_the_list(tmp_path: Path, monkeypa
     (tmp_path / "silent.py").write_text("TASK = None\n")
     monkeypatch.setattr(tasks_folder, "__path__", [*tasks_folder.__path__, str(tmp_path)])
     assert task_summary("silent") == NO_SUMMARY
+
+
+def test_the_list_of_mechanisms_needs_no_torch(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run_fresh("-c", LIST, cwd=repository, level="interpreter")
+    assert done.stderr == "False\n"
+    with pytest.raises(SystemExit, match="0"):
+        main(["mechanisms"])  # from the registry, since mechanisms are imported here
+    assert done.stdout == capsys.readouterr().out

@@ -10,7 +10,8 @@ import re
 import typing
 from typing import Any
 
-from hf_longattn import list_mechanisms
+from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.catalogue import Listed
 from hf_longattn.declarations import LIBRARY
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import mechanism_class
@@ -27,7 +28,7 @@ def declarations() -> str:
     used = [*options.values(), *(kind for task in tasks.values() for kind in task.arguments)]
     classes = {full_name(base): base for kind in used for base in kind.__mro__ if base.__module__ not in LIGHT}
     entries: dict[str, dict[str, Any]] = {
-        "mechanisms": {name: {"options": full_name(kind)} for name, kind in options.items()},
+        "mechanisms": {name: {"options": full_name(kind), **listed(name)} for name, kind in options.items()},
         "tasks": {
             name: {"arguments": [full_name(kind) for kind in task.arguments], "evaluation": task.evaluation} for name, task in tasks.items()
         },
@@ -35,6 +36,12 @@ def declarations() -> str:
         "classes": {name: described(kind) for name, kind in sorted(classes.items())},
     }
     return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+
+
+def listed(name: str) -> dict[str, Any]:
+    """What the list of mechanisms says of one besides its name."""
+    info = mechanism_info(name)
+    return {field: getattr(info, field) for field in Listed._fields if field != "name"}
 
 
 def full_name(kind: type[Any]) -> str:
