@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from .declarations import UndeclaredError, member_of_class
+from .declarations import declared, declared_class
 from .errors import UnknownMechanismError, nearest
 from .lazy import warn_deprecated
 from .naming import module_names
@@ -42,13 +41,27 @@ def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismErro
     return UnknownMechanismError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(known))}.{nearest(name, known)}")
 
 
+class Listed(NamedTuple):
+    """What the list of mechanisms says of one."""
+
+    name: str
+    summary: str
+    cost: str
+    causal: bool | str
+
+
+def list_early() -> list[Listed]:
+    """The list of mechanisms, without importing them; empty where it may lack one: a new file, or one that was registered."""
+    entries = declared()["mechanisms"]
+    if REGISTRY in sys.modules or [*entries] != module_names("mechanisms"):
+        return []
+    return [Listed(name, entry["summary"], entry["cost"], entry["causal"]) for name, entry in entries.items()]
+
+
 def is_option(name: str) -> bool:
     """Whether some mechanism has an option of this name."""
-    for mechanism in module_names("mechanisms"):
-        with contextlib.suppress(UndeclaredError):
-            if name in {field.name for field in dataclasses.fields(member_of_class(f"{PACKAGE}.mechanisms.{mechanism}", "options_type"))}:
-                return True
-    return False
+    kinds = (declared_class(entry["options"]) for entry in declared()["mechanisms"].values())
+    return any(field.name == name for kind in kinds for field in dataclasses.fields(kind))
 
 
 def check_early(name: str, options: Mapping[str, Any]) -> None:
@@ -65,8 +78,5 @@ def check_early(name: str, options: Mapping[str, Any]) -> None:
     names, name = module_names("mechanisms"), current_name(name)
     if name not in names:
         raise unknown_mechanism(name, names)
-    try:
-        options_type = member_of_class(f"{PACKAGE}.mechanisms.{name}", "options_type")
-    except UndeclaredError:
-        return
-    options_type.build(name, {option: value for option, value in options.items() if option != RELATIVE})
+    if (entry := declared()["mechanisms"].get(name)) is not None:
+        declared_class(entry["options"]).build(name, {option: value for option, value in options.items() if option != RELATIVE})

@@ -4,12 +4,11 @@ summary, and its ``TASK`` the rest. Command line, scripts, recipes, documents an
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pydoc import source_synopsis
 from typing import Any
 
-from .declarations import UndeclaredError, keyword_of
+from .declarations import declared, declared_class
 from .errors import RegistrationError, UsageError, nearest
 from .naming import load_module, module_names, module_path
 
@@ -68,27 +67,23 @@ def evaluation_summary(name: str) -> str:
 
 
 def evaluated_tasks() -> dict[str, str]:
-    """Name of each task of `longattn evaluate` -> its ``evaluation``."""
-    summaries = {}
-    for name in task_names():
-        with suppress(UndeclaredError):
-            summaries[name] = keyword_of(f"{__package__}.{PACKAGE}.{name}", "TASK", "evaluation")
-    return summaries
+    """Name of each task of `longattn evaluate` -> its ``evaluation``. A new task is imported for it."""
+    entries = declared()["tasks"]
+    summaries = {name: entries[name]["evaluation"] if name in entries else load_task(name).evaluation for name in task_names()}
+    return {name: summary for name, summary in summaries.items() if summary}
 
 
-def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]]:
-    """A task's three argument classes, rebuilt from source without importing the task. They lack methods and all that they inherit from
-    transformers.
+def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]] | None:
+    """A task's three argument classes, without importing the task; ``None`` if it is new. They lack methods and what is transformers'.
 
     Raises:
         UsageError: there is no such task.
-        UndeclaredError: the classes cannot be known without importing the task.
     """
     task_summary(name)
-    arguments = keyword_of(f"{__package__}.{PACKAGE}.{name}", "TASK", "arguments")
-    if len(arguments) != 3:
-        raise UndeclaredError(f"the TASK of {name} has {len(arguments)} classes of arguments")
-    return arguments
+    if name not in declared()["tasks"]:
+        return None
+    model, data, training = map(declared_class, declared()["tasks"][name]["arguments"])
+    return model, data, training
 
 
 def load_task(name: str) -> Task:

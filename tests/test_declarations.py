@@ -1,8 +1,7 @@
-"""What is read of classes of options without importing their files is what the classes say."""
+"""The command line knows mechanisms and tasks before it imports them, and says then what they say themselves."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,71 +9,76 @@ from typing import Any
 
 import pytest
 
+from hf_longattn import declarations
 from hf_longattn.catalogue import check_early
-from hf_longattn.declarations import UndeclaredError, class_fields, keyword_of, member_of_class
+from hf_longattn.cli import main
 from hf_longattn.errors import RegistrationError, UnknownMechanismError, UsageError
-from hf_longattn.mechanisms import list_mechanisms, mechanism_class
+from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.naming import module_names
-from hf_longattn.options import Options
-from hf_longattn.tasks import NO_SUMMARY, evaluated_tasks, load_task, task_names, task_summary
+from hf_longattn.tasks import NO_SUMMARY, declared_arguments, evaluated_tasks, load_task, task_names, task_summary
 from hf_longattn.training import tasks as tasks_folder
 from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import USUAL, answer_early, parse_arguments
-from tests.declared_fields import describe
 from tests.warm import run_fresh
+
+COMPARE = """
+from hf_longattn.declarations import FILE
+from scripts.dev.tools.declared import declarations
+
+print(declarations() == FILE.read_text(encoding="utf-8"))
+"""
+LIST = """
+import sys
+from hf_longattn.cli import main
+
+try:
+    main(["mechanisms"])
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+def test_the_file_says_what_the_classes_say(repository: Path) -> None:
+    done = run_fresh("-c", COMPARE, cwd=repository)
+    assert done.stdout == "True\n", f"type: make docs\n{done.stderr}"
 
 
 @pytest.fixture(scope="module")
-def declared(repository: Path) -> dict[str, Any]:
-    done = run_fresh("-m", "tests.declared_fields", cwd=repository, level="interpreter")
-    read: dict[str, Any] = json.loads(done.stdout)
-    return read
+def early(repository: Path) -> dict[str, Any]:
+    done = run_fresh("-m", "tests.early_help", cwd=repository, level="interpreter")
+    pages: dict[str, Any] = json.loads(done.stdout)
+    return pages
 
 
-def test_reading_imports_no_torch(declared: dict[str, Any]) -> None:
-    assert not declared["torch"]
-
-
-@pytest.mark.parametrize("task", task_names())
-def test_the_declared_arguments_of_a_task_are_its_arguments(task: str, declared: dict[str, Any]) -> None:
-    for (name, fields), kind in zip(declared["tasks"][task], load_task(task).arguments, strict=True):
-        assert name == kind.__name__
-        assert fields == describe(kind, list(fields))
-    assert set(USUAL) <= set(fields)
+def test_help_imports_no_torch(early: dict[str, Any]) -> None:
+    assert not early["torch"]
 
 
 @pytest.mark.parametrize("task", task_names())
 def test_the_short_help_of_a_task_is_that_of_its_arguments(
-    task: str, declared: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    task: str, early: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         parse_arguments(load_task(task).arguments, ["--help"], task_summary(task), f"longattn train {task}")
-    assert declared["help"][task] == capsys.readouterr().out
+    assert early["train"][task] == capsys.readouterr().out
+    kinds = declared_arguments(task)
+    assert kinds is not None
+    assert set(USUAL) <= set(kinds[2].__dataclass_fields__)
 
 
-def test_what_is_declared_of_an_evaluation_is_what_its_task_says(
-    declared: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_short_help_of_an_evaluation_is_that_of_its_arguments(
+    early: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert evaluated_tasks() == {name: load_task(name).evaluation for name in task_names() if load_task(name).evaluation}
     assert len(evaluated_tasks()) == 10
     for name in evaluated_tasks():
         with pytest.raises(SystemExit):
             parse_arguments(evaluation_arguments(load_task(name).arguments), ["--help"], task_summary(name), f"longattn evaluate {name}")
-        assert declared["evaluations"][name] == capsys.readouterr().out
+        assert early["evaluate"][name] == capsys.readouterr().out
         with pytest.raises(UsageError, match="--learning_rate is an option of training, and nothing is trained here; leave it out"):
             answer_early(name, ["--learning_rate", "1"], "", f"longattn evaluate {name}", is_evaluation=True)
-
-
-@pytest.mark.parametrize("mechanism", module_names("mechanisms"))
-def test_the_declared_options_of_a_mechanism_are_its_options(mechanism: str, declared: dict[str, Any]) -> None:
-    options_type, read = mechanism_class(mechanism).options_type, declared["mechanisms"][mechanism]
-    if read is None:
-        assert options_type is Options  # it assigns none, which is all that may remain unread
-    else:
-        assert read == json.loads(json.dumps([dataclasses.astuple(info) for info in options_type.infos()], default=str))
 
 
 def test_a_file_of_a_mechanism_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,22 +95,30 @@ def test_nothing_is_refused_early_once_mechanisms_may_have_been_registered(monke
         check_early("windw", {})
 
 
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda: keyword_of("hf_longattn.nowhere", "TASK", "arguments"),
-        lambda: keyword_of("hf_longattn.training.tasks.mlm", "TASK", "nothing"),
-        lambda: member_of_class("hf_longattn.mechanisms.full", "options_type"),
-        lambda: member_of_class("hf_longattn.mechanisms.window", "forward"),
-        lambda: class_fields(Path(__file__), "Nothing"),
-    ],
-)
-def test_what_cannot_be_read_is_left_to_an_import(read: Any) -> None:
-    with pytest.raises(UndeclaredError):
-        read()
+def test_what_is_not_in_the_file_is_left_to_an_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(declarations, "FILE", tmp_path / "none.json")  # as in a copy bundled with a model
+    declarations.declared.cache_clear()
+    try:
+        monkeypatch.delitem(sys.modules, registry.__name__)
+        check_early("window", {"windoww": 3})
+        assert declared_arguments("qa") is None
+        assert evaluated_tasks()["qa"] == load_task("qa").evaluation
+    finally:
+        declarations.declared.cache_clear()
 
 
 def test_a_task_without_a_docstring_says_so_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "silent.py").write_text("TASK = None\n")
     monkeypatch.setattr(tasks_folder, "__path__", [*tasks_folder.__path__, str(tmp_path)])
     assert task_summary("silent") == NO_SUMMARY
+
+
+def test_the_list_of_mechanisms_needs_no_torch(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run_fresh("-c", LIST, cwd=repository, level="interpreter")
+    assert done.stderr == "False\n"
+    with pytest.raises(SystemExit, match="0"):
+        main(["mechanisms"])  # from the registry, since mechanisms are imported here
+    assert done.stdout == capsys.readouterr().out

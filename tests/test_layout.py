@@ -187,7 +187,7 @@ BY_NAME = {
     "lazy.py": "public names and former ones, imported on first use",
     "naming.py": "the modules of registries",
     "private_apis.py": "private modules of libraries",
-    "declarations.py": "files that import nothing slow, of the names that a file imports",
+    "declarations.py": "files without torch, of classes that the data file does not hold",
     "modeling/classes.py": "transformers' package of a family",
     "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
     "modeling/family/registration.py": "what transformers' tables import on first use",

@@ -21,6 +21,7 @@ from . import terminal
 
 if TYPE_CHECKING:
     from ..audit import ReachAudit
+    from ..catalogue import Listed
     from ..conversion import ConversionPlan, ConversionReport, Inspection
     from ..conversion.flops import LengthCost, MechanismCost
     from ..diagnostics import ReceptiveField
@@ -525,7 +526,7 @@ def _state_table(model: Inspection) -> Table:
     return table
 
 
-def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
+def show_mechanisms(infos: Sequence[MechanismInfo | Listed]) -> None:
     """One line per mechanism."""
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("name", no_wrap=True)

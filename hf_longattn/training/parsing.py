@@ -1,13 +1,12 @@
 """The command line of a task: a parser of its three dataclasses, its help, and recipes whose names are those of the options.
 
-Importing this does not import torch: :func:`answer_early` shows the short help and refuses mistyped options by what the files of the
-task declare (:mod:`hf_longattn.declarations`), before the task is imported.
+Importing this does not import torch: :func:`answer_early` shows the short help and refuses mistyped options by the declared arguments of
+the task (:mod:`hf_longattn.declarations`), before the task is imported.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 import re
 import shlex
@@ -15,14 +14,13 @@ import shutil
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from hf_longattn.catalogue import check_early
 from hf_longattn.choice_text import read_choice
-from hf_longattn.declarations import ForeignClass, UndeclaredError, class_fields
+from hf_longattn.declarations import LIBRARY
 from hf_longattn.errors import OptionError, UsageError, nearest
 from hf_longattn.recipes import read_recipe, recipe_names
 from hf_longattn.tasks import declared_arguments, evaluated_tasks, load_task, task_names
@@ -45,8 +43,6 @@ USUAL = (
     "seed",
 )  # fmt: skip
 """Options of a training that the short help lists, all of them declared by this package."""
-LIBRARY_FILES = {"TrainingArguments": "training_args.py", "Seq2SeqTrainingArguments": "training_args_seq2seq.py"}
-"""Classes of transformers that arguments of a training derive from -> the file that declares their fields."""
 LEAST_WIDTH = 100
 """Columns of the short help, also where the terminal has fewer."""
 OWN, COMMON, TRAINING, EVALUATION = "options of this task", "model and data", "training", "evaluation"
@@ -214,7 +210,7 @@ def _own_fields(kind: type[Any]) -> set[str]:
 
 def _declared_order(kind: type[Any]) -> list[str]:
     """The fields that the classes of this package declare, those of base classes first."""
-    bases = [base for base in reversed(kind.__mro__) if not base.__module__.startswith("transformers.")]
+    bases = [base for base in reversed(kind.__mro__) if not base.__module__.startswith(LIBRARY)]
     return list(dict.fromkeys(name for base in bases for name in inspect.get_annotations(base)))
 
 
@@ -227,11 +223,8 @@ def tasks_with(option: str) -> str:
 
 
 def _arguments(task: str) -> tuple[type[Any], ...]:
-    """A task's classes of arguments, as its files declare them where these say it without being imported."""
-    try:
-        return declared_arguments(task)
-    except UndeclaredError:
-        return load_task(task).arguments
+    """A task's classes of arguments; only a new task is imported for them."""
+    return declared_arguments(task) or load_task(task).arguments
 
 
 def answer_early(task: str, arguments: list[str], description: str, prog: str, *, is_evaluation: bool = False) -> None:
@@ -244,19 +237,15 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str, *
         UsageError: an unknown option, or a value of the wrong kind.
         UnknownMechanismError, OptionError: an unknown mechanism, or one of its options.
     """
-    try:
-        kinds = declared_arguments(task)
-        library_fields = _library_fields(kinds[2])
-    except UndeclaredError:
+    kinds = declared_arguments(task)
+    if kinds is None or HELP_ALL in arguments:
         return
     if is_evaluation:
         kinds = evaluation_arguments(kinds)
-    if HELP_ALL in arguments:
-        return
     parser = task_parser(kinds, description, prog)
     _shorten_help(parser, kinds)
     values, unknown = parser.parse_known_args(arguments)
-    flags = [f"--{off}{name}" for name in library_fields if name not in parser.training_only for off in ("", "no_")]
+    flags = [f"--{off}{name}" for name in _library_fields(kinds[2]) if name not in parser.training_only for off in ("", "no_")]
     later = [*flags, *(flag[:2] + flag[2:].replace("_", "-") for flag in flags)]
     parser.check_flags([word for word in unknown if word.startswith("--") and word != "--"], later)
     if getattr(kinds[0], "names_mechanism", False) and values.mechanism:
@@ -265,20 +254,8 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str, *
 
 
 def _library_fields(kind: type[Any]) -> list[str]:
-    """The fields that the classes of transformers declare which a class of arguments derives from.
-
-    Raises:
-        UndeclaredError: the class was declared without being imported, and derives from one that is not in :data:`LIBRARY_FILES`.
-    """
-    names = [name for base in kind.__mro__ if base.__module__.startswith("transformers.") for name in inspect.get_annotations(base)]
-    declared = {base.__name__ for base in kind.__mro__ if ForeignClass in base.__bases__}
-    if not declared:
-        return names
-    library = importlib.util.find_spec("transformers")
-    if library is None or library.origin is None or not declared <= set(LIBRARY_FILES):
-        raise UndeclaredError(f"{kind.__name__} derives from {', '.join(sorted(declared))}")
-    folder = Path(library.origin).parent
-    return [field for name in sorted({"TrainingArguments", *declared}) for field in class_fields(folder / LIBRARY_FILES[name], name)]
+    """The fields that the classes of transformers declare which a class of arguments derives from."""
+    return [name for base in kind.__mro__ if base.__module__.startswith(LIBRARY) for name in inspect.get_annotations(base)]
 
 
 def parse_arguments(

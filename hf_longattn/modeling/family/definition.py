@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...declarations import PACKAGE, UndeclaredError, keyword_of
+from ...declarations import declared
 from ...errors import RegistrationError
 from ...naming import load_module, module_names
 from .page_rule import PLAIN_TEXT, PageRule
@@ -395,13 +395,10 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
 
 @cache
 def declared_exports(base_model_type: str) -> tuple[str, ...]:
-    """The :attr:`Family.exports` of a base, from the source of its file, which is not imported."""
+    """The :attr:`Family.exports` of a base, whose file is not imported. A new file may have fewer."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    try:
-        classes = keyword_of(f"{PACKAGE}.families.{module_name(base_model_type)}", "FAMILY", "classes")
-    except UndeclaredError:
-        classes = ()
+    classes = tuple(declared()["families"].get(base_model_type, ()))
     config = CONFIG_MAPPING_NAMES[base_model_type]
     defined = config in dir(importlib.import_module(base_package(base_model_type)))  # a tokenizer's model type has another base's config
     names = long_names(base_model_type, classes).values()

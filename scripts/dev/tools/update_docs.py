@@ -16,6 +16,7 @@ import typer
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
+from hf_longattn.declarations import FILE
 from hf_longattn.families import FAMILIES, Family
 from hf_longattn.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
@@ -32,7 +33,7 @@ from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.benchmarks.training_steps import markdown as training_steps_markdown
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
 from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
-from scripts.dev.tools import first_look, grid_pictures, mechanism_pages, sound_pictures
+from scripts.dev.tools import declared, first_look, grid_pictures, mechanism_pages, sound_pictures
 from scripts.dev.tools.device_counts import in_brief
 from scripts.dev.tools.lowering import in_brief as lowering_in_brief
 
@@ -296,6 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     stale = []
     pages = {ROOT / "docs" / "mechanisms" / name: text for name, text in mechanism_pages.pages().items()}
+    pages[ROOT / "hf_longattn" / FILE.name] = declared.declarations()
     for path in sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *pages}):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         after = pages.get(path) or render(before)

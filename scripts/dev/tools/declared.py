@@ -1,0 +1,74 @@
+"""hf_longattn/declarations.json: what the command line knows before it imports torch, from the imported classes; for `update_docs`."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import inspect
+import json
+import re
+import typing
+from typing import Any
+
+from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.catalogue import Listed
+from hf_longattn.declarations import LIBRARY
+from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms import mechanism_class
+from hf_longattn.tasks import load_task, task_names
+
+LIGHT = ("builtins", "hf_longattn.options", "hf_longattn.training.args")
+"""Modules that do not import torch, so that their classes need not be written down."""
+
+
+def declarations() -> str:
+    """The text of the file."""
+    options = {name: mechanism_class(name).options_type for name in list_mechanisms()}
+    tasks = {name: load_task(name) for name in task_names()}
+    used = [*options.values(), *(kind for task in tasks.values() for kind in task.arguments)]
+    classes = {full_name(base): base for kind in used for base in kind.__mro__ if base.__module__ not in LIGHT}
+    entries: dict[str, dict[str, Any]] = {
+        "mechanisms": {name: {"options": full_name(kind), **listed(name)} for name, kind in options.items()},
+        "tasks": {
+            name: {"arguments": [full_name(kind) for kind in task.arguments], "evaluation": task.evaluation} for name, task in tasks.items()
+        },
+        "families": {name: family.classes for name, family in sorted(FAMILIES.items()) if family.classes},
+        "classes": {name: described(kind) for name, kind in sorted(classes.items())},
+    }
+    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+
+
+def listed(name: str) -> dict[str, Any]:
+    """What the list of mechanisms says of one besides its name."""
+    info = mechanism_info(name)
+    return {field: getattr(info, field) for field in Listed._fields if field != "name"}
+
+
+def full_name(kind: type[Any]) -> str:
+    """``"module.Name"``."""
+    return f"{kind.__module__}.{kind.__name__}"
+
+
+def described(kind: type[Any]) -> dict[str, Any]:
+    """A class: its bases, and what it adds to them. The fields of transformers' classes depend on its version, and are left out."""
+    entry: dict[str, Any] = {"bases": [full_name(base) for base in kind.__bases__ if base is not object]}
+    if full_name(kind).startswith(LIBRARY):
+        return entry
+    own, hints = inspect.get_annotations(kind), typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    entry["frozen"] = kind.__dataclass_params__.frozen
+    entry["constants"] = {name: vars(kind)[name] for name in own if name not in fields and name in vars(kind)}
+    entry["fields"] = {name: field_of(fields[name], hints[name]) for name in own if name in fields}
+    return entry
+
+
+def field_of(field: dataclasses.Field[Any], hint: Any) -> tuple[str, dict[str, Any]]:
+    """A field's type, as code that needs no import, and the arguments of ``dataclasses.field``.
+
+    A type that needs an import becomes "object", without its default: its values are checked later.
+    """
+    kind = inspect.formatannotation(hint)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if not {*re.findall(r"\w+", kind)} <= {*dir(builtins)}:
+        kind, default = "object", None
+    return kind, {"default": default, "metadata": dict(field.metadata), **({} if field.init else {"init": False})}
