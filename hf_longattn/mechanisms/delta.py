@@ -141,6 +141,7 @@ class Delta(Mechanism):
             width, features = v.shape[3], phi_k.shape[3]
             first = F.pad(torch.eye(features, dtype=g.dtype, device=q.device), (width, 0)).expand(*phi_k.shape[:2], -1, -1)
             out, after = gated_delta_rule(phi_q, phi_k, F.pad(v, (0, features)), g, beta, first)
+            out = out.to(after.dtype)
             state = torch.zeros_like(after[..., :width])
             for number, transition in enumerate(shard.stacked(after)[:-1]):  # no process needs the last one's state
                 next_state = transition[..., width:] @ state + transition[..., :width]
