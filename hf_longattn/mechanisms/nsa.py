@@ -549,7 +549,6 @@ class NSA(SummarisedMechanism):
 
     def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         if k.shape[1] < len(shard.bounds):
-            self.check_shard(shard)
             raise OptionError(
                 f"Mechanism 'nsa' selects blocks for the query heads of a key head together, so that {k.shape[1]} key heads can be divided "
                 f"over at most {k.shape[1]} processes, not {len(shard.bounds)}; use fewer processes, or for example mechanism window."
