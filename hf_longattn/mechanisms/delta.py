@@ -149,8 +149,8 @@ class Delta(Mechanism):
             return (out[..., :width] + out[..., width:] @ state).to(q.dtype)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Every token reads the state of D·D numbers twice and writes it once."""
-        return min(full_pairs(length, causal), 2 * length * self.head_dim)
+        """Every token reads the state of expand·D·D numbers twice and writes it once."""
+        return min(full_pairs(length, causal), 2 * length * self.options.expand * self.head_dim)
 
     def _queries(self, q: Tensor, call: AttentionCall) -> Tensor:
         scale = call.scale_for(self.head_dim) * self.options.expand**-0.5
