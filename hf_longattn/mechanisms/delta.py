@@ -141,6 +141,7 @@ class Delta(Mechanism):
             width, features = v.shape[3], phi_k.shape[3]
             first = F.pad(torch.eye(features, dtype=g.dtype, device=q.device), (width, 0)).expand(*phi_k.shape[:2], -1, -1)
             out, after = gated_delta_rule(phi_q, phi_k, F.pad(v, (0, features)), g, beta, first)
+            out = out.to(after.dtype)
             state = torch.zeros_like(after[..., :width])
             for number, transition in enumerate(shard.stacked(after)[:-1]):  # no process needs the last one's state
                 next_state = transition[..., width:] @ state + transition[..., :width]
@@ -148,8 +149,8 @@ class Delta(Mechanism):
             return (out[..., :width] + out[..., width:] @ state).to(q.dtype)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Every token reads the state of D·D numbers twice and writes it once."""
-        return min(full_pairs(length, causal), 2 * length * self.head_dim)
+        """Every token reads the state of expand·D·D numbers twice and writes it once."""
+        return min(full_pairs(length, causal), 2 * length * self.options.expand * self.head_dim)
 
     def _queries(self, q: Tensor, call: AttentionCall) -> Tensor:
         scale = call.scale_for(self.head_dim) * self.options.expand**-0.5

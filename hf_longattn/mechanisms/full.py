@@ -32,7 +32,8 @@ class Full(SparseMechanism):
         return Pattern.everything(causal)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        return lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)
+        # Where queries of cross-attention outnumber the keys, the first of them have negative indices.
+        return lambda b, h, q_idx, kv_idx: (q_idx == q_idx) & (kv_idx >= 0)
 
     def only_pattern(self) -> bool:
         return type(self).forward is Full.forward

@@ -342,9 +342,11 @@ class NSA(SummarisedMechanism):
     def _prefiltered(self, q: Tensor, keys: Tensor, kv_len: int, real: Tensor, filled_blocks: Tensor, call: AttentionCall) -> Tensor:
         """:meth:`_search` by weights in float32. Rows whose choice they leave in doubt are searched again in float64.
 
-        The weights are written and read once, and only the number of rows in doubt is read from the device. A score is off by at most the
-        ``product_margin`` of ``engines/topk.py``. A weight is off, relative to itself, by twice as much and by the rounding of the sums. A
-        choice equals that of float64 if the last chosen block and the next are further apart.
+        The weights are written and read once, and only the number of rows in doubt is read from the device. A score is off by at most δ,
+        the ``product_margin`` of ``engines/topk.py``. Less the greatest score it is off by 5/4 δ, since the difference is rounded, too.
+        A weight's numerator and denominator are each off by a factor of at most exp(5/4 δ), so the weight is off by at most
+        exp(5/2 δ) - 1 ≤ 4 δ of itself, for δ ≤ 1/4. A greater δ leaves every choice in doubt. The rounding of exponentials and sums is
+        added. A choice equals that of float64 if the last chosen block and the next are further apart.
 
         Args:
             keys: ``(B, H_kv, M, D)`` float64; real: ``(B, M, l)``; filled_blocks: ``(B, S)``.
@@ -549,7 +551,6 @@ class NSA(SummarisedMechanism):
 
     def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         if k.shape[1] < len(shard.bounds):
-            self.check_shard(shard)
             raise OptionError(
                 f"Mechanism 'nsa' selects blocks for the query heads of a key head together, so that {k.shape[1]} key heads can be divided "
                 f"over at most {k.shape[1]} processes, not {len(shard.bounds)}; use fewer processes, or for example mechanism window."

@@ -16,9 +16,10 @@ backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
-The paper has sums instead of means; with means, the rate does not depend on the batch size. In distributed training each process moves its
-centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by a single one, by the
-tokens of all processes, as one process would make it. ``longattn train`` calls it after every backward pass.
+A cluster without queries, or without keys, moves by the other half alone. Algorithm 1 has sums instead of means, and no ``normalise``. With
+means, the rate does not depend on the batch size. With unit vectors, no centroid draws tokens by its length. In distributed training each
+process moves its centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by a
+single one, by the tokens of all processes, as one process would make it. ``longattn train`` calls it after every backward pass.
 
 ``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
@@ -403,10 +404,9 @@ def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
     """
     sums = torch.stack(tuple(kinds))
     counts = sums[..., -1:]
-    says = (counts > 0).float().sum(0)
-    target = (sums[..., :-1] / counts.clamp(min=1)).sum(0) / says.clamp(min=1)
-    step = F.normalize(decay * centroids.float() + (1 - decay) * target, dim=-1)
-    return torch.where(says > 0, step, centroids.float()).to(centroids.dtype)
+    means = sums[..., :-1] / counts.clamp(min=1)  # zeros where a kind has no tokens
+    step = F.normalize(decay * centroids.float() + (1 - decay) * means.mean(0), dim=-1)
+    return torch.where(counts.sum(0) > 0, step, centroids.float()).to(centroids.dtype)
 
 
 @torch.no_grad()

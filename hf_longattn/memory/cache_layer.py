@@ -141,8 +141,8 @@ def refuse_restricted_pairs(call: AttentionCall) -> None:
     """Raise :class:`MaskError` if the call has a score term, because the cache has dropped keys."""
     if call.score_mod is not None:
         raise MaskError(
-            "A four-dimensional mask or a position bias was given together with a cache that keeps only what the mechanism needs; "
-            "pass a padding mask (batch, tokens), or use_cache=False."
+            "A four-dimensional mask, a position bias or a cap on the scores (softcap) was given together with a cache that keeps only "
+            "what the mechanism needs; pass a padding mask (batch, tokens) alone, or use_cache=False."
         )
 
 

@@ -213,11 +213,10 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
     if mechanism.exports and not mechanism.stateful and not by_query:
         assert held.keys is not None
         assert held.values is not None
-        none = torch.zeros(1, 1, dtype=torch.long)
+        reach, none = mechanism.reach(causal=True), torch.zeros(1, 1, dtype=torch.long)
         masked = isinstance(mechanism, MaskedMechanism) and not mechanism.takes_globals and plain_scores
-        keeps_some_keys = masked and mechanism.kept(none, none) is not None
+        keeps_some_keys = masked and reach is None and mechanism.kept(none, none) is not None
         if keeps_some_keys or (mechanism.takes_fewer_queries and not mechanism.position_dependent):
-            reach = mechanism.reach(causal=True)
             most = None if reach is None else max(reach - 1, MIN_KEPT_KEYS)
             keys = tuple(
                 StateTensor(name, x.dtype, (x.shape[1], 0, x.shape[3]), most) for name, x in ((KEY, held.keys), (VALUE, held.values))

@@ -54,3 +54,8 @@ def test_a_model_hands_its_hidden_states_over_in_steps_as_well(base: str) -> Non
     ids, mask = tokens(2, 90), padding(2, 90, left=True)
     steps = in_pieces(model, None, ids, mask, [(0, 80), *singly(80, 90)])
     assert (steps - in_one_pass(model, ids, mask))[mask.bool()].abs().max() < 1e-4
+
+
+def test_a_larger_state_costs_more() -> None:
+    once, thrice = (build_mechanism("delta", num_heads=2, head_dim=8, hidden_size=16, expand=n).pairs(4096, True) for n in (1, 3))
+    assert thrice == 3 * once

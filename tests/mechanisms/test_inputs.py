@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, list_mechanisms, reference_attend
+from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
@@ -195,3 +197,33 @@ def test_no_value_of_padding_reaches_a_real_token_of_a_definition() -> None:
 def test_no_value_of_padding_reaches_a_real_token_of_a_graph(name: str) -> None:
     run, tensors = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=False), inputs(60)
     assert torch.equal(*(real_rows(run, tensors, value, built(name)) for value in (0.0, NAN)))
+
+
+def weights_of_padding(module: Mechanism, side: str, q_len: int = 60, run: Any = None, **arguments: Any) -> Tensor:
+    """The weights of pairs in which the query or the key is padding."""
+    (q, k, _), real = inputs(60), real_tokens(60, side)
+    weights = (run or module.weights)(q[:, :, 60 - q_len :], k, padding_mask=real, **arguments)
+    pairs = real[:, 60 - q_len :, None] & real[:, None]
+    return weights.masked_select(~pairs[:, None])
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_weights_of_padding_are_zeros(side: str) -> None:
+    found = {f"{name}, causal={causal}": weights_of_padding(built(name), side, **arguments_for(name, causal, 60)) for name, causal in FORMS}
+    assert not [label for label, weights in found.items() if weights.any()]
+    assert not weights_of_padding(built("window"), side, q_len=50).any()
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
+    module = built("window")
+    assert not weights_of_padding(module, side, run=torch.compile(module.weights, backend="eager", fullgraph=True)).any()
+
+
+@pytest.mark.parametrize("queries", [20, 60, 90])
+def test_weights_of_cross_attention_leave_out_only_the_padding_of_keys(queries: int) -> None:
+    module, call = built("full"), AttentionCall.of(padding_mask=real_tokens(60, "right"))
+    module.is_cross_attention = True
+    q, (_, k, v) = torch.randn(2, 4, queries, 16), inputs(60)
+    weighted = module.weights(q, k, call) @ v.repeat_interleave(2, 1)
+    torch.testing.assert_close(weighted, run_batch(module, q, k, v, call), atol=1e-5, rtol=0)

@@ -115,8 +115,8 @@ def test_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> No
     for h in range(4):
         for c in range(8):
             chosen = [x[:, h][(x[:, h] @ before[h].T).argmax(-1) == c] for x in vectors]
-            target = sum(x.mean(0) for x in chosen if len(x)) / sum(len(x) > 0 for x in chosen)
-            expected[h, c] = F.normalize(0.9 * before[h, c] + 0.1 * target, dim=0)
+            halves = sum(0.1 / 2 * x.mean(0) for x in chosen if len(x))
+            expected[h, c] = F.normalize(0.9 * before[h, c] + halves, dim=0)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, module)
@@ -140,6 +140,16 @@ def test_centroids_rest_without_training_or_gradients() -> None:
     attend(q, k, v, module.eval()).sum().backward()
     attend(*(x.detach() for x in (q, k, v)), mechanism=module.train())
     assert torch.equal(module.centroids, before)
+
+
+def test_a_cluster_of_queries_alone_moves_by_their_half() -> None:
+    module, wanted = routing(num_clusters=2, decay=0.6), torch.zeros(4, 2, 16)
+    module.centroids.copy_(torch.stack([torch.eye(16)[0], torch.eye(16)[1]]).expand(4, 2, 16))
+    q, k = (x.expand(1, 4, 5, 16).clone().requires_grad_() for x in torch.eye(16)[:2, None, None, None])
+    attend(q, k, k, module).sum().backward()
+    for c, x in enumerate((q, k)):
+        wanted[:, c] = F.normalize(0.6 * torch.eye(16)[c] + 0.4 / 2 * F.layer_norm(x.detach()[0, :, 0], (16,)), dim=-1)
+    torch.testing.assert_close(module.centroids, wanted, atol=1e-6, rtol=0)
 
 
 def test_padding_moves_no_centroid() -> None:

@@ -23,6 +23,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "sinks": {"mechanism": "window", "window": 16, "num_sinks": 3},
     "dilated": {"mechanism": "window", "window": 8, "dilation": 2},
     "alibi": {"mechanism": "window", "window": 16, "relative": "alibi"},
+    "union": {"mechanism": "union", "of": "window:window=2+window:window=1"},
     "transformer_xl": {"mechanism": "transformer_xl", "segment_length": 8, "memory_length": 12},
     "linear": {"mechanism": "linear"},
     "cosformer": {"mechanism": "cosformer", "max_length": 128},

@@ -120,5 +120,11 @@ def test_what_a_state_cannot_do_is_refused_with_a_sentence() -> None:
     q = torch.randn(1, 2, 5, 4)
     with pytest.raises(OptionError, match="no scores"):
         attend(q, q, q, NAME, causal=True, score_mod=lambda score, b, h, i, j: score)
+    full, capped = (
+        registry.build_mechanism("full", num_heads=2, head_dim=4),
+        AttentionCall(score_mod=lambda score, b, h, i, j: score.tanh()),
+    )
     with pytest.raises(OptionError, match="not from a state"):
-        registry.build_mechanism("full", num_heads=2, head_dim=4).advance(q, q, q, None, AttentionCall.of())
+        full.advance(q, q, q, None, AttentionCall.of())
+    with pytest.raises(MaskError, match=r"a cap on the scores \(softcap\) was given together with a cache"):
+        cache.layers[0].attend(full, q, q, q, capped, False)

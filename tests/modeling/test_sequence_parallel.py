@@ -309,6 +309,10 @@ def refusals() -> None:
     left[:, :9] = 0
     assert_refused("pad on the right", {"mechanism": "longformer", "window": 16, "separate_global": True}, attention_mask=left)
     assert_refused("pad on the right", {"mechanism": "infini"}, name="LongLlamaForCausalLM", attention_mask=left)
+    for padding in (left, left.flip(1)):
+        assert_refused("looks at the whole sequence", {"mechanism": "top_k", "relative": "alibi"}, attention_mask=padding)
+        few = {"num_attention_heads": 2, "num_key_value_heads": 1}
+        assert_refused("at most 1 processes, not 2", {"mechanism": "nsa"}, "LongLlamaForCausalLM", few, attention_mask=padding)
     assert_refused("is not known to sequence parallelism", WINDOW, name="LongBertForNextSentencePrediction")
     convolution = {"relative_attention": True, "conv_kernel_size": 3, "conv_act": "gelu"}
     assert_refused("convolves", WINDOW, name="LongDebertaV2ForMaskedLM", settings=convolution)

@@ -122,8 +122,8 @@ def attend_per_sequence(
 
 
 def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Rows and columns of padding are zeros, and so are
-    weights between documents."""
+    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Columns of padding are zeros, and so are weights
+    between documents. Rows of padding mean nothing."""
     batch = call.batch
     if batch is None:
         return run(q, k, call)

@@ -188,7 +188,9 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         return self.defined(q.double(), k.double(), v.double(), call)
 
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
-        """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots; zeros for padding.
+        """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
+
+        Rows and columns of padding are zeros, unless the mechanism counts padding. Queries of cross-attention are never padding.
 
         Raises:
             LengthError: more than :data:`DENSE_LIMIT` tokens, for which the dense matrix would be too large.
@@ -206,13 +208,17 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
         if self.is_cross_attention:
             q, k, _, call = without_padding(q, k, k, call, cross=True)
+            return weights(q, k, call).to(dtype)
         if self.full is not None and not call.causal:
             weights = functools.partial(weights_by_length, self.full._weights, weights, self.exact_length)
         if self.per_sequence(call):
-            return weights_per_sequence(weights, q, k, call).to(dtype)
-        if self.ignores_padding:
-            q, k, _, call = without_padding(q, k, k, call)
-        return weights(q, k, call).to(dtype)
+            found = weights_per_sequence(weights, q, k, call)
+        else:
+            q, k, _, call = without_padding(q, k, k, call) if self.ignores_padding else (q, k, k, call)
+            found = weights(q, k, call)
+        if (real := call.key_mask) is not None and self.ignores_padding:
+            found = found.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
+        return found.to(dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, self.with_dense_terms(q, k, call))

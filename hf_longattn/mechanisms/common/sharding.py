@@ -102,11 +102,12 @@ class Shardable(ScoreTerms):
 
         Raises:
             OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
-            MaskError: it cannot be divided, and a sequence does not start at its row's first token.
+            MaskError: it cannot be divided, and could be sharded if every sequence started at its row's first token.
         """
         heads, processes = q.shape[1], len(shard.bounds)
         if self.per_head_tensors is None or self.relative is not None or self.takes_hidden_states or heads < processes:
-            self.check_shard(shard)
+            if self.locality(call.causal) is not None:  # rows padded on the right do not need whole sequences
+                self.check_shard(shard)
             if self.per_head_tensors is not None and heads < processes:
                 raise OptionError(
                     f"Mechanism {self.name!r} needs whole sequences, so that processes divide its heads, but {heads} heads cannot be "
