@@ -112,9 +112,10 @@ SPEEDS = {
 
 
 class Minutes(NamedTuple):
-    """Minutes of each training."""
+    """Minutes of a training, on passages and on whole pages."""
 
-    training: float = 6.0
+    passages: float = 6.0
+    pages: float = 24.0
 
 
 class Ranks(NamedTuple):
@@ -320,7 +321,8 @@ def trained(work: Path, seed: int) -> Iterator[Ranks]:
 def train(work: Path, seed: int, minutes: Minutes) -> None:
     """Train the models of a seed."""
     for name, (model, data, more) in TRAINED.items():
-        fine_tune(work, f"{name}-{seed}", "embed", model, f"{data}-train", minutes.training, seed, f"{more} --max_eval_samples 60")
+        length = minutes.pages if data == "pages" else minutes.passages
+        fine_tune(work, f"{name}-{seed}", "embed", model, f"{data}-train", length, seed, f"{more} --max_eval_samples 60")
 
 
 def score(work: Path, seeds: Sequence[int]) -> list[Found]:
@@ -428,7 +430,7 @@ def tables(record: Mapping[str, Any]) -> str:
     return (
         "\n\n".join(parts)
         + f"\n\n{test['documents']} pages, {test['places']} passages; {test['late']:.0f} % of the sentences are from the "
-        f"last third of their page. {minutes.training:g} minutes of each training, seed {', '.join(map(str, record['seeds']))}; 95 % "
+        f"last third of their page. {minutes.passages:g} minutes of each training, {minutes.pages:g} on whole pages, seed {', '.join(map(str, record['seeds']))}; 95 % "
         f"intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
     )
 
@@ -458,7 +460,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     from transformers import AutoTokenizer
 
-    options = read_options(arguments, __doc__, OUTPUT, Minutes, "of each model", quick="a tenth of the pages")
+    options = read_options(arguments, __doc__, OUTPUT, Minutes, "on passages, on whole pages", quick="a tenth of the pages")
     work = options.work
     prepare(work)
     if not (work / "pages-train.jsonl").exists():
