@@ -432,8 +432,8 @@ def tables(record: Mapping[str, Any]) -> str:
     return (
         "\n\n".join(parts)
         + f"\n\n{test['documents']} pages, {test['places']} passages; {test['late']:.0f} % of the sentences are from the "
-        f"last third of their page. {minutes.passages:g} minutes of each training, {minutes.pages:g} on whole pages, seed {', '.join(map(str, record['seeds']))}; 95 % "
-        f"intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
+        f"last third of their page. {minutes.passages:g} minutes of each training, {minutes.pages:g} on whole pages, "
+        f"seed {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
     )
 
 
