@@ -90,13 +90,15 @@ BRIEF = {
     "original, first 512 tokens": ("truncated", None),
     "original, best chunk of 256; passages": ("best 256", "alone"),
     "original, passages with the page's name in front": (None, "title"),
-    "the same, trained": (None, "named trained"),
+    "original, trained: best chunk of 256; passages with the name": ("chunks best 256", "named trained"),
     "BM25; with the page's name in front": ("bm25", "bm25 title"),
     "original, token vectors of chunks; of passages with the name": ("chunk tokens", "tokens title"),
     "converted, one vector": ("one", None),
+    "converted, one vector, trained": ("one trained", None),
     "converted, eight vectors": ("parts 8", None),
     "converted, 64 vectors": ("tokens 64", None),
     "converted, token vectors": ("tokens", None),
+    "converted, token vectors, trained": ("tokens trained", None),
     "converted, late chunks": ("late", "late"),
     "converted, late chunks, trained": ("late trained", "late trained"),
     f"the same, the page's first {TITLE} tokens global": (None, "titled trained"),
@@ -112,9 +114,10 @@ SPEEDS = {
 
 
 class Minutes(NamedTuple):
-    """Minutes of each training."""
+    """Minutes of a training, on passages and on whole pages."""
 
-    training: float = 6.0
+    passages: float = 6.0
+    pages: float = 24.0
 
 
 class Ranks(NamedTuple):
@@ -320,7 +323,8 @@ def trained(work: Path, seed: int) -> Iterator[Ranks]:
 def train(work: Path, seed: int, minutes: Minutes) -> None:
     """Train the models of a seed."""
     for name, (model, data, more) in TRAINED.items():
-        fine_tune(work, f"{name}-{seed}", "embed", model, f"{data}-train", minutes.training, seed, f"{more} --max_eval_samples 60")
+        length = minutes.pages if data == "pages" else minutes.passages
+        fine_tune(work, f"{name}-{seed}", "embed", model, f"{data}-train", length, seed, f"{more} --max_eval_samples 60")
 
 
 def score(work: Path, seeds: Sequence[int]) -> list[Found]:
@@ -428,8 +432,8 @@ def tables(record: Mapping[str, Any]) -> str:
     return (
         "\n\n".join(parts)
         + f"\n\n{test['documents']} pages, {test['places']} passages; {test['late']:.0f} % of the sentences are from the "
-        f"last third of their page. {minutes.training:g} minutes of each training, seed {', '.join(map(str, record['seeds']))}; 95 % "
-        f"intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
+        f"last third of their page. {minutes.passages:g} minutes of each training, {minutes.pages:g} on whole pages, "
+        f"seed {', '.join(map(str, record['seeds']))}; 95 % intervals by bootstrap over pages.\n\n{footnote(record['machine'])}"
     )
 
 
@@ -458,7 +462,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
     from transformers import AutoTokenizer
 
-    options = read_options(arguments, __doc__, OUTPUT, Minutes, "of each model", quick="a tenth of the pages")
+    options = read_options(arguments, __doc__, OUTPUT, Minutes, "on passages, on whole pages", quick="a tenth of the pages")
     work = options.work
     prepare(work)
     if not (work / "pages-train.jsonl").exists():
