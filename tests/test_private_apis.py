@@ -21,6 +21,7 @@ OTHERS = {"_replace", "_asdict", "_actions", "_action_groups", "_group_actions",
 LISTED = {part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")}
 OVERRIDDEN = (
     "transformers:PreTrainedModel._can_set_attn_implementation",
+    "transformers:PreTrainedModel._can_set_experts_implementation",
     "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
     "transformers:GenerationMixin._update_model_kwargs_for_generation",
     "transformers:GenerationMixin._valid_auto_compile_criteria",

@@ -153,6 +153,12 @@ class LongAttentionMixin(_Base):
         """Every Long class is on the AttentionInterface; transformers looks for it in the base's source, which may not be (BigBird)."""
         return True
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """As the base's: transformers looks for it in the source of the class."""
+        base = next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
+        return base is not None and base._can_set_experts_implementation()
+
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         """Resolve the name before transformers looks for kernels, which it would download."""
         chosen = self.config.resolve_implementation(attn_implementation)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 
 from hf_longattn import convert_checkpoint, revert_checkpoint
-from tests.reference.small_models import plain_model, tokens
+from tests.reference.small_models import long_model, plain_model, tokens
 
 
 def test_scaled_rotary_positions_of_heads_without_a_width(tmp_path: Path) -> None:
@@ -21,3 +22,14 @@ def test_scaled_rotary_positions_of_heads_without_a_width(tmp_path: Path) -> Non
         assert model(tokens(1, 600)).logits.isfinite().all()
     revert_checkpoint(tmp_path / "long", tmp_path / "back", verify=False)
     assert transformers.AutoConfig.from_pretrained(tmp_path / "back").head_dim is None
+
+
+@pytest.mark.parametrize(("family", "head"), [("mixtral", "MixtralForCausalLM"), ("qwen3_moe", "Qwen3MoeForCausalLM")])
+def test_experts_run_as_in_the_base(family: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no stock model was made before, whose answer transformers would keep for its subclasses."""
+    cached = "_can_set_experts_implementation_cached_value"
+    for cls in type(long_model(family, head, {"mechanism": "window", "window": 32})).__mro__:
+        if cached in vars(cls):
+            monkeypatch.delattr(cls, cached)
+    model = long_model(family, head, {"mechanism": "window", "window": 32})
+    assert model.config._experts_implementation == plain_model(family, head).config._experts_implementation == "grouped_mm"
