@@ -173,7 +173,7 @@ def errors_of_a_head(name: str, settings: dict[str, Any], attention: dict[str, A
     """The greatest differences of loss, logits and gradients from those of one process."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(5)
-    model = long_model(name, settings, attention).train()
+    model = in_float64(long_model(name, settings, attention)).train()
     batch = batch_for(model, name, kind)
     expected = model(**batch)
     if "LMHead" in name or "Causal" in name:  # transformers rounds these logits to float32
