@@ -8,7 +8,7 @@ the two-dimensional padding mask as it is, so that nothing of size N×N is built
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -22,6 +22,7 @@ from transformers.cache_utils import StaticLayer
 from .attend import run_batch
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
+from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall, ScoreMod, device_scalar
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
@@ -37,7 +38,7 @@ from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .naming import BACKEND
-from .private_apis import attentions_collected, tensor_version
+from .private_apis import warn_missing
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
@@ -583,3 +584,21 @@ def register_backend() -> None:
 
 
 register_backend()
+
+
+def attentions_collected() -> bool:
+    """Whether the running model's attentions are collected."""
+    return any("attentions" in key for key in outputs_collected())
+
+
+def outputs_collected() -> Collection[str]:
+    """The layer outputs that are collected from the running model: hidden_states, attentions …"""
+    from transformers.utils import output_capturing
+
+    active = getattr(output_capturing, "_active_collector", None)
+    if active is None:
+        if not torch.compiler.is_compiling():
+            warn_missing("attentions_collected")
+        return ()
+    collector = active.global_var if torch.compiler.is_compiling() else active.get()
+    return () if collector is None else tuple(collector)

@@ -63,8 +63,8 @@ def repository() -> Path:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Generator[None, object, object]:
     """Skip a test that meets the refusal of bf16 on a processor that has none, with that reason."""
+    from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
     from hf_longattn.errors import BackendError
-    from hf_longattn.private_apis import cpu_computes_bf16
 
     try:
         return (yield)

@@ -85,61 +85,69 @@ def removed(where: str) -> Iterator[None]:
         delattr(owner, name)
 
 
-def auto_tables() -> Any:
+def uses() -> dict[str, Callable[[], Any]]:
+    """Our name of each API -> a function that uses it. The package is imported here, so that :func:`imports` can import it without them."""
+    from accelerate import Accelerator
     from transformers.models.auto import modeling_auto
 
-    return apis.lazy_mappings(modeling_auto)
+    from hf_longattn import backend
+    from hf_longattn.conversion import model_loading
+    from hf_longattn.conversion.sources import pickled
+    from hf_longattn.engines import topk
+    from hf_longattn.engines.common import byte_cache, derivatives, global_rows
+    from hf_longattn.engines.cpu import onednn
+    from hf_longattn.engines.cuda import flex_kernel
+    from hf_longattn.evaluation import transcription
+    from hf_longattn.export import graphs
+    from hf_longattn.families import wavlm
+    from hf_longattn.mechanisms import performer
+    from hf_longattn.mechanisms.common import masked
+    from hf_longattn.memory import graph_cache, state_cache
+    from hf_longattn.modeling import classes, generic, mixin
+    from hf_longattn.modeling.attach import conformer_attention
+    from hf_longattn.modeling.family import config, registration
+    from hf_longattn.modeling.run import documents
+    from hf_longattn.training import trainer
 
-
-def pair_scores() -> Any:
-    from hf_longattn.engines.topk import pair_scores as scores
-
-    return scores(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 4, 3), torch.zeros(1, 1, 2, 1, dtype=torch.long))
-
-
-def accelerator() -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=True)
-
-
-ones = torch.ones(2)
-USES: dict[str, Callable[[], Any]] = {
-    "cpu_flash": lambda: apis.operator("cpu_flash")(ones),
-    "cuda_flash": lambda: apis.operator("cuda_flash")(ones),
-    "pair_scores": pair_scores,
-    "packed_linear": lambda: apis.pack_weight(torch.ones(2, 2)),
-    "int8_linear": lambda: apis.int8_product(ones, ones, ones, ones, torch.float32),
-    "amx": apis.has_amx,
-    "in_backward": apis.in_backward,
-    "func_transforms": apis.transform_readers,
-    "context_parallel": lambda: apis.leave_context_parallelism(accelerator()),
-    "assert_in_graph": lambda: apis.assert_in_graph(torch.tensor(True), "no"),
-    "assume_in_graph": lambda: apis.assume_in_graph(True),
-    "scan_in_graph": lambda: apis.scan_in_graph(lambda state, entries: (state, entries[0]), [ones], [ones]),
-    "trace_errors": apis.trace_errors,
-    "compile_errors": apis.compile_errors,
-    "floats_as_constants": apis.floats_as_constants,
-    "stays_in_place": lambda: apis.stays_in_place(ones),
-    "tensor_version": lambda: apis.tensor_version(ones),
-    "storage_offset": lambda: apis.storage_offset(ones),
-    "has_hooks": lambda: apis.has_hooks(types.SimpleNamespace()),  # type: ignore[arg-type]
-    "parameter_dict": lambda: apis.replace_parameters(types.SimpleNamespace(), dict),  # type: ignore[arg-type]
-    "attention_implementation": lambda: apis.attention_implementation(types.SimpleNamespace()),
-    "attentions_collected": apis.attentions_collected,
-    "record_outputs": lambda: apis.record_outputs(transformers.BertModel),
-    "initialised": lambda: None,
-    "tied_weights": lambda: apis.tie_parameters(types.SimpleNamespace(), {}),
-    "lazy_mapping": auto_tables,
-    "output_frames": lambda: apis.output_frames(types.SimpleNamespace(), 1),
-    "distance_buckets": lambda: apis.distance_buckets(types.SimpleNamespace(), torch.zeros(1)),
-    "turned_states": lambda: apis.turned_states(types.SimpleNamespace(), torch.zeros(1), None),
-    "load_weights": lambda: apis.with_loader(transformers.BertModel, print),
-    "set_implementation": lambda: apis.can_set_implementation(types.SimpleNamespace()),
-    "gguf_readers": apis.gguf_readers,
-    "target_modules": lambda: apis.target_module_tables(types.ModuleType("constants")),
-    **{name: functools.partial(apis.model_type_table, name, types.ModuleType("module")) for name in TABLES},
-}
+    nothing: Any = types.SimpleNamespace()
+    ones = torch.ones(2)
+    row = torch.ones(1, 1, 2, 3)
+    return {
+        "cpu_flash": lambda: apis.look_up("cpu_flash", when_called=True)(ones),
+        "cuda_flash": lambda: apis.look_up("cuda_flash", when_called=True)(ones),
+        "pair_scores": lambda: topk.pair_scores(row, row, torch.zeros(1, 1, 2, 1, dtype=torch.long)),
+        "packed_linear": lambda: onednn.pack_weight(torch.ones(2, 2)),
+        "int8_linear": lambda: onednn.int8_product(ones, ones, ones, ones, torch.float32),
+        "amx": onednn.has_amx,
+        "in_backward": performer.in_backward,
+        "func_transforms": derivatives.transform_readers,
+        "context_parallel": lambda: trainer.leave_context_parallelism(Accelerator(cpu=True)),
+        "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
+        "assume_in_graph": lambda: global_rows.assume_in_graph(True),
+        "scan_in_graph": lambda: graph_cache.scan_in_graph(lambda state, entries: (state, entries[0]), [ones], [ones]),
+        "trace_errors": graphs.trace_errors,
+        "compile_errors": flex_kernel.compile_errors,
+        "floats_as_constants": flex_kernel.floats_as_constants,
+        "stays_in_place": lambda: state_cache.stays_in_place(ones),
+        "tensor_version": lambda: byte_cache.tensor_version(ones),
+        "storage_offset": lambda: pickled.storage_offset(ones),
+        "has_hooks": lambda: masked.has_hooks(nothing),
+        "parameter_dict": lambda: model_loading.replace_parameters(nothing, dict),
+        "attention_implementation": lambda: config.attention_implementation(nothing),
+        "attentions_collected": backend.attentions_collected,
+        "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
+        "initialised": lambda: None,
+        "tied_weights": lambda: mixin.tie_parameters(nothing, {}),
+        "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),
+        "output_frames": lambda: transcription.output_frames(nothing, 1),
+        "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),
+        "turned_states": lambda: conformer_attention.turned_states(nothing, torch.zeros(1), None),
+        "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),
+        "set_implementation": lambda: generic.can_set_implementation(nothing),
+        "gguf_readers": lambda: apis.look_up("gguf_readers"),
+        "target_modules": lambda: registration.target_module_tables(types.ModuleType("constants")),
+        **{name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES},
+    }
 
 
 def sentences() -> None:
@@ -148,7 +156,8 @@ def sentences() -> None:
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     apis.logger.addHandler(handler)
-    assert USES.keys() == apis.PRIVATE_APIS.keys()
+    used = uses()
+    assert used.keys() == apis.PRIVATE_APIS.keys()
     for name in ("BertModel", "AutoModel"):  # loaded before anything is removed
         getattr(transformers, name)
     importlib.import_module("transformers.modeling_gguf_pytorch_utils")
@@ -159,7 +168,7 @@ def sentences() -> None:
         messages.clear()
         with contextlib.nullcontext() if name in INSTANCES else removed(where[0]):
             try:
-                USES[name]()
+                used[name]()
             except errors.BackendError as error:
                 messages.append(str(error))
         assert messages == [apis.sentence(name)], (name, messages)
@@ -173,7 +182,9 @@ def imports() -> None:
         for name, places in apis.PRIVATE_APIS.items():
             if name not in (*INSTANCES, "initialised", "lazy_mapping", "record_outputs"):
                 for where in places:
-                    if not where.startswith(("transformers:", "torch:_check", "torch:_assert", "torch:_C", "torch:Tensor")):
+                    if not where.endswith("._schema") and not where.startswith(
+                        ("transformers:", "torch:_check", "torch:_assert", "torch:_C", "torch:Tensor")
+                    ):
                         stack.enter_context(removed(where))
         package = importlib.import_module("hf_longattn")
         for module in pkgutil.walk_packages(package.__path__, "hf_longattn."):

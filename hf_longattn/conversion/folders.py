@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
+from ..modeling.family.registration import model_type_table
 from ..naming import PREDICTIONS
-from ..private_apis import model_type_table
 from ..processor_files import TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
 from ..sentence_files import MODULES, SETTINGS_FILE

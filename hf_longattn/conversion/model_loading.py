@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, OptionError, in_a_line
 from ..loading import load_weights, loading_errors, tied_weights
 from ..modeling.family.definition import known_family
-from ..private_apis import auto_classes, replace_parameters, with_loader
+from ..modeling.family.registration import auto_classes
+from ..private_apis import missing
 from .architectures import Architecture
 from .long_models.base import decoder_start
 from .report import MEASURED, SKIPPED, Check
@@ -470,3 +471,23 @@ def _text(file: Path) -> str:
 
 def _size(count: Any) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def replace_parameters(module: nn.Module, parameters: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replace the mapping in which ``module`` keeps its direct parameters."""
+    if not isinstance(getattr(module, "_parameters", None), dict):
+        raise missing("parameter_dict")
+    module._parameters = parameters(module._parameters)
+
+
+def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:
+    """A ``model_class`` that ``from_pretrained`` fills by ``load(original, model, state_dict, files, config, *more)``."""
+    original = getattr(model_class, "_load_pretrained_model", None)
+    if original is None:
+        raise missing("load_weights")
+
+    def load_pretrained(*arguments: Any) -> Any:
+        return load(original, *arguments)
+
+    members = {"__module__": model_class.__module__, "_load_pretrained_model": staticmethod(load_pretrained)}
+    return type(model_class.__name__, (model_class,), members)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..errors import OptionError
+from ..modeling.family.config import attention_implementation
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, stacks_of
-from ..private_apis import attention_implementation
 from ..reading import read_json_object
 from .architectures import GenericArchitecture, read_generic
 from .config import RevertConfig

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..mechanisms import Mechanism
-from ..private_apis import attention_implementation
+from ..modeling.family.config import attention_implementation
 from ..processor_files import FEATURE_EXTRACTOR
 from .audio_seconds import AudioDuration, duration, sound_model
 from .differences import Difference

@@ -13,9 +13,9 @@ from ..backend import BACKEND
 from ..engines.common.call import AttentionCall
 from ..loading import load_weights
 from ..mechanisms.common.base import Mechanism
+from ..modeling.family.config import attention_implementation
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with, set_implementation, towers_of
 from ..positions import extend_table
-from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
 from .differences import Difference
 from .model_loading import load_plain, weights_in_files

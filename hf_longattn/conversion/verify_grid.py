@@ -16,10 +16,10 @@ from ..data.videos import frames_as_pixels
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, in_a_line
 from ..mechanisms import Mechanism
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, PIXELS, GridRule
-from ..private_apis import attention_implementation
 from .differences import Difference
 from .flops import cost_on, mechanisms_on
 from .grid_sizes import GridPlan, GridSize, pixels

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..mechanisms.common.base import Mechanism
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from ..private_apis import attention_implementation
 from .differences import TOLERANCE, Difference
 from .flops import cost_at, layer_mechanisms
 from .long_models.base import CheckpointConverter, Probe

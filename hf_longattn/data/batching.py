@@ -25,8 +25,8 @@ from transformers import (
 
 from hf_longattn.backend import BACKEND
 from hf_longattn.errors import OptionError
+from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
-from hf_longattn.private_apis import attention_implementation
 
 
 def processes() -> PartialState:

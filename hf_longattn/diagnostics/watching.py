@@ -32,6 +32,7 @@ from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_places import packs_pictures
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import known_family, without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from ..modeling.family.registration import MULTIMODAL_TYPE
@@ -39,7 +40,6 @@ from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import check_interface, towers_of
 from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
-from ..private_apis import attention_implementation
 from .layer_attention import LayerAttention
 
 See = Callable[[int, LayerAttention], None]

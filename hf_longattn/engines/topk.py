@@ -23,15 +23,16 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import BackendError
 from ..naming import OPERATORS
-from ..private_apis import has_operator, operator
+from ..private_apis import look_up, warn_missing
 from .common import accelerator
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
@@ -369,18 +370,28 @@ def _rows_at(x: Tensor, index: Tensor) -> Tensor:
 @torch.library.custom_op(f"{OPERATORS}::pair_scores", mutates_args=())
 def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
-    out = q.new_empty(index.shape, dtype=_dtype(q))
+    out, products = q.new_empty(index.shape, dtype=_dtype(q)), _pair_products()
     for queries, keys, places, into in _heads(q, k, index, out, k.shape[2]):
-        if has_operator("pair_scores"):
+        if products is not None:
             count, size = places.shape  # equal bags: their offsets, and the bag of every entry
             bags = torch.arange(count, device=q.device)
             offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()  # flatten: a view for one bag
-            weights = operator("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
+            weights = products(queries, keys, places.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
             for rows in _slices(places, keys):
                 torch.matmul(keys[places[rows]], queries[rows, :, None], out=into[rows, :, None])
     return out
+
+
+def _pair_products() -> Callable[..., Tensor] | None:
+    """PyTorch's operator for products of listed pairs; ``None``, with a warning, where it has none."""
+    try:
+        operator: Callable[..., Tensor] = look_up("pair_scores")
+    except BackendError:
+        warn_missing("pair_scores")
+        return None
+    return operator
 
 
 @torch.library.custom_op(f"{OPERATORS}::pair_sum", mutates_args=())

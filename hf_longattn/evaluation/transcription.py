@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperConfig
 from hf_longattn.data.audio import Hearing, Samples, Sound, read_audio
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, in_a_line, lacks_memory
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.private_apis import output_frames
+from hf_longattn.private_apis import missing
 
 CTC_CLASS = "ForCTC"
 """The end of the names of the classes that transcribe."""
@@ -195,3 +195,16 @@ def ctc_words(ids: Sequence[int] | NDArray[Any], tokenizer: PreTrainedTokenizerB
     lower = getattr(tokenizer, "do_lower_case", False)
     texts = [("".join(piece for piece, _, _ in word), word) for word in words if word]
     return [Word(text.lower() if lower else text, word[0][1] * seconds, word[-1][2] * seconds) for text, word in texts]
+
+
+def output_frames(model: Any, length: int) -> int:
+    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features.
+
+    Raises:
+        BackendError: the model has no method for it.
+    """
+    for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
+        count = getattr(model, name, None)
+        if count is not None:
+            return int(count(torch.tensor([length]))[0])
+    raise missing("output_frames")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..conversion.differences import Difference
 from ..conversion.report import FAILED, Check, equality
-from ..private_apis import trace_errors
+from ..private_apis import look_up
 
 PAST = "past_key_values"
 """How the names of a decoder's state tensors begin."""
@@ -239,3 +240,9 @@ def onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
         return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), arrays)), strict=True))
 
     return run
+
+
+def trace_errors() -> tuple[type[Exception], ...]:
+    """The errors of torch.export for an input that is too short to represent all lengths."""
+    importlib.import_module("torch._dynamo")
+    return (look_up("trace_errors"), AssertionError)  # PyTorch asserts if its guards contradict each other

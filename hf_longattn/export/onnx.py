@@ -34,9 +34,9 @@ from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES
 from ..loading import load_weights
 from ..modeling.family.definition import family_of, family_with
+from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
-from ..private_apis import auto_mapping
 from ..processor_files import FEATURE_EXTRACTOR
 from ..reading import is_long
 from ..staging import check_destination, destination_path

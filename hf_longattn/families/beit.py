@@ -13,11 +13,11 @@ from ..backend import BACKEND
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.relative_bias import MaskWithBias, bias_by_distance
 from ..modeling.classes import lazy_classes
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
-from ..private_apis import attention_implementation
 
 
 class LongBeitConfig(LongGridConfig, BeitConfig):

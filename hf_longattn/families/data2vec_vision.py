@@ -16,12 +16,11 @@ from ..backend import BACKEND, GRID
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.relative_bias import bias_by_distance
 from ..modeling.classes import lazy_classes
-from ..modeling.family.config import BASE_ATTENTION
+from ..modeling.family.config import BASE_ATTENTION, IMPLEMENTATION_FIELD, attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
-from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation
 
 
 class LongData2VecVisionConfig(LongGridConfig, Data2VecVisionConfig):

@@ -24,11 +24,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from ..backend import BACKEND
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.marked_mask import GlobalsInTheMask, MaskOfLayers, unmarked
 from ..positions.disentangled import Disentangled
-from ..private_apis import attention_implementation
 
 
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):

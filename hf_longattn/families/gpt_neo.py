@@ -19,9 +19,8 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASS
 from ..backend import BACKEND, longattn_attention_forward
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
-from ..modeling.family.config import LongConfig
+from ..modeling.family.config import LongConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
-from ..private_apis import attention_implementation
 
 
 class LongGPTNeoConfig(LongConfig, GPTNeoConfig):

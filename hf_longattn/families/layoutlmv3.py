@@ -23,11 +23,10 @@ from ..errors import MaskError, OptionError, PageError
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import lazy_classes
-from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.family.page_rule import BOXES_AND_PICTURE
 from ..modeling.family.validation import input_of
-from ..private_apis import attention_implementation
 
 
 class LongLayoutLMv3Config(LongEncoderConfig, LayoutLMv3Config):

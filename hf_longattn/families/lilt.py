@@ -19,11 +19,10 @@ from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.family.page_rule import BOXES
 from ..modeling.marked_mask import MARKED, GlobalsInTheMask, MaskOfLayers
-from ..private_apis import attention_implementation
 
 
 class LongLiltConfig(LongEncoderConfig, LiltConfig):

@@ -28,11 +28,10 @@ from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
-from ..modeling.family.config import BASE_ATTENTION
+from ..modeling.family.config import BASE_ATTENTION, attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from ..modeling.family.stream_rule import Convolution, StreamRule
-from ..private_apis import attention_implementation
 
 
 def own_attention(config: Any) -> LongAttentionConfig:

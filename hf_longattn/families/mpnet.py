@@ -17,10 +17,9 @@ from ..backend import BACKEND
 from ..engines.common.call import DistanceBias
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
-from ..modeling.family.config import LongEncoderConfig
+from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..positions.relative import buckets
-from ..private_apis import attention_implementation
 
 
 class LongMPNetConfig(LongEncoderConfig, MPNetConfig):

@@ -26,9 +26,9 @@ from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
-from ..private_apis import attention_implementation
 from .parakeet_encoder import LongParakeetAttention, normalised_features
 
 LOOKAHEAD, CACHES = "num_lookahead_tokens", ("past_key_values", "padding_cache", "use_cache")

@@ -29,9 +29,9 @@ from ..modeling.attach.stretches import FramesInStretches, needs_one_pass
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
-from ..private_apis import attention_implementation
 
 ROWS_PER_STRETCH = 4096
 """Rows of features whose convolutions are computed at a time without gradients: those of an hour at once would take 15 GB."""

@@ -28,12 +28,12 @@ from ..errors import MaskError
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
 from ..modeling.classes import lazy_classes
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig, LongVideoConfig
 from ..modeling.family.grid_rule import PATCH_MASK
 from ..modeling.family.video_rule import VideoGrid
 from ..modeling.grids import LongGridModelMixin, grid_of_input, handed, handing, interpolated_frames, tiled_cells
-from ..private_apis import attention_implementation
 
 KEYWORDS = (GRID, COLLECT_WEIGHTS, PLACES)
 """What attention modules are told, and the base's models do not hand down."""

@@ -19,12 +19,12 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.window2d import ZEROS, Window2d
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import AttentionNames, Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
 from ..modeling.grids import tiled_cells
-from ..private_apis import attention_implementation
 
 NOT_ADOPTED = {
     ("use_absolute_position_embeddings", False): (

@@ -21,9 +21,23 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
-from ..private_apis import attention_implementation, distance_buckets
+from ..private_apis import missing
+
+
+def distance_buckets(module: Any, distances: Tensor) -> Tensor:
+    """The buckets of distances (key - query) of a module with WavLM's relative positions.
+
+    Raises:
+        BackendError: the module has no method for it.
+    """
+    buckets = getattr(module, "_relative_positions_bucket", None)
+    if buckets is None:
+        raise missing("distance_buckets")
+    result: Tensor = buckets(distances)
+    return result
 
 
 class LongWavLMConfig(LongAudioConfig, WavLMConfig):

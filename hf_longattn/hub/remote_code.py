@@ -32,8 +32,7 @@ from ..loading import load_part
 from ..mechanisms import check_options, mechanism_class
 from ..modeling.attach.attention_sites import CROSS_MECHANISM
 from ..modeling.family.definition import family_of
-from ..modeling.family.registration import MULTIMODAL_TYPE
-from ..private_apis import auto_classes, mapped_names
+from ..modeling.family.registration import MULTIMODAL_TYPE, auto_classes, mapped_names
 from ..staging import check_writable, write_text
 from .card import read_config
 

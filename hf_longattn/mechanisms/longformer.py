@@ -27,10 +27,9 @@ from ..engines.common.shards import Shard
 from ..errors import LengthError, MaskError, OptionError
 from ..options import option
 from ..positions.relative import DistanceOnly, relative_kind
-from ..private_apis import has_hooks
 from .common.band_options import BandOptions
 from .common.layout import full_pairs
-from .common.masked import SparseMechanism
+from .common.masked import SparseMechanism, has_hooks
 from .common.registry import register_mechanism
 from .common.token_rules import TokenRule, check_counted, global_tokens
 

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.accelerator import accelerated
+from ..engines.common.byte_cache import tensor_version
 from ..engines.common.call import AttentionCall, State
 from ..options import Options, option
-from ..private_apis import in_backward, tensor_version
+from ..private_apis import warn_missing
 from .common.log_features import LogLinearMechanism, log_products
 from .common.registry import register_mechanism
 
@@ -181,3 +182,11 @@ def mixed(*seeds: int) -> int:
     for seed in seeds:
         value = ((value ^ (seed % (1 << 31))) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 63)
     return value
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running, which runs checkpointed layers again."""
+    if not hasattr(torch._C, "_current_graph_task_id"):
+        warn_missing("in_backward")
+        return False
+    return torch._C._current_graph_task_id() != -1

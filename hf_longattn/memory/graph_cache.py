@@ -13,7 +13,9 @@ Before the first token every state is zeros, of size 0 along an axis that grows.
 
 from __future__ import annotations
 
+import importlib
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +26,12 @@ from transformers.cache_utils import DynamicLayer
 from ..attend import run_batch
 from ..engines.common.batch import Batch
 from ..engines.common.call import AttentionCall, State
+from ..engines.common.global_rows import assume_in_graph
 from ..errors import ExportError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..positions.relative import QueryDependent
-from ..private_apis import assume_in_graph, scan_in_graph
+from ..private_apis import missing
 from .cache_layer import AttentionCacheLayer, refuse_restricted_pairs
 from .state_cache import StateLayer
 
@@ -235,3 +238,14 @@ def graph_layer(tensors: tuple[StateTensor, ...], mechanism: Mechanism, state: S
     if any(tensor.name == POSITION for tensor in tensors):
         return KeptKeysLayer(state, before)
     return KeysLayer(state, before, tensors[0].most)
+
+
+def scan_in_graph(
+    step: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]], first: list[Tensor], inputs: list[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """Run ``state, out = step(state, entries)`` along axis 0 of ``inputs``; return the last state, and all ``out`` along axis 0."""
+    scan = getattr(importlib.import_module("torch._higher_order_ops"), "scan", None)
+    if not callable(scan):
+        raise missing("scan_in_graph")
+    state, out = scan(step, first, inputs)
+    return list(state), out

@@ -16,7 +16,7 @@ from ..engines.common.sequences import advanced
 from ..errors import LengthError
 from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
-from ..private_apis import stays_in_place
+from ..private_apis import warn_missing
 from .cache_layer import NOT_STARTED, LeftPaddedLayer, compact, refuse_restricted_pairs
 from .static_cache import refuse_static_crop
 
@@ -318,3 +318,16 @@ class StaticStateLayer(StateLayer, StaticLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Raise :class:`LengthError`: static layers cannot take tokens back."""
         refuse_static_crop()
+
+
+def stays_in_place(tensor: Tensor) -> None:
+    """Tell compiled graphs that ``tensor`` keeps its address, as CUDA graphs need. Does nothing inside of a graph."""
+    import torch._dynamo
+
+    if torch.compiler.is_compiling():
+        return
+    mark = getattr(torch._dynamo, "mark_static_address", None)
+    if mark is None:
+        warn_missing("stays_in_place")
+        return
+    mark(tensor)

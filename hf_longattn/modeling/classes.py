@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..private_apis import record_outputs
+from ..private_apis import warn_missing
 from .family.definition import Family
 
 if TYPE_CHECKING:
@@ -116,3 +116,16 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     long_class: Any = type(name, tuple(bases), namespace)
     record_outputs(long_class)
     return long_class
+
+
+def record_outputs(model_class: Any) -> None:
+    """Tell transformers which outputs of ``model_class`` can be recorded.
+
+    transformers registers a class when an instance is built, but the model inside a head becomes a Long model after that.
+    """
+    from transformers.utils import output_capturing
+
+    if not hasattr(output_capturing, "_CAN_RECORD_REGISTRY") or not hasattr(model_class, "_can_record_outputs"):
+        warn_missing("record_outputs")
+        return
+    dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(model_class), model_class._can_record_outputs)

@@ -22,7 +22,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
 from ..hub_errors import DOWNLOAD, check_revision, translated_errors
 from ..loading import load_weights
-from ..private_apis import attention_implementation, can_set_implementation
+from ..private_apis import missing
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
@@ -31,7 +31,7 @@ from .attach.patch_places import hook_patch_places
 from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
 from .attach.token_globals import check_globals
 from .attach.weights import shared_parameters
-from .family.config import LongConfig
+from .family.config import LongConfig, attention_implementation
 from .family.definition import TOWER_CONFIG
 from .family.towers_config import TOWERS
 
@@ -306,3 +306,10 @@ def check_interface(model_class: type[Any]) -> None:
             f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
             "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
         )
+
+
+def can_set_implementation(model_class: Any) -> bool:
+    """Whether a class takes its attention from the AttentionInterface."""
+    if not hasattr(model_class, "_can_set_attn_implementation"):
+        raise missing("set_implementation")
+    return model_class._can_set_attn_implementation()

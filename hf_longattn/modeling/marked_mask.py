@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..backend import BACKEND, longattn_mask
 from ..engines.common.batch import in_graph
-from ..private_apis import attention_implementation
 from .attach.attention_sites import layer_mechanisms
+from .family.config import attention_implementation
 from .mixin import LongBaseModelMixin, with_long_arguments
 
 if TYPE_CHECKING:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, COLLECT_WEIGHTS, filled_columns
+from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_columns
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
 from ..naming import BEFORE_UPLOAD, TAGS
-from ..private_apis import attention_implementation, attentions_collected, tie_parameters
+from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import ATTENTION_MODULES_ATTRIBUTE, MECHANISM_ATTRIBUTE, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, uninitialised_modules
-from .family.config import BASE_ATTENTION
+from .family.config import BASE_ATTENTION, attention_implementation
 from .family.definition import Family, PositionTable
 from .family.validation import check_length, check_tables, input_of, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
@@ -546,3 +546,11 @@ def with_keywords_of(forward: Any, base_forward: Any) -> Any:
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     forward.__signature__ = inspect.signature(base_forward).replace(parameters=[*parameters[:last], *added, *parameters[last:]])
     return forward
+
+
+def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
+    """Tie parameters of ``model``, so that they are saved once. ``shared``: name -> name of the parameter that is saved."""
+    if not hasattr(model, "_tied_weights_keys"):
+        warn_missing("tied_weights")
+        return
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}

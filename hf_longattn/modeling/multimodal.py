@@ -24,10 +24,11 @@ from ..engines.common.grid import ORDERS, Grid
 from ..engines.common.token_order import token_order
 from ..errors import AudioError, BackendError, GridError, OptionError, nearest
 from ..loading import new_model
-from ..private_apis import attention_implementation, auto_mapping
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.token_globals import takes_globals
+from .family.config import attention_implementation
 from .family.definition import longest_input
+from .family.registration import auto_mapping
 
 TEXTS, PICTURES, SOUND = "input_ids", "pixel_values", "input_features"
 """The arguments of ``forward`` with a text, a picture and a recording."""

@@ -10,11 +10,11 @@ import torch
 
 from ..errors import LongAttentionError, MaskError
 from ..naming import BACKEND, TAGS
-from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation, tie_parameters
 from .attach.weights import drop_tables, freeze_tables, shared_parameters
+from .family.config import IMPLEMENTATION_FIELD, attention_implementation
 from .family.definition import tower_field
 from .family.validation import check_tables
-from .mixin import TEXT_ARGUMENTS, LongAttentionMixin
+from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, tie_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self

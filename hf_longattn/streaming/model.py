@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..errors import AudioError, StreamError
 from ..modeling.attach.attention_sites import mechanisms_on
 from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family, known_family
 from ..modeling.family.stream_rule import StreamRule
 from ..naming import BACKEND
-from ..private_apis import attention_implementation
 from ..staging import staged_file
 from .attention import check_like, check_next, locality_of
 from .stages import HIDDEN, RUNNING, NothingFinal, Run, Stage, hook

@@ -37,7 +37,7 @@ from hf_longattn.modeling.attach.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.run.losses import label_count, share_of_step
 from hf_longattn.modeling.run.sharding import sequence_parallel
-from hf_longattn.private_apis import leave_context_parallelism
+from hf_longattn.private_apis import missing
 from hf_longattn.training.processes import how_to_resume
 
 LEAST_LOGS = 10
@@ -705,3 +705,10 @@ def timed_schedule(optimizer: Optimizer, clock: Clock, num_training_steps: int, 
         return min(1.0, risen) * max(0.0, 1.0 - done)
 
     return LambdaLR(optimizer, scale)
+
+
+def leave_context_parallelism(accelerator: Any) -> None:
+    """Disable accelerate's preparation for torch's context parallelism. It supports only full causal attention, so no Long model."""
+    if not hasattr(accelerator, "_prepare_cp"):
+        raise missing("context_parallel")
+    accelerator._prepare_cp = lambda *prepared: prepared

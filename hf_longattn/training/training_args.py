@@ -13,8 +13,8 @@ from transformers.hf_argparser import string_to_bool
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils import is_liger_kernel_available
 
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import OptionError, nearest
-from hf_longattn.private_apis import cpu_computes_bf16
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, explicit_settings
 from hf_longattn.training.evaluation import nothing_trained
 

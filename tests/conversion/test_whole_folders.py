@@ -27,8 +27,8 @@ from huggingface_hub import ModelCard
 import hf_longattn
 from hf_longattn.cli.app import app, main
 from hf_longattn.cli.export import EXPORT_FORMATS
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.export.compress import METHODS
-from hf_longattn.private_apis import cpu_computes_bf16
 from tests.trained import tokenizer_of
 
 from .conftest import BERT, LENGTH, ROTARY

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_longattn.export import graphs
-from hf_longattn.private_apis import trace_errors
+from hf_longattn.export.graphs import trace_errors
 
 
 class Doubled(nn.Module):

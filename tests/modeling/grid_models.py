@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
-from hf_longattn.private_apis import IMPLEMENTATION_FIELD, attention_implementation
+from hf_longattn.modeling.family.config import IMPLEMENTATION_FIELD, attention_implementation
 from scripts.dev.tools.small_models import Shape, small_picture_config
 
 BASES = [name for name in FAMILIES if FAMILIES[name].grid is not None]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hf_longattn
-from hf_longattn.private_apis import cpu_computes_bf16
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from tests.modeling.audio_models import EVERY_FAMILY, inputs_of, long_model, saved, smallest_head
 
 WINDOW = {"mechanism": "window", "left": 6, "right": 3}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_longattn import private_apis
+from hf_longattn.engines.cpu import onednn
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.inference.fast_linear import ROWS_PER_PRODUCT, VALUES_PER_ROUNDING, Int8Linear, PackedLinear, quantise
-from hf_longattn.private_apis import cpu_computes_bf16
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 SHAPES = ((1, 64, 96), (3, 100, 7), (517, 96, 64))
@@ -61,11 +61,11 @@ def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bo
 @pytest.mark.parametrize("amx", [False, True])
 def test_signed_and_unsigned_inputs_have_the_same_sums(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AMX the kernel is given unsigned ones. Every 8-bit number is among them."""
-    monkeypatch.setattr(private_apis, "has_amx", lambda: amx)
+    monkeypatch.setattr(onednn, "has_amx", lambda: amx)
     codes, weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8), torch.randint(-127, 128, (24, 64), dtype=torch.int8)
     codes[:4] = torch.arange(-128, 128).to(torch.int8).view(4, 64)
     ones, zeros = torch.ones(24), torch.zeros(24, dtype=torch.int32)
-    sums = private_apis.int8_product(codes, private_apis.pack_int8(weight), ones, zeros, torch.float32)
+    sums = onednn.int8_product(codes, onednn.pack_int8(weight), ones, zeros, torch.float32)
     assert torch.equal(sums, (codes.double() @ weight.double().T).float())
 
 

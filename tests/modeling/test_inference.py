@@ -23,6 +23,7 @@ from transformers import (
 )
 
 import hf_longattn
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import BackendError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
@@ -31,7 +32,6 @@ from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.fast_linear import InferenceLinear, Int8Linear, PackedLinear
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
-from hf_longattn.private_apis import cpu_computes_bf16
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
 from tests.trained import REAL_TEXT, tokenizer_of

@@ -15,6 +15,7 @@ import hf_longattn
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import BackendError, LongAttentionError
 from tests.ranks import Ranks
+from tests.reference.small_models import in_float64
 
 SHAPE: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 NONE = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import hf_longattn
 from hf_longattn import sequence_parallel
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import LongAttentionError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
 from hf_longattn.modeling.run.modes import MEETINGS
-from hf_longattn.private_apis import cpu_computes_bf16
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config
 from tests.modeling import audio_models, grid_models
 from tests.modeling.grid_models import base_model

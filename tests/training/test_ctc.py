@@ -47,7 +47,7 @@ from hf_longattn.data.transcripts import (
     without_unknown,
 )
 from hf_longattn.errors import AudioError, CheckpointError, LongAttentionError, OptionError
-from hf_longattn.private_apis import output_frames
+from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.ctc import CTC, finetune_ctc

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, LongAttentionError, needs_extra
 from ...loading import load_part, new_model
-from ...private_apis import gguf_readers
+from ...private_apis import look_up
 from ...reading import MOST_LAYERS, check_counts
 from ..tensor_files import TensorHeader
 from .base import Source, SourceFormat, SourceRequest, register_source
@@ -250,7 +250,7 @@ def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
 def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Module) -> dict[str, TensorHeader]:
     """Every tensor of the file with its name and shape in transformers."""
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
-    processors, default_processor, names_in = gguf_readers()
+    processors, default_processor, names_in = (look_up("gguf_readers", which) for which in range(3))
     processor: Any = processors.get(architecture, default_processor)(config=config)
     names = names_in(skeleton, processor)
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...loading import only_pickles
-from ...private_apis import storage_offset
+from ...private_apis import missing
 from ...reading import check_counts
 from ..tensor_files import TensorHeader, read_span
 from .base import Source, SourceFormat, SourceRequest, register_source
@@ -147,3 +147,11 @@ def _described(state: Any) -> str:
 
 def _damaged(file: Path, error: Exception) -> str:
     return f"{str(file)!r} is not a whole file of torch.save ({' '.join(str(error).split())[:200]}); download or copy it again."
+
+
+def storage_offset(tensor: Tensor) -> int:
+    """Byte offset of a tensor's storage in its checkpoint file, for tensors loaded on the meta device."""
+    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if offset is None:
+        raise missing("storage_offset")
+    return offset

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...private_apis import tensor_version
+from ...private_apis import warn_missing
 from .derivatives import func_transforms
 
 Value = TypeVar("Value")
@@ -161,3 +161,17 @@ def _tensors(value: Any) -> Any:
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _tensors(getattr(value, field.name))
+
+
+_fresh = itertools.count(1)
+
+
+def tensor_version(tensor: Tensor) -> int:
+    """A number that grows whenever ``tensor`` is changed in place. 0 for tensors made in inference mode, which have no version."""
+    if tensor.is_inference():
+        return 0
+    try:
+        return tensor._version
+    except AttributeError:
+        warn_missing("tensor_version")
+        return next(_fresh)

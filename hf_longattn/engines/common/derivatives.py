@@ -8,7 +8,8 @@ will follow, so they are refused when they are computed. The error says what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -17,10 +18,27 @@ from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ...errors import DerivativeError
-from ...private_apis import holds_vmap, transform_readers
+from ...private_apis import warn_missing
 
 FUSED_NODE = "ScaledDotProduct"
 """Prefix of the autograd node names of PyTorch's fused kernels."""
+
+
+def transform_readers() -> tuple[Callable[[], int], Callable[[], Any]]:
+    """Functions that return the level of forward-mode AD and torch.func's stack of transforms: -1 and ``None`` if there are none.
+    They are looked up once, since every call of a mechanism needs them."""
+    read_level = functools.partial(getattr, torch.autograd.forward_ad, "_current_level")
+    try:
+        read_level()
+        return read_level, torch._C._functorch.get_interpreter_stack
+    except AttributeError:
+        warn_missing("func_transforms")
+        return (lambda: -1), (lambda: None)
+
+
+def holds_vmap(transforms: Sequence[Any]) -> bool:
+    """Whether torch.vmap is in the stack of torch.func's transforms."""
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in transforms)
 
 
 _forward_level, _transform_stack = transform_readers()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...naming import OPERATORS
-from ...private_apis import assume_in_graph
+from ...private_apis import missing
 from .batch import Batch, cached_on
 from .call import AttentionCall
 from .dense import at_least_fp32, dense_attention, masked_softmax
@@ -133,3 +133,10 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
 separate_rows.register_fake(lambda q, *_: _like(q)[0])
 separate_rows_backward.register_fake(lambda _grad, q, k, v, *_: _like(q, k, v))
 separate_rows.register_autograd(_backward, setup_context=_setup_context)
+
+
+def assume_in_graph(condition: Any) -> None:
+    """Tell torch.export that ``condition`` holds for every input."""
+    if not hasattr(torch, "_check"):
+        raise missing("assume_in_graph")
+    torch._check(condition)

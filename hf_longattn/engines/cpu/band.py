@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...naming import OPERATORS
-from ...private_apis import has_amx
 from ..common.batch import all_finite
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DistanceBias, Pattern, ScoreMod
@@ -49,6 +48,7 @@ from .flash import (
 from .flash import (
     why_not as why_no_kernel,
 )
+from .onednn import has_amx
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
 """Tile sizes of PyTorch's CPU flash kernel. Query rows in blocks of up to 191, up to 767 and more; then keys."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...private_apis import operator
+from ...private_apis import look_up
 from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
@@ -23,7 +23,7 @@ MASKED = -1e30
 """Additive mask value of hidden pairs. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
 MAX_PLAIN_KEYS = 8
 """Maximum keys for plain operations. With more keys, the kernel takes less time."""
-flash, flash_backward = operator("cpu_flash"), operator("cpu_flash", 1)
+flash, flash_backward = look_up("cpu_flash", when_called=True), look_up("cpu_flash", 1, when_called=True)
 """PyTorch's fused attention kernel for the CPU."""
 Gradients = tuple[Tensor, Tensor, Tensor]
 """The gradients of q, k and v."""

@@ -18,15 +18,15 @@ from __future__ import annotations
 import itertools
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...private_apis import constant_in_graph, operator_arguments
-from ...private_apis import operator as torch_operator
+from ...errors import BackendError
+from ...private_apis import look_up
 from ..common.batch import Batch, in_graph
 from ..common.call import UNBOUNDED, AttentionCall, Pattern
 from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
@@ -37,10 +37,20 @@ from .flex_kernel import MACHINE_ERRORS, NoKernel
 
 logger = logging.getLogger(__name__)
 ARGUMENTS = frozenset(("window_size_left", "window_size_right", "cum_seq_q", "cum_seq_k", "dropout_p", "scale"))
-HAS_WINDOWS = all(operator_arguments("cuda_flash", which) >= ARGUMENTS for which in (0, 1))
+
+
+def _arguments(which: int) -> frozenset[str]:
+    """The names of the operator's arguments; empty where PyTorch does not have it."""
+    try:
+        return frozenset(argument.name for argument in look_up("cuda_flash", which).default._schema.arguments)
+    except BackendError:
+        return frozenset()
+
+
+HAS_WINDOWS = all(_arguments(which) >= ARGUMENTS for which in (0, 1))
 LACKS = None if HAS_WINDOWS else "PyTorch's flash-attention operator has no windows in this version"
 """Why this PyTorch version cannot run the path, or None."""
-flash_forward, flash_backward = torch_operator("cuda_flash"), torch_operator("cuda_flash", 1)
+flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)
 MAX_FEATURES = 256
 """Maximum width of a head."""
 DTYPES = (torch.bfloat16, torch.float16)
@@ -281,6 +291,12 @@ def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device)
 _refusals: dict[tuple[Any, ...], str | None] = {}
 _implementation = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)
 """Function that returns the name of the implementation activated by ``activate_flash_attention_impl``, or None."""
+
+
+def constant_in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.assume_constant_result`` without importing the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @constant_in_graph

@@ -14,14 +14,14 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ...private_apis import compile_errors, floats_as_constants
+from ...private_apis import warn_missing
 from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.derivatives import no_fused_kernels
 
@@ -205,3 +205,24 @@ def kind_of(score_mod: Any) -> Hashable:
     """The kind of a score term for :func:`fused_flex`."""
     code: Hashable = getattr(score_mod, "__code__", None)
     return type(score_mod).__name__ if code is None else code
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """The errors that PyTorch raises for a function that it cannot compile."""
+    import torch._dynamo
+
+    if not hasattr(torch._dynamo.exc, "TorchDynamoException"):
+        warn_missing("compile_errors")
+        return ()
+    return (torch._dynamo.exc.TorchDynamoException,)
+
+
+def floats_as_constants() -> AbstractContextManager[None]:
+    """A context in which PyTorch compiles Python floats as constants. Otherwise they are CPU tensors, which no GPU kernel takes."""
+    import torch._dynamo
+
+    config = getattr(torch._dynamo, "config", None)
+    if config is None:
+        warn_missing("floats_as_constants")
+        return nullcontext()
+    return config.patch(specialize_float=True)

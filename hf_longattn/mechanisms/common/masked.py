@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.common.batch import first_real, in_graph
@@ -27,7 +27,7 @@ from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...positions.relative import Span
-from ...private_apis import has_hooks
+from ...private_apis import warn_missing
 from .base import Mechanism
 from .cost import KeptKeys
 from .decoding import Columns
@@ -323,3 +323,12 @@ class GatheredMechanism(MaskedMechanism):
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())
             parts += global_parts(tokens, max_globals, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook may change the inputs or outputs of ``module``."""
+    try:
+        return bool(module._forward_hooks or module._forward_pre_hooks)
+    except AttributeError:
+        warn_missing("has_hooks")
+        return True

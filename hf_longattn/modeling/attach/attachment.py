@@ -19,7 +19,7 @@ from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.registry import mechanism_from
 from ...memory import AttentionCacheLayer
-from ...private_apis import attention_implementation
+from ..family.config import attention_implementation
 from ..family.definition import attention_names
 from .attention_sites import (
     CROSS_MECHANISM,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ...backend import BACKEND, with_streamed_keys
 from ...engines.common.distance_term import DistanceTerm
-from ...private_apis import attention_implementation, turned_states
+from ...private_apis import missing
+from ..family.config import attention_implementation
 from ..family.definition import AttentionNames
 from ..family.stream_rule import Convolution, Positions
 from .custom_attention import OnTheBackend, attend_by_mechanism
@@ -125,3 +126,16 @@ class ConformerOnTheBackend(OnTheBackend):
     """:class:`OnTheBackend` for these bases, which pass keyword arguments down to their attention."""
 
     hands_globals_down = True
+
+
+def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
+    """Hidden states ``(B, N, C)`` rotated by their positions, as a Conformer's attention does before its projections.
+
+    Raises:
+        BackendError: the module has no method for it.
+    """
+    turn = getattr(module, "_apply_rotary_embedding", None)
+    if turn is None:
+        raise missing("turned_states")
+    result: Tensor = turn(states, positions)
+    return result

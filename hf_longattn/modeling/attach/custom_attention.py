@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...backend import BACKEND, longattn_attention_forward
-from ...private_apis import IMPLEMENTATION_FIELD, attention_implementation
+from ..family.config import IMPLEMENTATION_FIELD, attention_implementation
 from ..family.validation import refuse_scoreless
 
 if TYPE_CHECKING:

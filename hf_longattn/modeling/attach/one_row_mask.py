@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...backend import BACKEND, padding_of_row
-from ...private_apis import attention_implementation
+from ..family.config import attention_implementation
 
 if TYPE_CHECKING:
     _Module = nn.Module

@@ -19,7 +19,7 @@ from ...backend import BACKEND, GRID
 from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import RUNNING_GRID, Grid
 from ...errors import GridError
-from ...private_apis import attention_implementation
+from ..family.config import attention_implementation
 from ..family.definition import known_family
 from .attention_sites import attention_sites, mechanisms_on
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...backend import BACKEND, GRID, longattn_attention_forward
 from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import Grid
-from ...private_apis import attention_implementation
+from ..family.config import attention_implementation
 
 Places = tuple[Tensor, Tensor | None]
 """The places of the tokens ``(B, K)`` on their grid, and the mask ``(B, N)`` of the places that are taken; ``None`` where all are."""

@@ -16,8 +16,7 @@ from ...backend import BACKEND
 from ...configuration import LongAttentionConfig
 from ...engines.common.call import DistanceBias
 from ...positions.relative import buckets
-from ...private_apis import attention_implementation
-from ..family.config import LongEncoderDecoderConfig
+from ..family.config import LongEncoderDecoderConfig, attention_implementation
 from .custom_attention import OnTheBackend, attend_by_mechanism
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}

@@ -17,7 +17,6 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from ...mechanisms.common.base import Mechanism
 from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
-from ...private_apis import is_initialised
 from ..family.definition import Family, PositionTable
 from .attention_sites import copy_projections, mechanisms_on
 from .memory_tokens import MemoryTokens
@@ -187,3 +186,8 @@ def separate_parameters(model: nn.Module) -> None:
         mechanism, _, name = target.rpartition(".")
         if model.get_parameter(target) is model.get_parameter(source):
             setattr(model.get_submodule(mechanism), name, nn.Parameter(torch.empty_like(model.get_parameter(source))))
+
+
+def is_initialised(value: Any) -> bool:
+    """Whether transformers has loaded a tensor, or initialised a module."""
+    return getattr(value, "_is_hf_initialized", False)

@@ -14,7 +14,7 @@ from ...config_format import FIELD, FORMAT, in_current_format
 from ...configuration import LongAttentionConfig
 from ...errors import BackendError, OptionError, PositionError
 from ...naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
-from ...private_apis import IMPLEMENTATION_FIELD
+from ...private_apis import missing
 from .rotary import plan_rotary
 from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
 
@@ -26,6 +26,8 @@ else:
 
 logger = logging.get_logger(LOGGER)
 
+IMPLEMENTATION_FIELD = "_attn_implementation_internal"
+"""The field that holds the attention implementation; :class:`LongConfig` checks values set there."""
 BASE_ATTENTION = "_base_attention"
 """Set after ``model.use_base_attention()``; not written to files."""
 LENGTH_FIELDS = ("max_position_embeddings", "rope_parameters", "original_max_position_embeddings")
@@ -419,3 +421,13 @@ class LongEncoderDecoderConfig(LongConfig):
     @property
     def _decoding(self) -> tuple[LongAttentionConfig, int]:
         return self.decoder_attention, self.decoder_layers
+
+
+def attention_implementation(config: Any) -> str | None:
+    """The attention implementation of a config; ``None`` without a config."""
+    if config is None:
+        return None
+    try:
+        return config._attn_implementation
+    except AttributeError:
+        raise missing("attention_implementation") from None

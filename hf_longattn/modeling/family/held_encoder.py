@@ -8,8 +8,8 @@ import torch
 from transformers.configuration_utils import SubConfigSpec
 
 from ...configuration import LongAttentionConfig
-from ...private_apis import IMPLEMENTATION_FIELD
 from .audio_config import LongAudioConfig
+from .config import IMPLEMENTATION_FIELD
 
 ENCODER = "encoder_config"
 """The field of such a config with that of the encoder."""

@@ -18,11 +18,11 @@ import importlib.abc
 import importlib.machinery
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from ...private_apis import enter_class, enter_config, lazy_mappings, mapped_names, model_type_table, target_module_tables
+from ...private_apis import PRIVATE_APIS, missing, warn_missing
 from .definition import FAMILIES, family_names, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
@@ -239,3 +239,69 @@ def register() -> None:
     for name, enter in TABLES.items():
         if name in sys.modules:
             enter()
+
+
+def lazy_mappings(module: ModuleType) -> list[Any]:
+    """The tables in a module of transformers where Auto classes look up their classes."""
+    tables = [table for table in vars(module).values() if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")]
+    return [table for table in tables if not isinstance(table, type) and _is_lazy(table)]
+
+
+def _is_lazy(table: Any) -> bool:
+    if all(hasattr(table, name) for name in ("_modules", "_reverse_config_mapping", "_load_attr_from_module")):
+        return True
+    warn_missing("lazy_mapping")
+    return False
+
+
+def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
+    """Let ``CONFIG_MAPPING`` find a config in ``module``."""
+    if not hasattr(mapping, "_modules"):
+        warn_missing("lazy_mapping")
+        return False
+    mapping._modules[module_name] = module
+    return True
+
+
+def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Two mappings from model type: to the name of its class, and to the name of its config."""
+    return table._model_mapping, table._config_mapping
+
+
+def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
+    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. It is imported on first use. For a table of
+    tuples, ``name`` is a tuple of names."""
+    table._model_mapping[model_type] = name
+    table._modules[module_name] = module
+    table._reverse_config_mapping[config] = model_type
+
+
+def auto_mapping(auto_class: Any) -> Any:
+    """An Auto class's mapping from config class to model class; ``None`` for other classes."""
+    return getattr(auto_class, "_model_mapping", None)
+
+
+def auto_classes() -> Iterator[tuple[str, Any]]:
+    """Name and table of every ``AutoModel...``, sorted by name."""
+    from transformers.models.auto import modeling_auto
+
+    tables = {name: auto_mapping(value) for name, value in sorted(vars(modeling_auto).items()) if name.startswith("AutoModel")}
+    if all(table is None for table in tables.values()):
+        raise missing("lazy_mapping")
+    yield from ((name, table) for name, table in tables.items() if table is not None)
+
+
+def model_type_table(name: str, module: ModuleType) -> Any:
+    """The table ``name`` of :data:`PRIVATE_APIS` in ``module``. If this version has none, warns and returns ``None``."""
+    table = getattr(module, PRIVATE_APIS[name][0].partition(":")[2], None)
+    if table is None:
+        warn_missing(name)
+    return table
+
+
+def target_module_tables(constants: ModuleType) -> list[dict[str, Any]]:
+    """One table for every method of peft: model type -> modules to adapt."""
+    tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]
+    if not tables:
+        warn_missing("target_modules")
+    return tables

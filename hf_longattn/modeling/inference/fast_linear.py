@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...engines.common.derivatives import differentiated
+from ...engines.cpu.onednn import int8_product, pack_int8, pack_weight, packed_product
 from ...errors import BackendError
-from ...private_apis import int8_product, pack_int8, pack_weight, packed_product
 
 LARGEST_CODE = 127
 """The largest magnitude of 8 bits, symmetric."""

@@ -19,10 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ...engines.common.batch import in_graph
+from ...engines.cpu.onednn import check_bf16, has_amx
 from ...errors import BackendError, OptionError, nearest
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.masked import has_hooks
 from ...naming import LOGGER
-from ...private_apis import check_bf16, has_amx, has_hooks, kept_in_float32
 from ..run.modes import RunsInModes
 from ..run.packing import Packing, packing_refusal
 from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
@@ -158,7 +159,7 @@ def _check(model: Any, precision: str) -> None:
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """As ``from_pretrained(dtype=…)`` loads: parameters and buffers, except what transformers keeps in float32 and rotary frequencies."""
-    float32_modules = kept_in_float32(model)
+    float32_modules = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
             parameter.data = parameter.data.to(dtype)

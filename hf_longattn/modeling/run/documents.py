@@ -13,7 +13,7 @@ from ...engines.common.batch import for_one_pass, in_graph, positions_in
 from ...engines.common.derivatives import values_mapped
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
-from ...private_apis import assert_in_graph
+from ...private_apis import warn_missing
 from ..attach.attention_sites import is_causal
 from ..family.validation import input_of
 
@@ -165,3 +165,11 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
         raise MaskError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:
         arguments.pop(name, None)
+
+
+def assert_in_graph(condition: Tensor, message: str) -> None:
+    """Raise RuntimeError with ``message`` when a compiled graph runs and ``condition ()`` is false."""
+    if hasattr(torch, "_assert_async"):
+        torch._assert_async(condition, message)
+    else:
+        warn_missing("assert_in_graph")

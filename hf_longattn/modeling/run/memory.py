@@ -14,9 +14,9 @@ from ...backend import BACKEND
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
 from ...memory.segment_memory import of_memory
-from ...private_apis import attention_implementation
 from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
+from ..family.config import attention_implementation
 from ..family.validation import check_positions, input_of
 from .modes import Forward, Mode
 from .segments import TOKEN_MEMORY_ARGUMENT

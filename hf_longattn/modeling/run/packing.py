@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...backend import DOCUMENTS
+from ...backend import DOCUMENTS, outputs_collected
 from ...engines.common.batch import Batch, in_graph
-from ...private_apis import outputs_collected
 from ..attach.attention_sites import attention_sites
 from .modes import Forward, Mode
 from .outputs import Kind, joined, scattered

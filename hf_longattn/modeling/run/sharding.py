@@ -23,8 +23,8 @@ from ...backend import BACKEND, DOCUMENTS, documents_of
 from ...engines.common.shards import Shard, even_bounds
 from ...errors import BackendError, MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
-from ...private_apis import attention_implementation
 from ..attach.token_globals import global_tokens_of, token_rule
+from ..family.config import attention_implementation
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 from ..family.validation import input_of
 from .losses import IGNORED_LABEL, auxiliary_loss, label_count, share_of_step

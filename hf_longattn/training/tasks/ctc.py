@@ -41,8 +41,8 @@ from hf_longattn.data.transcripts import (
 )
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.loading import load_part
-from hf_longattn.private_apis import output_frames
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_head

@@ -54,7 +54,7 @@ from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.loading import load_config, load_model, load_part, loading_errors
 from hf_longattn.local_names import public_name, without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
-from hf_longattn.private_apis import attention_implementation
+from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import SPAN_LABELS, check_reads_text

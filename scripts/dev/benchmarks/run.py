@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from hf_longattn.engines.cpu.onednn import check_bf16
 from hf_longattn.errors import OptionError
-from hf_longattn.private_apis import check_bf16
 
 from .case import Case
 from .implementations import Implementation, LeftOut, build_implementation

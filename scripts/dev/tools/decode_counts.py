@@ -24,8 +24,8 @@ from hf_longattn import backend, families
 from hf_longattn.engines.common import accelerator, dense
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.cuda.flex_kernel import compile_errors
 from hf_longattn.modeling.mixin import LongAttentionMixin
-from hf_longattn.private_apis import compile_errors
 from scripts.dev.benchmarks.report import markdown_table
 from tests.engines.launches import Counting, Launches
 

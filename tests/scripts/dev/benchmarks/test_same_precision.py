@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn.private_apis import cpu_computes_bf16
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from scripts.dev.benchmarks import same_precision
 from scripts.dev.benchmarks.report import machine, store_study
 from scripts.dev.benchmarks.same_precision import MODES, TOLERANCE, brief, build, difference, fastest, in_mode, markdown, ratios, time_pair

@@ -1,0 +1,73 @@
+"""oneDNN's kernels on packed weights, and what the processor computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import BackendError
+from ...private_apis import PRIVATE_APIS, missing, warn_missing
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether oneDNN has kernels for bf16 on this processor."""
+    return bool(_onednn("packed_linear", 2)())
+
+
+def check_bf16(instead: str) -> None:
+    """Raise :class:`BackendError` if the processor has no bf16, since a product then takes minutes. It names what to choose ``instead``."""
+    if not cpu_computes_bf16():
+        raise BackendError(f"This processor computes no bf16 (it needs avx512_bf16 or AMX); choose {instead}.")
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """A weight ``(out, in)`` in the layout of oneDNN's kernels."""
+    return _onednn("packed_linear", 0)(weight, None)
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """``x (M, in)`` times a packed weight, ``(M, out)``."""
+    return _onednn("packed_linear", 1)(x, packed, bias, "none", [], "")
+
+
+def pack_int8(weight: Tensor) -> Tensor:
+    """An int8 weight ``(out, in)`` in the layout of oneDNN's kernels."""
+    return _onednn("int8_linear", 1)(weight, None)
+
+
+def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: Any) -> Tensor:
+    """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are zero points.
+
+    VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs, which is thousands of
+    times slower, so inputs are shifted to 0 … 255. Sums are exact either way.
+    """
+
+    zero = 0 if has_amx() else 128
+    x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # flipping the sign bit adds 128
+    return _onednn("int8_linear", 0)(x, 1.0, zero, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of matrices in bf16 and 8 bits (AMX)."""
+
+    if not hasattr(torch.cpu, "_is_amx_tile_supported"):
+        warn_missing("amx")
+        return False
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _onednn(name: str, which: int) -> Callable[..., Any]:
+    """One of oneDNN's operators, looked up in steps that torch.compile can trace.
+
+    Raises:
+        BackendError: this PyTorch has none.
+    """
+
+    _, space, operator_name = PRIVATE_APIS[name][which].split(":")[1].split(".")
+    function = getattr(getattr(torch.ops, space), operator_name, None)
+    if function is None:
+        raise missing(name)
+    return function
