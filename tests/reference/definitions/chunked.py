@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._loops import Sees, first_tokens, masked_attention
+from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None,
@@ -32,3 +33,7 @@ def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {"chunk_size": random.randint(1, length + 2), "left_chunks": random.randint(0, 4)}
+
+
+def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
+    return near_blocks(o.chunk_size, i, j, before=o.left_chunks)

@@ -35,3 +35,6 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "longest_of_the_model": length + random.choice((0, 20)),
         "max_length": random.choice((None, None, length, length + random.randint(0, 20))),
     }
+
+
+always_visible = None  # weights of any size

@@ -65,3 +65,6 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "gate_input": random.choice(("hidden_states", "key")),
         "normalise": random.choice((True, True, False)),
     }
+
+
+always_visible = None  # weights of any size

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._rows import heads, together
+from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -51,3 +52,7 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {"segment_length": random.randint(1, length + 2), "delta_rule": random.choice((False, True))}
+
+
+def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
+    return near_blocks(o.segment_length, i, j, before=0)

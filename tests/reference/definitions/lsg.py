@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ._loops import first_tokens, real_positions, scores_of
+from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None,
@@ -128,3 +129,9 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "lsh_pre_rounds": random.randint(0, 2),
         "block_offset": random.choice((0, 0, random.randrange(factor * many))),
     }
+
+
+def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
+    tokens = torch.tensor([position in o.global_tokens for position in range(j.shape[-1])])
+    shift = (o.block_size - o.block_offset) % o.block_size  # tokens before the first whole block are one themselves
+    return near_blocks(o.block_size, i + shift, j + shift, before=1, after=1) | tokens[i] | tokens[j]

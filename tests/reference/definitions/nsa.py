@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ._loops import scores_of
 from ._rows import heads, together
+from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -108,3 +109,8 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "window": 2 * random.randint(1, max(1, length // 2)),
         "hidden": random.choice((None, 1, 3)),
     }
+
+
+def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
+    sides = (o.local_blocks - 1, 0) if causal else (o.local_blocks // 2,) * 2
+    return near_blocks(o.block_size, i, j, before=sides[0], after=sides[1]) | (j // o.block_size < o.initial_blocks)

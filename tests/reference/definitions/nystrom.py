@@ -59,3 +59,6 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "inv_coeff_init_option": random.choice(("exact", "original")),
         "landmarks_over": random.choice(("text", "input")),
     }
+
+
+always_visible = None  # weights of any size

@@ -69,3 +69,6 @@ def _members(random: Random, length: int) -> list[str]:
 def draw_parameters(module: nn.Module) -> None:
     for member in module.members:
         getattr(definition_of(member.name), "draw_parameters", add_noise)(member)
+
+
+always_visible = None  # what its members see

@@ -7,6 +7,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ._loops import first_tokens, masked_attention
@@ -34,3 +35,8 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "keep_groups": kept,
         "wrap": not kept and random.random() < 0.5,
     }
+
+
+def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
+    shift = torch.where(h >= len(h) // 2, o.group_size // 2, 0)
+    return (i + shift) // o.group_size == (j + shift) // o.group_size if o.keep_groups else torch.ones_like(i == j)
