@@ -25,9 +25,11 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     """How far a token of a stream sees.
 
     Raises:
-        StreamError: the distance is unbounded, or depends on the whole sequence.
+        StreamError: the distance is unbounded, or depends on the whole sequence, or the mechanism lacks the form.
     """
-    local = None if mechanism.causal not in ("both", causal) else mechanism.locality(causal)
+    if mechanism.causal not in ("both", causal):
+        raise StreamError(str(mechanism.wrong_form(causal, "this stream")))
+    local = mechanism.locality(causal)
     instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
     if local is None:
         raise StreamError(
@@ -59,7 +61,7 @@ class AttentionStream:
         block: queries computed at a time. An output comes at most ``block - 1`` tokens later than it could.
         options: the mechanism's options, when it is given by name.
     Raises:
-        StreamError: the mechanism looks at the whole sequence.
+        StreamError: the mechanism looks at the whole sequence, or lacks the causal or bidirectional form.
         UnknownMechanismError, OptionError: as :func:`hf_longattn.attend`.
     """
 
@@ -72,7 +74,8 @@ class AttentionStream:
             raise OptionError(f"Options {sorted(options)} were given with a built mechanism; pass them to build_mechanism instead.")
         self.local = locality_of(mechanism if isinstance(mechanism, Mechanism) else prototype(mechanism, options), causal)
         self.block, self.options = block, options
-        self._mechanism, self._call = mechanism, AttentionCall(causal, scale=scaling)
+        self._given, self._call = mechanism, AttentionCall(causal, scale=scaling)
+        self._made: Mechanism | None = None
         self._tails = {part: Tail(2) for part in PARTS}
         self.done = 0
         """Outputs so far."""
@@ -160,15 +163,16 @@ class AttentionStream:
             check_like(piece, self._tails[part].tensor, 2, part)
 
     def _built(self) -> Mechanism:
-        """The mechanism. A mechanism given by name is built for the heads of the first queries."""
-        if isinstance(self._mechanism, str):
-            q = self._tails["q"].tensor
-            assert q is not None
-            built = mechanism_from(
-                self._mechanism, self.options, num_heads=q.shape[1], head_dim=q.shape[3], generator=torch.Generator().manual_seed(0)
-            )
-            self._mechanism = built.to(q.device).eval()
-        return self._mechanism
+        """The mechanism. One given by name is built for the heads of the first queries, and follows the state to its device."""
+        if isinstance(self._given, Mechanism):
+            return self._given
+        q = self._tails["q"].tensor
+        assert q is not None
+        if self._made is None:
+            self._made = mechanism_from(
+                self._given, self.options, num_heads=q.shape[1], head_dim=q.shape[3], generator=torch.Generator().manual_seed(0)
+            ).eval()
+        return self._made.to(q.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state as tensors, for ``safetensors.torch.save_file``. A stream with the same mechanism and block resumes from it."""
@@ -201,7 +205,7 @@ class AttentionStream:
         self.done, self.finished = done, bool(finished)
 
     def to(self, *args: Any, **kwargs: Any) -> AttentionStream:
-        """Move the state to a device or dtype, as :meth:`torch.Tensor.to`. The mechanism stays where it is."""
+        """Move the state to a device or dtype, as :meth:`torch.Tensor.to`. A mechanism given as a module stays where it is."""
         for tail in self._tails.values():
             tail.load(None if tail.tensor is None else tail.tensor.to(*args, **kwargs), tail.start)
         return self

@@ -172,6 +172,22 @@ def test_a_stream_moves_to_another_dtype() -> None:
     torch.testing.assert_close(whole, attend(*(x.double() for x in qkv), "window", left=10, right=3), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("relative", ["alibi", "t5_buckets"])
+def test_relative_positions_move_with_a_stream(relative: str) -> None:
+    qkv = inputs(80)
+    stream = AttentionStream("window", left=10, right=3, relative=relative)
+    stream.feed(*(x[:, :, :40] for x in qkv))
+    rest = stream.to("meta").feed(*(x[:, :, 40:].to("meta") for x in qkv))
+    assert rest.is_meta
+    assert rest.shape[2] == 32
+
+
+@pytest.mark.parametrize(("name", "causal"), [("infini", False), ("window2d", True)])
+def test_a_form_that_a_mechanism_lacks_is_the_reason(name: str, causal: bool) -> None:
+    with pytest.raises(StreamError, match=f"'{name}' exists only with causal={not causal}, but this stream needs causal={causal}"):
+        AttentionStream(name, causal=causal, **mechanism_class(name).sample)
+
+
 def test_relative_positions_stream() -> None:
     qkv = inputs(90)
     for relative in ("alibi", "t5_buckets", "transformer_xl"):
