@@ -156,7 +156,7 @@ class LongAttentionMixin(_Base):
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         """As the base's: transformers looks for it in the source of the class."""
-        base = next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
+        base: Any = next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
         return base is not None and base._can_set_experts_implementation()
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
