@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from hf_longattn import declarations
-from hf_longattn.catalogue import check_early
-from hf_longattn.cli import main
+from hf_longattn.catalogue import Listed, check_early, list_early
 from hf_longattn.errors import RegistrationError, UnknownMechanismError, UsageError
-from hf_longattn.mechanisms import list_mechanisms
+from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.naming import module_names
 from hf_longattn.tasks import NO_SUMMARY, declared_arguments, evaluated_tasks, load_task, task_names, task_summary
@@ -27,15 +26,6 @@ from hf_longattn.declarations import FILE
 from scripts.dev.tools.declared import declarations
 
 print(declarations() == FILE.read_text(encoding="utf-8"))
-"""
-LIST = """
-import sys
-from hf_longattn.cli import main
-
-try:
-    main(["mechanisms"])
-finally:
-    print("torch" in sys.modules, file=sys.stderr)
 """
 
 
@@ -113,12 +103,8 @@ def test_a_task_without_a_docstring_says_so_in_the_list(tmp_path: Path, monkeypa
     assert task_summary("silent") == NO_SUMMARY
 
 
-def test_the_list_of_mechanisms_needs_no_torch(
-    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    done = run_fresh("-c", LIST, cwd=repository, level="interpreter")
-    assert done.stderr == "False\n"
-    with pytest.raises(SystemExit, match="0"):
-        main(["mechanisms"])  # from the registry, since mechanisms are imported here
-    assert done.stdout == capsys.readouterr().out
+def test_the_list_of_mechanisms_is_that_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not list_early(), "others may have been registered"
+    infos = [mechanism_info(name) for name in list_mechanisms()]
+    monkeypatch.delitem(sys.modules, registry.__name__)
+    assert list_early() == [Listed(info.name, info.summary, info.cost, info.causal) for info in infos]

@@ -28,6 +28,8 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     ("line", "code"),
     [
         ("--help", 0),
+        ("mechanisms", 0),
+        ("mechanisms windw", 1),
         ("recipes", 0),
         ("recipes based", 0),
         ("env", 0),

@@ -44,7 +44,6 @@ def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype:
     VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs, which is thousands of
     times slower, so inputs are shifted to 0 … 255. Sums are exact either way.
     """
-
     zero = 0 if has_amx() else 128
     x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # flipping the sign bit adds 128
     return _onednn("int8_linear", 0)(x, 1.0, zero, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
@@ -52,7 +51,6 @@ def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype:
 
 def has_amx() -> bool:
     """Whether the processor multiplies tiles of matrices in bf16 and 8 bits (AMX)."""
-
     if not hasattr(torch.cpu, "_is_amx_tile_supported"):
         warn_missing("amx")
         return False
@@ -65,7 +63,6 @@ def _onednn(name: str, which: int) -> Callable[..., Any]:
     Raises:
         BackendError: this PyTorch has none.
     """
-
     _, space, operator_name = PRIVATE_APIS[name][which].split(":")[1].split(".")
     function = getattr(getattr(torch.ops, space), operator_name, None)
     if function is None:
