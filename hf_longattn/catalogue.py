@@ -42,7 +42,7 @@ def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismErro
 
 
 class Listed(NamedTuple):
-    """What the list of mechanisms says of one."""
+    """One line of the list of mechanisms."""
 
     name: str
     summary: str
@@ -51,7 +51,10 @@ class Listed(NamedTuple):
 
 
 def list_early() -> list[Listed]:
-    """The list of mechanisms, without importing them; empty where it may lack one: a new file, or one that was registered."""
+    """The list of mechanisms, without importing them.
+
+    It is empty if a mechanism may be missing from it: a new file, or one registered at run time.
+    """
     entries = declared()["mechanisms"]
     if REGISTRY in sys.modules or [*entries] != module_names("mechanisms"):
         return []

@@ -1,4 +1,4 @@
-"""What mechanisms, tasks and families declare, read from one file, so that the command line answers before torch is imported.
+"""Options and arguments of mechanisms, tasks and families, read from one file without importing torch.
 
 `make docs` writes ``declarations.json`` from the imported classes (:mod:`scripts.dev.tools.declared`), and a test compares the two. A
 mechanism or a task that is not in it, such as a new file, is checked when it is imported.
@@ -24,29 +24,33 @@ LIBRARY = "transformers."
 
 @cache
 def declared() -> Mapping[str, dict[str, Any]]:
-    """The file: mechanisms, tasks, families and classes by their names. A copy bundled with a model has no such file, so no entries."""
+    """The file's mechanisms, tasks, families and classes by name.
+
+    A copy of this package that is bundled with a model has no such file, so it has no entries.
+    """
     return defaultdict(dict, json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {})
 
 
 @cache
 def declared_class(name: str) -> type[Any]:
-    """The class with this full name, without its methods. Only a class that is not in the file is imported.
+    """The class with this full name, without its methods.
 
+    Only a class that is not in the file is imported.
     ``dataclasses.fields``, ``HfArgumentParser`` and ``Options.build`` read it like the class itself. A class of transformers has the
     annotations of its fields, and no fields.
     """
-    module, _, own_name = name.rpartition(".")
+    module, _, class_name = name.rpartition(".")
     entry = declared()["classes"].get(name)
     if entry is None:
-        found: type[Any] = getattr(importlib.import_module(module), own_name)
-        return found
+        imported: type[Any] = getattr(importlib.import_module(module), class_name)
+        return imported
     bases = tuple(map(declared_class, entry["bases"]))
     if name.startswith(LIBRARY):
-        return type(own_name, bases, {"__module__": module, "__annotations__": _library_annotations(module, own_name)})
+        return type(class_name, bases, {"__module__": module, "__annotations__": _library_annotations(module, class_name)})
     fields = [(field, kind, _field(**values)) for field, (kind, values) in entry["fields"].items()]
-    made = dataclasses.make_dataclass(own_name, fields, bases=bases, namespace=entry["constants"], frozen=entry["frozen"])
-    made.__module__ = module
-    return made
+    rebuilt = dataclasses.make_dataclass(class_name, fields, bases=bases, namespace=entry["constants"], frozen=entry["frozen"])
+    rebuilt.__module__ = module
+    return rebuilt
 
 
 def _field(default: Any, **values: Any) -> Any:
@@ -56,7 +60,7 @@ def _field(default: Any, **values: Any) -> Any:
 
 
 def _library_annotations(module: str, name: str) -> dict[str, str]:
-    """The annotated names of a class of the installed transformers, from its source; the annotations themselves are left out."""
+    """The annotated names of a class of the installed transformers, from its source; every annotation is ``object``."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None

@@ -74,7 +74,9 @@ def evaluated_tasks() -> dict[str, str]:
 
 
 def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]] | None:
-    """A task's three argument classes, without importing the task; ``None`` if it is new. They lack methods and what is transformers'.
+    """A task's three argument classes, without importing the task; ``None`` if it is new.
+
+    They have no methods, and no fields of transformers' classes.
 
     Raises:
         UsageError: there is no such task.

@@ -1,6 +1,6 @@
 """The table of paths, in order of priority. The first path without a reason against it runs.
 
-A path's reason stands beside its code, as ``why_not``. Here are only the reasons that compare paths of several engines.
+Each engine's ``why_not`` stands beside its code. This file has only the reasons that compare paths of several engines.
 """
 
 from __future__ import annotations
@@ -159,7 +159,11 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
 
 
 def attempt(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
-    """Run the first path that this machine has, if it is one of ``runs``: ``(its result, path)``. Otherwise ``(None, path to run)``."""
+    """Run the first path that this machine has, if it is one of ``runs``.
+
+    Returns:
+        ``(result, path)`` if it ran; otherwise ``(None, path)`` with the path that the caller runs.
+    """
     while True:
         path, refused = first_path(kind, context)
         if path not in runs:

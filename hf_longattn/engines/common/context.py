@@ -18,6 +18,7 @@ DENSE_CELLS = 256 * 256
 calls. Untuned on GPUs, where so few pairs should cost little besides the kernel launch."""
 ANY_CALL = AttentionCall()
 """A placeholder for choices that do not depend on the call."""
+ELSEWHERE = "the tensors are on another device"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph holds operations of every runtime only"
 
 
@@ -79,7 +80,3 @@ class DispatchContext:
     def plain_only(self) -> str | None:
         """Why only plain operations may run now. Asked once per call. Not for graphs, which may have fused kernels."""
         return no_fused_kernels()
-
-    def not_on(self, device: str) -> str | None:
-        """Why a path for ``device`` does not run. ``None`` if the tensors are there."""
-        return None if self.device == device else "the tensors are on another device"

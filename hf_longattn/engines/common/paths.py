@@ -1,4 +1,4 @@
-"""Names of the paths that a call may take, and the observers that are told which one ran.
+"""Names of paths, and the observers that are told which path ran.
 
 ``HF_LONGATTN_LOG=paths`` logs every distinct choice once, and :func:`hf_longattn.explain` collects the choices of a model.
 """

@@ -4,7 +4,7 @@ Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` a
 is made by :mod:`hf_longattn.engines.dispatch`:
 
 - **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
-- **split**: each sequence runs in a call of its own, as a view without a mask. A padded batch then costs as much as its real tokens, and
+- **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs as much as its real tokens, and
   each packed document has bitwise the output of a call without the others. Mostly on the CPU;
 - **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. On a GPU, where a call per
   document would cost more than the padding, this is one call, or up to three if lengths differ much. If a mechanism draws or learns

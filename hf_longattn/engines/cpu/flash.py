@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...private_apis import look_up
-from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.dense import products
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 
@@ -39,7 +39,7 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
     if torch.compiler.is_exporting() and not exports:
         return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cpu":
-        return context.not_on("cpu")
+        return ELSEWHERE
     if not torch.compiler.is_compiling() and context.plain_only is not None:
         return context.plain_only
     return "the fused kernel has no dropout" if context.call.dropout and not drops else None

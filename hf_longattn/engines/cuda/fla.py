@@ -9,7 +9,7 @@ import importlib.util
 import torch
 from torch.torch_version import TorchVersion
 
-from ..common.context import DispatchContext
+from ..common.context import ELSEWHERE, DispatchContext
 from ..common.derivatives import no_fused_kernels
 
 MAX_FEATURES = 256
@@ -27,7 +27,7 @@ def installed() -> bool:
 def why_not(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """Why no kernel of the package runs, as a clause. ``None`` if they may run."""
     if context.device != "cuda":
-        return context.not_on("cuda")
+        return ELSEWHERE
     if torch.compiler.is_compiling():
         return "the package's kernels cannot be traced"
     if (why := no_fused_kernels()) is not None:

@@ -29,7 +29,7 @@ from ...errors import BackendError
 from ...private_apis import look_up
 from ..common.batch import Batch, in_graph
 from ..common.call import UNBOUNDED, AttentionCall, Pattern
-from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.dense import repeat_heads, unit_stride
 from ..common.derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time
 from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
@@ -65,7 +65,7 @@ def why_not(context: DispatchContext) -> str | None:
     """Why the operator does not run a band, as a clause. ``None`` if it may."""
     call = context.call
     if context.device != "cuda":
-        return context.not_on("cuda")
+        return ELSEWHERE
     if torch.compiler.is_exporting():
         return NOT_IN_AN_EXPORTED_GRAPH
     if call.score_mod is not None:

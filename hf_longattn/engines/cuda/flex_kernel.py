@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...private_apis import warn_missing
-from ..common.context import NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.derivatives import no_fused_kernels
 
 MAX_KERNELS = 256
@@ -49,7 +49,7 @@ def why_not(context: DispatchContext) -> str | None:
     if torch.compiler.is_exporting():
         return NOT_IN_AN_EXPORTED_GRAPH
     if context.device != "cuda":
-        return context.not_on("cuda")
+        return ELSEWHERE
     if context.features < MIN_FEATURES:
         return f"flex_attention takes heads of {MIN_FEATURES} numbers or more"
     return "flex_attention has no dropout" if context.call.dropout else no_fused_kernels()

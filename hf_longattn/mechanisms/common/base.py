@@ -212,13 +212,13 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         if self.full is not None and not call.causal:
             weights = functools.partial(weights_by_length, self.full._weights, weights, self.exact_length)
         if self.per_sequence(call):
-            found = weights_per_sequence(weights, q, k, call)
+            matrix = weights_per_sequence(weights, q, k, call)
         else:
             q, k, _, call = without_padding(q, k, k, call) if self.ignores_padding else (q, k, k, call)
-            found = weights(q, k, call)
+            matrix = weights(q, k, call)
         if (real := call.key_mask) is not None and self.ignores_padding:
-            found = found.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
-        return found.to(dtype)
+            matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
+        return matrix.to(dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, self.with_dense_terms(q, k, call))

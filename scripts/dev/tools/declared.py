@@ -50,7 +50,10 @@ def full_name(kind: type[Any]) -> str:
 
 
 def described(kind: type[Any]) -> dict[str, Any]:
-    """A class: its bases, and what it adds to them. The fields of transformers' classes depend on its version, and are left out."""
+    """The bases of a class, and what it adds to them.
+
+    The fields of transformers' classes depend on its version, and are left out.
+    """
     entry: dict[str, Any] = {"bases": [full_name(base) for base in kind.__bases__ if base is not object]}
     if full_name(kind).startswith(LIBRARY):
         return entry
