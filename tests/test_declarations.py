@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from hf_longattn import naming
 from hf_longattn.catalogue import check_early
 from hf_longattn.declarations import UndeclaredError, class_fields, keyword_of, member_of_class
 from hf_longattn.errors import RegistrationError, UnknownMechanismError, UsageError
 from hf_longattn.mechanisms import list_mechanisms, mechanism_class
 from hf_longattn.mechanisms.common import registry
-from hf_longattn.naming import module_names
 from hf_longattn.options import Options
 from hf_longattn.tasks import NO_SUMMARY, evaluated_tasks, load_task, task_names, task_summary
 from hf_longattn.training import tasks as tasks_folder
@@ -68,7 +68,7 @@ def test_what_is_declared_of_an_evaluation_is_what_its_task_says(
             answer_early(name, ["--learning_rate", "1"], "", f"longattn evaluate {name}", is_evaluation=True)
 
 
-@pytest.mark.parametrize("mechanism", module_names("mechanisms"))
+@pytest.mark.parametrize("mechanism", naming.module_names("mechanisms"))
 def test_the_declared_options_of_a_mechanism_are_its_options(mechanism: str, declared: dict[str, Any]) -> None:
     options_type, read = mechanism_class(mechanism).options_type, declared["mechanisms"][mechanism]
     if read is None:
@@ -78,7 +78,7 @@ def test_the_declared_options_of_a_mechanism_are_its_options(mechanism: str, dec
 
 
 def test_a_file_of_a_mechanism_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module_names("mechanisms") == list_mechanisms()
+    assert naming.module_names("mechanisms") == list_mechanisms()
     monkeypatch.setattr(registry, "module_names", lambda package: ["common"])
     with pytest.raises(RegistrationError, match=r"registers no mechanism 'common'; give the file the name of its mechanism"):
         registry._discover.__wrapped__()
@@ -110,3 +110,10 @@ def test_a_task_without_a_docstring_says_so_in_the_list(tmp_path: Path, monkeypa
     (tmp_path / "silent.py").write_text("TASK = None\n")
     monkeypatch.setattr(tasks_folder, "__path__", [*tasks_folder.__path__, str(tmp_path)])
     assert task_summary("silent") == NO_SUMMARY
+
+
+def test_a_module_of_a_bundle_is_its_flat_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(naming, "FLAT_FILES", {"families": {"bert": "modeling_long_bert"}, "mechanisms": {}})
+    assert naming.module_path("families", "bert") == Path(naming.__file__).with_name("modeling_long_bert.py")
+    assert naming.module_path("families", "gpt2") is None
+    assert naming.module_path("training.tasks", "qa") is None
