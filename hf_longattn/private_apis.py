@@ -34,6 +34,8 @@ TESTED = {
     "sentence_transformers": ("6.0", "6.2"),
 }
 """Library -> (lowest version that pyproject.toml allows, pinned version). The tests pass with both."""
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
+"""Names of ``torch.cpu.get_capabilities`` for bf16: three on x86, the last on ARM."""
 ATEN = "torch:ops.aten._"
 GGUF = "transformers.modeling_gguf_pytorch_utils:"
 PRIVATE_APIS: dict[str, tuple[str, ...]] = {
@@ -172,8 +174,12 @@ def has_operator(name: str) -> bool:
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether oneDNN has kernels for bf16 on this processor."""
-    return bool(_onednn("packed_linear", 2)())
+    """Whether oneDNN has kernels for bf16, and the processor the instructions. Without these oneDNN emulates them, which is slow."""
+    import torch
+
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest PyTorch that this package runs with
+    native = capabilities is None or any(capabilities().get(name) for name in BF16_INSTRUCTIONS)
+    return native and bool(_onednn("packed_linear", 2)())
 
 
 def check_bf16(instead: str) -> None:
