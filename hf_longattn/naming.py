@@ -58,6 +58,9 @@ def module_names(package: str) -> list[str]:
 
 def module_path(package: str, name: str) -> Path | None:
     """The file of a sub-package's module, found without importing it; ``None`` if there is none."""
+    if FLAT_FILES:
+        file = FLAT_FILES.get(package, {}).get(name)
+        return None if file is None else Path(__file__).with_name(f"{file}.py")
     candidates = (Path(folder, name) for folder in _folders(package))
     files = (file for path in candidates for file in (path.with_suffix(".py"), path / "__init__.py"))
     return next((file for file in files if file.is_file()), None)

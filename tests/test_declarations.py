@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from hf_longattn import declarations
+from hf_longattn import declarations, naming
 from hf_longattn.catalogue import Listed, check_early, list_early
 from hf_longattn.errors import RegistrationError, UnknownMechanismError, UsageError
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from hf_longattn.mechanisms.common import registry
-from hf_longattn.naming import module_names
 from hf_longattn.tasks import NO_SUMMARY, declared_arguments, evaluated_tasks, load_task, task_names, task_summary
 from hf_longattn.training import tasks as tasks_folder
 from hf_longattn.training.evaluation import evaluation_arguments
@@ -72,7 +71,7 @@ def test_the_short_help_of_an_evaluation_is_that_of_its_arguments(
 
 
 def test_a_file_of_a_mechanism_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module_names("mechanisms") == list_mechanisms()
+    assert naming.module_names("mechanisms") == list_mechanisms()
     monkeypatch.setattr(registry, "module_names", lambda package: ["common"])
     with pytest.raises(RegistrationError, match=r"registers no mechanism 'common'; give the file the name of its mechanism"):
         registry._discover.__wrapped__()
@@ -108,3 +107,10 @@ def test_the_list_of_mechanisms_is_that_of_the_registry(monkeypatch: pytest.Monk
     infos = [mechanism_info(name) for name in list_mechanisms()]
     monkeypatch.delitem(sys.modules, registry.__name__)
     assert list_early() == [Listed(info.name, info.summary, info.cost, info.causal) for info in infos]
+
+
+def test_a_module_of_a_bundle_is_its_flat_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(naming, "FLAT_FILES", {"families": {"bert": "modeling_long_bert"}, "mechanisms": {}})
+    assert naming.module_path("families", "bert") == Path(naming.__file__).with_name("modeling_long_bert.py")
+    assert naming.module_path("families", "gpt2") is None
+    assert naming.module_path("training.tasks", "qa") is None

@@ -223,10 +223,9 @@ def write_planned(
     )
 
 
-def short_name(source: Source, name: str | None = None) -> str:
-    """What a card calls a source: its name on the Hub, or the name of its folder; ``name`` where the user calls it otherwise."""
-    called = source.name if name is None else name
-    return in_one_line(source.folder.name if Path(called).expanduser().exists() else called)
+def short_name(source: Source) -> str:
+    """The name of a source on the Hub, or of its folder."""
+    return in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)
 
 
 def copy_sidecars(

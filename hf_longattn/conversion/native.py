@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
+from ..hub import origin_of
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_long
 from .architectures import Architecture, current_name, read_long
 from .audio_seconds import sound_model
 from .differences import TOLERANCE, Difference
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
-from .folders import open_for_writing, short_name, write_planned
+from .folders import open_for_writing, write_planned
 from .grid_sizes import GridPlan, GridSize
 from .input_sizes import InputSize, input_sizes
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
@@ -253,8 +254,8 @@ def export_native(
             settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
             report_file=NATIVE_REPORT,
             clock=clock,
-            introduction=f"A `{twin_class}` for inputs of up to {longest}, which computes what the long model "
-            f"`{short_name(opened, made_from)}` does, made by `longattn export --format native`.",
+            introduction=f"A `{twin_class}` for inputs of up to {longest}, which computes what the long model does, made by "
+            f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
             made_from=made_from,
             overwrite=overwrite,
             progress=progress,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.audio import Samples, audio_files, read_audio
+from ..data.audio import RECORDING_FILES, Samples, read_audio
 from ..data.files import evenly_spread
 from ..errors import AudioError, CheckpointError, LengthError, checkpoint_errors
 from ..modeling.family.audio_rule import AudioRule
@@ -78,7 +78,7 @@ class RecordedSounds(SoundInputs):
 
     def __init__(self, rule: AudioRule, config: Any, extractor: Any, recordings: Path, count: int) -> None:
         super().__init__(rule, config, extractor)
-        self.files = evenly_spread(audio_files(recordings), count)
+        self.files = evenly_spread(RECORDING_FILES.files(recordings), count)
         self.sounds = [self.extracted(samples) for samples in read_recordings(self.files, self.sampling_rate)]
 
     @property

@@ -20,12 +20,12 @@ from datasets import Audio, Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_longattn.data.files import FileKind, load_labelled_files
+from hf_longattn.data.files import FileKind
 from hf_longattn.errors import AudioError, in_a_line, needs_extra
 from hf_longattn.naming import AUDIO_SUFFIXES
 
 EXTRA = "audio"
-RECORDINGS = FileKind("recording", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
+RECORDING_FILES = FileKind("recording", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
 SAMPLES_PER_BLOCK = 1 << 20
 """Samples read at a time, so that memory is bounded by what a file holds and not by what its header says."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -116,30 +116,6 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
         raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}")
 
 
-def audio_files(path: Path) -> list[Path]:
-    """The recordings of a folder and of those in it, in the order of their names; a file alone.
-
-    Raises:
-        DataError: there is none.
-    """
-    return RECORDINGS.files(path)
-
-
-def load_labelled_recordings(source: str, *, split: str = "train", audio_column: str = "audio", label_column: str = "label") -> Dataset:
-    """Read where recordings are, and the names of their labels; the recordings themselves are read by :func:`read_audio`.
-
-    Args:
-        source, split, audio_column, label_column: see :func:`~hf_longattn.data.files.load_labelled_files`.
-
-    Returns:
-        A dataset with the columns ``audio`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the recording.
-
-    Raises:
-        DataError: the source cannot be read, a column is missing or does not hold sound, or a row has no label or no recording.
-    """
-    return load_labelled_files(RECORDINGS, source, split=split, column=audio_column, label_column=label_column)
-
-
 @dataclass(frozen=True)
 class Hearing:
     """How recordings become the inputs of a model.
@@ -214,7 +190,7 @@ class RecordingCollator:
         self.hearing, self.numbers = hearing, {name: number for number, name in enumerate(names)}
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows of :func:`load_labelled_recordings`.
+        """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
 
         Raises:
             AudioError: a recording cannot be read.

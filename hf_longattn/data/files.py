@@ -63,7 +63,7 @@ def evenly_spread(files: Sequence[Entry], count: int) -> list[Entry]:
 
 
 def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:
-    """Read where files are, and the names of their labels.
+    """Read where files are, and the names of their labels. ``audio`` and ``pictures`` read the files themselves.
 
     Args:
         source: a folder with one sub-folder of files per label, or such a folder for each split (``photos/train/cat/1.jpg``), as

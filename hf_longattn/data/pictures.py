@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_longattn.data.batching import CountedPasses
-from hf_longattn.data.files import FileKind, load_labelled_files
+from hf_longattn.data.files import FileKind
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_extra
 from hf_longattn.naming import LOGGER
@@ -32,35 +32,10 @@ AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 EXTRA = "images"
 SUFFIXES = tuple(ImageFolder.EXTENSIONS)
 """Endings of the names of files that are read as pictures."""
-PICTURES = FileKind("picture", "image", Image(decode=False), SUFFIXES, "--image-column")
-LABELLED_PICTURES = PICTURES.labelled
+PICTURE_FILES = FileKind("picture", "image", Image(decode=False), SUFFIXES, "--image-column")
 SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
 """Modes of Pillow: grey values of 16 bits, and values of which no file says what is white."""
 logger = logging.get_logger(LOGGER)
-
-
-def load_labelled_pictures(source: str, *, split: str = "train", image_column: str = "image", label_column: str = "label") -> Dataset:
-    """Read where pictures are, and the names of their labels; the pictures themselves are read by :func:`read_picture`.
-
-    Args:
-        source, split, image_column, label_column: see :func:`~hf_longattn.data.files.load_labelled_files`.
-
-    Returns:
-        A dataset with the columns ``image`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the picture.
-
-    Raises:
-        DataError: the source cannot be read, a column is missing or does not hold pictures, or a row has no label or no picture.
-    """
-    return load_labelled_files(PICTURES, source, split=split, column=image_column, label_column=label_column)
-
-
-def picture_files(path: Path) -> list[Path]:
-    """The pictures of a folder and of those in it, in the order of their names; a file alone.
-
-    Raises:
-        DataError: there is none.
-    """
-    return PICTURES.files(path)
 
 
 def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[Picture, bool]:
@@ -188,7 +163,7 @@ class PictureCollator(CountedPasses):
         return collator
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows of :func:`load_labelled_pictures`.
+        """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
 
         Raises:
             DataError: a picture cannot be read, or the processor makes pictures of several sizes.

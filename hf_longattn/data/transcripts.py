@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
 
-from hf_longattn.data.audio import RECORDINGS, Hearing
+from hf_longattn.data.audio import RECORDING_FILES, Hearing
 from hf_longattn.data.files import CELL, file_rows
 from hf_longattn.data.sources import UTF_8, DataError, check_column, named_columns, not_utf8, read_source, saved_by_datasets
 from hf_longattn.data.tokenization import IGNORED
@@ -72,13 +72,13 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
             f"one with {'recordings' if missing == 'audio' else 'transcripts'} by --{missing}-column"
         )
     check_column(data, columns["text"], source, "--text-column", text=True)
-    rows = file_rows(RECORDINGS, data, columns["audio"], source)
+    rows = file_rows(RECORDING_FILES, data, columns["audio"], source)
     return _with_texts(rows, data[columns["text"]], "leave such rows out")
 
 
 def _files_with_texts(root: Path) -> Dataset:
     """The recordings of a folder, each with the text of the .txt file that has its name."""
-    files = RECORDINGS.files(root)
+    files = RECORDING_FILES.files(root)
     if bare := [file for file in files if not file.with_suffix(".txt").is_file()]:
         raise DataError(
             f"{str(root)!r} has no {METADATA[0]}, and {len(bare):,} of its {len(files):,} recordings have no transcript, the first "

@@ -40,9 +40,9 @@ from ..conversion.processors import (
 )
 from ..conversion.sound import RecordedSounds, read_recordings
 from ..conversion.sources.base import open_source
-from ..data.audio import audio_files
+from ..data.audio import RECORDING_FILES
 from ..data.files import evenly_spread
-from ..data.pictures import picture_files, read_picture_file
+from ..data.pictures import PICTURE_FILES, read_picture_file
 from ..data.videos import read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
@@ -428,9 +428,9 @@ def _reads_recordings(family: Family) -> bool:
 def _files(family: Family, inputs: Path) -> list[Path]:
     """The files that are read of a folder, or the one that is given."""
     if _reads_recordings(family):
-        return evenly_spread(audio_files(inputs), PICTURES)
+        return evenly_spread(RECORDING_FILES.files(inputs), PICTURES)
     assert family.grid is not None
-    return evenly_spread(picture_files(inputs) if family.grid.reads_pictures else video_places(inputs), PICTURES)
+    return evenly_spread(PICTURE_FILES.files(inputs) if family.grid.reads_pictures else video_places(inputs), PICTURES)
 
 
 def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: float | None) -> Tensor:

@@ -51,13 +51,12 @@ def linear_attention(
     phi_k: Tensor,
     v: Tensor,
     *,
-    causal: bool,
     key_mask: Tensor | None = None,
     normalise: bool = True,
     initial_state: State | None = None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """Σ_j (φ(q_i)·φ(k_j)) v_j over the visible keys, divided by Σ_j φ(q_i)·φ(k_j).
+    """Causal linear attention: Σ_j (φ(q_i)·φ(k_j)) v_j over the keys up to i, divided by Σ_j φ(q_i)·φ(k_j).
 
     Accumulates in fp32 at least, whatever the inputs and autocast say. Rows that see no key are zeros.
 
@@ -65,11 +64,10 @@ def linear_attention(
         phi_q: ``(B, H, Nq, F)``; with Nq < Nk the last Nq positions.
         phi_k: ``(B, H_kv, Nk, F)``, H_kv dividing H.
         v: ``(B, H_kv, Nk, D)``.
-        causal: position i sees no key after i.
         key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
-        scale: ``(B, H_kv, F)`` logarithms, for the causal form with ``normalise``. phi_q and phi_k are then logarithms too, and may be
+        scale: ``(B, H_kv, F)`` logarithms, with ``normalise``. phi_q and phi_k are then logarithms too, and may be
             overwritten. Key features and the state are relative to exp(scale). Query features are multiplied by it, and divided by their
             row's largest.
     Returns:
@@ -81,9 +79,6 @@ def linear_attention(
         phi_k = masked(phi_k, key_mask)
     state = empty_state(phi_k, v) if initial_state is None else initial_state
     prefix = phi_k.shape[2] - phi_q.shape[2]
-    if not causal:
-        state = absorb(state, phi_k, v)
-        return read(phi_q, state, normalise), state
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
@@ -458,7 +453,7 @@ def _path(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> Path:
 def fla_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: State | None, dtype: torch.dtype, normalise: bool, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, State]:
-    """The output and state of causal :func:`linear_attention` by Triton kernels, which take tensors in ``dtype``.
+    """The output and state of :func:`linear_attention` by Triton kernels, which take tensors in ``dtype``.
 
     An extra value column of ones sums the weights. Features are padded with zeros, since in half precision the kernels take only even
     numbers of them. With ``cu_seqlens``, the offsets of the sequences in the tokens of all rows, the returned state is empty.

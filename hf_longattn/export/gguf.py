@@ -27,6 +27,7 @@ from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
 from ..conversion.text import load_tokenizer
 from ..errors import ExportError, needs_extra
+from ..hub import origin_of
 from ..modeling.family.sliding_window import FULL, SLIDING
 from .onnx import ExportReport
 
@@ -207,8 +208,8 @@ def export_gguf(
         weights=write,
         report=checked,
         report_file=GGUF_REPORT,
-        introduction=f"The long model `{short_name(source)}` as a GGUF file for llama.cpp, for inputs of up to {plan.new_length:,} tokens, "
-        "made by `longattn export --format gguf`.",
+        introduction=f"The long model as a GGUF file for llama.cpp, for inputs of up to {plan.new_length:,} tokens, made by "
+        f"`longattn export --format gguf` from {origin_of(source.name, source.folder)}.",
         needed_bytes=plan.total_bytes + 2**24,
         overwrite=overwrite,
     )

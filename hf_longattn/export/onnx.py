@@ -31,7 +31,7 @@ from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..conversion.text import VerificationText, load_tokenizer, verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest
-from ..hub import AUTO_CLASSES
+from ..hub import AUTO_CLASSES, origin_of
 from ..loading import load_weights
 from ..modeling.family.definition import family_of, family_with
 from ..modeling.family.registration import auto_mapping
@@ -223,8 +223,8 @@ def export_checkpoint(
         weights=write,
         report=described,
         report_file=REPORT,
-        introduction=f"The long model `{short_name(source)}` (`{type(loaded).__name__}`) as one {kind} graph for "
-        f"{reads}, made by `longattn export`.",
+        introduction=f"The long model (`{type(loaded).__name__}`) as one {kind} graph for {reads}, made by `longattn export` from "
+        f"{origin_of(source.name, source.folder)}.",
         needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
         overwrite=overwrite,
     )

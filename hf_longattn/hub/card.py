@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -249,10 +250,13 @@ def _token_names(folder: Path, ids: Sequence[int]) -> list[str]:
 
 
 def with_name(text: str, folder: Path, name: str) -> str:
-    """A card with its marked parts, which name the model, rendered for another name; the other text stays."""
+    """A card with its title and its marked parts, which name the model, rendered for another name; the other text stays."""
     metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     parts = _parts(folder, read_config(folder), read_report(folder), name, metadata)
-    return MARKED.sub(lambda match: parts.get(match[1], match[0]), text)
+    text = MARKED.sub(lambda match: parts.get(match[1], match[0]), text)
+    called, title = re.escape(in_one_line(folder.resolve().name)), name.rstrip("/").rpartition("/")[2]
+    text = re.sub(rf"^# {called}$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+    return re.sub(rf"^(model_name: |- name: ){called}$", lambda match: match[1] + json.dumps(title), text, count=1, flags=re.MULTILINE)
 
 
 def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: str, metadata: Mapping[str, Any]) -> dict[str, str]:

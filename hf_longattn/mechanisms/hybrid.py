@@ -254,7 +254,7 @@ def _beyond(
         key_mask = None if key_mask is None else F.pad(key_mask, (rows - seen, 0), value=True)
     out, _ = linear_attention(
         phi_q[:, :, -rows:], phi_k, values,
-        causal=True, key_mask=key_mask, normalise=False, initial_state=sums,
+        key_mask=key_mask, normalise=False, initial_state=sums,
     )  # fmt: skip
     return torch.cat([nothing, out], 2)
 

@@ -22,10 +22,10 @@ from ..conversion.processors import (
     spectrograms,
 )
 from ..conversion.sound import RecordedSounds, read_recordings
-from ..data.audio import audio_files
+from ..data.audio import RECORDING_FILES
 from ..data.files import evenly_spread
 from ..data.photographs import photographs
-from ..data.pictures import picture_files, read_picture_file
+from ..data.pictures import PICTURE_FILES, read_picture_file
 from ..data.videos import read_video, video_places
 from ..errors import OptionError
 from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
@@ -78,7 +78,7 @@ class SearchPictures(SearchInputs):
         self.processor = required_processor(load_processor(self.folder, IMAGE_PROCESSOR), plan.source.name)
         self._pieces: dict[GridSize, list[dict[str, Tensor]]] = {}
         if isinstance(pictures, Path):
-            files = picture_files(pictures)
+            files = PICTURE_FILES.files(pictures)
             self.name = pictures.name
             self.pictures: list[Any] = [read_picture_file(file) for file in evenly_spread(files, count)]
         elif pictures is None:
@@ -156,7 +156,7 @@ class SearchSpectrograms(SearchInputs):
         assert plan.grid is not None
         path, self.extractor = _recordings(recordings, plan)
         self.rule, self.config, self.name = plan.grid.rule, plan.architecture.source_config, path.name
-        files = evenly_spread(audio_files(path), count)
+        files = evenly_spread(RECORDING_FILES.files(path), count)
         self.sounds = read_recordings(files, self.extractor.sampling_rate)
 
     def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from hf_longattn.catalogue import check_early
 from hf_longattn.choice_text import read_choice
 from hf_longattn.declarations import LIBRARY
 from hf_longattn.errors import OptionError, UsageError, nearest
+from hf_longattn.naming import LOGGER
 from hf_longattn.recipes import read_recipe, recipe_names
 from hf_longattn.tasks import declared_arguments, evaluated_tasks, load_task, task_names
 from hf_longattn.training.evaluation import Kinds, evaluation_arguments, nothing_trained, training_options
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from hf_longattn.training.args import DataArguments, ModelArguments
     from hf_longattn.training.training_args import LongTrainingArguments
 
+logger = logging.getLogger(LOGGER)
 Model = TypeVar("Model", bound="ModelArguments")
 Data = TypeVar("Data", bound="DataArguments")
 Training = TypeVar("Training", bound="LongTrainingArguments")
@@ -278,7 +281,10 @@ def parse_arguments(
         raise nothing_trained(shlex.join(["longattn", "evaluate", task, *_evaluation_words(kinds, arguments)]))
     for name in ("config", "help_all"):
         values.pop(name, None)
-    return build_arguments(kinds, **{name: value for name, value in values.items() if value != defaults[name]})
+    built = build_arguments(kinds, **{name: value for name, value in values.items() if value != defaults[name]})
+    if "--bf16" in parser.typed and values["bf16"] and built[2].use_cpu and not built[2].bf16:
+        logger.warning("--bf16 has no effect: this processor computes no bf16 (it needs avx512_bf16 or AMX), so that fp32 is used.")
+    return built
 
 
 def _evaluation_words(kinds: Kinds, arguments: list[str]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 from datasets import Audio, Dataset
 from numpy.testing import assert_allclose, assert_array_equal
 
-from hf_longattn.data.audio import audio_files, read_audio
+from hf_longattn.data.audio import RECORDING_FILES, read_audio
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import AudioError, MissingExtraError
 
@@ -164,13 +164,13 @@ def test_sound_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("b/2.flac", "a.WAV", ".hidden.wav", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert audio_files(tmp_path) == [tmp_path / "a.WAV", tmp_path / "b/2.flac"]
-    assert audio_files(tmp_path / "a.WAV") == [tmp_path / "a.WAV"]
+    assert RECORDING_FILES.files(tmp_path) == [tmp_path / "a.WAV", tmp_path / "b/2.flac"]
+    assert RECORDING_FILES.files(tmp_path / "a.WAV") == [tmp_path / "a.WAV"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no recordings"):
-        audio_files(tmp_path / "empty")
+        RECORDING_FILES.files(tmp_path / "empty")
     with pytest.raises(DataError, match="does not exist; give a recording"):
-        audio_files(tmp_path / "nowhere")
+        RECORDING_FILES.files(tmp_path / "nowhere")
 
 
 def test_tensors_are_arrays() -> None:

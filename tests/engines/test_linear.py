@@ -12,7 +12,7 @@ from hf_longattn.engines import linear
 from hf_longattn.engines.common.context import ANY_CALL, DispatchContext
 from hf_longattn.engines.cuda import fla
 from hf_longattn.engines.dispatch import first_path
-from hf_longattn.engines.linear import Feature, linear_attention, packed_linear_attention
+from hf_longattn.engines.linear import Feature, absorb, empty_state, linear_attention, masked, packed_linear_attention, read
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
 
 
@@ -45,7 +45,11 @@ def test_values_and_gradients_are_those_of_the_quadratic_form(
     mask = torch.ones(2, kv_len, dtype=torch.bool)
     mask[0, : kv_len // 3] = False
     mask[1, kv_len // 2 : kv_len // 2 + 1] = False
-    out, _ = linear_attention(*leaves, causal=causal, key_mask=mask, normalise=normalise)
+    if causal:
+        out, _ = linear_attention(*leaves, key_mask=mask, normalise=normalise)
+    else:
+        phi_q, phi_k, v = leaves[0], masked(leaves[1], mask), leaves[2]
+        out = read(phi_q, absorb(empty_state(phi_k, v), phi_k, v), normalise)
     expected = quadratic(*leaves, causal, mask, normalise)
     torch.testing.assert_close(out, expected)
     upstream = torch.randn_like(out)
@@ -60,7 +64,7 @@ def test_gradients_of_the_state_and_second_derivatives(normalise: bool, monkeypa
     kv, z = torch.rand(1, 1, 3, 3, dtype=torch.float64, requires_grad=True), torch.rand(1, 1, 3, dtype=torch.float64, requires_grad=True)
 
     def run(*x: Tensor) -> tuple[Tensor, ...]:
-        out, state = linear_attention(*x[:3], causal=True, initial_state={"kv": x[3], "z": x[4]}, normalise=normalise)
+        out, state = linear_attention(*x[:3], initial_state={"kv": x[3], "z": x[4]}, normalise=normalise)
         return out, state["kv"], state["z"]
 
     assert torch.autograd.gradcheck(run, (q, k, v, kv, z))
@@ -70,10 +74,10 @@ def test_gradients_of_the_state_and_second_derivatives(normalise: bool, monkeypa
 def test_pieces_with_a_state_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "CHUNK", 8)
     q, k, v = features(40, 40)
-    whole, end = linear_attention(q, k, v, causal=True)
+    whole, end = linear_attention(q, k, v)
     state, outs = None, []
     for begin, stop in ((0, 13), (13, 14), (14, 40)):
-        out, state = linear_attention(q[:, :, begin:stop], k[:, :, begin:stop], v[:, :, begin:stop], causal=True, initial_state=state)
+        out, state = linear_attention(q[:, :, begin:stop], k[:, :, begin:stop], v[:, :, begin:stop], initial_state=state)
         outs.append(out)
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     for name, tensor in end.items():
@@ -96,11 +100,10 @@ def test_gradients_of_packed_sequences_and_second_derivatives(phi: Feature, caus
 
 def test_sums_are_kept_in_fp32_under_autocast_and_bf16() -> None:
     q, k, v = features(512, 512, dtype=torch.bfloat16)
-    for causal in (False, True):
-        with torch.autocast("cpu", torch.bfloat16):
-            out, state = linear_attention(q, k, v, causal=causal)
-        assert {out.dtype, *(x.dtype for x in state.values())} == {torch.float32}
-        torch.testing.assert_close(out, quadratic(q.float(), k.float(), v.float(), causal, None, True), atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, state = linear_attention(q, k, v)
+    assert {out.dtype, *(x.dtype for x in state.values())} == {torch.float32}
+    torch.testing.assert_close(out, quadratic(q.float(), k.float(), v.float(), True, None, True), atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_kept_for_the_backward_pass_is_linear_in_the_length() -> None:
@@ -110,7 +113,7 @@ def test_what_is_kept_for_the_backward_pass_is_linear_in_the_length() -> None:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x: storages.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) and x, lambda x: x
         ):
-            linear_attention(*leaves, causal=True)
+            linear_attention(*leaves)
         return sum(storages.values())
 
     assert kept(4096) < 2.2 * kept(2048)

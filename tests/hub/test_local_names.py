@@ -70,6 +70,12 @@ def test_what_is_pushed_names_no_folder_of_this_machine(
     sent = server.repos[REPO].branches["main"]
     places = [private.name, *(str(Path(package.__file__ or "").parent) for package in (hf_longattn, torch))]
     assert [(name, place) for name, content in sent.items() for place in places if place.encode() in content] == []
+    card = sent["README.md"].decode()
+    assert "\n# pushed\n" in card
+    assert f"model_name: {command}\n" not in card
+    if command in ("native", "gguf", "torch"):
+        assert not [name for name in ("long", "plain") if f"`{name}`" in card]
+        assert "from a local folder." in card
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.decoding import Columns
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class
 from hf_longattn.positions.relative import RELATIVE
 from tests.grids import grid
@@ -92,3 +95,19 @@ def test_members_have_no_relative_positions_of_their_own() -> None:
     for name, option in (("union", "of"), ("per_head", "heads")):
         with pytest.raises(OptionError, match=f"give relative to '{name}' itself"):
             build_mechanism(name, num_heads=4, head_dim=16, **{option: [{"mechanism": "window", "relative": "alibi"}]})
+
+
+def test_columns_are_found_once_for_all_layers() -> None:
+    """Once for the mask, and once for the distances."""
+    found: list[int] = []
+
+    def find() -> tuple[Tensor, Tensor]:
+        found.append(1)
+        return torch.arange(19, 20), torch.arange(20)
+
+    layers = [build_mechanism("window", num_heads=2, head_dim=8, window=5, relative="alibi") for _ in range(3)]
+    call = AttentionCall.of(causal=True, padding_mask=torch.arange(20).expand(2, -1) >= 3)
+    q, k = torch.randn(2, 2, 1, 8), torch.randn(2, 2, 20, 8)
+    for layer in layers:
+        layer.attend_step(q, k, k, call, Columns(("all", 20), find))
+    assert len(found) == 2

@@ -288,3 +288,13 @@ def test_calls_of_one_distillation_with_the_options_of_the_other_name_it(
     assert run_task(task, ["--text", "t", "--output", "o", "--model", "m", *line.split()]) > 0
     (said,) = capsys.readouterr().err.splitlines()
     assert re.search(sentence, said), said
+
+
+@pytest.mark.parametrize(("words", "warns"), [("", False), ("--no_bf16", False), ("--bf16 false", False), ("--bf16", True)])
+def test_bf16_that_is_typed_and_not_there_is_said(
+    words: str, warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hf_longattn.training.training_args.cpu_computes_bf16", lambda: False)
+    line = f"--model m --data d --output {tmp_path / 'out'} --use_cpu {words}"
+    assert not parse_arguments(QA, line.split(), "")[2].bf16
+    assert ("--bf16 has no effect: this processor computes no bf16" in caplog.text) == warns

@@ -35,7 +35,8 @@ from transformers import (
 
 from hf_longattn import LongASTForAudioClassification, LongParakeetForCTC, LongWav2Vec2ForCTC
 from hf_longattn.cli.train import train
-from hf_longattn.data.audio import Hearing, load_labelled_recordings
+from hf_longattn.data.audio import RECORDING_FILES, Hearing
+from hf_longattn.data.files import load_labelled_files
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.transcripts import (
     UtteranceCollator,
@@ -358,7 +359,7 @@ class TestClasses:
             str(tmp_path / "table.csv"), index=False
         )
         for source in (tones, tmp_path / "table.csv"):
-            rows = load_labelled_recordings(str(source))
+            rows = load_labelled_files(RECORDING_FILES, str(source), split="train", column="audio", label_column="label")
             assert rows["label"][:] == [file.parent.name for file in files]
             assert [row["path"] for row in rows["audio"]] == [str(file) for file in files]
 

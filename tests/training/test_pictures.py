@@ -26,12 +26,12 @@ from transformers import (
 from hf_longattn import LongViTForImageClassification
 from hf_longattn.cli.train import train
 from hf_longattn.data import pictures as pictures_module
+from hf_longattn.data.files import load_labelled_files
 from hf_longattn.data.pictures import (
-    LABELLED_PICTURES,
+    PICTURE_FILES,
     Augmentation,
     PictureCollator,
     augmentation_of,
-    load_labelled_pictures,
     read_picture,
 )
 from hf_longattn.data.sources import DataError
@@ -43,6 +43,10 @@ from tests.training.conftest import FAST, checkpoint
 
 COLOURS = {"blue": (20, 40, 220), "red": (220, 40, 20)}
 ORIENTATION = 0x0112
+
+
+def labelled(source: str, column: str = "image", label_column: str = "label") -> Dataset:
+    return load_labelled_files(PICTURE_FILES, source, split="train", column=column, label_column=label_column)
 
 
 def picture_of(colour: tuple[int, int, int], number: int, size: tuple[int, int] = (40, 30)) -> Pillow.Image:
@@ -140,14 +144,14 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path) -> None:
     content.cast_column("photo", Value("binary")).to_parquet(str(tmp_path / "bytes.parquet"))
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "train").symlink_to(photos)
-    columns = {"image_column": "photo", "label_column": "kind"}
+    columns = {"column": "photo", "label_column": "kind"}
     sources: list[tuple[Path, dict[str, str]]] = [
         (photos, {}), (tmp_path / "parts", {}), (photos / "table.csv", columns), (tmp_path / "saved", columns),
         (tmp_path / "data.parquet", columns), (tmp_path / "bytes.parquet", columns),
     ]  # fmt: skip
     for source, names in sources:
-        rows = load_labelled_pictures(str(source), **names)
-        assert rows.features == LABELLED_PICTURES
+        rows = labelled(str(source), **names)
+        assert rows.features == PICTURE_FILES.labelled
         assert rows["label"][:] == labels, source
         for row, file in zip(rows, files, strict=True):
             assert read_picture(row["image"], row["name"])[0].tobytes() == Pillow.open(file).tobytes()
@@ -157,7 +161,7 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path) -> None:
 def test_the_model_is_fed_what_the_image_processor_makes(photos: Path, models: dict[str, str]) -> None:
     """As in the model card's example of transformers: ``AutoImageProcessor(picture, return_tensors="pt")``."""
     processor = AutoImageProcessor.from_pretrained(models["long"])
-    rows = load_labelled_pictures(str(photos))
+    rows = labelled(str(photos))
     batch = PictureCollator(processor, sorted(COLOURS))([rows[0], rows[20]])
     examples = [processor(Pillow.open(rows[number]["image"]["path"]), return_tensors="pt")["pixel_values"] for number in (0, 20)]
     torch.testing.assert_close(batch["pixel_values"], torch.cat(examples), rtol=0, atol=0)
@@ -328,7 +332,7 @@ class TestAugmentation:
 
     def test_a_pass_has_its_own_and_an_evaluation_none(self, photos: Path, models: dict[str, str]) -> None:
         processor = AutoImageProcessor.from_pretrained(models["short"])
-        rows = [*load_labelled_pictures(str(photos)).select([0, 20])]
+        rows = [*labelled(str(photos)).select([0, 20])]
         collator = PictureCollator(processor, sorted(COLOURS), self.noisy(), seed=1)
         plain = PictureCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
         state = torch.random.get_rng_state()
@@ -370,7 +374,7 @@ class TestAugmentation:
     def test_crops_and_flips_of_torchvision(self, photos: Path, models: dict[str, str]) -> None:
         pytest.importorskip("torchvision")
         processor = AutoImageProcessor.from_pretrained(models["long"])
-        rows = [*load_labelled_pictures(str(photos)).select([0, 20])]
+        rows = [*labelled(str(photos)).select([0, 20])]
         plain = PictureCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
         for name in ("", "crop+flip", "crop", "flip"):
             collator = PictureCollator(processor, sorted(COLOURS), augmentation_of(name, (32, 48)))

@@ -35,6 +35,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.data.batching import TokenBudget
 from hf_longattn.data.modalities import InputProcessors
+from hf_longattn.engines.cpu import onednn
 from hf_longattn.errors import OptionError
 from hf_longattn.training import trainer as trainer_module
 from hf_longattn.training import training_loop
@@ -373,3 +374,13 @@ def test_the_scaler_of_fp16_leaves_out_steps_until_smaller_scales_do_not_help(tm
 def test_a_processor_without_bf16_trains_in_fp32(has_bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_longattn.training.training_args.cpu_computes_bf16", lambda: has_bf16)
     assert LongTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True).bf16 == has_bf16
+
+
+@pytest.mark.parametrize(
+    ("instructions", "has_bf16"),
+    [({"avx512_f": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True)],
+)
+def test_emulated_bf16_does_not_count(instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(onednn, "_onednn", lambda name, which: lambda: True)
+    assert onednn.cpu_computes_bf16() == has_bf16

@@ -11,10 +11,15 @@ from torch import Tensor
 from ...errors import BackendError
 from ...private_apis import PRIVATE_APIS, missing, warn_missing
 
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
+"""Names of ``torch.cpu.get_capabilities`` for bf16: three on x86, the last on ARM."""
+
 
 def cpu_computes_bf16() -> bool:
-    """Whether oneDNN has kernels for bf16 on this processor."""
-    return bool(_onednn("packed_linear", 2)())
+    """Whether oneDNN has kernels for bf16, and the processor the instructions. Without these oneDNN emulates them, which is slow."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest PyTorch that this package runs with
+    native = capabilities is None or any(capabilities().get(name) for name in BF16_INSTRUCTIONS)
+    return native and bool(_onednn("packed_linear", 2)())
 
 
 def check_bf16(instead: str) -> None:

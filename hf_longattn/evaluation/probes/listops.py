@@ -13,11 +13,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ...errors import LengthError, OptionError
-from .task import IGNORED, CountTokens, ProbeSample, TextTask, register_probe
+from .task import CountTokens, ProbeSample, TextTask, register_probe
 
 OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
     "[MIN": min,
@@ -26,8 +23,6 @@ OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
     "[SM": lambda values: sum(values) % 10,
 }
 END = "]"
-SYMBOLS = (*map(str, range(10)), *OPERATORS, END, "[PAD]")
-"""The symbols by their ids; an answer is a digit's."""
 OPERATION_SHARE = 0.25
 """Probability that an argument is an operation."""
 TRIES = 100_000
@@ -61,10 +56,6 @@ class ListOps:
     def lower(self) -> int:
         return self.length // 4 if self.least is None else self.least
 
-    @property
-    def vocab(self) -> int:
-        return len(SYMBOLS)
-
     def draw(self, rng: random.Random) -> tuple[list[str], int]:
         """An expression and its value.
 
@@ -96,17 +87,6 @@ class ListOps:
         symbols[opened] = rng.choice(list(OPERATORS))
         symbols.append(END)
         return OPERATORS[symbols[opened]](values)
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens and labels ``(B, length)``: padded on the right, the value at the last symbol."""
-        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-        tokens = torch.full((size, self.length), SYMBOLS.index("[PAD]"))
-        labels = torch.full_like(tokens, IGNORED)
-        for row in range(size):
-            symbols, value = self.draw(rng)
-            tokens[row, : len(symbols)] = torch.tensor([SYMBOLS.index(symbol) for symbol in symbols])
-            labels[row, len(symbols) - 1] = value
-        return tokens, labels
 
 
 class ListOpsText(TextTask):

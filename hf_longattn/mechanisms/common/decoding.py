@@ -21,7 +21,7 @@ class Columns(NamedTuple):
     layout: a name of the arrangement, and its number of keys. Layers of one forward pass with the same layout have the same columns. In
         ``"all"``, key s is column s.
     find: returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without a token have a
-        column after those of the queries, such as :data:`NO_TOKEN`. Without score terms, called once for all layers of a layout.
+        column after those of the queries, such as :data:`NO_TOKEN`. Called at most twice for all layers of a layout.
     """
 
     layout: tuple[str, int]

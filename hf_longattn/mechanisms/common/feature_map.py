@@ -244,7 +244,7 @@ class LinearMechanism(Mechanism):
 
         real: ``(B, n)`` bool, True = real key; ``None`` if all are real.
         """
-        return linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
+        return linear_attention(phi_q, phi_k, values, initial_state=state)
 
     def absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
         """The state after adding keys with features ``phi_k (B, heads, n, F)``."""

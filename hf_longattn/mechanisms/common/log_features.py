@@ -96,7 +96,7 @@ class LogLinearMechanism(LinearMechanism):
                 outs.append(self.read(phi_q[:, :, piece], state))
             else:
                 out, sums = linear_attention(
-                    phi_q[:, :, piece], rest, values[:, :, piece], causal=True, initial_state=_rescaled(state, anchor), scale=anchor
+                    phi_q[:, :, piece], rest, values[:, :, piece], initial_state=_rescaled(state, anchor), scale=anchor
                 )  # fmt: skip
                 state = {**_rescaled({**sums, "log": anchor}, top), "log": top}
                 outs.append(out)

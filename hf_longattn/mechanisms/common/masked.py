@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
-from ...engines.common.batch import first_real, in_graph
+from ...engines.common.batch import Derived, first_real, in_graph
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import (
     AttentionCall,
@@ -100,7 +100,7 @@ class MaskedMechanism(Mechanism):
         seen = _made_once((*name, additive and q.dtype, q.device), call, make)
         if plain:
             return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale)
-        rows, keys = columns.find()
+        rows, keys = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
         rows, keys = rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1)
         if call.score_mod is None:
             return self._attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
@@ -172,7 +172,7 @@ def _last_columns(q: Tensor, k: Tensor) -> Columns:
     return Columns(("all", kv_len), lambda: (torch.arange(kv_len - q_len, kv_len, device=k.device), torch.arange(kv_len, device=k.device)))
 
 
-def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Tensor]) -> Tensor:
+def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Derived]) -> Derived:
     """``make()``, cached in the batch of the call or, without a batch and global tokens, process-wide."""
     if call.batch is not None:
         return call.batch.cached((*name, id(call.global_mask)), make)

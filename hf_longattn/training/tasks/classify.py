@@ -28,20 +28,21 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
-from hf_longattn.data.audio import Hearing, RecordingCollator, load_labelled_recordings, with_lengths
+from hf_longattn.data.audio import RECORDING_FILES, Hearing, RecordingCollator, with_lengths
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, read_labelled_pages, to_documents, to_page_documents
+from hf_longattn.data.files import FileKind, load_labelled_files
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns, page_columns
 from hf_longattn.data.pictures import (
     EXTRA,
+    PICTURE_FILES,
     PictureCollator,
     augmentation_of,
     check_augmentation,
     checked_size,
     count_transparent,
-    load_labelled_pictures,
 )
 from hf_longattn.data.sources import DataError, each_part, held_back, load_labelled
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
@@ -300,6 +301,12 @@ class Files:
     types: ClassVar[Any]
     head: ClassVar[Any]
     processor: ClassVar[Any]
+    files: ClassVar[FileKind]
+    column: ClassVar[str]
+
+    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
+        """The files of a source, with the names of their labels."""
+        return load_labelled_files(self.files, source, split=split, column=getattr(args, self.column), label_column=args.label_column)
 
     def load_start(self, name: str) -> tuple[Any, Any]:
         """Config and processor of a checkpoint."""
@@ -311,11 +318,7 @@ class Pictures(Files):
 
     kind, unit, content, column = "pictures", "picture", "picture", "image_column"
     task, types, processor = "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoImageProcessor
-    head = AutoModelForImageClassification
-
-    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
-        """The pictures of a source, with the names of their labels."""
-        return load_labelled_pictures(source, split=split, image_column=args.image_column, label_column=args.label_column)
+    head, files = AutoModelForImageClassification, PICTURE_FILES
 
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
@@ -395,11 +398,7 @@ class Recordings(Files):
 
     kind, unit, content, column = "recordings", "recording", "recording", "audio_column"
     task, types, processor = "audio classification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoFeatureExtractor
-    head = AutoModelForAudioClassification
-
-    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
-        """The recordings of a source, with the names of their labels."""
-        return load_labelled_recordings(source, split=split, audio_column=args.audio_column, label_column=args.label_column)
+    head, files = AutoModelForAudioClassification, RECORDING_FILES
 
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
@@ -486,7 +485,7 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
     """The documents, pictures or recordings to train on and those to evaluate on: see :func:`held_back`.
 
     Raises:
-        DataError: as :func:`load_labelled`, :func:`load_labelled_pictures` and :func:`load_labelled_recordings`; or fewer than two classes.
+        DataError: as :func:`load_labelled` and :func:`load_labelled_files`; or fewer than two classes.
         OptionError: too few rows to hold some back.
     """
     reader = args.reader

@@ -134,6 +134,9 @@ def finetune_embeddings(
     """
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
+    positions = model_args.train == "positions"
+    if positions and training_args.explicit.get("weight_decay"):
+        raise OptionError("weight_decay would change the positions that the source has, too; leave it out with --train positions")
     run = prepare_run(model_args, data_args, training_args)
     if model_args.use_peft:
         check_without_checkpoints(training_args)
@@ -150,9 +153,8 @@ def finetune_embeddings(
             f"--{kind} learns from pairs that belong together, not from a {column}, which {', '.join(data_args.data)} has; leave it "
             f"out and keep the pairs that belong together, or train embeddings, without --{kind}"
         )
-    positions = model_args.train == "positions"
     if positions:
-        training_args.weight_decay = 0.0  # it would change the source's positions, too
+        training_args.weight_decay = 0.0
     trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
     with new_positions(transformers_model(trainer.model), model_args.model) if positions else nullcontext():
         before = train(trainer, run, trainer.measure)

@@ -32,17 +32,17 @@ class Document:
 
     def distance(self, question: Question) -> int:
         """Tokens between where a reader finds the question's words and the answer."""
-        first, last = (bisect.bisect_left(self.tokens, character) for character in (question.trail[0], question.start))
+        first, last = (bisect.bisect_left(self.tokens, character) for character in (question.trail[0], question.trail[-1]))
         return abs(last - first)
 
     def record(self, question: Question) -> dict[str, Any]:
         """The question over the whole text, SQuAD-shaped."""
         return {
-            "id": f"{self.title}:{question.kind}:{question.trail[0]}:{question.start}",
+            "id": f"{self.title}:{question.kind}:{question.trail[0]}:{question.trail[-1]}",
             "title": self.title,
             "context": self.text,
             "question": question.text,
-            "answers": {"text": [question.answer], "answer_start": [question.start]},
+            "answers": {"text": [question.answer], "answer_start": [question.trail[-1]]},
             "tokens": len(self.tokens),
             "distance": self.distance(question),
             "trail": list(question.trail),

@@ -35,7 +35,7 @@ class Question:
     Attributes:
         kind: "argument" or "base".
         text: the question.
-        answer: the span of the document that answers it, from character ``start``.
+        answer: the span of the document that answers it, at the end of the trail.
         trail: the characters that a reader passes on its way: the argument in the call, the name that is called, that name in its
             ``def``, the parameter (base class: the class, its base, the imported name, the module).
     """
@@ -43,7 +43,6 @@ class Question:
     kind: str
     text: str
     answer: str
-    start: int
     trail: tuple[int, ...]
 
 
@@ -237,7 +236,7 @@ def _of_call(parsed: Parsed, caller: str, call: ast.Call, callee: _Function, nam
         text = parsed.source(value)
         if _askable(text, parameter.arg, asked):
             trail = (parsed.start(value), name_at, parsed.name_start(callee), parsed.start(parameter))
-            yield Question("argument", f"In `{caller}`, which parameter receives `{text}`?", parameter.arg, trail[-1], trail)
+            yield Question("argument", f"In `{caller}`, which parameter receives `{text}`?", parameter.arg, trail)
 
 
 def _parameters(function: _Function) -> list[ast.arg]:
@@ -276,4 +275,4 @@ def base_questions(parsed: Parsed) -> Iterator[Question]:
         if match is None or match[1] != module or not module.strip(".") or words(name) & words(module) or name in module:
             continue
         trail = (at, parsed.start(base), parsed.start(alias), match.start(1))
-        yield Question("base", f"Which module does the base class of `{name}` come from?", module, match.start(1), trail)
+        yield Question("base", f"Which module does the base class of `{name}` come from?", module, trail)

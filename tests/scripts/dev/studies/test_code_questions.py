@@ -41,8 +41,7 @@ def asked(source: str) -> dict[str, str]:
     assert parsed is not None
     found = list(argument_questions(parsed))
     for question in found:
-        assert source.startswith(question.answer, question.start)
-        assert question.trail[-1] == question.start
+        assert source.startswith(question.answer, question.trail[-1])
     return {question.text: question.answer for question in found}
 
 
