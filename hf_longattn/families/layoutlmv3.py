@@ -26,7 +26,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.family.page_rule import BOXES_AND_PICTURE
-from ..modeling.family.validation import input_of
+from ..modeling.family.position_table import input_of
 
 
 class LongLayoutLMv3Config(LongEncoderConfig, LayoutLMv3Config):

@@ -16,7 +16,7 @@ from ...errors import MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.token_rules import TokenRule
 from ...naming import LOGGER
-from ..family.validation import input_of
+from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
 
 logger = logging.get_logger(LOGGER)
