@@ -1,15 +1,15 @@
-"""Dilated attention (Ding et al. 2023, LongNet: Scaling Transformers to 1,000,000,000 Tokens, sections 2.2 to 2.4).
+"""Dilated attention (Ding et al. 2023, LongNet, sections 2.2 to 2.4).
 
 Branch n cuts the text into segments of w_n tokens, counted from the first real token. Within a segment, a head takes every r_n-th token,
 beginning with token h mod r_n for head h (counted from 0). The tokens that it takes attend to each other:
 
     branch n pairs i with j:  ⌊i/w_n⌋ = ⌊j/w_n⌋  and  i mod w_n ≡ j mod w_n ≡ h  (mod r_n)          (and j <= i in the causal form)
 
-With O_n the output of branch n, and s_n the denominator of its softmax (0 if it does not take query i), the output is
+Let O_n be the output of branch n, and s_n the denominator of its softmax (0 if it does not take query i). The output is
 
     O = Σ_n α_n O_n,   α_n = s_n / Σ_m s_m          (equation 10)
 
-This is one softmax, in which a key counts once for each branch that pairs it with the query. With M_ij the number of these branches,
+This is one softmax in which a key counts once for each branch that pairs it with the query. If M_ij branches pair i with j,
 
     weights_ij  ∝  M_ij exp(s_ij)
 """
@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -28,17 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, add_term, rows_of
-from ..engines.common.dense import dense_attention, fused_attention
 from ..engines.common.shards import Locality
-from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
-from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Extent
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
-from .common.scores import pad_queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +41,7 @@ class LongNetOptions(Options):
     segments: tuple[int, ...] = option(
         (2048, 4096, 8192, 16384, 32768), "w, tokens in a segment of each branch, ascending", "tokens", least=1
     )
-    dilations: tuple[int, ...] = option(
-        (), "r, distance between the tokens that a head takes, for each branch; one is 1; default: 1, 2, 4, …", "tokens"
-    )
+    dilations: tuple[int, ...] = option((), "r, in each branch a head takes every r-th token; one is 1; default: 1, 2, 4, …", "tokens")
 
     def check(self) -> None:
         if not self.segments or list(self.segments) != sorted(set(self.segments)):
@@ -95,58 +88,36 @@ class LongNet(GatheredMechanism):
 
     @property
     def heads(self) -> range:
-        """The numbers of these heads among all heads of the layer."""
+        """Indices of these heads among all heads of the layer."""
         first = 0 if self.head_range is None else self.head_range[0]
         return range(first, first + self.num_heads)
 
     def times(self, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-        """M: the number of branches that pair a query with a key."""
-        met = []
+        """M, the number of branches that pair a query with a key."""
+        paired = []
         for segment, dilation in self.options.branches:
             first = (h + self.heads[0]) % dilation
             taken = (q_idx % segment % dilation == first) & (kv_idx % segment % dilation == first)
-            met.append((taken & (q_idx // segment == kv_idx // segment)).int())
-        return functools.reduce(operator.add, met)
+            paired.append((taken & (q_idx // segment == kv_idx // segment)).int())
+        return functools.reduce(torch.add, paired)
 
     def log_times(self, dtype: torch.dtype, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-        """log M, in float32 or wider: the score term by which a key counts M times. 0 where no branch pairs."""
+        """log M in float32 or wider; 0 where no branch pairs. Added to a score, it makes the key count M times."""
         return self.times(h, q_idx, kv_idx).clamp(min=1).to(torch.promote_types(dtype, torch.float32)).log()
 
-    def counted(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
-        """``call`` with log M in its score term, for code that visits each pair once."""
+    def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
         return call.replace(score_mod=add_term(call.score_mod, lambda b, *index: self.log_times(dtype, *index)))
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return lambda b, h, q_idx, kv_idx: self.times(h, q_idx, kv_idx) > 0
-
-    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        return super().dense_weights(q, k, self.counted(call, q.dtype))
-
-    @property
-    def mask_is_reach(self) -> bool:
-        return True
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        q_len, kv_len = q.shape[2], k.shape[2]
-        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
-        if path == DENSE:
-            return dense_attention(q, k, v, call)
-        if path == DENSE_MASKED:
-            return dense_attention(q, k, v, self.counted(call, q.dtype), mask_mod=self.mask_mod(call.causal, None))
-        return gathered_attention(pad_queries(q, kv_len), k, v, self.plan(kv_len, call.causal, q.device), call)[:, :, kv_len - q_len :]
 
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
         h = torch.arange(self.num_heads, device=q.device).view(1, -1, 1, 1)
         term = self.log_times(q.dtype, h, q_positions[:, None, :, None], k_positions[:, None, None, :])
-        if self.relative is not None:
-            distance = q_positions[:, :, None] - k_positions[:, None, :]
-            term = term + self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
-        mask = torch.where(seen, term, torch.finfo(term.dtype).min)
-        out = fused_attention(*(x.to(term.dtype) for x in (q, k, v)), attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
-        return out.to(q.dtype)
+        return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call, term)
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The pairs of each branch in turn. The engine counts a pair as often as it is listed."""
@@ -161,8 +132,8 @@ class LongNet(GatheredMechanism):
 
     def extent(self, causal: bool) -> Extent:
         furthest = self.options.segments[-1] - 1
-        nested = causal or all((furthest + 1) % segment == 0 for segment in self.options.segments)
-        return Extent(furthest, 0 if causal else furthest, furthest if nested else 2 * furthest)
+        ahead, nested = 0 if causal else furthest, all((furthest + 1) % segment == 0 for segment in self.options.segments)
+        return Extent(furthest, ahead, furthest if causal or nested else 2 * furthest)  # a segment may cross the end of the longest
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= 1 or (length <= self.options.segments[0] and all(dilation == 1 for _, dilation in self.options.branches))
@@ -182,13 +153,11 @@ def branch_tiles(length: int, segment: int, dilation: int, heads: range, causal:
     """The tiles of one branch."""
     size = segment if segment < length else length
     tokens = F.pad(rows_of(length, size, device)[0, 0], (0, -size % dilation), value=-1).unflatten(1, (-1, dilation))
-    firsts = sorted({head % dilation for head in heads})
-    order = [firsts.index(head % dilation) for head in heads] if len(firsts) > 1 else [0]
-    if device.type == "cuda" and len(firsts) > 1:  # tiles that differ by head are not joined, so that each is a call of the kernel
-        rows = torch.stack([tokens[..., firsts[place]] for place in order])[None]
-        yield GatherTile(rows, rows, causal=causal)
+    rows = [tokens[..., head % dilation] for head in heads] if dilation > 1 else [tokens[..., 0]]
+    if device.type == "cuda" and len(rows) > 1:  # each tile that differs by head is a call of the kernel, so there is one
+        stacked = torch.stack(rows)[None]
+        yield GatherTile(stacked, stacked, causal=causal)
         return
-    by_first = [cells(tokens[..., first], tokens[..., first], causal=causal) for first in firsts]
-    for tiles in zip(*by_first, strict=True):
-        queries, keys = (torch.cat([getattr(tiles[place], name) for place in order], 1) for name in ("queries", "keys"))
+    for tiles in zip(*(cells(row, row, causal=causal) for row in rows), strict=True):
+        queries, keys = (torch.cat([getattr(tile, name) for tile in tiles], 1) for name in ("queries", "keys"))
         yield GatherTile(queries, keys, causal=causal)
