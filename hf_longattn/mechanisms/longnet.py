@@ -12,6 +12,9 @@ Let O_n be the output of branch n, and s_n the denominator of its softmax (0 if 
 This is one softmax in which a key counts once for each branch that pairs it with the query. If M_ij branches pair i with j,
 
     weights_ij  ∝  M_ij exp(s_ij)
+
+The authors' code, torchscale, gives the same first token to neighbouring heads: ⌊h / ⌈H/r⌉⌋ for head h of H. It also treats α_n as a
+constant in the backward pass. Here both follow the paper's equations.
 """
 
 from __future__ import annotations
@@ -38,16 +41,13 @@ from .common.registry import register_mechanism
 
 @dataclasses.dataclass(frozen=True)
 class LongNetOptions(Options):
-    segments: tuple[int, ...] = option(
-        (2048, 4096, 8192, 16384, 32768), "w, tokens in a segment of each branch, ascending", "tokens", least=1
-    )
+    segments: tuple[int, ...] = option((2048, 4096, 8192, 16384, 32768), "w, segment length of each branch, ascending", "tokens", least=1)
     dilations: tuple[int, ...] = option((), "r, in each branch a head takes every r-th token; one is 1; default: 1, 2, 4, …", "tokens")
 
     def check(self) -> None:
         if not self.segments or list(self.segments) != sorted(set(self.segments)):
             raise OptionError(
-                f"Option 'segments' of mechanism 'longnet' is {self.segments}, but must be lengths in ascending order; "
-                "for example segments=2048+4096."
+                f"Option 'segments' of mechanism 'longnet' is {self.segments}, but must be ascending; for example segments=2048+4096."
             )
         if self.dilations and (len(self.dilations) != len(self.segments) or min(self.dilations) != 1):
             doubled = "+".join(str(2**n) for n in range(len(self.segments)))

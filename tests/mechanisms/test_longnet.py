@@ -80,9 +80,9 @@ def test_short_text_with_undilated_branches_is_full_attention(causal: bool) -> N
     ("options", "sentence"),
     [
         ({"segments": 0}, "'segments' of mechanism 'longnet' is 0"),
-        ({"segments": (64, 32)}, "ascending order; for example segments=2048[+]4096"),
-        ({"segments": (32, 32)}, "ascending order"),
-        ({"segments": ()}, "ascending order"),
+        ({"segments": (64, 32)}, "ascending; for example segments=2048[+]4096"),
+        ({"segments": (32, 32)}, "must be ascending"),
+        ({"segments": ()}, "must be ascending"),
         ({"segments": (32, 64), "dilations": (1, 2, 4)}, "must be 2 numbers of at least 1.*for example dilations=1[+]2"),
         ({"segments": (32, 64), "dilations": (2, 4)}, "one of them 1, so that every token sees itself"),
         ({"segments": (32, 64), "dilations": (1, 0)}, "at least 1"),
