@@ -58,13 +58,17 @@ class MaskedMechanism(Mechanism):
         """Whether an output depends on exactly the keys in its row of the mask."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
+    def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
+        """``call`` for code that visits each pair once. A :class:`GatheredMechanism` whose parts list a pair several times overrides it."""
+        return call
+
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores = scaled_scores(q, k, call)
+        scores = scaled_scores(q, k, self.with_counts(call, q.dtype))
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
@@ -103,7 +107,7 @@ class MaskedMechanism(Mechanism):
         rows, keys = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
         rows, keys = rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1)
         if call.score_mod is None:
-            return self._attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
+            return self.attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
         if self.relative is not None:
             scores = scores + self.relative.term(q, k, (rows - keys)[0], True, call.scale_for(self.head_dim))
@@ -146,13 +150,17 @@ class MaskedMechanism(Mechanism):
         """
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
         if self.relative is not None:
-            return self._attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
+            return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
         return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
 
-    def _attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall) -> Tensor:
-        """Attention over the visible keys (``seen``), plus the relative-position term for ``distance (B or 1, Nq, S)``."""
-        assert self.relative is not None
-        term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+    def attend_with_terms(
+        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall, term: Tensor | None = None
+    ) -> Tensor:
+        """Attention over the visible keys (``seen``), plus ``term`` and the relative-position term for ``distance (B or 1, Nq, S)``."""
+        if self.relative is not None:
+            relative = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+            term = relative if term is None else term + relative
+        assert term is not None
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
         out = fused_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
@@ -317,7 +325,7 @@ class GatheredMechanism(MaskedMechanism):
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
-            return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
+            return dense_attention(q, k, v, self.with_counts(call, q.dtype), mask_mod=self.mask_mod(call.causal, tokens))
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())
