@@ -102,7 +102,8 @@ def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
         rows = -(-700 // size)
         lists = torch.empty(1, 1, rows, device="cuda", dtype=torch.int32), torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32)
         rules = GatherTile(*(torch.empty(0, dtype=torch.long) for _ in range(2)), causal=True, outside=(3, 20))
-        return flex_tiles._attend_blocks(flex_tiles.BlockLayout(rules, size, lists, lists), q, k, v, AttentionCall(), True)
+        layout = flex_tiles.Layout(None, None, None, size, False, [], (lists, lists))
+        return flex_tiles._attend(rules, layout, q, k, v, AttentionCall(), True)
 
     return run
 

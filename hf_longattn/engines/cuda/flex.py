@@ -30,22 +30,32 @@ def packed(chosen: Tensor, indices: Tensor) -> Lists:
     return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(torch.int32).contiguous()
 
 
-def transposed(lists: Lists, columns: int) -> Lists:
-    """Transpose ``lists``: for each of ``columns`` blocks, the rows that visit it. Repeated blocks give repeated rows."""
-    counts, indices = lists
-    batch, heads, rows, width = indices.shape
-    places = torch.arange(rows * width, device=indices.device)
-    used = places[:width] < counts[..., None]
-    column = torch.where(used, indices, columns).flatten(2).long()
-    order = column.argsort(dim=-1, stable=True)
-    column = column.gather(-1, order)
-    totals = column.new_zeros(batch, heads, columns + 1).scatter_add_(2, column, torch.ones_like(column))
-    longest = max(1, int(totals[..., :columns].max()))
-    slot = places - (totals.cumsum(-1) - totals).gather(-1, column)
-    target = torch.where(column < columns, column * longest + slot, columns * longest)
-    rows_by_column = column.new_zeros(batch, heads, columns * longest + 1).scatter_(2, target, order // width)
-    rows_by_column = rows_by_column[..., :-1].unflatten(-1, (columns, longest))
-    return totals[..., :columns].to(torch.int32), rows_by_column.to(torch.int32).contiguous()
+def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int | None = None) -> Lists:
+    """For each of ``count`` rows, the columns of the pairs ``(row, column)`` that are chosen. Repeated pairs give repeated columns.
+
+    rows, columns: ``(…, pairs)``, which broadcast with ``chosen (B, H, pairs)``.
+    width: indices per row; by default as many as needed, which is read from the device.
+    """
+    rows, columns = torch.broadcast_tensors(torch.where(chosen, rows, count), columns)
+    order = rows.argsort(dim=-1, stable=True)
+    rows, columns = rows.gather(-1, order), columns.gather(-1, order)
+    totals = rows.new_zeros(*rows.shape[:2], count + 1).scatter_add_(2, rows, torch.ones_like(rows))
+    width = max(1, int(totals[..., :count].max())) if width is None else width
+    slot = torch.arange(rows.shape[2], device=rows.device) - (totals.cumsum(-1) - totals).gather(-1, rows)
+    target = torch.where(rows < count, rows * width + slot, count * width)
+    indices = columns.new_zeros(*rows.shape[:2], count * width + 1).scatter_(2, target, columns)[..., :-1]
+    return totals[..., :count].to(torch.int32), indices.unflatten(-1, (count, width)).to(torch.int32).contiguous()
+
+
+def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) -> tuple[Lists, Lists]:
+    """Lists by query block and by key block. Every query block of a group visits all the group's key blocks."""
+
+    def lists(rows: int, columns: int) -> Lists:
+        first = torch.arange(groups, device=device).repeat_interleave(rows)[:, None] * columns
+        indices = (first + torch.arange(columns, device=device)).to(torch.int32)[None, None]
+        return torch.full(indices.shape[:3], columns, dtype=torch.int32, device=device), indices
+
+    return lists(q_blocks, k_blocks), lists(k_blocks, q_blocks)
 
 
 def block_mask(
@@ -53,6 +63,9 @@ def block_mask(
     by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None] | None,
 ) -> BlockMask:  # fmt: skip
     """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in partial blocks only.
+
+    ``BlockMask.from_kv_blocks`` would make the lists by key block itself, but it needs quadratic memory, an index for every pair of blocks,
+    and it lists a repeated block once.
 
     size: tokens per block, one number or (queries, keys).
     by_key: may be None if there is no backward pass.
@@ -193,17 +206,13 @@ def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, 
     offset = _offset(q_len, kv_len)
     q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-index.shape[1] // BAND_BLOCK)
 
-    def everything(rows: int, key_blocks: int) -> Lists:
-        counts = torch.full((1, 1, rows), key_blocks, dtype=torch.int32, device=index.device)
-        return counts, torch.arange(key_blocks, dtype=torch.int32, device=index.device).expand(1, 1, rows, -1).contiguous()
-
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         i, j = q_idx + offset, index[b, kv_idx]
         seen = real[b, kv_idx] & ~pattern.band_mod(b, h, i, j)
         return seen & (j <= i) if pattern.causal else seen
 
-    by_query, by_key = (everything(q_blocks, k_blocks), None), (everything(k_blocks, q_blocks), None)
-    return block_mask((q_len, index.shape[1]), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    by_query, by_key = all_blocks(1, q_blocks, k_blocks, index.device)
+    return block_mask((q_len, index.shape[1]), BAND_BLOCK, mask_mod, by_query=(by_query, None), by_key=(by_key, None))
 
 
 def _offset(q_len: int, kv_len: int) -> int:
