@@ -33,7 +33,7 @@ PATTERN = Pattern.window(160, causal=True)
 @pytest.fixture(autouse=True)
 def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_kernel, "_kernels", type(flex_kernel._kernels)())
-    monkeypatch.setattr(flex_kernel, "_warned", set())
+    flex_kernel.warn_once.cache_clear()
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # the CPU may train here
 
 

@@ -1,6 +1,7 @@
 """Triton kernels of flash-linear-attention, an optional package (extra ``fla``), and the reasons against them.
 
-Compiled graphs cannot trace them. The package is imported by name, since for files pushed with a model transformers requires whatever an import
+Compiled graphs cannot trace them. The package is imported by name, since for files pushed with a model transformers requires whatever an
+import statement names.
 """
 
 from __future__ import annotations
