@@ -25,7 +25,7 @@ from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, listed
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.engines.eager_flex import by_the_lists
+from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
 from tests.grids import grid
 from tests.reference.small_models import long_model, tokens
 
@@ -178,8 +178,9 @@ def inputs(length: int) -> list[Tensor]:
         lambda backend, globals_, padded: backend == "aot_eager" and globals_ and padded,
     ),
 )
-def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool) -> None:
+def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with global tokens, whose number depends on the data, which a graph cannot hold: it lists their blocks."""
+    monkeypatch.setattr(flex, "block_mask", with_a_slot_for_every_block(flex.block_mask))
     torch._dynamo.reset()
     compiled = torch.compile(band, backend=backend, dynamic=True, fullgraph=True)
     with torch.no_grad(), warnings.catch_warnings():

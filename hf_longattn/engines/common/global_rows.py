@@ -21,7 +21,7 @@ from ...naming import OPERATORS
 from ...private_apis import missing
 from .batch import Batch, cached_on
 from .call import AttentionCall, Pattern
-from .dense import at_least_fp32, dense_attention, masked_softmax, products, repeat_heads
+from .dense import at_least_fp32, dense_attention, index_grid, masked_softmax, products, repeat_heads
 from .derivatives import first_derivatives_only, one_gradient_at_a_time
 
 MAX_COLUMN_PAIRS = 1 << 25
@@ -68,8 +68,8 @@ def global_columns(
 ) -> tuple[Tensor, Tensor]:
     """Attention of all queries to the global keys outside the band: output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``.
 
-    Where a query sees none, the log-sum-exp is the lowest number, so that merging leaves the output out. Plain operations in at least
-    fp32, for some of the queries at a time. The backward pass computes the scores again.
+    Log-sum-exps are -inf where a query sees none; the output there is not defined. Plain operations in at least fp32, for some of the
+    queries at a time. The backward pass computes the scores again.
 
     index, real: positions ``(B, g)`` of the global tokens, and which entries are not filler.
     """
@@ -78,12 +78,18 @@ def global_columns(
     j = index[:, None, None]
 
     def part(queries: Tensor, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        distance = torch.arange(start, start + queries.shape[2], device=q.device)[:, None] - j
+        i = torch.arange(start, start + queries.shape[2], device=q.device)[:, None]
+        distance = i - j
         hidden = distance <= pattern.left  # in the band, or later than the query
         hidden = (hidden if pattern.causal else hidden & (distance >= -pattern.right)) | ~real[:, None, None]
         scores = products(queries, keys) * call.scale_for(q.shape[-1])
-        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        return F.dropout(scores.softmax(-1), call.dropout).to(v.dtype) @ values, scores.logsumexp(-1)
+        lowest = torch.finfo(scores.dtype).min
+        if call.score_mod is not None:
+            b, h, _, _ = index_grid(batch, heads, 1, 1, q.device)
+            scores = call.score_mod(scores, b, h, i, j).clamp(min=lowest)
+        scores = scores.masked_fill(hidden, lowest)
+        lse = scores.logsumexp(-1)
+        return F.dropout(scores.softmax(-1), call.dropout).to(v.dtype) @ values, lse.masked_fill(lse == lowest, float("-inf"))
 
     step, outs = max(1, MAX_COLUMN_PAIRS // (batch * heads * index.shape[1])), []
     for start in range(0, q_len, step):

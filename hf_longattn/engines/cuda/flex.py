@@ -1,12 +1,12 @@
 """CUDA engine: compiled flex_attention over lists of visible blocks.
 
-A band's width determines its blocks. Global columns are a separate call, and global rows are computed densely; only in graphs does one list
-hold them all, with a slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
+A band's width determines its blocks. Plain operations compute global columns and rows; only in graphs does one list hold them all, with a
+slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..common.batch import Batch
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
-from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
+from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
 from .flex_kernel import fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]
@@ -47,55 +47,18 @@ def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int
     return totals[..., :count].to(torch.int32), indices.unflatten(-1, (count, width)).to(torch.int32).contiguous()
 
 
-def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) -> tuple[Lists, Lists]:
-    """Lists by query block and by key block. Every query block of a group visits all the group's key blocks."""
-
-    def lists(rows: int, columns: int) -> Lists:
-        first = torch.arange(groups, device=device).repeat_interleave(rows)[:, None] * columns
-        indices = (first + torch.arange(columns, device=device)).to(torch.int32)[None, None]
-        return torch.full(indices.shape[:3], columns, dtype=torch.int32, device=device), indices
-
-    return lists(q_blocks, k_blocks), lists(k_blocks, q_blocks)
-
-
 def block_mask(
-    lengths: tuple[int, int], size: int | tuple[int, int], mask_mod: Any, *,
-    by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None] | None,
-) -> BlockMask:  # fmt: skip
+    lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
+) -> BlockMask:
     """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in partial blocks only.
 
     ``BlockMask.from_kv_blocks`` would make the lists by key block itself, but it needs quadratic memory, an index for every pair of blocks,
     and it lists a repeated block once.
 
-    size: tokens per block, one number or (queries, keys).
-    by_key: may be None if there is no backward pass.
+    size: tokens per block.
     """
-    size = (size, size) if isinstance(size, int) else size
-    on_cpu = torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu"
-    if on_cpu and by_key is not None:  # the CPU's compiled kernel needs a slot for every block of a row
-        rows, columns = (-(-length // block) for length, block in zip(lengths, size, strict=True))
-        by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
-        by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
-    (partial, full), (partial_by_key, full_by_key) = by_query, by_key or (None, None)
-    return BlockMask(
-        seq_lengths=lengths,
-        kv_num_blocks=partial[0],
-        kv_indices=partial[1],
-        full_kv_num_blocks=None if full is None else full[0],
-        full_kv_indices=None if full is None else full[1],
-        q_num_blocks=None if partial_by_key is None else partial_by_key[0],
-        q_indices=None if partial_by_key is None else partial_by_key[1],
-        full_q_num_blocks=None if full_by_key is None else full_by_key[0],
-        full_q_indices=None if full_by_key is None else full_by_key[1],
-        BLOCK_SIZE=size,
-        mask_mod=mask_mod,
-    )
-
-
-def _widened(lists: Lists, blocks: int) -> Lists:
-    """``lists`` padded to ``blocks`` indices per row."""
-    counts, indices = lists
-    return counts, torch.nn.functional.pad(indices, (0, blocks - indices.shape[-1])) if indices.shape[-1] < blocks else indices
+    lists = itertools.chain.from_iterable(pair or (None, None) for pair in (*by_query, *by_key))
+    return BlockMask(lengths, *lists, BLOCK_SIZE=(size, size), mask_mod=mask_mod)
 
 
 def mask_bytes(mask: BlockMask) -> int:
@@ -113,30 +76,26 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     Raises:
         NoKernel: this machine has no such kernel.
     """
-    key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(q.shape[-1]), call.score_mod
+    key_mask, global_mask, score_mod = call.key_mask, call.global_mask, call.score_mod
     q_len, kv_len = q.shape[2], k.shape[2]
     offset = _offset(q_len, kv_len)
-    kind = pattern, key_mask is None, kind_of(score_mod)
-    attention, of_columns = (functools.partial(fused_flex, (part, *kind)) for part in ("band", "columns"))
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
-    if global_mask is not None and torch.compiler.is_compiling():  # a graph cannot hold a number of columns that depends on the data
-        band = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
-        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    band = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
-    if global_mask is not None:
-        index, real = index_of_globals(call)
-    if global_mask is None or index.shape[1] == 0:
-        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    # Every query row visits the global columns. As a separate call, they do not lengthen every row of the band's block list.
-    at_column = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, index[b, j]))
-    columns = column_block_mask(pattern, q_len, kv_len, index, real)
-    out, aux = attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale, return_aux=AuxRequest(lse=True))
-    at = [gather_tokens(x, index) for x in (k, v)]
-    column_out, column_aux = of_columns(q, *at, score_mod=at_column, block_mask=columns, scale=scale, return_aux=AuxRequest(lse=True))
-    out = merged([out, column_out], [aux.lse, column_aux.lse])
-    if not pattern.global_rows:
+    in_graph = torch.compiler.is_compiling()  # a graph cannot hold a number of columns that depends on the data
+    index, real = (None, None) if global_mask is None or in_graph else index_of_globals(call)
+    has_columns = index is not None and index.shape[1] > 0
+    if global_mask is not None and in_graph:
+        mask = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
+    else:
+        mask = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
+    settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if has_columns else {}
+    settings |= {"score_mod": shifted, "block_mask": mask, "scale": call.scale_for(q.shape[-1])}
+    out = fused_flex(("band", pattern, key_mask is None, kind_of(score_mod)), q, k, v, **settings)
+    if not has_columns or index is None or real is None:
         return out
-    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
+    # Every query visits the global columns. In the band's block list, they would lengthen every row.
+    columns, lse = global_columns(q, k, v, index, real, pattern, call)
+    out = merged([out[0], columns], [out[1].lse, lse])
+    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
 
 
 def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch | None, device: torch.device) -> BlockMask:
@@ -199,20 +158,6 @@ def band_block_mask(
 
     by_query, by_key = partial_and_full(row, met, met), partial_and_full(meeting, column, meeting)
     return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
-
-
-def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, real: Tensor) -> BlockMask:
-    """The mask of the global columns at positions ``index (B, g)``. All blocks are listed; keys inside the band are hidden."""
-    offset = _offset(q_len, kv_len)
-    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-index.shape[1] // BAND_BLOCK)
-
-    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        i, j = q_idx + offset, index[b, kv_idx]
-        seen = real[b, kv_idx] & ~pattern.band_mod(b, h, i, j)
-        return seen & (j <= i) if pattern.causal else seen
-
-    by_query, by_key = all_blocks(1, q_blocks, k_blocks, index.device)
-    return block_mask((q_len, index.shape[1]), BAND_BLOCK, mask_mod, by_query=(by_query, None), by_key=(by_key, None))
 
 
 def _offset(q_len: int, kv_len: int) -> int:

@@ -25,7 +25,7 @@ from ..common.call import UNBOUNDED, AttentionCall, GatherTile
 from ..common.dense import merged, repeat_heads
 from ..common.plain import plain_tile
 from . import flex
-from .flex import Lists, all_blocks, listed
+from .flex import Lists, listed
 from .flex_kernel import kind_of
 
 BLOCK = 128
@@ -229,6 +229,17 @@ def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
     queries, keys = (axis_of(x, length) for x, length in zip(rows.places, lengths, strict=True))
     write = torch.where(rows.places[0] >= 0, rows.places[0], lengths[0])
     return Layout(queries, keys, write, BLOCK, rows_per_block(tile, BLOCK) > 1, rows.numbers, lists)
+
+
+def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) -> tuple[Lists, Lists]:
+    """Lists by query block and by key block. Every query block of a group visits all the group's key blocks."""
+
+    def lists(rows: int, columns: int) -> Lists:
+        first = torch.arange(groups, device=device).repeat_interleave(rows)[:, None] * columns
+        indices = (first + torch.arange(columns, device=device)).to(torch.int32)[None, None]
+        return torch.full(indices.shape[:3], columns, dtype=torch.int32, device=device), indices
+
+    return lists(q_blocks, k_blocks), lists(k_blocks, q_blocks)
 
 
 def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, int]) -> list[Layout]:
