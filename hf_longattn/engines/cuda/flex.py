@@ -116,9 +116,9 @@ def band_block_mask(
     the blocks of global columns and rows, and have a slot for every pair of blocks: in graphs, their size cannot depend on the data.
     """
     offset = _offset(q_len, kv_len)
-    any_real, all_real = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
-    columns = None if global_mask is None else _per_block(global_mask, any)
-    rows = None if global_mask is None or not pattern.global_rows else _per_block(global_mask[:, offset:] if offset else global_mask, any)
+    any_real, all_real = (None, None) if key_mask is None else (per_block(key_mask, any), per_block(key_mask, all))
+    columns = None if global_mask is None else per_block(global_mask, any)
+    rows = None if global_mask is None or not pattern.global_rows else per_block(global_mask[:, offset:] if offset else global_mask, any)
 
     def partial_and_full(q_block: Tensor, k_block: Tensor, indices: Tensor) -> tuple[Lists, Lists]:
         q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
@@ -165,7 +165,7 @@ def _offset(q_len: int, kv_len: int) -> int:
     return 0 if q_len == kv_len else kv_len - q_len
 
 
-def _per_block(mask: Tensor, reduce: Any) -> Tensor:
+def per_block(mask: Tensor, reduce: Any) -> Tensor:
     """Reduce ``mask (B, N)`` by ``any`` or ``all`` over key blocks: ``(B, blocks)``; slots past the end are False."""
     missing = -mask.shape[1] % BAND_BLOCK
     blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BAND_BLOCK))
