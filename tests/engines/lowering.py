@@ -23,7 +23,6 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, device_scalar, mod_of_heads
 from hf_longattn.engines.common.distance_term import with_terms_written_out
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
-from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.memory.state_cache import StaticStateLayer
 from hf_longattn.positions.disentangled import Disentangled
@@ -83,17 +82,6 @@ def deberta(q: Tensor) -> ScoreMod:
     return Disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
 
 
-def columns(grad: bool = False) -> Case:
-    def run() -> Any:
-        q, k, v = qkv(grad=grad)
-        index, real = (torch.empty(2, 5, device="cuda", dtype=dtype) for dtype in (torch.long, torch.bool))
-        mask = flex.column_block_mask(Pattern.window(160, True, True), 700, 700, index, real)
-        near = [x[:, :, :5].contiguous() for x in (k, v)]
-        return fused_flex("columns", q, *near, block_mask=mask, scale=0.125, return_aux=flex.AuxRequest(lse=True))
-
-    return run
-
-
 def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
     """A tile of whole blocks."""
 
@@ -102,7 +90,8 @@ def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
         rows = -(-700 // size)
         lists = torch.empty(1, 1, rows, device="cuda", dtype=torch.int32), torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32)
         rules = GatherTile(*(torch.empty(0, dtype=torch.long) for _ in range(2)), causal=True, outside=(3, 20))
-        return flex_tiles._attend_blocks(flex_tiles.BlockLayout(rules, size, lists, lists), q, k, v, AttentionCall(), True)
+        layout = flex_tiles.Layout(None, None, None, size, False, [], (lists, lists))
+        return flex_tiles._attend(rules, layout, q, k, v, AttentionCall(), True)
 
     return run
 
@@ -224,8 +213,6 @@ for name in RELATIVE:
     case(f"relative {name}, gradients", relative(name), grad=True)
 for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat16), (128, torch.float32), (256, torch.bfloat16)):
     case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
-CASES["global columns"] = columns()
-CASES["global columns, gradients"] = columns(grad=True)
 for size in flex_tiles.FORWARD_BLOCKS:
     CASES[f"tiles of {size}"] = of_blocks(size)
     CASES[f"tiles of {size}, gradients"] = of_blocks(size, grad=True)

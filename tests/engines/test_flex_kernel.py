@@ -33,7 +33,7 @@ PATTERN = Pattern.window(160, causal=True)
 @pytest.fixture(autouse=True)
 def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_kernel, "_kernels", type(flex_kernel._kernels)())
-    monkeypatch.setattr(flex_kernel, "_warned", set())
+    flex_kernel.warn_once.cache_clear()
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # the CPU may train here
 
 
@@ -155,7 +155,7 @@ def test_no_kernel_of_tiles_is_compiled_up_to_the_limit(name: str, kept: bool, g
 
 TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
     "strided": (True, "gathered", {}), "bigbird": (False, "gathered", {"block_size": 32}), "segmented": (False, "gathered", {}),
-    "lsh": (True, "rounds", {}), "block_top_k": (True, "selections", {"num_blocks": 2}),
+    "lsh": (True, "gathered", {}), "block_top_k": (True, "blocks", {"num_blocks": 2}),
 }  # fmt: skip
 """Mechanisms of tiles, whether they are causal, the kernel that they reach, and options."""
 
