@@ -15,13 +15,13 @@ from torch import Tensor
 
 from .engines.common import accelerator
 from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
-from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, without_padding
+from .engines.common.call import AttentionCall, AttentionFunction, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
-from .engines.common.grid_bias import GridBias
 from .engines.common.paths import OBSERVERS, Kind, reporting, running
+from .engines.common.score_terms import ScoreMod
 from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
@@ -172,7 +172,7 @@ def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
         )
-    if call.grid is not None and not (mechanism.reads_grid or isinstance(call.score_mod, GridBias)):
+    if call.grid is not None and not (mechanism.reads_grid or call.term.grid_bias is not None):
         raise GridError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
             "order='hilbert'."
@@ -309,7 +309,7 @@ def run_mechanism(
     attention, order = run or mechanism, mechanism.options.order
     if order is not None:
         attention = in_order(order, attention)
-    call = call.with_bias_on_grid()
+    call = call.with_term_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     observed = OBSERVERS and not torch.compiler.is_compiling()

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
-from ..engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, add_term, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.score_terms import DistanceBias, add_term, remapped
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, mark_static, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
+from ..engines.common.score_terms import ScoreMod, chain_score_mods
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -36,7 +37,7 @@ from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
-from .common.scores import chain_score_mods, pad_queries, scaled_scores, softmax_over
+from .common.scores import pad_queries, scaled_scores, softmax_over
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
 

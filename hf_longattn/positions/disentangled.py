@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..engines.common.batch import graph_property
-from ..engines.common.distance_term import DistanceTerm, TokenDistanceTerm
+from ..engines.common.score_terms import DistanceTerm, TokenDistanceTerm
 
 
 @dataclass(eq=False)

@@ -20,8 +20,8 @@ from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, device_scalar, mod_of_heads
-from hf_longattn.engines.common.distance_term import with_terms_written_out
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern
+from hf_longattn.engines.common.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
@@ -50,7 +50,7 @@ def case(
         q, k, v = qkv(**sizes)
         mask = torch.empty(2, k.shape[2], device="cuda", dtype=torch.bool) if padded else None
         q = q[:, :, -(queries or q.shape[2]) :]
-        call = with_terms_written_out(AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+        call = AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)).written_out()
         return flex.flex_band(q, k, v, pattern, call)
 
     CASES[name] = run
@@ -215,10 +215,10 @@ case("softcap, gradients", softcap, grad=True)
 case("a user's number", users_own)
 case("bias for all pairs", bias)
 case("full attention with a cap on the scores, gradients", softcap, pattern=Pattern.everything(True), grad=True)
-case("bias of some heads", lambda q: mod_of_heads(bias(q), [0, 2, 3, 3], q.device))
+case("bias of some heads", lambda q: as_term(bias(q)).of_heads([0, 2, 3, 3], q.device))
 case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
 case("disentangled", deberta)
-case("disentangled, some heads", lambda q: mod_of_heads(deberta(q), [3, 2, 1, 0], q.device))
+case("disentangled, some heads", lambda q: as_term(deberta(q)).of_heads([3, 2, 1, 0], q.device))
 for name in RELATIVE:
     case(f"relative {name}", relative(name))
     case(f"relative {name}, gradients", relative(name), grad=True)

@@ -13,8 +13,8 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.paths import PathChoice, observe
+from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.engines.cpu.distance_band import distances_forward
 
 HEADS, WIDTH = 4, 16

@@ -12,12 +12,10 @@ from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms, ref
 from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines.common import context, document_rows
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import DistanceBias
-from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.document_rows import DocumentRows, row_widths
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.place_term import PlaceTerm
+from hf_longattn.engines.common.score_terms import DistanceBias, PlaceTerm
 from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.routing import Routing
@@ -165,7 +163,7 @@ def test_score_terms_of_a_batch_move_with_its_documents(term: str) -> None:
     }
     inputs = tensors()
     if term == "distance and query":
-        terms[term] = DistanceTerm.of_bias(terms["distance"], inputs[0].detach(), inputs[1].detach())
+        terms[term] = terms["distance"].by_distance(inputs[0].detach(), inputs[1].detach())
     module = build_mechanism("top_k", num_heads=4, head_dim=16, num_keys=8)
     assert "stacked" in assert_equal_to_each_alone(module, inputs, documents=documents(), score_mod=terms[term])
 

@@ -18,8 +18,9 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines.common import paths
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, ScoreMod, device_scalar, mark_static, mod_of_heads, rows_of
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.common.score_terms import ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.positions.disentangled import Disentangled
@@ -414,7 +415,7 @@ def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
 @pytest.mark.parametrize(("name", "term"), list(score_terms("meta")), ids=lambda value: value if isinstance(value, str) else "")
 def test_score_terms_hold_tensors_of_the_queries_device_alone(name: str, term: ScoreMod, of_heads: bool) -> None:
     """In a graph of the user's own there is no other way: a number from a closure would be a tensor on the CPU."""
-    mod = mod_of_heads(term, [1, 3], torch.device("meta")) if of_heads else term
+    mod = as_term(term).of_heads([1, 3], torch.device("meta")) if of_heads else term
     parts = list(held(mod))
     assert {part.device.type for part in parts if isinstance(part, Tensor)} == {"meta"}
     factors = [0.25] if name == "deberta" else []  # its tables were multiplied by it

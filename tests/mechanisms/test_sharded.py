@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.common.call import AttentionCall, TokenTerm
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.common.score_terms import TokenTerm
 from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
-from .call import AttentionCall, AttentionFunction, DistanceBias, ScoreMod, State, TokenTerm
+from .call import AttentionCall, AttentionFunction, State
 from .global_rows import global_index
 
 Bounds = Sequence[tuple[int, int]]
@@ -166,7 +166,7 @@ class Shard:
         """The call for the tokens ``low … high - 1``, as a separate sequence."""
         at = (slice(None), slice(low, high))
         mask, documents, globals_ = (None if x is None else x[at] for x in (self.mask, self.documents, self.global_mask))
-        return call.replace(batch=Batch.of(mask, documents), global_mask=globals_, score_mod=counted_from(call.score_mod, low))
+        return call.replace(batch=Batch.of(mask, documents), global_mask=globals_).with_term(lambda term: term.shifted(low))
 
     def local_call(self, call: AttentionCall) -> AttentionCall:
         """The call for this process's tokens, as a separate sequence."""
@@ -203,8 +203,8 @@ class Shard:
         if call.hidden_states is not None and tokens is None:
             near_call = near_call.replace(hidden_states=self.reach(call.hidden_states, ranges, 1))
         queries = F.pad(q, (0, 0, 0, high - self.stop + beyond))
-        if isinstance(call.score_mod, TokenTerm):
-            near_call = near_call.replace(score_mod=call.score_mod.of(queries, keys, range(q.shape[1])))
+        if call.term.reads_tokens:
+            near_call = near_call.replace(score_mod=call.term.of(queries, keys, range(q.shape[1])))
         return run(queries, keys, values, near_call)[:, :, : self.stop - self.start]
 
     def _with_globals(
@@ -217,27 +217,13 @@ class Shard:
         chosen = self.tokens(x, index)
         before, after = real & (index < low), real & (index >= high)
         inside = torch.ones_like(mask[:, low:high]) if self.mask is None else self.mask[:, low:high]
-        score_mod = call.score_mod
-        if score_mod is not None:
-            inner = score_mod  # counts from the first token of the part
-            places = torch.cat([index - low, torch.arange(high - low, device=index.device).expand(len(index), -1), index - low], 1)
-
-            def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-                return inner(score, b, h, places[b, q_idx], places[b, kv_idx])
-
         near_call = call.replace(
-            batch=Batch(torch.cat([before, inside, after], 1)),
-            global_mask=torch.cat([before, mask[:, low:high], after], 1),
-            score_mod=score_mod,
+            batch=Batch(torch.cat([before, inside, after], 1)), global_mask=torch.cat([before, mask[:, low:high], after], 1)
         )
+        if call.score_mod is not None:  # counts from the first token of the part
+            places = torch.cat([index - low, torch.arange(high - low, device=index.device).expand(len(index), -1), index - low], 1)
+            near_call = near_call.replace(score_mod=call.term.indexed(lambda b, at: (b, places[b, at])))
         return torch.cat([chosen, near, chosen], 2), near_call, front
-
-
-def counted_from(score_mod: ScoreMod | None, first: int) -> ScoreMod | None:
-    """``score_mod`` for indices that count from token ``first`` on."""
-    if score_mod is None or isinstance(score_mod, DistanceBias | TokenTerm) or not first:
-        return score_mod
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + first, kv_idx + first)
 
 
 def even_bounds(length: int, processes: int) -> Bounds:

@@ -19,7 +19,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.distance_term import DistanceTerm
+from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms.common.registry import prototype
 from hf_longattn.positions.disentangled import Disentangled
