@@ -284,7 +284,6 @@ def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
 def test_only_the_module_of_score_terms_asks_which_kind_a_term_is() -> None:
     home = PACKAGE / "engines" / "common" / "score_terms.py"
     kinds = {node.name for node in tree_of(home).body if isinstance(node, ast.ClassDef)}
-    kinds |= {node.name for node in tree_of(PACKAGE / "positions" / "disentangled.py").body if isinstance(node, ast.ClassDef)}
     assert "DistanceBias" in kinds
     found = [
         f"{place(path, node.lineno)} {ast.unparse(node)}"

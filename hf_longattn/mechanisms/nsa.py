@@ -206,9 +206,6 @@ class NSA(SummarisedMechanism):
             total = torch.addcmul(total, gate, branch)
         return total.to(q.dtype)
 
-    def takes_distance_terms(self) -> bool:
-        return True
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         window = Pattern.window(self.options.window, call.causal)
         near = block_sparse_attention(q, k, v, window, call)

@@ -116,9 +116,6 @@ class PerHead(Composite):
     def is_plain_band(self) -> bool:  # type: ignore[override]
         return self.relative is None and all(member.is_plain_band for member in self.mechanisms)
 
-    def takes_distance_terms(self) -> bool:
-        return any(member.takes_distance_terms() for member in self.mechanisms)
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         outs = []
         for member, heads in self._heads():

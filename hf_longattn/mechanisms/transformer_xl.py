@@ -145,8 +145,8 @@ class TransformerXL(GatheredMechanism):
         """Score terms, relative positions included. One for all keys, or one for the segment's keys and one for the memory's."""
         if self.relative is None:
             return [call.score_mod]
-        terms = [self.relative_mod(q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
-        return [chain_score_mods(term, call.score_mod) for term in terms if term is not None]
+        terms = [self.relative_term(q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
+        return [chain_score_mods(term.written_out, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles within segments, and with the memory. The memory's keys lie ``length`` positions further."""

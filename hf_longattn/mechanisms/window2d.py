@@ -238,7 +238,7 @@ def _on_padded(term: ScoreTerm, queries: Tensor, grid: Grid, larger: Grid) -> Sc
     on_larger = term.on_larger(larger, queries)
     if on_larger is not None:
         return on_larger
-    inner = term.score_mod
+    inner = term.written_out
     positions = torch.arange(grid.length, device=queries.device).view(1, 1, -1, 1)
     positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=queries.device)).flatten()
 

@@ -1,8 +1,8 @@
 """Relative positions as score terms, chosen as ``relative="alibi"`` or ``relative="shaw:clip=32"``.
 
-A mechanism holds one module of this file as ``mechanism.relative``. Engines run :meth:`RelativePositions.score_mod`, which a pre-hook of
-``forward`` puts into the call. :meth:`RelativePositions.term` is the definition. Decode caches use it too, because their keys are at any
-distance.
+A mechanism holds one module of this file as ``mechanism.relative``. A pre-hook of ``forward`` puts its
+:meth:`~RelativePositions.score_term` into the call. :meth:`RelativePositions.term` is the definition. Decode caches use it too, because
+their keys are at any distance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.common.dense import at_least_fp32, repeat_heads
-from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreMod, ScoreTerm
+from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
@@ -69,10 +69,6 @@ class RelativePositions(nn.Module, ABC):
     @abstractmethod
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm:
         """The term for engines. It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence."""
-
-    def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        """:meth:`score_term` as a function for every engine."""
-        return self.score_term(q, k, causal, scale, span).written_out
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set all parameters to zero. ``generator`` is for kinds with random parameters."""

@@ -26,7 +26,7 @@ from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.memory.state_cache import StaticStateLayer
-from hf_longattn.positions.disentangled import Disentangled
+from hf_longattn.positions.disentangled import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .pretended_h100 import Lowered, fake_tensors, pretend, started
@@ -60,7 +60,7 @@ def relative(name: str) -> Callable[[Tensor], ScoreMod]:
     def term(q: Tensor) -> ScoreMod:
         with torch.device("cuda"):
             module = build_relative(name, 4, 64, 256)
-        return module.score_mod(q, q, True, 0.125, (160, 0))
+        return module.score_term(q, q, True, 0.125, (160, 0)).written_out
 
     return term
 
@@ -80,7 +80,7 @@ def users_own(q: Tensor) -> ScoreMod:
 
 def deberta(q: Tensor) -> ScoreMod:
     tables = [torch.empty(4, 64, 64, device="cuda") for _ in range(2)]
-    return Disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
+    return disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
 
 
 def columns(grad: bool = False) -> Case:

@@ -23,7 +23,7 @@ from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.common.score_terms import ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.positions.disentangled import Disentangled
+from hf_longattn.positions.disentangled import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .eager_flex import by_the_lists
@@ -406,9 +406,9 @@ def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     q, k = (torch.empty(2, heads, 300, 16, device=device) for heads in (4, 2))
     yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, device_scalar(30.0, q.device))
     for name in RELATIVE:
-        yield name, build_relative(name, 4, 16, 64).to(device).score_mod(q, k, True, 0.25, (64, 0))
+        yield name, build_relative(name, 4, 16, 64).to(device).score_term(q, k, True, 0.25, (64, 0)).written_out
     tables = [torch.empty(4, 8, 16, device=device) for _ in range(2)]
-    yield "deberta", Disentangled(q, q, *tables, 0.25, lambda distance: distance.clamp(0, 7))
+    yield "deberta", disentangled(q, q, *tables, 0.25, torch.zeros(15, dtype=torch.long, device=device))
 
 
 @pytest.mark.parametrize("of_heads", [False, True])

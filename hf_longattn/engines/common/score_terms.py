@@ -75,7 +75,7 @@ class ScoreTerm(ABC):
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> ScoreMod:
         """The term for ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
-        inner, numbers = self.score_mod, _numbers(tuple(heads), device)
+        inner, numbers = self.written_out, _numbers(tuple(heads), device)
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
 
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> ScoreMod:
@@ -103,7 +103,7 @@ class ScoreTerm(ABC):
 
     def indexed(self, index: Index) -> ScoreMod:
         """The term as a function that looks up rows and positions by ``index``."""
-        inner = self.score_mod
+        inner = self.written_out
 
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             row, query = index(b, q_idx)
@@ -185,14 +185,17 @@ def remapped(
     """``score_mod`` for an engine with indices other than positions. It gets ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
     if score_mod is None:
         return None
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, queries(q_idx), keys(b, h, kv_idx))
+    inner = as_term(score_mod).written_out
+    return lambda score, b, h, q_idx, kv_idx: inner(score, b, h, queries(q_idx), keys(b, h, kv_idx))
 
 
 def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
     """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
 
+    inner = None if score_mod is None else as_term(score_mod).written_out
+
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
+        score = score if inner is None else inner(score, b, h, q_idx, kv_idx)
         return score + term(b, h, q_idx, kv_idx).to(score.dtype)
 
     return mod
@@ -202,7 +205,8 @@ def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
     """A score term that applies ``first``, then ``second``."""
     if second is None:
         return first
-    return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
+    inner = as_term(first).written_out
+    return lambda score, b, h, q_idx, kv_idx: second(inner(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
 
 
 def device_scalar(number: float, device: torch.device) -> float | Tensor:
@@ -262,33 +266,6 @@ class DistanceBias(ScoreTerm):
         total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
 
 
-class TokenTerm(ScoreTerm):
-    """A term computed from queries and keys."""
-
-    reads_tokens = True
-
-    @abstractmethod
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
-        """The term of other tokens, see :meth:`ScoreTerm.of`."""
-
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> TokenTerm:
-        return _TermOfHeads(self, tuple(heads), device)
-
-
-class _TermOfHeads(TokenTerm):
-    """A term for some of its heads."""
-
-    def __init__(self, term: TokenTerm, heads: tuple[int, ...], device: torch.device | None) -> None:
-        self.term, self.heads = term, heads
-        self.numbers = _numbers(heads, device)
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.term(score, b, self.numbers[h], q_idx, kv_idx)
-
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
-        return self.term.of(q, k, [self.heads[head] for head in heads])
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistanceTerm(ScoreTerm):
     """A ``score_mod`` of the distance and the query or the key: relative position embeddings.
@@ -307,6 +284,7 @@ class DistanceTerm(ScoreTerm):
     of_keys: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
     key_table: s, ``(H or 1, W, G)``, for the same distances.
     buckets: b, ``(W,)`` int64: the row of both tables for each distance, if the tables have fewer than W rows.
+    rebuild: computes the term from other queries and keys, see :meth:`of`; ``None`` if p and e do not come from them.
     """
 
     queries: Tensor
@@ -317,14 +295,19 @@ class DistanceTerm(ScoreTerm):
     of_keys: Tensor | None = None
     key_table: Tensor | None = None
     buckets: Tensor | None = None
+    rebuild: Callable[[Tensor, Tensor, Sequence[int]], DistanceTerm] | None = None
 
     engines = ("cpu-distances",)
+
+    @property
+    def reads_tokens(self) -> bool:  # type: ignore[override]
+        return self.rebuild is not None
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.written_out(score, b, h, q_idx, kv_idx)
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
-        chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
+        chosen, sharing, rebuild = list(heads), self.queries.shape[1] // self.keys.shape[1], self.rebuild
         return dataclasses.replace(
             self,
             queries=take_heads(self.queries, chosen),
@@ -333,7 +316,11 @@ class DistanceTerm(ScoreTerm):
             content=None if self.content is None else take_heads(self.content, chosen, 0),
             of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
             key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
+            rebuild=None if rebuild is None else lambda q, k, some: rebuild(q, k, [chosen[head] for head in some]),
         )
+
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> DistanceTerm:
+        return self.of_heads(heads) if self.rebuild is None else self.rebuild(q, k, heads)
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
         missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
@@ -350,9 +337,15 @@ class DistanceTerm(ScoreTerm):
     def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
         return self
 
-    @graph_property
+    @property
     def written_out(self) -> ScoreMod:
-        """The term as a lookup ``score_mod``: p_i · r_d, e_j · s_d, c · k_j. The first two take ``(B, H, N, rows)`` memory each."""
+        """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, rows)`` memory each."""
+        return self._differentiable if torch.is_grad_enabled() else self._constant  # a search without gradients may come first
+
+    _differentiable = graph_property(lambda self: self._lookup())
+    _constant = graph_property(lambda self: self._lookup())
+
+    def _lookup(self) -> ScoreMod:
         by_query, by_key = self.queries @ self.table.mT, self._by_key()
         by_key_and_distance = None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
         offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
@@ -374,44 +367,6 @@ class DistanceTerm(ScoreTerm):
             return None
         grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
         return torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
-
-
-class TokenDistanceTerm(TokenTerm):
-    """A :class:`DistanceTerm` that can be rebuilt for queries and keys elsewhere in the sequence."""
-
-    engines = ("cpu-distances",)
-
-    @property
-    @abstractmethod
-    def distance_term(self) -> DistanceTerm:
-        """The term of this object's own tokens, built once."""
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.distance_term(score, b, h, q_idx, kv_idx)
-
-    @property
-    def written_out(self) -> ScoreMod:
-        return self.distance_term.written_out
-
-    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
-        return self.distance_term
-
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> TokenDistanceTerm:
-        return _DistanceTermOfHeads(self, tuple(heads))
-
-
-class _DistanceTermOfHeads(TokenDistanceTerm):
-    """A term for some of its heads."""
-
-    def __init__(self, term: TokenDistanceTerm, heads: tuple[int, ...]) -> None:
-        self.term, self.heads = term, heads
-
-    @graph_property
-    def distance_term(self) -> DistanceTerm:
-        return self.term.distance_term.of_heads(self.heads)
-
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
-        return self.term.of(q, k, [self.heads[head] for head in heads])
 
 
 def _of_heads(table: Tensor, heads: list[int]) -> Tensor:

@@ -166,7 +166,9 @@ class Shard:
         """The call for the tokens ``low … high - 1``, as a separate sequence."""
         at = (slice(None), slice(low, high))
         mask, documents, globals_ = (None if x is None else x[at] for x in (self.mask, self.documents, self.global_mask))
-        return call.replace(batch=Batch.of(mask, documents), global_mask=globals_).with_term(lambda term: term.shifted(low))
+        return call.replace(batch=Batch.of(mask, documents), global_mask=globals_).with_term(
+            lambda term: term if term.reads_tokens else term.shifted(low)  # :meth:`attend` rebuilds it from tokens
+        )
 
     def local_call(self, call: AttentionCall) -> AttentionCall:
         """The call for this process's tokens, as a separate sequence."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engines.common.call import AttentionCall
 from ...engines.common.dense import grid_of, index_grid, repeat_heads
-from ...engines.common.score_terms import ScoreMod, ScoreTerm, chain_score_mods
+from ...engines.common.score_terms import ScoreTerm, chain_score_mods
 from ...positions.relative import RelativePositions, Span, build_relative
 from .decoding import Decoding
 
@@ -34,25 +34,17 @@ class ScoreTerms(Decoding):
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
         """``call`` with the relative positions added to its score term. The hook calls this."""
         term = self.relative_term(q, k, call)
-        if term is None or (call.score_mod is None and self.takes_distance_terms()):
-            return call if term is None else call.replace(score_mod=term)
-        return call.replace(score_mod=chain_score_mods(term.written_out, call.score_mod))
-
-    def takes_distance_terms(self) -> bool:
-        """Whether a kernel of ``forward`` adds distance terms in linear memory."""
-        return False
+        return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
     def relative_term(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
-        """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``."""
+        """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
+
+        A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
+        """
         if self.relative is None:
             return None
         span = self.span(q.shape[2], k.shape[2], call.causal)
         return self.relative.score_term(q, k, call.causal, call.scale_for(self.head_dim), span)
-
-    def relative_mod(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
-        """:meth:`relative_term` written out, for code that attends without ``forward``, such as a decode cache."""
-        term = self.relative_term(q, k, call)
-        return None if term is None else term.written_out
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         """The furthest visible distances of this call, back (query - key) and ahead (key - query)."""
