@@ -415,14 +415,11 @@ class PlaceTerm(ScoreTerm):
         return () if torch.is_grad_enabled() and any(table.requires_grad for table in self.tables) else ("cpu-band",)
 
     def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
-        return None, 0, self.places, self.stacked_tables()
-
-    def stacked_tables(self) -> Tensor:
-        """All tables in one, ``(axes, H, 2·largest limit + 1)``. Shorter tables repeat their first and last entries."""
+        """All tables are in one, ``(axes, H, 2·largest limit + 1)``. Shorter tables repeat their first and last entries."""
         widest = max(table.shape[1] for table in self.tables)
         missing = ((widest - table.shape[1]) // 2 for table in self.tables)
         padded = (F.pad(table[None], (n, n), mode="replicate") for table, n in zip(self.tables, missing, strict=True))
-        return torch.cat(list(padded))
+        return None, 0, self.places, torch.cat(list(padded))
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> PlaceTerm:
         return dataclasses.replace(self, tables=tuple(table[list(heads)] for table in self.tables))

@@ -519,7 +519,7 @@ def band_forward(
         global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
         global_rows: whether the global tokens also see every key.
         bias, ahead: a :class:`DistanceBias` to add to the scores.
-        places, tables: a :class:`PlaceTerm` to add to the scores, with the tables of :meth:`~PlaceTerm.stacked_tables`.
+        places, tables: a :class:`PlaceTerm` to add to the scores, with the tables of :meth:`~PlaceTerm.for_band`.
         dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not together with bias, places and tables.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
