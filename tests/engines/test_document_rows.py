@@ -53,10 +53,10 @@ def padding() -> Tensor:
     return mask
 
 
-def run(module: Mechanism, arguments: dict[str, Any], inputs: tuple[Tensor, ...], weight: Tensor, alone: bool) -> list[Tensor]:
-    """Output, and gradients of the inputs and of every parameter; ``alone``: each document in a call of its own."""
+def run(module: Mechanism, arguments: dict[str, Any], inputs: tuple[Tensor, ...], weight: Tensor, per_sequence: bool) -> list[Tensor]:
+    """Output, and gradients of the inputs and of every parameter; ``per_sequence``: each document in a call of its own."""
     prepared, call = prepare(*inputs, module, {}, **arguments)
-    out = run_batch(prepared, *inputs, call, alone=alone)
+    out = run_batch(prepared, *inputs, call, per_sequence=per_sequence)
     leaves = (*inputs, *module.parameters())
     gradients = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True, retain_graph=True)
     return [out * (weight != 0), *(torch.zeros_like(x) if one is None else one for x, one in zip(leaves, gradients, strict=True))]
@@ -68,8 +68,8 @@ def assert_equal_to_each_alone(module: Mechanism, inputs: tuple[Tensor, ...], **
     weight = torch.randn_like(inputs[0]) * (1 if mask is None else mask[:, None, :, None])
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
-        found = run(module, arguments, inputs, weight, alone=False)
-    for one, other in zip(found, run(module, arguments, inputs, weight, alone=True), strict=True):
+        found = run(module, arguments, inputs, weight, per_sequence=False)
+    for one, other in zip(found, run(module, arguments, inputs, weight, per_sequence=True), strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
     return paths
 
