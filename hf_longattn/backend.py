@@ -23,12 +23,13 @@ from .attend import run_batch
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
-from .engines.common.call import AttentionCall, ScoreMod, device_scalar
+from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
+from .engines.common.score_terms import ScoreMod, device_scalar
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError

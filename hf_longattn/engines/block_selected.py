@@ -40,7 +40,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     context = DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3], selection=selection)
     runs = {
         "fla-blocks": lambda: fla.block_selected(q, k, v, chosen, block_size, call),
-        "flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call),
+        "flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out()),
     }
     out, path = attempt("chosen blocks", context, runs)
     if out is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common.call import AttentionCall, DistanceBias, Pattern
+from .common.call import AttentionCall, Pattern
 from .common.dense import repeat_heads, same_dtype, unit_stride
-from .common.distance_term import DistanceTerm, distance_term_of
+from .common.score_terms import DistanceTerm
 from .cpu.distance_band import cpu_distances, distances_forward
 from .cpu.flash import mask_dtype
 from .dispatch import choose
@@ -41,9 +41,7 @@ def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
     """
-    term, heads = distance_term_of(call.score_mod), q.shape[1]
-    if term is None and isinstance(call.score_mod, DistanceBias):
-        term = DistanceTerm.of_bias(call.score_mod, q, k)
+    term, heads = call.term.by_distance(q, k), q.shape[1]
     if term is None or choose("chunks", q, k, call.replace(score_mod=term)) != "cpu-distances":
         return None
     if torch.is_autocast_enabled(q.device.type):

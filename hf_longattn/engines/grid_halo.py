@@ -22,8 +22,8 @@ from .common.call import AttentionCall, GatherTile
 from .common.context import DispatchContext
 from .common.dense import fused_attention, same_dtype, unit_stride
 from .common.grid import Grid
-from .common.grid_bias import GridBias, why_not_added
 from .common.paths import Path
+from .common.score_terms import NO_GRID_BIAS, GridBias
 from .cpu.grid_halo import cpu_halo
 
 GATHERED_QUERIES = 64
@@ -32,7 +32,7 @@ GATHERED_QUERIES = 64
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this engine does not run, as a clause. ``None`` if it may run."""
-    return why_not_added(context.call.score_mod)
+    return None if "halo" in context.call.term.engines else NO_GRID_BIAS
 
 
 def halo_attention(
@@ -50,7 +50,7 @@ def halo_attention(
         The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
-    bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
+    bias = call.term.grid_bias
     if path == "cpu-halo":
         q, k, v = (unit_stride(x) for x in (q, k, v))
         term = (None, (), ()) if bias is None else (bias.table, bias.sizes, bias.dilation)

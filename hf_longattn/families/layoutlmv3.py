@@ -18,7 +18,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from ..backend import BACKEND
 from ..engines.common.batch import in_graph
-from ..engines.common.place_term import PlaceTerm
+from ..engines.common.score_terms import PlaceTerm
 from ..errors import MaskError, OptionError, PageError
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.attach.memory_tokens import MemoryTokens

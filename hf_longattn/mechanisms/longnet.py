@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, add_term, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
+from ..engines.common.score_terms import add_term
 from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..options import Options, option

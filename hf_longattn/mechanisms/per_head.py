@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, mod_of_heads, take_heads
+from ..engines.common.call import AttentionCall
+from ..engines.common.score_terms import take_heads
 from ..engines.common.shards import Shard
 from ..errors import OptionError
 from ..options import Options, option
@@ -115,13 +116,10 @@ class PerHead(Composite):
     def is_plain_band(self) -> bool:  # type: ignore[override]
         return self.relative is None and all(member.is_plain_band for member in self.mechanisms)
 
-    def takes_distance_terms(self) -> bool:
-        return any(member.takes_distance_terms() for member in self.mechanisms)
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=None)
+            member_call = call.of_heads(heads, q.device).replace(detached_kv=None)
             if call.detached_kv is not None and member.stops_gradients(k.shape[2]):
                 _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
                 member_call = member_call.replace(detached_kv=(detached_k, detached_v))
@@ -135,7 +133,7 @@ class PerHead(Composite):
     def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            member_call = call.of_heads(heads, q.device)
             queries, keys, values = self._of_heads(heads, q, k, v)
             outs.append(member.attend_step(queries, keys, values, member_call, columns))
         return self._in_order(outs)
@@ -143,7 +141,7 @@ class PerHead(Composite):
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            member_call = call.of_heads(heads, q.device)
             if call.detached_kv is not None:
                 stops = member.stops_gradients(shard.length)
                 member_call = member_call.replace(detached_kv=tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None)
@@ -155,13 +153,13 @@ class PerHead(Composite):
         weights = []
         for member, heads in self._heads():
             queries, keys = self._of_heads(heads, q, k)
-            weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))))
+            weights.append(member.dense_weights(queries, keys, call.of_heads(heads, q.device)))
         return self._in_order(weights)
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
         members: list[tuple[KeptKeys, list[int]]] = []
         for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            member_call = call.of_heads(heads, q.device)
             queries, keys = self._of_heads(heads, q, k)
             keeps = member.kept_keys(queries, keys, member_call)
             if keeps is None:

@@ -122,9 +122,6 @@ class Union(Composite, GatheredMechanism):
             earlier.append(member.mask_mod(causal, None))
         return tuple(laid)
 
-    def takes_distance_terms(self) -> bool:
-        return not self.gathered
-
     def only_parts(self) -> bool:
         return bool(self.gathered) and type(self).forward is Union.forward
 

@@ -107,8 +107,7 @@ class SummaryLayer(LeftPaddedLayer):
         assert self.starts is not None
         real = call.key_mask
         self._summarise(mechanism, real, call)
-        mod = mechanism.relative_mod(q, k, call)
-        step_call = call if mod is None else call.replace(score_mod=mod)
+        step_call = mechanism.with_relative(q, k, v, call)
         out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), step_call)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 

@@ -20,12 +20,12 @@ from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, device_scalar, mod_of_heads
-from hf_longattn.engines.common.distance_term import with_terms_written_out
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern
+from hf_longattn.engines.common.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.memory.state_cache import StaticStateLayer
-from hf_longattn.positions.disentangled import Disentangled
+from hf_longattn.positions.disentangled import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .pretended_h100 import Lowered, fake_tensors, pretend, started
@@ -49,7 +49,7 @@ def case(
         q, k, v = qkv(**sizes)
         mask = torch.empty(2, k.shape[2], device="cuda", dtype=torch.bool) if padded else None
         q = q[:, :, -(queries or q.shape[2]) :]
-        call = with_terms_written_out(AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+        call = AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)).written_out()
         return flex.flex_band(q, k, v, pattern, call)
 
     CASES[name] = run
@@ -59,7 +59,7 @@ def relative(name: str) -> Callable[[Tensor], ScoreMod]:
     def term(q: Tensor) -> ScoreMod:
         with torch.device("cuda"):
             module = build_relative(name, 4, 64, 256)
-        return module.score_mod(q, q, True, 0.125, (160, 0))
+        return module.score_term(q, q, True, 0.125, (160, 0)).written_out
 
     return term
 
@@ -79,7 +79,7 @@ def users_own(q: Tensor) -> ScoreMod:
 
 def deberta(q: Tensor) -> ScoreMod:
     tables = [torch.empty(4, 64, 64, device="cuda") for _ in range(2)]
-    return Disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
+    return disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
 
 
 def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
@@ -204,10 +204,10 @@ case("softcap, gradients", softcap, grad=True)
 case("a user's number", users_own)
 case("bias for all pairs", bias)
 case("full attention with a cap on the scores, gradients", softcap, pattern=Pattern.everything(True), grad=True)
-case("bias of some heads", lambda q: mod_of_heads(bias(q), [0, 2, 3, 3], q.device))
+case("bias of some heads", lambda q: as_term(bias(q)).of_heads([0, 2, 3, 3], q.device))
 case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
 case("disentangled", deberta)
-case("disentangled, some heads", lambda q: mod_of_heads(deberta(q), [3, 2, 1, 0], q.device))
+case("disentangled, some heads", lambda q: as_term(deberta(q)).of_heads([3, 2, 1, 0], q.device))
 for name in RELATIVE:
     case(f"relative {name}", relative(name))
     case(f"relative {name}, gradients", relative(name), grad=True)

@@ -13,8 +13,8 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.paths import PathChoice, observe
+from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.engines.cpu.distance_band import distances_forward
 
 HEADS, WIDTH = 4, 16
@@ -223,3 +223,11 @@ def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], b
     compiled = torch.compile(lambda *x: attend(*x, mechanism), fullgraph=True, backend=backend)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*x), attend(*x, mechanism), atol=1e-6, rtol=0)
+
+
+def test_a_search_without_gradients_leaves_the_term_differentiable() -> None:
+    """``top_k`` looks the term up without gradients first."""
+    q, k, v = (torch.randn(1, 2, 300, 8) for _ in range(3))
+    table = torch.randn(1, 9, 8, requires_grad=True)
+    out = attend(q, k, v, "top_k", num_keys=4, score_mod=DistanceTerm(q, table, 4, k))
+    assert torch.autograd.grad(out.sum(), table)[0].abs().max() > 0

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
-from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.plain import plain_gathered
+from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.engines.cpu.gathered import cpu_gathered, flat_rules
 from hf_longattn.engines.gathered import gathered_attention
 from tests.grids import drawn

@@ -12,8 +12,9 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias, Pattern
+from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.common.score_terms import DistanceBias
 from hf_longattn.engines.cpu import band, dense_mask
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan, cpu_band
 from hf_longattn.engines.cuda.flex import flex_band

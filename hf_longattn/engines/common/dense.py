@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .axis_term import AxisTerm
 from .call import AttentionCall, MaskMod
 from .derivatives import no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
 
@@ -31,10 +30,11 @@ def dense_attention(
     ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions if they are not the last Nq of the keys' positions.
     With nothing but causality or padding this is the same call as transformers' sdpa attention. Rows that see no key are zeros.
     """
-    if isinstance(call.score_mod, AxisTerm) and q_idx is None and q.shape[2] == k.shape[2]:
+    if call.score_mod is not None and q_idx is None and q.shape[2] == k.shape[2]:
         scale, width = call.scale_for(q.shape[-1]), v.shape[-1]
-        q, k, v = call.score_mod.as_features(q, k, v, scale)
-        return dense_attention(q, k, v, call.replace(score_mod=None, scale=scale), mask_mod=mask_mod)[..., :width]
+        features = call.term.as_features(q, k, v, scale)
+        if features is not None:
+            return dense_attention(*features, call.replace(score_mod=None, scale=scale), mask_mod=mask_mod)[..., :width]
     causal, key_mask, scaling, dropout_p, score_mod = call.causal, call.key_mask, call.scale, call.dropout, call.score_mod
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     last = q_idx is None

@@ -26,10 +26,10 @@ from torch import Tensor
 from ...naming import OPERATORS
 from ..common.batch import all_finite
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import DistanceBias, Pattern, ScoreMod
+from ..common.call import Pattern
 from ..common.context import DispatchContext
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
-from ..common.place_term import PlaceTerm
+from ..common.score_terms import DistanceBias, PlaceTerm
 from .dense_mask import visible_mask
 from .dropout import Dropout, drops_in_tiles, part_backward, part_forward
 from .flash import (
@@ -70,14 +70,9 @@ def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     if (why := why_no_kernel(context, drops=drops_in_tiles(context))) is not None:
         return why
-    if context.call.score_mod is None or adds_term(context.call.score_mod):
+    if "cpu-band" in context.call.term.engines:
         return None
     return "the fused kernel adds no score term other than a bias by distance or place"
-
-
-def adds_term(score_mod: ScoreMod) -> bool:
-    """Whether this path adds the score term. It takes distance biases, and place terms without gradients."""
-    return isinstance(score_mod, DistanceBias) or (isinstance(score_mod, PlaceTerm) and not score_mod.learned)
 
 
 def plan_of(context: DispatchContext) -> Plan:
@@ -524,7 +519,7 @@ def band_forward(
         global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
         global_rows: whether the global tokens also see every key.
         bias, ahead: a :class:`DistanceBias` to add to the scores.
-        places, tables: a :class:`PlaceTerm` to add to the scores, with the tables of :meth:`~PlaceTerm.stacked_tables`.
+        places, tables: a :class:`PlaceTerm` to add to the scores, with the tables of :meth:`~PlaceTerm.for_band`.
         dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not together with bias, places and tables.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.

@@ -23,7 +23,6 @@ from torch import Tensor
 from ...naming import OPERATORS
 from ..common.context import DispatchContext
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
-from ..common.distance_term import DistanceTerm, TokenDistanceTerm
 from .band import BandSettings, Group, Item, column_calls, groups, items, row_mask
 from .flash import MASKED, MAX_PLAIN_KEYS, empty_results, few_keys, flash, merge_into, score_gradient, token_major
 from .flash import why_not as why_no_kernel
@@ -40,7 +39,7 @@ def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     if (why := why_no_kernel(context)) is not None:
         return why
-    if isinstance(context.call.score_mod, DistanceTerm | TokenDistanceTerm):
+    if "cpu-distances" in context.call.term.engines:
         return None
     return "the score term is not one of the distance and the query or the key"
 

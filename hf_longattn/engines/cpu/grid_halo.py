@@ -22,7 +22,7 @@ from ..common.byte_cache import BYTE_CACHE
 from ..common.context import DispatchContext
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from ..common.grid import Grid
-from ..common.grid_bias import GridBias, tile_distances, why_not_added
+from ..common.score_terms import NO_GRID_BIAS, GridBias, tile_distances
 from .flash import (
     MAX_PLAIN_KEYS,
     additive_mask,
@@ -50,7 +50,7 @@ MAX_SHARED_CELLS = 1 << 17
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
-    return why_no_kernel(context) or why_not_added(context.call.score_mod)
+    return why_no_kernel(context) or (None if "halo" in context.call.term.engines else NO_GRID_BIAS)
 
 
 class _Settings(NamedTuple):

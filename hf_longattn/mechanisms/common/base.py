@@ -203,7 +203,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         if 0 in q.shape:
             return q.new_zeros(*q.shape[:3], k.shape[2])
         precise = torch.promote_types(q.dtype, torch.float32)
-        call = (AttentionCall.of(**arguments) if call is None else call).with_bias_on_grid()
+        call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
         weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
         if self.is_cross_attention:

@@ -212,9 +212,6 @@ class SparseMechanism(MaskedMechanism):
     def pattern(self, causal: bool) -> Pattern:
         """The band and the global rows and columns that the engine visits."""
 
-    def takes_distance_terms(self) -> bool:
-        return self.only_pattern()
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)
         if tokens is not call.global_mask:
@@ -284,9 +281,6 @@ class GatheredMechanism(MaskedMechanism):
     def chunks(self) -> tuple[int, int] | None:
         """``(size, before)`` if chunks of ``size`` tokens, from token 0, see themselves and ``before`` tokens in front; else ``None``."""
         return None
-
-    def takes_distance_terms(self) -> bool:
-        return self.chunks() is not None
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall, ScoreMod
+from ...engines.common.call import AttentionCall
 from ...engines.common.dense import grid_of, index_grid, repeat_heads
-from ...positions.relative import QueryDependent, RelativePositions, Span, build_relative
+from ...engines.common.score_terms import ScoreTerm, chain_score_mods
+from ...positions.relative import RelativePositions, Span, build_relative
 from .decoding import Decoding
 
 if TYPE_CHECKING:
@@ -32,18 +33,10 @@ class ScoreTerms(Decoding):
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
         """``call`` with the relative positions added to its score term. The hook calls this."""
-        relative = self.relative
-        if isinstance(relative, QueryDependent) and self.takes_distance_terms() and call.score_mod is None:
-            span = self.span(q.shape[2], k.shape[2], call.causal)
-            return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
-        mod = self.relative_mod(q, k, call)
-        return call if mod is None else call.replace(score_mod=chain_score_mods(mod, call.score_mod))
+        term = self.relative_term(q, k, call)
+        return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
-    def takes_distance_terms(self) -> bool:
-        """Whether a kernel of ``forward`` adds distance terms in linear memory."""
-        return False
-
-    def relative_mod(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
+    def relative_term(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
         """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
 
         A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
@@ -51,7 +44,7 @@ class ScoreTerms(Decoding):
         if self.relative is None:
             return None
         span = self.span(q.shape[2], k.shape[2], call.causal)
-        return self.relative.score_mod(q, k, call.causal, call.scale_for(self.head_dim), span)
+        return self.relative.score_term(q, k, call.causal, call.scale_for(self.head_dim), span)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         """The furthest visible distances of this call, back (query - key) and ahead (key - query)."""
@@ -77,13 +70,6 @@ def _with_relative(module: ScoreTerms, args: tuple[Tensor, Tensor, Tensor, Atten
     """Forward pre-hook that adds the relative positions to the call's score term."""
     q, k, v, call = args
     return q, k, v, module.with_relative(q, k, v, call)
-
-
-def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
-    """A score term that applies ``first``, then ``second``."""
-    if second is None:
-        return first
-    return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
 
 
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

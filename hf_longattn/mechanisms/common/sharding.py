@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.call import AttentionCall, TokenTerm, mod_of_heads
+from ...engines.common.call import AttentionCall
 from ...engines.common.dense import repeat_heads
 from ...engines.common.global_rows import put_rows
 from ...engines.common.shards import GlobalTokens, Locality, Shard, even_bounds, in_turn, softmax_rows
@@ -56,7 +56,7 @@ class Shardable(ScoreTerms):
             return self._in_turn(q, k, v, call, shard)
         mask = self.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
         counted = (local.period > 1 or mask is not None) and not shard.starts_at_first
-        if counted or (mask is not None and isinstance(call.score_mod, TokenTerm)):
+        if counted or (mask is not None and call.term.reads_tokens):
             return self.attend_by_heads(q, k, v, call, shard)
         if mask is None:
             return shard.attend(functools.partial(shard.run, self), q, k, v, call, local)
@@ -124,11 +124,10 @@ class Shardable(ScoreTerms):
         divided = [(first * each, last * each) for first, last in groups]
         first, last = divided[shard.rank]
         q, k, v = shard.tokens_to_heads(divided, groups, q, k, v)
-        term = call.score_mod
-        term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
+        call = call.with_term(lambda term: term.of(q, k, range(first, last)))
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         tensors = {f"mechanism.{name}": named[name][first:last] for name in self.per_head_tensors}
-        full_call = shard.call(call.replace(score_mod=term), 0, shard.length)
+        full_call = shard.call(call, 0, shard.length)
         out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, full_call))
         return shard.heads_to_tokens(divided, out)
 
