@@ -177,7 +177,8 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
     index, real = (None, None) if call.global_mask is None else index_of_globals(call)
     if index is None or real is None or not index.shape[1]:
         return _Band.apply(*tensors, None, None, offsets, *settings).transpose(1, 2)[..., :width]
-    other, other_lse = global_columns(*(x.transpose(1, 2) for x in tensors), index, real, pattern, call.replace(scale=settings.scale))
+    queries, keys, values = (x.transpose(1, 2) for x in tensors)
+    other, other_lse = global_columns(queries, keys, values, index, real, pattern, call.replace(scale=settings.scale))
     out: Tensor = _Band.apply(*tensors, other.transpose(1, 2), other_lse, offsets, *settings).transpose(1, 2)[..., :width]
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
 

@@ -6,7 +6,6 @@ slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -47,6 +46,9 @@ def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int
     return totals[..., :count].to(torch.int32), indices.unflatten(-1, (count, width)).to(torch.int32).contiguous()
 
 
+NO_LISTS: tuple[None, None] = (None, None)
+
+
 def block_mask(
     lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
 ) -> BlockMask:
@@ -57,8 +59,13 @@ def block_mask(
 
     size: tokens per block.
     """
-    lists = itertools.chain.from_iterable(pair or (None, None) for pair in (*by_query, *by_key))
-    return BlockMask(lengths, *lists, BLOCK_SIZE=(size, size), mask_mod=mask_mod)
+    partial, partial_keys = by_query[0], by_key[0]
+    full: Lists | tuple[None, None] = by_query[1] or NO_LISTS
+    full_keys: Lists | tuple[None, None] = by_key[1] or NO_LISTS
+    return BlockMask(
+        lengths, partial[0], partial[1], full[0], full[1], partial_keys[0], partial_keys[1], full_keys[0], full_keys[1],
+        BLOCK_SIZE=(size, size), mask_mod=mask_mod,
+    )  # fmt: skip
 
 
 def mask_bytes(mask: BlockMask) -> int:
