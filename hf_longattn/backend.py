@@ -29,7 +29,7 @@ from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
-from .engines.common.score_terms import ScoreMod, device_scalar
+from .engines.common.score_terms import ScoreMod, as_term, device_scalar
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
@@ -553,13 +553,14 @@ def _score_mod(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
+    inner = None if change is None else as_term(change).written_out  # built once, not where an engine recomputes
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if softcap is not None:
             score = softcap * torch.tanh(score / softcap)
-        if change is not None:
-            score = change(score, b, h, q_idx, kv_idx)
+        if inner is not None:
+            score = inner(score, b, h, q_idx, kv_idx)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
         for term in tensor_terms:
             at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]

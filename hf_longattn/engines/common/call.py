@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import GridError
 from .batch import Batch, DocumentLabels, all_finite, in_graph
 from .grid import Grid
-from .score_terms import ScoreMod, ScoreTerm, as_term
+from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
@@ -213,7 +213,7 @@ class AttentionCall:
     @property
     def term(self) -> ScoreTerm:
         """:attr:`score_mod` with the methods of a :class:`ScoreTerm`."""
-        return as_term(self.score_mod)
+        return NO_TERM if self.score_mod is None else as_term(self.score_mod)
 
     def with_term(self, change: Callable[[ScoreTerm], ScoreMod]) -> AttentionCall:
         """The call with its score term changed. Nothing changes without one."""

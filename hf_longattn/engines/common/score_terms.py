@@ -166,13 +166,13 @@ class _Nothing(ScoreTerm):
         return score
 
 
-_NOTHING = _Nothing()
+NO_TERM = _Nothing()
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
     """``score_mod`` with the methods of a :class:`ScoreTerm`."""
     if score_mod is None:
-        return _NOTHING
+        return NO_TERM
     return score_mod if isinstance(score_mod, ScoreTerm) else _Function(score_mod)
 
 
