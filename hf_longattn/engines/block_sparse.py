@@ -17,13 +17,13 @@ from .common.document_rows import Stacking
 from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
-from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
 from .cpu.dropout import dropout_of, drops_in_tiles
+from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
 from .dispatch import attempt, first_path
-from .distances import distance_attention, needs_autograd_op
+from .distances import distance_attention
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -65,17 +65,17 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return blockwise_attention(q, k, v, pattern, call)
     if (term := distance_term_of(call.score_mod)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
-    q, k, v = (unit_stride(x) for x in (q, k, v))
-    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    terms: tuple[Tensor | None, int, Tensor | None, Tensor | None] = None, 0, None, None
+    bias, tables = call.score_mod, list[Tensor]()
+    places: tuple[Tensor | None, Tensor | None] = None, None
     if isinstance(bias, DistanceBias):
-        terms = bias.table, bias.ahead, None, None
+        tables = [bias.table]
     elif isinstance(bias, PlaceTerm):
-        terms = None, 0, bias.places, bias.stacked_tables()
-    settings = left, right, pattern.causal, pattern.global_rows, scale, *terms, *dropout_of(call)
-    run = cpu_band if needs_autograd_op(q, k, v, terms[0]) else band_forward
-    return run(q, k, v, key_mask, global_mask, *settings)[0]
+        places = bias.places, bias.stacked_tables()
+    ahead = bias.ahead if isinstance(bias, DistanceBias) else 0
+    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), pattern.causal, pattern.global_rows, ahead
+    fixed = call.key_mask, global_mask, *places
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), tables, fixed, numbers, dropout_of(call))
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
