@@ -15,7 +15,7 @@ from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile, mark_static, rows_of
 from .common.context import DispatchContext
 from .common.dense import repeat_heads, same_dtype, unit_stride
-from .cpu.block_selected import cpu_block_selected
+from .cpu.softmax import attend_parts
 from .cuda import fla
 from .cuda.flex_blocks import flex_block_selected
 from .dispatch import attempt
@@ -48,7 +48,8 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
         q, k, v = (unit_stride(x) for x in same_dtype(q, k, v))
-        return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
+        numbers = block_size, call.causal
+        return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers)
     key = "own blocks", length, block_size, call.causal, q.device
     parts = [*BYTE_CACHE.get(key, lambda: own_blocks(length, block_size, call.causal, q.device))]
     if chosen.shape[3]:

@@ -14,13 +14,13 @@ from .common.dense import dense_attention, dtype_in_attention, repeat_heads, sam
 from .common.document_rows import Stacking
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
-from .cpu.band import band_forward, cpu_band
 from .cpu.dense_mask import kept_mask, masked_attention
 from .cpu.dropout import dropout_of, drops_in_tiles
+from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
 from .dispatch import attempt, first_path
-from .distances import distance_attention, needs_autograd_op
+from .distances import distance_attention
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -62,12 +62,13 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return blockwise_attention(q, k, v, pattern, call)
     if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    key_mask, scale, terms = call.key_mask, call.scale_for(q.shape[-1]), call.term.for_band()
+    table, ahead, *places = call.term.for_band()
+    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), pattern.causal, pattern.global_rows, ahead
     q, k, v = (unit_stride(x) for x in (q, k, v))
-    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    settings = left, right, pattern.causal, pattern.global_rows, scale, *terms, *dropout_of(call)
-    run = cpu_band if needs_autograd_op(q, k, v, terms[0]) else band_forward
-    return run(q, k, v, key_mask, global_mask, *settings)[0]
+    learned = () if table is None else (table,)
+    return attend_parts(
+        "band", q, k, v, call.scale_for(q.shape[-1]), learned, (call.key_mask, global_mask, *places), numbers, dropout_of(call)
+    )
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:

@@ -17,7 +17,8 @@ from .common.context import DispatchContext
 from .common.dense import repeat_heads, same_dtype
 from .common.plain import plain_gathered
 from .cpu.dropout import dropout_of
-from .cpu.gathered import cpu_gathered, flat_rules
+from .cpu.gathered import flat_rules
+from .cpu.softmax import attend_parts
 from .cuda.flex_tiles import flex_gathered
 from .dispatch import attempt
 
@@ -44,8 +45,8 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path == "cpu-gathered":
-        rules = flat_rules(tiles)
-        queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
-        scale = call.scale_for(q.shape[-1])
-        return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, scale, *dropout_of(call))[0]
+        lists = [getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles]
+        return attend_parts(
+            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, *lists], flat_rules(tiles), dropout_of(call)
+        )  # fmt: skip
     return plain_gathered(q, k, v, tiles, call.written_out())

@@ -15,7 +15,7 @@ from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.score_terms import DistanceTerm
-from hf_longattn.engines.cpu.distance_band import distances_forward
+from hf_longattn.engines.cpu.softmax import softmax_forward
 
 HEADS, WIDTH = 4, 16
 Leaves = tuple[Tensor, ...]
@@ -111,11 +111,12 @@ def test_a_short_batch_with_terms_of_keys_runs_together() -> None:
     leaves = tuple(x.detach() for x in leaves_of(60, 60, features=2, table_heads=HEADS, rows=13))
     q, k, v, p, rows, _, e, key_rows = leaves
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
-    together, _ = distances_forward(q, k, v, p, rows, e, key_rows, None, None, None, 6, 6, 6, False, True, 0, 0.3)
+    rest = [None, None, None], [6, 6, 6, 0, 1, 0], 0.3, 0.0, 0
+    together, _ = softmax_forward("distances", q, k, v, [p, rows, e, key_rows], *rest)
     for row in range(2):
         at = slice(row, row + 1)
-        of_row = (q[at], k[at], v[at], p[at], rows, e[at], key_rows, None, None, None)
-        torch.testing.assert_close(distances_forward(*of_row, 6, 6, 6, False, True, 0, 0.3)[0], together[at])
+        alone, _ = softmax_forward("distances", q[at], k[at], v[at], [p[at], rows, e[at], key_rows], *rest)
+        torch.testing.assert_close(alone, together[at])
 
 
 @pytest.mark.parametrize("of_keys", [False, True])
@@ -147,8 +148,10 @@ def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
     mask = torch.ones(2, 40, dtype=torch.bool)
     mask[1] = False
-    together, _ = distances_forward(q, k, v, p, rows, None, None, None, None, None, 5, 5, 5, False, True, 0, 0.3)
-    padded, _ = distances_forward(q, k, v, p, rows, None, None, None, mask, None, 5, 5, 5, False, True, 0, 0.3)
+    numbers = [5, 5, 5, 0, 1, 0]
+    together, padded = (
+        softmax_forward("distances", q, k, v, [p, rows], [None, real, None], numbers, 0.3, 0.0, 0)[0] for real in (None, mask)
+    )
     torch.testing.assert_close(padded[0], together[0])
     assert not padded[1].any()
 
