@@ -145,7 +145,7 @@ HANDS_OVER: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
 
 
 def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> Path:
-    """The path to run. Kinds whose kernels a machine may lack (flash, flex) are run by :func:`attempt`.
+    """The path to run. Kinds whose kernels a machine may lack (flash, flex) are run by :func:`try_path`.
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``.
@@ -157,7 +157,7 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
     return path
 
 
-def attempt(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
+def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
     """Run the first path that this machine has, if it is one of ``runs``.
 
     Returns:
