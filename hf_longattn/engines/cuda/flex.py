@@ -6,7 +6,6 @@ slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -57,8 +56,9 @@ def block_mask(
 
     size: tokens per block.
     """
-    lists = itertools.chain.from_iterable(pair or (None, None) for pair in (*by_query, *by_key))
-    return BlockMask(lengths, *lists, BLOCK_SIZE=(size, size), mask_mod=mask_mod)
+    lists = [x for pair in (*by_query, *by_key) for x in pair or (None, None)]
+    arguments: tuple[Any, ...] = lengths, *lists, (size, size), mask_mod
+    return BlockMask(*arguments)
 
 
 def mask_bytes(mask: BlockMask) -> int:
