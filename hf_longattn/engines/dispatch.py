@@ -165,15 +165,13 @@ def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[
     """
     while True:
         path, refused = first_path(kind, context)
-        if path not in runs:
-            report(path, refused)
-            return None, path
         try:
-            out = runs[path]()
+            out = runs[path]() if path in runs else None
         except NoKernel as error:
             context = dataclasses.replace(context, failed=(*context.failed, (path, str(error))))
         else:
-            report(path, refused)
+            if OBSERVERS:
+                report(path, refused)
             return out, path
 
 
