@@ -65,14 +65,15 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return blockwise_attention(q, k, v, pattern, call)
     if (term := distance_term_of(call.score_mod)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    bias, tables = call.score_mod, list[Tensor]()
+    bias = call.score_mod
+    tables: list[Tensor] = []
     places: tuple[Tensor | None, Tensor | None] = None, None
     if isinstance(bias, DistanceBias):
         tables = [bias.table]
     elif isinstance(bias, PlaceTerm):
         places = bias.places, bias.stacked_tables()
     ahead = bias.ahead if isinstance(bias, DistanceBias) else 0
-    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), pattern.causal, pattern.global_rows, ahead
+    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     fixed = call.key_mask, global_mask, *places
     q, k, v = (unit_stride(x) for x in (q, k, v))
     return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), tables, fixed, numbers, dropout_of(call))

@@ -7,9 +7,6 @@ FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel'
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -103,23 +100,20 @@ def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
 
 
-def plain_backward(
-    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    of_scores: Callable[[Tensor], Any] | None = None,
-) -> Gradients:  # fmt: skip
-    """The gradients of q, k, v by plain products, for few keys and for score terms with gradients.
+def plain_gradients(
+    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, memory: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the scores, and the weights, ``(n, H, rows, columns)``, by plain products.
 
     Args:
         grad, q, out, lse: ``(n, H, rows, D)``, and lse without D. grad, out and lse belong to the whole softmax.
         k, v: ``(n, H, columns, D)``.
-        of_scores: called with the gradient of the scores ``(n, H, rows, columns)``, to add the gradients of the term.
+        memory: gets the gradient; if given, the mask ``(n, H, rows, columns)`` is overwritten. Both save copies.
     """
-    dtype = q.dtype
-    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
-    q = q * scale
-    weights = q @ k.mT
-    weights = (weights if mask is None else weights.add_(mask)).sub_(lse[..., None]).exp_()
-    gradient = (grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
-    if of_scores is not None:
-        of_scores(gradient)
-    return (gradient @ k).mul_(scale).to(dtype), (gradient.mT @ q).to(dtype), (weights.mT @ grad).to(dtype)
+    if mask is not None and memory is not None and len(q) == 1:
+        scores = mask[0].baddbmm_(q[0], k[0].mT, alpha=scale)[None]
+    else:
+        scores = (q * scale) @ k.mT
+        scores = scores if mask is None else scores.add_(mask)
+    weights = (scores - lse[..., None]).exp_()
+    return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
