@@ -17,8 +17,8 @@ from .common.document_rows import Stacking
 from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
-from .cpu.dense_mask import kept_mask, masked_attention
 from .cpu.dropout import dropout_of, drops_in_tiles
+from .cpu.flash import kept_mask, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band

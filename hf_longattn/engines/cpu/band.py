@@ -28,9 +28,8 @@ from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DistanceBias, Pattern, ScoreMod
 from ..common.context import DispatchContext
 from ..common.place_term import PlaceTerm
-from .dense_mask import visible_mask
 from .dropout import drops_in_tiles
-from .flash import additive_mask
+from .flash import additive_mask, visible_mask
 from .flash import why_not as why_no_kernel
 from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
