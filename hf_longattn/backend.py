@@ -31,7 +31,7 @@ from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.score_terms import ScoreMod, as_term, device_scalar
 from .engines.common.shards import Shard
-from .engines.cpu.dense_mask import masked_attention
+from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns

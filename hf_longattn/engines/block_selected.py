@@ -48,7 +48,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
         q, k, v = (unit_stride(x) for x in same_dtype(q, k, v))
-        numbers = block_size, call.causal
+        numbers = block_size, int(call.causal)
         return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers)
     key = "own blocks", length, block_size, call.causal, q.device
     parts = [*BYTE_CACHE.get(key, lambda: own_blocks(length, block_size, call.causal, q.device))]

@@ -14,8 +14,8 @@ from .common.dense import dense_attention, dtype_in_attention, repeat_heads, sam
 from .common.document_rows import Stacking
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
-from .cpu.dense_mask import kept_mask, masked_attention
 from .cpu.dropout import dropout_of, drops_in_tiles
+from .cpu.flash import kept_mask, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
@@ -63,7 +63,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
     table, ahead, *places = call.term.for_band()
-    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), pattern.causal, pattern.global_rows, ahead
+    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     q, k, v = (unit_stride(x) for x in (q, k, v))
     learned = () if table is None else (table,)
     return attend_parts(

@@ -29,7 +29,7 @@ def distance_attention(
     q = q if term.content is None else q + (term.content[:, None] / scale).to(q.dtype)
     left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))
     fixed = term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
-    numbers = term.ahead, left, right, pattern.causal, pattern.global_rows, chunk
+    numbers = term.ahead, left, right, int(pattern.causal), int(pattern.global_rows), chunk
     return attend_parts("distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers)
 
 

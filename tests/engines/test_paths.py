@@ -15,7 +15,8 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.common.score_terms import DistanceBias
-from hf_longattn.engines.cpu import band, dense_mask
+from hf_longattn.engines.cpu import band
+from hf_longattn.engines.cpu import flash as cpu_flash
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
@@ -121,8 +122,8 @@ def test_short_inputs_are_one_call_with_a_mask_that_is_kept(
         masks_used.append(attn_mask)
         return kernel(*inputs, attn_mask=attn_mask, scale=scale)
 
-    kernel = dense_mask.flash
-    monkeypatch.setattr(dense_mask, "flash", flash)
+    kernel = cpu_flash.flash
+    monkeypatch.setattr(cpu_flash, "flash", flash)
     for _ in range(2):
         q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
         queries = q[:, :, -150:] if few_queries else q

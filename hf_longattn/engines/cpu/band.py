@@ -18,7 +18,7 @@ import functools
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,12 +28,11 @@ from ..common.byte_cache import BYTE_CACHE
 from ..common.call import Pattern
 from ..common.context import DispatchContext
 from ..common.score_terms import DistanceBias, PlaceTerm
-from .dense_mask import visible_mask
 from .dropout import drops_in_tiles
-from .flash import additive_mask
+from .flash import additive_mask, visible_mask
 from .flash import why_not as why_no_kernel
 from .onednn import has_amx
-from .softmax import Listed, Part, Runs, Scope, Source, source
+from .softmax import Listed, Part, Runs, Scope, Side, Source, source
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
 """Tile sizes of PyTorch's CPU flash kernel. Query rows in blocks of up to 191, up to 767 and more; then keys."""
@@ -45,6 +44,7 @@ COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
 DROPOUT_BLOCK = 64
 """Queries per block with dropout. Forward and backward must draw weights in the same blocks."""
 
+Mask = TypeVar("Mask", Tensor, Tensor | None)
 BAND, COLUMNS, ROWS = range(3)
 """Kinds of parts, the first number of their place."""
 
@@ -257,6 +257,7 @@ class Item(Scope):
     def read(self, name: str, x: Tensor) -> Tensor:
         of_keys = name in ("k", "v")
         x = x[self.by_key if of_keys else self.by_query]
+        x = x.to(self.source.dtype) if self.source.is_backward and self.source.plain_backward else x
         if self.hole is None or name in ("out", "lse") or (name != "grad" and all_finite((x,))):  # 0 · NaN is NaN
             return x
         return x.masked_fill(self.padding if of_keys else self.padding[:, :, self.shift : self.shift + self.q_len], 0)
@@ -267,6 +268,13 @@ class Item(Scope):
     def finish(self, results: dict[str, Tensor]) -> None:
         if self.hole is not None:
             self.into("out", results["out"]).masked_fill_(self.padding[:, :, self.shift : self.shift + self.q_len], 0)
+
+    def with_hole(self, mask: Mask, keys: Side) -> Mask | Tensor:
+        """``mask`` with the padding between a part's keys."""
+        if self.hole is None:
+            return mask
+        hole = keys.of(self.hole)[:, :, None]
+        return hole if mask is None else mask + hole
 
     @property
     def padding(self) -> Tensor:
@@ -336,6 +344,8 @@ class BandSource(Source):
     pattern: Pattern
     key_mask: Tensor | None
     global_mask: Tensor | None
+    plain_backward: ClassVar[bool] = False
+    """Whether plain products in fp32 run backward, so that tokens are converted once."""
     is_backward: bool
 
     @abstractmethod
@@ -447,9 +457,7 @@ class Band(BandSource):
         mask = part.mask
         if self.bias is not None:
             mask, part = self._biased(item, part, self.bias), part._replace(of_scores=self._of_scores(item, part))
-        if item.hole is not None:
-            hole = part.keys.of(item.hole)[:, :, None]
-            mask = hole if mask is None else mask + hole
+        mask = item.with_hole(mask, part.keys)
         if self.term is not None:
             places = self.term.places[item.by_key[0], item.by_key[2]][:, None]
             term = self.term.over(part.queries.of(places[:, :, item.shift :])[:, 0], part.keys.of(places)[:, 0])

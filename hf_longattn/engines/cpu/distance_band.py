@@ -14,8 +14,9 @@ The gradients of T are written through the same view.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ from torch import Tensor
 from ..common.call import Pattern
 from ..common.context import DispatchContext
 from .band import BandSource, Group, Item, groups
-from .flash import MASKED, Gradients, token_major
+from .flash import MASKED, token_major
 from .flash import why_not as why_no_kernel
-from .softmax import Backward, Listed, Part, Runs, source
+from .softmax import Listed, Part, Runs, add_product, source
 
 QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
 """Queries per block, and maximum queries per call. With windows of 256 keys, 64 is fastest of 32 to 256; larger calls gain nothing."""
@@ -77,28 +78,26 @@ class _Terms(NamedTuple):
         """Fill stored rows with the terms of queries ``p (H, blocks * block, F)``."""
         torch.bmm(p, self.table(rows).mT, out=stored.flatten(1, 2)[..., : self.rows])
 
-    def new_by_key(self, like: Tensor) -> Tensor:
-        """New places ``(B, H, keys, rows)`` for the terms of keys ``like (B, H, …)``. They include every key that a query of the group
-        meets at these rows, also keys outside the slices. No pair reads those."""
-        keys = self.group.blocks * self.group.block + self.rows - 1
-        return like.new_empty(like.shape[0], like.shape[1], keys, self.rows)
-
     @property
     def keys(self) -> slice:
         """The keys of all slices."""
         return slice(self.group.start, self.group.start + (self.group.blocks - 1) * self.group.step + self.group.width)
 
     def inside(self, by_key: Tensor) -> Tensor:
-        """The places of :attr:`keys` in a tensor of :meth:`new_by_key`."""
+        """The places of :attr:`keys` in a tensor of :meth:`key_products`."""
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
-    def key_products(self, by_key: Tensor, e: Tensor, rows: Tensor) -> None:
-        """Fill a tensor of :meth:`new_by_key` with the terms of keys ``e (B, H, Nk, G)``."""
+    def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
+        """The terms ``(B, H, keys, rows)`` of keys ``e (B, H, Nk, G)``. They have places for every key that a query of the group meets at
+        these rows, also for keys outside the slices. No pair reads those."""
+        keys = self.group.blocks * self.group.block + self.rows - 1
+        by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]
         if len(e) == 1:
             torch.bmm(of_slices[0], self.table(rows).mT, out=inside[0])
         else:
             inside.copy_(of_slices @ self.table(rows).mT)
+        return by_key
 
     def diagonals(self, by_key: Tensor) -> Tensor:
         """View of the key terms by query and row, ``(H, blocks, block, rows)``. With several batch rows, each is one block."""
@@ -135,10 +134,6 @@ def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *
             size = min(QUERIES_PER_BLOCK, end - row)
             width = (row + size if causal else stop) - start
             yield Group(row - shift, 1, size, start, width, width)
-
-
-def _parts(group: Group) -> Iterator[Group]:
-    return group.parts(max(1, QUERIES_PER_CALL // group.block))
 
 
 def _queries_by_head(group: Group, x: Tensor) -> Tensor:
@@ -246,11 +241,6 @@ class _Item(Item):
         x = super().read(name, x)
         return x.to(self.source.dtype) if self.source.is_backward else x
 
-    def add_gradients(self, run: Backward, tensors: dict[str, Any], totals: Sequence[Tensor]) -> Gradients | None:
-        super().add_gradients(run, tensors, totals)  # of the global tokens
-        self.source.add_band(self, run.scale, tensors, totals)
-        return None
-
 
 @source
 class Distances(BandSource):
@@ -268,6 +258,7 @@ class Distances(BandSource):
     """
 
     name = "distances"
+    plain_backward = True
     item = _Item
 
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
@@ -283,15 +274,20 @@ class Distances(BandSource):
         return item.q_len > min(self.chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK)
 
     def parts(self, item: Item) -> Iterator[Part]:
-        if not self.is_backward:
-            yield from self._near(item)
+        return (
+            itertools.chain(self._far(item), self._near_backward(item))
+            if self.is_backward
+            else itertools.chain(self._near(item), self._far(item))
+        )
+
+    def _far(self, item: Item) -> Iterator[Part]:
+        """The parts of the global tokens."""
         p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
         for part in item.far_parts(rows_first=self.is_backward):
             for some in _few_queries(part):
                 terms = _FarTerms(self.tables.rows(item.distances(some)), some.alone)
                 added = terms.over(some.queries.of(p), None if e is None else some.keys.of(e), self.tables)
-                for mask in (some.mask, None if item.hole is None else some.keys.of(item.hole)[:, :, None]):
-                    added = added if mask is None else added + mask
+                added = item.with_hole(added if some.mask is None else added + some.mask, some.keys)
                 yield some._replace(mask=added, of_scores=self._of_scores(item, some, terms, p, e) if self.is_backward else None)
 
     def groups(self, item: Item) -> Iterator[Group]:
@@ -301,24 +297,57 @@ class Distances(BandSource):
             return chunk_groups(item.q_len, item.kv_len, item.shift, self.chunk, left + 1 - self.chunk, causal=right == 0)
         return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
 
+    def _calls(self, item: Item) -> Iterator[tuple[_Terms, list[_Terms]]]:
+        """The terms of every kind of block, and those of its calls."""
+        left, right, _ = self.pattern_numbers
+        for group in self.groups(item):
+            terms = _Terms.of(group, item.shift, left, right)
+            yield terms, [terms._replace(group=call) for call in group.parts(max(1, QUERIES_PER_CALL // group.block))]
+
     def _near(self, item: Item) -> Iterator[Part]:
         """The parts of the band. Each reuses the memory of the mask before it."""
-        p, e, (left, right, _) = self.p[item.by_query], None if self.e is None else self.e[item.by_key], self.pattern_numbers
-        for blocks_of_a_kind in self.groups(item):
+        p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
+        for _, calls in self._calls(item):
             stored: Tensor | None = None
-            by_key: Tensor | None = None
-            for group in _parts(blocks_of_a_kind):
-                terms, blocks = _Terms.of(group, item.shift, left, right), max(group.blocks, len(p))
+            for terms in calls:
+                blocks = max(terms.group.blocks, len(p))
                 if stored is None or stored.shape[1] != blocks:
                     stored = terms.new(p[0], blocks, MASKED)
-                    by_key = None if e is None else terms.new_by_key(e)
-                terms.add_products(stored, _queries_by_head(group, p), self.rows)
-                if e is not None and self.key_rows is not None and by_key is not None:
-                    terms.key_products(by_key, e, self.key_rows)
-                    stored[..., : terms.rows] += terms.diagonals(by_key)
-                mask = terms.pairs(stored)
-                mask = mask if item.hole is None else mask + group.keys.of(item.hole)[:, :, None]
-                yield Part(group.queries, group.keys, mask)
+                terms.add_products(stored, _queries_by_head(terms.group, p), self.rows)
+                if e is not None and self.key_rows is not None:
+                    stored[..., : terms.rows] += terms.diagonals(terms.key_products(e, self.key_rows))
+                yield Part(terms.group.queries, terms.group.keys, item.with_hole(terms.pairs(stored), terms.group.keys))
+
+    def _near_backward(self, item: Item) -> Iterator[Part]:
+        """The blocks of the band. After each, the gradients of its terms are added.
+
+        Scores are written over their terms, and the gradients of scores over those of terms. Whole calls of the engine, with masks and
+        gradients apart, take 6 to 18 % longer forward and backward, and 33 % with terms of keys (1,024 to 4,096 tokens, windows of 256 and
+        512, 12 heads of 64, one thread).
+        """
+        p, dp, e = self.p[item.by_query], self.dp[item.by_query], None if self.e is None else self.e[item.by_key]
+        for kind, calls in self._calls(item):
+            scores, of_scores = kind.new(p[0], len(p), MASKED), kind.new(p[0], len(p), 0.0).zero_()  # stays 0 where there is no pair
+            of_terms, rows = of_scores[..., : kind.rows], kind.table(self.rows)[None]
+            for call in calls:
+                by_key = None if e is None or self.key_rows is None else call.key_products(e, self.key_rows)
+                of_keys = None if by_key is None else torch.zeros_like(by_key)
+                diagonals, of_diagonals = ((None if x is None else call.diagonals(x).split(len(p), 1)) for x in (by_key, of_keys))
+                for number, block in enumerate(call.group.parts(1)):
+                    terms, queries = call._replace(group=block), _queries_by_head(block, p)
+                    terms.add_products(scores, queries, self.rows)
+                    if diagonals is not None:
+                        scores[..., : terms.rows] += diagonals[number]
+                    mask = item.with_hole(terms.pairs(scores), block.keys)
+                    yield Part(block.queries, block.keys, mask, memory=terms.pairs(of_scores))
+                    add_product(block.queries.of(dp), of_terms.transpose(0, 1), rows)
+                    terms.table(self.drows).baddbmm_(of_terms.flatten(1, 2).mT, queries)
+                    if of_diagonals is not None:
+                        of_diagonals[number].add_(of_terms)
+                if e is not None and of_keys is not None and self.key_sums is not None and self.key_rows is not None:
+                    inside, (de, drows) = call.inside(of_keys), self.key_sums
+                    add_product(de[item.by_key][:, :, call.keys], inside, call.table(self.key_rows)[None])
+                    call.table(drows).add_((inside.mT @ e[:, :, call.keys]).sum(0))
 
     def start_learning(self) -> None:
         of_queries, of_keys = self.tables.of_queries, self.tables.of_keys
@@ -326,9 +355,10 @@ class Distances(BandSource):
             of_queries=torch.zeros_like(of_queries, memory_format=torch.contiguous_format),
             of_keys=None if of_keys is None else torch.zeros_like(of_keys, memory_format=torch.contiguous_format),
         )
-        self.dp, *de = (token_major(x.dtype, x)[0].zero_() for x in (self.p, self.e) if x is not None)
-        self.de = de[0] if de else None
-        self.drows, self.dkey_rows = torch.zeros_like(self.rows), None if self.key_rows is None else torch.zeros_like(self.key_rows)
+        self.dp, self.drows = token_major(self.p.dtype, self.p)[0].zero_(), torch.zeros_like(self.rows)
+        self.key_sums = None
+        if self.e is not None and self.key_rows is not None:
+            self.key_sums = token_major(self.e.dtype, self.e)[0].zero_(), torch.zeros_like(self.key_rows)
 
     def scopes(self, backward: bool) -> Iterator[Item]:
         if backward:  # gradients of the terms are computed in any case
@@ -338,9 +368,9 @@ class Distances(BandSource):
     def learned_gradients(self) -> list[Tensor]:
         self.of_tables.of_queries.index_add_(1, self.index, self.drows)
         gradients = [self.dp, _summed_over(self.of_tables.of_queries, self.learned[1])]
-        if self.of_tables.of_keys is not None and self.dkey_rows is not None and self.de is not None:
-            self.of_tables.of_keys.index_add_(1, self.index, self.dkey_rows)
-            gradients += [self.de, _summed_over(self.of_tables.of_keys, self.learned[3])]
+        if self.of_tables.of_keys is not None and self.key_sums is not None:
+            self.of_tables.of_keys.index_add_(1, self.index, self.key_sums[1])
+            gradients += [self.key_sums[0], _summed_over(self.of_tables.of_keys, self.learned[3])]
         return gradients
 
     def _of_scores(self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None) -> Callable[[Tensor], None]:
@@ -348,29 +378,10 @@ class Distances(BandSource):
             of_keys = None if e is None else part.keys.of(e)
             of_p, of_e = terms.backward(of_scores, part.queries.of(p), of_keys, self.tables, self.of_tables)
             part.queries.add(self.dp[item.by_query], of_p)
-            if of_e is not None and self.de is not None:
-                part.keys.add(self.de[item.by_key], of_e)
+            if of_e is not None and self.key_sums is not None:
+                part.keys.add(self.key_sums[0][item.by_key], of_e)
 
         return add
-
-    def add_band(self, item: Item, scale: float, tensors: dict[str, Tensor], totals: Sequence[Tensor]) -> None:
-        """Add the gradients of an item's band, block by block.
-
-        Products are added to the gradients where they lie. With the engine's own loop, forward and backward take 6 to 18 % longer, and
-        33 % with terms of keys (1,024 to 4,096 tokens, windows of 256 and 512, 12 heads of 64, one thread).
-        """
-        grad, q, k, v, out, lse = tensors.values()
-        dq, dk, dv = totals
-        sums = (grad * out).sum(-1, keepdim=True)
-        by_row = grad, q, self.p[item.by_query], lse[..., None], sums, k, v, dq, self.dp[item.by_query], dk, dv
-        for row in range(item.batch):
-            state = _BackwardState(self.rows, self.drows, None if item.hole is None else item.hole[0], *(x[row] for x in by_row))
-            key_terms = None
-            if self.e is not None and self.de is not None and self.key_rows is not None and self.dkey_rows is not None:
-                e, de = (x[item.by_key][row : row + 1] for x in (self.e, self.de))
-                key_terms = _KeyTerms(e, self.key_rows, de, self.dkey_rows)
-            for group in self.groups(item):
-                _add_group(group, item.shift, self.pattern.left, self.pattern.right, scale, state, key_terms)
 
 
 def _few_queries(part: Part) -> Iterator[Part]:
@@ -382,97 +393,6 @@ def _few_queries(part: Part) -> Iterator[Part]:
     for at in range(0, part.queries.size, step):
         queries = part.queries.part(at, min(step, part.queries.size - at))
         yield part._replace(queries=queries, mask=None if part.mask is None else part.mask[:, :, at : at + queries.size])
-
-
-class _BackwardState(NamedTuple):
-    """Inputs and gradient accumulators of one sequence's backward pass, in the dtype of the products.
-
-    By distance, ``(H, w, F)``: rows, drows. By query, ``(H, Nq, …)``: grad, the gradients g of the outputs o; q, p, dq, dp; lse and sums
-    ``(H, Nq, 1)``, the log-sum-exps and g·o. By key, ``(H, Nk, …)``: k, v, dk, dv; hole ``(1, 1, Nk)``.
-    """
-
-    rows: Tensor
-    drows: Tensor
-    hole: Tensor | None
-    grad: Tensor
-    q: Tensor
-    p: Tensor
-    lse: Tensor
-    sums: Tensor
-    k: Tensor
-    v: Tensor
-    dq: Tensor
-    dp: Tensor
-    dk: Tensor
-    dv: Tensor
-
-    def add_block(self, terms: _Terms, scale: float, scores: Tensor, of_scores: Tensor, of_keys: tuple[Tensor, Tensor] | None) -> None:
-        """Add the gradients of one block. Scores are written over their terms, and score gradients over the gradients of the terms.
-
-        Args:
-            scores, of_scores: stored rows ``(H, 1, block, …)``; ``of_scores`` must be zero wherever there is no pair.
-            of_keys: the block's key terms ``(H, block, rows)``, and the accumulator of their gradients.
-        """
-        group = terms.group
-        queries, keys = slice(group.first, group.first + group.block), slice(group.start, group.start + group.width)
-        grad, q, p, lse, sums = (x[:, queries] for x in (self.grad, self.q, self.p, self.lse, self.sums))
-        k, v, rows = self.k[:, keys], self.v[:, keys], terms.table(self.rows)
-        terms.add_products(scores, p, self.rows)
-        if of_keys is not None:
-            scores[:, 0, :, : terms.rows] += of_keys[0]
-        of_pairs = terms.pairs(scores)[0].baddbmm_(q, k.mT, alpha=scale)
-        if self.hole is not None:
-            of_pairs = of_pairs + self.hole[..., keys]
-        weights = (of_pairs - lse).exp_()
-        gradient = torch.mul((grad @ v.mT).sub_(sums), weights, out=terms.pairs(of_scores)[0])
-        of_terms = of_scores[:, 0, :, : terms.rows]
-        self.dv[:, keys].baddbmm_(weights.mT, grad)
-        self.dk[:, keys].baddbmm_(gradient.mT, q, alpha=scale)
-        self.dq[:, queries].baddbmm_(gradient, k, alpha=scale)
-        self.dp[:, queries].baddbmm_(of_terms, rows)
-        terms.table(self.drows).baddbmm_(of_terms.mT, p)
-        if of_keys is not None:
-            of_keys[1].add_(of_terms)
-
-
-class _KeyTerms(NamedTuple):
-    """Key terms in one sequence's backward pass, with gradient accumulators. Inputs are ``e (1, H, Nk, G)`` and the rows of distances
-    ``(H, w, G)``."""
-
-    e: Tensor
-    rows: Tensor
-    de: Tensor
-    drows: Tensor
-
-    def of_group(self, terms: _Terms) -> tuple[Tensor, Tensor]:
-        """The terms of a group, and zeros for their gradients, as :meth:`_Terms.new_by_key`."""
-        by_key = terms.new_by_key(self.e)
-        of_terms = torch.zeros_like(by_key)
-        terms.key_products(by_key, self.e, self.rows)
-        return by_key, of_terms
-
-    def add_gradients(self, terms: _Terms, of_terms: Tensor) -> None:
-        """Add the gradients of e and the rows, from the gradients of a group's terms."""
-        inside, of_slices = terms.inside(of_terms)[0], self.e[0, :, terms.keys]
-        self.de[0, :, terms.keys].baddbmm_(inside, terms.table(self.rows))
-        terms.table(self.drows).baddbmm_(inside.mT, of_slices)
-
-
-def _add_group(group: Group, shift: int, left: int, right: int, scale: float, state: _BackwardState, key_terms: _KeyTerms | None) -> None:
-    """Add the gradients of a group's blocks, in one sequence."""
-    terms = _Terms.of(group, shift, left, right)
-    scores, of_scores = terms.new(state.p, 1, MASKED), terms.new(state.p, 1, 0.0).zero_()
-    for part in _parts(group):
-        blocks, of_part = part.parts(1), terms._replace(group=part)
-        if key_terms is None:
-            for block in blocks:
-                state.add_block(terms._replace(group=block), scale, scores, of_scores, None)
-            continue
-        by_key = key_terms.of_group(of_part)
-        diagonals = zip(*(of_part.diagonals(x).unbind(1) for x in by_key), strict=True)
-        for block, of_block in zip(blocks, diagonals, strict=True):
-            state.add_block(terms._replace(group=block), scale, scores, of_scores, of_block)
-        key_terms.add_gradients(of_part, by_key[1])
 
 
 def _summed_over(gradients: Tensor, table: Tensor) -> Tensor:

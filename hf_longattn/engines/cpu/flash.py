@@ -1,5 +1,7 @@
 """PyTorch's fused attention kernel for the CPU, its additive masks, and the merging of calls.
 
+The path ``dense-masked`` is one call over all keys. Band and global tokens are its mask (:func:`kept_mask`).
+
 The calls of a path are parts of one softmax over disjoint sets of keys. With their outputs o_p and log-sum-exps l_p, l = log Σ_p exp(l_p)
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023,
 FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel's backward pass runs on each part, given o and l.
@@ -7,15 +9,16 @@ FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel'
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ...private_apis import look_up
+from ..common.batch import in_graph
+from ..common.byte_cache import BYTE_CACHE
+from ..common.call import AttentionCall, Pattern
 from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
-from ..common.dense import products
+from ..common.dense import products, unit_stride
+from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
@@ -103,23 +106,53 @@ def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
 
 
-def plain_backward(
-    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    of_scores: Callable[[Tensor], Any] | None = None,
-) -> Gradients:  # fmt: skip
-    """The gradients of q, k, v by plain products, for few keys and for score terms with gradients.
+def plain_gradients(
+    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, memory: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the scores, and the weights, ``(n, H, rows, columns)``, by plain products.
 
     Args:
         grad, q, out, lse: ``(n, H, rows, D)``, and lse without D. grad, out and lse belong to the whole softmax.
         k, v: ``(n, H, columns, D)``.
-        of_scores: called with the gradient of the scores ``(n, H, rows, columns)``, to add the gradients of the term.
+        memory: gets the gradient; if given, the mask ``(n, H, rows, columns)`` is overwritten. Both save copies.
     """
-    dtype = q.dtype
-    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
-    q = q * scale
-    weights = q @ k.mT
-    weights = (weights if mask is None else weights.add_(mask)).sub_(lse[..., None]).exp_()
-    gradient = (grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
-    if of_scores is not None:
-        of_scores(gradient)
-    return (gradient @ k).mul_(scale).to(dtype), (gradient.mT @ q).to(dtype), (weights.mT @ grad).to(dtype)
+    if mask is not None and memory is not None and len(q) == 1:
+        scores = mask[0].baddbmm_(q[0], k[0].mT, alpha=scale)[None]
+    else:
+        scores = (q * scale) @ k.mT
+        scores = scores if mask is None else scores.add_(mask)
+    weights = (scores - lse[..., None]).exp_()
+    return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
+
+
+def kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
+    """The cached mask of a dense call. ``None`` where it depends on more than the band and the global tokens."""
+    tokens = call.global_mask
+    if q_len == 1 or in_graph() or no_fused_kernels() is not None:
+        return None
+    if call.key_mask is not None or call.score_mod is not None or call.dropout:
+        return None
+    if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
+        return None
+    index = None if tokens is None else tokens[0].nonzero()[:, 0]
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 has too small a range
+    return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
+    """One call of the CPU's fused kernel, with the mask of :func:`visible_mask`. ``causal`` lets it skip keys after a query."""
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    return refuse_second_derivatives(flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0])
+
+
+def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. Queries begin at position ``shift``."""
+    tokens = () if index is None else tuple(index.tolist())
+
+    def make() -> Tensor:
+        chosen = torch.zeros(1, kv_len, dtype=torch.bool)
+        chosen[0, list(tokens)] = True
+        rows = torch.arange(shift, shift + q_len)[:, None]
+        return additive_mask(~pattern.visible_mod(chosen)(0, 0, rows, torch.arange(kv_len)), dtype)[None, None]
+
+    return BYTE_CACHE.get(("visible", q_len, kv_len, shift, pattern, tokens, dtype), make)

@@ -27,7 +27,7 @@ from .flash import (
     flash_backward,
     mask_dtype,
     merge_into,
-    plain_backward,
+    plain_gradients,
     token_major,
     zero_unseen,
 )
@@ -150,6 +150,8 @@ class Part(NamedTuple):
     """Whether the kernel may skip keys after a query, besides applying the mask."""
     of_scores: Callable[[Tensor], Any] | None = None
     """Adds the gradients of a score term, from the gradient of the scores ``(n, H, queries, keys)``. It must not change it."""
+    memory: Tensor | None = None
+    """Memory for the gradient of the scores, which the source reads before it gives the next part. The mask may be overwritten."""
 
 
 class Scope:
@@ -188,11 +190,14 @@ class Scope:
         whole = self.whole
         for part in self.parts:
             inputs = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
-            gradients = run.of_part(part, *inputs)
-            if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
-                return gradients
-            for total, side, gradient in zip(totals, (part.queries, part.keys, part.keys), gradients, strict=True):
-                side.add(total, gradient)
+            if run.is_plain(part, inputs[2]):
+                run.add_plain(part, totals, *inputs)
+            else:
+                gradients = run.of_part(part, *inputs)
+                if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
+                    return gradients
+                for total, side, gradient in zip(totals, (part.queries, part.keys, part.keys), gradients, strict=True):
+                    side.add(total, gradient)
             if part.alone:
                 tensors["grad"] = tensors["grad"].clone()
                 part.queries.put(tensors["grad"], torch.zeros_like(inputs[0]))
@@ -286,12 +291,27 @@ class Backward(NamedTuple):
     dropout: Dropout | None
     place: tuple[int, ...]
 
+    def is_plain(self, part: Part, k: Tensor) -> bool:
+        """Whether plain products run: for few keys ``(n, H, keys, D)``, and where the gradient of the scores is needed."""
+        return self.dropout is None and (k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None)
+
+    def add_plain(self, part: Part, totals: Sequence[Any], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
+        """Add the gradients of a part by plain products."""
+        grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
+        of_scores, weights = plain_gradients(part.mask, self.scale, grad, q, k, v, out, lse, part.memory)
+        if part.of_scores is not None:
+            part.of_scores(of_scores)
+        products = (part.queries, of_scores, k, self.scale), (part.keys, of_scores.mT, q, self.scale), (part.keys, weights.mT, grad, 1.0)
+        for total, (side, left, right, factor) in zip(totals, products, strict=True):
+            if type(side) is Runs and len(left) == 1:
+                add_product(side.of(total), left, right, factor)
+            else:
+                side.add(total, (left @ right).mul_(factor))
+
     def of_part(self, part: Part, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        """The gradients of q, k and v in a part. Adds those of its score term."""
+        """The gradients of q, k and v in a part, by the fused kernel or with dropout."""
         if self.dropout is not None:
             return self.dropout.backward((*self.place, *part.place), grad, q, k, v, out, lse, part.mask, self.scale)
-        if part.of_scores is not None or k.shape[2] <= MAX_PLAIN_KEYS:
-            return plain_backward(part.mask, self.scale, grad, q, k, v, out, lse, part.of_scores)
         if q.shape[2] > 1 or q.element_size() >= 4:
             return flash_backward(grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=part.mask, scale=self.scale)
         grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated row gets no gradient
@@ -299,6 +319,14 @@ class Backward(NamedTuple):
         mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
         dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=self.scale)
         return dq[:, :, :1], dk, dv
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+    """Add ``factor`` times the product of ``left (n, H, …)`` and ``right (n or 1, H, …)`` to ``total``, without a copy for n = 1."""
+    if len(total) == 1 and total.dtype == left.dtype:
+        total[0].baddbmm_(left[0], right[0], alpha=factor)
+    else:
+        total.add_(left @ right, alpha=factor)
 
 
 def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -429,4 +457,4 @@ def attend_parts(
     millisecond."""
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *learned))
     run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
-    return run(kind, q, k, v, [*learned], [*fixed], [int(number) for number in numbers], scale, *dropout)[0]
+    return run(kind, q, k, v, [*learned], [*fixed], [*numbers], scale, *dropout)[0]
