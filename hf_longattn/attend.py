@@ -28,6 +28,8 @@ from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
+from .mechanisms.common.short_texts import check_form, exact_length_of, full_of
+from .mechanisms.common.traits import per_sequence
 from .options import LARGEST, SEED
 
 
@@ -104,7 +106,7 @@ def reference_attend(
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
     keywords = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
     module, call = prepare(q, k, v, mechanism, arguments, **keywords)
-    return run_batch(module, q.double(), k.double(), v.double(), call, module.reference, alone=True)
+    return run_batch(module, q.double(), k.double(), v.double(), call, module.defined, alone=True)
 
 
 def prepare(
@@ -164,7 +166,7 @@ KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "m
 def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
     """Refuse arguments of :func:`attend` that ``mechanism`` does not use."""
     name, hidden = mechanism.name, call.hidden_states
-    mechanism.check_form(call.causal, "this call")
+    check_form(mechanism, call.causal, "this call")
     if call.score_mod is not None and not mechanism.takes_score_mod:
         raise OptionError(f"Mechanism {name!r} has no scores to which score_mod could add; leave score_mod out.")
     if call.global_mask is not None and not mechanism.takes_globals:
@@ -290,14 +292,14 @@ def run_batch(
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite and mean nothing.
     """
     by_mechanism = functools.partial(run_mechanism, mechanism, run=run, alone=alone)
-    full = None if call.causal or mechanism.shard is not None else mechanism.full
+    full = None if call.causal or mechanism.shard is not None else full_of(mechanism)
     if full is None:
         return by_mechanism(q, k, v, call)
 
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_mechanism(full, q, k, v, call.for_full_attention(), None if run is None else getattr(full, run.__name__), alone=alone)
 
-    return by_length(in_full, by_mechanism, mechanism.exact_length, mechanism.needs_whole_batch, q, k, v, call)
+    return by_length(in_full, by_mechanism, exact_length_of(mechanism), mechanism.needs_whole_batch, q, k, v, call)
 
 
 def run_mechanism(
@@ -320,7 +322,7 @@ def run_mechanism(
                 return attention(q, k, v, call)
             if mechanism.is_cross_attention:
                 q, k, v, call = without_padding(q, k, v, call, cross=True)
-            if not mechanism.per_sequence(call):
+            if not per_sequence(mechanism, call):
                 return attention(*(without_padding(q, k, v, call) if mechanism.ignores_padding else (q, k, v, call)))
             packed, cross = batch.documents is not None, mechanism.is_cross_attention
             single_call = cross or (run is None and mechanism.needs_whole_batch)

@@ -34,6 +34,7 @@ from .engines.cpu.dense_mask import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
+from .mechanisms.common.short_texts import exact_length_of, for_length, full_of
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
@@ -177,7 +178,7 @@ def longattn_attention_forward(
     key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
-        mask = mechanism.at(key.shape[2], causal).fused_mask(key, causal)
+        mask = for_length(mechanism, key.shape[2], causal).fused_mask(key, causal)
         if mask is True and not (dropout and query.device.type == "cpu"):  # what transformers' sdpa attention does, at the same cost
             output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
             return output.transpose(1, 2).contiguous(), None
@@ -212,7 +213,13 @@ def longattn_attention_forward(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    if dense_mask is not None and in_graph() and not causal and mechanism.full is not None and mechanism.at(key.shape[2]) is mechanism:
+    if (
+        dense_mask is not None
+        and in_graph()
+        and not causal
+        and full_of(mechanism) is not None
+        and for_length(mechanism, key.shape[2]) is mechanism
+    ):
         raise MaskError(
             "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot tell which are short; "
             "give each document its own row with padding, leave torch.compile out, or set exact_length=0."
@@ -390,11 +397,11 @@ def _sharded(
     if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     sharded = functools.partial(mechanism.attend_sharded, shard=shard)
-    full = None if call.causal else mechanism.full
+    full = None if call.causal else full_of(mechanism)
     if full is None:
         return sharded(query, key, value, call).transpose(1, 2).contiguous()
     in_full = functools.partial(shard.run, full)
-    return by_length_sharded(in_full, sharded, mechanism.exact_length, query, key, value, call, shard).transpose(1, 2).contiguous()
+    return by_length_sharded(in_full, sharded, exact_length_of(mechanism), query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:

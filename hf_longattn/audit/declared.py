@@ -25,6 +25,7 @@ from ..loading import new_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.short_texts import for_length
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
@@ -294,7 +295,7 @@ class DeclaredReach:
     def _of_mechanism(self, mechanism: Mechanism, causal: bool, chosen: Tensor | None) -> LayerReach:
         """The pairs of a mechanism's mask if this is its whole definition, else those within its locality."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
-        mechanism = mechanism.at(self.length, causal)
+        mechanism = for_length(mechanism, self.length, causal)
         call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
         tokens = mechanism.resolve_globals(torch.empty(1, 1, self.length, 1), call)
         local = mechanism.locality(causal)

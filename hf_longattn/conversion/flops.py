@@ -20,6 +20,7 @@ from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.registry import mechanism_from, prototype
+from ..mechanisms.common.short_texts import for_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
 from .grid_sizes import GridSize
 from .input_sizes import InputSize
@@ -265,7 +266,7 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
     dense = full_pairs(length, shape.causal)
     width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
-    pairs = {layer: layer.at(length, shape.causal).pairs(length, shape.causal) for layer in set(layers)}
+    pairs = {layer: for_length(layer, length, shape.causal).pairs(length, shape.causal) for layer in set(layers)}
     cache = None
     if shape.causal:
         cache = state_bytes(layers, shape, length)

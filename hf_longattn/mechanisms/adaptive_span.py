@@ -28,7 +28,7 @@ from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
 from .common.base import Mechanism
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.layout import band_pairs
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
@@ -122,7 +122,7 @@ class AdaptiveSpan(Mechanism):
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """Keys within the span and its ramp are kept."""
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
         places = torch.arange(k.shape[2], device=k.device)

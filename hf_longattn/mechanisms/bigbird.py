@@ -34,7 +34,7 @@ from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Extent
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.layout import full_pairs, joined, tokens_of
 from .common.masked import MaskedMechanism
 from .common.registry import register_mechanism
@@ -88,7 +88,7 @@ class BigBird(MaskedMechanism):
         "a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
         "tokens of your own"
     )
-    engine: ClassVar[str] = "gathered"
+    engine = "gathered"
     exports_definition = True
     cost = "N·b·(w+r+2g)"
     takes_globals = True
@@ -189,7 +189,7 @@ class BigBird(MaskedMechanism):
 
         return count
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         times = self.times(call, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0

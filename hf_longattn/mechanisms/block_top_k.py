@@ -26,7 +26,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
 from ..options import Options, option
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.layout import full_pairs, tokens_of
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
@@ -119,7 +119,7 @@ class BlockTopK(SummarisedMechanism):
         parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
         return gathered_attention(q, k, v, parts, call)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         size, per_query = self.options.block_size, self.options.per == "query"
         means, filled = block_means(repeat_heads(k, q.shape[1]), call.key_mask, size)
         askers = q if per_query else block_means(q, call.key_mask, size)[0]

@@ -135,11 +135,11 @@ class Longformer(SparseMechanism):
         query, key, _ = self.separate.exact(self._hidden(call), q.dtype)
         return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, call), weights)
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        out, tokens = super().reference(q, k, v, call), self._separate_tokens(q, k, call)
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        out, tokens = super().defined(q, k, v, call), self._separate_tokens(q, k, call)
         if tokens is None:
             return out
-        query, key, value = self.separate.exact(self._hidden(call), torch.float64)
+        query, key, value = self.separate.exact(self._hidden(call), q.dtype)
         weights = super().dense_weights(query, key, self.with_dense_terms(query, key, call))
         return torch.where(tokens[:, None, :, None], weights @ value, out)
 

@@ -49,7 +49,7 @@ from ..errors import OptionError
 from ..naming import OPERATORS
 from ..options import Options, option
 from .common.base import Mechanism
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.layout import full_pairs, joined, neighbourhoods
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
@@ -283,7 +283,7 @@ class Lsg(Mechanism):
             k, v, call = means.appended(k, v, call)
         return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen, q_idx=i)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.beyond and self.options.selection in AVERAGING_SELECTIONS:
             return None
         length, missing, taken = k.shape[2], self.missing, None

@@ -167,8 +167,15 @@ class NSA(SummarisedMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NSAOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if options.num_blocks < options.always_selected(causal=False):
-            self.causal = True
+        if options.num_blocks < (needed := options.always_selected(causal=False)):
+            self.causal, self.why_one_form = (
+                True,
+                (
+                    f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {{where}} needs: the query's own, "
+                    f"{needed - options.initial_blocks - 1} next to it (half of local_blocks={options.local_blocks} on each side) and "
+                    f"{options.initial_blocks} initial ones; but num_blocks is {options.num_blocks}; for example num_blocks={needed + 1}."
+                ),
+            )
         sizes = options.compress_size, head_dim, options.hidden or head_dim
         self.keys, self.values = Compression(*sizes), Compression(*sizes)
         self.gate, self.gate_bias = nn.Parameter(torch.empty(num_heads, head_dim, 3)), nn.Parameter(torch.empty(num_heads, 3))
@@ -182,14 +189,6 @@ class NSA(SummarisedMechanism):
         self.values.reset_parameters(generator)
         nn.init.zeros_(self.gate)
         nn.init.constant_(self.gate_bias, math.log(INITIAL_GATE / (1 - INITIAL_GATE)))
-
-    def wrong_form(self, causal: bool, where: str) -> OptionError:
-        needed = self.options.always_selected(causal=False)
-        return OptionError(
-            f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {where} needs: the query's own, "
-            f"{needed - self.options.initial_blocks - 1} next to it (half of local_blocks={self.options.local_blocks} on each side) and "
-            f"{self.options.initial_blocks} initial ones; but num_blocks is {self.options.num_blocks}; for example num_blocks={needed + 1}."
-        )
 
     def gates(self, q: Tensor) -> tuple[Tensor, ...]:
         """Gates of the compressed, selected and window branches, each ``(B, H, Nq, 1)``, in fp32 at least."""

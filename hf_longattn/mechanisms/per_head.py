@@ -22,9 +22,10 @@ from ..options import Options, option
 from ..positions.distances import Extent
 from .common.base import Mechanism
 from .common.composite import Composite, HeadSpec
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.decoding import Columns
 from .common.registry import register_mechanism
+from .common.scores import softmax_over
 from .window import WindowOptions
 
 EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,full' to take turns"
@@ -95,15 +96,12 @@ class PerHead(Composite):
 
     options: PerHeadOptions
 
-    @property
-    def only_path(self) -> str:
-        return ", ".join(dict.fromkeys(member.only_path for member in self.mechanisms))
-
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerHeadOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         assigned = options.assign(num_heads)
         self.groups = [heads for _, heads in assigned]
         self.adopt(choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned)
+        self.engine = ", ".join(dict.fromkeys(member.engine for member in self.mechanisms))
         projecting = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
         if projecting is not None:
             raise OptionError(
@@ -158,8 +156,8 @@ class PerHead(Composite):
             weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))))
         return self._in_order(weights)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
-        members: list[tuple[KeptKeys, list[int]]] = []
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+        members: list[tuple[KeysOrWeights, list[int]]] = []
         for member, heads in self._heads():
             member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
             queries, keys = self._of_heads(heads, q, k)
@@ -169,8 +167,14 @@ class PerHead(Composite):
             members.append((keeps, heads))
 
         def of_all(rows: Tensor, scores: Tensor) -> Tensor:
-            parts = [(keeps(rows, take_heads(scores, heads)), heads) for keeps, heads in members]
-            return self._in_order([keys_kept.expand(len(scores), len(heads), *scores.shape[2:]) for keys_kept, heads in parts])
+            parts = []
+            for keeps, heads in members:
+                of_heads = take_heads(scores, heads)
+                parts.append(keeps(rows, of_heads).expand(of_heads.shape))
+            if len({part.dtype for part in parts}) > 1:  # the weights of some heads, the keys of others
+                masks = ((part, take_heads(scores, heads)) for part, (_, heads) in zip(parts, members, strict=True))
+                parts = [softmax_over(own, part) if part.dtype == torch.bool else part for part, own in masks]
+            return self._in_order(parts)
 
         return of_all
 

@@ -32,7 +32,7 @@ from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Extent
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import MaskedMechanism
 from .common.registry import register_mechanism
@@ -125,7 +125,7 @@ class ShiftedGroups(MaskedMechanism):
         real = call.real(k)
         return seen | self._wrapped(*index_grid(1, self.num_heads, q.shape[2], k.shape[2], k.device)[1:], real, call.causal)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         masked = self.kept_by_mask(k, call)
         if not (self.grouped and self.options.wrap):
             return masked

@@ -24,7 +24,7 @@ from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
 from ..options import Options, option
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
@@ -75,7 +75,7 @@ class TopK(SummarisedMechanism):
                 index = search_keys(q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         def keeps(rows: Tensor, scores: Tensor) -> Tensor:
             chosen = topk(scores, self.options.num_keys)
             empty = torch.zeros(*scores.shape[:-1], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)

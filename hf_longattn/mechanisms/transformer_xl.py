@@ -32,7 +32,7 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
 from ..positions.relative import Span
-from .common.cost import KeptKeys
+from .common.cost import KeysOrWeights
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
@@ -103,7 +103,7 @@ class TransformerXL(GatheredMechanism):
         memory = blocks[:, :1] + torch.arange(-memory_length, 0, device=device)
         return blocks, memory.clamp(min=-1)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return self.kept_by_mask(k, call)  # it does not matter where gradients stop
 
     def only_parts(self) -> bool:
@@ -172,12 +172,12 @@ class TransformerXL(GatheredMechanism):
     def stops_gradients(self, length: int) -> bool:
         return self.options.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in float64. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as constants."""
-        if not self.options.stops:
-            return super().reference(q, k, v, call)
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The definition. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as constants."""
+        if not self.options.stops or torch.compiler.is_exporting():
+            return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
-        q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.detached_kv)))
+        remembered = [x.to(q.dtype) for x in _remembered(k, v, call.detached_kv)]
         in_segment, in_memory = (scaled_scores(q, keys, self.with_dense_terms(q, keys, call)) for keys in (k, remembered[0]))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own_segment = q_idx // size == kv_idx // size

@@ -67,7 +67,7 @@ class Window2d(GridMechanism):
     summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
     paper = "Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3"
     when = "pictures and videos: the first choice on a grid, with full attention in one layer of three or four"
-    engine: ClassVar[str] = "grid_windows"
+    engine = "grid_windows"
     cost = "N·w² on a picture"
     options_type = Window2dOptions
     sample: ClassVar[dict[str, Any]] = {"window": 4}

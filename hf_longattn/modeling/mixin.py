@@ -15,6 +15,7 @@ from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_col
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.short_texts import exact_length_of, full_of
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
 from ..naming import BEFORE_UPLOAD, TAGS
@@ -280,7 +281,7 @@ class LongAttentionMixin(_Base):
         if not valid or not self.runs_mechanisms:
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
-        return all(mechanism.decodes_in_graph and mechanism.recursion is None for mechanism in decoding)
+        return all((mechanism.steps_by_mask or mechanism.stateful) and mechanism.recursion is None for mechanism in decoding)
 
 
 @contextmanager
@@ -365,7 +366,9 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
-            self.exact_length = min((layer.exact_length for layer in layer_mechanisms(self) if layer.full is not None), default=None)
+            self.exact_length = min(
+                (exact_length_of(layer) for layer in layer_mechanisms(self) if full_of(layer) is not None), default=None
+            )
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""

@@ -15,6 +15,7 @@ from ..errors import LengthError, OptionError, StreamError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from, prototype
+from ..mechanisms.common.short_texts import form_problem
 from .tail import Tail
 
 PARTS = ("q", "k", "v")
@@ -27,8 +28,8 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     Raises:
         StreamError: the distance is unbounded, or depends on the whole sequence, or the mechanism lacks the form.
     """
-    if mechanism.causal not in ("both", causal):
-        raise StreamError(str(mechanism.wrong_form(causal, "this stream")))
+    if problem := form_problem(mechanism, causal, "this stream"):
+        raise StreamError(problem)
     local = mechanism.locality(causal)
     instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
     if local is None:

@@ -21,6 +21,7 @@ from ...engines.common.call import UNBOUNDED
 from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...mechanisms import Mechanism
 from ...mechanisms.common.registry import prototype
+from ...mechanisms.common.short_texts import exact_length_of, full_of
 from ...modeling.family.definition import FAMILIES, Family
 from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows
@@ -240,7 +241,7 @@ def choose_twin(model: LongModel) -> TwinChoice:
     """The first twin that holds the model, or the reason of the most special one that comes near."""
     if model.family.towers:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
-    if exact := next((layer.exact_length for layer in model.layers if layer.full is not None), 0):
+    if exact := next((exact_length_of(layer) for layer in model.layers if full_of(layer) is not None), 0):
         return TwinChoice(None, "", "", f"No stock architecture has exact_length={exact}; convert with --option exact_length=0.")
     reasons: list[tuple[bool, str]] = []
     other_layer = next((layer for layer in model.layers if not is_full(layer, model.causal)), None)

@@ -44,12 +44,13 @@ from ...engines.common.sequences import weights_per_sequence
 from ...errors import LengthError, OptionError
 from ...options import Options
 from ...positions.relative import RelativePositions
-from .cost import Cost, Reading
+from .cost import Cost
 from .decoding import Decoding
-from .ordered import reading_in_order, weights_in_order
+from .ordered import weights_in_order
 from .scores import ScoreTerms
 from .sharding import Shardable
-from .traits import Traits
+from .short_texts import exact_length_of, full_of
+from .traits import Traits, per_sequence
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
@@ -68,7 +69,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     """Author, year, title, section or equation."""
     when: ClassVar[str] = ""
     """Good use cases, as a noun or a clause without a full stop."""
-    engine: ClassVar[str] = "its own"
+    engine: str = "its own"
     """Engine that ``forward`` runs on, for lists of mechanisms."""
     cost: ClassVar[str] = "not stated"
     """How time grows with the length N, such as ``"N·w"``."""
@@ -77,8 +78,6 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     trains: bool = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
     options_type: ClassVar[type[Options]] = Options
-    ignores_exact_length: bool = False
-    """Whether ``exact_length`` is switched off for now, to measure the mechanism on short texts."""
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
     sample: ClassVar[dict[str, Any]] = {}
     """Options for inputs of a few hundred tokens, for tests and pictures."""
@@ -92,57 +91,9 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         super().__init__()
         self.num_heads, self.head_dim, self.hidden_size, self.max_length = num_heads, head_dim, hidden_size, max_length
         self.options = options
+        self.ignores_exact_length = False
+        """Whether ``exact_length`` is switched off for now, to measure the mechanism on short texts."""
         self.build_relative(options, num_heads, head_dim, hidden_size)
-
-    @property
-    def no_exact_length(self) -> str:
-        """Why short texts cannot be attended in full with these options; empty if they can."""
-        reasons = {
-            "exists in the causal form only": self.causal is True,
-            "reads a grid": self.reads_grid,
-            "passes memory tokens from segment to segment": self.recursion is not None,
-            "counts padding with these options": not self.ignores_padding,
-            "adds relative positions to the scores": self.relative is not None,
-        }
-        return next((why for why, holds in reasons.items() if holds), "")
-
-    def check_exact_length(self) -> None:
-        """Raise :class:`OptionError` where short texts cannot be attended in full with these options."""
-        if self.no_exact_length:
-            raise OptionError(
-                f"Mechanism {self.name!r} {self.no_exact_length}, so that it cannot attend short texts in full as another model does; "
-                "leave exact_length out, or set exact_length=0."
-            )
-
-    @property
-    def exact_length(self) -> int:
-        """Maximum length for full attention, in tokens, from the option of this name; 0 if unset."""
-        return self.options.exact_length or 0
-
-    @property
-    def full(self) -> Mechanism | None:
-        """Full attention for sequences of at most :attr:`exact_length` tokens; ``None`` without that option."""
-        if not self._full or self.is_cross_attention or self.ignores_exact_length:
-            return None
-        full = self._full[0]
-        if full.layer != self.layer:
-            full.layer = self.layer
-        return full
-
-    def check_form(self, causal: bool, where: str) -> None:
-        """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
-        if self.causal not in ("both", causal):
-            raise self.wrong_form(causal, where)
-        if causal and self.full is not None:
-            raise OptionError(
-                f"exact_length={self.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "
-                f"a causal window of {self.options.exact_length} tokens already sees all of shorter texts."
-            )
-
-    def at(self, length: int, causal: bool = False) -> Mechanism:
-        """The mechanism for ``length`` tokens: :attr:`full` up to ``exact_length``, else this one. Always this one when causal."""
-        full = None if causal else self.full
-        return self if full is None or length > self.exact_length else full
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter and buffer, including those of relative positions and members.
@@ -183,10 +134,6 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         """The definition in the inputs' dtype, without dropout. Exported in place of an engine that cannot be."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in float64, with the N×N matrix: ``(B, H, Nq, D)``."""
-        return self.defined(q.double(), k.double(), v.double(), call)
-
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
         """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
 
@@ -209,9 +156,9 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         if self.is_cross_attention:
             q, k, _, call = without_padding(q, k, k, call, cross=True)
             return weights(q, k, call).to(dtype)
-        if self.full is not None and not call.causal:
-            weights = functools.partial(weights_by_length, self.full._weights, weights, self.exact_length)
-        if self.per_sequence(call):
+        if not call.causal and (full := full_of(self)) is not None:
+            weights = functools.partial(weights_by_length, full._weights, weights, exact_length_of(self))
+        if per_sequence(self, call):
             matrix = weights_per_sequence(weights, q, k, call)
         else:
             q, k, _, call = without_padding(q, k, k, call) if self.ignores_padding else (q, k, k, call)
@@ -222,23 +169,6 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, self.with_dense_terms(q, k, call))
-
-    def reading(self, q: Tensor, k: Tensor, call: AttentionCall) -> Reading | None:
-        """:meth:`kept_keys`, or :meth:`row_weights` for a mechanism without them, or ``None``. Arguments as for :meth:`kept_keys`.
-        Applies the options ``order`` and ``exact_length``.
-
-        Raises:
-            GridError: the option ``order`` is set, and the call has no grid, is causal or has fewer queries than keys.
-        """
-        if (full := self.at(k.shape[2], call.causal)) is not self:
-            return full.reading(q, k, call.replace(global_mask=None))
-        if self.options.order is not None:
-            return reading_in_order(self.options.order, self._reading, q, k, call)
-        return self._reading(q, k, call)
-
-    def _reading(self, q: Tensor, k: Tensor, call: AttentionCall) -> Reading | None:
-        keys = self.kept_keys(q, k, call)
-        return self.row_weights(q, k, call) if keys is None else keys
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())

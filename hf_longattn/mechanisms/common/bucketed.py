@@ -25,7 +25,7 @@ from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
-from .cost import KeptKeys
+from .cost import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
 
@@ -33,7 +33,7 @@ from .summaries import CacheSummaries, SummarisedMechanism
 class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine. Its methods get raw keys, since rounding in :meth:`key_vectors` could change a bucket."""
 
-    engine: ClassVar[str] = "bucketed"
+    engine = "bucketed"
     exports_definition = True
     summary_unit = 1
     bitwise_causal: ClassVar[bool] = False
@@ -128,7 +128,7 @@ class BucketedMechanism(SummarisedMechanism):
         seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
         return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.count_duplicates or not self.plain_scores:
             return None
         meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ...engines.common.call import UNBOUNDED, AttentionCall
 from ...positions.distances import Extent, untrained_distances
 from .layout import full_pairs
+from .ordered import keys_in_order
 from .sharding import Shardable
+from .short_texts import for_length
 
-KeptKeys = Callable[[Tensor, Tensor], Tensor]
-"""``(rows, scores) -> kept``: the keys that the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable).
-``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; ``kept`` may be True for such keys."""
+if TYPE_CHECKING:
+    from .base import Mechanism
 
-RowWeights = Callable[[Tensor, Tensor], Tensor]
-"""``(rows, scores) -> weights``: the weight of every key for the queries at ``rows (n,)``, ``(B, H, n, N)``, each row summing to 1."""
-Reading = KeptKeys | RowWeights
+KeysOrWeights = Callable[[Tensor, Tensor], Tensor]
+"""``(rows, scores) ->`` the keys that the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable); or, for one softmax over
+keys and means of keys, the weight of every key, ``(B, H, n, N)``, each row summing to 1. The keys of a mean share its weight.
+``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; keys kept may be hidden."""
 
 
 class Cost(Shardable):
@@ -40,8 +43,8 @@ class Cost(Shardable):
         everything = self.relative is None and self.covers(UNBOUNDED, causal)
         return (UNBOUNDED, 0 if causal else UNBOUNDED) if everything else None
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
-        """The keys that each query keeps, if the mechanism is softmax over some keys; ``None`` for anything else.
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+        """The keys that each query keeps, or the weights of all keys, if the mechanism is one softmax; ``None`` for anything else.
 
         Works on some rows at a time, in memory linear in N, without the values and for any queries. :mod:`hf_longattn.diagnostics` uses it
         to measure how much of the softmax's mass is kept.
@@ -49,11 +52,6 @@ class Cost(Shardable):
         Args:
             q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.
         """
-        return None
-
-    def row_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> RowWeights | None:
-        """The weight of every key, for one softmax over keys and means of keys; ``None`` for anything else.
-        The keys of a mean share its weight. Arguments and memory as for :meth:`kept_keys`."""
         return None
 
     def extent(self, causal: bool) -> Extent | None:
@@ -64,7 +62,21 @@ class Cost(Shardable):
         counted = local.period - 1 if local.ahead else 0  # the further a query is into its block, the less of it lies ahead
         return Extent(local.back, local.ahead, local.back + local.ahead - counted)
 
-    def untrained_distances(self, rule: str, trained: int, length: int, causal: bool) -> str:
-        """Why this mechanism needs training if positions are extended by ``rule``; empty if it does not. See
-        :func:`~hf_longattn.positions.untrained_distances`."""
-        return untrained_distances(rule, trained, length, self.extent(causal), self.reach())
+
+def needs_training_by(mechanism: Cost, rule: str, trained: int, length: int, causal: bool) -> str:
+    """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
+    :func:`~hf_longattn.positions.untrained_distances`."""
+    return untrained_distances(rule, trained, length, mechanism.extent(causal), mechanism.reach())
+
+
+def keys_or_weights(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    """:meth:`Mechanism.kept_keys` with the options ``order`` and ``exact_length`` applied.
+
+    Raises:
+        GridError: the option ``order`` is set, and the call has no grid, is causal or has fewer queries than keys.
+    """
+    if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
+        mechanism, call = full, call.replace(global_mask=None)
+    if mechanism.options.order is None:
+        return mechanism.kept_keys(q, k, call)
+    return keys_in_order(mechanism.options.order, mechanism.kept_keys, q, k, call)

@@ -39,11 +39,6 @@ class Decoding(Traits):
         """Whether :meth:`attend_step`, one call with rows of a mask, may replace ``forward`` in decoding steps."""
         return False
 
-    @property
-    def decodes_in_graph(self) -> bool:
-        """Whether one compiled graph serves every step over a static cache, whatever the cache holds."""
-        return self.steps_by_mask or self.stateful
-
     def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
         """Causal attention of the tokens of a decoding step. Requires :attr:`steps_by_mask`.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from ...engines.gathered import gathered_attention
 from ...positions.relative import Span
 from ...private_apis import warn_missing
 from .base import Mechanism
-from .cost import KeptKeys
+from .cost import KeysOrWeights
 from .decoding import Columns
 from .layout import band_pairs, full_pairs, global_parts
 from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
@@ -67,10 +66,10 @@ class MaskedMechanism(Mechanism):
         scores = scaled_scores(q, k, call)
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         return self.kept_by_mask(k, call) if self.options.is_mask() and self.recursion is None else None
 
-    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """:meth:`kept_keys`, given by the mask alone."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
@@ -182,7 +181,7 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
 class SparseMechanism(MaskedMechanism):
     """A mechanism whose mask is a band, possibly with global rows and columns."""
 
-    engine: ClassVar[str] = "block_sparse"
+    engine = "block_sparse"
 
     @property
     def position_dependent(self) -> bool:  # type: ignore[override]
@@ -269,7 +268,7 @@ class GatheredMechanism(MaskedMechanism):
     The engine always gets a whole sequence. If there are fewer queries than keys, zero queries are put in front.
     """
 
-    engine: ClassVar[str] = "gathered"
+    engine = "gathered"
     exports_definition = True
     listed = True
 

@@ -26,7 +26,7 @@ from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...errors import GridError, LengthError, OptionError
 from ...options import Options, option
-from .cost import KeptKeys
+from .cost import KeysOrWeights
 from .masked import MaskedMechanism
 from .scores import visible_to_all
 
@@ -58,7 +58,7 @@ class GridOptions(Options):
 class GridMechanism(MaskedMechanism):
     """A mechanism defined by a mask over the coordinates of cells. Subclasses define :meth:`sees`, and :meth:`tiles` for the engine."""
 
-    engine: ClassVar[str] = "gathered"
+    engine = "gathered"
     causal = False
     needs_grid: ClassVar[bool] = True
     pictures_need_order: ClassVar[bool] = False
@@ -138,7 +138,7 @@ class GridMechanism(MaskedMechanism):
         grid = self.grid_for(q, k, call)
         return self.mask_on(grid)(*index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)) & visible_to_all(q, k, call)
 
-    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
 
     def shared_prefix(self, grid: Grid) -> int:

@@ -17,9 +17,9 @@ from ...engines.common.call import AttentionCall, AttentionFunction, remapped
 from ...engines.common.grid import Grid
 from ...engines.common.token_order import token_order
 from ...errors import GridError
-from .cost import Reading
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
+RowFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
@@ -47,9 +47,9 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
     return ordered
 
 
-def reading_in_order(
-    order: str, read: Callable[[Tensor, Tensor, AttentionCall], Reading | None], q: Tensor, k: Tensor, call: AttentionCall
-) -> Reading | None:
+def keys_in_order(
+    order: str, read: Callable[[Tensor, Tensor, AttentionCall], RowFunction | None], q: Tensor, k: Tensor, call: AttentionCall
+) -> RowFunction | None:
     """``read(q, k, call)`` on the tokens of ``call.grid`` in ``order``, for rows in the original order; raises as :func:`in_order` does."""
     tokens = _reorder(order, q, k, call)
     ordered = read(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)

@@ -21,6 +21,7 @@ from ...errors import OptionError, RegistrationError, UnknownMechanismError, def
 from ...naming import FLAT_FILES, load_module, module_names
 from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from .base import Mechanism, reset
+from .short_texts import why_not_in_full
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
@@ -240,7 +241,11 @@ def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
 def _add_full(mechanism: Mechanism) -> None:
     """If the option ``exact_length`` is set, give the mechanism full attention for short texts."""
     if mechanism.options.exact_length:
-        mechanism.check_exact_length()
+        if why := why_not_in_full(mechanism):
+            raise OptionError(
+                f"Mechanism {mechanism.name!r} {why}, so that it cannot attend short texts in full as another model does; "
+                "leave exact_length out, or set exact_length=0."
+            )
         sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
         mechanism._full = (mechanism_class("full")(*sizes, None, Options()),)
 

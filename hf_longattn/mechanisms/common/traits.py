@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ...engines.common.call import AttentionCall
 from ...engines.common.document_rows import Stacking
 from ...engines.common.grid import Grid
-from ...errors import OptionError
 from ...options import Options
 from .token_rules import TokenRule
 
@@ -43,7 +42,6 @@ class Traits(nn.Module):
 
     name: ClassVar[str]
     """Set by :func:`hf_longattn.register_mechanism`."""
-    engine: ClassVar[str]
     causal: bool | str
     options: Options
     layer: int = 0
@@ -87,6 +85,8 @@ class Traits(nn.Module):
     bitwise_causal: ClassVar[bool] = True
     """Whether later tokens leave a causal row bitwise unchanged. Otherwise they change it by rounding alone (1e-6)."""
 
+    why_one_form: str = ""
+    """Why these options have one form only, and what to change. ``{where}`` stands for what needs the other form."""
     exports: bool = True
     """Whether ``torch.export`` writes one graph for all lengths."""
     exports_definition: bool = False
@@ -142,24 +142,10 @@ class Traits(nn.Module):
         """Which packed documents may be rows of one batch, padded on the right; ``None`` if padding counts."""
         return (Stacking(most_calls=1) if self.needs_whole_batch else Stacking()) if self.ignores_padding else None
 
-    def per_sequence(self, call: AttentionCall) -> bool:
-        """Whether the sequences of a call are moved to index 0 before the mechanism runs. False without a batch, for rows in which padding
-        counts, and if every row fills one grid: there, padding is a hole wherever it lies."""
-        if call.batch is None:
-            return False
-        if call.batch.documents is not None or (isinstance(call.grid, tuple) and self.reads_grid):
-            return True
-        return self.ignores_padding and not (call.grid is not None and self.reads_grid)
-
     @property
     def reads_grid(self) -> bool:
         """Whether the grid coordinates of tokens matter."""
         return self.needs_grid or self.options.order is not None
-
-    @property
-    def only_path(self) -> str:
-        """The path name of a ``forward`` that has a single path."""
-        return self.engine.replace("_", "-")
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """The mask of the equivalent single fused call, for rows of real tokens with keys ``key (B, H_kv, N, D)``.
@@ -167,14 +153,6 @@ class Traits(nn.Module):
         ``True`` means causality or no mask; a tensor ``(1, 1, N, N)`` is added to the scores; ``False`` means that there is no such call.
         """
         return False
-
-    def wrong_form(self, causal: bool, where: str) -> OptionError:
-        """The error when ``where`` needs a form, causal or bidirectional, that does not exist with these options."""
-        chosen = "" if type(self).causal == self.causal else " with these options"
-        return OptionError(
-            f"Mechanism {self.name!r} exists only with causal={self.causal}{chosen}, but {where} needs causal={causal}; "
-            f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
-        )
 
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
         """Set the parameters from activations of a trained full-attention layer. Returns whether there was anything to set.
@@ -198,3 +176,13 @@ class Traits(nn.Module):
     def auxiliary_loss(self) -> Tensor | None:
         """A loss term, already weighted, that a model adds while it trains; ``None`` if there is none."""
         return None
+
+
+def per_sequence(mechanism: Traits, call: AttentionCall) -> bool:
+    """Whether the sequences of a call are moved to index 0 before the mechanism runs. False without a batch, for rows in which padding
+    counts, and if every row fills one grid: there, padding is a hole wherever it lies."""
+    if call.batch is None:
+        return False
+    if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):
+        return True
+    return mechanism.ignores_padding and not (call.grid is not None and mechanism.reads_grid)

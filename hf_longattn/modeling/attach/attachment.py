@@ -18,6 +18,7 @@ from ...engines.common.derivatives import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.registry import mechanism_from
+from ...mechanisms.common.short_texts import check_form
 from ...memory import AttentionCacheLayer
 from ..family.config import attention_implementation
 from ..family.definition import attention_names
@@ -76,7 +77,7 @@ def attach_mechanisms(
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = site.causal
-        mechanism.check_form(causal, f"{site.name} of {type(model).__name__}")
+        check_form(mechanism, causal, f"{site.name} of {type(model).__name__}")
         if mechanism.takes_hidden_states:
             _check_projections(site, mechanism, model)
         if mechanism.takes_hidden_states or mechanism.stops_gradients(sys.maxsize):

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ...engines.common.batch import Batch, in_graph
 from ...errors import MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.short_texts import for_length
 from ...mechanisms.common.token_rules import TokenRule
 from ...naming import LOGGER
 from ..family.validation import input_of
@@ -82,7 +83,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     if mask is None:
         return
     length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
-    if not any(mechanism.takes_globals or mechanism.at(length).covers(length) for mechanism in with_members(layers)):
+    if not any(mechanism.takes_globals or for_length(mechanism, length).covers(length) for mechanism in with_members(layers)):
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
         raise MaskError(
             f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "
