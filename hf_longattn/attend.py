@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -18,6 +19,7 @@ from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen,
 from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
+from .engines.common.document_rows import Stacking
 from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.grid_bias import GridBias
@@ -29,7 +31,7 @@ from .mechanisms.common.base import Mechanism
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 from .mechanisms.common.short_texts import check_form, exact_length_of, full_of
-from .mechanisms.common.traits import per_sequence
+from .mechanisms.common.traits import needs_whole_batch, per_sequence
 from .options import LARGEST, SEED
 
 
@@ -167,9 +169,9 @@ def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall
     """Refuse arguments of :func:`attend` that ``mechanism`` does not use."""
     name, hidden = mechanism.name, call.hidden_states
     check_form(mechanism, call.causal, "this call")
-    if call.score_mod is not None and not mechanism.takes_score_mod:
+    if call.score_mod is not None and not mechanism.traits.takes_score_mod:
         raise OptionError(f"Mechanism {name!r} has no scores to which score_mod could add; leave score_mod out.")
-    if call.global_mask is not None and not mechanism.takes_globals:
+    if call.global_mask is not None and not mechanism.traits.takes_globals:
         raise MaskError(
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
@@ -181,7 +183,7 @@ def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall
         )
     if hidden is None:
         return
-    if not mechanism.takes_hidden_states:
+    if not mechanism.traits.takes_hidden_states:
         raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
     if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
         expected = (len(k), k.shape[2], mechanism.hidden_size)
@@ -299,7 +301,7 @@ def run_batch(
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_mechanism(full, q, k, v, call.for_full_attention(), None if run is None else getattr(full, run.__name__), alone=alone)
 
-    return by_length(in_full, by_mechanism, exact_length_of(mechanism), mechanism.needs_whole_batch, q, k, v, call)
+    return by_length(in_full, by_mechanism, exact_length_of(mechanism), needs_whole_batch(mechanism), q, k, v, call)
 
 
 def run_mechanism(
@@ -323,23 +325,33 @@ def run_mechanism(
             if mechanism.is_cross_attention:
                 q, k, v, call = without_padding(q, k, v, call, cross=True)
             if not per_sequence(mechanism, call):
-                return attention(*(without_padding(q, k, v, call) if mechanism.ignores_padding else (q, k, v, call)))
-            packed, cross = batch.documents is not None, mechanism.is_cross_attention
-            single_call = cross or (run is None and mechanism.needs_whole_batch)
+                return attention(*(without_padding(q, k, v, call) if mechanism.handling.ignores_padding else (q, k, v, call)))
+            handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
+            single_call = cross or (run is None and needs_whole_batch(mechanism))
             separate_calls = (alone or isinstance(call.grid, tuple)) and not cross
-            stacking = mechanism.stacking(call.causal) if packed and not (alone or cross) else None
+            stacking = _stacking(mechanism, call.causal) if packed and not (alone or cross) else None
             kind: Kind = "documents" if packed else "rows"
             if packed and run is None and order is None and not cross:
-                if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.takes_documents:
+                if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
                     kind = "packed rows"
-                elif mechanism.is_plain_band and not (separate_calls or single_call):
+                elif handling.is_plain_band and not (separate_calls or single_call):
                     kind = "packed bands"
             layout = choose(
-                kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=mechanism.position_dependent,
-                single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=mechanism.trims_padding,
+                kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=handling.position_dependent,
+                single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=handling.trims_padding,
             )  # fmt: skip
-            return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=mechanism.clears_padding and run is None)
+            return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=handling.clears_padding and run is None)
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:
             raise
         raise refusal from error
+
+
+def _stacking(mechanism: Mechanism, causal: bool) -> Stacking | None:
+    """Which packed documents may be rows of one batch, padded on the right; ``None`` if padding counts."""
+    if not mechanism.handling.ignores_padding:
+        return None
+    stacking, size = Stacking(most_calls=1) if needs_whole_batch(mechanism) else Stacking(), mechanism.traits.documents_by_block
+    if size is None or causal:
+        return stacking
+    return dataclasses.replace(stacking, kind=lambda length: None if mechanism.covers(length) else -(-length // size))

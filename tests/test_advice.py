@@ -20,7 +20,7 @@ import transformers
 
 from hf_longattn import plan_conversion
 from hf_longattn.cli import main
-from hf_longattn.mechanisms.common.cost import needs_training_by
+from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.recipes import ready_recipes
 from hf_longattn.search.costs import LayerCost, LayerCosts
 from tests.test_commands_in_messages import DOCUMENTS, problem, words_of

@@ -12,7 +12,7 @@ from ..choice_text import write_choice, write_numbers
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
-from ..mechanisms.common.cost import needs_training_by
+from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
 from ..options import EXACT_LENGTH

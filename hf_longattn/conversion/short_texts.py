@@ -35,9 +35,9 @@ class ShortTexts:
 def why_off(mechanism: Mechanism) -> str:
     """Why a layer does not attend short texts in full unless asked; empty if it does."""
     reason = why_not_in_full(mechanism)
-    if mechanism.trains:
+    if mechanism.traits.trains:
         reason = "has parameters of its own, which need training"
-    elif not mechanism.takes_score_mod:
+    elif not mechanism.traits.takes_score_mod:
         reason = "is not full attention over fewer keys"
     return f"{mechanism.name!r} {reason}" if reason else ""
 

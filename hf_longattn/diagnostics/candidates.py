@@ -10,7 +10,8 @@ from ..choice_text import read_choice, write_choice
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, OptionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.cost import KeysOrWeights, keys_or_weights
+from ..mechanisms.common.on_grid import on_grid
+from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from ..mechanisms.common.short_texts import check_form
 from ..modeling.family.audio_config import refuse_reading
@@ -74,7 +75,7 @@ class Candidate:
     def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
         """Query–key products of one head, the unit in which costs are compared."""
         built = self.sized(length, heads, head_dim)
-        return (built if grid is None else built.on(grid)).pairs(length, causal)
+        return (built if grid is None else on_grid(built, grid)).pairs(length, causal)
 
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:
@@ -142,7 +143,7 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
     try:
         mechanism = candidate.build(layer, number)
         check_form(mechanism, causal, "the model")
-        call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
+        call = layer.call if mechanism.traits.takes_globals else layer.call.replace(global_mask=None)
         reading = keys_or_weights(mechanism, layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:

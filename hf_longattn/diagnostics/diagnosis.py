@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..engines.common.grid import Grid
 from ..evaluation.token_loss import LossChange
-from ..mechanisms.common.cost import needs_training_by
 from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.locality import needs_training_by
 from ..staging import unused_name
 from .candidates import Candidate
 from .layer_attention import MEANS, SINK

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32
-from ..mechanisms.common.cost import KeysOrWeights
+from ..mechanisms.common.ordered import KeysOrWeights
 from ..positions.relative import RelativePositions
 
 SINK = 4

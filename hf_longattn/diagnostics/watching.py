@@ -112,7 +112,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
             )
         check_interface(type(stack))
         _check_kinds(stack)
-    elif any(isinstance(module, Mechanism) and module.recursion is not None for module in stack.modules()):
+    elif any(isinstance(module, Mechanism) and module.traits.recursion is not None for module in stack.modules()):
         raise BackendError(
             f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
             "checkpoint that it was made from."

@@ -57,8 +57,10 @@ from ..options import Options, option
 from .common.layout import band_pairs, full_pairs
 from .common.pooled import uniform
 from .common.registry import register_mechanism
+from .common.relative_terms import with_dense_terms
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.traits import Handling
 
 INITIAL_GATE = 1 / 3
 """Each gate before training."""
@@ -154,9 +156,9 @@ class NSA(SummarisedMechanism):
     paper = "Yuan et al. 2025, Native Sparse Attention, §3.3"
     when = "a decoder that you train on long text and that needs evidence from anywhere, at a cost far below full attention"
     engine = "block_selected"
-    exports_definition = True
+    handling = Handling(exports_definition=True, takes_distance_terms=True)
     cost = "N·(n·l'+w) + N·N/d"
-    trains = True
+    traits = SummarisedMechanism.traits.but(trains=True)
     per_head_tensors = ("gate", "gate_bias")
     options_type = NSAOptions
     sample: ClassVar[dict[str, Any]] = {
@@ -168,14 +170,12 @@ class NSA(SummarisedMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NSAOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if options.num_blocks < (needed := options.always_selected(causal=False)):
-            self.causal, self.why_one_form = (
-                True,
-                (
-                    f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {{where}} needs: the query's own, "
-                    f"{needed - options.initial_blocks - 1} next to it (half of local_blocks={options.local_blocks} on each side) and "
-                    f"{options.initial_blocks} initial ones; but num_blocks is {options.num_blocks}; for example num_blocks={needed + 1}."
-                ),
+            why = (
+                f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {{where}} needs: the query's own, "
+                f"{needed - options.initial_blocks - 1} next to it (half of local_blocks={options.local_blocks} on each side) and "
+                f"{options.initial_blocks} initial ones; but num_blocks is {options.num_blocks}; for example num_blocks={needed + 1}."
             )
+            self.causal, self.traits = True, self.traits.but(why_one_form=why)
         sizes = options.compress_size, head_dim, options.hidden or head_dim
         self.keys, self.values = Compression(*sizes), Compression(*sizes)
         self.gate, self.gate_bias = nn.Parameter(torch.empty(num_heads, head_dim, 3)), nn.Parameter(torch.empty(num_heads, 3))
@@ -203,9 +203,6 @@ class NSA(SummarisedMechanism):
         for gate, branch in others:
             total = torch.addcmul(total, gate, branch)
         return total.to(q.dtype)
-
-    def takes_distance_terms(self) -> bool:
-        return True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         window = Pattern.window(self.options.window, call.causal)
@@ -472,7 +469,7 @@ class NSA(SummarisedMechanism):
         return self.mixed(q, compressed, selected, near)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        compressed, selected, window, _ = self._definition(q, k, self.with_dense_terms(q, k, call))
+        compressed, selected, window, _ = self._definition(q, k, with_dense_terms(self, q, k, call))
         gates, heads = self.gates(q), q.shape[1]
         values = repeat_heads(self._defined_compression(self.values, v, call), heads)
         tokens = (gates[1] * selected + gates[2] * window).to(v.dtype) @ repeat_heads(v, heads)
@@ -548,13 +545,13 @@ class NSA(SummarisedMechanism):
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : o.num_blocks - 1], True)
         return ((chosen & allowed) | (away == 0))[..., block]
 
-    def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         if k.shape[1] < len(shard.bounds):
             raise OptionError(
                 f"Mechanism 'nsa' selects blocks for the query heads of a key head together, so that {k.shape[1]} key heads can be divided "
                 f"over at most {k.shape[1]} processes, not {len(shard.bounds)}; use fewer processes, or for example mechanism window."
             )
-        return super().attend_by_heads(q, k, v, call, shard)
+        return super().attend_sharded(q, k, v, call, shard)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The pairs of all three branches. A query and a compressed block are one pair."""

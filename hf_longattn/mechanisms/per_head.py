@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall, mod_of_heads, take_heads
-from ..engines.common.shards import Shard
+from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
-from ..positions.distances import Extent
 from .common.base import Mechanism
 from .common.composite import Composite, HeadSpec
-from .common.cost import KeysOrWeights
-from .common.decoding import Columns
+from .common.decoding import AttendStep, Columns
+from .common.locality import joined
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import softmax_over
+from .common.traits import FitsActivations, Handling
 from .window import WindowOptions
 
 EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,full' to take turns"
@@ -77,16 +78,15 @@ class PerHeadOptions(Options):
 
 
 @register_mechanism("per_head")
-class PerHead(Composite):
+class PerHead(Composite, FitsActivations):
     """Each head, or group of heads, has its own mechanism."""
 
     summary = "a different mechanism for each head or group of heads"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 8"
     when = "the heads of a layer have different tasks, some near and some far"
     engine = "its members'"
-    exports_definition = True
     cost = "its members'"
-    takes_globals = True
+    traits = Composite.traits.but(takes_globals=True)
     options_type = PerHeadOptions
     sample: ClassVar[dict[str, Any]] = {"heads": "window:window=32,longformer:window=16"}
 
@@ -102,7 +102,7 @@ class PerHead(Composite):
         self.groups = [heads for _, heads in assigned]
         self.adopt(choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned)
         self.engine = ", ".join(dict.fromkeys(member.engine for member in self.mechanisms))
-        projecting = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
+        projecting = next((member.name for member in self.mechanisms if member.traits.takes_hidden_states), None)
         if projecting is not None:
             raise OptionError(
                 f"Mechanism {projecting!r} has separate projections with these options, which belong to a whole layer; "
@@ -110,76 +110,59 @@ class PerHead(Composite):
             )
 
     @property
-    def is_plain_band(self) -> bool:  # type: ignore[override]
-        return self.relative is None and all(member.is_plain_band for member in self.mechanisms)
-
-    def takes_distance_terms(self) -> bool:
-        return any(member.takes_distance_terms() for member in self.mechanisms)
+    def handling(self) -> Handling:  # type: ignore[override]
+        members = [member.handling for member in self.mechanisms]
+        return Handling(
+            position_dependent=any(member.position_dependent for member in members),
+            is_plain_band=self.relative is None and all(member.is_plain_band for member in members),
+            takes_distance_terms=any(member.takes_distance_terms for member in members),
+            exports_definition=self.traits.exports,
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        outs = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=None)
-            if call.detached_kv is not None and member.stops_gradients(k.shape[2]):
-                _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
-                member_call = member_call.replace(detached_kv=(detached_k, detached_v))
-            outs.append(member(*self._of_heads(heads, q, k, v), member_call))
-        return self._in_order(outs)
+        return self._in_order([member(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k, v)])
 
     @property
-    def steps_by_mask(self) -> bool:
-        return self.relative is None and self.options.order is None and all(member.steps_by_mask for member in self.mechanisms)
+    def attend_step(self) -> AttendStep | None:
+        steps = [step for member in self.mechanisms if (step := member.attend_step) is not None]
+        if self.relative is not None or self.options.order is not None or len(steps) < len(self.mechanisms):
+            return None
 
-    def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        outs = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            queries, keys, values = self._of_heads(heads, q, k, v)
-            outs.append(member.attend_step(queries, keys, values, member_call, columns))
-        return self._in_order(outs)
+        def attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+            parts = self._parts(k.shape[2], call, q, k, v)
+            return self._in_order([step(*inputs, part, columns) for step, (_, inputs, part) in zip(steps, parts, strict=True)])
+
+        return attend
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        outs = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            if call.detached_kv is not None:
-                stops = member.stops_gradients(shard.length)
-                member_call = member_call.replace(detached_kv=tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None)
-            queries, keys, values = self._of_heads(heads, q, k, v)
-            outs.append(member.attend_sharded(queries, keys, values, member_call, shard))
-        return self._in_order(outs)
+        parts = self._parts(shard.length, call, q, k, v)
+        return self._in_order([member.attend_sharded(*inputs, part, shard) for member, inputs, part in parts])
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        weights = []
-        for member, heads in self._heads():
-            queries, keys = self._of_heads(heads, q, k)
-            weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))))
-        return self._in_order(weights)
+        return self._in_order([member.dense_weights(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)])
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        members: list[tuple[KeysOrWeights, list[int]]] = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            queries, keys = self._of_heads(heads, q, k)
-            keeps = member.kept_keys(queries, keys, member_call)
-            if keeps is None:
-                return None
-            members.append((keeps, heads))
+        keep = [member.kept_keys(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)]
+        keeps = [of_member for of_member in keep if of_member is not None]
+        if len(keeps) < len(keep):
+            return None
 
         def of_all(rows: Tensor, scores: Tensor) -> Tensor:
-            parts = []
-            for keeps, heads in members:
-                of_heads = take_heads(scores, heads)
-                parts.append(keeps(rows, of_heads).expand(of_heads.shape))
+            of_heads = [take_heads(scores, heads) for heads in self.groups]
+            parts = [of_member(rows, own).expand(own.shape) for of_member, own in zip(keeps, of_heads, strict=True)]
             if len({part.dtype for part in parts}) > 1:  # the weights of some heads, the keys of others
-                masks = ((part, take_heads(scores, heads)) for part, (_, heads) in zip(parts, members, strict=True))
-                parts = [softmax_over(own, part) if part.dtype == torch.bool else part for part, own in masks]
+                parts = [softmax_over(own, x) if x.dtype == torch.bool else x for own, x in zip(of_heads, parts, strict=True)]
             return self._in_order(parts)
 
         return of_all
 
-    def _heads(self) -> Iterator[tuple[Mechanism, list[int]]]:
-        return zip(self.mechanisms, self.groups, strict=True)
+    def _parts(self, length: int, call: AttentionCall, q: Tensor, *keys: Tensor) -> Iterator[tuple[Mechanism, list[Tensor], AttentionCall]]:
+        """Every member with its heads' part of the tensors and of the call, for a text of ``length`` tokens."""
+        for member, heads in zip(self.mechanisms, self.groups, strict=True):
+            stops = call.detached_kv is not None and member.traits.stops_gradients(length)
+            detached = tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None
+            part = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=detached)
+            yield member, self._of_heads(heads, q, *keys), part
 
     def _of_heads(self, heads: list[int], q: Tensor, *keys: Tensor) -> list[Tensor]:
         """Queries of ``heads`` with their key and value heads. These stay grouped if ``heads`` consists of whole groups."""
@@ -195,19 +178,14 @@ class PerHead(Composite):
 
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
         done = []
-        for member, heads in self._heads():
-            queries, keys, values = (take_heads(x, heads) for x in (q, k, v))
-            done.append(member.init_from_activations(queries, keys, values, real, causal=causal))
+        for member, heads in zip(self.mechanisms, self.groups, strict=True):
+            if isinstance(member, FitsActivations):
+                queries, keys, values = (take_heads(x, heads) for x in (q, k, v))
+                done.append(member.init_from_activations(queries, keys, values, real, causal=causal))
         return any(done)
 
-    def stops_gradients(self, length: int) -> bool:
-        return any(member.stops_gradients(length) for member in self.mechanisms)
-
-    def extent(self, causal: bool) -> Extent | None:
-        extents = [extent for member in self.mechanisms if (extent := member.extent(causal)) is not None]
-        if len(extents) < len(self.mechanisms):
-            return None
-        return Extent(*(max(getattr(extent, name) for extent in extents) for name in ("back", "ahead", "span")))
+    def locality(self, causal: bool) -> Locality | None:
+        return joined((member.locality(causal) for member in self.mechanisms), one_softmax=False)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return all(member.covers(length, causal) for member in self.mechanisms)

@@ -103,7 +103,7 @@ class LongAttentionMixin(_Base):
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
-        if refused := sorted(name for name, options in chosen if prototype(name, options).takes_globals):
+        if refused := sorted(name for name, options in chosen if prototype(name, options).traits.takes_globals):
             raise OptionError(
                 f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
                 "choose one without, for example mechanism='nystrom' or 'window'."
@@ -281,7 +281,7 @@ class LongAttentionMixin(_Base):
         if not valid or not self.runs_mechanisms:
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
-        return all((mechanism.steps_by_mask or mechanism.stateful) and mechanism.recursion is None for mechanism in decoding)
+        return all(layer.traits.recursion is None and (layer.traits.stateful or layer.attend_step is not None) for layer in decoding)
 
 
 @contextmanager

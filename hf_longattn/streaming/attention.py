@@ -13,6 +13,7 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.shards import Locality
 from ..errors import LengthError, OptionError, StreamError
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.locality import only_locality
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from, prototype
 from ..mechanisms.common.short_texts import form_problem
@@ -30,7 +31,7 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     """
     if problem := form_problem(mechanism, causal, "this stream"):
         raise StreamError(problem)
-    local = mechanism.locality(causal)
+    local = only_locality(mechanism, causal)
     instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
     if local is None:
         raise StreamError(
@@ -38,13 +39,13 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
         )
     if mechanism.options.order is not None:
         raise StreamError(f"Mechanism {mechanism.name!r} orders its tokens on a grid, which a stream does not have; leave out order.")
-    if mechanism.takes_hidden_states or _has_globals(mechanism, causal):
+    if mechanism.traits.takes_hidden_states or _has_globals(mechanism, causal):
         raise StreamError(f"Mechanism {mechanism.name!r} has global tokens with these options, which see the end of the stream; {instead}.")
     return local
 
 
 def _has_globals(mechanism: Mechanism, causal: bool) -> bool:
-    return mechanism.token_rule is not None or mechanism.resolve_globals(torch.empty(1, 1, 1, 1), AttentionCall(causal)) is not None
+    return mechanism.traits.token_rule is not None or mechanism.resolve_globals(torch.empty(1, 1, 1, 1), AttentionCall(causal)) is not None
 
 
 class AttentionStream:

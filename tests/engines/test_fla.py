@@ -151,7 +151,7 @@ def test_causal_linear_attention_by_its_kernels(name: str, dtype: torch.dtype, e
     if packed:
         documents = [torch.repeat_interleave(torch.arange(len(one)), torch.tensor(one)) for one in LENGTHS]
         arguments["documents"] = torch.stack(documents)
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64).to(dtype)
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):

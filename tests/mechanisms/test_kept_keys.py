@@ -11,7 +11,7 @@ from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError
-from hf_longattn.mechanisms.common.cost import keys_or_weights
+from hf_longattn.mechanisms.common.ordered import keys_or_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
 

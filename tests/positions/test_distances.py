@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_longattn import build_mechanism
-from hf_longattn.mechanisms.common.cost import needs_training_by
+from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.positions import Extent, untrained_distances
 
 P = 512

@@ -20,6 +20,7 @@ from ...configuration import LongAttentionConfig
 from ...engines.common.call import UNBOUNDED
 from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...mechanisms import Mechanism
+from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.common.short_texts import exact_length_of, full_of
 from ...modeling.family.definition import FAMILIES, Family
@@ -263,7 +264,7 @@ def missing_class(name: str) -> str | None:
 
 def is_full(mechanism: Mechanism, causal: bool) -> bool:
     """Whether a layer is full attention at any length."""
-    band = mechanism.band(causal)
+    band = band_of(mechanism, causal)
     return band is not None and band[0] == UNBOUNDED
 
 
@@ -273,7 +274,7 @@ def _no_twin(model: LongModel) -> str:
             if mechanism.relative is not None:
                 return f"{where} {index} adds relative positions ({mechanism.options.relative}), which no stock architecture has."
             if not is_full(mechanism, causal):
-                kind = "a window in" if mechanism.band(causal) is not None else f"the mechanism {mechanism.name!r} in"
+                kind = "a window in" if band_of(mechanism, causal) is not None else f"the mechanism {mechanism.name!r} in"
                 return (
                     f"{where} {index} has {mechanism.name!r}, and no stock architecture has {kind} the layers of a {stem_of(model.base)}."
                 )
@@ -306,7 +307,7 @@ def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:
     """Why a layer is neither full attention nor a plain window, and otherwise how far back every layer sees (``None``: everything)."""
     lookbacks: list[int | None] = []
     for index, mechanism in enumerate(model.layers):
-        band = mechanism.band(model.causal)
+        band = band_of(mechanism, model.causal)
         if band is None or not (model.causal or band[0] == band[1]):
             return f"Layer {index} has {described(mechanism)}, which no stock architecture computes.", []
         lookbacks.append(None if band[0] == UNBOUNDED else band[0])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +24,19 @@ from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
-from .cost import KeysOrWeights
+from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
+from .traits import Handling
 
 
 class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine. Its methods get raw keys, since rounding in :meth:`key_vectors` could change a bucket."""
 
     engine = "bucketed"
-    exports_definition = True
+    handling = Handling(exports_definition=True)
     summary_unit = 1
-    bitwise_causal: ClassVar[bool] = False
+    traits = SummarisedMechanism.traits.but(bitwise_causal=False)
     """Later tokens change only the order in which earlier rows are summed. Rows are cut from the sorted tokens."""
 
     @property

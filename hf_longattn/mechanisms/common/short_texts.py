@@ -36,8 +36,8 @@ def why_not_in_full(mechanism: Mechanism) -> str:
     reasons = {
         "exists in the causal form only": mechanism.causal is True,
         "reads a grid": mechanism.reads_grid,
-        "passes memory tokens from segment to segment": mechanism.recursion is not None,
-        "counts padding with these options": not mechanism.ignores_padding,
+        "passes memory tokens from segment to segment": mechanism.traits.recursion is not None,
+        "counts padding with these options": not mechanism.handling.ignores_padding,
         "adds relative positions to the scores": mechanism.relative is not None,
     }
     return next((why for why, holds in reasons.items() if holds), "")
@@ -47,8 +47,8 @@ def form_problem(mechanism: Mechanism, causal: bool, where: str) -> str:
     """Why ``mechanism`` lacks the form, causal or bidirectional, that ``where`` needs; empty if it has it."""
     if mechanism.causal in ("both", causal):
         return ""
-    if mechanism.why_one_form:
-        return mechanism.why_one_form.format(where=where)
+    if mechanism.traits.why_one_form:
+        return mechanism.traits.why_one_form.format(where=where)
     chosen = "" if type(mechanism).causal == mechanism.causal else " with these options"
     return (
         f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "
