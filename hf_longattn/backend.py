@@ -23,18 +23,19 @@ from .attend import run_batch
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
-from .engines.common.call import AttentionCall, ScoreMod, device_scalar
+from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
+from .engines.common.score_terms import ScoreMod, as_term, device_scalar
 from .engines.common.shards import Shard
 from .engines.cpu.dense_mask import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
-from .mechanisms.common.masked import fused_mask
+from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.short_texts import exact_length_of, for_length, full_of
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
@@ -179,7 +180,8 @@ def longattn_attention_forward(
     key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
-        mask = fused_mask(for_length(mechanism, key.shape[2], causal), key, causal)
+        attending = for_length(mechanism, key.shape[2], causal)
+        mask = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
         if mask is True and not (dropout and query.device.type == "cpu"):  # what transformers' sdpa attention does, at the same cost
             output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
             return output.transpose(1, 2).contiguous(), None
@@ -212,13 +214,7 @@ def longattn_attention_forward(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    if (
-        dense_mask is not None
-        and in_graph()
-        and not causal
-        and full_of(mechanism) is not None
-        and for_length(mechanism, key.shape[2]) is mechanism
-    ):
+    if dense_mask is not None and in_graph() and not causal and for_length(mechanism, 0) is not for_length(mechanism, key.shape[2]):
         raise MaskError(
             "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot tell which are short; "
             "give each document its own row with padding, leave torch.compile out, or set exact_length=0."
@@ -559,13 +555,14 @@ def _score_mod(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
+    inner = None if change is None else as_term(change).written_out  # built once, not where an engine recomputes
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if softcap is not None:
             score = softcap * torch.tanh(score / softcap)
-        if change is not None:
-            score = change(score, b, h, q_idx, kv_idx)
+        if inner is not None:
+            score = inner(score, b, h, q_idx, kv_idx)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
         for term in tensor_terms:
             at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]

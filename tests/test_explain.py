@@ -15,7 +15,7 @@ from hf_longattn import attend, build_mechanism, explain, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.context import DispatchContext
-from hf_longattn.engines.common.paths import OBSERVERS, PathChoice, observe
+from hf_longattn.engines.common.paths import GPU_RECORD, OBSERVERS, PathChoice, observe
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import PATHS, attempt, first_path
@@ -151,6 +151,20 @@ def test_every_answer_has_a_reason() -> None:
     model = long_model("bert", None, {"mechanism": "window", "window": 4000}).eval()
     (line,) = {one.reason for one in explain(model, tokens(1, 100))}
     assert line.startswith("the path of highest priority")
+
+
+def test_what_no_gpu_timed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record names paths that can run, and none that the CPU runs."""
+    on_gpu = {path for table in PATHS.values() for path, _ in table if path.startswith(("flash", "flex", "fla-")) or path.endswith("-fla")}
+    assert set(GPU_RECORD) < on_gpu
+    assert not [
+        answer
+        for answer in explain(long_model("bert", None, {"mechanism": "window", "window": 32}), tokens(1, 40))
+        if "GPU" in answer.reason
+    ]
+    monkeypatch.setitem(GPU_RECORD, "dense", "never timed")
+    (answer, *_) = explain(long_model("bert", None, {"mechanism": "window", "window": 4000}), tokens(1, 40))
+    assert answer.reason.endswith("; never timed")
 
 
 def test_equal_layers_are_one_line() -> None:

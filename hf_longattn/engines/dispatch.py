@@ -87,11 +87,10 @@ def _flash_runs(context: DispatchContext) -> bool:
 
 def _kernel_adds_term(context: DispatchContext) -> bool:
     """Whether the band kernel adds the score term without writing it out for all pairs. On the CPU: terms by distance or place."""
-    term = context.call.score_mod
-    if term is None or context.call.dropout or context.failed or context.few_pairs:
+    if context.call.score_mod is None or context.call.dropout or context.failed or context.few_pairs:
         return False
     if context.device == "cpu":
-        return band.adds_term(term) or distance_band.why_not(context) is None
+        return "cpu-band" in context.call.term.engines or distance_band.why_not(context) is None
     return flex_kernel.why_not(context) is None
 
 

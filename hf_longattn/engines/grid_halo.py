@@ -22,9 +22,10 @@ from .common.call import AttentionCall, GatherTile
 from .common.context import DispatchContext
 from .common.dense import fused_attention, same_dtype, unit_stride
 from .common.grid import Grid
-from .common.grid_bias import GridBias, why_not_added
 from .common.paths import Path
-from .cpu.grid_halo import cpu_halo
+from .common.score_terms import NO_GRID_BIAS, GridBias
+from .cpu.grid_halo import halo_numbers
+from .cpu.softmax import attend_parts
 
 GATHERED_QUERIES = 64
 """Target queries per tile with gathered keys. Tile sides are rounded to whole cells."""
@@ -32,7 +33,7 @@ GATHERED_QUERIES = 64
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this engine does not run, as a clause. ``None`` if it may run."""
-    return why_not_added(context.call.score_mod)
+    return None if "halo" in context.call.term.engines else NO_GRID_BIAS
 
 
 def halo_attention(
@@ -50,16 +51,12 @@ def halo_attention(
         The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
-    bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
+    bias = call.term.grid_bias
     if path == "cpu-halo":
         q, k, v = (unit_stride(x) for x in (q, k, v))
-        term = (None, (), ()) if bias is None else (bias.table, bias.sizes, bias.dilation)
-        low, high = ([place for axis in windows for place in ends(axis)] for ends in (lambda axis: axis.low, lambda axis: axis.high))
-        steps = [axis.step for axis in windows]
-        return cpu_halo(
-            q, k, v, call.key_mask, term[0], grid.sizes, grid.prefix, low, high, steps, shared, term[1], term[2],
-            call.scale_for(q.shape[-1]),
-        )[0]  # fmt: skip
+        q = q[:, :, grid.prefix :] if grid.prefix else q
+        learned, numbers = [] if bias is None else [bias.table], halo_numbers(grid, windows, shared, bias)
+        return attend_parts("halo", q, k, v, call.scale_for(q.shape[-1]), learned, [call.key_mask], numbers)
     return _gathered(q, k, v, grid, windows, shared, bias, call)
 
 

@@ -36,9 +36,10 @@ from ..private_apis import look_up, warn_missing
 from .common import accelerator
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, ScoreMod
+from .common.call import AttentionCall
 from .common.dense import at_least_fp32, fused_attention, grid_of, index_grid, masked_softmax, repeat_heads
 from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
+from .common.score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19
 """Maximum scores per search step on a CPU. The results of a step then stay in the cache."""

@@ -22,7 +22,7 @@ from transformers.models.parakeet.modeling_parakeet import (
 )
 
 from ..backend import BACKEND, with_streamed_keys
-from ..engines.common.distance_term import DistanceTerm
+from ..engines.common.score_terms import DistanceTerm
 from ..mechanisms.common.locality import span_of
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding

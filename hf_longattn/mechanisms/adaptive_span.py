@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
-from ..engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, add_term, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.score_terms import DistanceBias, add_term, chain_score_mods, remapped
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -160,10 +161,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         distance = torch.arange(-band.right, band.left + 1, device=device)
         mask = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=device)[:, None], dtype)
         spans = DistanceBias(logarithm(mask).masked_fill(mask <= 0, float("-inf")), band.right)
-        inner = call.score_mod
-        if inner is None:
-            return call.replace(score_mod=spans)
-        return call.replace(score_mod=lambda score, b, h, q_idx, kv_idx: spans(inner(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx))
+        return call.replace(score_mod=spans if call.score_mod is None else chain_score_mods(call.score_mod, spans))
 
     def _part(
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None

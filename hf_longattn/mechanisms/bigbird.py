@@ -25,9 +25,10 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, add_term, mark_static
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
 from ..engines.common.dense import dense_attention, grid_of, index_grid
 from ..engines.common.global_rows import global_index
+from ..engines.common.score_terms import add_term
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention

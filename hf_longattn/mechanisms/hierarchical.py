@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, mark_static, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.score_terms import remapped
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option

@@ -32,6 +32,7 @@ from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
+from .common.sharding import global_rows_of
 from .common.token_rules import TokenRule, check_counted, global_tokens
 
 
@@ -144,7 +145,7 @@ class Longformer(SparseMechanism):
         self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.options.separate_global:
-            return super().global_rows(q, k, v, call, index, shard)
+            return global_rows_of(q, k, v, call, index, shard)
         separate, hidden = self.separate, self._hidden(call)
         chosen = shard.tokens(hidden[:, None], index)[:, 0]
         return separate.heads(separate.query(chosen)), separate.heads(separate.key(hidden)), separate.heads(separate.value(hidden))

@@ -37,10 +37,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, mark_static, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index, overwrite_global_rows
+from ..engines.common.score_terms import remapped
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention

@@ -47,8 +47,9 @@ from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
-from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
+from ..engines.common.call import AttentionCall, Pattern
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
+from ..engines.common.score_terms import ScoreMod, remapped
 from ..engines.common.shards import Shard
 from ..engines.dispatch import choose
 from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
@@ -156,7 +157,7 @@ class NSA(SummarisedMechanism):
     paper = "Yuan et al. 2025, Native Sparse Attention, §3.3"
     when = "a decoder that you train on long text and that needs evidence from anywhere, at a cost far below full attention"
     engine = "block_selected"
-    handling = Handling(exports_definition=True, takes_distance_terms=True)
+    handling = Handling(exports_definition=True)
     cost = "N·(n·l'+w) + N·N/d"
     traits = SummarisedMechanism.traits.but(trains=True)
     per_head_tensors = ("gate", "gate_bias")
@@ -461,10 +462,11 @@ class NSA(SummarisedMechanism):
         selected = attend_at(q, k, v, columns, present & (places <= positions[:, None, :, None]), call)
 
         low = max(0, kv_len - q_len - o.window + 1)
-        mod = call.score_mod
-        if not isinstance(mod, DistanceBias):
-            mod = remapped(mod, queries=lambda i: i + low, keys=lambda b, h, j: j + low)
-        recent = call.replace(score_mod=mod, causal=True).with_mask(None if summaries.real is None else summaries.real[:, low:])
+        recent = (
+            call.with_term(lambda term: term.shifted(low))
+            .replace(causal=True)
+            .with_mask(None if summaries.real is None else summaries.real[:, low:])
+        )
         near = block_sparse_attention(q, k[:, :, low:], v[:, :, low:], Pattern.window(o.window, True), recent)
         return self.mixed(q, compressed, selected, near)
 

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, mod_of_heads, take_heads
+from ..engines.common.call import AttentionCall
+from ..engines.common.score_terms import take_heads
 from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
-from .common.base import Mechanism
 from .common.composite import Composite, HeadSpec
 from .common.decoding import AttendStep, Columns
 from .common.locality import joined
@@ -115,7 +115,6 @@ class PerHead(Composite, FitsActivations):
         return Handling(
             position_dependent=any(member.position_dependent for member in members),
             is_plain_band=self.relative is None and all(member.is_plain_band for member in members),
-            takes_distance_terms=any(member.takes_distance_terms for member in members),
             exports_definition=self.traits.exports,
         )
 
@@ -124,15 +123,15 @@ class PerHead(Composite, FitsActivations):
 
     @property
     def attend_step(self) -> AttendStep | None:
-        steps = [step for member in self.mechanisms if (step := member.attend_step) is not None]
-        if self.relative is not None or self.options.order is not None or len(steps) < len(self.mechanisms):
-            return None
+        by_mask = all(member.attend_step is not None for member in self.mechanisms)
+        return self._attend_step if by_mask and self.relative is None and self.options.order is None else None
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-            parts = self._parts(k.shape[2], call, q, k, v)
-            return self._in_order([step(*inputs, part, columns) for step, (_, inputs, part) in zip(steps, parts, strict=True)])
-
-        return attend
+    def _attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+        outs = []
+        for member, inputs, part in self._parts(k.shape[2], call, q, k, v):
+            assert member.attend_step is not None
+            outs.append(member.attend_step(*inputs, part, columns))
+        return self._in_order(outs)
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         parts = self._parts(shard.length, call, q, k, v)
@@ -156,13 +155,14 @@ class PerHead(Composite, FitsActivations):
 
         return of_all
 
-    def _parts(self, length: int, call: AttentionCall, q: Tensor, *keys: Tensor) -> Iterator[tuple[Mechanism, list[Tensor], AttentionCall]]:
+    def _parts(self, length: int, call: AttentionCall, q: Tensor, *keys: Tensor) -> Iterator[tuple[Any, list[Tensor], AttentionCall]]:
         """Every member with its heads' part of the tensors and of the call, for a text of ``length`` tokens."""
         for member, heads in zip(self.mechanisms, self.groups, strict=True):
-            stops = call.detached_kv is not None and member.traits.stops_gradients(length)
-            detached = tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None
-            part = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=detached)
-            yield member, self._of_heads(heads, q, *keys), part
+            detached = None
+            if call.detached_kv is not None and member.traits.stops_gradients(length):
+                _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
+                detached = detached_k, detached_v
+            yield member, self._of_heads(heads, q, *keys), call.of_heads(heads, q.device).replace(detached_kv=detached)
 
     def _of_heads(self, heads: list[int], q: Tensor, *keys: Tensor) -> list[Tensor]:
         """Queries of ``heads`` with their key and value heads. These stay grouped if ``heads`` consists of whole groups."""
@@ -191,4 +191,5 @@ class PerHead(Composite, FitsActivations):
         return all(member.covers(length, causal) for member in self.mechanisms)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        return -(-sum(len(heads) * member.pairs(length, causal) for member, heads in self._heads()) // self.num_heads)
+        members = zip(self.mechanisms, self.groups, strict=True)
+        return -(-sum(len(heads) * member.pairs(length, causal) for member, heads in members) // self.num_heads)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..engines.block_sparse import full_attention
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, mod_of_heads, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
@@ -162,7 +162,7 @@ class ShiftedGroups(MaskedMechanism):
             if len(heads):
                 at = slice(heads.start, heads.stop)
                 parts = [*self._plan(kv_len, shift, call.causal, q.device), *(self._joined(k, call) if shift else ())]
-                group_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+                group_call = call.of_heads(heads, q.device)
                 outs.append(gathered_attention(q[:, at], k[:, at], v[:, at], parts, group_call))
         return torch.cat(outs, 1)[:, :, kv_len - q_len :]
 

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, mark_static, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
+from ..engines.common.score_terms import ScoreMod, chain_score_mods
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -35,8 +36,8 @@ from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.relative_terms import relative_mod, with_dense_terms
-from .common.scores import chain_score_mods, pad_queries, scaled_scores, softmax_over
+from .common.relative_terms import relative_term, with_dense_terms
+from .common.scores import pad_queries, scaled_scores, softmax_over
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
 
@@ -149,8 +150,8 @@ class TransformerXL(GatheredMechanism):
         """Score terms, relative positions included. One for all keys, or one for the segment's keys and one for the memory's."""
         if self.relative is None:
             return [call.score_mod]
-        terms = [relative_mod(self, q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
-        return [chain_score_mods(term, call.score_mod) for term in terms if term is not None]
+        terms = [relative_term(self, q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
+        return [chain_score_mods(term.written_out, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles within segments, and with the memory. The memory's keys lie ``length`` positions further."""

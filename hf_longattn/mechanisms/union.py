@@ -126,7 +126,7 @@ class Union(Composite, GatheredMechanism):
     @property
     def handling(self) -> Handling:  # type: ignore[override]
         dependent = any(member.handling.position_dependent for member in self.mechanisms)
-        return Handling(dependent, takes_distance_terms=not self.gathered, exports_definition=self.traits.exports)
+        return Handling(dependent, exports_definition=self.traits.exports)
 
     def only_parts(self) -> bool:
         return bool(self.gathered) and type(self).forward is Union.forward

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads, take_heads
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
+from ..engines.common.score_terms import take_heads
 from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..options import option
@@ -144,7 +145,7 @@ class Window(SparseMechanism, GatheredMechanism):
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:
-            group_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            group_call = call.of_heads(heads, q.device)
             outs.append(mechanism(*(take_heads(x, heads) for x in (q, k, v)), group_call))
             order += heads
         return take_heads(torch.cat(outs, 1), [order.index(head) for head in range(self.num_heads)])

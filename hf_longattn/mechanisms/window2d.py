@@ -24,11 +24,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.axis_term import AxisTerm
-from ..engines.common.call import AttentionCall, GatherTile, ScoreMod
+from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
-from ..engines.common.grid_bias import GridBias
+from ..engines.common.score_terms import ScoreMod, ScoreTerm
 from ..engines.dispatch import choose
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..errors import GridError
@@ -157,7 +156,7 @@ class Window2d(GridMechanism):
         mask = call.key_mask
         if mask is not None:
             mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
-        of_larger = call.with_mask(mask).replace(grid=larger, score_mod=_on_padded(call.score_mod, queries, grid, larger))
+        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, queries, grid, larger))
         out = cropped(self._attend(queries, keys, values, larger, of_larger), grid, larger)
         if not grid.prefix:
             return out
@@ -196,11 +195,8 @@ class Window2d(GridMechanism):
         queries, fillers = grid.places(tokens), places.unbind(1)
         scores = (q @ self.padding_rows(q)[0][..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(places))
-        if isinstance(call.score_mod, GridBias):
-            term = call.score_mod.over(call.score_mod.entries([query - filler for query, filler in zip(queries, fillers, strict=True)]))
-            scores = scores + term.masked_fill(tokens < grid.prefix, 0)
-        if isinstance(call.score_mod, AxisTerm):
-            scores = scores + call.score_mod.with_keys_at(fillers)
+        term = call.term.beyond_grid(fillers)
+        scores = scores if term is None else scores + term
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
         of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
         visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
@@ -237,19 +233,19 @@ class Window2d(GridMechanism):
         return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))
 
 
-def _on_padded(score_mod: ScoreMod | None, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod | None:
+def _on_padded(term: ScoreTerm, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod:
     """A score term for the padded grid ``larger``, where ``queries (B, H, N, D)`` lie. Padding has distances, but no position in the
     sequence."""
-    if isinstance(score_mod, AxisTerm):
-        return score_mod.of(queries, larger)
-    if score_mod is None or isinstance(score_mod, GridBias):
-        return None if score_mod is None else score_mod.on(larger)
+    on_larger = term.on_larger(larger, queries)
+    if on_larger is not None:
+        return on_larger
+    inner = term.written_out
     positions = torch.arange(grid.length, device=queries.device).view(1, 1, -1, 1)
     positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=queries.device)).flatten()
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         query, key = positions[q_idx], positions[kv_idx]
-        changed = score_mod(score, b, h, query.clamp(min=0), key.clamp(min=0))
+        changed = inner(score, b, h, query.clamp(min=0), key.clamp(min=0))
         return torch.where((query >= 0) & (key >= 0), changed, score)
 
     return mod

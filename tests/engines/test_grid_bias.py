@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.grid_bias import GridBias
 from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError
 from hf_longattn.mechanisms.common.on_grid import on_grid
 

@@ -12,10 +12,12 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias, Pattern
+from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.common.score_terms import DistanceBias
 from hf_longattn.engines.cpu import band, dense_mask
-from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan, cpu_band
+from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
+from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
 
 MECHANISMS = {
@@ -36,8 +38,8 @@ def masks(length: int, side: str) -> Tensor | None:
 
 
 def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    settings = (pattern.left, pattern.right, pattern.causal, pattern.global_rows, call.scale_for(16))
-    return cpu_band(q, k, v, call.key_mask, call.global_mask, *settings)[0]
+    fixed, numbers = [call.key_mask, call.global_mask, None, None], [pattern.left, pattern.right, pattern.causal, pattern.global_rows, 0]
+    return cpu_softmax("band", q, k, v, [], fixed, numbers, call.scale_for(16), 0.0, 0)[0]
 
 
 @pytest.mark.usefixtures("unfused_flex")
@@ -195,8 +197,9 @@ def test_cpu_operator_is_well_formed_for_compile_and_export(chosen: bool) -> Non
     tokens = torch.zeros(1, 200, dtype=torch.bool) if chosen else None
     if tokens is not None:
         tokens[0, [3, 150]] = True
-    arguments = (q, k, v, None, tokens, 16, 16, False, True, 0.3)
-    torch.library.opcheck(cpu_band, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    bias = torch.randn(2, 33, requires_grad=True)
+    arguments = ("band", q, k, v, [bias] if chosen else [], [None, tokens, None, None], [16, 16, 0, 1, 16], 0.3, 0.0, 0)
+    torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 def test_memory_follows_the_window_not_the_square() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.common.call import AttentionCall, TokenTerm
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.common.score_terms import ScoreTerm
 from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
@@ -149,8 +151,10 @@ BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM, HIDDEN_SIZE = 2, 4, 331, 8, 32
 TOLERANCE = 1e-8
 
 
-class Content(TokenTerm):
+class Content(ScoreTerm):
     """Depends on the contents of queries and keys, as DeBERTa's term does; indices beyond the tokens are errors."""
+
+    reads_tokens = True
 
     def __init__(self, q: Tensor, k: Tensor, weights: Tensor) -> None:
         self.weights = weights
@@ -162,6 +166,11 @@ class Content(TokenTerm):
 
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> Content:
         return Content(q, k, self.weights[list(heads)])
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> Content:
+        part = copy.copy(self)
+        part.weights, part.of_query, part.of_key = self.weights[list(heads)], self.of_query[:, list(heads)], self.of_key[:, list(heads)]
+        return part
 
 
 def padding_mask(side: str | None) -> Tensor:

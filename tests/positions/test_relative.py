@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.common.score_terms import DistanceBias
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from

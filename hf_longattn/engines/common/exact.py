@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch, first_real, in_graph, last_real, of_any_length
-from .call import AttentionCall, AttentionFunction, BatchTerm
+from .call import AttentionCall, AttentionFunction
 from .document_rows import Stacking
 from .sequences import attend_per_sequence, rolled
 from .shards import Locality, Shard
@@ -75,8 +75,7 @@ def _in_graph(
     def of_first(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         assert call.batch is not None
         assert call.batch.mask is not None
-        score_mod = call.score_mod.moved(first) if isinstance(call.score_mod, BatchTerm) else call.score_mod
-        short_call = call.replace(batch=Batch(first(call.batch.mask, 1)), score_mod=score_mod)
+        short_call = call.replace(batch=Batch(first(call.batch.mask, 1))).with_term(lambda term: term.moved(first, lambda b, at: (b, at)))
         return F.pad(in_full(first(q, 2), first(k, 2), first(v, 2), short_call), (0, 0, 0, length))[:, :, :length]
 
     short = last_real(mask) - first_real(mask) < most

@@ -28,6 +28,14 @@ Path = Literal[
     "fla-blocks", "linear-fla", "linear-chunks", "delta-fla", "delta-chunks",
 ]  # fmt: skip
 """How it is computed. The first five are the layouts of a batch, see :mod:`.sequences`."""
+GPU_RECORD: dict[str, str] = {
+    "fla-blocks": "no GPU has run this path yet",
+    "delta-fla": "no GPU has run this path yet",
+    "flex-blocks": "right on an H100, never timed",
+    "linear-fla": "right on an H100, never timed",
+    "flex-gathered": "timed on an H100 for bigbird only, before its block lists were rewritten",
+}
+"""What a GPU has shown of a path for CUDA, if that is less than right results and times (docs/results/gpu.md)."""
 LOG_VARIABLE = "HF_LONGATTN_LOG"
 Result = TypeVar("Result")
 

@@ -7,17 +7,15 @@ FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...private_apis import look_up
 from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.dense import products
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
@@ -80,11 +78,6 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     return token_major(q.dtype, q)[0], lse
 
 
-def like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
-    """Uninitialised gradient of a bias, in the dtype of masks; empty for ``None``."""
-    return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
-
-
 def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """Merge a part's output ``(…, N, D)`` and log-sum-exp ``(…, N)`` into those of earlier parts, in place."""
     merged = torch.logaddexp(lse, part_lse)
@@ -100,21 +93,6 @@ def zero_unseen(out: Tensor, lse: Tensor) -> None:
         lse.masked_fill_(nothing, 0)
 
 
-def stable_order(numbers: Tensor, most: int) -> Tensor:
-    """Stable argsort of integers ``(…, N)`` from -1 to ``most``. NumPy has a radix sort for 16 bits."""
-    if most >= 1 << 15:
-        return numbers.argsort(dim=-1, stable=True)
-    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
-
-
-def merge_rows(parts: Sequence[Tensor], lses: Sequence[Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
-    """Merged output ``(n, D)`` and log-sum-exp ``(n,)`` of n tokens. ``row (n, m)`` lists each token's rows in the concatenated parts."""
-    shares = torch.cat(list(lses))[row.t()]
-    lse = shares.logsumexp(0)
-    weights = shares.sub_(lse).exp_().t().contiguous()
-    return F.embedding_bag(row, torch.cat(list(parts)).to(weights.dtype), mode="sum", per_sample_weights=weights), lse
-
-
 def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(b, H, n, D)`` and log-sum-exp of n queries over a few keys ``(b, H, g, D)``."""
     scores = products(q, k).mul_(scale)
@@ -125,49 +103,23 @@ def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
 
 
-def few_keys_backward(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, *rest: Tensor) -> Gradients:
-    """The gradients of q, k, v in :func:`few_keys`."""
-    of_scores, weights = score_gradient(mask, scale, grad, q, k, *rest)
-    of_scores, dtype = of_scores.mul_(scale), weights.dtype
-    dk, dv = of_scores.transpose(-1, -2) @ q.to(dtype), weights.transpose(-1, -2) @ grad.to(dtype)
-    return (of_scores @ k.to(dtype)).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
-
-
-def score_gradient(
-    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, and the weights, both ``(n, H, rows, columns)``.
-
-    grad, q, out: ``(n, H, rows, D)``; k, v: ``(n, H, columns, D)``; lse: ``(n, H, rows)``. grad, out and lse belong to the whole softmax.
-    """
-    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
-    scores = (q @ k.transpose(-1, -2)).mul_(scale)
-    if mask is not None:
-        scores = scores.add_(mask)
-    weights = scores.sub_(lse[..., None]).exp_()
-    of_weights = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True))
-    return of_weights.mul_(weights), weights
-
-
-def register(operator: Any, backward: Any, tensors: int) -> None:
-    """Register shapes and gradients of a custom operator on the kernel.
+def plain_backward(
+    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    of_scores: Callable[[Tensor], Any] | None = None,
+) -> Gradients:  # fmt: skip
+    """The gradients of q, k, v by plain products, for few keys and for score terms with gradients.
 
     Args:
-        operator: ``(q, k, v, *tensors, *settings) -> (output, log-sum-exp)``.
-        backward: ``(grad, q, k, v, output, log-sum-exp, *tensors, *settings) -> (dq, dk, dv)``.
-        tensors: how many of the arguments after v are tensors or ``None``; they have no gradients.
+        grad, q, out, lse: ``(n, H, rows, D)``, and lse without D. grad, out and lse belong to the whole softmax.
+        k, v: ``(n, H, columns, D)``.
+        of_scores: called with the gradient of the scores ``(n, H, rows, columns)``, to add the gradients of the term.
     """
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.settings = inputs[3 + tensors :]
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[:3], *output, *inputs[3 : 3 + tensors])
-
-    @one_gradient_at_a_time()
-    def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = backward(grad, *ctx.saved_tensors, *ctx.settings)
-        return first_derivatives_only((*gradients, *[None] * (tensors + len(ctx.settings))))
-
-    operator.register_fake(lambda q, *_: empty_results(q))
-    backward.register_fake(lambda _grad, q, k, v, *_: token_major(q.dtype, q, k, v))
-    operator.register_autograd(gradients, setup_context=setup_context)
+    dtype = q.dtype
+    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
+    q = q * scale
+    weights = q @ k.mT
+    weights = (weights if mask is None else weights.add_(mask)).sub_(lse[..., None]).exp_()
+    gradient = (grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
+    if of_scores is not None:
+        of_scores(gradient)
+    return (gradient @ k).mul_(scale).to(dtype), (gradient.mT @ q).to(dtype), (weights.mT @ grad).to(dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import GatherTile
+from .softmax import Runs
 
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`, in bytes."""
@@ -53,20 +54,18 @@ class TileSpec(NamedTuple):
     rules: Rules
 
 
-class StridedRun(NamedTuple):
-    """Tokens ``start + row * step + i * stride`` for i < size. ``slot`` is the first token's index in the row's list."""
+class _Row(NamedTuple):
+    """Tokens ``start + i * stride`` for i < size. ``slot`` is the first token's index in the row's list, ``step`` leads to the next row."""
 
     start: int
-    step: int
     stride: int
     size: int
     slot: int
+    step: int = 0
 
-    def row(self, number: int) -> StridedRun:
-        return self._replace(start=self.start + number * self.step)
-
-    def part(self, first: int, size: int) -> StridedRun:
-        return self._replace(start=self.start + first * self.stride, size=size, slot=self.slot + first)
+    def runs(self, row: int, count: int, first: int, size: int) -> Runs:
+        """The tokens ``first … first + size - 1`` of ``count`` rows, from the ``row``-th after this one on."""
+        return Runs(self.start + row * self.step + first * self.stride, size, count, self.step, self.stride)
 
 
 class Chunk(NamedTuple):
@@ -75,9 +74,10 @@ class Chunk(NamedTuple):
     heads: slice
     rows: slice
     slots: slice
-    queries: StridedRun | None
+    key_slots: slice
+    queries: Runs | None
     """``None``: tokens are gathered by their list."""
-    keys: StridedRun | None
+    keys: Runs | None
     need: int
     """NO_MASK, KEY_MASK or PAIR_MASK."""
     holes: bool
@@ -165,8 +165,11 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
     return need.masked_fill(never.all(-1), NO_PAIR).expand(shape)
 
 
-def _runs(index: Tensor) -> list[StridedRun | None] | None:
-    """The rows of ``index (1, 1, R, T)`` as runs with step 0, or None if irregular. No list for several items or heads, or many jumps."""
+def _runs(index: Tensor) -> list[_Row | None] | None:
+    """The rows of ``index (1, 1, R, T)`` as equally spaced tokens, or None if irregular.
+
+    No list for several items or heads, or many jumps.
+    """
     if index.shape[:2] != (1, 1):
         return None
     index = index[0, 0]
@@ -181,15 +184,15 @@ def _runs(index: Tensor) -> list[StridedRun | None] | None:
     if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
         return None
     numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
-    return [StridedRun(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
+    return [_Row(a, d, n, at) if good else None for good, a, d, n, at in numbers]
 
 
-def _groups(needs: list[int], *sides: list[StridedRun | None] | None) -> Iterator[tuple[int, int]]:
+def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int]]:
     """Group neighbouring rows of equal shape, need and step: (first row, number of rows)."""
 
     def kind(row: int) -> tuple:
         runs = (None if side is None else side[row] for side in sides)
-        return needs[row], *(None if run is None else run[2:] for run in runs)
+        return needs[row], *(None if run is None else run[1:4] for run in runs)
 
     def steps(row: int) -> tuple:
         pairs = ((None, None) if side is None else (side[row], side[row + 1]) for side in sides)
@@ -204,13 +207,13 @@ def _groups(needs: list[int], *sides: list[StridedRun | None] | None) -> Iterato
         first = last + 1
 
 
-def _joined(runs: list[StridedRun | None], first: int, count: int) -> StridedRun | None:
+def _joined(runs: list[_Row | None], first: int, count: int) -> _Row | None:
     run, following = runs[first], runs[min(first + 1, first + count - 1)]
     return None if run is None or following is None else run._replace(step=following.start - run.start)
 
 
 def _cut(
-    spec: TileSpec, first: int, count: int, queries: StridedRun | None, keys: StridedRun | None, heads: int, per_head: bool,
+    spec: TileSpec, first: int, count: int, queries: _Row | None, keys: _Row | None, heads: int, per_head: bool,
     limits: Limits, need: int,
 ) -> Iterator[Chunk]:  # fmt: skip
     """Cut ``count`` equal rows into calls within ``limits``. Slots of a row come first, then rows if heads differ, otherwise heads."""
@@ -230,17 +233,20 @@ def _cut(
     else:
         heads_per_call = min(heads, units)
         rows_per_call = min(count, max(1, units // heads_per_call))
+    key_slots = slice(0, width) if keys is None else slice(keys.slot, keys.slot + width)
     for low in range(0, size, slots):
         length = min(slots, size - low)
         slot = (queries.slot if queries is not None else 0) + low
         for head in range(0, heads, heads_per_call):
-            for row in range(first, first + count, rows_per_call):
+            for row in range(0, count, rows_per_call):
+                rows = min(rows_per_call, count - row)
                 yield Chunk(
                     heads=slice(head, min(heads, head + heads_per_call)),
-                    rows=slice(row, min(first + count, row + rows_per_call)),
+                    rows=slice(first + row, first + row + rows),
                     slots=slice(slot, slot + length),
-                    queries=None if queries is None else queries.row(row - first).part(low, length),
-                    keys=None if keys is None else keys.row(row - first),
+                    key_slots=key_slots,
+                    queries=None if queries is None else queries.runs(row, rows, low, length),
+                    keys=None if keys is None else keys.runs(row, rows, 0, width),
                     need=need,
                     holes=False,
                 )

@@ -37,7 +37,7 @@ from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms, with_relative
 from .short_texts import exact_length_of, full_of
-from .traits import Handling, Traits, per_sequence
+from .traits import Handling, Traits, aligns_sequences
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,7 +73,7 @@ class Mechanism(nn.Module, ABC):
     traits: Traits = Traits()
     """Its inputs, and what it needs from its layer and model."""
     handling: Handling = Handling()
-    """What ``forward`` does by itself with padding, packed documents, score terms and graphs."""
+    """What ``forward`` does by itself with padding, packed documents and graphs."""
     per_head_tensors: tuple[str, ...] | None = None
     """Names, below the mechanism, of the tensors whose first axis is the heads. A process can then compute some of the heads
     (:meth:`of_heads`). ``None`` if heads depend on each other, or if anything else depends on which or how many heads there are."""
@@ -161,7 +161,7 @@ class Mechanism(nn.Module, ABC):
         if 0 in q.shape:
             return q.new_zeros(*q.shape[:3], k.shape[2])
         precise, ignores_padding = torch.promote_types(q.dtype, torch.float32), self.handling.ignores_padding
-        call = (AttentionCall.of(**arguments) if call is None else call).with_bias_on_grid()
+        call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
         weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
         if self.is_cross_attention:
@@ -169,7 +169,7 @@ class Mechanism(nn.Module, ABC):
             return weights(q, k, call).to(dtype)
         if not call.causal and (full := full_of(self)) is not None:
             weights = functools.partial(weights_by_length, full._weights, weights, exact_length_of(self))
-        if per_sequence(self, call):
+        if aligns_sequences(self, call):
             matrix = weights_per_sequence(weights, q, k, call)
         else:
             q, k, _, call = without_padding(q, k, k, call) if ignores_padding else (q, k, k, call)

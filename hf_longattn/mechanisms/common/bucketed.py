@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ...engines.bucketed import attend_rounds
 from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
-from ...engines.common.call import AttentionCall, GatherTile, add_term
+from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
+from ...engines.common.score_terms import add_term
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at

@@ -23,8 +23,9 @@ from ...engines.common.dense import at_least_fp32, repeat_heads
 from ...engines.common.document_rows import Stacking
 from ...engines.common.sequences import attend_per_sequence
 from ...engines.common.shards import Shard
+from ...engines.cuda import fla
 from ...engines.dispatch import choose
-from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, fla_linear_attention, linear_attention, masked, read
+from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
 from ...engines.segments import Labels, Layout, segmented_linear_attention
 from ...options import Options
 from .base import Mechanism
@@ -145,7 +146,7 @@ class LinearMechanism(Mechanism):
         phi_q, phi_k, too_far = self.relative_to_documents(self.queries(at_least_fp32(q), call), phi_k, call)
         if call.causal and (kernel := fla_dtype(phi_q, phi_k, values)) is not None:
             assert call.batch is not None
-            out = fla_linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
+            out = fla.linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
         else:
             out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
         if too_far is not None and bool(too_far):

@@ -37,8 +37,9 @@ def reach_of(mechanism: Mechanism) -> int | None:
 def span_of(mechanism: Mechanism, q_len: int, kv_len: int, causal: bool) -> Span:
     """The furthest visible distances of a call, back (query - key) and ahead (key - query). Sizes tables of relative positions."""
     local = _distances(mechanism, causal)
-    back, ahead = (UNBOUNDED, 0 if causal else UNBOUNDED) if local is None else (local.back, local.ahead)
-    return min(back, kv_len - 1), min(ahead, q_len - 1)
+    if local is None:
+        return kv_len - 1, 0 if causal else q_len - 1
+    return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
 def extent_of(mechanism: Mechanism, causal: bool) -> Extent | None:

@@ -57,13 +57,17 @@ class MaskedMechanism(Mechanism):
         """Whether an output depends on exactly the keys in its row of the mask."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
+    def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
+        """``call`` for code that visits each pair once. A :class:`GatheredMechanism` whose parts list a pair several times overrides it."""
+        return call
+
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores = scaled_scores(q, k, call)
+        scores = scaled_scores(q, k, self.with_counts(call, q.dtype))
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
@@ -102,7 +106,7 @@ class MaskedMechanism(Mechanism):
         rows, keys = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
         rows, keys = rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1)
         if call.score_mod is None:
-            return self._attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
+            return self.attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
         if self.relative is not None:
             scores = scores + self.relative.term(q, k, (rows - keys)[0], True, call.scale_for(self.head_dim))
@@ -156,13 +160,17 @@ class MaskedMechanism(Mechanism):
         """
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
         if self.relative is not None:
-            return self._attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
+            return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
         return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
 
-    def _attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall) -> Tensor:
-        """Attention over the visible keys (``seen``), plus the relative-position term for ``distance (B or 1, Nq, S)``."""
-        assert self.relative is not None
-        term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+    def attend_with_terms(
+        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall, term: Tensor | None = None
+    ) -> Tensor:
+        """Attention over the visible keys (``seen``), plus ``term`` and the relative-position term for ``distance (B or 1, Nq, S)``."""
+        if self.relative is not None:
+            relative = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+            term = relative if term is None else term + relative
+        assert term is not None
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
         out = fused_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
@@ -211,7 +219,6 @@ class SparseMechanism(MaskedMechanism):
             trims_padding=pattern.bounded,
             clears_padding=clears,
             is_plain_band=clears and not pattern.has_globals,
-            takes_distance_terms=self.only_pattern(),
             exports_definition=exports_definition,
         )
 
@@ -233,11 +240,8 @@ class SparseMechanism(MaskedMechanism):
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         return attend_sharded(self, q, k, v, call, shard, self.pattern(call.causal), self.global_rows)
 
-    def global_rows(
-        self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :func:`~.sharding.global_rows_of`."""
-        return global_rows_of(q, k, v, call, index, shard)
+    global_rows = staticmethod(global_rows_of)
+    """See :func:`~.sharding.global_rows_of`."""
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
@@ -285,9 +289,7 @@ class GatheredMechanism(MaskedMechanism):
         """``(size, before)`` if chunks of ``size`` tokens, from token 0, see themselves and ``before`` tokens in front; else ``None``."""
         return None
 
-    @property
-    def handling(self) -> Handling:  # type: ignore[override]
-        return Handling(exports_definition=True, takes_distance_terms=self.chunks() is not None)
+    handling = Handling(exports_definition=True)
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -326,17 +328,12 @@ class GatheredMechanism(MaskedMechanism):
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
-            return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
+            return dense_attention(q, k, v, self.with_counts(call, q.dtype), mask_mod=self.mask_mod(call.causal, tokens))
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())
             parts += global_parts(tokens, max_globals, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
-
-
-def fused_mask(mechanism: Mechanism, key: Tensor, causal: bool) -> Tensor | bool:
-    """:meth:`SparseMechanism.fused_mask`; ``False`` for other mechanisms."""
-    return mechanism.fused_mask(key, causal) if isinstance(mechanism, SparseMechanism) else False
 
 
 def has_hooks(module: nn.Module) -> bool:

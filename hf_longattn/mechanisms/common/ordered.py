@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...engines.common.batch import Batch
-from ...engines.common.call import AttentionCall, AttentionFunction, remapped
+from ...engines.common.call import AttentionCall, AttentionFunction
 from ...engines.common.grid import Grid
+from ...engines.common.score_terms import remapped
 from ...engines.common.token_order import token_order
 from ...errors import GridError
 from .short_texts import for_length

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall, ScoreMod
-from ...positions.relative import QueryDependent
+from ...engines.common.call import AttentionCall
+from ...engines.common.score_terms import ScoreTerm, chain_score_mods
 from .locality import span_of
-from .scores import chain_score_mods
 
 if TYPE_CHECKING:
     from .base import Mechanism
@@ -24,15 +23,11 @@ def add_relative(module: Mechanism, args: tuple[Tensor, Tensor, Tensor, Attentio
 
 def with_relative(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
     """``call`` with the relative positions added to its score term."""
-    relative = mechanism.relative
-    if isinstance(relative, QueryDependent) and call.score_mod is None and mechanism.handling.takes_distance_terms:
-        visible = span_of(mechanism, q.shape[2], k.shape[2], call.causal)
-        return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible))
-    mod = relative_mod(mechanism, q, k, call)
-    return call if mod is None else call.replace(score_mod=chain_score_mods(mod, call.score_mod))
+    term = relative_term(mechanism, q, k, call)
+    return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
 
-def relative_mod(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
+def relative_term(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
     """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
 
     A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
@@ -40,7 +35,7 @@ def relative_mod(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall
     if mechanism.relative is None:
         return None
     visible = span_of(mechanism, q.shape[2], k.shape[2], call.causal)
-    return mechanism.relative.score_mod(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
+    return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
 
 
 def with_dense_terms(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:

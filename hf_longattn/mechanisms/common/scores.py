@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall, ScoreMod
+from ...engines.common.call import AttentionCall
 from ...engines.common.dense import grid_of, index_grid, repeat_heads
-
-if TYPE_CHECKING:
-    pass
-
-
-def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
-    """A score term that applies ``first``, then ``second``."""
-    if second is None:
-        return first
-    return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
 
 
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engines.block_sparse import block_sparse_attention
-from ...engines.common.call import AttentionCall, AttentionFunction, Pattern, TokenTerm, mod_of_heads
+from ...engines.common.call import AttentionCall, AttentionFunction, Pattern
 from ...engines.common.dense import repeat_heads
 from ...engines.common.global_rows import put_rows
 from ...engines.common.shards import GlobalTokens, Shard, even_bounds, in_turn, softmax_rows
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 GlobalRows = Callable[[Tensor, Tensor, Tensor, AttentionCall, Tensor, Shard], tuple[Tensor, Tensor, Tensor]]
 
 
-def global_rows_of(
-    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def global_rows_of(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
     """Queries ``(B, H, g, D)`` of the global tokens ``index (B, g)``, and the keys and values ``(B, H, n, D)`` that they see here."""
     return shard.tokens(q, index), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
 
@@ -57,7 +55,7 @@ def attend_sharded(
         return in_turn(lambda state: mechanism.advance(q, k, v, state, local_call), q, shard)
     mask = mechanism.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
     counted = (local.period > 1 or mask is not None) and not shard.starts_at_first
-    if counted or (mask is not None and isinstance(call.score_mod, TokenTerm)):
+    if counted or (mask is not None and call.term.reads_tokens):
         return attend_by_heads(mechanism, q, k, v, call, shard)
     if mask is None:
         return shard.attend(functools.partial(shard.run, mechanism), q, k, v, call, local)
@@ -108,11 +106,10 @@ def attend_by_heads(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call:
     divided = [(first * each, last * each) for first, last in groups]
     first, last = divided[shard.rank]
     q, k, v = shard.tokens_to_heads(divided, groups, q, k, v)
-    term = call.score_mod
-    term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
+    call = call.with_term(lambda term: term.of(q, k, range(first, last)))
     named = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
     tensors = {f"mechanism.{name}": named[name][first:last] for name in names}
-    full_call = shard.call(call.replace(score_mod=term), 0, shard.length)
+    full_call = shard.call(call, 0, shard.length)
     arguments = (shard.run, mechanism.of_heads(first, last), q, k, v, full_call)
     return shard.heads_to_tokens(divided, torch.func.functional_call(_SomeHeads(mechanism), tensors, arguments))
 

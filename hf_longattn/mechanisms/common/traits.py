@@ -103,7 +103,7 @@ class Traits:
 
 
 class Handling(NamedTuple):
-    """What ``forward`` does by itself with padding, packed documents, score terms and graphs."""
+    """What ``forward`` does by itself with padding, packed documents and graphs."""
 
     position_dependent: bool = True
     """Whether the output depends on where a sequence starts. With blocks, columns and counted positions it does; otherwise a key mask
@@ -116,8 +116,6 @@ class Handling(NamedTuple):
     """Whether padding values (NaN, infinities) are kept out of real rows. They then need not be cleared."""
     is_plain_band: bool = False
     """Whether ``forward`` is just the band engine, without global tokens or relative positions. On a GPU, it separates packed documents."""
-    takes_distance_terms: bool = False
-    """Whether a kernel of ``forward`` adds distance terms in linear memory."""
     exports_definition: bool = False
     """Whether ``torch.export`` writes the definition, in N×N memory. For engines whose layout depends on the length or the data."""
 
@@ -149,7 +147,7 @@ def needs_whole_batch(mechanism: Mechanism) -> bool:
     return mechanism.traits.needs_whole_batch in (("in training", "always") if mechanism.training else ("always",))
 
 
-def per_sequence(mechanism: Mechanism, call: AttentionCall) -> bool:
+def aligns_sequences(mechanism: Mechanism, call: AttentionCall) -> bool:
     """Whether the sequences of a call are moved to index 0 before the mechanism runs. False without a batch, for rows in which padding
     counts, and if every row fills one grid: there, padding is a hole wherever it lies."""
     if call.batch is None:

@@ -25,8 +25,6 @@ CROSS_MECHANISM = "full"
 """Cross-attention is full: its queries and keys come from different sequences, so distances between them have no meaning."""
 CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Names of cross-attention."""
-ATTENTION_MODULES_ATTRIBUTE = "attending"
-"""The attribute of a Long base model with a list of its attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """The attribute of an attention module with the layers that it serves, if there are several."""
 
@@ -147,9 +145,9 @@ def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
     """The mechanism of every layer; of a Long base model without a walk through all modules, which takes longer than a short input's
     attention."""
-    attending = model.__dict__.get(ATTENTION_MODULES_ATTRIBUTE)
-    attending = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if attending is None else attending
-    return [mechanism for module in attending for mechanism in mechanisms_on(module).values()]
+    modules = model.__dict__.get("attention_modules")
+    modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
+    return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]
 
 
 def with_members(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:

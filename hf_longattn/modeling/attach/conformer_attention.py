@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backend import BACKEND, with_streamed_keys
-from ...engines.common.distance_term import DistanceTerm
+from ...engines.common.score_terms import DistanceTerm
 from ...mechanisms.common.locality import span_of
 from ...private_apis import missing
 from ..family.config import attention_implementation

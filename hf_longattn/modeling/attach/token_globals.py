@@ -17,7 +17,7 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.short_texts import for_length
 from ...mechanisms.common.token_rules import TokenRule
 from ...naming import LOGGER
-from ..family.validation import input_of
+from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
 
 logger = logging.get_logger(LOGGER)
