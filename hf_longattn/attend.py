@@ -146,7 +146,8 @@ def prepare(
         batch = Batch.of(check_mask("padding_mask", padding_mask, k, some=True), documents_from(documents, cu_seqlens, shape))
     call = AttentionCall(
         causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, k), scale=scaling, dropout=dropout_p,
-        score_mod=score_mod, seed=seed, hidden_states=hidden_states, grid=grid_of_argument(grid, prefix),
+        score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        grid=None if grid is None and not prefix else grid_of_argument(grid, prefix),
     )  # fmt: skip
     _check_taken(module, q, k, call)
     return module, call

@@ -18,7 +18,7 @@ from hf_longattn.engines.common.context import DispatchContext
 from hf_longattn.engines.common.paths import GPU_RECORD, OBSERVERS, PathChoice, observe
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.dispatch import PATHS, attempt, first_path
+from hf_longattn.engines.dispatch import PATHS, first_path, try_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -116,8 +116,8 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
         return out
 
     with observe(lambda _, choice: answers.append(str(choice))):
-        assert attempt("tiles", context, {"flex-gathered": lambda: run(False)}) == (out, "flex-gathered")
-        assert attempt("tiles", context, {"flex-gathered": lambda: run(True)}) == (None, "plain-gathered")
+        assert try_path("tiles", context, {"flex-gathered": lambda: run(False)}) == (out, "flex-gathered")
+        assert try_path("tiles", context, {"flex-gathered": lambda: run(True)}) == (None, "plain-gathered")
     elsewhere = "no cpu-gathered: the tensors are on another device"
     assert answers == [f"flex-gathered; {elsewhere}", f"plain-gathered; {elsewhere}; no flex-gathered: there is none"]
 

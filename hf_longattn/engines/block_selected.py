@@ -18,7 +18,7 @@ from .common.dense import repeat_heads, same_dtype, unit_stride
 from .cpu.softmax import attend_parts
 from .cuda import fla
 from .cuda.flex_blocks import flex_block_selected
-from .dispatch import attempt
+from .dispatch import try_path
 from .gathered import gathered_attention
 
 MAX_ROW_QUERIES = 64
@@ -42,7 +42,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         "fla-blocks": lambda: fla.block_selected(q, k, v, chosen, block_size, call),
         "flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out()),
     }
-    out, path = attempt("chosen blocks", context, runs)
+    out, path = try_path("chosen blocks", context, runs)
     if out is not None:
         return out
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))

@@ -19,7 +19,7 @@ from .cpu.dropout import dropout_of, drops_in_tiles
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
-from .dispatch import attempt, first_path
+from .dispatch import first_path, try_path
 from .distances import distance_attention
 
 
@@ -42,7 +42,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return _of_documents(q, k, v, pattern, call)
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     kernels = {"flash": functools.partial(flash_band, q, k, v, pattern, call), "flex": functools.partial(_flex, q, k, v, pattern, call)}
-    out, path = attempt("band", context, kernels)
+    out, path = try_path("band", context, kernels)
     if out is not None:
         return out
     if path not in ("cpu-band", "cpu-distances"):  # these skip outer padding themselves
@@ -79,7 +79,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """Band attention of packed documents: one flash-attention call with their offsets, or :func:`attend_per_sequence`."""
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3], stacking=Stacking())
-    out, path = attempt("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
+    out, path = try_path("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
     if out is not None:
         return out
 

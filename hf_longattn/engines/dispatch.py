@@ -145,7 +145,7 @@ HANDS_OVER: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
 
 
 def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> Path:
-    """The path to run. Kinds whose kernels a machine may lack (flash, flex) are run by :func:`attempt`.
+    """The path to run. Kinds whose kernels a machine may lack (flash, flex) are run by :func:`try_path`.
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``.
@@ -157,7 +157,7 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
     return path
 
 
-def attempt(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
+def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
     """Run the first path that this machine has, if it is one of ``runs``.
 
     Returns:
@@ -165,15 +165,13 @@ def attempt(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[]
     """
     while True:
         path, refused = first_path(kind, context)
-        if path not in runs:
-            report(path, refused)
-            return None, path
         try:
-            out = runs[path]()
+            out = runs[path]() if path in runs else None
         except NoKernel as error:
             context = dataclasses.replace(context, failed=(*context.failed, (path, str(error))))
         else:
-            report(path, refused)
+            if OBSERVERS:
+                report(path, refused)
             return out, path
 
 

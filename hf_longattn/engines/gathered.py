@@ -20,7 +20,7 @@ from .cpu.dropout import dropout_of
 from .cpu.gathered import flat_rules
 from .cpu.softmax import attend_parts
 from .cuda.flex_tiles import flex_gathered
-from .dispatch import attempt
+from .dispatch import try_path
 
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -40,7 +40,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     context = DispatchContext.of(q, k, call, learned_bias=learned, features=q.shape[3])
-    out, path = attempt("tiles", context, {"flex-gathered": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
+    out, path = try_path("tiles", context, {"flex-gathered": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
     if out is not None:
         return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

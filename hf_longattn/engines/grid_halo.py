@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common.axis_tiles import AxisWindows, axis_tiles
+from .common.axis_tiles import AxisWindows, axis_tiles, joined, outer, tile_seen
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile
 from .common.context import DispatchContext
@@ -54,7 +54,6 @@ def halo_attention(
     bias = call.term.grid_bias
     if path == "cpu-halo":
         q, k, v = (unit_stride(x) for x in (q, k, v))
-        q = q[:, :, grid.prefix :] if grid.prefix else q
         learned, numbers = [] if bias is None else [bias.table], halo_numbers(grid, windows, shared, bias)
         return attend_parts("halo", q, k, v, call.scale_for(q.shape[-1]), learned, [call.key_mask], numbers)
     return _gathered(q, k, v, grid, windows, shared, bias, call)
@@ -126,7 +125,7 @@ def _gathered(
         x = cut(x[:, :, grid.prefix :].unflatten(2, grid.sizes), index, 2).flatten(2 + rank, 1 + 2 * rank).flatten(2, 1 + rank)
         return x.transpose(1, 2).reshape(batch * tiles, x.shape[1], x.shape[3], width)
 
-    mask = _tile_seen([axis.seen for axis in axes])[None]
+    mask = tile_seen([axis.seen for axis in axes])[None]
     if call.key_mask is not None:
         real = cut(call.key_mask[:, grid.prefix :].unflatten(1, grid.sizes), keys, 1).reshape(batch, tiles, 1, tile_keys)
         mask = mask & real
@@ -158,33 +157,10 @@ def _sides(windows: Sequence[AxisWindows]) -> list[int]:
     return [min(len(axis.low), round(GATHERED_QUERIES ** (1 / len(windows)))) for axis in windows]
 
 
-def _outer(tables: Sequence[Tensor]) -> list[Tensor]:
-    """The table ``(tiles, side, width)`` of every axis, as a view that broadcasts to ``(*tiles, *sides, *widths)``."""
-    rank, placed = len(tables), []
-    for axis, table in enumerate(tables):
-        shape = [1] * (3 * rank)
-        shape[axis], shape[rank + axis], shape[2 * rank + axis] = table.shape
-        placed.append(table.view(shape))
-    return placed
-
-
-def _joined(table: Tensor, rank: int) -> Tensor:
-    """``(*tiles, *sides, *widths)`` as ``(tiles, T, keys)``."""
-    return table.flatten(2 * rank).flatten(rank, 2 * rank - 1).flatten(0, rank - 1)
-
-
-def _tile_seen(tables: Sequence[Tensor]) -> Tensor:
-    """Which keys the queries of every tile see, ``(tiles, T, keys)`` bool."""
-    first, *rest = _outer(tables)
-    for table in rest:
-        first = first & table
-    return _joined(first, len(tables))
-
-
 def _tile_bias(bias: GridBias, axes: Sequence[_AxisIndex], windows: Sequence[AxisWindows], shared: int) -> Tensor:
     """The bias of every tile, ``(tiles, H, T, shared + keys)``."""
-    distances = _outer([axis.queries.clamp(min=0)[:, :, None] - axis.keys[:, None, :] for axis in axes])
-    return bias.with_prefix(bias.over(_joined(bias.entries(distances), len(windows))).transpose(0, 1), shared)
+    distances = outer([axis.queries.clamp(min=0)[:, :, None] - axis.keys[:, None, :] for axis in axes])
+    return bias.with_prefix(bias.over(joined(bias.entries(distances), len(windows))).transpose(0, 1), shared)
 
 
 def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:
@@ -199,8 +175,8 @@ def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devic
         queries, keys = (_runs(cells, groups, of_keys) for of_keys in (False, True))
         bias = None
         if any(group.seen for _, group in groups):
-            seen = [_seen(group.seen, group.size, group.key_size, device)[None] for _, group in groups]
-            bias = _tile_seen(seen)[None, None]
+            seen = [group.seen_by_queries(device)[None] for _, group in groups]
+            bias = tile_seen(seen)[None, None]
         tiles.append(GatherTile(queries, keys, bias=bias))
     return tuple(tiles)
 
@@ -215,12 +191,3 @@ def _runs(cells: Tensor, groups: Sequence[tuple], of_keys: bool) -> Tensor:
         cells = cells.index_select(2 * axis, index.flatten()).unflatten(2 * axis, tuple(index.shape))
     cells = cells.permute(*range(0, 2 * rank, 2), *range(1, 2 * rank, 2))
     return cells.reshape(1, 1, math.prod(group.tiles for _, group in groups), -1)
-
-
-def _seen(ends: Sequence[tuple[int, int]], size: int, key_size: int, device: torch.device) -> Tensor:
-    """``(size, key_size)`` bool: the keys from the first to the last that each query sees."""
-    if not ends:
-        return torch.ones(size, key_size, dtype=torch.bool, device=device)
-    first, last = torch.tensor(ends, device=device).t()[..., None]
-    keys = torch.arange(key_size, device=device)
-    return (keys >= first) & (keys <= last)

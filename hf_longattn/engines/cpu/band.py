@@ -264,9 +264,9 @@ class Item(Scope):
     def into(self, name: str, x: Tensor) -> Tensor:
         return x[self.by_key if name in ("dk", "dv") else self.by_query]
 
-    def finish(self, out: Tensor, lse: Tensor) -> None:
+    def finish(self, results: dict[str, Tensor]) -> None:
         if self.hole is not None:
-            out.masked_fill_(self.padding[:, :, self.shift : self.shift + self.q_len], 0)
+            self.into("out", results["out"]).masked_fill_(self.padding[:, :, self.shift : self.shift + self.q_len], 0)
 
     @property
     def padding(self) -> Tensor:

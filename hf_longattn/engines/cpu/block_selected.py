@@ -20,7 +20,7 @@ from ..common.byte_cache import BYTE_CACHE
 from ..common.call import inverse_permutation
 from ..common.context import DispatchContext
 from .flash import MASKED, padding_of, why_not_tiles
-from .softmax import Part, Runs, Scope, Source, source
+from .softmax import DisjointRuns, Part, Runs, Scope, Source, source
 
 MAX_OWN_QUERIES = 4096
 """Maximum queries, over all heads, in one call for own blocks."""
@@ -29,13 +29,6 @@ MAX_OWN_QUERIES = 4096
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     return why_not_tiles(context)
-
-
-class _Selections(Runs):
-    """The queries of one head that selected a block: neighbours among all selections, sorted by block. Each is in one part."""
-
-    def add(self, x: Tensor, values: Tensor) -> None:
-        self.put(x, values)
 
 
 class _Item(Scope):
@@ -65,6 +58,7 @@ class _Head(Scope):
         super().__init__(parts)
         self.at, self.none, self.merges = (item, head), none, merges
         self.queries, self.row = order // shape[1], inverse_permutation(order).view(shape)
+        self.rows: dict[str, Tensor] = {}
 
     def read(self, name: str, x: Tensor) -> Tensor:
         x = x[self.at]
@@ -75,26 +69,26 @@ class _Head(Scope):
         x = x[self.at]
         if name in ("dk", "dv"):
             return x[None, None]
-        kept, count = len(x) if self.merges and name != "dq" else 0, len(self.queries)
-        rows = x.new_empty(count + kept, *x.shape[1:], dtype=torch.promote_types(x.dtype, torch.float32))
+        earlier, count = len(x) if self.merges and name != "dq" else 0, len(self.queries)
+        rows = x.new_empty(count + earlier, *x.shape[1:], dtype=torch.promote_types(x.dtype, torch.float32))
         rows[: self.none] = MASKED if name == "lse" else 0
-        if kept:
+        if earlier:
             rows[count:] = x
-        self.target = {**getattr(self, "target", {}), name: x}
+        self.rows[name] = rows
         return rows[None, None]
 
-    def finish(self, out: Tensor, lse: Tensor) -> None:
+    def finish(self, results: dict[str, Tensor]) -> None:
         row = self.row
         if self.merges:
             row = torch.cat([row, torch.arange(row.numel(), row.numel() + len(row))[:, None]], 1)
-        shares = lse[0, 0][row.t()]
+        shares = self.rows["lse"][row.t()]
         merged = shares.logsumexp(0)
         weights = shares.sub_(merged).exp_().t().contiguous()
-        self.target["out"].copy_(F.embedding_bag(row, out[0, 0], mode="sum", per_sample_weights=weights))
-        self.target["lse"].copy_(merged)
+        results["out"][self.at] = F.embedding_bag(row, self.rows["out"], mode="sum", per_sample_weights=weights)
+        results["lse"][self.at] = merged
 
-    def finish_backward(self, dq: Tensor) -> None:
-        self.target["dq"].add_(F.embedding_bag(self.row, dq[0, 0], mode="sum"))
+    def finish_backward(self, totals: dict[str, Tensor]) -> None:
+        totals["dq"][self.at] += F.embedding_bag(self.row, self.rows["dq"], mode="sum")
 
 
 @source
@@ -164,7 +158,7 @@ def _heads(item: int, chosen: Tensor, size: int, padding: Tensor | None, merges:
             if count:
                 keys = Runs(block * size, min(size, length - block * size))
                 mask = keys.of(padding[None, None])[:, :, None] if padding is not None and hidden[block] else None
-                parts.append(Part(_Selections(end, count), keys, mask))
+                parts.append(Part(DisjointRuns(end, count), keys, mask))
             end += count
         yield _Head(item, head, by_block[head], (length, choices), none, merges, parts)
 

@@ -103,7 +103,9 @@ def drops_in_tiles(context: DispatchContext) -> bool:
     They do so outside graphs, where fused kernels may run, without score terms, and for more than a few pairs.
     """
     call = context.call
-    if context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None or not drops_some(call.dropout):
+    if not call.dropout or context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None:
+        return False
+    if not drops_some(call.dropout):
         return False
     return not context.few_pairs and context.plain_only is None
 

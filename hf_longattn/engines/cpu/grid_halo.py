@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.axis_tiles import AxisClass, AxisTiles, AxisWindows, TileGroup, axis_tiles, split_windows, tile_sides
+from ..common.axis_tiles import AxisClass, AxisTiles, AxisWindows, TileGroup, axis_tiles, split_windows, tile_seen, tile_sides
 from ..common.byte_cache import BYTE_CACHE
 from ..common.context import DispatchContext
 from ..common.grid import Grid
 from ..common.score_terms import NO_GRID_BIAS, GridBias, tile_distances
 from .flash import additive_mask, padding_of
 from .flash import why_not as why_no_kernel
-from .softmax import Part, Runs, Scope, Scratch, Source, source
+from .softmax import DisjointRuns, Part, Runs, Scope, Scratch, Source, source
 
 FORWARD_QUERIES, BACKWARD_KEYS = 24576, 24576
 """Maximum queries per forward call, and keys per backward call, over all heads. Results then stay in the cache."""
@@ -69,17 +69,36 @@ class _Strip(Scope):
         self.queries, self.keys = (slice(None), *tile.queries, columns), (slice(None), *tile.keys, columns)
         self.depth = math.prod(group.size for group in tile.groups)
         self.key_depth = math.prod(group.key_size for group in tile.groups)
+        self.results: list[tuple[Tensor, Tensor]] = []
 
     def read(self, name: str, x: Tensor) -> Tensor:
         """The strip's tokens, copied column by column, ``(1, H, columns · leading, …)``. The next strip reuses the memory."""
-        x = self.source.cells(name, x, self.item)[self.keys if name in ("k", "v", "padding") else self.queries]
-        rank = 1 + len(self.source.tiles)
-        x = x.permute(rank - 1, *range(1, rank - 1), 0, *range(rank, x.dim()))
-        copy = self.source.scratch.take(name, tuple(x.shape), x)
-        return copy.copy_(x).flatten(0, rank - 2).transpose(0, 1)[None]
+        cells = self._cells(name, x)
+        return self._in_order(self.source.scratch.take(name, tuple(cells.shape), x).copy_(cells))
 
     def into(self, name: str, x: Tensor) -> Tensor:
-        return self.source.cells(name, x, self.item)
+        """Memory like that of :meth:`read`, from which :meth:`finish` writes. Gradients of keys start as zeros."""
+        cells = self._cells(name, x)
+        memory = self.source.scratch.take(name, tuple(cells.shape), x)
+        self.results.append((cells, memory.zero_() if name in ("dk", "dv") else memory))
+        return self._in_order(memory)
+
+    def finish(self, results: dict[str, Tensor]) -> None:
+        for cells, memory in self.results:
+            cells.copy_(memory)
+
+    def finish_backward(self, totals: dict[str, Tensor]) -> None:
+        for cells, memory in self.results:
+            cells.add_(memory)
+
+    def _cells(self, name: str, x: Tensor) -> Tensor:
+        """The strip's cells in ``x (B, H, N, …)``, as a view ``(columns, *leading, H, …)``."""
+        x = self.source.cells(name, x, self.item)[self.keys if name in ("k", "v", "dk", "dv", "padding") else self.queries]
+        rank = len(self.source.tiles)
+        return x.permute(rank, *range(1, rank), 0, *range(rank + 1, x.dim()))
+
+    def _in_order(self, memory: Tensor) -> Tensor:
+        return memory.flatten(0, len(self.source.tiles) - 1).transpose(0, 1)[None]
 
     @property
     def parts(self) -> Iterator[Part]:  # type: ignore[override]
@@ -93,35 +112,6 @@ class _Strip(Scope):
             for start in range(0, group.tiles, most):
                 yield group.part(start, min(most, group.tiles - start))
 
-    def on_grid(self, x: Tensor, group: TileGroup) -> Tensor:
-        """The queries of a group in ``x (H, *sizes, …)``, as a view ``(tiles, H, columns, *leading, …)``."""
-        where = (slice(None), *self.tile.queries, self.last.places(group.first, group.tiles * group.size))
-        return self._by_tile(x[where], group)
-
-    def _by_tile(self, view: Tensor, group: TileGroup) -> Tensor:
-        leading = len(self.tile.groups)
-        view = view.unflatten(1 + leading, (group.tiles, view.shape[1 + leading] // group.tiles))
-        return view.permute(1 + leading, 0, 2 + leading, *range(1, 1 + leading), *range(3 + leading, view.dim()))
-
-    def add_to_keys(self, into: Tensor, group: TileGroup, part: Tensor) -> None:
-        """Add ``part (tiles, H, keys, D)`` to ``into (H, *sizes, D)``. Tiles overlap, so a few columns are added at a time."""
-        sizes = [tile.key_size for tile in self.tile.groups]
-        part = part.reshape(*part.shape[:2], group.key_size, *sizes, part.shape[-1])
-        width = group.size if group.tiles > 1 else group.key_size
-        for first in range(0, group.key_size, width):
-            size = min(width, group.key_size - first)
-            self._add_columns(into, group, first, size, part[:, :, first : first + size])
-
-    def _add_columns(self, into: Tensor, group: TileGroup, first: int, size: int, part: Tensor) -> None:
-        """Add ``part (tiles, H, size, *leading, D)`` to ``size`` key columns of each tile, from ``first`` on. Columns must not overlap."""
-        start, before = group.key_first + first, group.tiles - 1
-        if size < group.size and before:  # narrower than a tile: the other columns of the last tile may lie beyond the grid
-            where = (slice(None), *self.tile.keys, self.last.places(start, before * group.size))
-            self._by_tile(into[where], group.part(0, before))[:, :, :size].add_(part[:before])
-            start, group, part = start + before * group.size, group.part(before, 1), part[before:]
-        where = (slice(None), *self.tile.keys, self.last.places(start, group.tiles * size))
-        self._by_tile(into[where], group).add_(part)
-
     def _along(self, group: TileGroup) -> list[TileGroup]:
         """The tiles of all axes in token order of a run: the last axis first."""
         return [group, *self.tile.groups]
@@ -129,13 +119,15 @@ class _Strip(Scope):
     def mask(self, group: TileGroup, dtype: torch.dtype) -> Tensor | None:
         """The additive mask ``(1, 1, T, keys)`` of all tiles of a group; ``None`` where nothing is hidden."""
         tiles = self._along(group)
-        patterns = tuple((tile.seen, tile.size, tile.key_size) for tile in tiles)
+        patterns = tuple([(tile.seen, tile.size, tile.key_size) for tile in tiles])
         if not any(seen for seen, _, _ in patterns):
             return None
+
+        def make() -> Tensor:
+            return additive_mask(~tile_seen([tile.seen_by_queries()[None] for tile in tiles]), dtype)[None]
+
         cells = self.depth * self.key_depth * group.size * group.key_size
-        if cells > MAX_SHARED_CELLS:
-            return _tile_mask(patterns, dtype)
-        return BYTE_CACHE.get(("mask of a tile", patterns, dtype), lambda: _tile_mask(patterns, dtype))
+        return make() if cells > MAX_SHARED_CELLS else BYTE_CACHE.get(("mask of a tile", patterns, dtype), make)
 
     def entries(self, group: TileGroup, bias: GridBias) -> Tensor:
         """The entries of the bias for the pairs of a tile, ``(T, keys)``."""
@@ -147,59 +139,9 @@ class _Strip(Scope):
         return entries.expand([*sizes, *key_sizes]).reshape(math.prod(sizes), math.prod(key_sizes))
 
 
-def _tile_mask(patterns: Sequence[tuple[tuple[tuple[int, int], ...], int, int]], dtype: torch.dtype) -> Tensor:
-    """The additive mask ``(1, 1, T, keys)`` of a tile. ``patterns``: seen keys, queries and keys along every axis."""
-    rank, mask = len(patterns), torch.zeros((1,) * (2 * len(patterns)), dtype=dtype)
-    for axis, (seen, size, key_size) in enumerate(patterns):
-        shape = [1] * (2 * rank)
-        shape[axis], shape[rank + axis] = size, key_size
-        if seen:
-            ends = torch.tensor(seen)
-            keys = torch.arange(key_size)
-            hidden = (keys < ends[:, :1]) | (keys > ends[:, 1:])
-            mask = mask + additive_mask(hidden, dtype).view(shape)
-        else:
-            mask = mask.expand([max(a, b) for a, b in zip(mask.shape, shape, strict=True)])
-    return mask.flatten(rank, -1).flatten(0, rank - 1)[None, None].contiguous()
-
-
-class _Queries(NamedTuple):
-    """The queries of a group of tiles: read from the strip's copy, written to the grid ``(H, *sizes, …)``."""
-
-    strip: _Strip
-    group: TileGroup
-
-    @property
-    def copies(self) -> bool:
-        return True
-
-    def of(self, x: Tensor) -> Tensor:
-        depth, (first, size, tiles, *_) = self.strip.depth, self.group
-        return Runs(first * depth, size * depth, tiles, size * depth).of(x)
-
-    def put(self, x: Tensor, values: Tensor) -> None:
-        target = self.strip.on_grid(x, self.group)
-        target.copy_(values.reshape(target.shape))
-
-    def add(self, x: Tensor, values: Tensor) -> None:
-        target = self.strip.on_grid(x, self.group)
-        target.add_(values.reshape(target.shape))
-
-
-class _Keys(_Queries):
-    """The keys of a group of tiles, with their halo."""
-
-    def of(self, x: Tensor) -> Tensor:
-        depth, group = self.strip.key_depth, self.group
-        return Runs(group.key_first * depth, group.key_size * depth, group.tiles, group.size * depth).of(x)
-
-    def add(self, x: Tensor, values: Tensor) -> None:
-        self.strip.add_to_keys(x, self.group, values)
-
-
 @source
 class Halo(Source):
-    """Grid cells over their windows and the shared prefix tokens. The queries are the cells, the keys all tokens.
+    """Grid cells over their windows and the shared prefix tokens. Prefix tokens have no output.
 
     - learned: the table of a :class:`GridBias`, if any.
     - fixed: key mask ``(B, N)`` bool, or None.
@@ -207,6 +149,10 @@ class Halo(Source):
     """
 
     name = "halo"
+
+    @staticmethod
+    def skips(numbers: Sequence[int]) -> int:
+        return numbers[1]
 
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         (self.key_mask,) = fixed
@@ -247,7 +193,9 @@ class Halo(Source):
         if padding is not None and not bool(padding.any()):
             padding = None
         for group in strip.groups(self.q.shape[1], self.is_backward):
-            queries, keys, of_scores = _Queries(strip, group), _Keys(strip, group), None
+            depth, key_depth, of_scores = strip.depth, strip.key_depth, None
+            queries = DisjointRuns(group.first * depth, group.size * depth, group.tiles, group.size * depth)
+            keys = Runs(group.key_first * key_depth, group.key_size * key_depth, group.tiles, group.size * key_depth)
             if self.bias is None:
                 mask = strip.mask(group, self.dtype)
             else:

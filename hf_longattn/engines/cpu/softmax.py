@@ -93,6 +93,13 @@ class Runs(NamedTuple):
         return self._replace(start=self.start + first * self.stride, size=size)
 
 
+class DisjointRuns(Runs):
+    """Runs of tokens that are in no other part, and not twice in this one. So values are written where they would be added to zeros."""
+
+    def add(self, x: Tensor, values: Tensor) -> None:
+        self.put(x, values)
+
+
 class Listed(NamedTuple):
     """Tokens by their index ``(n,)``, each once."""
 
@@ -162,26 +169,27 @@ class Scope:
         """What parts write to. Names are out, lse, dq, dk and dv."""
         return x
 
-    def finish(self, out: Any, lse: Any) -> None:
-        """Complete the results of the forward pass after the last part."""
+    def finish(self, results: dict[str, Tensor]) -> None:
+        """Complete ``out`` and ``lse`` of the call after the last part."""
 
-    def finish_backward(self, dq: Any) -> None:
-        """Complete the gradients of the queries after the last part."""
+    def finish_backward(self, totals: dict[str, Tensor]) -> None:
+        """Complete ``dq``, ``dk`` and ``dv`` of the call after the last part."""
 
     def backward(self, run: Backward) -> Gradients | None:
         """Add the gradients of all parts. If the scope is :attr:`whole`, they are returned instead where their layout fits."""
         tensors = {name: self.read(name, x) for name, x in run.inputs.items()}
         totals = [self.into(name, x) for name, x in run.totals.items()]
         gradients = self.add_gradients(run, tensors, totals)
-        self.finish_backward(totals[0])
+        self.finish_backward(run.totals)
         return gradients
 
     def add_gradients(self, run: Backward, tensors: dict[str, Any], totals: Sequence[Any]) -> Gradients | None:
         """:meth:`backward`, given what parts read and write. Clears ``grad`` where no further part has a query's output."""
+        whole = self.whole
         for part in self.parts:
             inputs = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
             gradients = run.of_part(part, *inputs)
-            if self.whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
+            if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
                 return gradients
             for total, side, gradient in zip(totals, (part.queries, part.keys, part.keys), gradients, strict=True):
                 side.add(total, gradient)
@@ -204,7 +212,8 @@ class Source(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
         dropout: Dropout | None,
     ) -> None:  # fmt: skip
-        self.q, self.k, self.v, self.dropout, self.dtype = q, k, v, dropout, mask_dtype(q)
+        self.tensors, self.skipped, self.dropout, self.dtype = (q, k, v), self.skips(numbers), dropout, mask_dtype(q)
+        self.q, self.k, self.v = q[:, :, self.skipped :] if self.skipped else q, k, v
         self.learned, self.totals = learned, []  # type: tuple[Sequence[Tensor], list[Tensor]]
         self.read_arguments(learned, fixed, numbers)
 
@@ -218,6 +227,11 @@ class Source(ABC):
             numbers: settings.
         """
 
+    @staticmethod
+    def skips(numbers: Sequence[int]) -> int:
+        """How many of the first queries have no output."""
+        return 0
+
     @abstractmethod
     def scopes(self, backward: bool) -> Iterator[Scope]:
         """The scopes of the call. The next one is asked for only when the last one is done."""
@@ -228,7 +242,7 @@ class Source(ABC):
 
     def sums(self) -> list[Tensor]:
         """Accumulators of the gradients of q, k and v, all zeros."""
-        return [x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, self.q, self.k, self.v)]
+        return [x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, *self.tensors)]
 
     def start_learning(self) -> None:
         """Make the accumulators of the gradients of learned tensors. Without this, they get none."""
@@ -255,7 +269,7 @@ def part_forward(part: Part, place: tuple[int, ...], q: Tensor, k: Tensor, v: Te
         return drop.forward((*place, *part.place), q, k, v, part.mask, scale)
     if part.merges and k.shape[2] <= MAX_PLAIN_KEYS:
         return few_keys(q, k, v, part.mask, scale)
-    if _is_single_row(q):
+    if q.shape[2] == 1 and q.element_size() < 4:
         (q,), mask = _doubled(q), None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
         return tuple(x[:, :, :1] for x in flash(q, k, v, attn_mask=mask, scale=scale))
     return flash(q, k, v, 0.0, part.causal, attn_mask=part.mask, scale=scale)
@@ -278,7 +292,7 @@ class Backward(NamedTuple):
             return self.dropout.backward((*self.place, *part.place), grad, q, k, v, out, lse, part.mask, self.scale)
         if part.of_scores is not None or k.shape[2] <= MAX_PLAIN_KEYS:
             return plain_backward(part.mask, self.scale, grad, q, k, v, out, lse, part.of_scores)
-        if not _is_single_row(q):
+        if q.shape[2] > 1 or q.element_size() >= 4:
             return flash_backward(grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=part.mask, scale=self.scale)
         grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated row gets no gradient
         q, out, lse = _doubled(q, out, lse)
@@ -288,13 +302,8 @@ class Backward(NamedTuple):
 
 
 def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """``(n, H, 1, …)`` with its row repeated. In half precision the kernel is several times slower for one row than for two."""
+    """``(n, H, 1, …)`` in half precision with its row repeated, since the kernel is several times slower for one row than for two."""
     return tuple(torch.cat([x, x], 2) for x in tensors)
-
-
-def _is_single_row(q: Tensor) -> bool:
-    """Whether ``q (n, H, rows, D)`` is a single row in half precision, which is doubled."""
-    return q.shape[2] == 1 and q.element_size() < 4
 
 
 def softmax_forward(
@@ -305,24 +314,25 @@ def softmax_forward(
 
     Args:
         kind: the name of the source, which says what ``learned``, ``fixed`` and ``numbers`` are.
-        q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
+        q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``. The first queries have no output where the source :meth:`~Source.skips` them.
         dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not together with score terms.
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
-    out, lse = empty_results(q)
     parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, Dropout.of(dropout, seed))
+    out, lse = empty_results(parts_of.q)
     parts_of.prepare(out, lse)
     for number, scope in enumerate(parts_of.scopes(backward=False)):
-        queries, keys, values = (scope.read(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+        queries, keys, values = (scope.read(name, x) for name, x in (("q", parts_of.q), ("k", k), ("v", v)))
         into = scope.into("out", out), scope.into("lse", lse)
+        whole = scope.whole
         for part in scope.parts:
             inputs = part.queries.of(queries), part.keys.of(keys), part.keys.of(values)
             results = part_forward(part, (number,), *inputs, scale, parts_of.dropout)
-            if scope.whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
+            if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
                 return results
             _put(part, into, results)
-        scope.finish(*into)
+        scope.finish({"out": out, "lse": lse})
     if parts_of.may_see_nothing:
         zero_unseen(out, lse)
     return out, lse
@@ -330,14 +340,18 @@ def softmax_forward(
 
 def _put(part: Part, into: tuple[Any, Any], results: tuple[Tensor, Tensor]) -> None:
     """Write a part's output and log-sum-exp, or merge them with those of earlier parts."""
-    if part.merges:
-        earlier = part.queries.of(into[0]), part.queries.of(into[1])
-        merge_into(*earlier, *results)
-        if not part.queries.copies:
-            return
-        results = earlier
-    for x, result in zip(into, results, strict=True):
-        part.queries.put(x, result)
+    queries, copies = part.queries, part.queries.copies
+    if part.merges or not copies:
+        held = queries.of(into[0]), queries.of(into[1])
+        if part.merges:
+            merge_into(*held, *results)
+            results = held
+        else:
+            held[0].copy_(results[0])
+            held[1].copy_(results[1])
+    if copies:
+        queries.put(into[0], results[0])
+        queries.put(into[1], results[1])
 
 
 cpu_softmax = torch.library.custom_op(f"{OPERATORS}::cpu_softmax", softmax_forward, mutates_args=(), device_types="cpu")
@@ -354,8 +368,9 @@ def cpu_softmax_backward(
     parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, Dropout.of(dropout, seed))
     if learns:
         parts_of.start_learning()
-    inputs = {"grad": grad, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-    totals = dict(zip(("dq", "dk", "dv"), parts_of.sums(), strict=True))
+    inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
+    sums = parts_of.sums()
+    totals = {"dq": sums[0][:, :, parts_of.skipped :], "dk": sums[1], "dv": sums[2]}
     gradients: Gradients | None = None
     for number, scope in enumerate(parts_of.scopes(backward=True)):
         gradients = scope.backward(Backward(inputs, totals, scale, parts_of.dropout, (number,)))
@@ -363,10 +378,8 @@ def cpu_softmax_backward(
     if gradients is not None:
         return [*gradients, *of_learned]
     like = token_major(q.dtype, q, k, v)
-    sums = [
-        total if total.dtype == x.dtype and total.stride() == x.stride() else x.copy_(total)
-        for x, total in zip(like, totals.values(), strict=True)
-    ]
+    same = [(total.dtype, total.stride()) == (x.dtype, x.stride()) for total, x in zip(sums, like, strict=True)]
+    sums = [total if unchanged else x.copy_(total) for unchanged, total, x in zip(same, sums, like, strict=True)]
     return [*sums, *of_learned]
 
 
@@ -399,7 +412,11 @@ def empty_gradient(x: Tensor) -> Tensor:
     return token_major(x.dtype, x)[0] if x.dim() == 4 else x.new_empty(x.shape)
 
 
-cpu_softmax.register_fake(lambda _kind, q, *_, **__: empty_results(q))
+def _empty_results(kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Any, fixed: Any, numbers: Any, *_: Any) -> tuple[Tensor, Tensor]:
+    return empty_results(q[:, :, SOURCES[kind].skips(numbers) :])
+
+
+cpu_softmax.register_fake(_empty_results)
 cpu_softmax_backward.register_fake(_empty_gradients)
 cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 

@@ -7,6 +7,7 @@ depends on the tile and on numbers such as lengths, not on q, k and v. It is cac
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -190,18 +191,15 @@ def _runs(index: Tensor) -> list[_Row | None] | None:
 def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int]]:
     """Group neighbouring rows of equal shape, need and step: (first row, number of rows)."""
 
-    def kind(row: int) -> tuple:
-        runs = (None if side is None else side[row] for side in sides)
-        return needs[row], *(None if run is None else run[1:4] for run in runs)
-
-    def steps(row: int) -> tuple:
-        pairs = ((None, None) if side is None else (side[row], side[row + 1]) for side in sides)
-        return tuple(0 if a is None or b is None else b.start - a.start for a, b in pairs)
-
+    listed = [side for side in sides if side is not None]
+    shapes = [[None if row is None else row[1:4] for row in side] for side in listed]
+    kinds = list(zip(needs, *shapes, strict=True))
+    starts = [[0 if row is None else row.start for row in side] for side in listed]
+    steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True)) or [(0,)] * len(needs)
     first = 0
     while first < len(needs):
         last = first
-        while last + 1 < len(needs) and kind(last + 1) == kind(first) and min(steps(last), default=0) >= 0 and steps(last) == steps(first):
+        while last + 1 < len(needs) and kinds[last + 1] == kinds[first] and min(steps[last]) >= 0 and steps[last] == steps[first]:
             last += 1
         yield first, last + 1 - first
         first = last + 1

@@ -150,7 +150,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     d_other = d_lse = None
     if other is not None:
         d_other = grad * _share(other_lse, lse, grad)
-        d_lse = (at_least_fp32(d_other) * (other - at_least_fp32(out))).sum(-1).transpose(1, 2)
+        d_lse = (d_other * (other - at_least_fp32(out))).sum(-1).transpose(1, 2)
     return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_other, d_lse, *[None] * 7
 
 
@@ -173,13 +173,20 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
     reason = refused(q.device, q.dtype, *kind, 0.5 if call.dropout else 0.0, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
-    tensors = [_stored(x, padded_width) for x in (q, k, v)]
-    index, real = (None, None) if call.global_mask is None else index_of_globals(call)
-    if index is None or real is None or not index.shape[1]:
-        return _Band.apply(*tensors, None, None, offsets, *settings).transpose(1, 2)[..., :width]
-    queries, keys, values = (x.transpose(1, 2) for x in tensors)
+    rows = [_stored(x, padded_width) for x in (q, k, v)]
+
+    def run(other: Tensor | None = None, other_lse: Tensor | None = None) -> Tensor:
+        out: Tensor = _Band.apply(*rows, other, other_lse, offsets, *settings)
+        return out.transpose(1, 2)[..., :width]
+
+    if call.global_mask is None:
+        return run()
+    index, real = index_of_globals(call)
+    if not index.shape[1]:
+        return run()
+    queries, keys, values = (x.transpose(1, 2) for x in rows)
     other, other_lse = global_columns(queries, keys, values, index, real, pattern, call.replace(scale=settings.scale))
-    out: Tensor = _Band.apply(*tensors, other.transpose(1, 2), other_lse, offsets, *settings).transpose(1, 2)[..., :width]
+    out = run(other.transpose(1, 2), other_lse)
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
 
 

@@ -46,9 +46,6 @@ def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int
     return totals[..., :count].to(torch.int32), indices.unflatten(-1, (count, width)).to(torch.int32).contiguous()
 
 
-NO_LISTS: tuple[None, None] = (None, None)
-
-
 def block_mask(
     lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
 ) -> BlockMask:
@@ -59,13 +56,9 @@ def block_mask(
 
     size: tokens per block.
     """
-    partial, partial_keys = by_query[0], by_key[0]
-    full: Lists | tuple[None, None] = by_query[1] or NO_LISTS
-    full_keys: Lists | tuple[None, None] = by_key[1] or NO_LISTS
-    return BlockMask(
-        lengths, partial[0], partial[1], full[0], full[1], partial_keys[0], partial_keys[1], full_keys[0], full_keys[1],
-        BLOCK_SIZE=(size, size), mask_mod=mask_mod,
-    )  # fmt: skip
+    lists = [x for pair in (*by_query, *by_key) for x in pair or (None, None)]
+    arguments: tuple[Any, ...] = lengths, *lists, (size, size), mask_mod
+    return BlockMask(*arguments)
 
 
 def mask_bytes(mask: BlockMask) -> int:
