@@ -67,7 +67,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         batch, length, _ = hidden_states.shape
         for layer in self.layer:
             mechanism = layer.attention.self.long_attention
-            if not mechanism.takes_globals and not mechanism.covers(length):
+            if not mechanism.traits.takes_globals and not mechanism.covers(length):
                 raise PageError(
                     f"The picture of a page is seen through global tokens, which mechanism {mechanism.name!r} does not have; leave "
                     "pixel_values out, or choose one that has them, for example mechanism='longformer'."

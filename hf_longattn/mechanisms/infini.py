@@ -52,11 +52,7 @@ class Infini(Mechanism):
     engine = "recurrent"
     cost = "N·(S+D)"
     causal = True
-    remembers = True
-    trains = True
-    takes_score_mod = False
-    stateful = True
-    bitwise_causal = False
+    traits = Mechanism.traits.but(remembers=True, trains=True, takes_score_mod=False, stateful=True, bitwise_causal=False)
     options_type = InfiniOptions
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40}
 

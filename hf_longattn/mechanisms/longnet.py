@@ -34,7 +34,6 @@ from ..engines.common.score_terms import add_term
 from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..options import Options, option
-from ..positions.distances import Extent
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
@@ -129,12 +128,9 @@ class LongNet(GatheredMechanism):
 
     def locality(self, causal: bool) -> Locality:
         furthest = self.options.segments[-1] - 1
-        return Locality(furthest, 0 if causal else furthest, math.lcm(*self.options.segments))
-
-    def extent(self, causal: bool) -> Extent:
-        furthest = self.options.segments[-1] - 1
         ahead, nested = 0 if causal else furthest, all((furthest + 1) % segment == 0 for segment in self.options.segments)
-        return Extent(furthest, ahead, furthest if causal or nested else 2 * furthest)  # a segment may cross the end of the longest
+        width = furthest if causal or nested else 2 * furthest  # a segment may cross the end of the longest
+        return Locality(furthest, ahead, math.lcm(*self.options.segments), width_of_keys=width)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= 1 or (length <= self.options.segments[0] and all(dilation == 1 for _, dilation in self.options.branches))

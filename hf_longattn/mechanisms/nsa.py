@@ -58,8 +58,10 @@ from ..options import Options, option
 from .common.layout import band_pairs, full_pairs
 from .common.pooled import uniform
 from .common.registry import register_mechanism
+from .common.relative_terms import with_dense_terms
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.traits import Handling
 
 INITIAL_GATE = 1 / 3
 """Each gate before training."""
@@ -155,9 +157,9 @@ class NSA(SummarisedMechanism):
     paper = "Yuan et al. 2025, Native Sparse Attention, §3.3"
     when = "a decoder that you train on long text and that needs evidence from anywhere, at a cost far below full attention"
     engine = "block_selected"
-    exports_definition = True
+    handling = Handling(exports_definition=True)
     cost = "N·(n·l'+w) + N·N/d"
-    trains = True
+    traits = SummarisedMechanism.traits.but(trains=True)
     per_head_tensors = ("gate", "gate_bias")
     options_type = NSAOptions
     sample: ClassVar[dict[str, Any]] = {
@@ -168,8 +170,13 @@ class NSA(SummarisedMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NSAOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if options.num_blocks < options.always_selected(causal=False):
-            self.causal = True
+        if options.num_blocks < (needed := options.always_selected(causal=False)):
+            why = (
+                f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {{where}} needs: the query's own, "
+                f"{needed - options.initial_blocks - 1} next to it (half of local_blocks={options.local_blocks} on each side) and "
+                f"{options.initial_blocks} initial ones; but num_blocks is {options.num_blocks}; for example num_blocks={needed + 1}."
+            )
+            self.causal, self.traits = True, self.traits.but(why_one_form=why)
         sizes = options.compress_size, head_dim, options.hidden or head_dim
         self.keys, self.values = Compression(*sizes), Compression(*sizes)
         self.gate, self.gate_bias = nn.Parameter(torch.empty(num_heads, head_dim, 3)), nn.Parameter(torch.empty(num_heads, 3))
@@ -183,14 +190,6 @@ class NSA(SummarisedMechanism):
         self.values.reset_parameters(generator)
         nn.init.zeros_(self.gate)
         nn.init.constant_(self.gate_bias, math.log(INITIAL_GATE / (1 - INITIAL_GATE)))
-
-    def wrong_form(self, causal: bool, where: str) -> OptionError:
-        needed = self.options.always_selected(causal=False)
-        return OptionError(
-            f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {where} needs: the query's own, "
-            f"{needed - self.options.initial_blocks - 1} next to it (half of local_blocks={self.options.local_blocks} on each side) and "
-            f"{self.options.initial_blocks} initial ones; but num_blocks is {self.options.num_blocks}; for example num_blocks={needed + 1}."
-        )
 
     def gates(self, q: Tensor) -> tuple[Tensor, ...]:
         """Gates of the compressed, selected and window branches, each ``(B, H, Nq, 1)``, in fp32 at least."""
@@ -472,7 +471,7 @@ class NSA(SummarisedMechanism):
         return self.mixed(q, compressed, selected, near)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        compressed, selected, window, _ = self._definition(q, k, self.with_dense_terms(q, k, call))
+        compressed, selected, window, _ = self._definition(q, k, with_dense_terms(self, q, k, call))
         gates, heads = self.gates(q), q.shape[1]
         values = repeat_heads(self._defined_compression(self.values, v, call), heads)
         tokens = (gates[1] * selected + gates[2] * window).to(v.dtype) @ repeat_heads(v, heads)
@@ -548,13 +547,13 @@ class NSA(SummarisedMechanism):
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : o.num_blocks - 1], True)
         return ((chosen & allowed) | (away == 0))[..., block]
 
-    def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         if k.shape[1] < len(shard.bounds):
             raise OptionError(
                 f"Mechanism 'nsa' selects blocks for the query heads of a key head together, so that {k.shape[1]} key heads can be divided "
                 f"over at most {k.shape[1]} processes, not {len(shard.bounds)}; use fewer processes, or for example mechanism window."
             )
-        return super().attend_by_heads(q, k, v, call, shard)
+        return super().attend_sharded(q, k, v, call, shard)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The pairs of all three branches. A query and a compressed block are one pair."""

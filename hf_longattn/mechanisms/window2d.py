@@ -34,6 +34,7 @@ from ..errors import GridError
 from ..options import Options, option
 from .common.on_grid import GridMechanism, GridOptions, Places
 from .common.registry import register_mechanism
+from .common.relative_terms import with_dense_terms
 from .common.scores import scaled_scores, softmax_over
 
 PaddingOfLayer = Callable[[], tuple[Tensor | None, Tensor | None]]
@@ -66,7 +67,7 @@ class Window2d(GridMechanism):
     summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
     paper = "Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3"
     when = "pictures and videos: the first choice on a grid, with full attention in one layer of three or four"
-    engine: ClassVar[str] = "grid_windows"
+    engine = "grid_windows"
     cost = "N·w² on a picture"
     options_type = Window2dOptions
     sample: ClassVar[dict[str, Any]] = {"window": 4}
@@ -81,12 +82,12 @@ class Window2d(GridMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.pads:
             self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
-            self.copies = {"pad_key": "key.bias", "pad_value": "value.bias"}
+            self.traits = self.traits.but(copies={"pad_key": "key.bias", "pad_value": "value.bias"})
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set the key and the value of padding to 0, as without biases. In a model they become copies of the layer's biases
-        (:attr:`copies`)."""
+        (``traits.copies``)."""
         super().reset_parameters(generator)
         if self.pads and self.padding_of_layer is None:
             nn.init.zeros_(self.pad_key)
@@ -98,7 +99,7 @@ class Window2d(GridMechanism):
 
     def take_padding_from(self, layer: PaddingOfLayer) -> None:
         """Compute padding's key and value by ``layer`` in every call, instead of storing parameters."""
-        self.padding_of_layer, self.copies = layer, {}
+        self.padding_of_layer, self.traits = layer, self.traits.but(copies={})
         del self.pad_key, self.pad_value
 
     def padding_rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ class Window2d(GridMechanism):
         return self._dense_weights(q, k, call)[0]
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        of_tokens, of_padding = self._dense_weights(q, k, self.with_dense_terms(q, k, call))
+        of_tokens, of_padding = self._dense_weights(q, k, with_dense_terms(self, q, k, call))
         out = of_tokens @ repeat_heads(v, q.shape[1])
         return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
 
@@ -213,7 +214,7 @@ class Window2d(GridMechanism):
             tiles.append(GatherTile(windows, windows))
         return tuple(tiles)
 
-    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
+    def blocks(self, grid: Grid) -> tuple[int, ...] | None:
         return None if self.shifted else tuple(self.windows(grid)[0])
 
     def check_grid(self, grid: Grid) -> None:

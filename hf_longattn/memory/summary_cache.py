@@ -17,6 +17,7 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.derivatives import differentiated
 from ..engines.topk import gather_kv
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.relative_terms import with_relative
 from ..mechanisms.common.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
 from .cache_layer import LeftPaddedLayer
@@ -107,7 +108,7 @@ class SummaryLayer(LeftPaddedLayer):
         assert self.starts is not None
         real = call.key_mask
         self._summarise(mechanism, real, call)
-        step_call = mechanism.with_relative(q, k, v, call)
+        step_call = with_relative(mechanism, q, k, call)
         out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), step_call)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_columns
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.short_texts import exact_length_of, full_of
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
 from ..memory.segment_memory import of_memory
@@ -105,7 +107,7 @@ class LongAttentionMixin(_Base):
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
-        if refused := sorted(name for name, options in chosen if prototype(name, options).takes_globals):
+        if refused := sorted(name for name, options in chosen if prototype(name, options).traits.takes_globals):
             raise OptionError(
                 f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
                 "choose one without, for example mechanism='nystrom' or 'window'."
@@ -285,7 +287,7 @@ class LongAttentionMixin(_Base):
         if not valid or not self.runs_mechanisms:
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
-        return all(mechanism.decodes_in_graph and mechanism.recursion is None for mechanism in decoding)
+        return all(layer.traits.recursion is None and (layer.traits.stateful or layer.attend_step is not None) for layer in decoding)
 
 
 @contextmanager
@@ -378,7 +380,9 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
-            self.exact_length = min((layer.exact_length for layer in layer_mechanisms(self) if layer.full is not None), default=None)
+            self.exact_length = min(
+                (exact_length_of(layer) for layer in layer_mechanisms(self) if full_of(layer) is not None), default=None
+            )
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""
@@ -405,7 +409,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     @property
     def takes_globals(self) -> bool:
         """Whether a layer takes global tokens, or has mechanisms for several layers."""
-        return any(getattr(module.long_attention, "takes_globals", True) for module in self.attention_modules)
+        attending = (module.long_attention for module in self.attention_modules)
+        return any(not isinstance(mechanism, Mechanism) or mechanism.traits.takes_globals for mechanism in attending)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
         """Whether somebody asks for the attentions of a call."""

@@ -86,11 +86,11 @@ def test_documents_are_one_call_and_equal_the_definition(name: str, causal: bool
     module = mechanism_from(name, mechanism_class(name).sample, num_heads=4, head_dim=16, max_length=LENGTH).double().eval()
     inputs, mask = tensors(), padding()
     arguments: dict[str, Any] = {"causal": causal, "documents": documents(), "padding_mask": mask}
-    if module.takes_globals:
+    if module.traits.takes_globals:
         arguments["global_mask"] = torch.rand(2, LENGTH) < 0.05
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64, dtype=torch.double)
-    if module.takes_score_mod:
+    if module.traits.takes_score_mod:
         arguments["score_mod"] = lambda score, b, h, i, j: score - 0.01 * (h + b + (i - j) * (i + 1) / 30)
     calls: list[int] = []
     module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))

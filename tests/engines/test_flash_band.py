@@ -73,7 +73,7 @@ def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
 def test_outputs_and_gradients_are_those_of_the_definition(visited: str, causal: bool, side: str, heads: int) -> None:
     inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
-    tokens = torch.rand(2, LENGTH) < 0.03 if module.takes_globals else None
+    tokens = torch.rand(2, LENGTH) < 0.03 if module.traits.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
     assert {choice.path for choice in choices} - {"masked", "rolled"} == {"flash"}

@@ -259,9 +259,9 @@ def test_mechanisms_on_the_paths_for_cuda(in_graph: bool, name: str, causal: boo
     q, k, v = inputs(300)
     mask = torch.arange(300) < torch.tensor([[300], [250]])
     # lsg looks at how many tokens are global, on every device: with a mask of them it is no whole graph.
-    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.takes_globals and name != "lsg" else None
+    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.traits.takes_globals and name != "lsg" else None
     call = AttentionCall(causal, Batch.of(mask), tokens)
-    expected = run_batch(module, q.double(), k.double(), v.double(), call, module.reference, per_sequence=True) * mask[:, None, :, None]
+    expected = run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True) * mask[:, None, :, None]
     torch._dynamo.reset()
     if in_graph:
         run = torch.compile(run_batch, backend="aot_eager", fullgraph=True)

@@ -62,7 +62,7 @@ def test_path_equals_the_definition(path, visited: str, causal: bool, length: in
 
     out = run_batch(module, q, k, v, call, run)
     expected = reference_attend(
-        q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.takes_globals else None, scaling=0.25
+        q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
     )
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
     rows = real[:, None, -q.shape[2] :, None]
@@ -100,7 +100,7 @@ def test_blocks_of_every_size_have_the_outputs_and_gradients_of_the_definition(
     upstream = torch.randn(2, 4, queries.shape[2], 8, dtype=torch.float64) * rows
     out = run_batch(module, queries, k, v, call, run)
     expected = reference_attend(
-        queries, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.takes_globals else None, scaling=0.25
+        queries, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
     )
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
     for found, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
@@ -186,7 +186,7 @@ def test_wide_bands_in_bf16(visited: str, causal: bool, side: str, few_queries: 
     out = run_batch(module, q, k, v, call, run)
     exact = (x.double() for x in (q, k, v))
     expected = reference_attend(
-        *exact, module, causal=causal, padding_mask=mask, global_mask=chosen if module.takes_globals else None, scaling=0.25
+        *exact, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
     )
     rows = (torch.ones(2, length, dtype=torch.bool) if mask is None else mask)[:, None, -q.shape[2] :, None]
     torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-2, rtol=1e-2)

@@ -17,8 +17,9 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.score_terms import ScoreTerm
 from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
+from hf_longattn.mechanisms.common.feature_map import LinearMechanism
+from hf_longattn.mechanisms.common.locality import only_locality
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.mechanisms.common.sharding import Shardable
 from tests.grids import grid
 from tests.ranks import Ranks
 
@@ -199,7 +200,7 @@ def error_in_this_process(name: str, options: dict[str, Any], causal: bool, give
             parameter.add_(torch.randn_like(parameter) * 0.1 if name != "adaptive_span" else 0.0)
     q = torch.randn(BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM)
     k, v = torch.randn(2, BATCH, HEADS_PER_LAYER if given.get("contents") else HEADS_PER_LAYER // 2, LENGTH, HEAD_DIM).unbind()
-    hidden = [torch.randn(BATCH, LENGTH, HIDDEN_SIZE)] if module.takes_hidden_states else []
+    hidden = [torch.randn(BATCH, LENGTH, HIDDEN_SIZE)] if module.traits.takes_hidden_states else []
     gradient = torch.randn(BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM)
     mask = padding_mask(given.get("padding"))
     documents = (torch.arange(LENGTH) * 3 // LENGTH).expand(BATCH, -1) if given.get("documents") else None
@@ -267,10 +268,11 @@ def refuses(name: str, options: dict[str, Any], causal: bool, processes: int) ->
     """Whether a mechanism needs whole sequences and its heads cannot be divided over the processes."""
     shape = {"num_heads": HEADS_PER_LAYER, "head_dim": HEAD_DIM, "hidden_size": HIDDEN_SIZE, "max_length": LENGTH}
     module = build_mechanism(name, **{**shape, **options})
-    own_way = type(module).attend_sharded is not Shardable.attend_sharded or (module.stateful and causal)
-    if own_way or module.locality(causal) is not None:
+    if isinstance(module, LinearMechanism) or name in ("delta", "hybrid", "per_head") or (module.traits.stateful and causal):
         return False
-    divides_key_heads = type(module).attend_by_heads is not Shardable.attend_by_heads
+    if only_locality(module, causal) is not None:
+        return False
+    divides_key_heads = name == "nsa"
     return module.per_head_tensors is None or module.relative is not None or (divides_key_heads and processes > HEADS_PER_LAYER // 2)
 
 

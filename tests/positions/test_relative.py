@@ -28,7 +28,7 @@ FORMS = [
     (name, causal)
     for causal in (False, True)
     for name in list_mechanisms(causal=causal, grid=False)
-    if mechanism_class(name).takes_score_mod
+    if mechanism_class(name).traits.takes_score_mod
 ]
 
 
@@ -224,7 +224,8 @@ def test_bad_choices_get_one_sentence(options: dict[str, Any], sentence: str) ->
 
 
 def test_a_mechanism_without_scores_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mechanism_class("window"), "takes_score_mod", False)
+    window = mechanism_class("window")
+    monkeypatch.setattr(window, "traits", window.traits.but(takes_score_mod=False))
     with pytest.raises(OptionError, match="has no scores that relative positions could be added to"):
         LongAttentionConfig("window", relative="alibi")
 

@@ -29,16 +29,32 @@ Bounds = Sequence[tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Locality:
-    """A token's output depends only on tokens from ``back`` before it to ``ahead`` after it.
+    """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and what ``beside`` says.
 
     period: shifting all positions by a multiple of this leaves the output unchanged.
     by_block: whether tokens form blocks of ``period``, and all tokens of a block see the same keys ahead, up to the end of a block.
+    beside: other keys that are seen, too: none, ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``. With others, no process
+        or stream can do with its neighbours.
+    is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
+    in_eval: whether the range is the ``"same"`` in eval mode; otherwise ``"everything"`` is seen there, or the range is ``"unknown"``.
+    width_of_keys: distance from a query's first key to its last, in tokens. By default as in a window, or in blocks of ``period``.
     """
 
     back: int
     ahead: int
     period: int = 1
     by_block: bool = False
+    beside: str = ""
+    is_window: bool = False
+    in_eval: str = "same"
+    width_of_keys: int | None = None
+
+    @property
+    def width(self) -> int:
+        """``width_of_keys``, or its default: the further a query is into its block, the less of it lies ahead."""
+        if self.width_of_keys is not None:
+            return self.width_of_keys
+        return self.back + self.ahead - (self.period - 1 if self.ahead else 0)
 
     def final(self, seen: int) -> int:
         """Number of outputs after ``seen`` tokens that no later token changes."""

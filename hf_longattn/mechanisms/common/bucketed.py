@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +25,19 @@ from ...engines.common.score_terms import add_term
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
-from .cost import KeptKeys
+from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
+from .traits import Handling
 
 
 class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine. Its methods get raw keys, since rounding in :meth:`key_vectors` could change a bucket."""
 
-    engine: ClassVar[str] = "bucketed"
-    exports_definition = True
+    engine = "bucketed"
+    handling = Handling(exports_definition=True)
     summary_unit = 1
-    bitwise_causal: ClassVar[bool] = False
+    traits = SummarisedMechanism.traits.but(bitwise_causal=False)
     """Later tokens change only the order in which earlier rows are summed. Rows are cut from the sorted tokens."""
 
     @property
@@ -129,7 +129,7 @@ class BucketedMechanism(SummarisedMechanism):
         seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
         return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.count_duplicates or not self.plain_scores:
             return None
         meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)

@@ -31,6 +31,8 @@ from ...options import Options
 from .base import Mechanism
 from .layout import full_pairs
 from .scores import drop_keys, normalised, visible_to_all
+from .sharding import attend_by_heads
+from .traits import Handling
 
 
 class HeadwiseLinear(nn.Module):
@@ -59,16 +61,15 @@ class LinearMechanism(Mechanism):
 
     engine = "linear"
     cost = "N·D²"
-    stateful = True
-    takes_score_mod = False
+    traits = Mechanism.traits.but(stateful=True, takes_score_mod=False)
     counts_positions: ClassVar[bool] = False
     """Whether the features depend on the tokens' positions, counted from the first real token."""
     estimates_exp: ClassVar[bool] = False
     """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""
 
     @property
-    def position_dependent(self) -> bool:  # type: ignore[override]
-        return self.counts_positions
+    def handling(self) -> Handling:  # type: ignore[override]
+        return Handling(position_dependent=self.counts_positions)
 
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
@@ -189,7 +190,7 @@ class LinearMechanism(Mechanism):
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """Every process sums its own keys. A causal process starts from the sums of earlier processes, others read the total."""
         if shard.documents is not None or (self.counts_positions and not shard.starts_at_first):
-            return self.attend_by_heads(q, k, v, call, shard)
+            return attend_by_heads(self, q, k, v, call, shard)
         with torch.autocast(q.device.type, enabled=False):
             local_call = shard.local_call(call)
             v = drop_keys(v, call.dropout)

@@ -250,7 +250,7 @@ def input_width(attention: nn.Module) -> int | None:
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
-    """A mechanism's parameter name -> the layer's parameter that it is initialised with, from ``Mechanism.copies``."""
+    """A mechanism's parameter name -> the layer's parameter that it is initialised with, from ``Mechanism.traits.copies``."""
     parameters = own_projections(attention)
     return {name: parameters[wanted] for name, wanted in copies.items() if wanted in parameters}
 
@@ -258,7 +258,7 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
     """Initialise parameters of a mechanism with copies of its layer's, unless they were loaded."""
-    for name, parameter in copied_parameters(attention, mechanism.copies).items():
+    for name, parameter in copied_parameters(attention, mechanism.traits.copies).items():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 

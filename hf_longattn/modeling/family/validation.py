@@ -64,7 +64,7 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
 def refuse_scoreless(model: nn.Module, why: str) -> None:
     """Raise :class:`OptionError` if a mechanism of ``model`` has no scores; ``why`` says what the model does with them."""
     for module in model.modules():
-        if isinstance(module, Mechanism) and not module.takes_score_mod:
+        if isinstance(module, Mechanism) and not module.traits.takes_score_mod:
             raise OptionError(
                 f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores; "
                 "choose a mechanism over scores, for example mechanism='window'."

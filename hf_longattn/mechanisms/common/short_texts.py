@@ -1,0 +1,67 @@
+"""The form and the length of a call: causal or not, and full attention below the option ``exact_length``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import OptionError
+
+if TYPE_CHECKING:
+    from .base import Mechanism
+
+
+def full_of(mechanism: Mechanism) -> Mechanism | None:
+    """Full attention for sequences of at most ``exact_length`` tokens; ``None`` without that option."""
+    if not mechanism._full or mechanism.is_cross_attention or mechanism.ignores_exact_length:
+        return None
+    full = mechanism._full[0]
+    if full.layer != mechanism.layer:
+        full.layer = mechanism.layer
+    return full
+
+
+def exact_length_of(mechanism: Mechanism) -> int:
+    """Maximum length for full attention, in tokens; 0 without the option ``exact_length``."""
+    return mechanism.options.exact_length or 0
+
+
+def for_length(mechanism: Mechanism, length: int, causal: bool = False) -> Mechanism:
+    """The mechanism for ``length`` tokens: full attention up to ``exact_length``, else ``mechanism``. Always ``mechanism`` when causal."""
+    full = None if causal else full_of(mechanism)
+    return mechanism if full is None or length > exact_length_of(mechanism) else full
+
+
+def why_not_in_full(mechanism: Mechanism) -> str:
+    """Why ``mechanism`` cannot attend short texts in full; empty if it can."""
+    reasons = {
+        "exists in the causal form only": mechanism.causal is True,
+        "reads a grid": mechanism.reads_grid,
+        "passes memory tokens from segment to segment": mechanism.traits.recursion is not None,
+        "counts padding with these options": not mechanism.handling.ignores_padding,
+        "adds relative positions to the scores": mechanism.relative is not None,
+    }
+    return next((why for why, holds in reasons.items() if holds), "")
+
+
+def form_problem(mechanism: Mechanism, causal: bool, where: str) -> str:
+    """Why ``mechanism`` lacks the form, causal or bidirectional, that ``where`` needs; empty if it has it."""
+    if mechanism.causal in ("both", causal):
+        return ""
+    if mechanism.traits.why_one_form:
+        return mechanism.traits.why_one_form.format(where=where)
+    chosen = "" if type(mechanism).causal == mechanism.causal else " with these options"
+    return (
+        f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "
+        f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
+    )
+
+
+def check_form(mechanism: Mechanism, causal: bool, where: str) -> None:
+    """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
+    if problem := form_problem(mechanism, causal, where):
+        raise OptionError(problem)
+    if causal and full_of(mechanism) is not None:
+        raise OptionError(
+            f"exact_length={mechanism.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "
+            f"a causal window of {mechanism.options.exact_length} tokens already sees all of shorter texts."
+        )
