@@ -23,6 +23,7 @@ from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESER
 from .base import Mechanism, reset
 from .on_grid import GridMechanism
 from .short_texts import why_not_in_full
+from .traits import Handling, Traits
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
@@ -99,6 +100,14 @@ def _check_class(name: str, cls: type[Mechanism]) -> None:
             f"Mechanism {name!r} of {defined_at(cls)} lacks {', '.join(f'{method}()' for method in missing)}; define "
             f"{'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
         )
+    own = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
+    for holder, fields in (("traits", Traits.__dataclass_fields__), ("handling", Handling._fields)):
+        if misplaced := sorted(own.intersection(fields)):
+            change = "but" if holder == "traits" else "_replace"
+            raise RegistrationError(
+                f"Mechanism {name!r} of {defined_at(cls)} has an attribute {misplaced[0]!r}, which is read from its {holder}; write "
+                f"{holder} = Mechanism.{holder}.{change}({misplaced[0]}=...)."
+            )
     options = cls.options_type
     if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise RegistrationError(
