@@ -293,14 +293,14 @@ class Distances(BandSource):
 
     def groups(self, item: Item) -> Iterator[Group]:
         """The blocks of a band or of chunks."""
-        left, right, _ = self.pattern_numbers
+        left, right, _ = self.band
         if self.chunk:
             return chunk_groups(item.q_len, item.kv_len, item.shift, self.chunk, left + 1 - self.chunk, causal=right == 0)
         return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
 
     def _calls(self, item: Item) -> Iterator[tuple[_Terms, list[_Terms]]]:
         """The terms of every kind of block, and those of its calls."""
-        left, right, _ = self.pattern_numbers
+        left, right, _ = self.band
         for group in self.groups(item):
             terms = _Terms.of(group, item.shift, left, right)
             yield terms, [terms._replace(group=call) for call in group.parts(max(1, QUERIES_PER_CALL // group.block))]
