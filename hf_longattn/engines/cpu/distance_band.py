@@ -357,12 +357,13 @@ class Distances(BandSource):
             of_keys=None if of_keys is None else torch.zeros_like(of_keys, memory_format=torch.contiguous_format),
         )
         self.dp, self.drows = token_major(self.p.dtype, self.p)[0].zero_(), torch.zeros_like(self.rows)
+        self.totals = [self.dp]
         self.key_sums = None
         if self.e is not None and self.key_rows is not None:
             self.key_sums = token_major(self.e.dtype, self.e)[0].zero_(), torch.zeros_like(self.key_rows)
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        if backward:  # gradients of the terms are computed in any case
+        if backward and not self.totals:  # gradients of the terms are computed in any case
             self.start_learning()
         return super().scopes(backward)
 
