@@ -303,7 +303,7 @@ class Item(Scope):
 
         Far from every global token no pair is hidden, and no mask is needed.
         """
-        q_len, (left, right, causal) = self.q_len, self.source.pattern_numbers
+        q_len, (left, right, causal) = self.q_len, self.source.band
         start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
         stop = (start + COLUMN_BLOCK).clamp(max=q_len + self.shift) - 1
         any_inside, all_inside = start - columns <= left, stop - columns <= left
@@ -361,7 +361,8 @@ class BandSource(Source):
         return False
 
     @property
-    def pattern_numbers(self) -> tuple[int, int, bool]:
+    def band(self) -> tuple[int, int, bool]:
+        """How far a query sees back and ahead, and causality."""
         return self.pattern.left, self.pattern.right, self.pattern.causal
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
@@ -437,7 +438,7 @@ class Band(BandSource):
 
     def _near(self, item: Item, plan: Plan) -> list[Part]:
         """The parts of the band, without padding and terms."""
-        shift, (left, right, causal) = item.shift, self.pattern_numbers
+        shift, (left, right, causal) = item.shift, self.band
         if plan.dense:
             visible = visible_mask(item.q_len, item.kv_len, shift, self.pattern, item.tokens, self.dtype)
             return [Part(Runs(0, item.q_len), Runs(0, item.kv_len), visible, (BAND, 0), causal=causal and shift == 0)]

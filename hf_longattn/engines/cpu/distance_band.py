@@ -292,14 +292,14 @@ class Distances(BandSource):
 
     def groups(self, item: Item) -> Iterator[Group]:
         """The blocks of a band or of chunks."""
-        left, right, _ = self.pattern_numbers
+        left, right, _ = self.band
         if self.chunk:
             return chunk_groups(item.q_len, item.kv_len, item.shift, self.chunk, left + 1 - self.chunk, causal=right == 0)
         return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
 
     def _calls(self, item: Item) -> Iterator[tuple[_Terms, list[_Terms]]]:
         """The terms of every kind of block, and those of its calls."""
-        left, right, _ = self.pattern_numbers
+        left, right, _ = self.band
         for group in self.groups(item):
             terms = _Terms.of(group, item.shift, left, right)
             yield terms, [terms._replace(group=call) for call in group.parts(max(1, QUERIES_PER_CALL // group.block))]
@@ -356,12 +356,13 @@ class Distances(BandSource):
             of_keys=None if of_keys is None else torch.zeros_like(of_keys, memory_format=torch.contiguous_format),
         )
         self.dp, self.drows = token_major(self.p.dtype, self.p)[0].zero_(), torch.zeros_like(self.rows)
+        self.totals = [self.dp]
         self.key_sums = None
         if self.e is not None and self.key_rows is not None:
             self.key_sums = token_major(self.e.dtype, self.e)[0].zero_(), torch.zeros_like(self.key_rows)
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        if backward:  # gradients of the terms are computed in any case
+        if backward and not self.totals:  # gradients of the terms are computed in any case
             self.start_learning()
         return super().scopes(backward)
 

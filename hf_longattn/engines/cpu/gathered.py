@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -64,14 +65,25 @@ class _Viewed:
     def add(self, x: TokenTable, values: Tensor) -> None:
         self.runs.add(x.x[self.at], values)
 
+    def positions(self) -> Tensor:
+        """``(rows, heads or 1, T)`` int32."""
+        start, size, rows, step, stride = dataclasses.astuple(self.runs)
+        first = torch.arange(rows, dtype=torch.int32)[:, None, None] * step
+        return first + (torch.arange(size, dtype=torch.int32) * stride + start)
+
+    def padding(self, padding: Tensor) -> Tensor:
+        """``padding (Nk,)`` of these keys, ``(rows, heads or 1, 1, T)``."""
+        view = self.runs.of(padding[None, None])[:, :, None]
+        return view if self.runs.stride == 1 else view.contiguous()
+
 
 class _Gathered:
     """Tokens at the positions ``listed (rows, T, heads or 1)`` of one batch item, for some heads. Empty slots are -1."""
 
     copies = True
 
-    def __init__(self, item: int, chunk: Chunk, listed: Tensor, holes: bool) -> None:
-        self.item, self.heads, self.listed, self.holes = item, chunk.heads, listed, holes
+    def __init__(self, item: int, chunk: Chunk, listed: Tensor) -> None:
+        self.item, self.heads, self.listed, self.holes = item, chunk.heads, listed, chunk.holes
         self.indices: dict[tuple[int, ...], Tensor] = {}
         """Their indices ``(rows · T · heads,)`` into a :class:`TokenTable`, by the strides of the table."""
 
@@ -101,6 +113,12 @@ class _Gathered:
 
     def add(self, x: TokenTable, values: Tensor) -> None:
         x.table.index_add_(0, self.index(x), values.to(x.x.dtype).transpose(1, 2).reshape(-1, x.width))
+
+    def positions(self) -> Tensor:
+        return self.listed.transpose(1, 2).to(torch.int32)
+
+    def padding(self, padding: Tensor) -> Tensor:
+        return padding[self.listed.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
 
 
 class _Tile(Scope):
@@ -167,45 +185,28 @@ class Tiles(Source):
             for chunk in plan.of(item):
                 queries = side(tile.queries, item, chunk, chunk.slots, chunk.queries)
                 keys = side(tile.keys, item, chunk, slice(None), chunk.keys)
-                hidden = None if padding is None else padding_at(keys, padding)
+                hidden = None if padding is None else keys.padding(padding)
                 if hidden is not None and not bool(hidden.any()):
                     hidden = None
                 elif hidden is not None and bool(hidden.all()):
                     continue
-                mask = chunk_mask(tile, item, chunk, self.dtype)
+                mask = chunk_mask(tile, item, chunk, queries, keys, self.dtype)
                 mask = hidden if mask is None else mask if hidden is None else mask + hidden
                 yield Part(queries, keys, mask, (place,), merges)
                 place += 1
 
 
-def listed(index: Tensor, item: int, chunk: Chunk, slots: slice) -> Tensor:
-    """Listed positions of a chunk, ``(rows, T, heads or 1)``."""
-    heads = chunk.heads if index.shape[1] > 1 else slice(None)
-    return index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0)
-
-
 def side(index: Tensor, item: int, chunk: Chunk, slots: slice, runs: Runs | None) -> _Viewed | _Gathered:
     """The queries or the keys of a chunk."""
-    return _Gathered(item, chunk, listed(index, item, chunk, slots), chunk.holes) if runs is None else _Viewed(item, chunk.heads, runs)
+    if runs is not None:
+        return _Viewed(item, chunk.heads, runs)
+    heads = chunk.heads if index.shape[1] > 1 else slice(None)
+    return _Gathered(item, chunk, index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0))
 
 
-def positions(index: Tensor, item: int, chunk: Chunk, slots: slice, runs: Runs | None) -> Tensor:
-    """``(rows, heads or 1, T)`` int32."""
-    if runs is None:
-        return listed(index, item, chunk, slots).transpose(1, 2).to(torch.int32)
-    rows = torch.arange(runs.rows, dtype=torch.int32)[:, None, None] * runs.step
-    return rows + (torch.arange(runs.size, dtype=torch.int32) * runs.stride + runs.start)
-
-
-def padding_at(keys: _Viewed | _Gathered, padding: Tensor) -> Tensor:
-    """``padding (Nk,)`` at keys, ``(rows, heads or 1, 1, T)``."""
-    if isinstance(keys, _Gathered):
-        return padding[keys.listed.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
-    view = keys.runs.of(padding[None, None])[:, :, None]
-    return view if keys.runs.stride == 1 else view.contiguous()
-
-
-def chunk_mask(spec: TileSpec, item: int, chunk: Chunk, dtype: torch.dtype) -> Tensor | None:
+def chunk_mask(
+    spec: TileSpec, item: int, chunk: Chunk, of_queries: _Viewed | _Gathered, of_keys: _Viewed | _Gathered, dtype: torch.dtype
+) -> Tensor | None:
     """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where every pair is visible."""
     if chunk.need == NO_MASK:
         return None
@@ -215,8 +216,7 @@ def chunk_mask(spec: TileSpec, item: int, chunk: Chunk, dtype: torch.dtype) -> T
         q_size = 1 if single else q_run.size
         if (k_run.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
             return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
-    queries = positions(spec.queries, item, chunk, chunk.slots, q_run)
-    keys = positions(spec.keys, item, chunk, slice(None), k_run)
+    queries, keys = of_queries.positions(), of_keys.positions()
     if single:  # all queries of a row see the same keys: any of them will do
         queries = queries.amax(-1, keepdim=True)
     seen = _seen(queries, keys, spec.rules)

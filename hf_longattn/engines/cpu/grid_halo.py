@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,38 +37,27 @@ def why_not(context: DispatchContext) -> str | None:
     return why_no_kernel(context) or (None if "halo" in context.call.term.engines else NO_GRID_BIAS)
 
 
-class _Tile(NamedTuple):
-    """A tile of every axis but the last."""
-
-    classes: tuple[AxisClass, ...]
-    groups: tuple[TileGroup, ...]
-
-    @property
-    def queries(self) -> tuple[slice, ...]:
-        """Coordinates of the tile's queries on every axis."""
-        return tuple(part.places(group.first, group.size) for part, group in zip(self.classes, self.groups, strict=True))
-
-    @property
-    def keys(self) -> tuple[slice, ...]:
-        return tuple(part.places(group.key_first, group.key_size) for part, group in zip(self.classes, self.groups, strict=True))
+_AxisTile = tuple[AxisClass, TileGroup]
+"""A tile of one axis, and its class of coordinates."""
 
 
-def _leading(tiles: Sequence[AxisTiles]) -> Iterator[_Tile]:
+def _leading(tiles: Sequence[AxisTiles]) -> Iterator[tuple[_AxisTile, ...]]:
     """The tiles of every axis but the last."""
     by_axis = [[(part, tile) for part in axis for group in part.groups for tile in group.single_tiles()] for axis in tiles[:-1]]
-    for chosen in itertools.product(*by_axis):
-        yield _Tile(tuple(part for part, _ in chosen), tuple(tile for _, tile in chosen))
+    return itertools.product(*by_axis)
 
 
 class _Strip(Scope):
     """One strip of one batch item: a tile of the leading axes, with a residue class of the last."""
 
-    def __init__(self, source: Halo, item: int, tile: _Tile, last: AxisClass) -> None:
-        self.source, self.item, self.tile, self.last = source, item, tile, last
+    def __init__(self, source: Halo, item: int, leading: Sequence[_AxisTile], last: AxisClass) -> None:
+        self.source, self.item, self.last = source, item, last
+        self.steps, self.tiles = [part.step for part, _ in leading], [tile for _, tile in leading]
         columns = slice(last.residue, None, last.step)
-        self.queries, self.keys = (slice(None), *tile.queries, columns), (slice(None), *tile.keys, columns)
-        self.depth = math.prod(group.size for group in tile.groups)
-        self.key_depth = math.prod(group.key_size for group in tile.groups)
+        self.queries = slice(None), *[part.places(tile.first, tile.size) for part, tile in leading], columns
+        self.keys = slice(None), *[part.places(tile.key_first, tile.key_size) for part, tile in leading], columns
+        self.depth = math.prod([tile.size for tile in self.tiles])
+        self.key_depth = math.prod([tile.key_size for tile in self.tiles])
         self.results: list[tuple[Tensor, Tensor]] = []
 
     def read(self, name: str, x: Tensor) -> Tensor:
@@ -112,13 +101,9 @@ class _Strip(Scope):
             for start in range(0, group.tiles, most):
                 yield group.part(start, min(most, group.tiles - start))
 
-    def _along(self, group: TileGroup) -> list[TileGroup]:
-        """The tiles of all axes in token order of a run: the last axis first."""
-        return [group, *self.tile.groups]
-
     def mask(self, group: TileGroup, dtype: torch.dtype) -> Tensor | None:
         """The additive mask ``(1, 1, T, keys)`` of all tiles of a group; ``None`` where nothing is hidden."""
-        tiles = self._along(group)
+        tiles = [group, *self.tiles]  # in token order of a run: the last axis first
         patterns = tuple([(tile.seen, tile.size, tile.key_size) for tile in tiles])
         if not any(seen for seen, _, _ in patterns):
             return None
@@ -131,10 +116,9 @@ class _Strip(Scope):
 
     def entries(self, group: TileGroup, bias: GridBias) -> Tensor:
         """The entries of the bias for the pairs of a tile, ``(T, keys)``."""
-        tiles = self._along(group)
-        steps = [self.last.step, *(part.step for part in self.tile.classes)]
+        tiles = [group, *self.tiles]  # in token order of a run: the last axis first
         sizes, key_sizes = [tile.size for tile in tiles], [tile.key_size for tile in tiles]
-        distances = tile_distances(sizes, key_sizes, [tile.ahead for tile in tiles], steps)
+        distances = tile_distances(sizes, key_sizes, [tile.ahead for tile in tiles], [self.last.step, *self.steps])
         entries = bias.entries([*distances[1:], distances[0]])
         return entries.expand([*sizes, *key_sizes]).reshape(math.prod(sizes), math.prod(key_sizes))
 
@@ -208,7 +192,7 @@ class Halo(Source):
             yield Part(queries, keys, mask, of_scores=of_scores)
 
     def _with_bias(self, strip: _Strip, group: TileGroup, bias: GridBias) -> tuple[Tensor, Tensor]:
-        key = tuple((tile.seen, tile.size, tile.key_size, tile.ahead) for tile in (group, *strip.tile.groups))
+        key = tuple((tile.seen, tile.size, tile.key_size, tile.ahead) for tile in (group, *strip.tiles))
         if key not in self.biased:
             entries, mask = strip.entries(group, bias), strip.mask(group, self.dtype)
             term = bias.over(entries)[None]

@@ -7,6 +7,7 @@ of parts by log-sum-exp (:mod:`.flash` has the equations), dropout, few keys, si
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +51,8 @@ class Side(Protocol):
         """Add values, shaped as :meth:`of`, to ``x``. A token may occur several times."""
 
 
-class Runs(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Runs:
     """Rows of equally spaced tokens, read as a view. Row i has the tokens ``start + i * step + j * stride`` for j < size."""
 
     start: int
@@ -59,9 +61,7 @@ class Runs(NamedTuple):
     step: int = 0
     stride: int = 1
 
-    @property
-    def copies(self) -> bool:
-        return False
+    copies: ClassVar[bool] = False
 
     def of(self, x: Tensor) -> Tensor:
         if self.rows == 1 and self.stride == 1:
@@ -77,11 +77,11 @@ class Runs(NamedTuple):
     def add(self, x: Tensor, values: Tensor) -> None:
         runs, width = self, self.size
         if self.rows > 1 and self.step == 0:
-            runs, values = self._replace(rows=1), values.sum(0, keepdim=True, dtype=x.dtype)
+            runs, values = dataclasses.replace(self, rows=1), values.sum(0, keepdim=True, dtype=x.dtype)
         elif self.rows > 1 and (self.rows - 1) * self.step >= self.stride:  # runs overlap where they are longer than a step
             if self.step % self.stride:
                 for number, row in enumerate(values.split(1)):
-                    self._replace(start=self.start + number * self.step, rows=1).add(x, row)
+                    dataclasses.replace(self, start=self.start + number * self.step, rows=1).add(x, row)
                 return
             width = self.step // self.stride
         for at in range(0, self.size, width):
@@ -90,7 +90,7 @@ class Runs(NamedTuple):
 
     def part(self, first: int, size: int) -> Runs:
         """The tokens ``first … first + size - 1`` of every run."""
-        return self._replace(start=self.start + first * self.stride, size=size)
+        return dataclasses.replace(self, start=self.start + first * self.stride, size=size)
 
 
 class DisjointRuns(Runs):
@@ -100,14 +100,13 @@ class DisjointRuns(Runs):
         self.put(x, values)
 
 
-class Listed(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Listed:
     """Tokens by their index ``(n,)``, each once."""
 
     tokens: Tensor
 
-    @property
-    def copies(self) -> bool:
-        return True
+    copies: ClassVar[bool] = True
 
     def of(self, x: Tensor) -> Tensor:
         return x.index_select(2, self.tokens)
