@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...engines.common.call import UNBOUNDED
 from ...engines.common.shards import Locality
@@ -12,29 +12,28 @@ from ...positions.distances import Extent, untrained_distances
 
 if TYPE_CHECKING:
     from ...positions.relative import Span
-    from .base import Mechanism
 
 
-def only_locality(mechanism: Mechanism, causal: bool) -> Locality | None:
+def only_locality(mechanism: Any, causal: bool) -> Locality | None:
     """The locality, if outputs depend on nothing else but global tokens: then a sequence can be cut into pieces. Else ``None``."""
     local = mechanism.locality(causal)
     return local if local is not None and local.beside != "others" else None
 
 
-def _distances(mechanism: Mechanism, causal: bool) -> Locality | None:
+def _distances(mechanism: Any, causal: bool) -> Locality | None:
     """The locality, if no other keys are seen, not even global tokens."""
     local = mechanism.locality(causal)
     return local if local is not None and not local.beside else None
 
 
-def reach_of(mechanism: Mechanism) -> int | None:
+def reach_of(mechanism: Any) -> int | None:
     """The number of past keys that a causal query sees, its own included; ``None`` when unbounded, or with blocks, whose cache keeps less.
     Sizes the decode cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 or local.in_eval != "same" else local.back + 1
 
 
-def span_of(mechanism: Mechanism, q_len: int, kv_len: int, causal: bool) -> Span:
+def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
     """The furthest visible distances of a call, back (query - key) and ahead (key - query). Sizes tables of relative positions."""
     local = _distances(mechanism, causal)
     if local is None:
@@ -42,13 +41,13 @@ def span_of(mechanism: Mechanism, q_len: int, kv_len: int, causal: bool) -> Span
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
-def extent_of(mechanism: Mechanism, causal: bool) -> Extent | None:
+def extent_of(mechanism: Any, causal: bool) -> Extent | None:
     """The range of one query's keys in eval mode, without global tokens and sinks; ``None`` if unbounded or dependent on content."""
     local = mechanism.locality(causal)
     return None if local is None or local.in_eval != "same" else Extent(local.back, local.ahead, local.width)
 
 
-def band_of(mechanism: Mechanism, causal: bool) -> tuple[int, int] | None:
+def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     """The distances ``(back, ahead)`` of a mechanism that is exactly a sliding window or full attention in eval mode, at any length.
     ``None`` for all others."""
     if mechanism.relative is not None:
@@ -59,7 +58,7 @@ def band_of(mechanism: Mechanism, causal: bool) -> tuple[int, int] | None:
     return (local.back, local.ahead) if local is not None and local.is_window else None
 
 
-def needs_training_by(mechanism: Mechanism, rule: str, trained: int, length: int, causal: bool) -> str:
+def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
     :func:`~hf_longattn.positions.untrained_distances`."""
     return untrained_distances(rule, trained, length, extent_of(mechanism, causal), reach_of(mechanism))

@@ -7,7 +7,7 @@ two-dimensional blocks. Reordering is exact: the outputs are moved back to the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from ...engines.common.score_terms import remapped
 from ...engines.common.token_order import token_order
 from ...errors import GridError
 from .short_texts import for_length
-
-if TYPE_CHECKING:
-    from .base import Mechanism
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
 KeysOrWeights = Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +52,7 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
     return ordered
 
 
-def keys_or_weights(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
     """:meth:`Mechanism.kept_keys` with the options ``order`` and ``exact_length`` applied; raises as :func:`in_order` does."""
     if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
         mechanism, call = full, call.replace(global_mask=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,23 +11,20 @@ from ...engines.common.call import AttentionCall
 from ...engines.common.score_terms import ScoreTerm, chain_score_mods
 from .locality import span_of
 
-if TYPE_CHECKING:
-    from .base import Mechanism
 
-
-def add_relative(module: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
+def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
     """Forward pre-hook that adds the relative positions to the call's score term."""
     q, k, v, call = args
     return q, k, v, module._with_relative(q, k, v, call)
 
 
-def with_relative(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
+def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
     """``call`` with the relative positions added to its score term."""
     term = relative_term(mechanism, q, k, call)
     return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
 
-def relative_term(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
+def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
     """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
 
     A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
@@ -38,7 +35,7 @@ def relative_term(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCal
     return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
 
 
-def with_dense_terms(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
+def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
     """``call`` with the N×N definition of the relative positions added to its score term."""
     if mechanism.relative is None:
         return call

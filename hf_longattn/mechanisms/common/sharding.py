@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from ...engines.common.shards import GlobalTokens, Shard, even_bounds, in_turn, 
 from ...errors import MaskError, OptionError
 from .locality import only_locality
 
-if TYPE_CHECKING:
-    from .base import Mechanism
-
 GlobalRows = Callable[[Tensor, Tensor, Tensor, AttentionCall, Tensor, Shard], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -33,7 +30,7 @@ def global_rows_of(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: 
 
 
 def attend_sharded(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard, band: Pattern | None = None,
+    mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard, band: Pattern | None = None,
     global_rows: GlobalRows = global_rows_of,
 ) -> Tensor:  # fmt: skip
     """:meth:`Mechanism.attend_sharded`, of most mechanisms.
@@ -77,7 +74,7 @@ def attend_sharded(
     return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), real & shard.owns(index))
 
 
-def attend_by_heads(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+def attend_by_heads(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
     """This process's rows, computed from whole sequences of some of the heads. Tokens are exchanged for heads, and back.
 
     For mechanisms whose outputs depend on the whole sequence, and for documents and left padding if tokens are counted.
@@ -114,7 +111,7 @@ def attend_by_heads(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call:
     return shard.heads_to_tokens(divided, torch.func.functional_call(_SomeHeads(mechanism), tensors, arguments))
 
 
-def check_counted_tokens(mechanism: Mechanism, shard: Shard) -> None:
+def check_counted_tokens(mechanism: Any, shard: Shard) -> None:
     """Raise :class:`MaskError` unless every sequence starts at its row's first token. For mechanisms that count tokens."""
     if not shard.starts_at_first:
         raise MaskError(
@@ -126,9 +123,9 @@ def check_counted_tokens(mechanism: Mechanism, shard: Shard) -> None:
 class _SomeHeads(nn.Module):
     """Wrapper in which ``torch.func.functional_call`` replaces a mechanism's tensors by those of some heads."""
 
-    def __init__(self, mechanism: Mechanism) -> None:
+    def __init__(self, mechanism: Any) -> None:
         super().__init__()
         self.mechanism = mechanism
 
-    def forward(self, run: Callable[..., Tensor], part: Mechanism, *args: Any) -> Tensor:
+    def forward(self, run: Callable[..., Tensor], part: Any, *args: Any) -> Tensor:
         return run(part, *args)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ...errors import OptionError
 
-if TYPE_CHECKING:
-    from .base import Mechanism
 
-
-def full_of(mechanism: Mechanism) -> Mechanism | None:
+def full_of(mechanism: Any) -> Any:
     """Full attention for sequences of at most ``exact_length`` tokens; ``None`` without that option."""
     if not mechanism._full or mechanism.is_cross_attention or mechanism.ignores_exact_length:
         return None
@@ -20,18 +17,18 @@ def full_of(mechanism: Mechanism) -> Mechanism | None:
     return full
 
 
-def exact_length_of(mechanism: Mechanism) -> int:
+def exact_length_of(mechanism: Any) -> int:
     """Maximum length for full attention, in tokens; 0 without the option ``exact_length``."""
     return mechanism.options.exact_length or 0
 
 
-def for_length(mechanism: Mechanism, length: int, causal: bool = False) -> Mechanism:
+def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
     """The mechanism for ``length`` tokens: full attention up to ``exact_length``, else ``mechanism``. Always ``mechanism`` when causal."""
     full = None if causal else full_of(mechanism)
     return mechanism if full is None or length > exact_length_of(mechanism) else full
 
 
-def why_not_in_full(mechanism: Mechanism) -> str:
+def why_not_in_full(mechanism: Any) -> str:
     """Why ``mechanism`` cannot attend short texts in full; empty if it can."""
     reasons = {
         "exists in the causal form only": mechanism.causal is True,
@@ -43,7 +40,7 @@ def why_not_in_full(mechanism: Mechanism) -> str:
     return next((why for why, holds in reasons.items() if holds), "")
 
 
-def form_problem(mechanism: Mechanism, causal: bool, where: str) -> str:
+def form_problem(mechanism: Any, causal: bool, where: str) -> str:
     """Why ``mechanism`` lacks the form, causal or bidirectional, that ``where`` needs; empty if it has it."""
     if mechanism.causal in ("both", causal):
         return ""
@@ -56,7 +53,7 @@ def form_problem(mechanism: Mechanism, causal: bool, where: str) -> str:
     )
 
 
-def check_form(mechanism: Mechanism, causal: bool, where: str) -> None:
+def check_form(mechanism: Any, causal: bool, where: str) -> None:
     """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
     if problem := form_problem(mechanism, causal, where):
         raise OptionError(problem)

@@ -13,7 +13,6 @@ from .token_rules import TokenRule
 
 if TYPE_CHECKING:
     from ...engines.common.call import AttentionCall
-    from .base import Mechanism
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +141,12 @@ class AddsLoss:
         """A loss term, already weighted, that a model adds while it trains."""
 
 
-def needs_whole_batch(mechanism: Mechanism) -> bool:
+def needs_whole_batch(mechanism: Any) -> bool:
     """Whether all rows or packed documents of a batch must now be in one call."""
     return mechanism.traits.needs_whole_batch in (("in training", "always") if mechanism.training else ("always",))
 
 
-def aligns_sequences(mechanism: Mechanism, call: AttentionCall) -> bool:
+def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     """Whether the sequences of a call are moved to index 0 before the mechanism runs. False without a batch, for rows in which padding
     counts, and if every row fills one grid: there, padding is a hole wherever it lies."""
     if call.batch is None:
