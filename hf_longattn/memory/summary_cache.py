@@ -54,7 +54,7 @@ class GrowableBuffer:
 
     @staticmethod
     def _in_place(held: Tensor, buffer: Tensor) -> bool:
-        """Whether ``held`` is the first part of ``buffer`` and may be written to."""
+        """Whether ``held`` is a view of the start of ``buffer`` that may be modified in place."""
         same = held.data_ptr() == buffer.data_ptr() and held.stride() == buffer.stride() and held.shape[:2] == buffer.shape[:2]
         return same and (torch.is_inference_mode_enabled() or not buffer.is_inference())
 

@@ -37,11 +37,11 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Move = Callable[[Tensor, int], Tensor]
 """``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
 Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``index(b, position) -> (b, position)``: the row and the position before tokens moved, for those after it."""
+"""``index(b, position) -> (b, position)``: maps row and position after a move of tokens to those before it."""
 NO_GRID_BIAS = "a score term other than a bias by distance on the grid is added to listed pairs"
 """Why an engine of the grid does not run, as a clause."""
 PREFIX_PAIRS = 3
-"""Number of table entries for pairs with prefix tokens. Only the query, only the key, or both are prefix tokens."""
+"""Table entries for pairs with a prefix token: as the query only, as the key only, as both."""
 
 
 class ScoreTerm(ABC):
@@ -614,7 +614,7 @@ class GridBias(ScoreTerm):
         return self.over(self.entries(distances)).masked_fill(tokens < self.bound_grid.prefix, 0)
 
     def of_sequence(self, row: int, start: int, stop: int) -> GridBias:
-        return self  # every sequence has the grid of its call
+        return self  # all sequences of a call have the same grid
 
     def moved(self, move: Move, index: Index) -> GridBias:
         return self

@@ -135,7 +135,7 @@ class FitsActivations:
 
 
 class AddsLoss:
-    """A mechanism whose parameters have a loss of their own."""
+    """A mechanism with an auxiliary loss."""
 
     @abstractmethod
     def auxiliary_loss(self) -> Tensor:
