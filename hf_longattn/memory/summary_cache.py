@@ -27,7 +27,7 @@ SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""
 
 SPARE_SHARE = 1 / 8
-"""Spare room in a new buffer, as a share of its length. The cost of a copy is spread over as many new tokens."""
+"""Spare room in a new buffer, as a share of its length. A copy is amortised over the tokens that fill it."""
 MIN_SPARE_TOKENS = 64
 """Minimum spare room in a new buffer, in tokens, or in units for a table."""
 

@@ -45,7 +45,7 @@ PREFIX_PAIRS = 3
 
 
 class ScoreTerm(ABC):
-    """A ``score_mod`` that follows its tokens, and that some engines add without a call for every pair.
+    """A ``score_mod`` that can move with its tokens. Some engines add it without calling it for every pair.
 
     The defaults suit any function of absolute positions.
     """
@@ -55,7 +55,7 @@ class ScoreTerm(ABC):
     by_distance_alone: bool = False
     """Whether the term depends only on distance and head, so that positions may count from any token."""
     reads_tokens: bool = False
-    """Whether the term is computed from queries and keys. :meth:`of` then computes it from others."""
+    """Whether the term is computed from queries and keys. :meth:`of` recomputes it from other queries and keys."""
     grid_bias: GridBias | None = None
     """This term, if it is a bias by distance on the grid."""
 
@@ -112,7 +112,7 @@ class ScoreTerm(ABC):
         return mod
 
     def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm | None:
-        """The term for the engine ``cpu-distances``; ``None`` if it is not one of distances."""
+        """The term for the engine ``cpu-distances``; ``None`` if it is no distance term."""
         return None
 
     def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:

@@ -54,7 +54,7 @@ class _Terms(NamedTuple):
     rows: int
     """Number of rows."""
     skipped: int
-    """Numbers from the beginning of a block's stored rows to its mask."""
+    """Offset of a block's mask in its stored rows, in elements."""
 
     @classmethod
     def of(cls, group: Group, shift: int, left: int, right: int) -> _Terms:
@@ -84,7 +84,7 @@ class _Terms(NamedTuple):
         return slice(self.group.start, self.group.start + (self.group.blocks - 1) * self.group.step + self.group.width)
 
     def inside(self, by_key: Tensor) -> Tensor:
-        """The places of :attr:`keys` in a tensor of :meth:`key_products`."""
+        """Indices of :attr:`keys` in a tensor of :meth:`key_products`."""
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:

@@ -149,9 +149,9 @@ class Part(NamedTuple):
     causal: bool = False
     """Whether the kernel may skip keys after a query, besides applying the mask."""
     of_scores: Callable[[Tensor], Any] | None = None
-    """Adds the gradients of a score term, from the gradient of the scores ``(n, H, queries, keys)``. It must not change it."""
+    """Accumulates the gradients of a score term. Gets the gradient of the scores ``(n, H, queries, keys)``, and must not modify it."""
     memory: Tensor | None = None
-    """Memory for the gradient of the scores, which the source reads before it gives the next part. The mask may be overwritten."""
+    """Buffer for the gradient of the scores. The source reads it before it yields the next part. The mask may be overwritten."""
 
 
 class Scope:

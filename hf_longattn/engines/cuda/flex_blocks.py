@@ -71,7 +71,7 @@ def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
 
 
 def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> Tensor:
-    """Whether some pair may be visible in each of the kernel's blocks, ``(B, H_kv, n, n)`` bool."""
+    """For each block of the kernel, whether any pair may be visible: ``(B, H_kv, n, n)`` bool."""
     touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
     if block_size < BAND_BLOCK:
         parts = BAND_BLOCK // block_size

@@ -314,7 +314,7 @@ def mechanism_from(
 def without_tensors(
     name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
 ) -> Mechanism | None:
-    """A mechanism without parameters and buffers, which any number of calls may share; ``None`` if it has any."""
+    """A mechanism without parameters and buffers, shared between calls; ``None`` if it has any."""
     with torch.device("meta"):
         built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
     return None if has_tensors(built) else built.eval()
