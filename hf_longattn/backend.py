@@ -278,7 +278,7 @@ def _attend_by_cache(
         return None
     padding, dense_mask = _padding_and_pairs(attention_mask)
     if padding is not None and not torch.compiler.is_compiling() and values_mapped():
-        raise DerivativeError("A decode cache reads where the padding ends, which torch.vmap does not let it; pass use_cache=False.")
+        raise DerivativeError("A decode cache must read the padding mask, but torch.vmap hides its values; pass use_cache=False.")
     cache.note_padding(padding)
     batch = None if padding is None else _batch(padding, padding.shape[1])
     score_mod = _score_mod(dense_mask, kwargs.get("position_bias"), query.shape[2], key.shape[2], _softcap(kwargs, query))
@@ -336,7 +336,7 @@ def _attend_static(
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall, kwargs: dict[str, Any]) -> bool:
-    """Whether new tokens attend by rows of the mechanism's mask."""
+    """Whether new tokens use :meth:`Mechanism.attend_step` instead of ``forward``."""
     return (
         mechanism.attend_step is not None
         and call.causal

@@ -25,7 +25,7 @@ from .common.score_terms import NO_GRID_BIAS, tile_distances
 from .cpu.flash import why_not_tiles
 
 CALL_BYTES = 4 << 20
-"""Maximum bytes of q that are copied for one call on a CPU without gradients. k and v take as many each."""
+"""Maximum bytes of q copied per call, on a CPU without gradients. k and v take the same each."""
 
 
 def why_not(context: DispatchContext) -> str | None:

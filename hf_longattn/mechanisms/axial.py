@@ -83,7 +83,7 @@ class Axial(GridMechanism):
         return numbers
 
     def windows(self, grid: Grid) -> list[int]:
-        """Window size along each axis, such that every line is one window. There must be a single axis."""
+        """Window size along each grid axis: a line is one window. Only for a single chosen axis."""
         (line,) = self.lines(grid)
         return [size if axis == line else 1 for axis, size in enumerate(grid.sizes)]
 

@@ -189,7 +189,7 @@ class BigBird(MaskedMechanism):
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0
 
     def _zeroes_padding(self, length: int) -> bool:
-        """Whether the output of padding is zeros, as in transformers; otherwise it is arbitrary."""
+        """Whether padding queries output zeros, as in transformers. Otherwise their output is arbitrary."""
         return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:

@@ -143,7 +143,7 @@ QUERIES_PER_ROW = 128
 
 @dataclasses.dataclass(frozen=True)
 class Pyramid:
-    """The levels 0 (the tokens) to ``top`` of a sequence of ``length`` tokens. A key belongs to the lowest level that reaches it."""
+    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens. A query sees each key on the lowest level within reach."""
 
     length: int
     block: int
@@ -234,7 +234,7 @@ class Pyramid:
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """Pools of a level above 0 that the query rows at ``starts (R,)`` see. ``(R, T)`` on the key axis; -1 is none."""
+        """Indices ``(R, T)`` on the key axis: the pools of ``level`` > 0 visible to query rows at ``starts (R,)``. -1 is an empty slot."""
         half, size = self.block // 2, self.size(level)
         own_block = (starts // (self.block << (level - 1)))[:, None]
         low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below reaches, in pools of this level

@@ -237,7 +237,7 @@ class NSA(SummarisedMechanism):
         return F.pad(x, (0, 0, 0, (count - 1) * stride + size - x.shape[2])).unfold(2, size, stride).transpose(-1, -2)
 
     def _real_blocks(self, k: Tensor, call: AttentionCall) -> Tensor:
-        """The real tokens of every block, ``(B, M, l)``."""
+        """Mask of the real tokens in every compressed block, ``(B, M, l)``."""
         return self._blocks(call.real(k)[:, None, :, None], call)[:, 0, :, :, 0]
 
     def _sees_block(self, causal: bool) -> Any:
@@ -362,7 +362,7 @@ class NSA(SummarisedMechanism):
         if call.key_mask is not None or len(places) > compressed:
             hidden = ~F.pad(real.any(-1), (0, len(places) - compressed))[:, None, None, None]
         at = torch.arange(strides, device=device)
-        # How often equation 9 counts the weight at each stride of a block: for the block itself, and for the next one.
+        # Equation 9: how often each stride's weight counts for its own selection block, and for the next block.
         shares = torch.stack([(strides - at).clamp(max=overlap), (overlap - strides + at).clamp(min=0)], 1).float()
         longest = torch.linalg.vector_norm(keys, dim=-1).amax(-1).float()
         margins = product_margin(q, longest.repeat_interleave(group, 1), scale).unflatten(1, (kv_heads, -1)).amax(2)[..., 0]
@@ -416,7 +416,7 @@ class NSA(SummarisedMechanism):
         return best
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
-        """Which ``blocks`` are selected whatever their scores. They lie ``away`` blocks before the query's."""
+        """Which ``blocks`` are always selected: initial and local ones. ``away``: how many blocks each lies before the query's block."""
         local = (away < self.options.local_blocks) if causal else (away.abs() <= self.options.local_blocks // 2)
         return (blocks < self.options.initial_blocks) | local
 
@@ -429,7 +429,7 @@ class NSA(SummarisedMechanism):
         return self.options.compress_size - self.options.compress_stride
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per compressed block: float64 key, value, middle, and whether it has a token at all, and among its first d."""
+        """Per compressed block: float64 key, value, middle, and whether it has a real token, at all and among its first d."""
         inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {
             "keys": self.keys(k.to(exact_dtype(k.device)), real),
@@ -484,8 +484,8 @@ class NSA(SummarisedMechanism):
         return (gates[0] * (compressed @ spread) + gates[1] * selected + gates[2] * window).to(q.dtype)
 
     def _definition(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights over compressed blocks, ``(B, H, Nq, M)``, and over selected and window tokens, ``(B, H, Nq, Nk)`` each. Also the shares
-        ``(B, 1, M, Nk)`` of tokens in compressed blocks."""
+        """Weights of the three branches: compressed ``(B, H, Nq, M)``, selected and window ``(B, H, Nq, Nk)``. Also the share of each token
+        in its compressed blocks, ``(B, 1, M, Nk)``."""
         o, kv_heads, kv_len, exact = self.options, k.shape[1], k.shape[2], exact_dtype(q.device)
         b, h, i, j = grid_of(q, k)
         first = torch.arange(0, kv_len, o.compress_stride, device=q.device)

@@ -27,7 +27,7 @@ SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""
 
 SPARE_SHARE = 1 / 8
-"""Spare room in a new buffer, as a share of its length. The cost of a copy is spread over as many new tokens."""
+"""Spare room in a new buffer, as a share of its length. A copy is amortised over the tokens that fill it."""
 MIN_SPARE_TOKENS = 64
 """Minimum spare room in a new buffer, in tokens, or in units for a table."""
 
@@ -54,7 +54,7 @@ class GrowableBuffer:
 
     @staticmethod
     def _in_place(held: Tensor, buffer: Tensor) -> bool:
-        """Whether ``held`` is the first part of ``buffer`` and may be written to."""
+        """Whether ``held`` is a view of the start of ``buffer`` that may be modified in place."""
         same = held.data_ptr() == buffer.data_ptr() and held.stride() == buffer.stride() and held.shape[:2] == buffer.shape[:2]
         return same and (torch.is_inference_mode_enabled() or not buffer.is_inference())
 

@@ -216,7 +216,7 @@ class AttentionCall:
         return NO_TERM if self.score_mod is None else as_term(self.score_mod)
 
     def with_term(self, change: Callable[[ScoreTerm], ScoreMod]) -> AttentionCall:
-        """The call with its score term changed. Nothing changes without one."""
+        """The call with its score term replaced by ``change(term)``. Without a score term, the call itself."""
         return self if self.score_mod is None else self.replace(score_mod=change(self.term))
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> AttentionCall:
@@ -229,7 +229,7 @@ class AttentionCall:
         return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
 
     def written_out(self) -> AttentionCall:
-        """The call with a score term that every engine reads. A checkpoint would not build it again, so it is built before."""
+        """The call with its score term as a plain function, for every engine. Call it outside of checkpoints, which would not redo it."""
         return self.with_term(lambda term: term.written_out)
 
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:

@@ -25,7 +25,7 @@ def dense_attention(
     mask_mod: MaskMod | None = None,
     q_idx: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention over all keys that ``mask_mod``, causality and padding leave. Heads may be grouped.
+    """Softmax attention with ``mask_mod``, causality and padding. Heads may be grouped.
 
     ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions if they are not the last Nq of the keys' positions.
     With nothing but causality or padding this is the same call as transformers' sdpa attention. Rows that see no key are zeros.

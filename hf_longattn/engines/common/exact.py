@@ -30,7 +30,7 @@ def by_length(
     v: Tensor,
     call: AttentionCall,
 ) -> Tensor:
-    """The output ``(B, H, Nq, D)``. Sequences of at most ``most`` tokens use ``in_full``, longer sequences ``by_mechanism``.
+    """Full attention (``in_full``) for sequences of at most ``most`` tokens, else ``by_mechanism``. Returns ``(B, H, Nq, D)``.
 
     Args:
         one_call: whether all longer sequences must share one call of the mechanism.
@@ -68,7 +68,7 @@ def _in_graph(
     assert mask is not None
 
     def first(x: Tensor, dim: int) -> Tensor:
-        if free:  # a graph does not know whether there are `most` tokens
+        if free:  # the length is symbolic and may be less than `most`
             x = torch.cat([x, x.new_zeros(*x.shape[:dim], most, *x.shape[dim + 1 :])], dim)
         return x.narrow(dim, 0, most)
 

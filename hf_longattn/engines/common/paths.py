@@ -35,7 +35,7 @@ GPU_RECORD: dict[str, str] = {
     "linear-fla": "right on an H100, never timed",
     "flex-gathered": "timed on an H100 for bigbird only, before its block lists were rewritten",
 }
-"""What a GPU has shown of a path for CUDA, if that is less than right results and times (docs/results/gpu.md)."""
+"""What is still unverified about a CUDA path on a GPU: results or times (docs/results/gpu.md)."""
 LOG_VARIABLE = "HF_LONGATTN_LOG"
 Result = TypeVar("Result")
 
@@ -80,7 +80,7 @@ def running(mechanism: Any) -> Iterator[None]:
 
 
 def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
-    """Wrap ``run`` so that the mechanism's only path is reported whenever ``run`` reports none."""
+    """Wrap ``run``. If it reports no path, report the name of the mechanism's engine."""
 
     def reported(*arguments: Any) -> Result:
         before, out = _reports.get(), run(*arguments)

@@ -37,15 +37,15 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Move = Callable[[Tensor, int], Tensor]
 """``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
 Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``index(b, position) -> (b, position)``: the row and the position before tokens moved, for those after it."""
+"""``index(b, position) -> (b, position)``: maps row and position after a move of tokens to those before it."""
 NO_GRID_BIAS = "a score term other than a bias by distance on the grid is added to listed pairs"
 """Why an engine of the grid does not run, as a clause."""
 PREFIX_PAIRS = 3
-"""Number of table entries for pairs with prefix tokens. Only the query, only the key, or both are prefix tokens."""
+"""Table entries for pairs with a prefix token: as the query only, as the key only, as both."""
 
 
 class ScoreTerm(ABC):
-    """A ``score_mod`` that follows its tokens, and that some engines add without a call for every pair.
+    """A ``score_mod`` that can move with its tokens. Some engines add it without calling it for every pair.
 
     The defaults suit any function of absolute positions.
     """
@@ -55,7 +55,7 @@ class ScoreTerm(ABC):
     by_distance_alone: bool = False
     """Whether the term depends only on distance and head, so that positions may count from any token."""
     reads_tokens: bool = False
-    """Whether the term is computed from queries and keys. :meth:`of` then computes it from others."""
+    """Whether the term is computed from queries and keys. :meth:`of` recomputes it from other queries and keys."""
     grid_bias: GridBias | None = None
     """This term, if it is a bias by distance on the grid."""
 
@@ -112,7 +112,7 @@ class ScoreTerm(ABC):
         return mod
 
     def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm | None:
-        """The term for the engine ``cpu-distances``; ``None`` if it is not one of distances."""
+        """The term for the engine ``cpu-distances``; ``None`` if it is no distance term."""
         return None
 
     def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
@@ -614,7 +614,7 @@ class GridBias(ScoreTerm):
         return self.over(self.entries(distances)).masked_fill(tokens < self.bound_grid.prefix, 0)
 
     def of_sequence(self, row: int, start: int, stop: int) -> GridBias:
-        return self  # every sequence has the grid of its call
+        return self  # all sequences of a call have the same grid
 
     def moved(self, move: Move, index: Index) -> GridBias:
         return self

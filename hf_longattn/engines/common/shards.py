@@ -51,19 +51,19 @@ class Locality:
 
     @property
     def width(self) -> int:
-        """``width_of_keys``, or its default: the further a query is into its block, the less of it lies ahead."""
+        """``width_of_keys``, or its default. A query late in its block has less of the block ahead."""
         if self.width_of_keys is not None:
             return self.width_of_keys
         return self.back + self.ahead - (self.period - 1 if self.ahead else 0)
 
     def final(self, seen: int) -> int:
-        """Number of outputs after ``seen`` tokens that no later token changes."""
+        """Number of outputs that are final after ``seen`` tokens. Later tokens do not change them."""
         if not self.by_block or not self.ahead:
             return max(0, seen - self.ahead)
         return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
 
     def first(self, output: int) -> int:
-        """First token needed for outputs from ``output`` on, rounded down to a multiple of ``period``."""
+        """First token that outputs from index ``output`` on depend on, rounded down to a multiple of ``period``."""
         return max(0, output - self.back) // self.period * self.period
 
 

@@ -4,12 +4,12 @@ The queries are cut into blocks. The keys of one block are one contiguous slice,
 keys (``as_strided``, no copy), and one call of the kernel runs all of them. Global columns and rows are further calls on gathered tokens.
 
 The plan (:func:`band_plan`) has blocks of the cheapest size, by the :class:`Costs` of calls. Small blocks compute few pairs outside the
-band. Large blocks need fewer calls and less time per pair. Where the kernel first lays keys out for the processor's tiles (AMX), a large
-block lays each key out for more queries. The largest block has all queries: the dense kernel with the band as its mask. It is the fastest
-up to about the length that the band covers, and needs no further calls for global tokens.
+band. Large blocks need fewer calls and less time per pair. With AMX, the kernel repacks the keys of every block, so large blocks
+repack fewer keys. The largest block has all queries: the dense kernel with the band as its mask. It is the fastest for sequences up to
+about the band's width, and needs no further calls for global tokens.
 
-The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. So a sequence has the same bits in every
-batch and with every number of heads.
+The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. So results are bitwise equal for
+every batch size and number of heads.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DROPOUT_BLOCK = 64
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
 BAND, COLUMNS, ROWS = range(3)
-"""Kinds of parts, the first number of their place."""
+"""Kinds of parts: the first entry of :attr:`Part.place`."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -270,7 +270,7 @@ class Item(Scope):
             self.into("out", results["out"]).masked_fill_(self.padding[:, :, self.shift : self.shift + self.q_len], 0)
 
     def with_hole(self, mask: Mask, keys: Side) -> Mask | Tensor:
-        """``mask`` with the padding between a part's keys."""
+        """``mask``, with padding among the part's keys hidden too."""
         if self.hole is None:
             return mask
         hole = keys.of(self.hole)[:, :, None]
@@ -283,7 +283,7 @@ class Item(Scope):
         return (self.hole != 0)[..., None]
 
     def distances(self, part: Part) -> Tensor:
-        """The distances, query - key, of a part's pairs, ``(queries, keys)``. They are the same in all of its runs."""
+        """Distances, query - key, of a part's pairs, ``(queries, keys)``. Equal for all rows of :class:`Runs`."""
         queries, keys = (
             torch.arange(side.start, side.start + side.size) if isinstance(side, Runs) else cast(Listed, side).tokens
             for side in (part.queries, part.keys)
@@ -291,7 +291,7 @@ class Item(Scope):
         return (queries + self.shift)[:, None] - keys
 
     def far_parts(self, rows_first: bool) -> list[Part]:
-        """The parts of the global tokens: the columns that queries see, and their own rows over all keys."""
+        """Parts for the global tokens: global columns (as keys) and global rows (as queries)."""
         if (tokens := self.tokens) is None:
             return []
         key = ("far parts", self.q_len, self.kv_len, self.shift, self.source.pattern, tuple(tokens.tolist()), self.source.dtype)
@@ -299,9 +299,9 @@ class Item(Scope):
         return [*rows, *columns] if rows_first else [*columns, *rows]
 
     def _columns(self, columns: Tensor) -> Iterator[Part]:
-        """The global columns, for query rows that do not see all of them in the band.
+        """Parts for global columns, for queries whose band does not cover all of them.
 
-        Far from every global token no pair is hidden, and no mask is needed.
+        Queries far from every global token need no mask.
         """
         q_len, (left, right, causal) = self.q_len, self.source.band
         start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
@@ -326,7 +326,7 @@ class Item(Scope):
             row = end
 
     def _rows(self, tokens: Tensor) -> list[Part]:
-        """The rows of global queries. They see every key or, if causal, every earlier key."""
+        """Parts for global rows. A global query sees every key or, if causal, every earlier key."""
         rows = tokens - self.shift
         rows = rows[(rows >= 0) & (rows < self.q_len)]
         if not self.source.pattern.global_rows or not len(rows):
@@ -437,7 +437,7 @@ class Band(BandSource):
         return self.plan(item).dense
 
     def _near(self, item: Item, plan: Plan) -> list[Part]:
-        """The parts of the band, without padding and terms."""
+        """Parts for the band, without padding and score terms."""
         shift, (left, right, causal) = item.shift, self.band
         if plan.dense:
             visible = visible_mask(item.q_len, item.kv_len, shift, self.pattern, item.tokens, self.dtype)

@@ -125,7 +125,7 @@ def _with_own(chosen: Tensor, size: int) -> Tensor:
 
 
 def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[Part]:
-    """Causal queries with their own blocks, as many blocks per part as stay in the cache. An incomplete block comes last."""
+    """Parts for causal queries and their own blocks. A part has as many blocks as stay in the cache. An incomplete block comes last."""
     full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
     stretches = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
     if length > full_blocks * size:

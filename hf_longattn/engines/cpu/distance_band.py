@@ -31,7 +31,7 @@ from .softmax import Listed, Part, Runs, add_product, source
 QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
 """Queries per block, and maximum queries per call. With windows of 256 keys, 64 is fastest of 32 to 256; larger calls gain nothing."""
 MAX_CHUNK_IN_A_BLOCK = 2 * QUERIES_PER_BLOCK
-"""Maximum tokens of a chunk that is one block."""
+"""Maximum chunk size in tokens for which a chunk is one block."""
 PAIRS_PER_COLUMN_CALL = 4096
 """Maximum pairs of a query and a global token in one call. Each pair copies a row of the table."""
 
@@ -46,15 +46,15 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 class _Terms(NamedTuple):
-    """The table rows that a group's blocks need, and where the masks of blocks begin."""
+    """Table rows for the blocks of a group, and the offset of each block's mask."""
 
     group: Group
     first: int
-    """Index of the first of these rows, among all rows in the order of keys."""
+    """Index of the first row, among all rows in the order of keys."""
     rows: int
-    """Number of these rows."""
+    """Number of rows."""
     skipped: int
-    """Numbers from the beginning of a block's stored rows to its mask."""
+    """Offset of a block's mask in its stored rows, in elements."""
 
     @classmethod
     def of(cls, group: Group, shift: int, left: int, right: int) -> _Terms:
@@ -84,7 +84,7 @@ class _Terms(NamedTuple):
         return slice(self.group.start, self.group.start + (self.group.blocks - 1) * self.group.step + self.group.width)
 
     def inside(self, by_key: Tensor) -> Tensor:
-        """The places of :attr:`keys` in a tensor of :meth:`key_products`."""
+        """Indices of :attr:`keys` in a tensor of :meth:`key_products`."""
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
@@ -168,12 +168,12 @@ class _Tables(NamedTuple):
 
 
 class _FarTerms(NamedTuple):
-    """The terms of a part of the global tokens, at any distance."""
+    """Distance terms of a part with global tokens."""
 
     entries: Tensor
     """The table row of each pair, ``(queries, keys)``."""
     of_rows: bool
-    """Whether global rows see all keys, not queries the global columns."""
+    """True for global rows, False for global columns."""
 
     def over(self, p: Tensor, e: Tensor | None, tables: _Tables) -> Tensor:
         """The terms ``(b, H, queries, keys)`` of ``p (b, H, queries, F)`` and ``e (b, H, keys, G)``.
@@ -222,7 +222,7 @@ def _few_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dta
 
 
 def _many_terms(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """:func:`_few_terms` with a copied table row for each pair."""
+    """The result of :func:`_few_terms`. Copies a table row for each pair."""
     return (table[:, index] @ x[..., None])[..., 0]
 
 
@@ -281,7 +281,7 @@ class Distances(BandSource):
         )
 
     def _far(self, item: Item) -> Iterator[Part]:
-        """The parts of the global tokens."""
+        """Parts for the global tokens."""
         p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
         for part in item.far_parts(rows_first=self.is_backward):
             for some in _few_queries(part):
@@ -291,21 +291,21 @@ class Distances(BandSource):
                 yield some._replace(mask=added, of_scores=self._of_scores(item, some, terms, p, e) if self.is_backward else None)
 
     def groups(self, item: Item) -> Iterator[Group]:
-        """The blocks of a band or of chunks."""
+        """The query blocks with their key slices, for a band or for chunks."""
         left, right, _ = self.band
         if self.chunk:
             return chunk_groups(item.q_len, item.kv_len, item.shift, self.chunk, left + 1 - self.chunk, causal=right == 0)
         return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
 
     def _calls(self, item: Item) -> Iterator[tuple[_Terms, list[_Terms]]]:
-        """The terms of every kind of block, and those of its calls."""
+        """Per group of equal blocks: its :class:`_Terms`, and the :class:`_Terms` of each of its calls."""
         left, right, _ = self.band
         for group in self.groups(item):
             terms = _Terms.of(group, item.shift, left, right)
             yield terms, [terms._replace(group=call) for call in group.parts(max(1, QUERIES_PER_CALL // group.block))]
 
     def _near(self, item: Item) -> Iterator[Part]:
-        """The parts of the band. Each reuses the memory of the mask before it."""
+        """Parts for the band. Each mask reuses the previous mask's memory."""
         p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
         for _, calls in self._calls(item):
             stored: Tensor | None = None
@@ -362,7 +362,7 @@ class Distances(BandSource):
             self.key_sums = token_major(self.e.dtype, self.e)[0].zero_(), torch.zeros_like(self.key_rows)
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        if backward and not self.totals:  # gradients of the terms are computed in any case
+        if backward and not self.totals:  # term gradients are always computed
             self.start_learning()
         return super().scopes(backward)
 
@@ -386,7 +386,7 @@ class Distances(BandSource):
 
 
 def _few_queries(part: Part) -> Iterator[Part]:
-    """A part of global columns in parts of up to :data:`PAIRS_PER_COLUMN_CALL` pairs; other parts as they are."""
+    """Split a part of global columns into parts of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. Other parts are not split."""
     if not isinstance(part.queries, Runs) or not isinstance(part.keys, Listed):
         yield part
         return
@@ -397,5 +397,5 @@ def _few_queries(part: Part) -> Iterator[Part]:
 
 
 def _summed_over(gradients: Tensor, table: Tensor) -> Tensor:
-    """The gradient of a table ``(H or 1, W, F)`` from those of every head."""
+    """The gradient of a table ``(H or 1, W, F)``, from gradients per head."""
     return gradients if len(table) == len(gradients) else gradients.sum(0, keepdim=True)

@@ -40,12 +40,12 @@ class Dropout(NamedTuple):
 
     @property
     def below(self) -> int:
-        """Bits below this number drop a weight."""
+        """Threshold: a weight is dropped if its random bits are below it."""
         return round(self.probability * (1 << BITS))
 
     @property
     def kept(self) -> float:
-        """The expected share of kept weights."""
+        """Probability that a weight is kept."""
         return 1 - self.below / (1 << BITS)
 
     def keep(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
@@ -165,7 +165,7 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weights and log-sum-exp of a tile. The latter is the largest score minus the logarithm of its weight."""
+    """Weights and log-sum-exp of a tile, the latter from the largest score and its weight."""
     scores = ((q * scale) @ k.transpose(-1, -2)).to(dtype)
     scores = scores if mask is None else scores.add_(mask)
     weights = scores.softmax(-1)

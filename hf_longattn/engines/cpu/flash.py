@@ -82,7 +82,7 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Merge a part's output ``(…, N, D)`` and log-sum-exp ``(…, N)`` into those of earlier parts, in place."""
+    """Merge a part's output ``(…, N, D)`` and log-sum-exp ``(…, N)`` into the result of earlier parts, in place."""
     merged = torch.logaddexp(lse, part_lse)
     out.lerp_(part, (part_lse - merged).exp_()[..., None].to(out.dtype))
     lse.copy_(merged)

@@ -35,7 +35,7 @@ def flat_rules(tiles: Sequence[GatherTile]) -> list[int]:
 
 
 class TokenTable:
-    """``x (B, H, N)`` or ``(B, H, N, D)``, also as a table of tokens ``(rows, …)``. Gathered tokens reuse one buffer."""
+    """``x (B, H, N)`` or ``(B, H, N, D)``, and its view as a table ``(rows, …)`` for index_select. Gathered tokens reuse one buffer."""
 
     def __init__(self, name: str, x: Tensor, scratch: Scratch) -> None:
         self.name, self.width, self.scratch = name, math.prod(x.shape[3:]), scratch
@@ -217,7 +217,7 @@ def chunk_mask(
         if (k_run.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
             return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
     queries, keys = of_queries.positions(), of_keys.positions()
-    if single:  # all queries of a row see the same keys: any of them will do
+    if single:  # all queries of a row see the same keys, so use any
         queries = queries.amax(-1, keepdim=True)
     seen = _seen(queries, keys, spec.rules)
     if spec.bias is not None:

@@ -66,7 +66,7 @@ class _Strip(Scope):
         return self._in_order(self.source.scratch.take(name, tuple(cells.shape), x).copy_(cells))
 
     def into(self, name: str, x: Tensor) -> Tensor:
-        """Memory like that of :meth:`read`, from which :meth:`finish` writes. Gradients of keys start as zeros."""
+        """Buffer shaped as in :meth:`read`, which :meth:`finish` copies out. Gradients of keys start as zeros."""
         cells = self._cells(name, x)
         memory = self.source.scratch.take(name, tuple(cells.shape), x)
         self.results.append((cells, memory.zero_() if name in ("dk", "dv") else memory))
@@ -81,7 +81,7 @@ class _Strip(Scope):
             cells.add_(memory)
 
     def _cells(self, name: str, x: Tensor) -> Tensor:
-        """The strip's cells in ``x (B, H, N, …)``, as a view ``(columns, *leading, H, …)``."""
+        """View of ``x (B, H, N, …)`` on the cells of this strip, ``(columns, *leading, H, …)``."""
         x = self.source.cells(name, x, self.item)[self.keys if name in ("k", "v", "dk", "dv", "padding") else self.queries]
         rank = len(self.source.tiles)
         return x.permute(rank, *range(1, rank), 0, *range(rank + 1, x.dim()))

@@ -94,7 +94,7 @@ class Runs:
 
 
 class DisjointRuns(Runs):
-    """Runs of tokens that are in no other part, and not twice in this one. So values are written where they would be added to zeros."""
+    """Runs of tokens that occur once, in this part only. So values are written, not added to zeros."""
 
     def add(self, x: Tensor, values: Tensor) -> None:
         self.put(x, values)
@@ -142,15 +142,15 @@ class Part(NamedTuple):
     place: tuple[int, ...] = ()
     """Numbers that identify the part within its scope, for dropout."""
     merges: bool = False
-    """Whether its results merge with those that its queries have from earlier parts. Otherwise it writes them."""
+    """Whether results are merged with earlier parts of the same queries. Otherwise they are written."""
     alone: bool = False
-    """Whether no other part has its outputs. Forward it comes last and overwrites, backward first."""
+    """Whether this part alone determines its queries' outputs. It runs last in forward and overwrites them, and first in backward."""
     causal: bool = False
     """Whether the kernel may skip keys after a query, besides applying the mask."""
     of_scores: Callable[[Tensor], Any] | None = None
-    """Adds the gradients of a score term, from the gradient of the scores ``(n, H, queries, keys)``. It must not change it."""
+    """Accumulates the gradients of a score term. Gets the gradient of the scores ``(n, H, queries, keys)``, and must not modify it."""
     memory: Tensor | None = None
-    """Memory for the gradient of the scores, which the source reads before it gives the next part. The mask may be overwritten."""
+    """Buffer for the gradient of the scores. The source reads it before it yields the next part. The mask may be overwritten."""
 
 
 class Scope:
@@ -163,18 +163,18 @@ class Scope:
         self.parts = parts
 
     def read(self, name: str, x: Tensor) -> Any:
-        """What parts read tokens from. Names are q, k, v, out, lse and grad."""
+        """The tensor that parts read for ``name``: q, k, v, out, lse or grad."""
         return x
 
     def into(self, name: str, x: Tensor) -> Any:
-        """What parts write to. Names are out, lse, dq, dk and dv."""
+        """The tensor that parts write for ``name``: out, lse, dq, dk or dv."""
         return x
 
     def finish(self, results: dict[str, Tensor]) -> None:
-        """Complete ``out`` and ``lse`` of the call after the last part."""
+        """Write remaining results to the call's ``out`` and ``lse``, after the last part."""
 
     def finish_backward(self, totals: dict[str, Tensor]) -> None:
-        """Complete ``dq``, ``dk`` and ``dv`` of the call after the last part."""
+        """Write remaining gradients to the call's ``dq``, ``dk`` and ``dv``, after the last part."""
 
     def backward(self, run: Backward) -> Gradients | None:
         """Add the gradients of all parts. If the scope is :attr:`whole`, they are returned instead where their layout fits."""
@@ -185,7 +185,7 @@ class Scope:
         return gradients
 
     def add_gradients(self, run: Backward, tensors: dict[str, Any], totals: Sequence[Any]) -> Gradients | None:
-        """:meth:`backward`, given what parts read and write. Clears ``grad`` where no further part has a query's output."""
+        """:meth:`backward` on the tensors of :meth:`read` and :meth:`into`. Zeros ``grad`` of queries whose outputs no further part has."""
         whole = self.whole
         for part in self.parts:
             inputs = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
@@ -233,15 +233,15 @@ class Source(ABC):
 
     @staticmethod
     def skips(numbers: Sequence[int]) -> int:
-        """How many of the first queries have no output."""
+        """Number of leading queries without an output."""
         return 0
 
     @abstractmethod
     def scopes(self, backward: bool) -> Iterator[Scope]:
-        """The scopes of the call. The next one is asked for only when the last one is done."""
+        """The scopes of the call. Each is generated after the previous one has finished."""
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
-        """Fill results that no part writes."""
+        """Initialise ``out`` and ``lse`` of queries that are in no part."""
         return
 
     def sums(self) -> list[Tensor]:
@@ -258,11 +258,11 @@ class Source(ABC):
 
 
 SOURCES: dict[str, type[Source]] = {}
-"""The sources by name."""
+"""Source classes by name."""
 
 
 def source(kind: type[Source]) -> type[Source]:
-    """Class decorator that enters a source into :data:`SOURCES`."""
+    """Class decorator: register a source in :data:`SOURCES`."""
     SOURCES[kind.name] = kind
     return kind
 

@@ -1,8 +1,8 @@
-"""How a tile of query-key pairs becomes calls of the CPU's fused kernel.
+"""Split a tile of query-key pairs into calls of the CPU's fused kernel.
 
-Rows of equally spaced tokens that follow each other at a constant distance are read as a strided *view*. All other rows are gathered by
-their list of positions. Rows are computed a few at a time, so that gathered tokens stay in the cache and their memory is reused. The layout
-depends on the tile and on numbers such as lengths, not on q, k and v. It is cached for as long as the tile's index tensors live.
+Rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. All other rows are gathered by
+index. Rows are computed a few at a time, so that gathered tokens stay in the cache and their memory is reused. The layout depends on the
+tile and on numbers such as lengths, not on q, k and v. It is cached for the lifetime of the tile's index tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK_BYTES = 800
 MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
 """Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
-"""Need of a row: no call, no mask, a key mask, or a pair mask."""
+"""What a row needs: no call, no mask, a key mask, or a pair mask."""
 
 
 class Rules(NamedTuple):
@@ -65,7 +65,7 @@ class _Row(NamedTuple):
     step: int = 0
 
     def runs(self, row: int, count: int, first: int, size: int) -> Runs:
-        """The tokens ``first … first + size - 1`` of ``count`` rows, from the ``row``-th after this one on."""
+        """The tokens ``first … first + size - 1`` of ``count`` rows, which begin ``row`` rows after this one."""
         return Runs(self.start + row * self.step + first * self.stride, size, count, self.step, self.stride)
 
 
@@ -77,7 +77,7 @@ class Chunk(NamedTuple):
     slots: slice
     key_slots: slice
     queries: Runs | None
-    """``None``: tokens are gathered by their list."""
+    """``None`` if tokens are gathered by index."""
     keys: Runs | None
     need: int
     """NO_MASK, KEY_MASK or PAIR_MASK."""
@@ -97,7 +97,7 @@ class Limits(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The calls of one tile, in one list per batch item or for all. ``complete``: whether they have every query."""
+    """Calls of one tile: one list per batch item, or one list for all. ``complete``: whether every query is in a call."""
 
     chunks: tuple[tuple[Chunk, ...], ...]
     complete: bool

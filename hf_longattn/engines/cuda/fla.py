@@ -24,9 +24,9 @@ from ..common.derivatives import no_fused_kernels
 MAX_FEATURES = 256
 """Maximum features per head. The tiles of the kernels hold no more."""
 ALIGNED_WIDTH = 16
-"""Widths are padded to a multiple of this. The kernels load as many features at once."""
+"""Widths are padded to a multiple of this. The kernels load 16 features at once."""
 MIN_GROUP = 16
-"""Minimum query heads per selection and tokens per block, for the kernel of selected blocks."""
+"""Minimum for the kernel of selected blocks, both in query heads per key head and in tokens per block."""
 
 
 @functools.cache

@@ -280,5 +280,5 @@ def _tried(
 
 
 def _with_gradients(out: Tensor, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
-    """``out`` and, if it requires gradients, those of the ``inputs``."""
+    """``out`` and, if it requires grad, the gradients of ``inputs``."""
     return [out.detach(), *(torch.autograd.grad(out, inputs, grad.detach()) if out.requires_grad else ())]

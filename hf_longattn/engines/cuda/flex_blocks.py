@@ -22,14 +22,14 @@ from .flex_kernel import NoKernel, kind_of
 from .flex_kernel import why_not as why_no_kernel
 
 MAX_TABLE_TOKENS = 1 << 15
-"""Maximum keys, whose selections are looked up in a table. Longer texts visit many blocks for nothing. Untuned."""
+"""Maximum number of keys for this path. Longer sequences visit many blocks in which no pair is visible. Untuned."""
 
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     if context.kv_len > MAX_TABLE_TOKENS:
-        return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
-    return why_no_kernel(context) or ("its lists are made of values, which a graph lacks" if torch.compiler.is_compiling() else None)
+        return f"beyond {MAX_TABLE_TOKENS:,} tokens it visits many blocks without a visible pair"
+    return why_no_kernel(context) or ("its block lists need values, which a graph lacks" if torch.compiler.is_compiling() else None)
 
 
 def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
@@ -63,7 +63,7 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
 
 
 def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
-    """Whether each query sees each block, ``(B, H_kv, N, blocks)`` bool, from ``chosen (B, H_kv, N, K)``. It always sees its own."""
+    """Whether each query sees each block, ``(B, H_kv, N, blocks)`` bool: its own block and those in ``chosen (B, H_kv, N, K)``."""
     blocks = -(-length // block_size)
     own_block = (torch.arange(length, device=chosen.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
     listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
@@ -71,7 +71,7 @@ def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
 
 
 def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> Tensor:
-    """Whether some pair may be visible in each of the kernel's blocks, ``(B, H_kv, n, n)`` bool."""
+    """For each block of the kernel, whether any pair may be visible: ``(B, H_kv, n, n)`` bool."""
     touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
     if block_size < BAND_BLOCK:
         parts = BAND_BLOCK // block_size

@@ -77,7 +77,7 @@ class Axis(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The axes of tiles with equal rules, in blocks of ``size`` slots, and the lists of visited blocks by query block and by key block.
+    """Axes of tiles with equal rules, in blocks of ``size`` slots, with visited blocks per query block and per key block.
 
     queries, keys: ``None`` if slot i is position i.
     write: the output row of every query slot, for empty slots a row after the last. ``None`` with ``queries``.
@@ -137,7 +137,7 @@ def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
 
 
 def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
-    """``table`` as a function of one index per axis, and which axes it reads: not those of size 1. No table gives the last index."""
+    """``table`` as a function of one index per axis, and the axes it reads (size > 1). Without a table, it returns the last index."""
     if table is None:
         return (lambda *index: index[-1]), ()
     read = tuple(size > 1 for size in table.shape)
@@ -150,14 +150,14 @@ def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...
 
 
 def _mods(tile: GatherTile, layout: Layout, call: AttentionCall) -> tuple[Any, Any, tuple[Hashable, ...]]:
-    """The ``mask_mod`` and ``score_mod`` on the axes of a layout, and their kind for :func:`fused_flex`."""
+    """The ``mask_mod`` and ``score_mod`` on the axes of a layout, and the ``kind`` for :func:`fused_flex`."""
     key_mask, inner, bias, shares_blocks = call.key_mask, call.score_mod, tile.bias, layout.shares_blocks
     places = (None if axis is None else axis.place for axis in (layout.queries, layout.keys))
     (q_at, q_read), (k_at, k_read), (bias_at, bias_read) = (lookup(x) for x in (*places, bias))
     numbers: list[Any] = layout.numbers or [(None, None)] * 2
     (q_row, q_slot), (k_row, k_slot) = numbers
     nothing = torch.empty(0, dtype=torch.long)
-    rules = dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)  # without tensors that a graph would hold
+    rules = dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)  # without the index tensors, which a graph would hold
     hides, adds = (bias is not None and (bias.dtype == torch.bool) == boolean for boolean in (True, False))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -283,7 +283,7 @@ class Rows(NamedTuple):
 
 
 def rows_in_blocks(tile: GatherTile, size: int, first: int = 0) -> Rows:
-    """The rows of a tile in blocks of ``size`` slots. Rows are numbered from ``first`` on."""
+    """The rows of a tile, padded to blocks of ``size`` slots. The first row gets number ``first``."""
     sides, count, together = (tile.queries, tile.keys), tile.queries.shape[2], rows_per_block(tile, size)
 
     def numbers(width: int) -> Tensor:
@@ -297,7 +297,7 @@ def rows_in_blocks(tile: GatherTile, size: int, first: int = 0) -> Rows:
 
 
 def rows_per_block(tile: GatherTile, size: int) -> int:
-    """Rows that share a block of ``size`` query slots."""
+    """Number of rows per block of ``size`` query slots."""
     rows, width = tile.queries.shape[2:]
     return max(1, min(rows, size // width))
 
@@ -347,7 +347,7 @@ def axis_of(places: Tensor, length: int) -> Axis:
 
 
 def block_ends(places: Tensor, size: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lowest and highest position in the blocks ``index``, and whether all their slots are filled."""
+    """Lowest and highest position in the blocks ``index``, and whether they have no empty slot."""
     places = places.unflatten(2, (-1, size))
     lowest = torch.where(places < 0, UNBOUNDED, places).amin(-1)
     return lowest[..., index], places.amax(-1)[..., index], (places >= 0).all(-1)[..., index]

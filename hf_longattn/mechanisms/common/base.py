@@ -100,7 +100,7 @@ class Mechanism(nn.Module, ABC):
         self.shard: Shard | None = None
         """This process's shard, if the sequence is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
         self.head_range: tuple[int, int] | None = None
-        """The first head and the number of all heads, in a part made by :meth:`of_heads`; ``None`` for a whole mechanism."""
+        """First head and total number of heads, for a part made by :meth:`of_heads`; ``None`` for a mechanism with all heads."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
@@ -212,10 +212,10 @@ class Mechanism(nn.Module, ABC):
         return None
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        """The keys that each query keeps, or the weights of all keys, if the mechanism is one softmax; ``None`` for anything else.
+        """For a single-softmax mechanism, the keys that each query keeps or the weights of all keys. Otherwise ``None``.
 
-        Works on some rows at a time, in memory linear in N, without the values and for any queries. :mod:`hf_longattn.diagnostics` uses it
-        to measure how much of the softmax's mass is kept.
+        Needs no values, takes any queries, and runs on some rows at a time, in memory linear in N.
+        :mod:`hf_longattn.diagnostics` uses it to measure how much of the softmax's mass is kept.
 
         Args:
             q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.

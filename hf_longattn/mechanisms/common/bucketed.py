@@ -61,12 +61,12 @@ class BucketedMechanism(SummarisedMechanism):
         """
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """Tiles of the pairs, with real keys only, if :meth:`rounds` is ``None``; and the queries that meet no key, ``(B, H, N)`` bool
-        (True at some padding, too), or ``None`` if all queries meet one."""
+        """Tiles of the visible pairs, with real keys only; used if :meth:`rounds` is ``None``. Also a mask ``(B, H, N)`` of queries that
+        meet no key (may be True at padding), or ``None`` if every query meets one."""
         raise NotImplementedError
 
     def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """a of the definition, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys."""
+        """The affinity a_ij, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys; ``None`` without one."""
         return None
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ class BucketedMechanism(SummarisedMechanism):
         return True
 
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
-        """a of the causal form, ``(B, H, Nq, K)``, for the ``keys (B, H, Nq, K, D)`` gathered for each query."""
+        """The affinity in the causal form, ``(B, H, Nq, K)``, for ``keys (B, H, Nq, K, D)`` gathered for each query."""
         return None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
@@ -157,7 +157,7 @@ class BucketedMechanism(SummarisedMechanism):
         """
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """M' of the definition, ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
+        """The multiplicity M', ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
         real, count = call.real(k), self.meetings(q, k, call)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
@@ -205,7 +205,7 @@ class BucketedMechanism(SummarisedMechanism):
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """``call`` with the affinity added to its score term, for all pairs; also the log multiplicity if duplicates count."""
+        """``call`` with affinity and, if duplicates count, log multiplicity added to its score term."""
         score_mod, affinity = call.score_mod, self.affinity(q, k, call)
         if affinity is not None:
             score_mod = add_term(score_mod, lambda *_: affinity)

@@ -32,7 +32,7 @@ class MechanismSpec:
 
     @classmethod
     def read(cls, owner: str, name: str, value: Any) -> MechanismSpec:
-        """One choice; error messages name the option ``name`` of mechanism ``owner``."""
+        """Parse one choice. Error messages name the option ``name`` of mechanism ``owner``."""
         if isinstance(value, cls):
             return value
         values = read_choice(value) if isinstance(value, str) else value
@@ -57,7 +57,7 @@ class MechanismSpec:
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """A list of choices, or its text (``window:window=256+strided:stride=64``, or JSON)."""
+        """Parse a list of choices, or a string: ``window:window=256+strided:stride=64`` or JSON."""
         return tuple(cls.read(owner, name, member) for member in cls._listed(owner, name, value, read_members))
 
     @staticmethod
@@ -106,7 +106,7 @@ class HeadSpec(MechanismSpec):
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """A list of choices, or its text (``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON)."""
+        """Parse a list of choices, or a string: ``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON."""
 
         def rules(text: str) -> list[dict[str, Any]]:
             return [values if where is None else {"heads": where, **values} for where, values in read_rules(text)]
@@ -118,7 +118,7 @@ class HeadSpec(MechanismSpec):
 
 
 class Composite(Mechanism):
-    """A mechanism made of ``members``, which determine its forms, training, global tokens and reach."""
+    """A mechanism made of other mechanisms, its ``members``. Its traits, such as causal forms and locality, follow from theirs."""
 
     members: nn.ModuleList
     some_heads: list[Mechanism] | None = None

@@ -28,6 +28,6 @@ AttendStep = Callable[..., Tensor]
 """``step(q, k, v, call, columns=None)``: causal attention of the tokens of a decoding step.
 
 ``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and global mask ``(B, N)`` cover all
-columns; its score term takes columns as indices. ``columns`` holds those of queries and keys; by default the keys are columns 0 … S - 1,
-and the queries the last Nq of them. Returns ``(B, H, Nq, D)``, in which rows of padding are finite and mean nothing.
+columns; its score term takes columns as indices. ``columns``: the columns of queries and keys; by default the keys are columns 0 … S - 1,
+and the queries the last Nq of them. Returns ``(B, H, Nq, D)``; rows of padding are finite and arbitrary.
 """

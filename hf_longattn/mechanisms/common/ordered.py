@@ -75,7 +75,7 @@ def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -
 
 
 class _Reordered(NamedTuple):
-    """A reordered call: new token i is token ``places[i]``, and token n is new token ``back[n]``. Shapes ``(L,)``, ``(N,)``."""
+    """A reordered call. ``places (L,)`` holds the old index of each new token, ``back (N,)`` the new index of each old token."""
 
     call: AttentionCall
     places: Tensor

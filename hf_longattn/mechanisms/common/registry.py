@@ -31,7 +31,7 @@ PROTOTYPE_WIDTH = 64
 EXAMPLE_LENGTH = 1024
 """Length for which :func:`mechanism_info` gives options equal to full attention, in tokens."""
 EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
-"""Grids for the same purpose. The second is for mechanisms that can only cover a single line of cells."""
+"""Grids for which :func:`mechanism_info` gives options equal to full attention. Some mechanisms can cover only the second."""
 KEPT_PROTOTYPES = 256
 """Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` was given by name."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -202,7 +202,7 @@ def input_in_words(name: str) -> str:
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
-    """When a mechanism equals full attention, in words, from :meth:`Mechanism.covering` or :meth:`GridMechanism.covering_grid`."""
+    """Description of the options with which a mechanism equals full attention."""
     if issubclass(cls, GridMechanism):
         for grid in EXAMPLE_GRIDS:
             if (on_grid := cls.covering_grid(grid)) is not None:
@@ -323,7 +323,7 @@ def mechanism_from(
 def without_tensors(
     name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
 ) -> Mechanism | None:
-    """A mechanism without parameters and buffers, which any number of calls may share; ``None`` if it has any."""
+    """A mechanism without parameters and buffers, shared between calls; ``None`` if it has any."""
     with torch.device("meta"):
         built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
     return None if has_tensors(built) else built.eval()

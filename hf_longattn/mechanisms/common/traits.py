@@ -120,7 +120,7 @@ class Handling(NamedTuple):
 
 
 class FitsActivations:
-    """A mechanism whose parameters can be initialised from activations, if its trait ``fits_activations`` says so with these options."""
+    """A mechanism with parameters that can be initialised from activations, if the trait ``fits_activations`` is set."""
 
     @abstractmethod
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
@@ -134,7 +134,7 @@ class FitsActivations:
 
 
 class AddsLoss:
-    """A mechanism whose parameters have a loss of their own."""
+    """A mechanism with an auxiliary loss."""
 
     @abstractmethod
     def auxiliary_loss(self) -> Tensor:
@@ -148,7 +148,7 @@ def needs_whole_batch(mechanism: Any) -> bool:
 
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     """Whether the sequences of a call are moved to index 0 before the mechanism runs. False without a batch, for rows in which padding
-    counts, and if every row fills one grid: there, padding is a hole wherever it lies."""
+    counts, and if every row fills one grid. There, padding is a hole at any position."""
     if call.batch is None:
         return False
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):
