@@ -30,7 +30,7 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
         StreamError: the distance is unbounded, or depends on the whole sequence, or the mechanism lacks the form.
     """
     if problem := form_problem(mechanism, causal, "this stream"):
-        raise StreamError(problem)
+        raise StreamError(str(problem))
     local = only_locality(mechanism, causal)
     instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
     if local is None:
