@@ -15,12 +15,12 @@ from hf_longattn import attend
 from hf_longattn.families.bert import LongBertConfig
 
 LIMITS = {
-    "window": (193, 18),
-    "nsa": (380, 21),
-    "neighborhood": (630, 18),
-    "bert": (308, 26),
+    "window": (170, 16),
+    "nsa": (320, 19),
+    "neighborhood": (520, 18),
+    "bert": (290, 25),
 }
-"""Walk -> maximum calls and files, as measured when they fell last."""
+"""Walk -> maximum calls and files, as measured when they fell last. Calls vary by a few with the number of threads."""
 ARGUMENTS: dict[str, tuple[int, dict[str, Any]]] = {
     "window": (2048, {"window": 256}),
     "nsa": (1024, {"causal": True}),
