@@ -1,6 +1,6 @@
 """The table of paths, in order of priority. The first path without a reason against it runs.
 
-Each engine's ``why_not`` stands beside its code. This file has only the reasons that compare paths of several engines.
+Each engine defines ``why_not`` beside its code. Only the reasons that compare several engines are here.
 """
 
 from __future__ import annotations

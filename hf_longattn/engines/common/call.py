@@ -229,7 +229,7 @@ class AttentionCall:
         return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
 
     def written_out(self) -> AttentionCall:
-        """The call with its score term as a plain function, for every engine. Call it outside of checkpoints, which would not redo it."""
+        """The call with its score term as a plain function. Call it outside of checkpoints, which would not redo it."""
         return self.with_term(lambda term: term.written_out)
 
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:

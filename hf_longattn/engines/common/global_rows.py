@@ -66,10 +66,10 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 def global_columns(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, pattern: Pattern, call: AttentionCall
 ) -> tuple[Tensor, Tensor]:
-    """Attention of all queries to the global keys outside the band: output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``.
+    """Attention of all queries to the global keys outside the band.
 
-    Log-sum-exps are -inf where a query sees none; the output there is not defined. Plain operations in at least fp32, for some of the
-    queries at a time. The backward pass computes the scores again.
+    Returns output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``: -inf where a query sees no such key, and then the output is undefined.
+    Plain operations in at least fp32, for some of the queries at a time. The backward pass computes the scores again.
 
     index, real: positions ``(B, g)`` of the global tokens, and which entries are not filler.
     """

@@ -87,16 +87,14 @@ class Grid:
         return tuple(values) if len(values) == self.rank else tuple(values) * self.rank
 
 
-def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix: int) -> Grid | tuple[Grid, ...] | None:
+def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix: int) -> Grid | tuple[Grid, ...]:
     """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
 
     Raises:
         GridError: ``grid`` is neither, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
     """
     if grid is None:
-        if prefix:
-            raise GridError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")
-        return None
+        raise GridError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")
     if isinstance(grid, Grid) or (isinstance(grid, Sequence) and any(isinstance(entry, Grid) for entry in grid)):
         if prefix:
             raise GridError(f"prefix={prefix} was given next to a Grid, which says its prefix itself: Grid((64, 64), prefix={prefix}).")

@@ -1,4 +1,4 @@
-"""Names of paths, and the observers that are told which path ran.
+"""Names of paths, and the callbacks that record which path ran.
 
 ``HF_LONGATTN_LOG=paths`` logs every distinct choice once, and :func:`hf_longattn.explain` collects the choices of a model.
 """
@@ -104,8 +104,8 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def report(path: str, refused: Sequence[tuple[str, str]]) -> None:
-    """Tell the observers, unless this is a graph."""
-    if OBSERVERS and not in_graph():
+    """Tell the observers, unless this is a graph. Callers check first that there are :data:`OBSERVERS`."""
+    if not in_graph():
         notify(PathChoice(path, tuple(refused)))
 
 

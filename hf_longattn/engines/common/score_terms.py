@@ -79,7 +79,10 @@ class ScoreTerm(ABC):
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
 
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> ScoreMod:
-        """The term of ``q (B, h, Nq, D)`` and ``k (B, h, Nk, D)``, for h of this term's heads. Queries are the last Nq positions."""
+        """The term of other queries and keys, for some of its heads.
+
+        q, k: ``(B, h, Nq, D)`` and ``(B, h, Nk, D)`` of the ``heads``. Queries are the last Nq positions.
+        """
         return self.of_heads(heads, q.device)
 
     def shifted(self, first: int, row: int = 0) -> ScoreMod:
@@ -116,13 +119,13 @@ class ScoreTerm(ABC):
         return None
 
     def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
-        """The term for the engine ``cpu-band``: a table by distance with its ``ahead``, or places and a table for each axis."""
+        """The term for the engine ``cpu-band``: table and ``ahead``, or places and the tables of all axes."""
         return None, 0, None, None
 
     def as_features(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """q, k and v with more features, so that ``scale · q·k`` includes the term; ``None`` if no features do.
+        """q, k and v with features that add the term to ``scale · q·k``; ``None`` if there are none.
 
         Args:
             sizes: cells of the part of the grid that q holds; by default q holds all tokens of the grid.
@@ -135,11 +138,14 @@ class ScoreTerm(ABC):
         return self.score_mod
 
     def on_larger(self, grid: Grid, queries: Tensor) -> ScoreMod | None:
-        """The term for a larger grid, with ``queries (B, H, N, D)``; ``None`` if it has no values outside the sequence."""
+        """The term for a larger grid and its ``queries (B, H, N, D)``; ``None`` without values there."""
         return None
 
     def beyond_grid(self, places: Sequence[Tensor]) -> Tensor | None:
-        """The term ``(B or 1, H, N, K)`` of all queries and K keys outside the grid. ``places``: their coordinates, ``(K,)`` per axis."""
+        """The term ``(B or 1, H, N, K)`` for K keys outside the grid.
+
+        places: coordinates of the keys, ``(K,)`` for each axis.
+        """
         return None
 
 
@@ -191,7 +197,6 @@ def remapped(
 
 def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
     """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
-
     inner = None if score_mod is None else as_term(score_mod).written_out
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -475,8 +480,8 @@ class AxisTerm(ScoreTerm):
 
     def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
         total = self.queries.new_zeros(*self.queries.shape[:3], len(places[0]))
-        own = self.grid.places(torch.arange(self.grid.length, device=self.queries.device)[:, None])
-        for table, query, key in zip(self.tables, own, places, strict=True):
+        query_places = self.grid.places(torch.arange(self.grid.length, device=self.queries.device)[:, None])
+        for table, query, key in zip(self.tables, query_places, places, strict=True):
             total = total + torch.einsum("bhnd,nkd->bhnk", self.queries, _rows(table, query - key).to(self.queries.dtype))
         from_prefix = torch.arange(self.grid.length, device=total.device)[:, None] < self.grid.prefix
         return total.masked_fill(from_prefix, 0)

@@ -340,7 +340,6 @@ class Item(Scope):
 class BandSource(Source):
     """A source whose queries see keys around them and global tokens."""
 
-    item: ClassVar[type[Item]] = Item
     pattern: Pattern
     key_mask: Tensor | None
     global_mask: Tensor | None
@@ -375,7 +374,7 @@ class BandSource(Source):
         self.is_backward = backward
         everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
         if self.key_mask is None and self.global_mask is None:
-            item = self.item(self, everything, everything, everything, earlier)
+            item = Item(self, everything, everything, everything, earlier)
             if len(self.q) == 1 or not self.runs_alone(item):
                 yield item
                 return
@@ -393,7 +392,7 @@ class BandSource(Source):
                 continue
             tokens = None if self.global_mask is None else self.global_mask[row, start:stop].nonzero()[:, 0]
             tokens = None if tokens is None or not len(tokens) else tokens
-            yield self.item(self, at, slice(first - earlier, stop - earlier), slice(start, stop), first - start, hole, tokens)
+            yield Item(self, at, slice(first - earlier, stop - earlier), slice(start, stop), first - start, hole, tokens)
 
 
 @source

@@ -232,16 +232,6 @@ def _many_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dt
     return (of_terms[..., None, :] @ table[:, index])[..., 0, :]
 
 
-class _Item(Item):
-    """An item with the vectors of its queries and keys."""
-
-    source: Distances
-
-    def read(self, name: str, x: Tensor) -> Tensor:
-        x = super().read(name, x)
-        return x.to(self.source.dtype) if self.source.is_backward else x
-
-
 @source
 class Distances(BandSource):
     """A band or chunks, and global tokens, with distance terms. The scaled scores get the terms p_i · r_{b(i-j)} + e_j · s_{b(i-j)}.
@@ -259,7 +249,6 @@ class Distances(BandSource):
 
     name = "distances"
     plain_backward = True
-    item = _Item
 
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         self.p, table, *of_keys = learned

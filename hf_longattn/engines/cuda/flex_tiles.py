@@ -114,8 +114,8 @@ def _attend(tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, c
     if size != BLOCK:  # the defaults fit blocks of 128
         settings["kernel_options"] = dict.fromkeys(("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size)
     settings |= {"score_mod": score_mod, "block_mask": mask, "scale": call.scale_for(head_dim)}
-    found = flex.fused_flex(("tiles", size, split is None, *kind), queries, keys, values, **settings)
-    out, lse = (found[0], found[1].lse) if several else (found, None)
+    results = flex.fused_flex(("tiles", size, split is None, *kind), queries, keys, values, **settings)
+    out, lse = (results[0], results[1].lse) if several else (results, None)
     if layout.write is None:
         return out, lse
     place = layout.write.expand(*out.shape[:3])
@@ -191,11 +191,11 @@ def layouts(tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequen
     for number, tile in enumerate(tiles):
         kind = block_size(tile, lengths, sizes), rows_per_block(tile, BLOCK) > 1, *_rules(tile)
         alike.setdefault(kind if tile.fixed and tile.bias is None else number, []).append(tile)
-    found: list[tuple[GatherTile, Layout]] = []
+    laid_out: list[tuple[GatherTile, Layout]] = []
     for first, *more in alike.values():
         made = kept_layouts([first, *more], lengths, sizes) if first.fixed else [row_layout(first, lengths)]
-        found += [(first, layout) for layout in made]
-    return found
+        laid_out += [(first, layout) for layout in made]
+    return laid_out
 
 
 def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int]) -> int | None:

@@ -165,13 +165,13 @@ class Composite(Mechanism):
             )
         self.causal = forms.pop() if forms else "both"
         traits = [member.traits for member in self.mechanisms]
-        whole = {member.needs_whole_batch for member in traits}
+        needs = {member.needs_whole_batch for member in traits}
         self.traits = self.traits.but(
             trains=any(member.trains for member in traits),
             takes_globals=any(member.takes_globals for member in traits),
             token_rule=next((member.token_rule for member in traits if member.token_rule is not None), None),
             takes_score_mod=scoreless is None,
-            needs_whole_batch=next(when for when in ("always", "in training", "never") if when in whole),
+            needs_whole_batch=next(when for when in ("always", "in training", "never") if when in needs),
             detached_beyond=min((member.detached_beyond for member in traits if member.detached_beyond is not None), default=None),
             fits_activations=any(member.fits_activations for member in traits),
             exports=all(member.exports for member in traits),

@@ -100,9 +100,9 @@ def _check_class(name: str, cls: type[Mechanism]) -> None:
             f"Mechanism {name!r} of {defined_at(cls)} lacks {', '.join(f'{method}()' for method in missing)}; define "
             f"{'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
         )
-    own = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
+    attributes = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
     for holder, fields in (("traits", Traits.__dataclass_fields__), ("handling", Handling._fields)):
-        if misplaced := sorted(own.intersection(fields)):
+        if misplaced := sorted(attributes.intersection(fields)):
             change = "but" if holder == "traits" else "_replace"
             raise RegistrationError(
                 f"Mechanism {name!r} of {defined_at(cls)} has an attribute {misplaced[0]!r}, which is read from its {holder}; write "
