@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...errors import MemoryMismatchError
-from ...mechanisms.common.segment_state import leading
+from ...mechanisms.common.segment_state import left_padding
 from ...memory import StateLayer
 from .modes import Forward, Mode
 from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, is_causal, joined_text
@@ -95,7 +95,7 @@ class SegmentDecoder:
         rows = self._load(first_memory(self.model, self.text, None))
         embeddings, real = self.text.embeddings, self.text.real
         length = real.shape[1]
-        at = torch.where(rows.filled == 0, leading(real), 0)
+        at = torch.where(rows.filled == 0, left_padding(real), 0)
         parts: list[Any] = []
         while bool((at < length).any()):
             waiting = at < length

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...engines.common.batch import in_graph, roll_left
 from ...errors import MaskError, MemoryMismatchError, OptionError
-from ...mechanisms.common.segment_state import leading
+from ...mechanisms.common.segment_state import left_padding
 from ...memory import TokenMemory
 from ..attach.attention_sites import attention_sites
 from .modes import Forward, Mode
@@ -137,7 +137,7 @@ class Segments(Mode[SegmentedInputs]):
     def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentedInputs:
         text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
         causal, recursion = is_causal(model), model.recursion
-        start = leading(text.real) % text.real.shape[1]
+        start = left_padding(text.real) % text.real.shape[1]
         padded = in_graph() or bool(start.any())
         segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
         check_segment_counts(model, len(segments))
