@@ -106,7 +106,6 @@ class AdaptiveSpan(Mechanism, AddsLoss):
 
     def extremes(self) -> tuple[float, float]:
         """The shortest and the longest span in tokens. Compiled graphs and the meta device cannot read values and give 0 and max_span.
-
         The parameter is read in every call, because changes of its data cannot be detected."""
         if torch.compiler.is_compiling() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)

@@ -463,7 +463,6 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
 
 class KeyRows(NamedTuple):
     """Keys that each block of queries sees, in one row per block; -1 for none.
-
     A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side. The causal form has past blocks only."""
 
     cells: Cells

@@ -64,7 +64,6 @@ class BucketedMechanism(SummarisedMechanism):
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """Tiles of the visible pairs of real keys, and which queries meet no key. Used if :meth:`rounds` is ``None``.
-
         The second value is True for queries that meet no key, ``(B, H, N)``, arbitrary at padding; ``None`` if there are none."""
         raise NotImplementedError
 

@@ -87,7 +87,6 @@ class LinearMechanism(Mechanism):
     @abstractmethod
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: κ ``(B, H, Nq, Nk)``, up to a factor per row.
-
         ``q (B, H, Nq, D)`` are the last Nq positions of ``k (B, H, Nk, D)``."""
 
     def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:

@@ -28,7 +28,6 @@ def _distances(mechanism: Any, causal: bool) -> Locality | None:
 
 def reach_of(mechanism: Any) -> int | None:
     """The number of keys that a causal query sees, its own included. Sizes the decode cache.
-
     ``None`` if unbounded, and for mechanisms with blocks, which have a smaller cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 or local.in_eval != "same" else local.back + 1
@@ -50,7 +49,6 @@ def extent_of(mechanism: Any, causal: bool) -> Extent | None:
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     """``(back, ahead)`` of a sliding window or of full attention; ``None`` for other mechanisms.
-
     The mechanism must be exactly that in eval mode, at any length."""
     if mechanism.relative is not None:
         return None

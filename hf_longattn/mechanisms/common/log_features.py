@@ -74,7 +74,6 @@ class LogLinearMechanism(LinearMechanism):
         self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: _Rises | None = None
     ) -> tuple[Tensor, State]:
         """Features are logarithms; ``rises`` records how far keys exceed the anchor A.
-
         If ``rises.look``, every row sees the keys of A, and its unnormalised weights sum to 1 or more."""
         if not self.logarithms:
             return super().causal_piece(phi_q, phi_k, values, real, state)

@@ -310,7 +310,6 @@ class GatheredMechanism(MaskedMechanism):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
-
         Otherwise documents are rows of a batch: tiles listed per document would need more calls and synchronisations."""
         if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
             return False

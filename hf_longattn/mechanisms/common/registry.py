@@ -165,7 +165,6 @@ def options_of(name: str) -> Mapping[str, object]:
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
     """Sorted names of the registered mechanisms.
-
     Filters: ``causal`` for the causal (True) or bidirectional (False) form, ``engine`` for an engine, ``grid`` for grids or texts."""
     _discover()
     return sorted(

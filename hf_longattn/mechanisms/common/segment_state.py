@@ -103,7 +103,6 @@ def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegmen
 
 def last_segment(k: Tensor, v: Tensor, real: Tensor, size: int) -> tuple[State, Tensor]:
     """The state after a sequence ``k, v (B, H_kv, N, D)``, and the index of each row's current segment, ``(B,)``.
-
     ``real (B, N)`` is False for padding."""
     length = k.shape[2]
     skipped = left_padding(real)

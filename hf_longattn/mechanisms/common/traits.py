@@ -148,7 +148,6 @@ def needs_whole_batch(mechanism: Any) -> bool:
 
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     """Whether the sequences of a call are moved to index 0 before the mechanism runs.
-
     Not without a batch, not if padding counts, and not if every row fills one grid: padding is then a gap in the grid."""
     if call.batch is None:
         return False
