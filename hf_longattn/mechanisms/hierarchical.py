@@ -163,7 +163,6 @@ class Pyramid:
 
     @property
     def sizes(self) -> list[int]:
-        """:meth:`size` for all levels."""
         return [self.size(level) for level in range(self.top + 1)]
 
     def offset(self, level: int) -> int:

@@ -42,7 +42,6 @@ class StaticWindowLayer(StaticKeysLayer):
 
     @property
     def slots(self) -> int:
-        """Number of slots in the ring."""
         return self.max_cache_len
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

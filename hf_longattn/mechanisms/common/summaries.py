@@ -1,8 +1,7 @@
 """Mechanisms that choose keys by summaries (means, norms, hashes). A decode cache keeps the summaries next to the keys.
 
 A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. A unit's summary depends only on its tokens and
-on the next ``summary_ahead`` tokens. It can therefore be computed again at any time, such as when the unit grows or the batch is
-reordered.
+on the next ``summary_ahead`` tokens. It can therefore be computed again at any time, such as when the unit grows or the batch is reordered.
 """
 
 from __future__ import annotations
