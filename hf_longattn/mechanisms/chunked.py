@@ -34,7 +34,7 @@ class ChunkedOptions(Options):
 
 @register_mechanism("chunked")
 class Chunked(GatheredMechanism):
-    """Each token sees its chunk and some chunks before it, and nothing later."""
+    """Softmax over the token's chunk and some chunks before it."""
 
     summary = "each token sees its chunk and the n chunks before it, as streaming speech models do"
     paper = "Zhang et al. 2020, Unified Streaming and Non-streaming Two-pass End-to-end Model for Speech Recognition"

@@ -76,7 +76,7 @@ class HybridOptions(Options):
 
 @register_mechanism("hybrid")
 class Hybrid(Mechanism):
-    """Softmax in a small window, learned features for all other keys."""
+    """Softmax in a small window and linear attention to all other keys, under one normalisation."""
 
     summary = "softmax in a small window and linear attention to all other keys, normalised together"
     paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
@@ -116,7 +116,7 @@ class Hybrid(Mechanism):
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
-        vars(part)["linear"] = self.linear.of_heads(first, last)  # found before the submodule of that name, which both share
+        vars(part)["linear"] = self.linear.of_heads(first, last)  # hides the submodule of that name, which both parts share
         return part
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
@@ -162,7 +162,7 @@ class Hybrid(Mechanism):
                 features = masked(features, shard.mask[:, shard.start : shard.stop])
 
             def beyond(parts: list[slice]) -> State:
-                """Sums over the tokens that this process needs from all processes. ``parts[r]`` selects the tokens for process r."""
+                """Sums over the tokens of all processes that this one needs. ``parts[r]`` selects this process's tokens for process r."""
                 sums_by_process = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
                 return {name: shard.total(torch.stack([sums[name] for sums in sums_by_process]))[shard.rank] for name in ("kv", "z")}
 
@@ -173,7 +173,7 @@ class Hybrid(Mechanism):
         return out[:, :, : shard.stop - shard.start]
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
-        """The output. ``sums`` covers the keys before ``k``, ``later`` the keys after ``k``."""
+        """The output. ``sums`` covers the keys before ``k``, and ``later`` the keys after ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
         q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
         numbers = None if call.documents is None else (call.documents.number, call.documents.number)
@@ -288,7 +288,7 @@ def local_softmax_terms(
         dropout_p: dropout probability on the terms of the first sum.
         documents: document numbers of queries ``(B, Nq)`` and keys ``(B, Nk)``. A query sees only keys of the same document.
     Returns:
-        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is within reach.
+        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros for queries that see no key.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     traced = in_graph()
@@ -312,8 +312,8 @@ def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float,
     labels: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The terms of consecutive queries. Their first ``missing`` keys lie before the text and are not in ``k``. ``labels`` are the document
-    numbers of queries and keys."""
+    """The terms of consecutive queries. Their first ``missing`` keys lie before the text, so ``k`` does not have them. ``labels`` are the
+    document numbers of queries and keys."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)
     span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK

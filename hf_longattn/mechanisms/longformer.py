@@ -68,7 +68,7 @@ class LongformerOptions(BandOptions):
 
 @register_mechanism("longformer")
 class Longformer(SparseMechanism):
-    """A window, and a few global tokens."""
+    """Softmax over a sliding window and a few global tokens."""
 
     summary = "sliding window plus global tokens that see and are seen by all"
     paper = "Beltagy et al. 2020, Longformer, §3.1"
@@ -162,7 +162,7 @@ class Longformer(SparseMechanism):
         """Tokens ``(B, N)`` bool with separate projections for their rows. ``None`` if there are no such rows to compute.
 
         Raises:
-            LengthError: a query is global, but the hidden states of the earlier tokens that it attends to are gone.
+            LengthError: a query is global, but the hidden states of the earlier tokens that it attends to are not available.
         """
         if not self.options.separate_global:
             return None
@@ -235,7 +235,7 @@ class GlobalProjections(nn.Module):
         if index.shape[1] == 0:
             if not torch.is_grad_enabled():
                 return out
-            # One row that is thrown away: DistributedDataParallel needs every parameter to take part in every step.
+            # One row, which is discarded: DistributedDataParallel needs every parameter to take part in every step.
             index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]

@@ -1,9 +1,9 @@
 """Distances between tokens that extended positions support without training.
 
 A tiled table repeats after the trained length, so two tokens at that distance have the same position. A query that sees both cannot tell a
-neighbour from the token at the far end of its window. So the keys of one query may span at most the trained length, as in a window of that
-total width. In a decoder, a query shortly after a repetition begins also sees keys with later positions than its own, which never happened
-in training. The further back it sees, the more of these keys there are, so the bound is half the trained length.
+neighbour from the token at the far end of its window. The keys of one query may therefore span at most the trained length, as in a window
+of that total width. In a decoder, a query shortly after a repetition begins also sees keys with later positions than its own, which never
+happened in training. The further back it sees, the more such keys there are, so that the bound is half the trained length.
 Global tokens and sinks do not count: they are few, and carry no distances. docs/results/positions.md has measurements.
 """
 
@@ -33,7 +33,7 @@ def widest_span(trained: int, *, causal: bool) -> int:
 
 
 def untrained_distances(rule: str, trained: int, length: int, extent: Extent | None, reach: int | None) -> str:
-    """Why a layer sees distances that the positions do not support without training.
+    """The reason why a layer sees distances that need training; empty if it sees none.
 
     Args:
         rule: how positions are extended: ``"tile"``, ``"rope:none"`` …
@@ -43,7 +43,7 @@ def untrained_distances(rule: str, trained: int, length: int, extent: Extent | N
         reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
 
     Returns:
-        A clause with the layer as its subject. Empty if every distance was trained, and for rules that treat all distances alike.
+        A clause whose subject is the layer. Rules that treat all distances alike give an empty one.
     """
     if length <= trained:
         return ""

@@ -146,7 +146,7 @@ class TestRefusals:
                 build_mechanism("window", num_heads=1, head_dim=8, order=order)
 
     def test_an_order_without_a_grid(self) -> None:
-        with pytest.raises(GridError, match=r"order=hilbert needs the places of the tokens; pass grid=\(height, width\)"):
+        with pytest.raises(GridError, match=r"order=hilbert needs the coordinates of tokens; pass grid=\(height, width\)"):
             attend(*qkv(12), "window", order="hilbert")
 
     def test_a_grid_of_another_length(self) -> None:
