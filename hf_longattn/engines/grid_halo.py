@@ -144,8 +144,8 @@ def _gathered(q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWi
         mask = mask | ~mask.any(-1, keepdim=True)  # padding cells that would see no key see all
     mask = mask.flatten(0, 1)[:, None]
     if bias is not None:
-        head = torch.arange(heads, device=device)[:, None, None]
-        term = bias(bias.table.new_zeros(()), 0, head, queries[:, None, :, None], keys[:, None, None])
+        zero, head = bias.table.new_zeros(()), torch.arange(heads, device=device)[:, None, None]
+        term = bias(zero, zero, head, queries[:, None, :, None], keys[:, None, None])
         term = term.to(torch.promote_types(q.dtype, torch.float32)).repeat(batch, 1, 1, 1)
         term = term.masked_fill(~mask, torch.finfo(term.dtype).min)
         mask = term.to(q.dtype) if q.dtype in (torch.float32, torch.float64) else term.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)

@@ -141,7 +141,8 @@ class Halo(Source):
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         (self.key_mask,) = fixed
         rank, prefix, self.shared, *rest = numbers
-        axes, unread = [], iter(rest)
+        unread = iter(rest)
+        axes = []
         for _ in range(rank):
             size, step, bias_size, bias_step = itertools.islice(unread, 4)
             low, high = (tuple(itertools.islice(unread, size)) for _ in range(2))
@@ -226,7 +227,8 @@ def halo_numbers(grid: Grid, windows: Sequence[AxisWindows], shared: int, bias: 
     Args:
         shared: how many of the last prefix tokens every cell sees.
     """
-    bias_sizes, bias_steps = (grid.per_axis(x, "bias") for x in ([(0,), (0,)] if bias is None else [bias.sizes, bias.dilation]))
+    sizes, steps = ((0,), (0,)) if bias is None else (bias.sizes, bias.dilation)
+    bias_sizes, bias_steps = grid.per_axis(sizes, "bias"), grid.per_axis(steps, "bias")
     numbers = [grid.rank, grid.prefix, shared]
     for axis, bias_size, bias_step in zip(windows, bias_sizes, bias_steps, strict=True):
         numbers += [len(axis.low), axis.step, bias_size, bias_step, *axis.low, *axis.high]

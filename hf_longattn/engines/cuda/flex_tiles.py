@@ -264,7 +264,8 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
     def lists(chosen: Tensor, widths: Sequence[int | None] = (None, None)) -> tuple[Lists, Lists]:
         return listed(row, column, chosen, q_count, widths[0]), listed(column, row, chosen, k_count, widths[1])
 
-    partial, whole = lists(touched), (None, None)
+    partial = lists(touched)
+    whole: tuple[Lists | None, Lists | None] = (None, None)
     if not padded and not numbers and bool(full.any()):  # with numbers, the mask also compares rows or reads a bias
         widths = [indices.shape[3] for _, indices in partial]
         partial, whole = lists(touched & ~full, widths), lists(full, widths)
