@@ -26,7 +26,7 @@ from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.segments import Labels, Layout, segmented_linear_attention
+from ..engines.segments import Layout, segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
 from .common.base import Mechanism
@@ -263,8 +263,8 @@ def _layout(call: AttentionCall, distance: int, group: int, reverse: bool) -> La
     assert batch is not None
     assert labels is not None
     number = labels.number.flip(1) if reverse else labels.number
-    shifted = Labels(number[:, distance:], number[:, : number.shape[1] - distance])
-    return batch.cached(("documents apart", distance, group, reverse), lambda: Layout.of(shifted, group, True))
+    shifted = number[:, distance:], number[:, : number.shape[1] - distance]
+    return batch.cached(("documents apart", distance, group, reverse), lambda: Layout.of(*shifted, group, True))
 
 
 def _with_ones(v: Tensor, heads: int) -> Tensor:

@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds, buckets_of_documents
+from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..engines.topk import exact_dtype

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of_documents, cluster_rows, taken
+from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of_documents, cluster_rows, taken
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.bucketed import attend_rounds
-from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
+from ...engines.bucketed import Rounds, found_in_earlier_rounds, last_in_bucket
 from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.common.score_terms import add_term
@@ -195,11 +194,11 @@ class BucketedMechanism(SummarisedMechanism):
         raw_keys: the keys before :meth:`key_vectors`.
         """
         rounds = self.rounds(q, raw_keys, q_len, call)
-        if rounds is not None:
-            out, no_visible_key = attend_rounds(q, k, v, rounds, self.count_duplicates, call), rounds.no_visible_key()
+        if rounds is None:
+            tiles, no_visible_key = self.visits(q, raw_keys, q_len, call)
         else:
-            parts, no_visible_key = self.visits(q, raw_keys, q_len, call)
-            out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
+            tiles, no_visible_key = rounds.parts(self.count_duplicates), rounds.no_visible_key()
+        out = gathered_attention(q, k, v, tiles, call.with_mask(None))  # the tiles list real keys only
         if no_visible_key is not None:
             no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
             own_value = F.dropout(torch.ones_like(v[..., :1]), call.dropout) * v if call.dropout else v

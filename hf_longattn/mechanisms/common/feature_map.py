@@ -26,7 +26,7 @@ from ...engines.common.shards import Shard
 from ...engines.cuda import fla
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
-from ...engines.segments import Labels, Layout, segmented_linear_attention
+from ...engines.segments import Layout, segmented_linear_attention
 from ...options import Options
 from .base import Mechanism
 from .layout import full_pairs
@@ -280,7 +280,7 @@ def documents_layout(call: AttentionCall, group: int) -> Layout:
     assert batch is not None
     assert labels is not None
     number = labels.number
-    return batch.cached(("documents", group, call.causal), lambda: Layout.of(Labels(number, number), group, call.causal))
+    return batch.cached(("documents", group, call.causal), lambda: Layout.of(number, number, group, call.causal))
 
 
 class KeyPieces(NamedTuple):
