@@ -50,11 +50,11 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.score_terms import ScoreMod, remapped
-from ..engines.common.shards import Shard
 from ..engines.dispatch import choose
 from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
 from ..errors import OptionError
 from ..options import Options, option
+from ..sharding import Shard
 from .common.layout import band_pairs, full_pairs
 from .common.pooled import uniform
 from .common.registry import register_mechanism

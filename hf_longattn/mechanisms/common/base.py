@@ -8,7 +8,7 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 - ``locality``: how far a query sees. The size of the decode cache, tables of relative positions and the tokens that a process needs of a
   sharded sequence follow from it (:mod:`.locality`), and so does the comparison with the length that positions were trained for.
 - ``covers``, ``covering``: where it equals full attention. ``pairs``: what it costs. ``kept_keys``: its keys, for diagnoses.
-- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`.sharding`).
+- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`hf_longattn.sharding`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall, State, without_padding
 from ...engines.common.dense import repeat_heads
-from ...engines.common.exact import weights_by_length
 from ...engines.common.sequences import weights_per_sequence
-from ...engines.common.shards import Locality, Shard
 from ...errors import LengthError, OptionError
 from ...options import Options
+from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
-from . import sharding
+from ...sharding import Shard, attend_sharded
 from .decoding import AttendStep
+from .exact import weights_by_length
 from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms, with_relative
@@ -250,7 +250,7 @@ class Mechanism(nn.Module, ABC):
             OptionError: outputs depend on the whole sequence in a way that cannot be sharded, or relative positions meet global tokens.
             MaskError: left padding or packed documents, for a mechanism that counts tokens.
         """
-        return sharding.attend_sharded(self, q, k, v, call, shard)
+        return attend_sharded(self, q, k, v, call, shard)
 
     def of_heads(self, first: int, last: int) -> Self:
         """This mechanism restricted to the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
