@@ -26,15 +26,14 @@ from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
-from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.score_terms import ScoreMod, as_term, device_scalar
-from .engines.common.shards import Shard
 from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
+from .mechanisms.common.exact import by_length_sharded
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.short_texts import exact_length_of, for_length, full_of
 from .mechanisms.common.summaries import FEW_QUERIES
@@ -42,6 +41,7 @@ from .memory import AttentionCacheLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .naming import BACKEND
 from .private_apis import warn_missing
+from .sharding import Shard
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"

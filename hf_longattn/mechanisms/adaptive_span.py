@@ -23,11 +23,11 @@ from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.score_terms import DistanceBias, add_term, chain_score_mods, remapped
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.base import Mechanism
 from .common.layout import band_pairs
 from .common.ordered import KeysOrWeights

@@ -29,11 +29,11 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_stati
 from ..engines.common.dense import dense_attention, grid_of, index_grid
 from ..engines.common.global_rows import global_index
 from ..engines.common.score_terms import add_term
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import full_pairs, joined, tokens_of
 from .common.masked import MaskedMechanism
 from .common.ordered import KeysOrWeights

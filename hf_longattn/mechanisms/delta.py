@@ -24,16 +24,15 @@ from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.dense import at_least_fp32, repeat_heads
-from ..engines.common.shards import Shard
 from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
 from ..options import Options, option
+from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
 from .common.feature_map import HeadwiseLinear
 from .common.layout import full_pairs
 from .common.registry import register_mechanism
 from .common.scores import drop_keys
-from .common.sharding import attend_by_heads
 from .common.traits import Handling
 
 INITIAL_STEPS = (1e-3, 1e-1)

@@ -24,18 +24,18 @@ from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
-from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..engines.segments import Layout, segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
+from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
 from .common.composite import MechanismSpec
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
-from .common.sharding import attend_by_heads
 from .common.traits import Handling
 from .hedgehog import HedgehogOptions
 

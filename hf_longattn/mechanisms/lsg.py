@@ -42,13 +42,13 @@ from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_
 from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index, overwrite_global_rows
 from ..engines.common.score_terms import remapped
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.base import Mechanism
 from .common.layout import full_pairs, joined, neighbourhoods
 from .common.ordered import KeysOrWeights

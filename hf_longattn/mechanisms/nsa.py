@@ -50,11 +50,21 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.score_terms import ScoreMod, remapped
-from ..engines.common.shards import Shard
 from ..engines.dispatch import choose
-from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
+from ..engines.topk import (
+    SCORE_CELLS,
+    exact_dtype,
+    float32_products,
+    product_margin,
+    ranking,
+    rows_per_step,
+    searched_again,
+    term_at,
+    topk,
+)  # fmt: skip
 from ..errors import OptionError
 from ..options import Options, option
+from ..sharding import Shard
 from .common.layout import band_pairs, full_pairs
 from .common.pooled import uniform
 from .common.registry import register_mechanism
@@ -348,7 +358,7 @@ class NSA(SummarisedMechanism):
         Args:
             keys: ``(B, H_kv, M, D)`` float64; real: ``(B, M, l)``; filled_blocks: ``(B, S)``.
         """
-        o, (batch, heads, q_len, width), (kv_heads, compressed) = self.options, q.shape, keys.shape[1:3]
+        o, (_, heads, q_len, width), (kv_heads, compressed) = self.options, q.shape, keys.shape[1:3]
         overlap, strides = self._strides
         group, total, device, scale = heads // kv_heads, filled_blocks.shape[1], q.device, call.scale_for(width)
         count, blocks, places = (
@@ -368,9 +378,7 @@ class NSA(SummarisedMechanism):
         margins = product_margin(q, longest.repeat_interleave(group, 1), scale).unflatten(1, (kv_heads, -1)).amax(2)[..., 0]
         margins = 4 * margins + (len(places) + 64) * torch.finfo(torch.float32).eps
         chosen, doubtful = [], []
-        step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * len(places)))
-        if call.causal:
-            step = min(step, max(1024, -(-q_len // CAUSAL_STEPS)))
+        step = rows_per_step(q, len(places), call.causal)
         for start in range(0, q_len, step):
             rows = slice(start, min(start + step, q_len))
             seen_blocks = min(total, (first + rows.stop - 1) // o.block_size + 1) if call.causal else total
@@ -400,20 +408,17 @@ class NSA(SummarisedMechanism):
                 doubtful.append(~(lowest * (1 - margin) > next_one * (1 + margin)) & (next_one != float("-inf")))
             else:
                 doubtful.append(torch.zeros(index.shape[:3], dtype=torch.bool, device=device))
-        best, in_doubt = torch.cat(chosen, 2), torch.cat(doubtful, 2)
-        most = int(in_doubt.sum(2).max())
-        order = in_doubt.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[:, :, :most]
-        step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS, 8) // (batch * heads * compressed))
         grouped, exact_keys, mod = q.unflatten(1, (kv_heads, -1)), keys.mT[:, :, None], self._sees_block(call.causal)
-        for rows_in_doubt in order.split(step, 2) if most else ():
-            taken = rows_in_doubt[:, :, None, :, None].expand(-1, -1, group, -1, width)
+
+        def exactly(rows: Tensor) -> Tensor:
+            taken = rows[:, :, None, :, None].expand(-1, -1, group, -1, width)
             scores = grouped.gather(3, taken).to(keys.dtype) @ exact_keys * scale
-            positions = rows_in_doubt + first
+            positions = rows + first
             seen = mod(positions[..., None], places[:compressed]) & real.any(-1)[:, None, None]
             weights = softmax_over(scores, seen[:, :, None].expand(scores.shape)).flatten(1, 2)
-            exact = self._best(weights, positions // o.block_size, filled_blocks, kv_heads, call.causal)
-            best = best.scatter(2, rows_in_doubt[..., None].expand(exact.shape), exact)
-        return best
+            return self._best(weights, positions // o.block_size, filled_blocks, kv_heads, call.causal)
+
+        return searched_again(torch.cat(chosen, 2), torch.cat(doubtful, 2), exactly, q, compressed)
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
         """Which ``blocks`` are always selected: initial and local ones. ``away``: how many blocks each lies before the query's block."""

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.score_terms import take_heads
-from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
+from ..sharding import Shard
 from .common.composite import Composite, HeadSpec
 from .common.decoding import AttendStep, Columns
 from .common.locality import joined

@@ -33,11 +33,11 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, products, repeat_heads
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights

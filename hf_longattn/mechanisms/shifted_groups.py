@@ -26,11 +26,11 @@ from ..engines.block_sparse import full_attention
 from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import MaskedMechanism
 from .common.ordered import KeysOrWeights

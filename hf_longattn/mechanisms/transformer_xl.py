@@ -28,10 +28,10 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_stati
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
 from ..engines.common.score_terms import ScoreMod, chain_score_mods
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights

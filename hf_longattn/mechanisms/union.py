@@ -16,16 +16,16 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
+from ..sharding import Shard, attend_sharded
 from .common.base import Mechanism
 from .common.composite import Composite, MechanismSpec
 from .common.layout import band_tile, full_pairs, without
 from .common.locality import joined, reach_of
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.registry import mechanism_class, register_mechanism
-from .common.sharding import attend_sharded
 from .common.traits import Handling
 from .strided import StridedOptions
 from .window import WindowOptions

@@ -26,9 +26,9 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
 from ..engines.common.score_terms import take_heads
-from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..options import option
+from ..positions.distances import Locality
 from .common.band_options import BandOptions
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism

@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from ..engines.common.grid import ORDERS, Grid
-from ..engines.common.token_order import token_order
 from ..errors import AudioError, BackendError, GridError, OptionError, nearest
 from ..loading import new_model
+from ..mechanisms.common.token_order import token_order
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.token_globals import takes_globals
 from .family.config import attention_implementation

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..attend import run_mechanism
 from ..engines.common.call import AttentionCall
-from ..engines.common.shards import Locality
 from ..errors import LengthError, OptionError, StreamError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.locality import only_locality
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from, prototype
 from ..mechanisms.common.short_texts import form_problem
+from ..positions.distances import Locality
+from ..sharding import only_locality
 from .tail import Tail
 
 PARTS = ("q", "k", "v")

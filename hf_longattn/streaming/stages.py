@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import STREAMED_KEYS
-from ..engines.common.shards import Locality
 from ..modeling.family.stream_rule import Attention, Chain, Positions, Section
+from ..positions.distances import Locality
 from .tail import Tail
 
 HIDDEN, KEYS, VALUES = "hidden", "keys", "values"

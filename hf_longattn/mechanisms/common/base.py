@@ -8,7 +8,7 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions, and tells which tokens a process fetches
   from others when a sequence is sharded. Conversion compares it with the length that positions were trained for (:mod:`.locality`).
 - ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``kept_keys``: the keys that queries attend to.
-- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`.sharding`).
+- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`hf_longattn.sharding`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall, State, without_padding
 from ...engines.common.dense import repeat_heads
-from ...engines.common.exact import weights_by_length
 from ...engines.common.sequences import weights_per_sequence
-from ...engines.common.shards import Locality, Shard
 from ...errors import LengthError, OptionError
 from ...options import Options
+from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
-from . import sharding
+from ...sharding import Shard, attend_sharded
 from .decoding import AttendStep
+from .exact import weights_by_length
 from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms, with_relative
@@ -249,7 +249,7 @@ class Mechanism(nn.Module, ABC):
             OptionError: the mechanism needs whole sequences but heads cannot be divided, or has relative positions and global tokens.
             MaskError: the mechanism counts tokens, and there is left padding or several packed documents.
         """
-        return sharding.attend_sharded(self, q, k, v, call, shard)
+        return attend_sharded(self, q, k, v, call, shard)
 
     def of_heads(self, first: int, last: int) -> Self:
         """This mechanism restricted to heads ``first … last - 1``. It shares all tensors; callers replace :attr:`per_head_tensors`."""

@@ -22,16 +22,15 @@ from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import at_least_fp32, repeat_heads
 from ...engines.common.document_rows import Stacking
 from ...engines.common.sequences import attend_per_sequence
-from ...engines.common.shards import Shard
 from ...engines.cuda import fla
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
 from ...engines.segments import Layout, segmented_linear_attention
 from ...options import Options
+from ...sharding import Shard, attend_by_heads
 from .base import Mechanism
 from .layout import full_pairs
 from .scores import drop_keys, normalised, visible_to_all
-from .sharding import attend_by_heads
 from .traits import Handling
 
 

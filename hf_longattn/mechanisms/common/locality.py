@@ -7,17 +7,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...engines.common.call import UNBOUNDED
-from ...engines.common.shards import Locality
-from ...positions.distances import Extent, untrained_distances
+from ...positions.distances import Locality, untrained_distances
 
 if TYPE_CHECKING:
     from ...positions.relative import Span
-
-
-def only_locality(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality if outputs depend only on it and on global tokens, else ``None``. A sequence can then be cut into pieces."""
-    local = mechanism.locality(causal)
-    return local if local is not None and local.beside != "others" else None
 
 
 def _distances(mechanism: Any, causal: bool) -> Locality | None:
@@ -41,10 +34,10 @@ def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
-def extent_of(mechanism: Any, causal: bool) -> Extent | None:
-    """The range of one query's local keys in eval mode; ``None`` if unbounded or dependent on content."""
+def extent_of(mechanism: Any, causal: bool) -> Locality | None:
+    """The locality in eval mode, global tokens and sinks left aside; ``None`` if unbounded or dependent on content."""
     local = mechanism.locality(causal)
-    return None if local is None or local.in_eval != "same" else Extent(local.back, local.ahead, local.width)
+    return None if local is None or local.in_eval != "same" else local
 
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:

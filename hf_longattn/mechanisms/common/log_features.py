@@ -17,10 +17,10 @@ from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import at_least_fp32
-from ...engines.common.shards import Shard
 from ...engines.linear import absorb, added, empty_state, exp_of, linear_attention, read, relative_queries
 from ...engines.topk import exact_dtype
 from ...options import Options
+from ...sharding import Shard
 from .feature_map import KeyPieces, LinearMechanism
 from .scores import softmax_over
 

@@ -20,17 +20,17 @@ from ...engines.common.call import (
 )
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
-from ...engines.common.shards import Locality, Shard
 from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
+from ...positions.distances import Locality
 from ...private_apis import warn_missing
+from ...sharding import Shard, attend_sharded, global_rows_of
 from .base import Mechanism
 from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts
 from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .sharding import attend_sharded, global_rows_of
 from .traits import Handling
 
 

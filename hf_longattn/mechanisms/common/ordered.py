@@ -16,9 +16,9 @@ from ...engines.common.batch import Batch
 from ...engines.common.call import AttentionCall, AttentionFunction
 from ...engines.common.grid import Grid
 from ...engines.common.score_terms import remapped
-from ...engines.common.token_order import token_order
 from ...errors import GridError
 from .short_texts import for_length
+from .token_order import token_order
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
 KeysOrWeights = Callable[[Tensor, Tensor], Tensor]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...engines.common.shards import Locality
+from ...positions.distances import Locality
 
 
 class Section(Protocol):

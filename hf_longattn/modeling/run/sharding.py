@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from ...attend import run_batch
 from ...backend import BACKEND, DOCUMENTS, documents_of
-from ...engines.common.shards import Shard, even_bounds
 from ...errors import BackendError, MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
+from ...sharding import Shard, even_bounds
 from ..attach.token_globals import global_tokens_of, token_rule
 from ..family.config import attention_implementation
 from ..family.definition import CAUSAL_LANGUAGE_MODELS

@@ -13,15 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.block_sparse import block_sparse_attention
-from ...engines.common.call import AttentionCall, AttentionFunction, Pattern
-from ...engines.common.dense import repeat_heads
-from ...engines.common.global_rows import put_rows
-from ...engines.common.shards import GlobalTokens, Shard, even_bounds, in_turn, softmax_rows
-from ...errors import MaskError, OptionError
-from .locality import only_locality
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.common.call import AttentionCall, AttentionFunction, Pattern
+from ..engines.common.dense import repeat_heads
+from ..engines.common.global_rows import global_index, put_rows
+from ..errors import MaskError, OptionError
+from ..positions.distances import Locality
+from .shard import GlobalTokens, Shard, even_bounds, in_turn, softmax_rows
 
 GlobalRows = Callable[[Tensor, Tensor, Tensor, AttentionCall, Tensor, Shard], tuple[Tensor, Tensor, Tensor]]
+
+
+def only_locality(mechanism: Any, causal: bool) -> Locality | None:
+    """The locality, if outputs depend on nothing else but global tokens: then a sequence can be cut into pieces. Else ``None``."""
+    local = mechanism.locality(causal)
+    return local if local is not None and local.beside != "others" else None
 
 
 def global_rows_of(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +67,7 @@ def attend_sharded(
             f"Mechanism {mechanism.name!r} with relative positions and global tokens cannot be sharded across processes; "
             "leave out one of the two."
         )
-    tokens = GlobalTokens.of(mask)
+    tokens = GlobalTokens(mask, *global_index(mask))
     run: AttentionFunction = mechanism
     if band is not None:
         columns_only = dataclasses.replace(band, global_rows=False)
