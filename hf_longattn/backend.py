@@ -555,7 +555,7 @@ def _score_mod(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
-    inner = None if change is None else as_term(change).written_out  # built once, not where an engine recomputes
+    inner = None if change is None else as_term(change).written_out  # built once, because engines may call it repeatedly
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

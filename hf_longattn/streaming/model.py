@@ -392,7 +392,6 @@ def _stages(model: Any, audio: AudioRule, rule: StreamRule) -> list[Stage]:
 
 
 def _mechanism(model: Any, layer: nn.Module, number: int) -> Any:
-    """The mechanism of a layer."""
     for module in layer.modules():
         if mechanisms := mechanisms_on(module):
             return next(iter(mechanisms.values()))
