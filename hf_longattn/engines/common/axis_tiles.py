@@ -130,8 +130,8 @@ class _AxisCost(NamedTuple):
 
 def _axis_cost(windows: AxisWindows, side: int) -> _AxisCost:
     groups = [group for part in axis_tiles(windows, side) for group in part.groups]
-    keys, pairs = (sum(group.tiles * group.key_size * factor(group) for group in groups) for factor in (lambda _: 1, lambda g: g.size))
-    return _AxisCost(side, len(groups), sum(group.tiles for group in groups), keys, pairs)
+    tiles, keys = sum(group.tiles for group in groups), sum(group.tiles * group.key_size for group in groups)
+    return _AxisCost(side, len(groups), tiles, keys, sum(group.tiles * group.key_size * group.size for group in groups))
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,9 +1,9 @@
 """The path ``cpu-halo``: overlapping windows on a grid, by PyTorch's fused CPU kernel.
 
-The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles (on a video, along the
-last axis) is a strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of
-neighbouring tiles overlap, so they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have
-the same mask. Each key is copied (1 + halo / side) times per axis other than the last, instead of once for every tile that sees it.
+The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles along the last axis is a
+strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of neighbouring tiles
+overlap: they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have the same mask. Along
+each axis but the last, a key is copied (1 + halo / side) times, not once for every tile that sees it.
 """
 
 from __future__ import annotations
