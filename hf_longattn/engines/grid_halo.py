@@ -87,14 +87,13 @@ def _halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devi
 
 
 def _groups(windows: AxisWindows, device: torch.device, rank: int) -> list[tuple[Tensor, Tensor, TileGroup]]:
-    """The groups of tiles along an axis: coordinates of queries ``(tiles, size)`` and of keys ``(tiles, key_size)``. ``rank``: of the grid."""
+    """The groups of tiles along one of ``rank`` axes: coordinates of queries ``(tiles, size)`` and of keys ``(tiles, key_size)``."""
     side, groups = min(len(windows.low), round(GATHERED_QUERIES ** (1 / rank))), []
-    for part in axis_tiles(windows, side):
-        for group in part.groups:
-            first = torch.arange(group.tiles, device=device)[:, None] * group.size
-            queries = part.residue + part.step * (group.first + first + torch.arange(group.size, device=device))
-            keys = part.residue + part.step * (group.key_first + first + torch.arange(group.key_size, device=device))
-            groups.append((queries, keys, group))
+    for group in axis_tiles(windows, side):
+        first = torch.arange(group.tiles, device=device)[:, None] * group.size
+        queries = group.residue + group.step * (group.first + first + torch.arange(group.size, device=device))
+        keys = group.residue + group.step * (group.key_first + first + torch.arange(group.key_size, device=device))
+        groups.append((queries, keys, group))
     return groups
 
 
@@ -105,7 +104,7 @@ def _equal_tiles(groups: Sequence[tuple[Tensor, Tensor, TileGroup]], length: int
         ``(tiles, side)``, where slots past the end hold the length; ``(tiles, width)``, padded with 0; and ``(tiles, side, width)`` bool,
         True in slots without a query.
     """
-    side, width = (max(entry[number].shape[1] for entry in groups) for number in range(2))
+    side, width = max(group.size for _, _, group in groups), max(group.key_size for _, _, group in groups)
     parts = []
     for queries, keys, group in groups:
         missing, missing_keys = side - group.size, width - group.key_size
@@ -158,7 +157,8 @@ def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devic
     """The query-key pairs of the windows, as tiles of positions. A tile has the tiles that are in the same group on every axis."""
     cells, tiles = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes), []
     for groups in itertools.product(*(_groups(axis, device, grid.rank) for axis in windows)):
-        queries, keys = (_cut(cells, [entry[number] for entry in groups])[None, None] for number in range(2))
+        indices = [of_queries for of_queries, _, _ in groups], [of_keys for _, of_keys, _ in groups]
+        queries, keys = (_cut(cells, index)[None, None] for index in indices)
         bias = None
         if any(group.seen for _, _, group in groups):
             bias = tile_seen([group.seen_by_queries()[None] for _, _, group in groups])[None, None].to(device)
