@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .documents import documents_from, shape_in_words
 from .engines.common import accelerator
-from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
+from .engines.common.batch import Batch, in_graph, nothing_seen
 from .engines.common.call import AttentionCall, AttentionFunction, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
