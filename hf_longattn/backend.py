@@ -478,10 +478,12 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     Raises:
         MaskError: the numbers or offsets do not fit the tokens.
     """
-    if (documents := kwargs.get("documents")) is None:
-        documents = kwargs.get("seq_idx")
-    offsets = kwargs.get("cu_seq_lens_q") if documents is None else None
-    return documents_from(documents if isinstance(documents, Tensor) else None, offsets if isinstance(offsets, Tensor) else None, shape)
+    documents = kwargs.get("documents")
+    documents = kwargs.get("seq_idx") if documents is None else documents
+    if documents is not None:
+        return documents_from(documents, None, shape) if isinstance(documents, Tensor) else None
+    offsets = kwargs.get("cu_seq_lens_q")
+    return documents_from(None, offsets, shape) if isinstance(offsets, Tensor) else None
 
 
 def _with_documents(
