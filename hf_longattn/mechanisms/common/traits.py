@@ -117,6 +117,8 @@ class Handling(NamedTuple):
     """Whether ``forward`` is just the band engine, without global tokens or relative positions. On a GPU, it separates packed documents."""
     exports_definition: bool = False
     """Whether ``torch.export`` writes the definition, in N×N memory. For engines whose layout depends on the length or the data."""
+    adds_relative: bool = False
+    """Whether ``forward`` itself adds relative positions to the scores. Otherwise a hook adds them before it."""
 
 
 class FitsActivations:
