@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
 from ..common.batch import Batch
-from ..common.byte_cache import BYTE_CACHE
+from ..common.byte_cache import BYTE_CACHE, tensor_bytes
 from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
 from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
@@ -61,11 +61,6 @@ def block_mask(
     return BlockMask(*arguments)
 
 
-def mask_bytes(mask: BlockMask) -> int:
-    """Bytes of a mask's lists."""
-    return sum(x.untyped_storage().nbytes() for x in vars(mask).values() if isinstance(x, Tensor))
-
-
 BAND_BLOCK = 128
 """Tokens per block of a band."""
 
@@ -103,7 +98,7 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch
     key = ("band block mask", pattern, q_len, kv_len, device)
     mask = None if batch is None else batch.mask
     if batch is None or mask is None:
-        return BYTE_CACHE.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
+        return BYTE_CACHE.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), lambda made: tensor_bytes(vars(made)))
     return batch.cached(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
 
 
