@@ -25,10 +25,7 @@ FUSED_NODE = "ScaledDotProduct"
 
 
 def transform_readers() -> tuple[Callable[[], int], Callable[[], Any]]:
-    """Two functions that return the forward-mode AD level (-1 if none) and torch.func's transform stack (``None`` if none).
-
-    They are looked up once at import, since every call needs them.
-    """
+    """Two functions that return the forward-mode AD level (-1 if none) and torch.func's transform stack (``None`` if none)."""
     read_level = functools.partial(getattr, torch.autograd.forward_ad, "_current_level")
     try:
         read_level()

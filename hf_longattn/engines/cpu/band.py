@@ -92,10 +92,7 @@ class Group(NamedTuple):
             yield self._replace(first=first, start=start, blocks=min(count, self.blocks - number))
 
     def sees_all(self, shift: int, left: int, right: int) -> bool:
-        """Whether the band covers every pair of a block.
-
-        shift: index of the block's first query within its keys.
-        """
+        """Whether the band covers every pair of a block. ``shift``: index of the block's first query within its keys."""
         return shift + self.block - 1 <= left and self.width - 1 - shift <= right
 
 
@@ -222,11 +219,7 @@ def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
 
 
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
-    """The slice of :func:`band_mask` for a group's blocks, ``(1, 1, group.block, group.width)``. ``None`` if it hides no pair.
-
-    shift: position of the sequence's first query within its keys.
-    block: maximum queries per block of the plan.
-    """
+    """The slice of :func:`band_mask` for a group's blocks, ``(1, 1, group.block, group.width)``. ``None`` if it hides no pair."""
     first = group.first + shift - group.start
     if group.sees_all(first, left, right):
         return None
