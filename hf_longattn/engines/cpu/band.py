@@ -351,7 +351,7 @@ class BandSource(Source):
 
     @abstractmethod
     def splits_batch(self, item: Item) -> bool:
-        """Whether an item of all batch rows must be split into one item per row. Views of several blocks need this."""
+        """Whether batch rows must run as separate items: a view of several blocks uses the batch axis for the blocks."""
 
     def in_one_part(self, item: Item) -> bool:
         """Whether the item runs as a single part with all queries and keys."""
