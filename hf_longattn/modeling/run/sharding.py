@@ -1,7 +1,7 @@
 """Sequence parallelism: one long input over several processes, each of which computes the rows of its own tokens.
 
 Windows take the neighbouring tokens' keys and values from the next processes, global tokens are sent to all, and linear mechanisms send
-their states, so a process exchanges what a mechanism sees and not the whole sequence (:mod:`hf_longattn.engines.common.shards`).
+their states, so a process exchanges what a mechanism sees and not the whole sequence (:mod:`hf_longattn.sharding`).
 """
 
 from __future__ import annotations
