@@ -20,8 +20,10 @@ def _distances(mechanism: Any, causal: bool) -> Locality | None:
 
 
 def reach_of(mechanism: Any) -> int | None:
-    """The number of past keys that a causal query sees, its own included; ``None`` when unbounded, or with blocks, whose cache keeps less.
-    Sizes the decode cache."""
+    """The number of keys that a causal query sees back, its own included. Sizes the decode cache.
+
+    ``None`` if unbounded, and for blocks, whose cache holds fewer keys.
+    """
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 or local.in_eval != "same" else local.back + 1
 
@@ -34,15 +36,17 @@ def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
-def extent_of(mechanism: Any, causal: bool) -> Locality | None:
+def eval_locality(mechanism: Any, causal: bool) -> Locality | None:
     """The locality in eval mode, global tokens and sinks left aside; ``None`` if unbounded or dependent on content."""
     local = mechanism.locality(causal)
     return None if local is None or local.in_eval != "same" else local
 
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
-    """The distances ``(back, ahead)`` of a mechanism that is exactly a sliding window or full attention in eval mode, at any length.
-    ``None`` for all others."""
+    """The distances ``(back, ahead)`` of a sliding window or full attention; ``None`` for other mechanisms.
+
+    The mechanism must be exactly that in eval mode, at any length.
+    """
     if mechanism.relative is not None:
         return None
     local = mechanism.locality(causal)
@@ -54,7 +58,7 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
     :func:`~hf_longattn.positions.untrained_distances`."""
-    return untrained_distances(rule, trained, length, extent_of(mechanism, causal), reach_of(mechanism))
+    return untrained_distances(rule, trained, length, eval_locality(mechanism, causal), reach_of(mechanism))
 
 
 def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Locality | None:
