@@ -74,7 +74,7 @@ class CroppableLayer(DynamicLayer):
             self.reset()
             return
         if why := self.cannot_take_back(removed):
-            raise LengthError(f"{removed} tokens cannot be taken back: {why}")
+            raise LengthError(f"{removed} tokens cannot be removed from the cache: {why}")
         self.take_back(removed)
 
     def cannot_take_back(self, count: int) -> str:
@@ -153,7 +153,7 @@ def tokens_back(tokens_to_remove: int) -> int:
         LengthError: for a positive number. It used to be the length to keep.
     """
     if tokens_to_remove > 0:
-        raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to take back, as in crop(-{tokens_to_remove}).")
+        raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to remove, as in crop(-{tokens_to_remove}).")
     return -tokens_to_remove
 
 

@@ -116,8 +116,8 @@ class SparseCacheLayer(LeftPaddedLayer):
         if self.seen - count >= self._earliest:
             return ""
         return (
-            f"this layer has dropped what earlier ones would see, and goes back {self.seen - self._earliest}; copy the cache "
-            "(copy.deepcopy) before the tokens that may be taken back."
+            f"this layer has dropped keys that earlier tokens see, and can remove at most {self.seen - self._earliest} tokens; copy "
+            "the cache (copy.deepcopy) before adding tokens that may be removed again."
         )
 
     def take_back(self, count: int) -> None:

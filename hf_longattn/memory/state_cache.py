@@ -193,7 +193,7 @@ class StateLayer(LeftPaddedLayer):
             if self.record_past
             else "call cache.activate_past_recording(), or copy the cache (copy.deepcopy),"
         )
-        return f"this layer keeps one state of all tokens, not the tokens; {advice} before the tokens that may be taken back."
+        return f"this layer has one state for all tokens, and no keys; {advice} before adding tokens that may be removed again."
 
     def take_back(self, count: int) -> None:
         if count:

@@ -118,5 +118,5 @@ def in_text_order(layer: StaticWindowLayer, k: Tensor, v: Tensor, q_len: int) ->
 def refuse_static_crop() -> NoReturn:
     """Raise :class:`LengthError`. transformers' graphs hold the number of tokens in a static cache."""
     raise LengthError(
-        "Tokens of a static cache cannot be taken back; use a DynamicCache(config=model.config), or call the static cache's reset()."
+        "Tokens cannot be removed from a static cache; use a DynamicCache(config=model.config), or call the static cache's reset()."
     )

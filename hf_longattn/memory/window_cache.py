@@ -39,8 +39,8 @@ class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
             return ""
         advice = "" if self.record_past else "call cache.activate_past_recording(), or "
         return (
-            f"this layer has dropped what the tokens before them see, and keeps {self.keys.shape[2]} tokens; {advice}copy the cache "
-            f"(copy.deepcopy){',' if advice else ''} before the tokens that may be taken back."
+            f"this layer has dropped keys that the tokens before them see, and holds {self.keys.shape[2]} tokens; {advice}copy the cache "
+            f"(copy.deepcopy){',' if advice else ''} before adding tokens that may be removed again."
         )
 
     def take_back(self, count: int) -> None:
