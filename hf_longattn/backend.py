@@ -481,6 +481,8 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     if (documents := kwargs.get("documents")) is None:
         documents = kwargs.get("seq_idx")
     offsets = kwargs.get("cu_seq_lens_q") if documents is None else None
+    if documents is None and offsets is None:
+        return None
     return documents_from(documents if isinstance(documents, Tensor) else None, offsets if isinstance(offsets, Tensor) else None, shape)
 
 
