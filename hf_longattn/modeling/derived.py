@@ -1,8 +1,8 @@
 """Families that follow from transformers alone: what the base's class shows when it is built small, without storage.
 
 :func:`derive` builds a base twice on the meta device, for two lengths, and reads positions, heads and direction from it. `make docs` stores
-the facts in ``declarations.json``, so that a look-up builds nothing. :func:`source` makes a family's module of them, which
-:mod:`hf_longattn.families` imports like a file.
+the facts in ``declarations.json``, so that a look-up builds nothing. :func:`.family.module_text.module_text` makes a family's module of
+them, which :mod:`hf_longattn.families` imports like a file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import CheckpointError
 from .attach.attention_sites import attention_sites
-from .family.definition import MODEL_NAME, base_package, long_names, long_prefix
+from .family.definition import MODEL_NAME, base_package, long_names
+from .family.module_text import usual_config_module
 
 LENGTHS = (77, 101)
 """The lengths, in tokens, for which a base is built. Whatever grows from one to the other is a position table."""
@@ -45,15 +46,31 @@ FACTS: dict[str, dict[str, Any]] = {
 }
 """What a probe cannot see, over what it sees. ModernBERT's global layers stay full unless a mechanism is chosen. The folding model of ESM
 computes on all pairs of tokens."""
-REFUSED: dict[str, str] = {}
-"""Model types that a probe takes for a family, and the reason why they are none."""
+TEXT_ALONE = "it is no model of texts alone"
+OWN_CHOICE = "its layers choose their keys themselves, by an indexer beside the attention"
+OWN_CACHE = "its convolutions need cache layers of their own"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("blt", "git", "moshi", "phi4_multimodal"), TEXT_ALONE),
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa"), OWN_CHOICE),
+    **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
+    "bailing_hybrid": "its checkpoints name some tensors otherwise than the model",
+    "bert-generation": "its model classes have unusual names, BertGenerationEncoder and BertGenerationDecoder",
+    "falcon_h1": "its config.json has an infinite number, which a conversion does not read",
+    "gemma3n_text": "its last layers read keys and values of earlier ones",
+    "recurrent_gemma": "its config has no length",
+    "vaultgemma": "a conversion takes it for a Gemma, which it equals without caps on the scores",
+}
+"""Model types that a probe takes for a family, and the reason why they are none: they fail ``scripts.dev.tools.check_derived``."""
 
 
 def derive(model_type: str) -> dict[str, Any]:
     """The facts of the family of a base, as ``declarations.json`` stores them.
 
-    Keys: ``kind``, the config class in :mod:`.family.config`; ``attributes``, the class attributes of the Long config; ``rope``,
-    ``position_tables``, ``inner`` and ``classes``, as in ``Family``; the last four only where they are not its defaults.
+    kind: the config class in :mod:`.family.config`.
+    attributes: the class attributes of the Long config.
+    module: that of the base's config, where it has an unusual name.
+    head_dim: the attribute of an attention module with the width of a key, where that is unusual.
+    rope, position_tables, inner, classes: as in ``Family``, where they are not its defaults.
 
     Raises:
         CheckpointError: the base can have no family; the message says why.
@@ -80,6 +97,10 @@ def derive(model_type: str) -> dict[str, Any]:
     if getattr(config, "attn_logit_softcapping", None) is not None:
         attributes["score_cap"] = "attn_logit_softcapping"
     facts: dict[str, Any] = {"kind": kind, "attributes": attributes}
+    if any(hasattr(site.module, "qk_head_dim") for site in attention_sites(body)):
+        facts["head_dim"] = "qk_head_dim"  # of queries and keys in latent attention, where `head_dim` is another number
+    if config_class.__module__ != usual_config_module(model_type):
+        facts["module"] = config_class.__module__
     tables = list(_position_tables(body, dict(_build(config_class, body_class, LENGTHS[1])[1].named_parameters()), two_stacks))
     if tables:
         facts["position_tables"] = tables
@@ -119,7 +140,7 @@ def _body_class(model_type: str) -> type[PreTrainedModel]:
 
 def _check_text(config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel]) -> None:
     if body_class.main_input_name != "input_ids":
-        raise CheckpointError("it is no model of texts alone")
+        raise CheckpointError(TEXT_ALONE)
     code = inspect.getsource(_modeling(config_class))
     if "ALL_ATTENTION_FUNCTIONS" not in code:
         raise CheckpointError("its attention is its own, off transformers' AttentionInterface")
@@ -139,7 +160,7 @@ def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedMode
             try:
                 config = config_class(**values, **missing)
                 if config.get_text_config() is not config:
-                    raise CheckpointError("it is no model of texts alone")
+                    raise CheckpointError(TEXT_ALONE)
                 with torch.device("meta"):
                     body = body_class(config)
                 if attention_sites(body) or not layers:
@@ -149,9 +170,8 @@ def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedMode
             except Exception as error:  # of any type, as the class raises it
                 problem = problem or error
     assert problem is not None
-    raise CheckpointError(
-        f"it cannot be built from its defaults ({type(problem).__name__}: {str(problem).partition(chr(10))[0]})"
-    ) from problem
+    said = f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
+    raise CheckpointError(f"it cannot be built from its defaults ({said})") from problem
 
 
 def _default(config_class: type[PreTrainedConfig], name: str) -> Any:
@@ -198,62 +218,6 @@ def _model_classes(config_class: type[PreTrainedConfig]) -> Iterator[str]:
     modeling = _modeling(config_class)
     for name in sorted(getattr(modeling, "__all__", ())):
         value = getattr(modeling, name)
-        if isinstance(value, type) and issubclass(value, PreTrainedModel) and value.config_class is config_class:
-            if MODEL_NAME.search(name) and "pretrained" not in name.lower():
-                yield name
-
-
-SOURCE = '''\
-"""{prefix}{stem}: the models of {config} with long attention; {positions}.
-
-Made by :mod:`hf_longattn.modeling.derived` from what the base's class shows.
-"""
-
-from {module} import {config}
-
-from ..modeling.classes import lazy_classes
-from ..modeling.family.config import {kind}
-from ..modeling.family.definition import {names}
-
-
-class {prefix}{config}({kind}, {config}):
-    """{config} with {fields}."""
-
-    model_type = "long_{model_type}"
-{attributes}
-
-FAMILY = Family({prefix}{config}{arguments})
-
-__getattr__ = lazy_classes(FAMILY, globals())
-'''
-
-
-def source(model_type: str, facts: Mapping[str, Any]) -> str:
-    """The module of a family, as text.
-
-    Args:
-        model_type: of the base.
-        facts: as :func:`derive` returns them.
-    """
-    package, config = base_package(model_type), CONFIG_MAPPING_NAMES[model_type]
-    tables = [
-        f"PositionTable({', '.join(f'{name}={value!r}' for name, value in table.items())})" for table in facts.get("position_tables", ())
-    ]
-    arguments = [f"position_tables=({', '.join(tables)},)"] if tables else ["rope=True"]
-    arguments += [f"{name}={tuple(facts[name])!r}" for name in ("inner", "classes") if name in facts]
-    fields = "``long_attention``"
-    if facts["kind"] == "LongEncoderDecoderConfig":
-        fields += ", ``decoder_long_attention`` and ``max_decoder_position_embeddings``"
-    return SOURCE.format(
-        prefix=long_prefix(model_type),
-        stem=config.removesuffix("Config"),
-        config=config,
-        positions="positions in a table" if tables else "rotary positions",
-        module=f"{package}.configuration_{package.rpartition('.')[2]}",
-        kind=facts["kind"],
-        names="Family, PositionTable" if tables else "Family",
-        fields=fields,
-        model_type=model_type,
-        attributes="".join(f"    {name} = {value!r}\n" for name, value in facts["attributes"].items()),
-        arguments="".join(f", {argument}" for argument in arguments),
-    )
+        of_the_base = isinstance(value, type) and issubclass(value, PreTrainedModel) and value.config_class is config_class
+        if of_the_base and MODEL_NAME.search(name) and "pretrained" not in name.lower():
+            yield name

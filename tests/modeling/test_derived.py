@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import linecache
+import pickle
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+import hf_longattn.families
+from hf_longattn.declarations import FILE, declared
 from hf_longattn.errors import CheckpointError
-from hf_longattn.modeling.derived import FACTS, derive
-from hf_longattn.modeling.family.definition import PositionTable
+from hf_longattn.modeling.derived import FACTS, REFUSED, derive
+from hf_longattn.modeling.family import definition
+from hf_longattn.modeling.family.definition import FAMILIES, PositionTable
+from scripts.dev.tools import check_derived
 
 AFTER_PADDING = {"offset": "padding", "skips_padding": True}
 AFTER_TWO = {"offset": 2, "counted": False}
@@ -70,3 +82,79 @@ def test_what_is_derived_is_what_was_written_by_hand(base: str) -> None:
 def test_a_base_without_a_family_is_refused_with_the_reason(base: str, reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
         derive(base)
+
+
+@pytest.mark.parametrize("base", sorted({*REFUSED} & {*CONFIG_MAPPING_NAMES}))
+def test_a_refusal_by_name_is_stored_with_its_reason(base: str) -> None:
+    assert base not in FAMILIES
+    with pytest.raises(CheckpointError) as caught:
+        derive(base)
+    assert str(caught.value) == REFUSED[base]
+    assert declared()["refused"].get(base, REFUSED[base]) == REFUSED[base]
+
+
+def test_every_derived_family_is_stored_as_verified() -> None:
+    assert check_derived.stored()["families"] == dict.fromkeys(check_derived.derived_names(), check_derived.VERIFIED)
+
+
+SAMPLE = ("biogpt", "blenderbot", "cohere2", "deepseek_v3", "ernie", "lfm2", "olmoe", "xmod")
+"""Tables with rows that are no positions, two stacks, windows, latent attention, an encoder, convolutions, experts, adapters."""
+
+
+@pytest.mark.parametrize("base", SAMPLE)
+def test_a_derived_family_converts_and_decodes(base: str) -> None:
+    assert check_derived.check(base) == check_derived.VERIFIED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [base for base in check_derived.derived_names() if base not in SAMPLE])
+def test_every_derived_family_converts_and_decodes(base: str) -> None:
+    assert check_derived.check(base) == check_derived.VERIFIED
+
+
+@pytest.mark.parametrize("mechanism", ["delta", "hedgehog", "infini", "longformer", "strided"])
+def test_values_may_be_narrower_than_keys(mechanism: str, tmp_path: Path) -> None:
+    """Latent attention: a state, features with parameters, segments and scattered keys decode as they read in one pass."""
+    auto, short = check_derived.small_model("deepseek_v3")
+    assert short.config.v_head_dim < short.config.qk_head_dim
+    short.save_pretrained(tmp_path / "short")
+    hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism=mechanism, max_length=256, verify=False)
+    long = auto.from_pretrained(tmp_path / "long").eval()
+    ids = torch.randint(5, 150, (2, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert check_derived.decoded(long, ids, long(input_ids=ids).logits) < 1e-5
+
+
+class TestModules:
+    def test_a_module_without_a_file_is_a_module(self) -> None:
+        from hf_longattn.families import olmo
+        from hf_longattn.families.olmo import LongOlmoConfig, LongOlmoModel
+
+        assert isinstance(olmo, ModuleType)
+        assert olmo.FAMILY is FAMILIES["olmo"]
+        assert olmo.__file__ == str(FILE)
+        assert hf_longattn.LongOlmoModel is LongOlmoModel
+        assert pickle.loads(pickle.dumps(LongOlmoConfig)) is LongOlmoConfig
+        assert LongOlmoModel._can_set_attn_implementation()
+
+    def test_its_errors_show_its_lines(self) -> None:
+        from hf_longattn.families import olmo
+
+        with pytest.raises(AttributeError) as caught:
+            olmo.__getattr__("LongOlmoNothing")
+        assert "module 'hf_longattn.families.olmo' has no attribute 'LongOlmoNothing'" in str(caught.value)
+        assert "class LongOlmoConfig(LongConfig, OlmoConfig):" in olmo.__loader__.get_source(olmo.__name__)
+
+    def test_an_unknown_module_is_not_found(self) -> None:
+        with pytest.raises(ModuleNotFoundError, match=r"No module named 'hf_longattn\.families\.nothing'"):
+            __import__("hf_longattn.families.nothing")
+
+    def test_faulty_facts_break_their_own_family_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        facts = {"olmoe": ("olmoe", {"kind": "LongNothing", "attributes": {}, "rope": True})}
+        monkeypatch.setattr(definition, "derived_facts", lambda: facts)
+        monkeypatch.delitem(sys.modules, "hf_longattn.families.olmoe", raising=False)
+        with pytest.raises(ImportError, match="cannot import name 'LongNothing'") as caught:
+            FAMILIES["olmoe"]
+        linecache.checkcache()
+        assert any("from declarations.json" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+        assert FAMILIES["bert"].rope is False
