@@ -51,12 +51,13 @@ OWN_CHOICE = "its layers choose their keys themselves, by an indexer beside the 
 OWN_CACHE = "its convolutions need cache layers of their own"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("blt", "git", "moshi", "phi4_multimodal"), TEXT_ALONE),
-    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa"), OWN_CHOICE),
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text"), OWN_CHOICE),
     **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
     "bailing_hybrid": "its checkpoints name some tensors otherwise than the model",
     "bert-generation": "its model classes have unusual names, BertGenerationEncoder and BertGenerationDecoder",
     "falcon_h1": "its config.json has an infinite number, which a conversion does not read",
     "gemma3n_text": "its last layers read keys and values of earlier ones",
+    "llama4_text": "its layers attend in chunks (`attention_chunk_size`), which a mechanism would replace",
     "recurrent_gemma": "its config has no length",
     "vaultgemma": "a conversion takes it for a Gemma, which it equals without caps on the scores",
 }
@@ -217,7 +218,7 @@ def _model_classes(config_class: type[PreTrainedConfig]) -> Iterator[str]:
     """The model classes of a base that have its config."""
     modeling = _modeling(config_class)
     for name in sorted(getattr(modeling, "__all__", ())):
-        value = getattr(modeling, name)
+        value: Any = getattr(modeling, name)
         of_the_base = isinstance(value, type) and issubclass(value, PreTrainedModel) and value.config_class is config_class
         if of_the_base and MODEL_NAME.search(name) and "pretrained" not in name.lower():
             yield name

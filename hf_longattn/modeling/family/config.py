@@ -107,7 +107,7 @@ class LongConfig(_Base):
         if FIELD in kwargs:  # a part of another config, whose file was read as a whole, or values that `to_dict` wrote
             kwargs = in_current_format(kwargs)
             del kwargs[FIELD]
-        if self.writes_head_dim and self.head_dim is None:
+        if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", self.default_extension)

@@ -221,7 +221,8 @@ def families() -> str:
 def derived_families() -> str:
     """The families that ``check_derived`` verified."""
     table: Any = stored("derived_families")
-    return ", ".join(f"`{base}`" for base, result in sorted(table["families"].items()) if result == VERIFIED) + ".\n"
+    shown = [f"`{base}`{'' if result == VERIFIED else ' (rope:none)'}" for base, result in sorted(table["families"].items())]
+    return f"{', '.join(shown)}.\n"
 
 
 def refused_families() -> str:
