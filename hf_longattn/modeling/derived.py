@@ -219,6 +219,11 @@ def _model_classes(config_class: type[PreTrainedConfig]) -> Iterator[str]:
     modeling = _modeling(config_class)
     for name in sorted(getattr(modeling, "__all__", ())):
         value: Any = getattr(modeling, name)
-        of_the_base = isinstance(value, type) and issubclass(value, PreTrainedModel) and value.config_class is config_class
-        if of_the_base and MODEL_NAME.search(name) and "pretrained" not in name.lower():
+        is_model = isinstance(value, type) and issubclass(value, PreTrainedModel)
+        if (
+            is_model
+            and getattr(value, "config_class", None) is config_class
+            and MODEL_NAME.search(name)
+            and "pretrained" not in name.lower()
+        ):
             yield name

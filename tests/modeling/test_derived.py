@@ -104,6 +104,11 @@ SAMPLE = ("biogpt", "blenderbot", "cohere2", "deepseek_v3", "ernie", "lfm2", "ol
 
 
 @pytest.mark.parametrize("base", SAMPLE)
+def test_the_stored_facts_are_those_of_a_probe(base: str) -> None:
+    assert declared()["derived"][base] == derive(base)
+
+
+@pytest.mark.parametrize("base", SAMPLE)
 def test_a_derived_family_converts_and_decodes(base: str) -> None:
     assert check_derived.check(base) == check_derived.stored()["families"][base]
 
