@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -15,19 +16,22 @@ from torch import Tensor
 
 from .engines.common import accelerator
 from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
-from .engines.common.call import AttentionCall, AttentionFunction, ScoreMod, without_padding
+from .engines.common.call import AttentionCall, AttentionFunction, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
+from .engines.common.document_rows import Stacking
 from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
-from .engines.common.grid_bias import GridBias
 from .engines.common.paths import OBSERVERS, Kind, reporting, running
+from .engines.common.score_terms import ScoreMod
 from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
+from .mechanisms.common.short_texts import check_form, exact_length_of, full_of
+from .mechanisms.common.traits import aligns_sequences, needs_whole_batch
 from .options import LARGEST, SEED
 
 
@@ -104,7 +108,7 @@ def reference_attend(
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
     keywords = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
     module, call = prepare(q, k, v, mechanism, arguments, **keywords)
-    return run_batch(module, q.double(), k.double(), v.double(), call, module.reference, alone=True)
+    return run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True)
 
 
 def prepare(
@@ -142,7 +146,8 @@ def prepare(
         batch = Batch.of(check_mask("padding_mask", padding_mask, k, some=True), documents_from(documents, cu_seqlens, shape))
     call = AttentionCall(
         causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, k), scale=scaling, dropout=dropout_p,
-        score_mod=score_mod, seed=seed, hidden_states=hidden_states, grid=grid_of_argument(grid, prefix),
+        score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        grid=None if grid is None and not prefix else grid_of_argument(grid, prefix),
     )  # fmt: skip
     _check_taken(module, q, k, call)
     return module, call
@@ -164,22 +169,22 @@ KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "m
 def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
     """Refuse arguments of :func:`attend` that ``mechanism`` does not use."""
     name, hidden = mechanism.name, call.hidden_states
-    mechanism.check_form(call.causal, "this call")
-    if call.score_mod is not None and not mechanism.takes_score_mod:
+    check_form(mechanism, call.causal, "this call")
+    if call.score_mod is not None and not mechanism.traits.takes_score_mod:
         raise OptionError(f"Mechanism {name!r} has no scores to which score_mod could add; leave score_mod out.")
-    if call.global_mask is not None and not mechanism.takes_globals:
+    if call.global_mask is not None and not mechanism.traits.takes_globals:
         raise MaskError(
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
         )
-    if call.grid is not None and not (mechanism.reads_grid or isinstance(call.score_mod, GridBias)):
+    if call.grid is not None and not (mechanism.reads_grid or call.term.grid_bias is not None):
         raise GridError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
             "order='hilbert'."
         )
     if hidden is None:
         return
-    if not mechanism.takes_hidden_states:
+    if not mechanism.traits.takes_hidden_states:
         raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
     if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
         expected = (len(k), k.shape[2], mechanism.hidden_size)
@@ -277,39 +282,43 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, some: bool = False)
 
 
 def run_batch(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *, alone: bool = False
-) -> Tensor:
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
+    per_sequence: bool = False,
+) -> Tensor:  # fmt: skip
     """Attention of a batch, in which a mechanism sees sequences that start at index 0.
 
     The batch may have padding anywhere, and several documents in a row.
 
     Args:
         run: a function to run in place of the mechanism's ``forward``, such as its definition.
-        alone: whether every sequence runs in a separate call, on any device and at any length.
+        per_sequence: whether every sequence runs in a separate call, on any device and at any length.
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite and mean nothing.
     """
-    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, alone=alone)
-    full = None if call.causal or mechanism.shard is not None else mechanism.full
+    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
+    full = None if call.causal or mechanism.shard is not None else full_of(mechanism)
     if full is None:
         return by_mechanism(q, k, v, call)
 
-    def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        return run_mechanism(full, q, k, v, call.for_full_attention(), None if run is None else getattr(full, run.__name__), alone=alone)
+    run_in_full = None if run is None else getattr(full, run.__name__)
 
-    return by_length(in_full, by_mechanism, mechanism.exact_length, mechanism.needs_whole_batch, q, k, v, call)
+    def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return run_mechanism(full, q, k, v, call.for_full_attention(), run_in_full, per_sequence=per_sequence)
+
+    return by_length(in_full, by_mechanism, exact_length_of(mechanism), needs_whole_batch(mechanism), q, k, v, call)
 
 
 def run_mechanism(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *, alone: bool = False
-) -> Tensor:
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
+    per_sequence: bool = False,
+) -> Tensor:  # fmt: skip
     """:func:`run_batch` by the mechanism at every length, without regard to its option ``exact_length``."""
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
     attention, order = run or mechanism, mechanism.options.order
     if order is not None:
         attention = in_order(order, attention)
-    call = call.with_bias_on_grid()
+    call = call.with_term_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     observed = OBSERVERS and not torch.compiler.is_compiling()
@@ -320,24 +329,34 @@ def run_mechanism(
                 return attention(q, k, v, call)
             if mechanism.is_cross_attention:
                 q, k, v, call = without_padding(q, k, v, call, cross=True)
-            if not mechanism.per_sequence(call):
-                return attention(*(without_padding(q, k, v, call) if mechanism.ignores_padding else (q, k, v, call)))
-            packed, cross = batch.documents is not None, mechanism.is_cross_attention
-            single_call = cross or (run is None and mechanism.needs_whole_batch)
-            separate_calls = (alone or isinstance(call.grid, tuple)) and not cross
-            stacking = mechanism.stacking(call.causal) if packed and not (alone or cross) else None
+            if not aligns_sequences(mechanism, call):
+                return attention(*(without_padding(q, k, v, call) if mechanism.handling.ignores_padding else (q, k, v, call)))
+            handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
+            single_call = cross or (run is None and needs_whole_batch(mechanism))
+            separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
+            stacking = _stacking(mechanism, call.causal) if packed and not (per_sequence or cross) else None
             kind: Kind = "documents" if packed else "rows"
             if packed and run is None and order is None and not cross:
-                if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.takes_documents:
+                if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
                     kind = "packed rows"
-                elif mechanism.is_plain_band and not (separate_calls or single_call):
+                elif handling.is_plain_band and not (separate_calls or single_call):
                     kind = "packed bands"
             layout = choose(
-                kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=mechanism.position_dependent,
-                single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=mechanism.trims_padding,
+                kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=handling.position_dependent,
+                single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=handling.trims_padding,
             )  # fmt: skip
-            return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=mechanism.clears_padding and run is None)
+            return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=handling.clears_padding and run is None)
     except RuntimeError as error:
         if (refusal := refusal_to_map(mechanism.name, error)) is None:
             raise
         raise refusal from error
+
+
+def _stacking(mechanism: Mechanism, causal: bool) -> Stacking | None:
+    """Which packed documents may be rows of one batch, padded on the right; ``None`` if padding counts."""
+    if not mechanism.handling.ignores_padding:
+        return None
+    stacking, size = Stacking(most_calls=1) if needs_whole_batch(mechanism) else Stacking(), mechanism.traits.documents_by_block
+    if size is None or causal:
+        return stacking
+    return dataclasses.replace(stacking, kind=lambda length: None if mechanism.covers(length) else -(-length // size))

@@ -23,17 +23,20 @@ from .attend import run_batch
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
-from .engines.common.call import AttentionCall, ScoreMod, device_scalar
+from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
 from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
+from .engines.common.score_terms import ScoreMod, as_term, device_scalar
 from .engines.common.shards import Shard
-from .engines.cpu.dense_mask import masked_attention
+from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
+from .mechanisms.common.masked import SparseMechanism
+from .mechanisms.common.short_texts import exact_length_of, for_length, full_of
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
@@ -183,7 +186,8 @@ def longattn_attention_forward(
     key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
-        mask = mechanism.at(key.shape[2], causal).fused_mask(key, causal)
+        attending = for_length(mechanism, key.shape[2], causal)
+        mask = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
         if mask is True and not (dropout and query.device.type == "cpu"):  # what transformers' sdpa attention does, at the same cost
             output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
             return output.transpose(1, 2).contiguous(), None
@@ -191,10 +195,8 @@ def longattn_attention_forward(
             heads = query.shape[1]
             output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
             return output.transpose(1, 2).contiguous(), None
-    call = AttentionCall(
-        causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
-        grid=_grid(kwargs),
-    )  # fmt: skip
+    hidden = kwargs.get(LAYER_INPUT) if mechanism.traits.takes_hidden_states else None
+    call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=_grid(kwargs))
     if mechanism.shard is not None:
         return _sharded(mechanism, mechanism.shard, query, key, value, call, kwargs), None
     cached = _attend_by_cache(mechanism, query, key, value, attention_mask, call, kwargs) if CACHE_LAYER in kwargs else None
@@ -211,25 +213,25 @@ def longattn_attention_forward(
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
     score_mod = _score_mod(dense_mask, bias, query.shape[2], key.shape[2], softcap)
-    if score_mod is not None and not mechanism.takes_score_mod:
+    if score_mod is not None and not mechanism.traits.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": bias}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise MaskError(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    if dense_mask is not None and in_graph() and not causal and mechanism.full is not None and mechanism.at(key.shape[2]) is mechanism:
+    if dense_mask is not None and in_graph() and not causal and for_length(mechanism, 0) is not for_length(mechanism, key.shape[2]):
         raise MaskError(
             "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot tell which are short; "
             "give each document its own row with padding, leave torch.compile out, or set exact_length=0."
         )
     tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), padding, query.shape[2], key)
     call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
-    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(key.shape[2]):
+    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.traits.stops_gradients(key.shape[2]):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     if query.shape[2] == 1 and score_mod is None and _steps_by_mask(mechanism, call, kwargs):
         return _step(mechanism, query, key, value, call), None
-    defined = torch.compiler.is_exporting() and mechanism.exports_definition
+    defined = torch.compiler.is_exporting() and mechanism.handling.exports_definition
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
@@ -282,7 +284,7 @@ def _attend_by_cache(
         return None
     padding, dense_mask = _padding_and_pairs(attention_mask)
     if padding is not None and not torch.compiler.is_compiling() and values_mapped():
-        raise DerivativeError("A decode cache reads where the padding ends, which torch.vmap does not let it; pass use_cache=False.")
+        raise DerivativeError("A decode cache must read the padding mask, but torch.vmap hides its values; pass use_cache=False.")
     cache.note_padding(padding)
     batch = None if padding is None else _batch(padding, padding.shape[1])
     score_mod = _score_mod(dense_mask, kwargs.get("position_bias"), query.shape[2], key.shape[2], _softcap(kwargs, query))
@@ -331,7 +333,7 @@ def _attend_static(
     bias, softcap = kwargs.get("position_bias"), _softcap(kwargs, query)
     score_mod = _score_mod(dense_mask, bias, q_len, tokens_in(layer), softcap)
     batch = None if padding is None else _batch(padding, padding.shape[1])
-    tokens = kwargs.get("global_attention_mask") if mechanism.takes_globals else None
+    tokens = kwargs.get("global_attention_mask") if mechanism.traits.takes_globals else None
     if tokens is not None:
         width = kv_len if padding is None else padding.shape[1]
         tokens = nn.functional.pad(tokens != 0, (0, width - tokens.shape[1]))
@@ -340,9 +342,9 @@ def _attend_static(
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall, kwargs: dict[str, Any]) -> bool:
-    """Whether new tokens attend by rows of the mechanism's mask."""
+    """Whether new tokens use :meth:`Mechanism.attend_step` instead of ``forward``."""
     return (
-        mechanism.steps_by_mask
+        mechanism.attend_step is not None
         and call.causal
         and call.dropout == 0
         and (call.batch is None or call.batch.documents is None)
@@ -356,6 +358,7 @@ def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call:
     if OBSERVERS and not torch.compiler.is_compiling():
         with running(mechanism):
             notify(PathChoice("dense-masked"))
+    assert mechanism.attend_step is not None
     return mechanism.attend_step(query, key, value, call, columns).transpose(1, 2).contiguous()
 
 
@@ -393,14 +396,14 @@ def _sharded(
         refused = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
         raise MaskError(f"A sequence that is split across processes cannot be given {refused}; leave that, or sequence parallelism, out.")
     call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], _softcap(kwargs, query)))
-    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.stops_gradients(shard.length):
+    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.traits.stops_gradients(shard.length):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     sharded = functools.partial(mechanism.attend_sharded, shard=shard)
-    full = None if call.causal else mechanism.full
+    full = None if call.causal else full_of(mechanism)
     if full is None:
         return sharded(query, key, value, call).transpose(1, 2).contiguous()
     in_full = functools.partial(shard.run, full)
-    return by_length_sharded(in_full, sharded, mechanism.exact_length, query, key, value, call, shard).transpose(1, 2).contiguous()
+    return by_length_sharded(in_full, sharded, exact_length_of(mechanism), query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
@@ -517,7 +520,7 @@ def _with_documents(
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
     """Whether a mask over pairs keeps documents apart. It does if only distances and contents matter."""
-    return mechanism.takes_score_mod and (not mechanism.position_dependent or mechanism.covers(length, causal))
+    return mechanism.traits.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
 
 
 def packing_refused(mechanism: Mechanism) -> str:
@@ -531,7 +534,7 @@ def packing_refused(mechanism: Mechanism) -> str:
 
 def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:
     """``(B, tokens seen)`` -> ``(B, Nk)`` bool for the keys at hand; ``None`` for mechanisms without global tokens."""
-    if global_mask is None or not mechanism.takes_globals:
+    if global_mask is None or not mechanism.traits.takes_globals:
         return None
     batch, kv_len = key.shape[0], key.shape[2]
     seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)
@@ -558,13 +561,14 @@ def _score_mod(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
+    inner = None if change is None else as_term(change).written_out  # built once, not where an engine recomputes
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if softcap is not None:
             score = softcap * torch.tanh(score / softcap)
-        if change is not None:
-            score = change(score, b, h, q_idx, kv_idx)
+        if inner is not None:
+            score = inner(score, b, h, q_idx, kv_idx)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
         for term in tensor_terms:
             at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]

@@ -1,4 +1,4 @@
-"""Names and options of all mechanisms, without importing them. A typing error is refused before torch is imported."""
+"""Names and options of all mechanisms, without importing them. Typos are rejected before torch is imported."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 from .choice_text import HIGHEST_LAYER, IN_TURN, read_choice, read_rules, write_choices
 from .errors import OptionError
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
+from .mechanisms.common.short_texts import check_form
 from .options import OptionInfo
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
@@ -95,7 +96,7 @@ class LongAttentionConfig:
         self.check_layers(num_layers)
         for index in range(num_layers):
             name, options = self.for_layer(index)
-            prototype(name, options).check_form(causal, f"layer {index}")
+            check_form(prototype(name, options), causal, f"layer {index}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engines.common.paths import PathChoice, observe
+from .engines.common.paths import GPU_RECORD, PathChoice, observe
 from .errors import BackendError
 from .mechanisms.common.base import Mechanism
 
@@ -25,7 +25,8 @@ class LayerPath:
     layer: name of the attention module in the model.
     mechanism: its registered name.
     path: the engine's path, such as ``cpu-band``, or how the batch was passed to it, such as ``split``.
-    reason: why each path of higher priority did not run, or that this path has the highest.
+    reason: why each path of higher priority did not run, or that this path has the highest. Then, if a GPU never ran or timed the path, so
+        it says.
     """
 
     layer: str
@@ -75,6 +76,7 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
     def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
+        reason += f"; {GPU_RECORD[choice.path]}" if choice.path in GPU_RECORD else ""
         paths.setdefault((id(mechanism), choice), LayerPath(layer_of(mechanism), getattr(mechanism, "name", ""), choice.path, reason))
 
     with torch.no_grad(), observe(note):

@@ -18,7 +18,7 @@ from .engines.common.grid import check_order
 from .errors import OptionError, nearest
 
 ORDER = "order"
-"""Option of every mechanism for texts: the order in which it reads the tokens of a grid."""
+"""Option of mechanisms for sequences: the order in which grid tokens form a sequence."""
 RELATIVE = "relative"
 """Option of every mechanism over scores: relative positions, see :mod:`hf_longattn.positions.relative`."""
 EXACT_LENGTH = "exact_length"

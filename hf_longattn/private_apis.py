@@ -33,11 +33,7 @@ GGUF = "transformers.modeling_gguf_pytorch_utils:"
 MODEL_MAPPING = "transformers.models.auto.modeling_auto:MODEL_MAPPING."
 PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "cpu_flash": (f"{ATEN}scaled_dot_product_flash_attention_for_cpu", f"{ATEN}scaled_dot_product_flash_attention_for_cpu_backward"),
-    "cuda_flash": (
-        f"{ATEN}flash_attention_forward",
-        f"{ATEN}flash_attention_backward",
-        f"{ATEN}flash_attention_forward.default._schema",
-    ),
+    "cuda_flash": (f"{ATEN}flash_attention_forward", f"{ATEN}flash_attention_backward"),
     "pair_scores": (f"{ATEN}embedding_bag_per_sample_weights_backward",),
     "packed_linear": (
         "torch:ops.mkldnn._reorder_linear_weight",

@@ -20,6 +20,7 @@ import transformers
 
 from hf_longattn import plan_conversion
 from hf_longattn.cli import main
+from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.recipes import ready_recipes
 from hf_longattn.search.costs import LayerCost, LayerCosts
 from tests.test_commands_in_messages import DOCUMENTS, problem, words_of
@@ -229,5 +230,5 @@ def test_diagnoses_and_plans_ask_the_same_owner(stand_in: Callable[[str], Path])
     (warning,) = plan.warnings
     from hf_longattn.diagnostics import Candidate
 
-    clause = Candidate.read("window:window=1024").sized(4096, 4, 4).untrained_distances("tile", 512, 4096, False)
+    clause = needs_training_by(Candidate.read("window:window=1024").sized(4096, 4, 4), "tile", 512, 4096, False)
     assert warning.problem == f"window:window=1024 in every layer {clause}"

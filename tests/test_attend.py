@@ -162,7 +162,7 @@ def test_every_argument_is_used_or_refused() -> None:
             variants.append({**cls.sample, "order": "hilbert"})
         for options in variants:
             usual: dict[str, Any] = {"causal": cls.causal is True, **options}
-            usual |= {"grid": PLACES} if cls.needs_grid or "order" in options else {}
+            usual |= {"grid": PLACES} if cls.traits.needs_grid or "order" in options else {}
             usual |= {"hidden_states": torch.ones(1, 144, 16)} if options.get("gate_input") == "hidden_states" else {}
             before = attend(q, k, v, name, **usual)
             for argument, change in CHANGES.items():
@@ -180,11 +180,12 @@ def test_every_argument_is_used_or_refused() -> None:
 def test_what_a_mechanism_does_not_take_is_refused(argument: str) -> None:
     q = torch.randn(1, 2, 144, 8)
     takes = {
-        name: mechanism_class(name).takes_globals if argument == "global_mask" else mechanism_class(name).needs_grid for name in ALL_NAMES
+        name: mechanism_class(name).traits.takes_globals if argument == "global_mask" else mechanism_class(name).traits.needs_grid
+        for name in ALL_NAMES
     }
     refused = {}
     for name in ALL_NAMES:
-        usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).needs_grid else None}
+        usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).traits.needs_grid else None}
         try:
             attend(q, q, q, name, **{**usual, **CHANGES[argument]}, **mechanism_class(name).sample)
         except (MaskError, GridError) as error:

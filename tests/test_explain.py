@@ -15,10 +15,10 @@ from hf_longattn import attend, build_mechanism, explain, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.context import DispatchContext
-from hf_longattn.engines.common.paths import OBSERVERS, PathChoice, observe
+from hf_longattn.engines.common.paths import GPU_RECORD, OBSERVERS, PathChoice, observe
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.dispatch import PATHS, attempt, first_path
+from hf_longattn.engines.dispatch import PATHS, first_path, try_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -72,7 +72,7 @@ def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
     q = torch.randn(1, 2, 300, 16)
     for name in list_mechanisms():
         cls = mechanism_class(name)
-        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.needs_grid else {}
+        arguments: dict[str, Any] = {"grid": (15, 20)} if cls.traits.needs_grid else {}
         arguments |= {"padding_mask": torch.arange(300)[None] < 280} if padded else {}
         for causal in (False, True):
             if cls.causal not in ("both", causal):
@@ -116,8 +116,8 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
         return out
 
     with observe(lambda _, choice: answers.append(str(choice))):
-        assert attempt("tiles", context, {"flex-gathered": lambda: run(False)}) == (out, "flex-gathered")
-        assert attempt("tiles", context, {"flex-gathered": lambda: run(True)}) == (None, "plain-gathered")
+        assert try_path("tiles", context, {"flex-gathered": lambda: run(False)}) == (out, "flex-gathered")
+        assert try_path("tiles", context, {"flex-gathered": lambda: run(True)}) == (None, "plain-gathered")
     elsewhere = "no cpu-gathered: the tensors are on another device"
     assert answers == [f"flex-gathered; {elsewhere}", f"plain-gathered; {elsewhere}; no flex-gathered: there is none"]
 
@@ -151,6 +151,20 @@ def test_every_answer_has_a_reason() -> None:
     model = long_model("bert", None, {"mechanism": "window", "window": 4000}).eval()
     (line,) = {one.reason for one in explain(model, tokens(1, 100))}
     assert line.startswith("the path of highest priority")
+
+
+def test_what_no_gpu_timed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record names paths that can run, and none that the CPU runs."""
+    on_gpu = {path for table in PATHS.values() for path, _ in table if path.startswith(("flash", "flex", "fla-")) or path.endswith("-fla")}
+    assert set(GPU_RECORD) < on_gpu
+    assert not [
+        answer
+        for answer in explain(long_model("bert", None, {"mechanism": "window", "window": 32}), tokens(1, 40))
+        if "GPU" in answer.reason
+    ]
+    monkeypatch.setitem(GPU_RECORD, "dense", "never timed")
+    (answer, *_) = explain(long_model("bert", None, {"mechanism": "window", "window": 4000}), tokens(1, 40))
+    assert answer.reason.endswith("; never timed")
 
 
 def test_equal_layers_are_one_line() -> None:

@@ -282,6 +282,20 @@ def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
     assert not found, f"a mechanism's behaviour belongs into its own file: {'; '.join(found)}"
 
 
+def test_only_the_module_of_score_terms_asks_which_kind_a_term_is() -> None:
+    home = PACKAGE / "engines" / "common" / "score_terms.py"
+    kinds = {node.name for node in tree_of(home).body if isinstance(node, ast.ClassDef)}
+    assert "DistanceBias" in kinds
+    found = [
+        f"{place(path, node.lineno)} {ast.unparse(node)}"
+        for path in MODULES
+        for node in ast.walk(tree_of(path))
+        if path != home and isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass")
+        if kinds & {leaf.id for leaf in ast.walk(node.args[1]) if isinstance(leaf, ast.Name)}
+    ]
+    assert not found, f"ask the term by a method or a field of ScoreTerm: {'; '.join(found)}"
+
+
 def test_the_rules_catch_what_they_are_for() -> None:
     assert forbidden("engines", "hf_longattn.mechanisms.window")
     assert forbidden("conversion", "hf_longattn.hub.card")

@@ -23,8 +23,11 @@ from ..engines.common.token_order import token_order
 from ..errors import checkpoint_errors
 from ..loading import new_model
 from ..mechanisms import Mechanism
+from ..mechanisms.common.locality import only_locality
 from ..mechanisms.common.masked import MaskedMechanism
+from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.short_texts import for_length
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
@@ -242,12 +245,13 @@ class DeclaredReach:
         return [self._of_site(mechanism, site.decoding, chosen) for mechanism, site in zip(mechanisms, sites, strict=True)]
 
     def _of_site(self, mechanism: nn.Module, causal: bool, chosen: Tensor | None) -> LayerReach:
-        if not isinstance(mechanism, Mechanism) or mechanism.recursion is not None:
+        if not isinstance(mechanism, Mechanism) or mechanism.traits.recursion is not None:
             return LayerReach.unknown(self.length)
-        differs = getattr(mechanism.options, "seed", None) is not None or mechanism.needs_grid  # layers draw differently, or shift windows
+        seeded = getattr(mechanism.options, "seed", None) is not None
+        differs = seeded or mechanism.traits.needs_grid  # layers draw differently, or shift windows
         key = type(mechanism), mechanism.options, mechanism.layer if differs else 0, causal
         if key not in self._built:
-            if self.pictures is not None and (mechanism.needs_grid or mechanism.options.order is not None):
+            if self.pictures is not None and (mechanism.traits.needs_grid or mechanism.options.order is not None):
                 self._built[key] = self._on_grid(with_storage(mechanism), self.pictures.grid)
             else:
                 self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
@@ -273,8 +277,8 @@ class DeclaredReach:
     def _on_grid(self, mechanism: Mechanism, grid: Grid) -> LayerReach:
         """The pairs of a mechanism on a grid, or of one that reads its cells in some order, if its mask is its whole definition."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
-        bound, order = mechanism.on(grid), mechanism.options.order
-        if not isinstance(bound, MaskedMechanism) or not bound.mask_is_reach or bound.takes_globals:
+        bound, order = on_grid(mechanism, grid), mechanism.options.order
+        if not isinstance(bound, MaskedMechanism) or not bound.mask_is_reach or bound.traits.takes_globals:
             return replace(LayerReach.unknown(self.length), name=name)
         mask = bound.mask_mod(False, None)
         if order is not None:
@@ -294,10 +298,10 @@ class DeclaredReach:
     def _of_mechanism(self, mechanism: Mechanism, causal: bool, chosen: Tensor | None) -> LayerReach:
         """The pairs of a mechanism's mask if this is its whole definition, else those within its locality."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
-        mechanism = mechanism.at(self.length, causal)
-        call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
+        mechanism = for_length(mechanism, self.length, causal)
+        call = AttentionCall(causal=causal, global_mask=chosen if mechanism.traits.takes_globals else None)
         tokens = mechanism.resolve_globals(torch.empty(1, 1, self.length, 1), call)
-        local = mechanism.locality(causal)
+        local = only_locality(mechanism, causal)
         masked = isinstance(mechanism, MaskedMechanism) and mechanism.mask_is_reach
         if local is None or (tokens is not None and not masked):
             back, ahead = self.length, 0 if causal else self.length

@@ -77,7 +77,7 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
     rows: dict[str, list[Panel]] = {}
     for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True):
-        if mechanism.needs_grid or mechanism.options.order is not None:
+        if mechanism.traits.needs_grid or mechanism.options.order is not None:
             rows[name] = [panel._replace(title=f"{name}: {panel.title}") for panel in views(mechanism, DRAWN_GRID)]
             continue
         heads = _different_heads(pattern(mechanism, length, form))

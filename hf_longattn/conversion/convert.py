@@ -162,7 +162,7 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
             if head.endswith(ending):
                 return _command(task, *(["--audio"] if task == "classify" else []), "--data", "YOUR_RECORDINGS", output="trained")
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on sounds of up to {duration(plan.sound.new.seconds)}"}
-    learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
     if learns and embeds and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:

@@ -19,7 +19,11 @@ from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.locality import reach_of
+from ..mechanisms.common.masked import kept_of
+from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.registry import mechanism_from, prototype
+from ..mechanisms.common.short_texts import for_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
 from .grid_sizes import GridSize
 from .input_sizes import InputSize
@@ -112,19 +116,19 @@ def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Result
 
 def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes that one layer keeps of ``length`` tokens, for one sequence."""
-    if mechanism.recursion is not None:
-        recursion = mechanism.recursion
+    if mechanism.traits.recursion is not None:
+        recursion = mechanism.traits.recursion
         return (recursion.length - recursion.memory) * shape.token_bytes
-    if mechanism.stateful:
+    if mechanism.traits.stateful:
         return _measured(mechanism, shape)
-    reach = mechanism.reach(True)
+    reach = reach_of(mechanism)
     if reach is not None:
         return min(length, reach) * shape.token_bytes
     none = torch.zeros(1, 1, dtype=torch.long)
-    if mechanism.kept(none, none) is None:
+    if kept_of(mechanism, none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
-    positions_by_length = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    positions_by_length = [kept_of(mechanism, positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return (
         max(length if positions_kept is None else int(positions_kept.sum()) for positions_kept in positions_by_length) * shape.token_bytes
     )
@@ -132,7 +136,7 @@ def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Bytes that a further token adds on average, after any window or segment is full."""
-    if mechanism.stateful or mechanism.reach(True) is not None:
+    if mechanism.traits.stateful or reach_of(mechanism) is not None:
         return 0
     near, far = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
     return (far - near) // FAR if far - near > FAR * shape.token_bytes // 1000 else 0
@@ -152,7 +156,7 @@ def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
     layer = with_storage(mechanism).to(dtype)
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
-    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.takes_hidden_states else None
+    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.traits.takes_hidden_states else None
     with torch.no_grad():
         _, state = layer.advance(q, k, k, None, AttentionCall(causal=True, hidden_states=hidden))
     return sum(tensor.nbytes for tensor in state.values())
@@ -265,7 +269,7 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
     dense = full_pairs(length, shape.causal)
     width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
-    pairs = {layer: layer.at(length, shape.causal).pairs(length, shape.causal) for layer in set(layers)}
+    pairs = {layer: for_length(layer, length, shape.causal).pairs(length, shape.causal) for layer in set(layers)}
     cache = None
     if shape.causal:
         cache = state_bytes(layers, shape, length)
@@ -285,7 +289,7 @@ def mechanisms_on(size: GridSize, attention: LongAttentionConfig, shape: ModelSh
     """The mechanism of every layer, each for its grid and with the number of its layer."""
     layers = []
     for number, (mechanism, grid) in enumerate(zip(layer_mechanisms(attention, shape, size.grid.length), size.layers, strict=True)):
-        bound = mechanism.on(grid)
+        bound = on_grid(mechanism, grid)
         if bound is not mechanism:
             bound.layer = number
         layers.append(bound)
@@ -368,7 +372,7 @@ def compare_on_grids(attention: LongAttentionConfig, shape: ModelShape, sizes: I
 def compare_on_sounds(attention: LongAttentionConfig, shape: ModelShape, frames: Iterable[int]) -> list[MechanismCost]:
     """:func:`compare_mechanisms` for sounds of this many frames, with the mechanisms that sound can take."""
     prototypes = [prototype(name, {}) for name in list_mechanisms(causal=False, grid=False)]
-    names = [mechanism.name for mechanism in prototypes if not mechanism.remembers and mechanism.recursion is None]
+    names = [mechanism.name for mechanism in prototypes if not mechanism.traits.remembers and mechanism.traits.recursion is None]
     return _costs(attention, names, lambda chosen: [cost_at(length, shape, _without_values(chosen, shape, length)) for length in frames])
 
 

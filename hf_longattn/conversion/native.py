@@ -319,7 +319,7 @@ def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe
     probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
     if plan.model.family.read_without_mask:
         probes = [_without_mask(probe) for probe in probes]
-    globals_fit = plan.twin.takes_globals and all(layer.takes_globals for layer in plan.model.layers)
+    globals_fit = plan.twin.takes_globals and all(layer.traits.takes_globals for layer in plan.model.layers)
     shown = [probe for probe in probes if ("global_attention_mask" in probe.inputs) <= globals_fit]
     return [probe for probe in shown if "global_attention_mask" in probe.inputs] if plan.model.masked else shown
 

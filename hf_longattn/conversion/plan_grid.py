@@ -15,6 +15,7 @@ from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, OptionError, PositionError, nearest
 from ..mechanisms import Mechanism
+from ..mechanisms.common.on_grid import grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
 from .architectures import Architecture
@@ -123,7 +124,7 @@ def _check_layer(architecture: Architecture, name: str, options: Mapping[str, An
             f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
             "leave it out."
         )
-    mechanism.on(grid).check_grid(grid)
+    on_grid(mechanism, grid, check=True)
 
 
 def grid_positions(positions: str, sizes: GridPlan, layers: Sequence[Mechanism]) -> str:
@@ -156,7 +157,7 @@ def grid_positions(positions: str, sizes: GridPlan, layers: Sequence[Mechanism])
 
 def fits_tiles(layer: Mechanism, sizes: GridPlan) -> bool:
     """Whether no cell sees a cell of another repetition of the tiled table."""
-    blocks = layer.grid_blocks(sizes.new.grid)
+    blocks = grid_blocks(layer, sizes.new.grid)
     return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
 
 
@@ -168,7 +169,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
     numbers: dict[tuple[str, bool], list[int]] = {}
     for number, layer in enumerate(layers):
         name, options = attention.for_layer(number)
-        windowed = layer.grid_blocks(sizes.new.grid) is not None or sizes.rule.counts_places
+        windowed = grid_blocks(layer, sizes.new.grid) is not None or sizes.rule.counts_places
         if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
             numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
     warnings = []

@@ -12,6 +12,7 @@ from ..choice_text import write_choice, write_numbers
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
+from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
 from ..options import EXACT_LENGTH
@@ -258,7 +259,7 @@ def position_warnings(
         return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]
     problems: dict[str, tuple[str, list[int]]] = {}
     for number, mechanism in enumerate(layers):
-        if problem := mechanism.untrained_distances(rule, length.old, length.new, causal):
+        if problem := needs_training_by(mechanism, rule, length.old, length.new, causal):
             name, options = attention.for_layer(number)
             for_long_texts = {option: value for option, value in options.items() if option != EXACT_LENGTH}
             problems.setdefault(write_choice({"mechanism": name, **for_long_texts}), (problem, []))[1].append(number)

@@ -214,7 +214,7 @@ def _added(
         return added
     prefix, mechanism = owner
     layer = prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0]
-    copied = copied_parameters(skeleton.get_submodule(layer), mechanism.copies).get(name.removeprefix(f"{prefix}."))
+    copied = copied_parameters(skeleton.get_submodule(layer), mechanism.traits.copies).get(name.removeprefix(f"{prefix}."))
     stored = None if copied is None else sources.get(f"{layer}.{copied.name}")
     if copied is None or stored is None:
         return added

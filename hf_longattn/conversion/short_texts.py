@@ -9,6 +9,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import OptionError
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.short_texts import why_not_in_full
 from ..modeling.family.sliding_window import keeps_window
 from ..options import EXACT_LENGTH
 from .plan_positions import StackLength
@@ -33,10 +34,10 @@ class ShortTexts:
 
 def why_off(mechanism: Mechanism) -> str:
     """Why a layer does not attend short texts in full unless asked; empty if it does."""
-    reason = mechanism.no_exact_length
-    if mechanism.trains:
+    reason = why_not_in_full(mechanism)
+    if mechanism.traits.trains:
         reason = "has parameters of its own, which need training"
-    elif not mechanism.takes_score_mod:
+    elif not mechanism.traits.takes_score_mod:
         reason = "is not full attention over fewer keys"
     return f"{mechanism.name!r} {reason}" if reason else ""
 
@@ -68,15 +69,15 @@ def with_short_texts(
                 EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or not kept[layer])
             )
     layers = _without_windows(attention, windows)
-    longest = max((layer.exact_length for layer in layers), default=0)
+    longest = max((layer.options.exact_length or 0 for layer in layers), default=0)
     if not longest:
         return attention, ShortTexts(0, reason)
     if longest > length.old:
         raise OptionError(f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most {length.old}.")
-    if not all(layer.exact_length or layer.covers(longest) for layer in layers):
+    if not all(layer.options.exact_length or layer.covers(longest) for layer in layers):
         return attention, ShortTexts(0, "some layers have no exact_length")
     replaced = len(layers) > windows.count(None)
-    shortest = min(layer.exact_length for layer in layers if layer.exact_length)
+    shortest = min(layer.options.exact_length for layer in layers if layer.options.exact_length)
     return attention, ShortTexts(shortest, change or ("exact_length replaces windows of the source" if replaced else ""))
 
 

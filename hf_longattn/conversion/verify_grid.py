@@ -16,6 +16,7 @@ from ..data.videos import frames_as_pixels
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, in_a_line
 from ..mechanisms import Mechanism
+from ..mechanisms.common.on_grid import grid_blocks, on_grid
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE
@@ -189,7 +190,7 @@ def _why_no_crops(plan: ConversionPlan, grid: Grid, layers: Sequence[Mechanism])
         return "positions are more than a table that is added to the patches"
     if plan.positions != TILE:
         return f"positions are not tiled ({plan.positions})"
-    if any(layer.grid_blocks(grid) != sizes.old.grid.sizes for layer in layers):
+    if any(grid_blocks(layer, grid) != sizes.old.grid.sizes for layer in layers):
         return f"some layers have other windows than {' × '.join(map(str, sizes.old.grid.sizes))} cells"
     if any(_reads_prefix(layer, grid) for layer in layers):
         return "patches see the class token or registers, which see the whole picture (with --option prefix_tokens=none they do not)"
@@ -200,7 +201,7 @@ def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
     """Whether cells see tokens before the grid."""
     if not grid.prefix:
         return False
-    call = layer.on(Grid((1,) * grid.rank, grid.prefix))
+    call = on_grid(layer, Grid((1,) * grid.rank, grid.prefix))
     q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
     return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())
 

@@ -100,7 +100,7 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
 
 def _covers(layer: Mechanism, length: int, causal: bool) -> bool:
     """Whether a layer is full attention at this length, without memory tokens."""
-    return layer.covers(length, causal) and (layer.recursion is None or not layer.recursion.memory)
+    return layer.covers(length, causal) and (layer.traits.recursion is None or not layer.traits.recursion.memory)
 
 
 def length_from_files(plan: ResultPlan) -> int:
@@ -232,9 +232,9 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
         return [first, Check(name, SKIPPED, f"the base returns no hidden states, but {', '.join(states) or 'nothing'}")], states
     if short == length:
         return [first, Check(name, SKIPPED, f"{length} tokens are too few for padding")], states
-    if not all(layer.ignores_padding for layer in layers):
+    if not all(layer.handling.ignores_padding for layer in layers):
         return [first, Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")], states
-    takes_globals = any(layer.takes_globals for layer in layers)
+    takes_globals = any(layer.traits.takes_globals for layer in layers)
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters
     sides = ("right", "left") if places else ("right",)  # without position_ids, left padding shifts the text
     alone = ids[:, :short]
@@ -301,7 +301,7 @@ def compare_with_original(
     architecture = plan.architecture
     converter = architecture.converter
     assert converter is not None
-    takes_globals = any(of_source.takes_globals for of_source in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    takes_globals = any(of_source.traits.takes_globals for of_source in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
 
     def probes_of(length: int) -> list[Probe]:
         all_probes = converter.probes(architecture.original_config, architecture.source_class, text, length)

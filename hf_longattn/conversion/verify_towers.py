@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..mechanisms.common.short_texts import for_length
 from .differences import Difference
 from .flops import layer_mechanisms, mechanisms_on
 from .model_loading import load_result, load_source
@@ -93,4 +94,6 @@ def _covers(plan: ConversionPlan, length: int) -> bool:
         layers = mechanisms_on(plan.grid.old, plan.attention, plan.shape)
         return all(layer.covers(grid.length) for layer, grid in zip(layers, plan.grid.old.layers, strict=True))
     causal = plan.shape.causal
-    return all(layer.at(length, causal).covers(length, causal) for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    return all(
+        for_length(layer, length, causal).covers(length, causal) for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    )

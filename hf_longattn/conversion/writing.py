@@ -18,6 +18,7 @@ from ..engines.common.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.traits import FitsActivations
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.generic import enable_long_attention
@@ -131,7 +132,7 @@ def check_can_initialise(plan: ConversionPlan) -> None:
     """Refuse a result without a mechanism that can be initialised from text, or a source that cannot be run with full attention."""
     skeleton = plan.architecture.skeleton(plan.config)
     added = attached_mechanisms(skeleton).values()
-    if not any(mechanism.fits_activations for mechanism in added):
+    if not any(mechanism.traits.fits_activations for mechanism in added):
         raise OptionError(f"Mechanism {plan.attention.mechanism!r} has no parameters to initialise from text; leave --init-from-text out.")
     shared = any(site.shared for site in attention_sites(skeleton))
     if plan.architecture.converter is not None or plan.decoder is not None or shared:
@@ -156,13 +157,13 @@ def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Te
     mechanisms, at_random = built_mechanisms(plan), built_mechanisms(plan)
     owners: dict[tuple[Any, ...], list[str]] = {}
     for prefix, mechanism in mechanisms.items():
-        alone = () if mechanism.shared_by_layers else (prefix,)
+        alone = () if mechanism.traits.shared_by_layers else (prefix,)
         owners.setdefault((type(mechanism), mechanism.options, *alone), []).append(prefix)
     before, after = [], []
     for prefixes in owners.values():
         first = mechanisms[prefixes[0]]
         q, k, v = torch.cat([measured[prefix][:, :-1] for prefix in prefixes], 1)
-        done = first.init_from_activations(q, k, v, causal=plan.shape.causal)
+        done = isinstance(first, FitsActivations) and first.init_from_activations(q, k, v, causal=plan.shape.causal)
         for prefix in prefixes if done else ():
             last = measured[prefix][:, -1:]
             before.append(_error(at_random[prefix], last, plan.shape.causal))

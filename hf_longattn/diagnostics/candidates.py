@@ -10,8 +10,10 @@ from ..choice_text import read_choice, write_choice
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, OptionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.cost import Reading
+from ..mechanisms.common.on_grid import on_grid
+from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
+from ..mechanisms.common.short_texts import check_form
 from ..modeling.family.audio_config import refuse_reading
 from .layer_attention import LayerAttention
 
@@ -73,7 +75,7 @@ class Candidate:
     def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
         """Query–key products of one head, the unit in which costs are compared."""
         built = self.sized(length, heads, head_dim)
-        return (built if grid is None else built.on(grid)).pairs(length, causal)
+        return (built if grid is None else on_grid(built, grid)).pairs(length, causal)
 
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:
@@ -127,7 +129,7 @@ def no_selection(candidate: Candidate) -> str:
     )
 
 
-def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Reading | str:
+def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
     """What ``candidate`` reads in a layer, by its definition and, where it selects by content, by the layer's queries and keys.
 
     Returns:
@@ -140,9 +142,9 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Read
         return why
     try:
         mechanism = candidate.build(layer, number)
-        mechanism.check_form(causal, "the model")
-        call = layer.call if mechanism.takes_globals else layer.call.replace(global_mask=None)
-        reading = mechanism.reading(layer.q, layer.k, call)
+        check_form(mechanism, causal, "the model")
+        call = layer.call if mechanism.traits.takes_globals else layer.call.replace(global_mask=None)
+        reading = keys_or_weights(mechanism, layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:
             raise
@@ -150,6 +152,6 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Read
     return no_selection(candidate) if reading is None else reading
 
 
-def all_readings(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[Reading | str]:
+def all_readings(candidates: Sequence[Candidate], layer: LayerAttention, number: int) -> list[KeysOrWeights | str]:
     """The :func:`reading_of` every candidate."""
     return [reading_of(candidate, layer, number) for candidate in candidates]

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..engines.common.grid import Grid
 from ..evaluation.token_loss import LossChange
 from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.locality import needs_training_by
 from ..staging import unused_name
 from .candidates import Candidate
 from .layer_attention import MEANS, SINK
@@ -471,7 +472,7 @@ def untrained(
     for candidate in candidates:
         if str(candidate) in reasons:
             continue
-        if why := candidate.sized(lengths[1], heads, width).untrained_distances(rule, *lengths, causal):
+        if why := needs_training_by(candidate.sized(lengths[1], heads, width), rule, *lengths, causal):
             problems[str(candidate)] = f"{why}."
     return problems
 

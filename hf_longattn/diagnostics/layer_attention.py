@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32
-from ..mechanisms.common.cost import KeptKeys, Reading
+from ..mechanisms.common.ordered import KeysOrWeights
 from ..positions.relative import RelativePositions
 
 SINK = 4
@@ -52,7 +52,7 @@ class LayerAttention:
     k: Tensor
     call: AttentionCall
     relative: RelativePositions | None = None
-    within: KeptKeys | None = None
+    within: KeysOrWeights | None = None
     name: str = ""
     mechanism: str = ""
 
@@ -107,7 +107,7 @@ class RowSums:
         self.distance = torch.zeros(heads, self.bins, dtype=torch.float64)
         self.captured = torch.zeros(heads, candidates, dtype=torch.float64)
 
-    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[Reading | None]) -> None:
+    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[KeysOrWeights | None]) -> None:
         """Add the queries at ``rows``. Candidates that are ``None`` stay 0."""
         for block in layer.blocks(rows):
             scores = layer.scores(block)

@@ -19,6 +19,7 @@ from ..data.videos import frames_as_pixels, read_video
 from ..engines.common.grid import Grid
 from ..errors import OptionError
 from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.on_grid import on_grid
 from ..modeling.family.definition import family_in, model_name
 from ..modeling.family.grid_config import refuse_line
 from ..modeling.family.grid_rule import GridRule
@@ -166,7 +167,7 @@ def diagnose_picture(
             if isinstance(reading, str):
                 reasons.setdefault(str(candidate), reading)
             else:
-                pairs[index] = candidate.build(layer, number).on(grid).pairs(grid.length, False)
+                pairs[index] = on_grid(candidate.build(layer, number), grid).pairs(grid.length, False)
         sums = RowSums(layer.length, layer.heads, len(choices))
         sums.add(layer, rows, [None if isinstance(reading, str) else reading for reading in readings])
         mass = sums.mean()["captured"].mean(0)

@@ -22,6 +22,8 @@ from ..data.tokenization import special_ids
 from ..errors import OptionError
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..mechanisms import Mechanism
+from ..mechanisms.common.locality import needs_training_by
+from ..mechanisms.common.on_grid import on_grid
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.grid_config import TILE
@@ -100,12 +102,12 @@ class TrialModel:
         positions by the mechanism."""
         if self.original.sound is not None:
             return ""
-        if self.original.grid is not None:
-            tiled = self.conversion.positions == TILE and not fits_tiles(mechanism.on(self.original.grid.new.grid), self.original.grid)
+        if (sizes := self.original.grid) is not None:
+            tiled = self.conversion.positions == TILE and not fits_tiles(on_grid(mechanism, sizes.new.grid), sizes)
             return "sees cells of several repetitions of the tiled positions" if tiled else ""
         rule, old, new = self.original.positions, self.original.old_length, self.original.new_length
         chosen_there = rule.startswith("rope:") and self.conversion.positions == "auto"
-        return "" if chosen_there else mechanism.untrained_distances(rule, old, new, self.original.shape.causal)
+        return "" if chosen_there else needs_training_by(mechanism, rule, old, new, self.original.shape.causal)
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention; full attention for ``None``.

@@ -29,6 +29,7 @@ from ..errors import BackendError, LengthError, OptionError
 from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.short_texts import full_of
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_places import packs_pictures
@@ -111,7 +112,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
             )
         check_interface(type(stack))
         _check_kinds(stack)
-    elif any(isinstance(module, Mechanism) and module.recursion is not None for module in stack.modules()):
+    elif any(isinstance(module, Mechanism) and module.traits.recursion is not None for module in stack.modules()):
         raise BackendError(
             f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
             "checkpoint that it was made from."
@@ -205,7 +206,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
             for site in _sites(stack):
                 if not isinstance(site.mechanism, Mechanism):
                     raise BackendError(f"{site.name} of {type(stack).__name__} has no mechanism, so its attention cannot be watched.")
-                for mechanism in filter(None, (site.mechanism, site.mechanism.full)):
+                for mechanism in filter(None, (site.mechanism, full_of(site.mechanism))):
                     handles.append(mechanism.register_forward_pre_hook(functools.partial(hook, site), prepend=True))
             yield
         finally:

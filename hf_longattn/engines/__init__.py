@@ -1,1 +1,1 @@
-"""HOW attention runs fast. Each file is an engine: it says what it computes, and chooses a path from the table in `dispatch`."""
+"""Fast implementations of attention. Each file is an engine, which chooses a path from the table in `dispatch`."""

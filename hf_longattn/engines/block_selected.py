@@ -7,10 +7,7 @@ the blocks that each query selected. Elsewhere the selection becomes tiles of th
 
 from __future__ import annotations
 
-import importlib
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .common.batch import in_graph
@@ -18,9 +15,10 @@ from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile, mark_static, rows_of
 from .common.context import DispatchContext
 from .common.dense import repeat_heads, same_dtype, unit_stride
-from .cpu.block_selected import cpu_block_selected
+from .cpu.softmax import attend_parts
+from .cuda import fla
 from .cuda.flex_blocks import flex_block_selected
-from .dispatch import attempt
+from .dispatch import try_path
 from .gathered import gathered_attention
 
 MAX_ROW_QUERIES = 64
@@ -41,35 +39,22 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     selection = heads // chosen.shape[1], block_size
     context = DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3], selection=selection)
     runs = {
-        "fla-blocks": lambda: fla_block_selected(q, k, v, chosen, block_size, call),
-        "flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call),
+        "fla-blocks": lambda: fla.block_selected(q, k, v, chosen, block_size, call),
+        "flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out()),
     }
-    out, path = attempt("chosen blocks", context, runs)
+    out, path = try_path("chosen blocks", context, runs)
     if out is not None:
         return out
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
         q, k, v = (unit_stride(x) for x in same_dtype(q, k, v))
-        return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
+        numbers = block_size, int(call.causal)
+        return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers)
     key = "own blocks", length, block_size, call.causal, q.device
     parts = [*BYTE_CACHE.get(key, lambda: own_blocks(length, block_size, call.causal, q.device))]
     if chosen.shape[3]:
         parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
     return gathered_attention(q, k, v, parts, call)
-
-
-def fla_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
-    """Causal :func:`block_selected_attention` without padding, by flash-linear-attention's Triton kernel."""
-    parallel_nsa = importlib.import_module("fla.ops.nsa").parallel_nsa
-    own_block = (torch.arange(q.shape[2], device=q.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
-    count = 1 << chosen.shape[3].bit_length()  # the next power of two, as the kernel requires
-    listed = F.pad(torch.cat([own_block, chosen], -1), (0, count - 1 - chosen.shape[3]), value=-1)
-    queries, keys, values, listed = (x.transpose(1, 2).contiguous() for x in (q, k, v, listed))
-    scale = call.scale_for(q.shape[-1])
-    out: Tensor = parallel_nsa(
-        q=queries, k=keys, v=values, block_indices=listed, block_counts=count, block_size=block_size, scale=scale
-    )  # fmt: skip
-    return out.transpose(1, 2)
 
 
 def own_blocks(length: int, block_size: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:

@@ -8,22 +8,19 @@ import torch
 from torch import Tensor
 
 from .common import accelerator
-from .common.axis_term import AxisTerm
-from .common.call import AttentionCall, DistanceBias, Pattern, without_padding
+from .common.call import AttentionCall, Pattern, without_padding
 from .common.context import DispatchContext
 from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype, unit_stride
-from .common.distance_term import distance_term_of, with_terms_written_out
 from .common.document_rows import Stacking
-from .common.place_term import PlaceTerm
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
-from .cpu.band import band_forward, cpu_band
-from .cpu.dense_mask import kept_mask, masked_attention
 from .cpu.dropout import dropout_of, drops_in_tiles
+from .cpu.flash import kept_mask, masked_attention
+from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
-from .dispatch import attempt, first_path
-from .distances import distance_attention, needs_autograd_op
+from .dispatch import first_path, try_path
+from .distances import distance_attention
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -45,7 +42,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return _of_documents(q, k, v, pattern, call)
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     kernels = {"flash": functools.partial(flash_band, q, k, v, pattern, call), "flex": functools.partial(_flex, q, k, v, pattern, call)}
-    out, path = attempt("band", context, kernels)
+    out, path = try_path("band", context, kernels)
     if out is not None:
         return out
     if path not in ("cpu-band", "cpu-distances"):  # these skip outer padding themselves
@@ -53,7 +50,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path != "cpu-distances":
-        call = with_terms_written_out(call)
+        call = call.written_out()
     if path == "dense":
         return dense_attention(q, k, v, call)
     if path == "dense-masked":
@@ -63,30 +60,26 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "blockwise":
         return blockwise_attention(q, k, v, pattern, call)
-    if (term := distance_term_of(call.score_mod)) is not None:
+    if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
+    table, ahead, *places = call.term.for_band()
+    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     q, k, v = (unit_stride(x) for x in (q, k, v))
-    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    terms: tuple[Tensor | None, int, Tensor | None, Tensor | None] = None, 0, None, None
-    if isinstance(bias, DistanceBias):
-        terms = bias.table, bias.ahead, None, None
-    elif isinstance(bias, PlaceTerm):
-        terms = None, 0, bias.places, bias.stacked_tables()
-    settings = left, right, pattern.causal, pattern.global_rows, scale, *terms, *dropout_of(call)
-    run = cpu_band if needs_autograd_op(q, k, v, terms[0]) else band_forward
-    return run(q, k, v, key_mask, global_mask, *settings)[0]
+    learned = () if table is None else (table,)
+    return attend_parts(
+        "band", q, k, v, call.scale_for(q.shape[-1]), learned, (call.key_mask, global_mask, *places), numbers, dropout_of(call)
+    )
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     q, k, v, call = without_padding(q, k, v, call)
-    return flex_band(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), pattern, with_terms_written_out(call))
+    return flex_band(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), pattern, call.written_out())
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """Band attention of packed documents: one flash-attention call with their offsets, or :func:`attend_per_sequence`."""
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3], stacking=Stacking())
-    out, path = attempt("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
+    out, path = try_path("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
     if out is not None:
         return out
 
@@ -107,11 +100,10 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
 
     cross: whether queries and keys come from different sequences.
     """
-    exporting = torch.compiler.is_exporting() and not isinstance(call.score_mod, DistanceBias)
-    by_kernel = call.score_mod is None or isinstance(call.score_mod, AxisTerm) or exporting
+    by_kernel = "dense" in call.term.engines or (torch.compiler.is_exporting() and not call.term.by_distance_alone)
     if by_kernel and not _on_flash(q, k, call) and (cross or not _in_tiles(q, k, call)):
         q, k, v, call = without_padding(q, k, v, call)
-        return dense_attention(q, k, v, with_terms_written_out(call))
+        return dense_attention(q, k, v, call.written_out())
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
 
 

@@ -87,11 +87,10 @@ def _flash_runs(context: DispatchContext) -> bool:
 
 def _kernel_adds_term(context: DispatchContext) -> bool:
     """Whether the band kernel adds the score term without writing it out for all pairs. On the CPU: terms by distance or place."""
-    term = context.call.score_mod
-    if term is None or context.call.dropout or context.failed or context.few_pairs:
+    if context.call.score_mod is None or context.call.dropout or context.failed or context.few_pairs:
         return False
     if context.device == "cpu":
-        return band.adds_term(term) or distance_band.why_not(context) is None
+        return "cpu-band" in context.call.term.engines or distance_band.why_not(context) is None
     return flex_kernel.why_not(context) is None
 
 
@@ -146,7 +145,7 @@ HANDS_OVER: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
 
 
 def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> Path:
-    """The path to run. Kinds whose kernels a machine may lack (flash, flex) are run by :func:`attempt`.
+    """The path to run. Kinds whose kernels a machine may lack (flash, flex) are run by :func:`try_path`.
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``.
@@ -158,7 +157,7 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
     return path
 
 
-def attempt(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
+def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
     """Run the first path that this machine has, if it is one of ``runs``.
 
     Returns:
@@ -166,15 +165,13 @@ def attempt(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[]
     """
     while True:
         path, refused = first_path(kind, context)
-        if path not in runs:
-            report(path, refused)
-            return None, path
         try:
-            out = runs[path]()
+            out = runs[path]() if path in runs else None
         except NoKernel as error:
             context = dataclasses.replace(context, failed=(*context.failed, (path, str(error))))
         else:
-            report(path, refused)
+            if OBSERVERS:
+                report(path, refused)
             return out, path
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common.call import AttentionCall, DistanceBias, Pattern
+from .common.call import AttentionCall, Pattern
 from .common.dense import repeat_heads, same_dtype, unit_stride
-from .common.distance_term import DistanceTerm, distance_term_of
-from .cpu.distance_band import cpu_distances, distances_forward
+from .common.score_terms import DistanceTerm
 from .cpu.flash import mask_dtype
+from .cpu.softmax import attend_parts
 from .dispatch import choose
 
 
@@ -25,13 +25,12 @@ def distance_attention(
     """
     scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
     q, k, v = (unit_stride(x) for x in (q, k, v))
-    p, table = term.queries.to(dtype), term.table.to(dtype)
-    e, key_table = (None if x is None else x.to(dtype) for x in (term.of_keys, term.key_table))
+    learned = [term.queries, term.table, *(x for x in (term.of_keys, term.key_table) if x is not None)]
     q = q if term.content is None else q + (term.content[:, None] / scale).to(q.dtype)
     left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))
-    distances = cpu_distances if needs_autograd_op(q, k, v, p, table, e, key_table) else distances_forward
-    tensors = q, k, v, p, table, e, key_table, term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
-    return distances(*tensors, term.ahead, left, right, pattern.causal, pattern.global_rows, chunk, scale)[0]
+    fixed = term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
+    numbers = term.ahead, left, right, int(pattern.causal), int(pattern.global_rows), chunk
+    return attend_parts("distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers)
 
 
 def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, call: AttentionCall) -> Tensor | None:
@@ -41,18 +40,10 @@ def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
     """
-    term, heads = distance_term_of(call.score_mod), q.shape[1]
-    if term is None and isinstance(call.score_mod, DistanceBias):
-        term = DistanceTerm.of_bias(call.score_mod, q, k)
+    term, heads = call.term.by_distance(q, k), q.shape[1]
     if term is None or choose("chunks", q, k, call.replace(score_mod=term)) != "cpu-distances":
         return None
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = same_dtype(q, k, v)
     pattern = Pattern(before + chunk - 1, 0 if call.causal else chunk - 1, call.causal)
     return distance_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), term, pattern, call, chunk)
-
-
-def needs_autograd_op(*tensors: Tensor | None) -> bool:
-    """Whether a call must be recorded as an operator, for gradients or a graph. Other calls save a tenth of a millisecond."""
-    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return recorded or torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -15,12 +15,12 @@ from .common.batch import nothing_seen
 from .common.call import AttentionCall, GatherTile
 from .common.context import DispatchContext
 from .common.dense import repeat_heads, same_dtype
-from .common.distance_term import with_terms_written_out
 from .common.plain import plain_gathered
 from .cpu.dropout import dropout_of
-from .cpu.gathered import cpu_gathered, flat_rules
+from .cpu.gathered import flat_rules
+from .cpu.softmax import attend_parts
 from .cuda.flex_tiles import flex_gathered
-from .dispatch import attempt
+from .dispatch import try_path
 
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -40,13 +40,13 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     context = DispatchContext.of(q, k, call, learned_bias=learned, features=q.shape[3])
-    out, path = attempt("tiles", context, {"flex-gathered": lambda: flex_gathered(q, k, v, tiles, with_terms_written_out(call))})
+    out, path = try_path("tiles", context, {"flex-gathered": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
     if out is not None:
         return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path == "cpu-gathered":
-        rules = flat_rules(tiles)
-        queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
-        scale = call.scale_for(q.shape[-1])
-        return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, scale, *dropout_of(call))[0]
-    return plain_gathered(q, k, v, tiles, with_terms_written_out(call))
+        lists = [getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles]
+        return attend_parts(
+            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, *lists], flat_rules(tiles), dropout_of(call)
+        )  # fmt: skip
+    return plain_gathered(q, k, v, tiles, call.written_out())

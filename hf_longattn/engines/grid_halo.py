@@ -16,15 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common.axis_tiles import AxisWindows, axis_tiles
+from .common.axis_tiles import AxisWindows, axis_tiles, joined, outer, tile_seen
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, GatherTile
 from .common.context import DispatchContext
 from .common.dense import fused_attention, same_dtype, unit_stride
 from .common.grid import Grid
-from .common.grid_bias import GridBias, why_not_added
 from .common.paths import Path
-from .cpu.grid_halo import cpu_halo
+from .common.score_terms import NO_GRID_BIAS, GridBias
+from .cpu.grid_halo import halo_numbers
+from .cpu.softmax import attend_parts
 
 GATHERED_QUERIES = 64
 """Target queries per tile with gathered keys. Tile sides are rounded to whole cells."""
@@ -32,7 +33,7 @@ GATHERED_QUERIES = 64
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this engine does not run, as a clause. ``None`` if it may run."""
-    return why_not_added(context.call.score_mod)
+    return None if "halo" in context.call.term.engines else NO_GRID_BIAS
 
 
 def halo_attention(
@@ -50,16 +51,11 @@ def halo_attention(
         The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
-    bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
+    bias = call.term.grid_bias
     if path == "cpu-halo":
         q, k, v = (unit_stride(x) for x in (q, k, v))
-        term = (None, (), ()) if bias is None else (bias.table, bias.sizes, bias.dilation)
-        low, high = ([place for axis in windows for place in ends(axis)] for ends in (lambda axis: axis.low, lambda axis: axis.high))
-        steps = [axis.step for axis in windows]
-        return cpu_halo(
-            q, k, v, call.key_mask, term[0], grid.sizes, grid.prefix, low, high, steps, shared, term[1], term[2],
-            call.scale_for(q.shape[-1]),
-        )[0]  # fmt: skip
+        learned, numbers = [] if bias is None else [bias.table], halo_numbers(grid, windows, shared, bias)
+        return attend_parts("halo", q, k, v, call.scale_for(q.shape[-1]), learned, [call.key_mask], numbers)
     return _gathered(q, k, v, grid, windows, shared, bias, call)
 
 
@@ -129,7 +125,7 @@ def _gathered(
         x = cut(x[:, :, grid.prefix :].unflatten(2, grid.sizes), index, 2).flatten(2 + rank, 1 + 2 * rank).flatten(2, 1 + rank)
         return x.transpose(1, 2).reshape(batch * tiles, x.shape[1], x.shape[3], width)
 
-    mask = _tile_seen([axis.seen for axis in axes])[None]
+    mask = tile_seen([axis.seen for axis in axes])[None]
     if call.key_mask is not None:
         real = cut(call.key_mask[:, grid.prefix :].unflatten(1, grid.sizes), keys, 1).reshape(batch, tiles, 1, tile_keys)
         mask = mask & real
@@ -161,33 +157,10 @@ def _sides(windows: Sequence[AxisWindows]) -> list[int]:
     return [min(len(axis.low), round(GATHERED_QUERIES ** (1 / len(windows)))) for axis in windows]
 
 
-def _outer(tables: Sequence[Tensor]) -> list[Tensor]:
-    """The table ``(tiles, side, width)`` of every axis, as a view that broadcasts to ``(*tiles, *sides, *widths)``."""
-    rank, placed = len(tables), []
-    for axis, table in enumerate(tables):
-        shape = [1] * (3 * rank)
-        shape[axis], shape[rank + axis], shape[2 * rank + axis] = table.shape
-        placed.append(table.view(shape))
-    return placed
-
-
-def _joined(table: Tensor, rank: int) -> Tensor:
-    """``(*tiles, *sides, *widths)`` as ``(tiles, T, keys)``."""
-    return table.flatten(2 * rank).flatten(rank, 2 * rank - 1).flatten(0, rank - 1)
-
-
-def _tile_seen(tables: Sequence[Tensor]) -> Tensor:
-    """Which keys the queries of every tile see, ``(tiles, T, keys)`` bool."""
-    first, *rest = _outer(tables)
-    for table in rest:
-        first = first & table
-    return _joined(first, len(tables))
-
-
 def _tile_bias(bias: GridBias, axes: Sequence[_AxisIndex], windows: Sequence[AxisWindows], shared: int) -> Tensor:
     """The bias of every tile, ``(tiles, H, T, shared + keys)``."""
-    distances = _outer([axis.queries.clamp(min=0)[:, :, None] - axis.keys[:, None, :] for axis in axes])
-    return bias.with_prefix(bias.over(_joined(bias.entries(distances), len(windows))).transpose(0, 1), shared)
+    distances = outer([axis.queries.clamp(min=0)[:, :, None] - axis.keys[:, None, :] for axis in axes])
+    return bias.with_prefix(bias.over(joined(bias.entries(distances), len(windows))).transpose(0, 1), shared)
 
 
 def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:
@@ -202,8 +175,8 @@ def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devic
         queries, keys = (_runs(cells, groups, of_keys) for of_keys in (False, True))
         bias = None
         if any(group.seen for _, group in groups):
-            seen = [_seen(group.seen, group.size, group.key_size, device)[None] for _, group in groups]
-            bias = _tile_seen(seen)[None, None]
+            seen = [group.seen_by_queries(device)[None] for _, group in groups]
+            bias = tile_seen(seen)[None, None]
         tiles.append(GatherTile(queries, keys, bias=bias))
     return tuple(tiles)
 
@@ -218,12 +191,3 @@ def _runs(cells: Tensor, groups: Sequence[tuple], of_keys: bool) -> Tensor:
         cells = cells.index_select(2 * axis, index.flatten()).unflatten(2 * axis, tuple(index.shape))
     cells = cells.permute(*range(0, 2 * rank, 2), *range(1, 2 * rank, 2))
     return cells.reshape(1, 1, math.prod(group.tiles for _, group in groups), -1)
-
-
-def _seen(ends: Sequence[tuple[int, int]], size: int, key_size: int, device: torch.device) -> Tensor:
-    """``(size, key_size)`` bool: the keys from the first to the last that each query sees."""
-    if not ends:
-        return torch.ones(size, key_size, dtype=torch.bool, device=device)
-    first, last = torch.tensor(ends, device=device).t()[..., None]
-    keys = torch.arange(key_size, device=device)
-    return (keys >= first) & (keys <= last)

@@ -15,7 +15,7 @@ from .common.call import AttentionCall
 from .common.context import DispatchContext
 from .common.dense import products, same_dtype
 from .common.grid import Grid
-from .common.grid_bias import GridBias, why_not_added
+from .common.score_terms import NO_GRID_BIAS, GridBias
 from .cpu.flash import why_not_tiles
 
 
@@ -23,7 +23,7 @@ def why_not(context: DispatchContext) -> str | None:
     """Why this engine does not run, as a clause. ``None`` if it may run."""
     if not torch.compiler.is_exporting() and why_not_tiles(context) is None:
         return "the fused kernel runs the listed pairs"
-    return why_not_added(context.call.score_mod)
+    return None if "lines" in context.call.term.engines else NO_GRID_BIAS
 
 
 def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[int], shared: int, call: AttentionCall) -> Tensor:
@@ -38,7 +38,7 @@ def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[i
         The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
-    bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
+    bias = call.term.grid_bias
     scale, real = call.scale_for(q.shape[-1]), call.key_mask
     queries, keys, values = (x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, k, v))
     parts = []

@@ -15,18 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common.axis_term import AxisTerm, with_features
 from .common.batch import in_graph
 from .common.call import AttentionCall
 from .common.context import DispatchContext
 from .common.dense import fused_attention
 from .common.derivatives import differentiated
 from .common.grid import Grid
-from .common.grid_bias import GridBias, tile_distances, why_not_added
+from .common.score_terms import NO_GRID_BIAS, tile_distances
 from .cpu.flash import why_not_tiles
 
 CALL_BYTES = 4 << 20
-"""Maximum bytes of q that are copied for one call on a CPU without gradients. k and v take as many each."""
+"""Maximum bytes of q copied per call, on a CPU without gradients. k and v take the same each."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -34,7 +33,7 @@ def why_not(context: DispatchContext) -> str | None:
     masked = context.call.key_mask is not None and not torch.compiler.is_exporting()
     if masked and not context.few_pairs and why_not_tiles(context) is None:
         return "padding lies between the cells, and the fused kernel runs the listed pairs"
-    return None if isinstance(context.call.score_mod, AxisTerm) else why_not_added(context.call.score_mod)
+    return None if "windows" in context.call.term.engines else NO_GRID_BIAS
 
 
 class Stretch(NamedTuple):
@@ -105,7 +104,7 @@ def window_attention(
         q, k, v: ``(B, H, N, D)`` of the grid's tokens.
         window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
         shared: how many of the last prefix tokens every cell sees: 0, or all.
-        call: gives scale, dropout and key mask, and a :class:`GridBias` or an :class:`AxisTerm` if any.
+        call: gives scale, dropout and key mask, and a score term of the grid if any.
         of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, if there are any.
     Returns:
         ``(B, H, N, D)``, stored token-major, so that merging the heads is free. Cells that see no key are zeros.
@@ -210,9 +209,9 @@ def _region(
         empty = ~seen.any(3, keepdim=True)  # empty windows see every key, since a softmax needs one, and become zeros
         term = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~(seen | empty), -torch.inf)
         mask = term.expand(-1, -1, tokens, -1) if mask is None else mask + term
-    if isinstance(call.score_mod, AxisTerm):
+    if call.score_mod is not None:
         scale = call.scale_for(width)
-        q, k, v = with_features(q, k, v, call.score_mod.tables, sizes, scale, shared=0 if prefix is None else prefix[0].shape[2])
+        q, k, v = call.term.as_features(q, k, v, scale, sizes, 0 if prefix is None else prefix[0].shape[2]) or (q, k, v)
     out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=scale)
     out = out if out.shape[-1] == width else out[..., :width]
     out = out if empty is None else out.masked_fill(empty, 0)
@@ -223,9 +222,9 @@ def _region(
 
 def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
     """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` without one."""
-    if not isinstance(call.score_mod, GridBias):
+    bias, sizes = call.term.grid_bias, [stretch.size for stretch in region]
+    if bias is None:
         return None
-    bias, sizes = call.score_mod, [stretch.size for stretch in region]
     tokens = math.prod(sizes)
     entries = bias.entries(tile_distances(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes)))
     term = bias.over(entries.reshape(tokens, tokens))[None]

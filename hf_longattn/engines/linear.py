@@ -10,16 +10,14 @@ So the backward pass is linear attention again: forwards for φ(q), backwards fo
 the passes. The sums over earlier and later chunks are recomputed.
 
 On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, as many as their tiles
-hold. Compiled graphs cannot trace them. Linear attention runs in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the largest
+hold. Linear attention runs in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the largest
 value), or, for bf16 values, in bf16 (features are rounded too: 2·10⁻²). The delta rule runs in half precision. Packed documents are passed
-as offsets. The package is imported by name, since for files pushed with a model transformers requires whatever an import statement names.
-Without it, the plain operations of the CPU run.
+as offsets. Without the package, the plain operations of the CPU run.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -33,15 +31,14 @@ from .common import accelerator
 from .common.batch import Batch, Place, Places, in_graph, laid_out_as
 from .common.call import State
 from .common.context import ANY_CALL
-from .common.dense import at_least_fp32, repeat_heads
+from .common.dense import at_least_fp32, divided, inverse_of, repeat_heads
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .common.paths import Path
+from .cuda import fla
 from .dispatch import choose
 
 CHUNK = 64
 """Tokens per chunk of causal attention, and per triangular system of the delta rule. Cost is quadratic inside a chunk."""
-ALIGNED_WIDTH = 16
-"""Widths are padded to a multiple of this, which flash-linear-attention's kernels load at once."""
 MAX_LOOPED_CHUNKS = 16
 """Maximum chunks that a loop sums. For more, a cumulative sum along the middle axis is faster."""
 
@@ -85,7 +82,7 @@ def linear_attention(
     if scale is not None:
         phi_q, phi_k = relative_queries(phi_q, scale[:, :, None]), exp_of(added(phi_k, scale[:, :, None], -1))
     if _path(phi_q, phi_k, v) == "linear-fla":
-        return fla_linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
+        return fla.linear_attention(phi_q, phi_k, v.to(dtype), state, _dtype_for_fla(phi_q, v), normalise)
     out, kv, z = chunked_linear_attention(phi_q, phi_k, v.to(dtype), state["kv"], state["z"], normalise)
     return out, {"kv": kv, "z": z}
 
@@ -117,28 +114,6 @@ def read(phi_q: Tensor, state: State, normalise: bool = True) -> Tensor:
 def masked(phi_k: Tensor, key_mask: Tensor) -> Tensor:
     """Features ``(B, H_kv, n, F)`` with zeros at padding."""
     return phi_k.masked_fill(~key_mask[:, None, :, None], 0.0)
-
-
-def divided(total: Tensor, weight: Tensor) -> Tensor:
-    """``total / weight``, zero where the weight is zero or its inverse overflows."""
-    return _Divided.apply(total, weight) if no_fused_kernels() is None else total * inverse_of(weight)
-
-
-class _Divided(torch.autograd.Function):
-    """:func:`divided`, which saves only the quotient for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, total: Tensor, weight: Tensor) -> Tensor:
-        out = total * inverse_of(weight)
-        ctx.save_for_backward(out, weight)
-        return out
-
-    @staticmethod
-    @one_gradient_at_a_time()
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        out, weight = ctx.saved_tensors
-        grad = grads[0] * inverse_of(weight)
-        return grad, -(grad * out).sum(-1, keepdim=True)
 
 
 def relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
@@ -391,12 +366,6 @@ def rowwise(rows: Tensor, z: Tensor) -> Tensor:
     return (rows * z.unsqueeze(-2)).sum(-1, keepdim=True)
 
 
-def inverse_of(weight: Tensor) -> Tensor:
-    """1 / weight, and 0 where the weight is 0 or its inverse overflows."""
-    empty = weight.abs() < torch.finfo(weight.dtype).tiny
-    return weight.masked_fill(empty, 1.0).reciprocal().masked_fill(empty, 0.0)
-
-
 def in_rows(x: Tensor, group: int, chunk: int) -> Tensor:
     """``(B, H_kv·group, N, F)`` as ``(B, H_kv, N / chunk, group·chunk, F)``."""
     x = x.unflatten(2, (-1, chunk))
@@ -450,38 +419,6 @@ def _path(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> Path:
     return choose("linear", phi_q, phi_k, ANY_CALL, dtype=_dtype_for_fla(phi_q, v), features=max(phi_q.shape[-1], v.shape[-1]))
 
 
-def fla_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, state: State | None, dtype: torch.dtype, normalise: bool, cu_seqlens: Tensor | None = None
-) -> tuple[Tensor, State]:
-    """The output and state of :func:`linear_attention` by Triton kernels, which take tensors in ``dtype``.
-
-    An extra value column of ones sums the weights. Features are padded with zeros, since in half precision the kernels take only even
-    numbers of them. With ``cu_seqlens``, the offsets of the sequences in the tokens of all rows, the returned state is empty.
-    """
-    chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
-    (batch, heads), groups, features, width = q.shape[:2], k.shape[1], q.shape[3], v.shape[3]
-    ones, missing = F.pad(v.new_ones(*v.shape[:3], 1), (0, -(width + 1) % ALIGNED_WIDTH)), -features % ALIGNED_WIDTH
-    widened = F.pad(q, (0, missing)), F.pad(k, (0, missing)), torch.cat([v, ones], -1)
-    tensors = [repeat_heads(x.to(dtype), heads).transpose(1, 2).contiguous() for x in widened]
-    before = None
-    if cu_seqlens is not None:
-        tensors = [x.flatten(0, 1)[None] for x in tensors]
-    elif state is not None:
-        sums = torch.cat([state["kv"], F.pad(state["z"][..., None], (0, ones.shape[3] - 1))], -1)
-        before = repeat_heads(F.pad(sums, (0, 0, 0, missing)), heads).contiguous()
-    queries, keys, values = tensors
-    out, after = chunk_simple_gla(
-        q=queries, k=keys, v=values, scale=1.0, initial_state=before, output_final_state=cu_seqlens is None, cu_seqlens=cu_seqlens
-    )
-    out = at_least_fp32(out.flatten(0, 1).unflatten(0, (batch, -1)).transpose(1, 2))
-    out, weights = out[..., :width], out[..., width : width + 1]
-    out = divided(out, weights) if normalise else out
-    if after is None:
-        return out, {}
-    after = after[:, :: heads // groups, :features]
-    return out, {"kv": after[..., :width], "z": after[..., width]}
-
-
 def gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None, documents: Batch | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -513,7 +450,7 @@ def gated_delta_rule(
     state = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=dtype, device=k.device) if state is None else state.to(dtype)
     dtype_of_inputs = q.dtype if q.dtype == v.dtype else None
     if choose("delta", q, k, ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])) == "delta-fla":
-        return fla_gated_delta_rule(q, k, v, g, beta, state, documents)
+        return fla.gated_delta_rule(q, k, v, g, beta, state, documents)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))
         return (
@@ -593,18 +530,3 @@ def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tens
     every = torch.stack(steps[:-1], 3)
     states = every[..., :features] @ torch.stack(begins[:-1], 2).unsqueeze(3) + every[..., features:]
     return states.flatten(2, 3)[:, :, :count], begins[-1]
-
-
-def fla_gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, documents: Batch | None = None
-) -> tuple[Tensor, Tensor]:
-    """The output and state of :func:`gated_delta_rule` by Triton kernels."""
-    chunk_gated_delta_rule = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
-    tensors = [x.transpose(1, 2).contiguous() for x in (q, k, v, g.float(), beta.to(v.dtype))]
-    if documents is None:
-        out, state = chunk_gated_delta_rule(*tensors, scale=1.0, initial_state=state, output_final_state=True)
-        return out.transpose(1, 2), state
-    tensors, offsets = [x.flatten(0, 1)[None] for x in tensors], documents.cu_seqlens
-    out, after = chunk_gated_delta_rule(*tensors, scale=1.0, initial_state=None, output_final_state=True, cu_seqlens=offsets)
-    last = (documents.labels.number[:, -1] + 1).cumsum(0) - 1  # the last document of each row
-    return out[0].unflatten(0, (len(q), -1)).transpose(1, 2), after[last]

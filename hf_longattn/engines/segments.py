@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common.dense import divided
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
-from .linear import CHUNK, divided, filled, from_rows, in_rows
+from .linear import CHUNK, filled, from_rows, in_rows
 
 CHUNKS_PER_GROUP = 64
 """Maximum chunks in a group. One matrix adds up the chunks of a group, another adds up groups."""

@@ -36,9 +36,10 @@ from ..private_apis import look_up, warn_missing
 from .common import accelerator
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, ScoreMod
+from .common.call import AttentionCall
 from .common.dense import at_least_fp32, fused_attention, grid_of, index_grid, masked_softmax, repeat_heads
 from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
+from .common.score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19
 """Maximum scores per search step on a CPU. The results of a step then stay in the cache."""
@@ -73,7 +74,7 @@ def topk(scores: Tensor, k: int) -> Tensor:
     if k >= length or sorts_whole_rows:
         values, index = scores.sort(dim=-1, descending=True, stable=True)
         return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
-    if not torch.compiler.is_exporting() and (in_graph() or accelerator.accelerated(scores)):  # without looking at values
+    if not torch.compiler.is_exporting() and (in_graph() or accelerator.accelerated(scores)):  # without reading values
         values, index = _stable(scores, k)
         return index.masked_fill(values == float("-inf"), -1)
     values, index = scores.topk(k + 1, dim=-1)
@@ -211,7 +212,7 @@ def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, c
 
 
 def _of_all_heads(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
-    """:func:`prefiltered_topk_keys` in steps of many rows of all heads. It looks at values once, at the end."""
+    """:func:`prefiltered_topk_keys` in steps of many rows of all heads. It reads values once, at the end."""
     (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
     last = torch.arange(kv_len - length, kv_len, device=q.device) if causal else None
     places = torch.arange(kv_len, device=q.device)
@@ -263,7 +264,7 @@ class _Visible(Protocol):
 
 
 def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
-    """The best columns of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. ``visible`` hides columns after ``row + diagonal``: these are skipped."""
+    """The ``count`` best columns per row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after ``row + diagonal`` are skipped."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
     shared = heads if accelerator.accelerated(q) else 1  # a step on an accelerator takes all heads: no cache limits it
@@ -328,12 +329,12 @@ def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
 
 
 def float32_products(x: Tensor) -> bool:
-    """Whether :func:`product_margin` bounds the error of float32 products of ``x``. True on CPU and CUDA, unless TF32 or the like is on."""
+    """Whether :func:`product_margin` bounds the error of float32 products of ``x``. True on CPU and CUDA, unless TF32 or similar is on."""
     if x.dtype == torch.float64 or x.device.type not in ("cpu", "cuda"):
         return False
     try:
         exact = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # PyTorch refuses to answer where it was set for one kind of device
+    except RuntimeError:  # raised if precision was set for one backend only
         return False
     chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", "none") if x.device.type == "cuda" else "none"  # new in PyTorch 2.9
     return exact and chosen in ("none", "ieee")

@@ -16,6 +16,7 @@ from ..conversion.model_loading import seeded_pages
 from ..conversion.pooling import SentencePooling
 from ..conversion.text import VerificationText
 from ..mechanisms import Mechanism
+from ..mechanisms.common.short_texts import for_length
 from ..modeling.family.definition import known_family
 from .graphs import Comparison, Int8Inputs, OnePassGraph
 
@@ -95,7 +96,7 @@ def least_lengths(graph: nn.Module, max_length: int) -> list[int]:
 
 
 def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> bool:
-    return not mechanism.at(length, causal).covers(length, causal)
+    return not for_length(mechanism, length, causal).covers(length, causal)
 
 
 def longest_decoded(model: Any, max_length: int) -> int:

@@ -238,7 +238,7 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
     if "token_type_ids" in from_tokenizer and "token_type_ids" in taken:
         names.append("token_type_ids")
     if global_attention_mask:
-        if not any(mechanism.takes_globals for mechanism in attached_mechanisms(model).values()):
+        if not any(mechanism.traits.takes_globals for mechanism in attached_mechanisms(model).values()):
             raise ExportError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
     if getattr(model.config, "is_encoder_decoder", False):
@@ -275,10 +275,10 @@ def _check_mechanisms(model: nn.Module) -> None:
     from ..mechanisms import list_mechanisms
     from ..mechanisms.common.registry import mechanism_class
 
-    refused = sorted({mechanism.name for mechanism in attached_mechanisms(model).values() if not mechanism.exports})
+    refused = sorted({mechanism.name for mechanism in attached_mechanisms(model).values() if not mechanism.traits.exports})
     if refused:
-        on_grid = any(mechanism.needs_grid for mechanism in attached_mechanisms(model).values())
-        good = ", ".join(name for name in list_mechanisms(grid=None if on_grid else False) if mechanism_class(name).exports)
+        on_grid = any(mechanism.traits.needs_grid for mechanism in attached_mechanisms(model).values())
+        good = ", ".join(name for name in list_mechanisms(grid=None if on_grid else False) if mechanism_class(name).traits.exports)
         raise ExportError(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )

@@ -22,12 +22,13 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from ..backend import BACKEND
+from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.marked_mask import GlobalsInTheMask, MaskOfLayers, unmarked
-from ..positions.disentangled import Disentangled
+from ..positions.disentangled import disentangled
 
 
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
@@ -123,13 +124,13 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         )
         return output, weights if output_attentions else None
 
-    def _terms(self, query: Tensor, key: Tensor, places: Tensor, kinds: list[str], scaling: float) -> Disentangled:
+    def _terms(self, query: Tensor, key: Tensor, places: Tensor, kinds: list[str], scaling: float) -> DistanceTerm:
         projections = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
         by_query, by_key = (
             split_heads(self, getattr(self, projection)(places)) if kind in kinds else None
             for kind, projection in zip(("c2p", "p2c"), projections, strict=True)
         )
-        return Disentangled(query, key, by_query, by_key, scaling, self._buckets(query.device))
+        return disentangled(query, key, by_query, by_key, scaling, self._buckets(query.device))
 
     def _buckets(self, device: torch.device) -> Tensor:
         """The buckets of all distances that differ in them, those of further ones last."""

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from ..backend import BACKEND
 from ..engines.common.batch import in_graph
-from ..engines.common.place_term import PlaceTerm
+from ..engines.common.score_terms import PlaceTerm
 from ..errors import MaskError, OptionError, PageError
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.attach.memory_tokens import MemoryTokens
@@ -26,7 +26,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.family.page_rule import BOXES_AND_PICTURE
-from ..modeling.family.validation import input_of
+from ..modeling.family.position_table import input_of
 
 
 class LongLayoutLMv3Config(LongEncoderConfig, LayoutLMv3Config):
@@ -67,7 +67,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         batch, length, _ = hidden_states.shape
         for layer in self.layer:
             mechanism = layer.attention.self.long_attention
-            if not mechanism.takes_globals and not mechanism.covers(length):
+            if not mechanism.traits.takes_globals and not mechanism.covers(length):
                 raise PageError(
                     f"The picture of a page is seen through global tokens, which mechanism {mechanism.name!r} does not have; leave "
                     "pixel_values out, or choose one that has them, for example mechanism='longformer'."

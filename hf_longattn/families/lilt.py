@@ -59,7 +59,7 @@ class LongLiltSelfAttention(LiltSelfAttention):
 
     def adapt_mechanism(self, mechanism: Mechanism) -> None:
         """Refuse a mechanism with projections of its own, which would know the text alone."""
-        if mechanism.takes_hidden_states:
+        if mechanism.traits.takes_hidden_states:
             raise OptionError(
                 f"Mechanism {mechanism.name!r} projects hidden states of its own with these options, but LiLT attends by text and boxes "
                 "together; leave the option out, or choose mechanism='window'."

@@ -12,8 +12,8 @@ from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEm
 
 from ..backend import BACKEND, longattn_attention_forward
 from ..configuration import LongAttentionConfig
-from ..engines.common.axis_term import AxisTerm
 from ..engines.common.grid import Grid
+from ..engines.common.score_terms import AxisTerm
 from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.window2d import ZEROS, Window2d

@@ -14,7 +14,7 @@ from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
 from ..backend import BACKEND, with_streamed_keys
-from ..engines.common.distance_term import DistanceTerm
+from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches

@@ -22,7 +22,7 @@ from ..engines.common.grid import Grid
 from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..local_names import public_name
 from ..mechanisms import mechanism_info
-from ..mechanisms.common.on_grid import GLOBAL
+from ..mechanisms.common.on_grid import GLOBAL, on_grid
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import family_in, tower_field
 from ..modeling.family.grid_rule import GridRule
@@ -493,10 +493,10 @@ def _full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAtte
 def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
     """Whether the layer of this number equals full attention on a grid."""
     mechanism = prototype(*attention.for_layer(number))
-    on_grid = mechanism.on(grid)
-    if on_grid is not mechanism:
-        on_grid.layer = number
-    return on_grid.covers(grid.length)
+    placed = on_grid(mechanism, grid)
+    if placed is not mechanism:
+        placed.layer = number
+    return placed.covers(grid.length)
 
 
 def _table(rows: Sequence[MeasuredResult]) -> str:

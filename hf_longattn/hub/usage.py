@@ -502,7 +502,9 @@ def snippet(
         name,
         length,
         is_long=is_long,
-        takes_globals=attention is not None and prototype(attention.mechanism, attention.options).takes_globals and not marks_question,
+        takes_globals=attention is not None
+        and prototype(attention.mechanism, attention.options).traits.takes_globals
+        and not marks_question,
         question_first=marks_question,
         trusts_code=trusts_code,
         adapted=(folder / ADAPTER).is_file(),

@@ -1,4 +1,4 @@
-"""WHAT is attended to: one file per mechanism, with options, fast path and float64 definition."""
+"""The attention mechanisms: one file each, with options, fast path and float64 definition."""
 
 from ..options import Options, option
 from .common.base import Mechanism

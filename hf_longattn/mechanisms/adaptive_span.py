@@ -20,18 +20,20 @@ from torch import Tensor, nn
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
-from ..engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, add_term, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.score_terms import DistanceBias, add_term, chain_score_mods, remapped
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
 from .common.base import Mechanism
-from .common.cost import KeptKeys
 from .common.layout import band_pairs
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
+from .common.traits import AddsLoss, Handling
 
 QUERIES_PER_BLOCK = 64
 """Queries per block. A block visits one run of keys, and the visited span is rounded up to a multiple of this."""
@@ -57,17 +59,16 @@ class AdaptiveSpanOptions(Options):
 
 
 @register_mechanism("adaptive_span")
-class AdaptiveSpan(Mechanism):
+class AdaptiveSpan(Mechanism, AddsLoss):
     """Each head learns how far it attends."""
 
     summary = "a learned soft span per head; keys beyond the longest span are skipped"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
     when = "you train a decoder and want every head to learn how far it looks"
     engine = "gathered"
-    exports_definition = True
+    handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N·(longest span + ramp)"
-    trains = True
-    position_dependent = False
+    traits = Mechanism.traits.but(trains=True)
     options_type = AdaptiveSpanOptions
     sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}
 
@@ -122,7 +123,7 @@ class AdaptiveSpan(Mechanism):
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """Keys within the span and its ramp are kept."""
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
         places = torch.arange(k.shape[2], device=k.device)
@@ -160,10 +161,7 @@ class AdaptiveSpan(Mechanism):
         distance = torch.arange(-band.right, band.left + 1, device=device)
         mask = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=device)[:, None], dtype)
         spans = DistanceBias(logarithm(mask).masked_fill(mask <= 0, float("-inf")), band.right)
-        inner = call.score_mod
-        if inner is None:
-            return call.replace(score_mod=spans)
-        return call.replace(score_mod=lambda score, b, h, q_idx, kv_idx: spans(inner(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx))
+        return call.replace(score_mod=spans if call.score_mod is None else chain_score_mods(call.score_mod, spans))
 
     def _part(
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None
@@ -193,11 +191,8 @@ class AdaptiveSpan(Mechanism):
         return band_pairs(length, band.left, band.right)
 
     def locality(self, causal: bool) -> Locality:
-        side = self.options.max_span + self.options.ramp
+        side = self.options.max_span + self.options.ramp - 1
         return Locality(side, 0 if causal else side)
-
-    def reach(self, causal: bool = True) -> int | None:
-        return self.options.max_span + self.options.ramp
 
 
 def logarithm(mask: Tensor) -> Tensor:

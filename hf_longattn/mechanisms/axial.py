@@ -53,7 +53,7 @@ class Axial(GridMechanism):
     summary = "on a grid: softmax over the row of a cell, its column, or both"
     paper = "Ho et al. 2019, Axial Attention in Multidimensional Transformers"
     when = "pictures or videos on a large grid, where two layers carry information between any two cells"
-    engine: ClassVar[str] = "grid_windows"
+    engine = "grid_windows"
     cost = "N·√N on a picture"
     options_type = AxialOptions
     sample: ClassVar[dict[str, Any]] = {"axes": BOTH}
@@ -83,7 +83,7 @@ class Axial(GridMechanism):
         return numbers
 
     def windows(self, grid: Grid) -> list[int]:
-        """Window size along each axis, such that every line is one window. There must be a single axis."""
+        """Window size along each grid axis: a line is one window. Only for a single chosen axis."""
         (line,) = self.lines(grid)
         return [size if axis == line else 1 for axis, size in enumerate(grid.sizes)]
 

@@ -25,21 +25,22 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, add_term, mark_static
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
 from ..engines.common.dense import dense_attention, grid_of, index_grid
-from ..engines.common.document_rows import Stacking
 from ..engines.common.global_rows import global_index
+from ..engines.common.score_terms import add_term
+from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
-from ..positions.distances import Extent
-from .common.cost import KeptKeys
 from .common.layout import full_pairs, joined, tokens_of
 from .common.masked import MaskedMechanism
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.token_rules import global_tokens
+from .common.traits import Handling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,10 +89,9 @@ class BigBird(MaskedMechanism):
         "a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
         "tokens of your own"
     )
-    engine: ClassVar[str] = "gathered"
-    exports_definition = True
+    engine = "gathered"
     cost = "N·b·(w+r+2g)"
-    takes_globals = True
+    traits = MaskedMechanism.traits.but(takes_globals=True)
     per_head_tensors = ()
     options_type = BigBirdOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
@@ -106,7 +106,8 @@ class BigBird(MaskedMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.options.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
-        self.ignores_padding = self.options.blocks_over == "text"
+        self.handling = Handling(ignores_padding=self.options.blocks_over == "text", exports_definition=True)
+        self.traits = self.traits.but(documents_by_block=self.options.block_size)
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.options.random_pattern == "hf":
@@ -116,14 +117,6 @@ class BigBird(MaskedMechanism):
                 stacklevel=2,
             )
         return super().train(mode)
-
-    def stacking(self, causal: bool) -> Stacking | None:
-        """Stack bidirectional documents by number of blocks, which determines the random ones. Those with full attention are one kind."""
-        stacking = super().stacking(causal)
-        if stacking is None or causal:
-            return stacking
-        size = self.options.block_size
-        return dataclasses.replace(stacking, kind=lambda length: None if self.covers(length) else -(-length // size))
 
     @property
     def full_blocks(self) -> int:
@@ -136,12 +129,13 @@ class BigBird(MaskedMechanism):
         reached = o.num_global_blocks + o.num_window_blocks + o.num_random_blocks if causal else self.full_blocks
         return -(-length // o.block_size) <= reached
 
-    def extent(self, causal: bool) -> Extent | None:
+    def locality(self, causal: bool) -> Locality | None:
         o = self.options
         if o.num_random_blocks and o.random_pattern == "seeded":
             return None
         back = (o.num_window_blocks if causal else o.num_window_blocks // 2 + 1) * o.block_size - 1
-        return Extent(back, 0 if causal else back, back if causal else o.num_window_blocks * o.block_size - 1)
+        width = back if causal else o.num_window_blocks * o.block_size - 1
+        return Locality(back, 0 if causal else back, o.block_size, beside="others", width_of_keys=width)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         if self.covers(length, causal):
@@ -189,13 +183,13 @@ class BigBird(MaskedMechanism):
 
         return count
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         times = self.times(call, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0
 
     def _zeroes_padding(self, length: int) -> bool:
-        """Whether the output of padding is zeros, as in transformers; otherwise it is arbitrary."""
+        """Whether padding queries output zeros, as in transformers. Otherwise their output is arbitrary."""
         return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:

@@ -26,11 +26,12 @@ from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
 from ..options import Options, option
-from .common.cost import KeptKeys
 from .common.layout import full_pairs, tokens_of
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.traits import Handling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class BlockTopK(SummarisedMechanism):
     paper = "Lu et al. 2025, MoBA, §2.2"
     when = "a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of all tokens"
     engine = "block_selected"
-    exports_definition = True
+    handling = Handling(exports_definition=True)
     cost = "N·k·b + N·N/b"
     per_head_tensors = ()
     options_type = BlockTopKOptions
@@ -119,7 +120,7 @@ class BlockTopK(SummarisedMechanism):
         parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
         return gathered_attention(q, k, v, parts, call)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         size, per_query = self.options.block_size, self.options.per == "query"
         means, filled = block_means(repeat_heads(k, q.shape[1]), call.key_mask, size)
         askers = q if per_query else block_means(q, call.key_mask, size)[0]

@@ -21,7 +21,6 @@ from torch import Tensor
 from ..engines.common.call import GatherTile, MaskMod, rows_of
 from ..engines.common.shards import Locality
 from ..options import Options, option
-from ..positions.relative import Span
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
@@ -69,15 +68,6 @@ class Chunked(GatheredMechanism):
         padded = F.pad(chunks, (0, 0, earlier, 0), value=-1)
         keys = torch.cat([padded[first : first + len(chunks)] for first in range(earlier + 1)], 1)
         return tuple(cells(chunks, keys, causal=causal))
-
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        size = self.options.chunk_size
-        return positions // size >= upcoming // size - self.options.left_chunks
-
-    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
-        size = self.options.chunk_size
-        back, ahead = (self.options.left_chunks + 1) * size - 1, 0 if causal else size - 1
-        return min(back, kv_len - 1), min(ahead, q_len - 1)
 
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.chunk_size

@@ -33,6 +33,8 @@ from .common.feature_map import HeadwiseLinear
 from .common.layout import full_pairs
 from .common.registry import register_mechanism
 from .common.scores import drop_keys
+from .common.sharding import attend_by_heads
+from .common.traits import Handling
 
 INITIAL_STEPS = (1e-3, 1e-1)
 """Initial range of softplus(b), as in Mamba2."""
@@ -61,17 +63,15 @@ class Delta(Mechanism):
     engine = "linear (chunked WY)"
     cost = "N·D²"
     causal = True
-    trains = True
-    stateful = True
-    position_dependent = False
-    takes_score_mod = False
+    traits = Mechanism.traits.but(trains=True, stateful=True, takes_score_mod=False)
+    handling = Handling(position_dependent=False)
     options_type = DeltaOptions
     sample: ClassVar[dict[str, Any]] = {"gate_input": "key"}
     options: DeltaOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: DeltaOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.takes_hidden_states = options.gate_input == "hidden_states"
+        self.traits = self.traits.but(takes_hidden_states=options.gate_input == "hidden_states")
         rates = ["beta", "decay"] if options.gate else ["beta"]
         self.rates = nn.ModuleDict({name: self._rate() for name in rates})
         if options.gate:
@@ -80,12 +80,12 @@ class Delta(Mechanism):
         if options.expand > 1:
             self.query_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
             self.key_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
-        if not self.takes_hidden_states:
+        if not self.traits.takes_hidden_states:
             self.per_head_tensors = tuple(name for name, _ in self.named_parameters())
         self.reset_parameters()
 
     def _rate(self) -> nn.Module:
-        if self.takes_hidden_states:
+        if self.traits.takes_hidden_states:
             return nn.Linear(self.hidden_size, self.num_heads, bias=False)
         return HeadwiseLinear(self.num_heads, self.head_dim, 1)
 
@@ -133,7 +133,7 @@ class Delta(Mechanism):
         ends with [B, A]. All processes gather all [B, A], and each computes the state before its own tokens.
         """
         if shard.documents is not None:
-            return self.attend_by_heads(q, k, v, call, shard)
+            return attend_by_heads(self, q, k, v, call, shard)
         local_call = shard.local_call(call)
         with torch.autocast(q.device.type, enabled=False):
             g, beta = self._rates(k, local_call, torch.promote_types(q.dtype, torch.float32))
@@ -168,7 +168,7 @@ class Delta(Mechanism):
     def _rates(self, k: Tensor, call: AttentionCall, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """g = log α and β, ``(B, H, N)`` in ``dtype``. Both are 0 for padding, so padding leaves the state unchanged."""
         hidden, mask = call.hidden_states, call.key_mask
-        if self.takes_hidden_states:
+        if self.traits.takes_hidden_states:
             if hidden is None or hidden.shape[1] != k.shape[2]:
                 received, advice = "none were given", "pass hidden_states to the built mechanism"
                 if hidden is not None:

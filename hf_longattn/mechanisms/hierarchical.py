@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ..engines.common.batch import last_real
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, mark_static, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
+from ..engines.common.score_terms import remapped
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
@@ -56,7 +57,7 @@ class Hierarchical(Mechanism):
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
     when = "distant text matters in outline only: a token sees near ones exactly, and means of growing pools beyond; needs no training"
     engine = "gathered"
-    exports = False
+    traits = Mechanism.traits.but(exports=False)
     cost = "N·b·log(N/b)"
     per_head_tensors = ()
     options_type = HierarchicalOptions
@@ -142,7 +143,7 @@ QUERIES_PER_ROW = 128
 
 @dataclasses.dataclass(frozen=True)
 class Pyramid:
-    """The levels 0 (the tokens) to ``top`` of a sequence of ``length`` tokens. A key belongs to the lowest level that reaches it."""
+    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens. A query sees each key on the lowest level within reach."""
 
     length: int
     block: int
@@ -233,7 +234,7 @@ class Pyramid:
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """Pools of a level above 0 that the query rows at ``starts (R,)`` see. ``(R, T)`` on the key axis; -1 is none."""
+        """Indices ``(R, T)`` on the key axis: the pools of ``level`` > 0 visible to query rows at ``starts (R,)``. -1 is an empty slot."""
         half, size = self.block // 2, self.size(level)
         own_block = (starts // (self.block << (level - 1)))[:, None]
         low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below reaches, in pools of this level

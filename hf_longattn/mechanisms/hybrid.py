@@ -35,6 +35,8 @@ from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
+from .common.sharding import attend_by_heads
+from .common.traits import Handling
 from .hedgehog import HedgehogOptions
 
 if TYPE_CHECKING:
@@ -80,13 +82,9 @@ class Hybrid(Mechanism):
     paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
     when = "you linearise a decoder: softmax for near tokens, and a state of constant size for all others"
     engine = "linear"
-    exports_definition = True
+    handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N·(w+D²)"
-    trains = True
-    stateful = True
-    takes_score_mod = False
-    bitwise_causal = False
-    position_dependent = False
+    traits = Mechanism.traits.but(trains=True, stateful=True, takes_score_mod=False, bitwise_causal=False)
     options_type = HybridOptions
     sample: ClassVar[dict[str, Any]] = {"window": 16}
 
@@ -152,7 +150,7 @@ class Hybrid(Mechanism):
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """Fetch the window's keys from the neighbouring processes. For all other keys, processes exchange only their sums."""
         if shard.documents is not None:
-            return self.attend_by_heads(q, k, v, call, shard)
+            return attend_by_heads(self, q, k, v, call, shard)
         pattern = Pattern.window(self.options.window, call.causal)
         ranges = shard.around(Locality(pattern.left, pattern.right))
         low, high = ranges[shard.rank]

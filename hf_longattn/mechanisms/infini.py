@@ -52,11 +52,7 @@ class Infini(Mechanism):
     engine = "recurrent"
     cost = "N·(S+D)"
     causal = True
-    remembers = True
-    trains = True
-    takes_score_mod = False
-    stateful = True
-    bitwise_causal = False
+    traits = Mechanism.traits.but(remembers=True, trains=True, takes_score_mod=False, stateful=True, bitwise_causal=False)
     options_type = InfiniOptions
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40}
 
@@ -175,7 +171,7 @@ class Infini(Mechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule,
-        W_mem V becomes W_mem (I + R)⁻¹ V: the memory holds U with (I + R) U = V, where R are the linear weights by which keys retrieve."""
+        W_mem V becomes W_mem (I + R)⁻¹ V. R holds the linear weights of keys as queries, and the memory stores U = (I + R)⁻¹ V."""
         (_, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
         k = repeat_heads(k, heads)
         _, _, q_idx, kv_idx = index_grid(1, 1, q_len, length, q.device)

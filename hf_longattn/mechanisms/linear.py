@@ -38,9 +38,8 @@ class Linear(LinearMechanism):
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
     when = "you train or distil, and speed and a constant state matter more than exact recall"
-    takes_documents = True  # features are elementwise, so they do not depend on the other tokens of a call
+    traits = LinearMechanism.traits.but(takes_documents=True, pictures_need_order=False)
     per_head_tensors = ()
-    pictures_need_order = False
     options_type = LinearOptions
     options: LinearOptions
 

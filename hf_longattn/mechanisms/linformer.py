@@ -30,6 +30,7 @@ from ..options import Options, option
 from .common.base import Mechanism
 from .common.registry import register_mechanism
 from .common.scores import softmax_over
+from .common.traits import FitsActivations, Handling
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
 
@@ -63,7 +64,7 @@ class LinformerOptions(Options):
 
 
 @register_mechanism("linformer")
-class Linformer(Mechanism):
+class Linformer(Mechanism, FitsActivations):
     """Attention to keys and values projected along the length."""
 
     summary = "keys and values projected along the length to a fixed number of rows"
@@ -72,10 +73,8 @@ class Linformer(Mechanism):
     engine = "low_rank"
     cost = "N·rank"
     causal = False
-    trains = True
-    takes_score_mod = False
+    traits = Mechanism.traits.but(trains=True, takes_score_mod=False, pictures_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
-    pictures_need_order = False
     options_type = LinformerOptions
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
 
@@ -88,6 +87,7 @@ class Linformer(Mechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LinformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if options.projection == "pooling":
+            self.handling = Handling(position_dependent=False)
             return
         longest = options.max_length or max_length
         if longest is None:
@@ -107,13 +107,9 @@ class Linformer(Mechanism):
         if options.sharing == "none":
             self.per_head_tensors = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
-            self.shared_by_layers = ("key_projection",)
-        self.fits_activations = options.projection == "linear"
+            self.traits = self.traits.but(shared_by_layers=("key_projection",))
+        self.traits = self.traits.but(fits_activations=options.projection == "linear")
         self.reset_parameters()
-
-    @property
-    def position_dependent(self) -> bool:  # type: ignore[override]
-        return self.options.projection != "pooling"
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw linear projections from N(0, 1 / max_length), so that rows of Eᵀ have norm 1 or so. Initialise convolutions as the mean."""
@@ -127,7 +123,7 @@ class Linformer(Mechanism):
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
         """Fit E and F by :func:`fitted_projections`. Positions beyond the measured length repeat the fit, with their share of the rows."""
-        if not self.fits_activations:
+        if not self.traits.fits_activations:
             return False
         if real is not None:
             k, v = k * real[:, None, :, None], v * real[:, None, :, None]

@@ -31,6 +31,8 @@ from .common.band_options import BandOptions
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.registry import register_mechanism
+from .common.relative_terms import with_dense_terms
+from .common.sharding import global_rows_of
 from .common.token_rules import TokenRule, check_counted, global_tokens
 
 
@@ -72,7 +74,7 @@ class Longformer(SparseMechanism):
     paper = "Beltagy et al. 2020, Longformer, §3.1"
     when = "an encoder for question answering, classification or retrieval: windows, and global tokens for the question or `[CLS]`"
     cost = "N·(w+g), with g global tokens"
-    takes_globals = True
+    traits = SparseMechanism.traits.but(takes_globals=True)
     per_head_tensors = ()
     options_type = LongformerOptions
     sample: ClassVar[dict[str, Any]] = {"window": 32}
@@ -85,15 +87,18 @@ class Longformer(SparseMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.takes_hidden_states = options.separate_global
+        rule, o = None, options
+        if o.global_token_ids or o.global_first_segment or o.global_second_segment:
+            rule = TokenRule(o.global_tokens, o.global_token_ids, o.global_first_segment, o.global_second_segment, o.separator_token_id)
+        self.traits = self.traits.but(token_rule=rule, takes_hidden_states=o.separate_global)
         if options.separate_global:
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
             parameters = [f"{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")]
-            self.copies = {f"separate.{name}": name for name in parameters}
+            self.traits = self.traits.but(copies={f"separate.{name}": name for name in parameters})
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the projections of the global tokens. In a model they become copies of the layer's (:attr:`copies`)."""
+        """Initialise the projections of the global tokens. In a model they become copies of the layer's (``traits.copies``)."""
         super().reset_parameters(generator)
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
@@ -104,15 +109,8 @@ class Longformer(SparseMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return self.pattern(causal).visible_mod(global_mask)
 
-    @property
-    def token_rule(self) -> TokenRule | None:
-        o = self.options
-        if not (o.global_token_ids or o.global_first_segment or o.global_second_segment):
-            return None
-        return TokenRule(o.global_tokens, o.global_token_ids, o.global_first_segment, o.global_second_segment, o.separator_token_id)
-
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        if call.global_mask is None and self.token_rule is not None:
+        if call.global_mask is None and self.traits.token_rule is not None:
             raise MaskError(
                 "Tokens are global by their ids here, and attention alone does not see ids; "
                 "pass the global tokens as a mask (global_mask, or global_attention_mask to a model)."
@@ -135,19 +133,19 @@ class Longformer(SparseMechanism):
         query, key, _ = self.separate.exact(self._hidden(call), q.dtype)
         return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, call), weights)
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        out, tokens = super().reference(q, k, v, call), self._separate_tokens(q, k, call)
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        out, tokens = super().defined(q, k, v, call), self._separate_tokens(q, k, call)
         if tokens is None:
             return out
-        query, key, value = self.separate.exact(self._hidden(call), torch.float64)
-        weights = super().dense_weights(query, key, self.with_dense_terms(query, key, call))
+        query, key, value = self.separate.exact(self._hidden(call), q.dtype)
+        weights = super().dense_weights(query, key, with_dense_terms(self, query, key, call))
         return torch.where(tokens[:, None, :, None], weights @ value, out)
 
-    def of_global_rows(
+    def global_rows(
         self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.options.separate_global:
-            return super().of_global_rows(q, k, v, call, index, shard)
+            return global_rows_of(q, k, v, call, index, shard)
         separate, hidden = self.separate, self._hidden(call)
         chosen = shard.tokens(hidden[:, None], index)[:, 0]
         return separate.heads(separate.query(chosen)), separate.heads(separate.key(hidden)), separate.heads(separate.value(hidden))

@@ -37,10 +37,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, mark_static, remapped, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index, overwrite_global_rows
+from ..engines.common.score_terms import remapped
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -49,12 +50,13 @@ from ..errors import OptionError
 from ..naming import OPERATORS
 from ..options import Options, option
 from .common.base import Mechanism
-from .common.cost import KeptKeys
 from .common.layout import full_pairs, joined, neighbourhoods
+from .common.ordered import KeysOrWeights
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, visible_to_all
 from .common.token_rules import check_counted, global_tokens
+from .common.traits import Handling
 
 CHOOSING_SELECTIONS = ("strided", "block_strided", "max_norm")
 AVERAGING_SELECTIONS = ("average_pooling", "lsh")
@@ -135,9 +137,9 @@ class Lsg(Mechanism):
     paper = "Condevaux & Harispe 2022, LSG Attention, §3"
     when = "an encoder without training in which each block should also see a sparse selection of its surroundings; LSG checkpoints"
     engine = "gathered"
-    exports_definition = True
+    handling = Handling(exports_definition=True)
     cost = "N·(3b + 2S + g), with g global tokens"
-    takes_globals = True
+    traits = Mechanism.traits.but(takes_globals=True)
     options_type = LsgOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4}
 
@@ -168,7 +170,7 @@ class Lsg(Mechanism):
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.block_size
         seen = (2 + self.beyond) * size - 1
-        return None if self.options.block_offset else Locality(seen, 0 if causal else seen, size)
+        return None if self.options.block_offset else Locality(seen, 0 if causal else seen, size, beside="globals")
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= self.options.block_size + (self.options.block_offset or self.options.block_size)
@@ -283,7 +285,7 @@ class Lsg(Mechanism):
             k, v, call = means.appended(k, v, call)
         return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen, q_idx=i)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.beyond and self.options.selection in AVERAGING_SELECTIONS:
             return None
         length, missing, taken = k.shape[2], self.missing, None

@@ -47,8 +47,9 @@ from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
-from ..engines.common.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
+from ..engines.common.call import AttentionCall, Pattern
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
+from ..engines.common.score_terms import ScoreMod, remapped
 from ..engines.common.shards import Shard
 from ..engines.dispatch import choose
 from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
@@ -57,8 +58,10 @@ from ..options import Options, option
 from .common.layout import band_pairs, full_pairs
 from .common.pooled import uniform
 from .common.registry import register_mechanism
+from .common.relative_terms import with_dense_terms
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.traits import Handling
 
 INITIAL_GATE = 1 / 3
 """Each gate before training."""
@@ -154,9 +157,9 @@ class NSA(SummarisedMechanism):
     paper = "Yuan et al. 2025, Native Sparse Attention, §3.3"
     when = "a decoder that you train on long text and that needs evidence from anywhere, at a cost far below full attention"
     engine = "block_selected"
-    exports_definition = True
+    handling = Handling(exports_definition=True)
     cost = "N·(n·l'+w) + N·N/d"
-    trains = True
+    traits = SummarisedMechanism.traits.but(trains=True)
     per_head_tensors = ("gate", "gate_bias")
     options_type = NSAOptions
     sample: ClassVar[dict[str, Any]] = {
@@ -167,8 +170,13 @@ class NSA(SummarisedMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NSAOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if options.num_blocks < options.always_selected(causal=False):
-            self.causal = True
+        if options.num_blocks < (needed := options.always_selected(causal=False)):
+            why = (
+                f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {{where}} needs: the query's own, "
+                f"{needed - options.initial_blocks - 1} next to it (half of local_blocks={options.local_blocks} on each side) and "
+                f"{options.initial_blocks} initial ones; but num_blocks is {options.num_blocks}; for example num_blocks={needed + 1}."
+            )
+            self.causal, self.traits = True, self.traits.but(why_one_form=why)
         sizes = options.compress_size, head_dim, options.hidden or head_dim
         self.keys, self.values = Compression(*sizes), Compression(*sizes)
         self.gate, self.gate_bias = nn.Parameter(torch.empty(num_heads, head_dim, 3)), nn.Parameter(torch.empty(num_heads, 3))
@@ -183,14 +191,6 @@ class NSA(SummarisedMechanism):
         nn.init.zeros_(self.gate)
         nn.init.constant_(self.gate_bias, math.log(INITIAL_GATE / (1 - INITIAL_GATE)))
 
-    def wrong_form(self, causal: bool, where: str) -> OptionError:
-        needed = self.options.always_selected(causal=False)
-        return OptionError(
-            f"Mechanism 'nsa' always selects {needed} blocks in its bidirectional form, which {where} needs: the query's own, "
-            f"{needed - self.options.initial_blocks - 1} next to it (half of local_blocks={self.options.local_blocks} on each side) and "
-            f"{self.options.initial_blocks} initial ones; but num_blocks is {self.options.num_blocks}; for example num_blocks={needed + 1}."
-        )
-
     def gates(self, q: Tensor) -> tuple[Tensor, ...]:
         """Gates of the compressed, selected and window branches, each ``(B, H, Nq, 1)``, in fp32 at least."""
         with torch.autocast(q.device.type, enabled=False):
@@ -204,9 +204,6 @@ class NSA(SummarisedMechanism):
         for gate, branch in others:
             total = torch.addcmul(total, gate, branch)
         return total.to(q.dtype)
-
-    def takes_distance_terms(self) -> bool:
-        return True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         window = Pattern.window(self.options.window, call.causal)
@@ -240,7 +237,7 @@ class NSA(SummarisedMechanism):
         return F.pad(x, (0, 0, 0, (count - 1) * stride + size - x.shape[2])).unfold(2, size, stride).transpose(-1, -2)
 
     def _real_blocks(self, k: Tensor, call: AttentionCall) -> Tensor:
-        """The real tokens of every block, ``(B, M, l)``."""
+        """Mask of the real tokens in every compressed block, ``(B, M, l)``."""
         return self._blocks(call.real(k)[:, None, :, None], call)[:, 0, :, :, 0]
 
     def _sees_block(self, causal: bool) -> Any:
@@ -365,7 +362,7 @@ class NSA(SummarisedMechanism):
         if call.key_mask is not None or len(places) > compressed:
             hidden = ~F.pad(real.any(-1), (0, len(places) - compressed))[:, None, None, None]
         at = torch.arange(strides, device=device)
-        # How often equation 9 counts the weight at each stride of a block: for the block itself, and for the next one.
+        # Equation 9: how often each stride's weight counts for its own selection block, and for the next block.
         shares = torch.stack([(strides - at).clamp(max=overlap), (overlap - strides + at).clamp(min=0)], 1).float()
         longest = torch.linalg.vector_norm(keys, dim=-1).amax(-1).float()
         margins = product_margin(q, longest.repeat_interleave(group, 1), scale).unflatten(1, (kv_heads, -1)).amax(2)[..., 0]
@@ -419,7 +416,7 @@ class NSA(SummarisedMechanism):
         return best
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
-        """Which ``blocks`` are selected whatever their scores. They lie ``away`` blocks before the query's."""
+        """Which ``blocks`` are always selected: initial and local ones. ``away``: how many blocks each lies before the query's block."""
         local = (away < self.options.local_blocks) if causal else (away.abs() <= self.options.local_blocks // 2)
         return (blocks < self.options.initial_blocks) | local
 
@@ -432,7 +429,7 @@ class NSA(SummarisedMechanism):
         return self.options.compress_size - self.options.compress_stride
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per compressed block: float64 key, value, middle, and whether it has a token at all, and among its first d."""
+        """Per compressed block: float64 key, value, middle, and whether it has a real token, at all and among its first d."""
         inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {
             "keys": self.keys(k.to(exact_dtype(k.device)), real),
@@ -465,15 +462,16 @@ class NSA(SummarisedMechanism):
         selected = attend_at(q, k, v, columns, present & (places <= positions[:, None, :, None]), call)
 
         low = max(0, kv_len - q_len - o.window + 1)
-        mod = call.score_mod
-        if not isinstance(mod, DistanceBias):
-            mod = remapped(mod, queries=lambda i: i + low, keys=lambda b, h, j: j + low)
-        recent = call.replace(score_mod=mod, causal=True).with_mask(None if summaries.real is None else summaries.real[:, low:])
+        recent = (
+            call.with_term(lambda term: term.shifted(low))
+            .replace(causal=True)
+            .with_mask(None if summaries.real is None else summaries.real[:, low:])
+        )
         near = block_sparse_attention(q, k[:, :, low:], v[:, :, low:], Pattern.window(o.window, True), recent)
         return self.mixed(q, compressed, selected, near)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        compressed, selected, window, _ = self._definition(q, k, self.with_dense_terms(q, k, call))
+        compressed, selected, window, _ = self._definition(q, k, with_dense_terms(self, q, k, call))
         gates, heads = self.gates(q), q.shape[1]
         values = repeat_heads(self._defined_compression(self.values, v, call), heads)
         tokens = (gates[1] * selected + gates[2] * window).to(v.dtype) @ repeat_heads(v, heads)
@@ -486,8 +484,8 @@ class NSA(SummarisedMechanism):
         return (gates[0] * (compressed @ spread) + gates[1] * selected + gates[2] * window).to(q.dtype)
 
     def _definition(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights over compressed blocks, ``(B, H, Nq, M)``, and over selected and window tokens, ``(B, H, Nq, Nk)`` each. Also the shares
-        ``(B, 1, M, Nk)`` of tokens in compressed blocks."""
+        """Weights of the three branches: compressed ``(B, H, Nq, M)``, selected and window ``(B, H, Nq, Nk)``. Also the share of each token
+        in its compressed blocks, ``(B, 1, M, Nk)``."""
         o, kv_heads, kv_len, exact = self.options, k.shape[1], k.shape[2], exact_dtype(q.device)
         b, h, i, j = grid_of(q, k)
         first = torch.arange(0, kv_len, o.compress_stride, device=q.device)
@@ -549,13 +547,13 @@ class NSA(SummarisedMechanism):
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : o.num_blocks - 1], True)
         return ((chosen & allowed) | (away == 0))[..., block]
 
-    def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         if k.shape[1] < len(shard.bounds):
             raise OptionError(
                 f"Mechanism 'nsa' selects blocks for the query heads of a key head together, so that {k.shape[1]} key heads can be divided "
                 f"over at most {k.shape[1]} processes, not {len(shard.bounds)}; use fewer processes, or for example mechanism window."
             )
-        return super().attend_by_heads(q, k, v, call, shard)
+        return super().attend_sharded(q, k, v, call, shard)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The pairs of all three branches. A query and a compressed block are one pair."""

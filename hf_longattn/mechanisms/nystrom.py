@@ -26,6 +26,7 @@ from ..options import Options, option
 from .common.base import Mechanism
 from .common.registry import register_mechanism
 from .common.scores import drop_keys, softmax_over
+from .common.traits import Handling
 from .linformer import project_length, segment_matrix, segment_means
 
 
@@ -63,11 +64,8 @@ class Nystrom(Mechanism):
     engine = "low_rank"
     cost = "N·M"
     causal = False
-    takes_score_mod = False
-    takes_fewer_queries = False
-    position_dependent = False
+    traits = Mechanism.traits.but(takes_score_mod=False, takes_fewer_queries=False, pictures_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
-    pictures_need_order = False
     options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
 
@@ -79,7 +77,8 @@ class Nystrom(Mechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.ignores_padding = options.landmarks_over == "text" and options.inv_coeff_init_option == "exact"
+        ignores_padding = options.landmarks_over == "text" and options.inv_coeff_init_option == "exact"
+        self.handling = Handling(position_dependent=False, ignores_padding=ignores_padding)
         if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
             self.per_head_tensors = None
         elif options.conv_kernel is not None:

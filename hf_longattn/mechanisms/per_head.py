@@ -15,16 +15,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, mod_of_heads, take_heads
-from ..engines.common.shards import Shard
+from ..engines.common.call import AttentionCall
+from ..engines.common.score_terms import take_heads
+from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
-from ..positions.distances import Extent
-from .common.base import Mechanism
 from .common.composite import Composite, HeadSpec
-from .common.cost import KeptKeys
-from .common.decoding import Columns
+from .common.decoding import AttendStep, Columns
+from .common.locality import joined
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
+from .common.scores import softmax_over
+from .common.traits import FitsActivations, Handling
 from .window import WindowOptions
 
 EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,full' to take turns"
@@ -76,16 +78,15 @@ class PerHeadOptions(Options):
 
 
 @register_mechanism("per_head")
-class PerHead(Composite):
+class PerHead(Composite, FitsActivations):
     """Each head, or group of heads, has its own mechanism."""
 
     summary = "a different mechanism for each head or group of heads"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 8"
     when = "the heads of a layer have different tasks, some near and some far"
     engine = "its members'"
-    exports_definition = True
     cost = "its members'"
-    takes_globals = True
+    traits = Composite.traits.but(takes_globals=True)
     options_type = PerHeadOptions
     sample: ClassVar[dict[str, Any]] = {"heads": "window:window=32,longformer:window=16"}
 
@@ -95,16 +96,13 @@ class PerHead(Composite):
 
     options: PerHeadOptions
 
-    @property
-    def only_path(self) -> str:
-        return ", ".join(dict.fromkeys(member.only_path for member in self.mechanisms))
-
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerHeadOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         assigned = options.assign(num_heads)
         self.groups = [heads for _, heads in assigned]
         self.adopt(choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned)
-        projecting = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
+        self.engine = ", ".join(dict.fromkeys(member.engine for member in self.mechanisms))
+        projecting = next((member.name for member in self.mechanisms if member.traits.takes_hidden_states), None)
         if projecting is not None:
             raise OptionError(
                 f"Mechanism {projecting!r} has separate projections with these options, which belong to a whole layer; "
@@ -112,70 +110,59 @@ class PerHead(Composite):
             )
 
     @property
-    def is_plain_band(self) -> bool:  # type: ignore[override]
-        return self.relative is None and all(member.is_plain_band for member in self.mechanisms)
-
-    def takes_distance_terms(self) -> bool:
-        return any(member.takes_distance_terms() for member in self.mechanisms)
+    def handling(self) -> Handling:  # type: ignore[override]
+        members = [member.handling for member in self.mechanisms]
+        return Handling(
+            position_dependent=any(member.position_dependent for member in members),
+            is_plain_band=self.relative is None and all(member.is_plain_band for member in members),
+            exports_definition=self.traits.exports,
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        outs = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device), detached_kv=None)
-            if call.detached_kv is not None and member.stops_gradients(k.shape[2]):
-                _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
-                member_call = member_call.replace(detached_kv=(detached_k, detached_v))
-            outs.append(member(*self._of_heads(heads, q, k, v), member_call))
-        return self._in_order(outs)
+        return self._in_order([member(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k, v)])
 
     @property
-    def steps_by_mask(self) -> bool:
-        return self.relative is None and self.options.order is None and all(member.steps_by_mask for member in self.mechanisms)
+    def attend_step(self) -> AttendStep | None:
+        by_mask = all(member.attend_step is not None for member in self.mechanisms)
+        return self._attend_step if by_mask and self.relative is None and self.options.order is None else None
 
-    def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+    def _attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
         outs = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            queries, keys, values = self._of_heads(heads, q, k, v)
-            outs.append(member.attend_step(queries, keys, values, member_call, columns))
+        for member, inputs, part in self._parts(k.shape[2], call, q, k, v):
+            assert member.attend_step is not None
+            outs.append(member.attend_step(*inputs, part, columns))
         return self._in_order(outs)
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        outs = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            if call.detached_kv is not None:
-                stops = member.stops_gradients(shard.length)
-                member_call = member_call.replace(detached_kv=tuple(self._of_heads(heads, q, *call.detached_kv)[1:]) if stops else None)
-            queries, keys, values = self._of_heads(heads, q, k, v)
-            outs.append(member.attend_sharded(queries, keys, values, member_call, shard))
-        return self._in_order(outs)
+        parts = self._parts(shard.length, call, q, k, v)
+        return self._in_order([member.attend_sharded(*inputs, part, shard) for member, inputs, part in parts])
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        weights = []
-        for member, heads in self._heads():
-            queries, keys = self._of_heads(heads, q, k)
-            weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))))
-        return self._in_order(weights)
+        return self._in_order([member.dense_weights(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)])
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
-        members: list[tuple[KeptKeys, list[int]]] = []
-        for member, heads in self._heads():
-            member_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
-            queries, keys = self._of_heads(heads, q, k)
-            keeps = member.kept_keys(queries, keys, member_call)
-            if keeps is None:
-                return None
-            members.append((keeps, heads))
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+        keep = [member.kept_keys(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)]
+        keeps = [of_member for of_member in keep if of_member is not None]
+        if len(keeps) < len(keep):
+            return None
 
         def of_all(rows: Tensor, scores: Tensor) -> Tensor:
-            parts = [(keeps(rows, take_heads(scores, heads)), heads) for keeps, heads in members]
-            return self._in_order([keys_kept.expand(len(scores), len(heads), *scores.shape[2:]) for keys_kept, heads in parts])
+            of_heads = [take_heads(scores, heads) for heads in self.groups]
+            parts = [of_member(rows, own).expand(own.shape) for of_member, own in zip(keeps, of_heads, strict=True)]
+            if len({part.dtype for part in parts}) > 1:  # the weights of some heads, the keys of others
+                parts = [softmax_over(own, x) if x.dtype == torch.bool else x for own, x in zip(of_heads, parts, strict=True)]
+            return self._in_order(parts)
 
         return of_all
 
-    def _heads(self) -> Iterator[tuple[Mechanism, list[int]]]:
-        return zip(self.mechanisms, self.groups, strict=True)
+    def _parts(self, length: int, call: AttentionCall, q: Tensor, *keys: Tensor) -> Iterator[tuple[Any, list[Tensor], AttentionCall]]:
+        """Every member with its heads' part of the tensors and of the call, for a text of ``length`` tokens."""
+        for member, heads in zip(self.mechanisms, self.groups, strict=True):
+            detached = None
+            if call.detached_kv is not None and member.traits.stops_gradients(length):
+                _, detached_k, detached_v = self._of_heads(heads, q, *call.detached_kv)
+                detached = detached_k, detached_v
+            yield member, self._of_heads(heads, q, *keys), call.of_heads(heads, q.device).replace(detached_kv=detached)
 
     def _of_heads(self, heads: list[int], q: Tensor, *keys: Tensor) -> list[Tensor]:
         """Queries of ``heads`` with their key and value heads. These stay grouped if ``heads`` consists of whole groups."""
@@ -191,22 +178,18 @@ class PerHead(Composite):
 
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
         done = []
-        for member, heads in self._heads():
-            queries, keys, values = (take_heads(x, heads) for x in (q, k, v))
-            done.append(member.init_from_activations(queries, keys, values, real, causal=causal))
+        for member, heads in zip(self.mechanisms, self.groups, strict=True):
+            if isinstance(member, FitsActivations):
+                queries, keys, values = (take_heads(x, heads) for x in (q, k, v))
+                done.append(member.init_from_activations(queries, keys, values, real, causal=causal))
         return any(done)
 
-    def stops_gradients(self, length: int) -> bool:
-        return any(member.stops_gradients(length) for member in self.mechanisms)
-
-    def extent(self, causal: bool) -> Extent | None:
-        extents = [extent for member in self.mechanisms if (extent := member.extent(causal)) is not None]
-        if len(extents) < len(self.mechanisms):
-            return None
-        return Extent(*(max(getattr(extent, name) for extent in extents) for name in ("back", "ahead", "span")))
+    def locality(self, causal: bool) -> Locality | None:
+        return joined((member.locality(causal) for member in self.mechanisms), one_softmax=False)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return all(member.covers(length, causal) for member in self.mechanisms)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        return -(-sum(len(heads) * member.pairs(length, causal) for member, heads in self._heads()) // self.num_heads)
+        members = zip(self.mechanisms, self.groups, strict=True)
+        return -(-sum(len(heads) * member.pairs(length, causal) for member, heads in members) // self.num_heads)

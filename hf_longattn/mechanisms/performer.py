@@ -57,9 +57,8 @@ class Performer(LogLinearMechanism):
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     when = "you train a model, and want an estimate of softmax attention at linear cost, without learned features"
     cost = "N·m·D"
-    bitwise_causal = False
+    traits = LogLinearMechanism.traits.but(bitwise_causal=False, pictures_need_order=False)
     per_head_tensors = ()
-    pictures_need_order = False
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions
@@ -72,6 +71,8 @@ class Performer(LogLinearMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.logarithms = options.kernel == "softmax"
         self._layer = 0
+        if options.redraw_interval > 0:
+            self.traits = self.traits.but(needs_whole_batch="in training")
         self._known = (0, -1, 0)
         """Identity, version and value of ``passes`` when last read. Reading it again would wait for the device."""
         self.register_buffer("projection", torch.empty(options.num_features, head_dim))
@@ -93,10 +94,6 @@ class Performer(LogLinearMechanism):
     def layer(self, layer: int) -> None:
         self._layer = layer
         self.reset_parameters()
-
-    @property
-    def needs_whole_batch(self) -> bool:  # type: ignore[override]
-        return self.training and self.options.redraw_interval > 0
 
     def redraw(self) -> None:
         """Draw new directions now, as at the end of a redraw interval."""

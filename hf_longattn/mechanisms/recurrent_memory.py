@@ -25,7 +25,7 @@ from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
 from .common.segment_state import append_tokens, empty_segment, last_segment
-from .common.traits import Recursion
+from .common.traits import Handling, Recursion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,12 @@ class RecurrentMemoryOptions(Options):
 class RecurrentMemory(GatheredMechanism):
     """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
 
-    exports = exports_definition = False
+    traits = GatheredMechanism.traits.but(exports=False, trains=True, stateful=True)
     summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"
     cost = "N·S"
-    trains = True
-    stateful = True
+    handling = Handling()
     options_type = RecurrentMemoryOptions
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40, "num_memory_tokens": 3}
 
@@ -62,9 +61,10 @@ class RecurrentMemory(GatheredMechanism):
 
     options: RecurrentMemoryOptions
 
-    @property
-    def recursion(self) -> Recursion:
-        return Recursion(self.options.segment_length, self.options.num_memory_tokens, self.options.bptt_depth)
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        recursion = Recursion(options.segment_length, options.num_memory_tokens, options.bptt_depth)
+        self.traits = self.traits.but(recursion=recursion)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size = self.options.segment_length

@@ -48,6 +48,7 @@ from ..options import Options, option
 from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import band_tile, full_pairs
 from .common.registry import register_mechanism
+from .common.traits import needs_whole_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,7 +87,7 @@ class Routing(BucketedMechanism):
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     when = "a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`"
     cost = "N·√N"
-    pictures_need_order = False
+    traits = BucketedMechanism.traits.but(pictures_need_order=False)
     options_type = RoutingOptions
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 
@@ -111,6 +112,8 @@ class Routing(BucketedMechanism):
         else:
             self.register_buffer("centroids", empty)
         self.per_head_tensors = ("router",) if self.learned else ("centroids",)
+        if not self.learned:
+            self.traits = self.traits.but(needs_whole_batch="in training")
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -124,10 +127,6 @@ class Routing(BucketedMechanism):
             drawn = torch.randn(self.centroids.shape, generator=seeded, device="cpu")
             with torch.no_grad():
                 self.centroids.copy_(F.normalize(drawn, dim=-1))
-
-    @property
-    def needs_whole_batch(self) -> bool:  # type: ignore[override]
-        return self.training and not self.learned
 
     @property
     def learned(self) -> bool:
@@ -304,7 +303,7 @@ class Routing(BucketedMechanism):
         return dataclasses.replace(part, bias=bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf")))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if self.needs_whole_batch and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        if needs_whole_batch(self) and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
             real = call.real(k)
             kinds = [self._sums(q, real[:, -q.shape[2] :]), self._sums(repeat_heads(k, q.shape[1]), real)]
             q, k, v = after_backward((q, k, v), lambda: self._follow(kinds))

@@ -38,9 +38,9 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
-from .common.cost import RowWeights
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
+from .common.ordered import KeysOrWeights
 from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
@@ -185,9 +185,9 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
         return pooled_weights(q, k, spread, members, inside, other_blocks, call)
 
-    def row_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> RowWeights | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if not self.summarises:
-            return None
+            return super().kept_keys(q, k, call)
         heads, length, size, scale = q.shape[1], k.shape[2], self.options.block_size, call.scale_for(q.shape[-1])
         summaries = summarise(k, k, call.key_mask, size, self._by_attention, scale)
         _, _, of_summaries = summaries.appended(k, k, call)
@@ -209,11 +209,6 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
             return weights[..., :length] + weights[..., length + block] * shares[:, :, None]
 
         return weights_of
-
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        if self.summarises:
-            return None
-        return positions // self.options.block_size >= upcoming // self.options.block_size - self._neighbours
 
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.block_size

@@ -24,19 +24,19 @@ from torch import Tensor
 
 from ..engines.block_sparse import full_attention
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import UNBOUNDED, AttentionCall, GatherTile, MaskMod, mark_static, mod_of_heads, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
-from ..positions.distances import Extent
-from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import MaskedMechanism
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries
+from .common.traits import Handling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +84,9 @@ class ShiftedGroups(MaskedMechanism):
         """Whether groups apply now: while training, or always with ``keep_groups``."""
         return self.training or self.options.keep_groups
 
-    def band(self, causal: bool) -> tuple[int, int] | None:
-        """Full attention, as in eval mode, unless the groups stay."""
-        sees_everything = self.relative is None and not self.options.keep_groups
-        return (UNBOUNDED, 0 if causal else UNBOUNDED) if sees_everything else super().band(causal)
-
     @property
-    def position_dependent(self) -> bool:  # type: ignore[override]
-        return self.grouped
-
-    @property
-    def exports_definition(self) -> bool:  # type: ignore[override]
-        return self.grouped
+    def handling(self) -> Handling:  # type: ignore[override]
+        return Handling(position_dependent=self.grouped, exports_definition=self.grouped)
 
     @property
     def shift(self) -> int:
@@ -125,7 +116,7 @@ class ShiftedGroups(MaskedMechanism):
         real = call.real(k)
         return seen | self._wrapped(*index_grid(1, self.num_heads, q.shape[2], k.shape[2], k.device)[1:], real, call.causal)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         masked = self.kept_by_mask(k, call)
         if not (self.grouped and self.options.wrap):
             return masked
@@ -171,7 +162,7 @@ class ShiftedGroups(MaskedMechanism):
             if len(heads):
                 at = slice(heads.start, heads.stop)
                 parts = [*self._plan(kv_len, shift, call.causal, q.device), *(self._joined(k, call) if shift else ())]
-                group_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+                group_call = call.of_heads(heads, q.device)
                 outs.append(gathered_attention(q[:, at], k[:, at], v[:, at], parts, group_call))
         return torch.cat(outs, 1)[:, :, kv_len - q_len :]
 
@@ -200,14 +191,13 @@ class ShiftedGroups(MaskedMechanism):
             yield GatherTile(last, first)
 
     def locality(self, causal: bool) -> Locality | None:
-        if not self.grouped or self.options.wrap:
+        """Without ``keep_groups`` a model attends to everything in eval mode."""
+        wraps, keeps = self.options.wrap, self.options.keep_groups
+        if not self.grouped or (wraps and keeps):
             return None
-        reached = self.options.group_size - 1
-        return Locality(reached, 0 if causal else reached, self.options.group_size)
-
-    def extent(self, causal: bool) -> Extent | None:
-        """The distances in eval mode. Without ``keep_groups`` a model then attends to everything."""
-        return super().extent(causal) if self.options.keep_groups else None
+        reached, size = self.options.group_size - 1, self.options.group_size
+        beside = "others" if wraps else ""
+        return Locality(reached, 0 if causal else reached, size, beside=beside, in_eval="same" if keeps else "everything")
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Keys of the upcoming token's group in either half of the heads. All keys without ``keep_groups``."""

@@ -46,10 +46,9 @@ class Taylor(LinearMechanism):
     paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
     when = "you linearise a decoder (Based): closest to softmax for small products, with a larger state than `hedgehog`"
     cost = "N·d²·D"
-    trains = True
+    traits = LinearMechanism.traits.but(trains=True, pictures_need_order=False)
     estimates_exp = True
     per_head_tensors = ()
-    pictures_need_order = False
     options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions

@@ -24,10 +24,11 @@ from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
 from ..options import Options, option
-from .common.cost import KeptKeys
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.traits import Handling
 
 TOKENS_PER_UNIT = 16
 """Tokens in a unit. A decode cache keeps the largest key norm of each unit."""
@@ -46,12 +47,11 @@ class TopK(SummarisedMechanism):
     paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
     when = "you want exactly the best keys; the time is quadratic, the memory is not"
     engine = "selected"
-    exports_definition = True
+    handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N² scores in rows, N·k softmax and memory"
-    position_dependent = False
     summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
-    pictures_need_order = False
+    traits = SummarisedMechanism.traits.but(pictures_need_order=False)
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 
@@ -75,7 +75,7 @@ class TopK(SummarisedMechanism):
                 index = search_keys(q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         def keeps(rows: Tensor, scores: Tensor) -> Tensor:
             chosen = topk(scores, self.options.num_keys)
             empty = torch.zeros(*scores.shape[:-1], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)

@@ -24,19 +24,20 @@ import torch
 from torch import Tensor
 
 from ..engines.common.byte_cache import BYTE_CACHE
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, ScoreMod, mark_static, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
+from ..engines.common.score_terms import ScoreMod, chain_score_mods
 from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
-from ..positions.relative import Span
-from .common.cost import KeptKeys
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.scores import chain_score_mods, pad_queries, scaled_scores, softmax_over
+from .common.relative_terms import relative_term, with_dense_terms
+from .common.scores import pad_queries, scaled_scores, softmax_over
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
 
@@ -71,7 +72,7 @@ class TransformerXL(GatheredMechanism):
     when = "a decoder that reads text segment by segment and sees the segment before, as Transformer-XL and XLNet do"
     cost = "N·(S+M)"
     options_type = TransformerXLOptions
-    remembers = True
+    traits = GatheredMechanism.traits.but(remembers=True)
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
 
     @classmethod
@@ -79,6 +80,11 @@ class TransformerXL(GatheredMechanism):
         return {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length}
 
     options: TransformerXLOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if options.stops and options.stop_gradient == HIDDEN:
+            self.traits = self.traits.but(detached_beyond=options.segment_length)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size, memory = self.options.segment_length, self.options.memory_length
@@ -103,7 +109,7 @@ class TransformerXL(GatheredMechanism):
         memory = blocks[:, :1] + torch.arange(-memory_length, 0, device=device)
         return blocks, memory.clamp(min=-1)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return self.kept_by_mask(k, call)  # it does not matter where gradients stop
 
     def only_parts(self) -> bool:
@@ -136,16 +142,16 @@ class TransformerXL(GatheredMechanism):
         """Whether this pass has a memory into which gradients must not flow."""
         return self.options.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
 
-    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
+    def _with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
         """Leave the terms to :meth:`forward` if gradients stop. Terms may read keys (u·k), so segment and memory need separate ones."""
-        return call if self._stops(k, v) else super().with_relative(q, k, v, call)
+        return call if self._stops(k, v) else super()._with_relative(q, k, v, call)
 
     def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
         """Score terms, relative positions included. One for all keys, or one for the segment's keys and one for the memory's."""
         if self.relative is None:
             return [call.score_mod]
-        terms = [self.relative_mod(q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
-        return [chain_score_mods(term, call.score_mod) for term in terms if term is not None]
+        terms = [relative_term(self, q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
+        return [chain_score_mods(term.written_out, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles within segments, and with the memory. The memory's keys lie ``length`` positions further."""
@@ -169,32 +175,21 @@ class TransformerXL(GatheredMechanism):
 
         return folded
 
-    def stops_gradients(self, length: int) -> bool:
-        return self.options.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
-
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in float64. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as constants."""
-        if not self.options.stops:
-            return super().reference(q, k, v, call)
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The definition. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as constants."""
+        if not self.options.stops or torch.compiler.is_exporting():
+            return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
-        q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.detached_kv)))
-        in_segment, in_memory = (scaled_scores(q, keys, self.with_dense_terms(q, keys, call)) for keys in (k, remembered[0]))
+        remembered = [x.to(q.dtype) for x in _remembered(k, v, call.detached_kv)]
+        in_segment, in_memory = (scaled_scores(q, keys, with_dense_terms(self, q, keys, call)) for keys in (k, remembered[0]))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own_segment = q_idx // size == kv_idx // size
         weights = softmax_over(torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape))
         return (weights * own_segment) @ repeat_heads(v, heads) + (weights * ~own_segment) @ repeat_heads(remembered[1], heads)
 
-    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
-        size = self.options.segment_length
-        return min(size + self.options.memory_length, kv_len) - 1, 0 if causal else min(size, q_len) - 1
-
     def locality(self, causal: bool) -> Locality:
         size = self.options.segment_length
         return Locality(size - 1 + self.options.memory_length, 0 if causal else size - 1, size)
-
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        size = self.options.segment_length
-        return positions >= upcoming // size * size - self.options.memory_length
 
     def covers(self, length: int, causal: bool = False) -> bool:
         size = self.options.segment_length

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -17,15 +16,17 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ..engines.common.shards import Locality
+from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
-from ..positions.distances import Extent
 from .common.base import Mechanism
 from .common.composite import Composite, MechanismSpec
 from .common.layout import band_tile, full_pairs, without
+from .common.locality import joined, reach_of
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.registry import mechanism_class, register_mechanism
+from .common.sharding import attend_sharded
+from .common.traits import Handling
 from .strided import StridedOptions
 from .window import WindowOptions
 
@@ -62,7 +63,7 @@ class Union(Composite, GatheredMechanism):
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
     when = "one softmax over several patterns, for example a window and strided columns"
     cost = "the sum of its members'"
-    takes_globals = True
+    traits = Composite.traits.but(takes_globals=True)
     options_type = UnionOptions
     sample: ClassVar[dict[str, Any]] = {"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"}
 
@@ -122,8 +123,10 @@ class Union(Composite, GatheredMechanism):
             earlier.append(member.mask_mod(causal, None))
         return tuple(laid)
 
-    def takes_distance_terms(self) -> bool:
-        return not self.gathered
+    @property
+    def handling(self) -> Handling:  # type: ignore[override]
+        dependent = any(member.handling.position_dependent for member in self.mechanisms)
+        return Handling(dependent, exports_definition=self.traits.exports)
 
     def only_parts(self) -> bool:
         return bool(self.gathered) and type(self).forward is Union.forward
@@ -135,37 +138,20 @@ class Union(Composite, GatheredMechanism):
         return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call)))
 
     def locality(self, causal: bool) -> Locality | None:
-        localities = [local for member in self.mechanisms if (local := member.locality(causal)) is not None]
-        if len(localities) < len(self.mechanisms):
-            return None
-        return Locality(
-            max(local.back for local in localities),
-            max(local.ahead for local in localities),
-            math.lcm(*(local.period for local in localities)),
-        )
+        return joined((member.locality(causal) for member in self.mechanisms), one_softmax=True)
 
-    def extent(self, causal: bool) -> Extent | None:
-        extents = [extent for member in self.mechanisms if (extent := member.extent(causal)) is not None]
-        if len(extents) < len(self.mechanisms):
-            return None
-        back, ahead = max(extent.back for extent in extents), max(extent.ahead for extent in extents)
-        return Extent(back, ahead, max(back + ahead if len(extents) > 1 else 0, *(extent.span for extent in extents)))
-
-    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        band = self.pattern(call.causal)
-        if band is None or self.gathered:
-            return super().attend_resolved(q, k, v, call)
-        return block_sparse_attention(q, k, v, dataclasses.replace(band, global_rows=False), call)
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        return attend_sharded(self, q, k, v, call, shard, None if self.gathered else self.pattern(call.causal))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         masks = []
-        for member in self.mechanisms:
-            reach, mask = member.reach(True), member.kept(positions, upcoming)
-            if reach is not None:
-                mask = positions > upcoming - reach
+        for member in self._masks():
+            reached, mask = reach_of(member), member.kept(positions, upcoming)
+            if reached is not None:
+                mask = positions > upcoming - reached
             if mask is None:
                 return None
             masks.append(mask)

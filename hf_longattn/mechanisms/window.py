@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads, take_heads
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
+from ..engines.common.score_terms import take_heads
 from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..options import option
-from ..positions.distances import Extent
-from ..positions.relative import Span
 from .common.band_options import BandOptions
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.registry import register_mechanism
+from .common.traits import Handling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,8 +99,8 @@ class Window(SparseMechanism, GatheredMechanism):
         return heads, Window(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
 
     @property
-    def exports_definition(self) -> bool:  # type: ignore[override]
-        return self.longest > 1
+    def handling(self) -> Handling:  # type: ignore[override]
+        return self.band_handling(exports_definition=self.longest > 1)
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
@@ -145,7 +145,7 @@ class Window(SparseMechanism, GatheredMechanism):
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:
-            group_call = call.replace(score_mod=mod_of_heads(call.score_mod, heads, q.device))
+            group_call = call.of_heads(heads, q.device)
             outs.append(mechanism(*(take_heads(x, heads) for x in (q, k, v)), group_call))
             order += heads
         return take_heads(torch.cat(outs, 1), [order.index(head) for head in range(self.num_heads)])
@@ -185,9 +185,6 @@ class Window(SparseMechanism, GatheredMechanism):
         if dilation > 1:
             yield GatherTile(near.queries, torch.where(own_residue, -1, sinks), causal=causal)
 
-    def reach(self, causal: bool = True) -> int | None:
-        return None if self.options.num_sinks else self._causal_reach
-
     @property
     def _causal_reach(self) -> int:
         """Tokens from a causal query back to the furthest key of its window, both included."""
@@ -197,25 +194,11 @@ class Window(SparseMechanism, GatheredMechanism):
         sinks = self.options.num_sinks
         return (positions > upcoming - self._causal_reach) | (positions < sinks) if sinks else None
 
-    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
-        if self.options.num_sinks:
-            return super().span(q_len, kv_len, causal)
-        pattern = self.pattern(causal)
-        return min(pattern.left * self.longest, kv_len - 1), min(pattern.right * self.longest, q_len - 1)
-
-    def band(self, causal: bool) -> tuple[int, int] | None:
-        pattern = self.pattern(causal)
-        return None if pattern.has_globals or self.longest > 1 or self.relative is not None else (pattern.left, pattern.right)
-
-    def locality(self, causal: bool) -> Locality | None:
-        if self.options.num_sinks and (self.longest > 1 or self.listed):
-            return None  # here sinks are listed by position, not as global tokens
-        pattern = self.pattern(causal)
-        return Locality(pattern.left * self.longest, pattern.right * self.longest)
-
-    def extent(self, causal: bool) -> Extent:
-        pattern = self.pattern(causal)
-        return Extent(pattern.left * self.longest, pattern.right * self.longest, (pattern.left + pattern.right) * self.longest)
+    def locality(self, causal: bool) -> Locality:
+        pattern, sinks = self.pattern(causal), self.options.num_sinks
+        listed = self.longest > 1 or self.listed  # here sinks are listed by position, not as global tokens
+        beside = "" if not sinks else "others" if listed else "globals"
+        return Locality(pattern.left * self.longest, pattern.right * self.longest, beside=beside, is_window=not sinks and self.longest == 1)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         sinks, pattern = self.options.num_sinks, self.pattern(causal)

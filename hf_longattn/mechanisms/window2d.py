@@ -24,17 +24,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.axis_term import AxisTerm
-from ..engines.common.call import AttentionCall, GatherTile, ScoreMod
+from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
-from ..engines.common.grid_bias import GridBias
+from ..engines.common.score_terms import ScoreMod, ScoreTerm
 from ..engines.dispatch import choose
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..errors import GridError
 from ..options import Options, option
 from .common.on_grid import GridMechanism, GridOptions, Places
 from .common.registry import register_mechanism
+from .common.relative_terms import with_dense_terms
 from .common.scores import scaled_scores, softmax_over
 
 PaddingOfLayer = Callable[[], tuple[Tensor | None, Tensor | None]]
@@ -67,7 +67,7 @@ class Window2d(GridMechanism):
     summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
     paper = "Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3"
     when = "pictures and videos: the first choice on a grid, with full attention in one layer of three or four"
-    engine: ClassVar[str] = "grid_windows"
+    engine = "grid_windows"
     cost = "N·w² on a picture"
     options_type = Window2dOptions
     sample: ClassVar[dict[str, Any]] = {"window": 4}
@@ -82,12 +82,12 @@ class Window2d(GridMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.pads:
             self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
-            self.copies = {"pad_key": "key.bias", "pad_value": "value.bias"}
+            self.traits = self.traits.but(copies={"pad_key": "key.bias", "pad_value": "value.bias"})
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set the key and the value of padding to 0, as without biases. In a model they become copies of the layer's biases
-        (:attr:`copies`)."""
+        (``traits.copies``)."""
         super().reset_parameters(generator)
         if self.pads and self.padding_of_layer is None:
             nn.init.zeros_(self.pad_key)
@@ -99,7 +99,7 @@ class Window2d(GridMechanism):
 
     def take_padding_from(self, layer: PaddingOfLayer) -> None:
         """Compute padding's key and value by ``layer`` in every call, instead of storing parameters."""
-        self.padding_of_layer, self.copies = layer, {}
+        self.padding_of_layer, self.traits = layer, self.traits.but(copies={})
         del self.pad_key, self.pad_value
 
     def padding_rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ class Window2d(GridMechanism):
         mask = call.key_mask
         if mask is not None:
             mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
-        of_larger = call.with_mask(mask).replace(grid=larger, score_mod=_on_padded(call.score_mod, queries, grid, larger))
+        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, queries, grid, larger))
         out = cropped(self._attend(queries, keys, values, larger, of_larger), grid, larger)
         if not grid.prefix:
             return out
@@ -179,7 +179,7 @@ class Window2d(GridMechanism):
         return self._dense_weights(q, k, call)[0]
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        of_tokens, of_padding = self._dense_weights(q, k, self.with_dense_terms(q, k, call))
+        of_tokens, of_padding = self._dense_weights(q, k, with_dense_terms(self, q, k, call))
         out = of_tokens @ repeat_heads(v, q.shape[1])
         return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
 
@@ -195,11 +195,8 @@ class Window2d(GridMechanism):
         queries, fillers = grid.places(tokens), places.unbind(1)
         scores = (q @ self.padding_rows(q)[0][..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(places))
-        if isinstance(call.score_mod, GridBias):
-            term = call.score_mod.over(call.score_mod.entries([query - filler for query, filler in zip(queries, fillers, strict=True)]))
-            scores = scores + term.masked_fill(tokens < grid.prefix, 0)
-        if isinstance(call.score_mod, AxisTerm):
-            scores = scores + call.score_mod.with_keys_at(fillers)
+        term = call.term.beyond_grid(fillers)
+        scores = scores if term is None else scores + term
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
         of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
         visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
@@ -217,7 +214,7 @@ class Window2d(GridMechanism):
             tiles.append(GatherTile(windows, windows))
         return tuple(tiles)
 
-    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
+    def blocks(self, grid: Grid) -> tuple[int, ...] | None:
         return None if self.shifted else tuple(self.windows(grid)[0])
 
     def check_grid(self, grid: Grid) -> None:
@@ -236,19 +233,19 @@ class Window2d(GridMechanism):
         return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))
 
 
-def _on_padded(score_mod: ScoreMod | None, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod | None:
+def _on_padded(term: ScoreTerm, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod:
     """A score term for the padded grid ``larger``, where ``queries (B, H, N, D)`` lie. Padding has distances, but no position in the
     sequence."""
-    if isinstance(score_mod, AxisTerm):
-        return score_mod.of(queries, larger)
-    if score_mod is None or isinstance(score_mod, GridBias):
-        return None if score_mod is None else score_mod.on(larger)
+    on_larger = term.on_larger(larger, queries)
+    if on_larger is not None:
+        return on_larger
+    inner = term.written_out
     positions = torch.arange(grid.length, device=queries.device).view(1, 1, -1, 1)
     positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=queries.device)).flatten()
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         query, key = positions[q_idx], positions[kv_idx]
-        changed = score_mod(score, b, h, query.clamp(min=0), key.clamp(min=0))
+        changed = inner(score, b, h, query.clamp(min=0), key.clamp(min=0))
         return torch.where((query >= 0) & (key >= 0), changed, score)
 
     return mod

@@ -59,10 +59,10 @@ class AttentionCacheLayer(ABC):
 
 
 class CroppableLayer(DynamicLayer):
-    """A cache layer that can take back its last tokens. It must still hold what earlier tokens see."""
+    """A cache layer that can be cropped. It must still hold all keys that earlier tokens see."""
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last ``-tokens_to_remove`` tokens. As many as the layer has, or more, empty it.
+        """Remove the last ``-tokens_to_remove`` tokens. Removing all of them, or more, empties the layer.
 
         Raises:
             LengthError: for a positive number, or if the layer has dropped what earlier tokens see. The layer is then unchanged.
@@ -78,12 +78,12 @@ class CroppableLayer(DynamicLayer):
         self.take_back(removed)
 
     def cannot_take_back(self, count: int) -> str:
-        """Why the last ``count`` tokens (fewer than all) cannot be taken back, and what to do. Empty if they can be."""
+        """Why the last ``count`` tokens (fewer than all) cannot be removed, and what to do instead. Empty if they can be removed."""
         return ""
 
     @abstractmethod
     def take_back(self, count: int) -> None:
-        """Drop the last ``count`` tokens, and data that is held only for taking tokens back."""
+        """Drop the last ``count`` tokens, and data held only for :meth:`crop`."""
 
 
 class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
@@ -107,7 +107,7 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
-        if tokens_to_remove and self.starts is not None:  # a first token may have been taken back
+        if tokens_to_remove and self.starts is not None:  # crop may have removed a first token
             self.starts = torch.where(self.starts < self.get_seq_length(), self.starts, NOT_STARTED)
             self._all_started = bool((self.starts != NOT_STARTED).all())
 

@@ -5,7 +5,7 @@ offer to the caches of eager decoding:
 
 - :class:`KeysLayer` holds the keys and values (``key``, ``value``) within the mechanism's reach, or all. The mechanism's definition masks
   the scores, in memory new tokens × keys;
-- :class:`KeptKeysLayer` holds the keys that :meth:`~hf_longattn.Mechanism.kept` keeps, with their positions;
+- :class:`KeptKeysLayer` holds the keys that :meth:`MaskedMechanism.kept` keeps, with their positions;
 - :class:`RecurrentLayer` holds the state of :meth:`~hf_longattn.Mechanism.advance`, which runs token by token (ONNX: Scan).
 
 Before the first token every state is zeros, of size 0 along an axis that grows.
@@ -29,7 +29,8 @@ from ..engines.common.call import AttentionCall, State
 from ..engines.common.global_rows import assume_in_graph
 from ..errors import ExportError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.masked import MaskedMechanism
+from ..mechanisms.common.locality import reach_of
+from ..mechanisms.common.masked import MaskedMechanism, kept_of
 from ..positions.relative import QueryDependent
 from ..private_apis import missing
 from .cache_layer import AttentionCacheLayer, refuse_restricted_pairs
@@ -210,16 +211,16 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
         ExportError: the mechanism's state, or its choice of past keys, cannot be expressed as tensors.
     """
     state = held.state if isinstance(held, StateLayer) else None
-    if mechanism.exports and mechanism.stateful and state is not None:
+    if mechanism.traits.exports and mechanism.traits.stateful and state is not None:
         return tuple(StateTensor(name, state[name].dtype, tuple(state[name].shape[1:])) for name in sorted(state))
     by_query = isinstance(mechanism.relative, QueryDependent)  # its table has a row per distance, and a graph does not know how many
-    if mechanism.exports and not mechanism.stateful and not by_query:
+    if mechanism.traits.exports and not mechanism.traits.stateful and not by_query:
         assert held.keys is not None
         assert held.values is not None
-        reach, none = mechanism.reach(causal=True), torch.zeros(1, 1, dtype=torch.long)
-        masked = isinstance(mechanism, MaskedMechanism) and not mechanism.takes_globals and plain_scores
-        keeps_some_keys = masked and reach is None and mechanism.kept(none, none) is not None
-        if keeps_some_keys or (mechanism.takes_fewer_queries and not mechanism.position_dependent):
+        reach, none = reach_of(mechanism), torch.zeros(1, 1, dtype=torch.long)
+        scattered = plain_scores and not mechanism.traits.takes_globals and reach is None
+        keeps_some_keys = scattered and kept_of(mechanism, none, none) is not None
+        if keeps_some_keys or (mechanism.traits.takes_fewer_queries and not mechanism.handling.position_dependent):
             most = None if reach is None else max(reach - 1, MIN_KEPT_KEYS)
             keys = tuple(
                 StateTensor(name, x.dtype, (x.shape[1], 0, x.shape[3]), most) for name, x in ((KEY, held.keys), (VALUE, held.values))
@@ -233,7 +234,7 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
 
 def graph_layer(tensors: tuple[StateTensor, ...], mechanism: Mechanism, state: State, before: int) -> GraphLayer:
     """The layer for the tensors of :func:`graph_state`, with the state before a step."""
-    if mechanism.stateful:
+    if mechanism.traits.stateful:
         return RecurrentLayer(state, before)
     if any(tensor.name == POSITION for tensor in tensors):
         return KeptKeysLayer(state, before)

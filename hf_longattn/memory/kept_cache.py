@@ -1,8 +1,8 @@
 """Cache layers for scattered visible keys: sinks and a window, every s-th column, the last columns of blocks.
 
 A layer holds the keys that a later token can still see, each with its column in the padded batch. Keys that
-:meth:`hf_longattn.Mechanism.kept` excludes are dropped. Positions count from each sequence's first real token, so rows
-with different padding hold different columns. A row with fewer keys has empty slots (column -1).
+:meth:`MaskedMechanism.kept` excludes are dropped. Positions count from each sequence's first real token, so rows with different padding
+hold different columns. A row with fewer keys has empty slots (column -1).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.masked import MaskedMechanism
+from ..mechanisms.common.masked import MaskedMechanism, kept_of
 from ..mechanisms.common.registry import prototype
 from ..naming import BACKEND
 from .cache_layer import LeftPaddedLayer, enter_layer_type, refuse_restricted_pairs
@@ -92,7 +92,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         positions = self.positions()
         self._earliest = max(0, self.seen - SLACK)
         upcoming = (self._earliest - self.starts[:, None]).clamp(min=0)
-        visible_later = prototype(self.mechanism, self.options).kept(positions, upcoming)
+        visible_later = kept_of(prototype(self.mechanism, self.options), positions, upcoming)
         assert visible_later is not None
         self._select(visible_later & (positions >= 0))
         self.pruned, self._clean_size = True, self.columns.shape[1]

@@ -8,6 +8,8 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.locality import reach_of
+from ..mechanisms.common.masked import kept_of
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.summaries import SummarisedMechanism
 from .kept_cache import kept_layer_type
@@ -27,7 +29,7 @@ def _causal(long_attention: LongAttentionConfig, layer: int) -> Mechanism | None
 def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
     """The number of past keys that a token sees in ``layer``, itself included. ``None`` if unbounded, or without a causal form."""
     built = _causal(long_attention, layer)
-    return None if built is None else built.reach(causal=True)
+    return None if built is None else reach_of(built)
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_scores: bool = True) -> str:
@@ -36,15 +38,15 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_sco
     built = _causal(long_attention, layer)
     if built is None:
         return FULL
-    if built.stateful:
+    if built.traits.stateful:
         return STATE_LAYER
-    reach = built.reach(causal=True)
+    reach = reach_of(built)
     if reach is not None:
         return window_layer_type(reach)
     if isinstance(built, SummarisedMechanism) and built.summary_unit is not None:
         return SUMMARY_LAYER
     none = torch.zeros(1, 1, dtype=torch.long)
-    if not plain_scores or built.kept(none, none) is None:
+    if not plain_scores or kept_of(built, none, none) is None:
         return FULL
     mechanism, options = long_attention.for_layer(layer)
     return kept_layer_type(mechanism, json.dumps(options, sort_keys=True))

@@ -24,7 +24,7 @@ STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
 
 MIN_REWINDABLE_TOKENS = 64
-"""Minimum number of the latest tokens to record. Recorded tokens can be taken back."""
+"""Minimum number of recent tokens to record, so that ``crop`` can remove them."""
 
 
 @dataclass
@@ -63,13 +63,13 @@ class Step:
 
 
 class LastSteps:
-    """The latest steps. Taking tokens back clears them."""
+    """The latest steps. A crop clears them."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
 
     def __len__(self) -> int:
-        """The number of tokens that can be taken back."""
+        """Number of tokens that a crop can remove."""
         return sum(step.tokens for step in self._steps)
 
     def add(self, step: Step) -> None:
@@ -105,7 +105,7 @@ class StateLayer(LeftPaddedLayer):
         """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
 
     def activate_past_recording(self) -> None:
-        """Record the last steps, so that :meth:`crop` can take tokens back. Assisted generation calls this."""
+        """Record the last steps, so that :meth:`crop` can remove tokens. Assisted generation calls this."""
         self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -185,7 +185,7 @@ class StateLayer(LeftPaddedLayer):
         self._latest -= count if self._all_started else 0
 
     def cannot_take_back(self, count: int) -> str:
-        """Why the last tokens cannot be taken back, or empty. Without recording, only all tokens can be, or none."""
+        """Why the last tokens cannot be removed, or empty. Without recording, only all tokens or none can be removed."""
         if count <= len(self.last):
             return ""
         advice = (
@@ -316,7 +316,7 @@ class StaticStateLayer(StateLayer, StaticLayer):
         self.started = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`LengthError`: static layers cannot take tokens back."""
+        """Raise :class:`LengthError`: static layers cannot be cropped."""
         refuse_static_crop()
 
 

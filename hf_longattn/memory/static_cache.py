@@ -24,7 +24,7 @@ class StaticKeysLayer(StaticLayer):
     """All keys and values in memory reserved once, for ``cache_implementation="static"``."""
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`LengthError`: static layers cannot take tokens back."""
+        """Raise :class:`LengthError`: static layers cannot be cropped."""
         refuse_static_crop()
 
 
@@ -46,7 +46,9 @@ class StaticWindowLayer(StaticKeysLayer):
         return self.max_cache_len
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store new tokens. Returns them alone on the first call, later the ring (one token) or the old ring followed by them (several)."""
+        """Store new tokens and return the keys and values to attend to.
+
+        These are the new tokens on the first call. Later: the ring for one new token, the old ring and the new tokens for several."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count, started = key_states.shape[2], self.started

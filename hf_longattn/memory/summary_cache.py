@@ -17,6 +17,7 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.derivatives import differentiated
 from ..engines.topk import gather_kv
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.relative_terms import with_relative
 from ..mechanisms.common.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
 from .cache_layer import LeftPaddedLayer
@@ -26,7 +27,7 @@ SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""
 
 SPARE_SHARE = 1 / 8
-"""Spare room in a new buffer, as a share of its length. The cost of a copy is spread over as many new tokens."""
+"""Spare room in a new buffer, as a share of its length. A copy is amortised over the tokens that fill it."""
 MIN_SPARE_TOKENS = 64
 """Minimum spare room in a new buffer, in tokens, or in units for a table."""
 
@@ -53,7 +54,7 @@ class GrowableBuffer:
 
     @staticmethod
     def _in_place(held: Tensor, buffer: Tensor) -> bool:
-        """Whether ``held`` is the first part of ``buffer`` and may be written to."""
+        """Whether ``held`` is a view of the start of ``buffer`` that may be modified in place."""
         same = held.data_ptr() == buffer.data_ptr() and held.stride() == buffer.stride() and held.shape[:2] == buffer.shape[:2]
         return same and (torch.is_inference_mode_enabled() or not buffer.is_inference())
 
@@ -107,8 +108,7 @@ class SummaryLayer(LeftPaddedLayer):
         assert self.starts is not None
         real = call.key_mask
         self._summarise(mechanism, real, call)
-        mod = mechanism.relative_mod(q, k, call)
-        step_call = call if mod is None else call.replace(score_mod=mod)
+        step_call = with_relative(mechanism, q, k, call)
         out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), step_call)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 

@@ -33,7 +33,7 @@ class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
         return keys, values
 
     def cannot_take_back(self, count: int) -> str:
-        """Why the last tokens cannot be taken back, or empty. The layer drops keys at every step, or with recording only at a crop."""
+        """Why the last tokens cannot be removed, or empty. The layer drops keys at every step or, with recording, only at a crop."""
         left = int(self.cumulative_length) - count
         if not count or self.keys.shape[2] - count >= min(left, self.sliding_window - 1):
             return ""

@@ -14,27 +14,32 @@ from torch import Tensor, nn
 from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_columns
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.short_texts import exact_length_of, full_of
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
+from ..memory.segment_memory import of_memory
 from ..naming import BEFORE_UPLOAD, TAGS
 from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import ATTENTION_MODULES_ATTRIBUTE, MECHANISM_ATTRIBUTE, layer_mechanisms
+from .attach.attention_sites import MECHANISM_ATTRIBUTE, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, uninitialised_modules
 from .family.config import BASE_ATTENTION, attention_implementation
-from .family.definition import Family, PositionTable
-from .family.validation import check_length, check_tables, input_of, refuse_scoreless
+from .family.definition import Family
+from .family.page_rule import PLAIN_TEXT
+from .family.position_table import PositionTable, input_of
+from .family.validation import check_tables, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
 from .run.losses import with_training_loss
-from .run.memory import MEMORY_MASK_ARGUMENT, Memory, carries_memory, new_memory
+from .run.memory import MEMORY_MASK_ARGUMENT, Memory, new_memory
 from .run.modes import RunsInModes, run_in_modes
 from .run.segment_decoding import SegmentDecoding
-from .run.segments import Segments, has_segments
+from .run.segments import TOKEN_MEMORY_ARGUMENT, Segments
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -102,7 +107,7 @@ class LongAttentionMixin(_Base):
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
-        if refused := sorted(name for name, options in chosen if prototype(name, options).takes_globals):
+        if refused := sorted(name for name, options in chosen if prototype(name, options).traits.takes_globals):
             raise OptionError(
                 f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
                 "choose one without, for example mechanism='nystrom' or 'window'."
@@ -134,7 +139,9 @@ class LongAttentionMixin(_Base):
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward``, with the loss of training; see :func:`with_training_loss`."""
         items = arguments.pop("num_items_in_batch", None)
-        return with_training_loss(self, self._run(base_forward, arguments), arguments, items)
+        outputs = self._run(base_forward, arguments)
+        with_loss = isinstance(outputs, tuple) or getattr(outputs, "loss", None) is not None
+        return with_training_loss(self, outputs, arguments, items) if with_loss else outputs
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward``, the base's, for arguments by name."""
@@ -280,7 +287,7 @@ class LongAttentionMixin(_Base):
         if not valid or not self.runs_mechanisms:
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
-        return all(mechanism.decodes_in_graph and mechanism.recursion is None for mechanism in decoding)
+        return all(layer.traits.recursion is None and (layer.traits.stateful or layer.attend_step is not None) for layer in decoding)
 
 
 @contextmanager
@@ -340,6 +347,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     """Comes before the base model, which receives the input with or without a head: checks and completes its arguments."""
 
     position_table: ClassVar[PositionTable | None]
+    attention_modules: list[Any]
+    """The modules that have a mechanism."""
     exact_length: int | None = None
     """The longest text that every layer attends in full, where its positions are those of a table; ``None`` without the option."""
 
@@ -349,29 +358,39 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
-    def modes_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+    @property
+    def runs_in_segments(self) -> bool:
+        """Whether memory tokens pass from segment to segment of a text."""
+        return self.recursion is not None and self.runs_mechanisms
+
+    def modes_of(self, arguments: dict[str, Any]) -> list[str]:
         """The modes that apply to a call of this model."""
+        cache = arguments.get("past_key_values")
         applies = {
             "sharding": self.sharding is not None,
             "packing": self.packing is not None,
-            "segments": has_segments(self),
-            "memory": carries_memory(arguments),
+            "segments": self.runs_in_segments,
+            "memory": TOKEN_MEMORY_ARGUMENT in arguments or (cache is not None and of_memory(cache)),
         }
-        return tuple(key for key, there in applies.items() if there)
+        return [key for key in applies if applies[key]]
 
     def after_attach(self) -> None:
         """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
-        setattr(self, ATTENTION_MODULES_ATTRIBUTE, [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)])
+        self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
-            self.exact_length = min((layer.exact_length for layer in layer_mechanisms(self) if layer.full is not None), default=None)
+            self.exact_length = min(
+                (exact_length_of(layer) for layer in layer_mechanisms(self) if full_of(layer) is not None), default=None
+            )
 
     def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's, in the modes of :mod:`.run` that this call needs."""
         if (mask := arguments.pop(MEMORY_MASK_ARGUMENT, None)) is not None:
             arguments["attention_mask"] = mask
-        outputs = run_in_modes((self.sharding, self.packing), self, base_forward, arguments, self.modes_of(arguments))
+        outputs = None
+        if modes := self.modes_of(arguments):
+            outputs = run_in_modes((self.sharding, self.packing), self, base_forward, arguments, modes)
         return self.run_whole(base_forward, arguments) if outputs is None else outputs
 
     def run_whole(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -382,8 +401,16 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         arguments |= {name: for_one_pass(arguments[name]) for name in ("global_attention_mask",) if name in arguments}
         if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
-        outputs = run_in_modes(IN_SEGMENTS, self, base_forward, arguments, self.modes_of(arguments))
+        outputs = None
+        if self.runs_in_segments:
+            outputs = run_in_modes(IN_SEGMENTS, self, base_forward, arguments, self.modes_of(arguments))
         return base_forward(self, **arguments) if outputs is None else outputs
+
+    @property
+    def takes_globals(self) -> bool:
+        """Whether a layer takes global tokens, or has mechanisms for several layers."""
+        attending = (module.long_attention for module in self.attention_modules)
+        return any(not isinstance(mechanism, Mechanism) or mechanism.traits.takes_globals for mechanism in attending)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
         """Whether somebody asks for the attentions of a call."""
@@ -392,7 +419,9 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
     def _find_globals(self, arguments: dict[str, Any]) -> None:
         """Without a ``global_attention_mask``, the tokens that are global by their ids."""
-        if arguments.get("global_attention_mask") is None and self.runs_mechanisms and (rule := token_rule(self)) is not None:
+        if arguments.get("global_attention_mask") is not None or not self.runs_mechanisms or not self.takes_globals:
+            return
+        if (rule := token_rule(self)) is not None:
             arguments["global_attention_mask"] = global_tokens_of(rule, arguments, arguments.get("documents"))
 
     def check_inputs(self, arguments: dict[str, Any]) -> None:
@@ -401,10 +430,11 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         Raises:
             MaskError, LengthError, PageError: one sentence each.
         """
-        if self.runs_mechanisms:
+        if self.runs_mechanisms and arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
-        if (tokens := input_of(arguments)) is not None:
-            self.family.page.check(self.config, arguments, (tokens.shape[0], tokens.shape[1]))
+        tokens, page = input_of(arguments), self.family.page
+        if tokens is not None and page is not PLAIN_TEXT:
+            page.check(self.config, arguments, (tokens.shape[0], tokens.shape[1]))
         if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
             self.rule_out_packing(arguments)
         if self.runs_mechanisms:
@@ -416,7 +446,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
         if self.position_table is not None and (self.recursion is None or not self.runs_mechanisms):
-            check_length(self.position_table, self.config, arguments)
+            self.position_table.check_length(self.config, arguments)
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""

@@ -1,8 +1,8 @@
 """Relative positions as score terms, chosen as ``relative="alibi"`` or ``relative="shaw:clip=32"``.
 
-A mechanism holds one module of this file as ``mechanism.relative``. Engines run :meth:`RelativePositions.score_mod`, which a pre-hook of
-``forward`` puts into the call. :meth:`RelativePositions.term` is the definition. Decode caches use it too, because their keys are at any
-distance.
+A mechanism holds one module of this file as ``mechanism.relative``. A pre-hook of ``forward`` puts its
+:meth:`~RelativePositions.score_term` into the call. :meth:`RelativePositions.term` is the definition. Decode caches use it too, because
+their keys are at any distance.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.call import DistanceBias, ScoreMod
 from ..engines.common.dense import at_least_fp32, repeat_heads
-from ..engines.common.distance_term import DistanceTerm
+from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
@@ -68,9 +67,8 @@ class RelativePositions(nn.Module, ABC):
         """
 
     @abstractmethod
-    def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        """The term for engines, as a function of (score, b, h, q_idx, kv_idx). It holds for distances within ``span``.
-        The queries are the last Nq positions of the keys' sequence."""
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm:
+        """The term for engines. It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set all parameters to zero. ``generator`` is for kinds with random parameters."""
@@ -91,7 +89,7 @@ class DistanceOnly(RelativePositions):
     def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
         return self.bias(distance, causal).transpose(0, 1)
 
-    def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceBias:
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceBias:
         back, ahead = span
         return DistanceBias(self.bias(torch.arange(-ahead, back + 1, device=q.device), causal), ahead)
 
@@ -125,15 +123,11 @@ class QueryDependent(RelativePositions):
             terms = terms + (repeat_heads(at_least_fp32(k), len(content)) @ content[..., None]).transpose(-1, -2)
         return terms * scale
 
-    def distance_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:
-        """The term in the form that the band engine adds in linear memory."""
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:
         queries = self.position_query(q) * scale
         rows, ahead = self.rows(causal, span, queries)
         content = self.content_query(at_least_fp32(k))
         return DistanceTerm(queries, rows, ahead, k, None if content is None else content * scale)
-
-    def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        return self.distance_term(q, k, causal, scale, span).written_out
 
 
 def slopes(num_heads: int) -> Tensor:

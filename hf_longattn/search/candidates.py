@@ -12,6 +12,7 @@ from ..diagnostics.candidates import USUAL_CHUNKS, unique_candidates
 from ..diagnostics.candidates import read_candidates as candidates_from
 from ..errors import LongAttentionError, OptionError
 from ..mechanisms import list_mechanisms
+from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.audio_config import refuse_reading
 from ..modeling.family.grid_config import refuse_line
@@ -77,7 +78,7 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = No
     built = prototype(candidate.mechanism, candidate.options)
     if built.causal not in ("both", causal):
         return f"{candidate} has no {'causal' if causal else 'bidirectional'} form, which the model's layers need."
-    if built.recursion is not None:
+    if built.traits.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
     if sizes is None:
         return f"{candidate} reads a grid, and the model reads a text." if built.reads_grid else ""
@@ -86,8 +87,8 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = No
             refuse_reading(candidate.mechanism, candidate.options)
             return ""
         refuse_line(candidate.mechanism, candidate.options)
-        built.on(sizes.new.grid).check_grid(sizes.new.grid)
-        built.on(sizes.old.grid).pairs(sizes.old.grid.length)  # refuses what cannot run there: the result reads the old size, too
+        on_grid(built, sizes.new.grid, check=True)
+        on_grid(built, sizes.old.grid).pairs(sizes.old.grid.length)  # refuses what cannot run there: the result reads the old size, too
     except LongAttentionError as error:
         return str(error)
     return ""

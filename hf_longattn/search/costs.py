@@ -30,6 +30,7 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
 from ..mechanisms.common.registry import mechanism_from
+from ..mechanisms.common.short_texts import check_form
 from ..reading import read_json_object
 from ..staging import staged_file
 from .objectives import FAILURES, Progress
@@ -149,7 +150,7 @@ class LayerCosts:
             candidate.mechanism, candidate.options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden,
             max_length=self.length, generator=generator,
         )  # fmt: skip
-        mechanism.check_form(shape.causal, "the model")
+        check_form(mechanism, shape.causal, "the model")
         mechanism = mechanism.to(self.device).eval()
 
         def values(heads: int) -> Tensor:
@@ -157,7 +158,7 @@ class LayerCosts:
 
         q, k, v = values(shape.heads), values(shape.kv_heads), values(shape.kv_heads)
         states = torch.randn(1, self.length, shape.hidden, generator=generator, device=self.device)
-        call = AttentionCall(causal=shape.causal, hidden_states=states if mechanism.takes_hidden_states else None, grid=self.grid)
+        call = AttentionCall(causal=shape.causal, hidden_states=states if mechanism.traits.takes_hidden_states else None, grid=self.grid)
 
         def run() -> Tensor:
             with torch.no_grad():

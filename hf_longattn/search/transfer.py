@@ -41,7 +41,7 @@ def transfer_attention(
     """
     transferred: dict[str, dict[int, Weights]] = {}
     for candidate in candidates:
-        if not prototype(candidate.mechanism, candidate.options).trains:
+        if not prototype(candidate.mechanism, candidate.options).traits.trains:
             continue
         file = folder / f"{_file_name(candidate)}.safetensors"
         if not file.is_file():

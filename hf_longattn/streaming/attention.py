@@ -13,8 +13,10 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.shards import Locality
 from ..errors import LengthError, OptionError, StreamError
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.locality import only_locality
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from, prototype
+from ..mechanisms.common.short_texts import form_problem
 from .tail import Tail
 
 PARTS = ("q", "k", "v")
@@ -27,9 +29,9 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     Raises:
         StreamError: the distance is unbounded, or depends on the whole sequence, or the mechanism lacks the form.
     """
-    if mechanism.causal not in ("both", causal):
-        raise StreamError(str(mechanism.wrong_form(causal, "this stream")))
-    local = mechanism.locality(causal)
+    if problem := form_problem(mechanism, causal, "this stream"):
+        raise StreamError(str(problem))
+    local = only_locality(mechanism, causal)
     instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
     if local is None:
         raise StreamError(
@@ -37,13 +39,13 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
         )
     if mechanism.options.order is not None:
         raise StreamError(f"Mechanism {mechanism.name!r} orders its tokens on a grid, which a stream does not have; leave out order.")
-    if mechanism.takes_hidden_states or _has_globals(mechanism, causal):
+    if mechanism.traits.takes_hidden_states or _has_globals(mechanism, causal):
         raise StreamError(f"Mechanism {mechanism.name!r} has global tokens with these options, which see the end of the stream; {instead}.")
     return local
 
 
 def _has_globals(mechanism: Mechanism, causal: bool) -> bool:
-    return mechanism.token_rule is not None or mechanism.resolve_globals(torch.empty(1, 1, 1, 1), AttentionCall(causal)) is not None
+    return mechanism.traits.token_rule is not None or mechanism.resolve_globals(torch.empty(1, 1, 1, 1), AttentionCall(causal)) is not None
 
 
 class AttentionStream:

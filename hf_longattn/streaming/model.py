@@ -177,7 +177,7 @@ class Stream:
         return self._stages[-1].give(out)
 
     def _silence(self, like: Tensor) -> Tensor:
-        """The model's shortest input: zeros with the rows of ``like (B, n, …)``."""
+        """Shortest possible model input, all zeros, with batch size and features of ``like (B, n, …)``."""
         return like.new_zeros(len(like), self._rule.length_of(self.model.config, 1), *like.shape[2:])
 
     def _probe(self) -> Tensor:

@@ -31,7 +31,7 @@ class Tail:
         return self.tensor.narrow(self.dim, first - self.start, stop - first)
 
     def drop(self, first: int) -> None:
-        """Drop the tokens before number ``first``. The others are copied, which frees the memory."""
+        """Drop the tokens before index ``first``. The rest is copied, so that memory is freed."""
         if self.tensor is not None and first > self.start:
             self.tensor = self.between(first, self.stop).clone()
             self.start = first

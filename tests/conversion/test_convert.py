@@ -283,7 +283,7 @@ def test_layers_may_differ(built: Callable[[str], Path], tmp_path: Path) -> None
 def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: Callable[[str], Path], tmp_path: Path) -> None:
     @register_mechanism("window_with_gain")
     class WindowWithGain(Window):
-        trains = True
+        traits = Window.traits.but(trains=True)
 
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.common.context import DispatchContext
-from hf_longattn.engines.cuda import flash_band, flex
+from hf_longattn.engines.cuda import flash_band, flex, flex_kernel
 
 from . import flash_operator
 from .eager_flex import by_the_lists
@@ -42,6 +42,7 @@ def emulated_flash(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(flash_band, "flash_forward", flash_operator.forward)
     monkeypatch.setattr(flash_band, "flash_backward", flash_operator.backward)
     monkeypatch.setattr(flash_band, "_refusals", {})
+    flex_kernel.warn_once.cache_clear()
     monkeypatch.setattr(flash_band, "DTYPES", (*flash_band.DTYPES, torch.float64))
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(flash_operator, "CALLS", calls)

@@ -20,13 +20,12 @@ from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias, GatherTile, Pattern, ScoreMod, device_scalar, mod_of_heads
-from hf_longattn.engines.common.distance_term import with_terms_written_out
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern
+from hf_longattn.engines.common.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
-from hf_longattn.engines.cuda.flex_kernel import fused_flex
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.memory.state_cache import StaticStateLayer
-from hf_longattn.positions.disentangled import Disentangled
+from hf_longattn.positions.disentangled import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .pretended_h100 import Lowered, fake_tensors, pretend, started
@@ -50,7 +49,7 @@ def case(
         q, k, v = qkv(**sizes)
         mask = torch.empty(2, k.shape[2], device="cuda", dtype=torch.bool) if padded else None
         q = q[:, :, -(queries or q.shape[2]) :]
-        call = with_terms_written_out(AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+        call = AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)).written_out()
         return flex.flex_band(q, k, v, pattern, call)
 
     CASES[name] = run
@@ -60,7 +59,7 @@ def relative(name: str) -> Callable[[Tensor], ScoreMod]:
     def term(q: Tensor) -> ScoreMod:
         with torch.device("cuda"):
             module = build_relative(name, 4, 64, 256)
-        return module.score_mod(q, q, True, 0.125, (160, 0))
+        return module.score_term(q, q, True, 0.125, (160, 0)).written_out
 
     return term
 
@@ -80,18 +79,7 @@ def users_own(q: Tensor) -> ScoreMod:
 
 def deberta(q: Tensor) -> ScoreMod:
     tables = [torch.empty(4, 64, 64, device="cuda") for _ in range(2)]
-    return Disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
-
-
-def columns(grad: bool = False) -> Case:
-    def run() -> Any:
-        q, k, v = qkv(grad=grad)
-        index, real = (torch.empty(2, 5, device="cuda", dtype=dtype) for dtype in (torch.long, torch.bool))
-        mask = flex.column_block_mask(Pattern.window(160, True, True), 700, 700, index, real)
-        near = [x[:, :, :5].contiguous() for x in (k, v)]
-        return fused_flex("columns", q, *near, block_mask=mask, scale=0.125, return_aux=flex.AuxRequest(lse=True))
-
-    return run
+    return disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
 
 
 def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
@@ -102,7 +90,8 @@ def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
         rows = -(-700 // size)
         lists = torch.empty(1, 1, rows, device="cuda", dtype=torch.int32), torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32)
         rules = GatherTile(*(torch.empty(0, dtype=torch.long) for _ in range(2)), causal=True, outside=(3, 20))
-        return flex_tiles._attend_blocks(flex_tiles.BlockLayout(rules, size, lists, lists), q, k, v, AttentionCall(), True)
+        layout = flex_tiles.Layout(None, None, None, size, False, [], (lists, lists))
+        return flex_tiles._attend(rules, layout, q, k, v, AttentionCall(), True)
 
     return run
 
@@ -215,17 +204,15 @@ case("softcap, gradients", softcap, grad=True)
 case("a user's number", users_own)
 case("bias for all pairs", bias)
 case("full attention with a cap on the scores, gradients", softcap, pattern=Pattern.everything(True), grad=True)
-case("bias of some heads", lambda q: mod_of_heads(bias(q), [0, 2, 3, 3], q.device))
+case("bias of some heads", lambda q: as_term(bias(q)).of_heads([0, 2, 3, 3], q.device))
 case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
 case("disentangled", deberta)
-case("disentangled, some heads", lambda q: mod_of_heads(deberta(q), [3, 2, 1, 0], q.device))
+case("disentangled, some heads", lambda q: as_term(deberta(q)).of_heads([3, 2, 1, 0], q.device))
 for name in RELATIVE:
     case(f"relative {name}", relative(name))
     case(f"relative {name}, gradients", relative(name), grad=True)
 for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat16), (128, torch.float32), (256, torch.bfloat16)):
     case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
-CASES["global columns"] = columns()
-CASES["global columns, gradients"] = columns(grad=True)
 for size in flex_tiles.FORWARD_BLOCKS:
     CASES[f"tiles of {size}"] = of_blocks(size)
     CASES[f"tiles of {size}, gradients"] = of_blocks(size, grad=True)

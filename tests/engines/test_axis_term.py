@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hf_longattn import attend
 from hf_longattn.attend import reference_attend
-from hf_longattn.engines.common.axis_term import AxisTerm
 from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.common.score_terms import AxisTerm
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism
 

@@ -13,9 +13,9 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.paths import PathChoice, observe
-from hf_longattn.engines.cpu.distance_band import distances_forward
+from hf_longattn.engines.common.score_terms import DistanceTerm
+from hf_longattn.engines.cpu.softmax import softmax_forward
 
 HEADS, WIDTH = 4, 16
 Leaves = tuple[Tensor, ...]
@@ -111,11 +111,12 @@ def test_a_short_batch_with_terms_of_keys_runs_together() -> None:
     leaves = tuple(x.detach() for x in leaves_of(60, 60, features=2, table_heads=HEADS, rows=13))
     q, k, v, p, rows, _, e, key_rows = leaves
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
-    together, _ = distances_forward(q, k, v, p, rows, e, key_rows, None, None, None, 6, 6, 6, False, True, 0, 0.3)
+    rest = [None, None, None], [6, 6, 6, 0, 1, 0], 0.3, 0.0, 0
+    together, _ = softmax_forward("distances", q, k, v, [p, rows, e, key_rows], *rest)
     for row in range(2):
         at = slice(row, row + 1)
-        of_row = (q[at], k[at], v[at], p[at], rows, e[at], key_rows, None, None, None)
-        torch.testing.assert_close(distances_forward(*of_row, 6, 6, 6, False, True, 0, 0.3)[0], together[at])
+        alone, _ = softmax_forward("distances", q[at], k[at], v[at], [p[at], rows, e[at], key_rows], *rest)
+        torch.testing.assert_close(alone, together[at])
 
 
 @pytest.mark.parametrize("of_keys", [False, True])
@@ -147,8 +148,10 @@ def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
     mask = torch.ones(2, 40, dtype=torch.bool)
     mask[1] = False
-    together, _ = distances_forward(q, k, v, p, rows, None, None, None, None, None, 5, 5, 5, False, True, 0, 0.3)
-    padded, _ = distances_forward(q, k, v, p, rows, None, None, None, mask, None, 5, 5, 5, False, True, 0, 0.3)
+    numbers = [5, 5, 5, 0, 1, 0]
+    together, padded = (
+        softmax_forward("distances", q, k, v, [p, rows], [None, real, None], numbers, 0.3, 0.0, 0)[0] for real in (None, mask)
+    )
     torch.testing.assert_close(padded[0], together[0])
     assert not padded[1].any()
 
@@ -223,3 +226,11 @@ def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], b
     compiled = torch.compile(lambda *x: attend(*x, mechanism), fullgraph=True, backend=backend)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*x), attend(*x, mechanism), atol=1e-6, rtol=0)
+
+
+def test_a_search_without_gradients_leaves_the_term_differentiable() -> None:
+    """``top_k`` looks the term up without gradients first."""
+    q, k, v = (torch.randn(1, 2, 300, 8) for _ in range(3))
+    table = torch.randn(1, 9, 8, requires_grad=True)
+    out = attend(q, k, v, "top_k", num_keys=4, score_mod=DistanceTerm(q, table, 4, k))
+    assert torch.autograd.grad(out.sum(), table)[0].abs().max() > 0

@@ -12,12 +12,10 @@ from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms, ref
 from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines.common import context, document_rows
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import DistanceBias
-from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.document_rows import DocumentRows, row_widths
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.place_term import PlaceTerm
+from hf_longattn.engines.common.score_terms import DistanceBias, PlaceTerm
 from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.routing import Routing
@@ -55,10 +53,10 @@ def padding() -> Tensor:
     return mask
 
 
-def run(module: Mechanism, arguments: dict[str, Any], inputs: tuple[Tensor, ...], weight: Tensor, alone: bool) -> list[Tensor]:
-    """Output, and gradients of the inputs and of every parameter; ``alone``: each document in a call of its own."""
+def run(module: Mechanism, arguments: dict[str, Any], inputs: tuple[Tensor, ...], weight: Tensor, per_sequence: bool) -> list[Tensor]:
+    """Output, and gradients of the inputs and of every parameter; ``per_sequence``: each document in a call of its own."""
     prepared, call = prepare(*inputs, module, {}, **arguments)
-    out = run_batch(prepared, *inputs, call, alone=alone)
+    out = run_batch(prepared, *inputs, call, per_sequence=per_sequence)
     leaves = (*inputs, *module.parameters())
     gradients = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True, retain_graph=True)
     return [out * (weight != 0), *(torch.zeros_like(x) if one is None else one for x, one in zip(leaves, gradients, strict=True))]
@@ -70,8 +68,8 @@ def assert_equal_to_each_alone(module: Mechanism, inputs: tuple[Tensor, ...], **
     weight = torch.randn_like(inputs[0]) * (1 if mask is None else mask[:, None, :, None])
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
-        found = run(module, arguments, inputs, weight, alone=False)
-    for one, other in zip(found, run(module, arguments, inputs, weight, alone=True), strict=True):
+        found = run(module, arguments, inputs, weight, per_sequence=False)
+    for one, other in zip(found, run(module, arguments, inputs, weight, per_sequence=True), strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
     return paths
 
@@ -88,11 +86,11 @@ def test_documents_are_one_call_and_equal_the_definition(name: str, causal: bool
     module = mechanism_from(name, mechanism_class(name).sample, num_heads=4, head_dim=16, max_length=LENGTH).double().eval()
     inputs, mask = tensors(), padding()
     arguments: dict[str, Any] = {"causal": causal, "documents": documents(), "padding_mask": mask}
-    if module.takes_globals:
+    if module.traits.takes_globals:
         arguments["global_mask"] = torch.rand(2, LENGTH) < 0.05
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64, dtype=torch.double)
-    if module.takes_score_mod:
+    if module.traits.takes_score_mod:
         arguments["score_mod"] = lambda score, b, h, i, j: score - 0.01 * (h + b + (i - j) * (i + 1) / 30)
     calls: list[int] = []
     module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
@@ -165,7 +163,7 @@ def test_score_terms_of_a_batch_move_with_its_documents(term: str) -> None:
     }
     inputs = tensors()
     if term == "distance and query":
-        terms[term] = DistanceTerm.of_bias(terms["distance"], inputs[0].detach(), inputs[1].detach())
+        terms[term] = terms["distance"].by_distance(inputs[0].detach(), inputs[1].detach())
     module = build_mechanism("top_k", num_heads=4, head_dim=16, num_keys=8)
     assert "stacked" in assert_equal_to_each_alone(module, inputs, documents=documents(), score_mod=terms[term])
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import block_sparse, dispatch
 from hf_longattn.engines.block_sparse import block_sparse_attention
+from hf_longattn.engines.common import global_rows
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.context import DispatchContext
@@ -72,7 +73,7 @@ def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
 def test_outputs_and_gradients_are_those_of_the_definition(visited: str, causal: bool, side: str, heads: int) -> None:
     inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
-    tokens = torch.rand(2, LENGTH) < 0.03 if module.takes_globals else None
+    tokens = torch.rand(2, LENGTH) < 0.03 if module.traits.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
     assert {choice.path for choice in choices} - {"masked", "rolled"} == {"flash"}
@@ -115,17 +116,15 @@ def test_dropout_drops_the_same_weights_in_both_passes(
 ) -> None:
     """Those of the band by the operator's own state; those of the columns are drawn here."""
     q, k, v = tensors()
-    monkeypatch.setattr(flash_band, "COLUMN_CELLS", 4 * 2 * 3 * 100)  # three parts
-    draws = [torch.rand(2, 4, 100, sinks, dtype=torch.float64) for _ in range(3)] if sinks else []
-    waiting = iter(draws)
-    monkeypatch.setattr(torch, "rand_like", lambda _: next(waiting))
+    kept = (torch.rand(2, 4, LENGTH, sinks, dtype=torch.float64) >= 0.25) / 0.75
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda weights, p: weights * kept if p else weights)
     out = attend(q, k, v, "window", window=64, num_sinks=sinks, dropout_p=0.25)
     call = emulated_flash[-1]
     band, columns = (torch.zeros(2, 4, LENGTH, LENGTH, dtype=torch.float64) for _ in range(2))
     for row in range(2):
         band[row] = flash_operator._kept(band[row], 0.25, call["state"], row)
     if sinks:
-        columns[..., :sinks] = (torch.cat(draws, 2) >= 0.25).double() / 0.75
+        columns[..., :sinks] = kept
     near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs() <= 32
     seen = near | (torch.arange(LENGTH) < sinks)
     weights = (q @ k.mT * 12**-0.5).masked_fill(~seen, float("-inf")).softmax(-1) * torch.where(near, band, columns)
@@ -136,7 +135,9 @@ def test_dropout_drops_the_same_weights_in_both_passes(
 @pytest.mark.usefixtures("emulated_flash")
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool) -> None:
+def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The global columns are computed in three parts, which draw the same weights again for the backward pass."""
+    monkeypatch.setattr(global_rows, "MAX_COLUMN_PAIRS", 4 * 4 * 2 * 2)
     pattern = Pattern(3, 2, causal=False, has_globals=True, global_rows=False)
     chosen = torch.tensor([[True] + [False] * 10, [False] * 5 + [True, True] + [False] * 4]) if tokens else None
     batch = Batch.of(torch.arange(11) < torch.tensor([[11], [8]]))
@@ -212,7 +213,7 @@ def test_an_operator_that_refuses(
         assert [choice.path for choice in choices] == ["flex"]
         assert dict(choices[0].refused)["flash"] == (str(error) or "AssertionError")
     torch.testing.assert_close(out, reference_attend(*inputs, "window", window=64), atol=1e-12, rtol=0)
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == flash_band.__name__]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]
     assert "heads of 16 in float64 on cpu" in warning
     assert len(tries) == 1
     _, choices = paths_of(lambda: attend(*(x.detach() for x in inputs), "window", window=64))

@@ -18,14 +18,14 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE
+from hf_longattn.engines.common.byte_cache import BYTE_CACHE, _tensors
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
-from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, packed, transposed
+from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, listed
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.engines.eager_flex import by_the_lists
+from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
 from tests.grids import grid
 from tests.reference.small_models import long_model, tokens
 
@@ -69,12 +69,19 @@ def test_band_lists_of_a_million_tokens_are_small() -> None:
         assert indices.shape == (1, 1, 8192, 6)
 
 
-def test_lists_seen_from_the_other_side() -> None:
+def test_lists_of_pairs() -> None:
+    """By their first and by their second block, also repeated ones, the same for all items or not."""
     torch.manual_seed(0)
-    lists = packed(torch.rand(2, 3, 7, 4) < 0.6, torch.randint(0, 9, (2, 3, 7, 4)))
-    other = transposed(lists, 9)
+    chosen = torch.rand(2, 3, 28) < 0.6
+    rows, columns = torch.randint(0, 7, (28,)), torch.randint(0, 9, (2, 1, 28))
+    by_row, by_column = listed(rows, columns, chosen, 7), listed(columns, rows, chosen, 9, 20)
+    assert by_row[1].shape == (2, 3, 7, int(by_row[0].max()))
+    assert by_column[1].shape == (2, 3, 9, 20)
     for item, head in itertools.product(range(2), range(3)):
-        assert pairs(other, item, head) == sorted((block, row) for row, block in pairs(lists, item, head))
+        expected = [(int(i), int(j)) for i, j, seen in zip(rows, columns[item, 0], chosen[item, head], strict=True) if seen]
+        assert pairs(by_row, item, head) == sorted(expected)
+        assert pairs(by_column, item, head) == sorted((j, i) for i, j in expected)
+    assert pairs(listed(rows, columns, torch.zeros_like(chosen), 7)) == []
 
 
 def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:
@@ -83,28 +90,43 @@ def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:
     return torch.where((places < length) & (keys >= 0).repeat_interleave(size, -1), places, -1)
 
 
+SIZES = flex_tiles.FORWARD_BLOCKS
+
+
+def layout_of(tile: GatherTile, length: int, sizes: tuple[int, ...] = SIZES) -> flex_tiles.Layout:
+    """The layout of one tile, of which values are known."""
+    ((_, layout),) = flex_tiles.layouts(mark_static([tile]), (length, length), sizes)
+    return layout
+
+
+def block_size(queries: Tensor, keys: Tensor, length: int, sizes: tuple[int, ...] = SIZES) -> int | None:
+    (tile,) = mark_static([GatherTile(queries, keys)])
+    return flex_tiles.block_size(tile, (length, length), sizes)
+
+
 def test_only_parts_of_whole_blocks_are_listed() -> None:
     rows = rows_of(300, 64)
     keys = whole_blocks(300, 64, torch.tensor([[0, 4], [1, -1], [3, 1], [2, 3], [4, 0]])[None, None])
-    layout = flex_tiles.block_layout(GatherTile(rows, keys), 300, 300)
-    assert layout.size == 64
-    assert pairs(layout.by_key) == sorted((block, row) for row, block in pairs(layout.by_query))
-    assert pairs(layout.by_query) == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
+    layout = layout_of(GatherTile(rows, keys), 300)
+    assert (layout.size, layout.queries, layout.keys) == (64, None, None)
+    by_query, by_key = map(pairs, layout.touched)
+    assert by_key == sorted((block, row) for row, block in by_query)
+    assert by_query == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
     for queries, others in ((rows_of(300, 48), keys[:, :, :1]), (rows, keys + 1), (rows, keys.flip(-1)), (rows + 1, keys)):
-        assert flex_tiles.block_layout(GatherTile(queries, others), 300, 300) is None
-    everything = flex_tiles.block_layout(GatherTile(rows[:, :, :1], torch.arange(300).view(1, 1, 1, -1)), 300, 300)
-    assert pairs(everything.by_query) == [(0, block) for block in range(5)], "the last block need not be filled up"
-    assert flex_tiles.block_layout(GatherTile(rows[:, :, :1], torch.arange(290).view(1, 1, 1, -1)), 300, 300) is None
+        assert block_size(queries, others, 300) is None
+    everything = layout_of(GatherTile(rows[:, :, :1], torch.arange(300).view(1, 1, 1, -1)), 300)
+    assert pairs(everything.touched[0]) == [(0, block) for block in range(5)], "the last block need not be filled up"
+    assert block_size(rows[:, :, :1], torch.arange(290).view(1, 1, 1, -1), 300) is None
 
 
 def test_wide_rows_are_cut_into_blocks() -> None:
     """Of the largest size that a kernel takes; with an empty block of queries, as the last rows of segments have."""
     rows = rows_of(600, 384)
-    layout = flex_tiles.block_layout(GatherTile(rows, rows), 600, 600)
+    layout = layout_of(GatherTile(rows, rows), 600)
     assert layout.size == 128
-    assert pairs(layout.by_query) == [(i, j) for i in range(5) for j in range(5) if i // 3 == j // 3]
-    assert flex_tiles.block_layout(GatherTile(rows_of(600, 192), rows_of(600, 192)), 600, 600).size == 64
-    assert flex_tiles.block_layout(GatherTile(rows_of(600, 192), rows_of(600, 192)), 600, 600, (128,)) is None
+    assert pairs(layout.touched[0]) == [(i, j) for i in range(5) for j in range(5) if i // 3 == j // 3]
+    assert layout_of(GatherTile(rows_of(600, 192), rows_of(600, 192)), 600).size == 64
+    assert block_size(rows_of(600, 192), rows_of(600, 192), 600, (128,)) is None
 
 
 def cases() -> tuple[list[Tensor], Tensor]:
@@ -156,8 +178,9 @@ def inputs(length: int) -> list[Tensor]:
         lambda backend, globals_, padded: backend == "aot_eager" and globals_ and padded,
     ),
 )
-def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool) -> None:
+def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with global tokens, whose number depends on the data, which a graph cannot hold: it lists their blocks."""
+    monkeypatch.setattr(flex, "block_mask", with_a_slot_for_every_block(flex.block_mask))
     torch._dynamo.reset()
     compiled = torch.compile(band, backend=backend, dynamic=True, fullgraph=True)
     with torch.no_grad(), warnings.catch_warnings():
@@ -217,21 +240,12 @@ def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
     (other,) = mark_static([GatherTile(rows_of(300, 100), rows_of(300, 100))])
     with torch.inference_mode():
         mask = flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu"))
-        found, rows = flex_tiles.kept_block_layout(part, 256, 256, (128,)), flex_tiles.kept_row_layout(other, 300, 300)
-    assert found is not None
+        made = [layout for _, layout in flex_tiles.layouts([part, other], (300, 300), (128,))]
     assert flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu")) is mask
-    assert flex_tiles.kept_block_layout(part, 256, 256, (128,)).by_query is found.by_query
-    assert flex_tiles.kept_row_layout(other, 300, 300) is rows
-    assert not any(
-        x.is_inference()
-        for x in (
-            *found.by_query,
-            *found.by_key,
-            rows.q_place,
-            *rows.touched[0],
-            *(x for x in vars(mask).values() if isinstance(x, torch.Tensor)),
-        )
-    )
+    assert [layout for _, layout in flex_tiles.layouts([part, other], (300, 300), (128,))] == made
+    tensors = list(_tensors([made, [x for x in vars(mask).values() if isinstance(x, Tensor)]]))
+    assert len(tensors) > 20
+    assert not any(x.is_inference() for x in tensors)
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
@@ -245,9 +259,9 @@ def test_mechanisms_on_the_paths_for_cuda(in_graph: bool, name: str, causal: boo
     q, k, v = inputs(300)
     mask = torch.arange(300) < torch.tensor([[300], [250]])
     # lsg looks at how many tokens are global, on every device: with a mask of them it is no whole graph.
-    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.takes_globals and name != "lsg" else None
+    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.traits.takes_globals and name != "lsg" else None
     call = AttentionCall(causal, Batch.of(mask), tokens)
-    expected = run_batch(module, q.double(), k.double(), v.double(), call, module.reference, alone=True) * mask[:, None, :, None]
+    expected = run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True) * mask[:, None, :, None]
     torch._dynamo.reset()
     if in_graph:
         run = torch.compile(run_batch, backend="aot_eager", fullgraph=True)

@@ -18,11 +18,12 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines.common import paths
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, ScoreMod, device_scalar, mark_static, mod_of_heads, rows_of
+from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.common.score_terms import ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.positions.disentangled import Disentangled
+from hf_longattn.positions.disentangled import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .eager_flex import by_the_lists
@@ -33,7 +34,7 @@ PATTERN = Pattern.window(160, causal=True)
 @pytest.fixture(autouse=True)
 def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_kernel, "_kernels", type(flex_kernel._kernels)())
-    monkeypatch.setattr(flex_kernel, "_warned", set())
+    flex_kernel.warn_once.cache_clear()
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # the CPU may train here
 
 
@@ -155,7 +156,7 @@ def test_no_kernel_of_tiles_is_compiled_up_to_the_limit(name: str, kept: bool, g
 
 TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
     "strided": (True, "gathered", {}), "bigbird": (False, "gathered", {"block_size": 32}), "segmented": (False, "gathered", {}),
-    "lsh": (True, "rounds", {}), "block_top_k": (True, "selections", {"num_blocks": 2}),
+    "lsh": (True, "gathered", {}), "block_top_k": (True, "blocks", {"num_blocks": 2}),
 }  # fmt: skip
 """Mechanisms of tiles, whether they are causal, the kernel that they reach, and options."""
 
@@ -405,16 +406,16 @@ def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     q, k = (torch.empty(2, heads, 300, 16, device=device) for heads in (4, 2))
     yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, device_scalar(30.0, q.device))
     for name in RELATIVE:
-        yield name, build_relative(name, 4, 16, 64).to(device).score_mod(q, k, True, 0.25, (64, 0))
+        yield name, build_relative(name, 4, 16, 64).to(device).score_term(q, k, True, 0.25, (64, 0)).written_out
     tables = [torch.empty(4, 8, 16, device=device) for _ in range(2)]
-    yield "deberta", Disentangled(q, q, *tables, 0.25, lambda distance: distance.clamp(0, 7))
+    yield "deberta", disentangled(q, q, *tables, 0.25, torch.zeros(15, dtype=torch.long, device=device))
 
 
 @pytest.mark.parametrize("of_heads", [False, True])
 @pytest.mark.parametrize(("name", "term"), list(score_terms("meta")), ids=lambda value: value if isinstance(value, str) else "")
 def test_score_terms_hold_tensors_of_the_queries_device_alone(name: str, term: ScoreMod, of_heads: bool) -> None:
     """In a graph of the user's own there is no other way: a number from a closure would be a tensor on the CPU."""
-    mod = mod_of_heads(term, [1, 3], torch.device("meta")) if of_heads else term
+    mod = as_term(term).of_heads([1, 3], torch.device("meta")) if of_heads else term
     parts = list(held(mod))
     assert {part.device.type for part in parts if isinstance(part, Tensor)} == {"meta"}
     factors = [0.25] if name == "deberta" else []  # its tables were multiplied by it

@@ -22,6 +22,7 @@ from hf_longattn.engines.cuda import flex, flex_tiles
 from tests.grids import quickly
 
 from .eager_flex import by_the_lists
+from .launches import Counting
 
 LENGTH = 300
 
@@ -63,6 +64,16 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
     ],
     "by heads": lambda: [GatherTile(permuted(1, 4, 20), shuffled(1, 4, 15, 33))],
     "by items": lambda: [GatherTile(permuted(2, 1, 140), shuffled(2, 1, 3, 70), causal=True)],
+    "whole queries backwards, odd keys": lambda: [
+        GatherTile(rows_of(LENGTH, 128).flip(2), shuffled(1, 1, 3, 40)),
+        GatherTile(rows_of(LENGTH, 128)[:, :, 1:], shuffled(1, 1, 2, 150)),
+    ],
+    "odd queries, whole keys by heads": lambda: [
+        GatherTile(rows_of(LENGTH, 96), rows_of(LENGTH, 128)[0, 0, torch.randint(3, (1, 4, 4))], outside=(-9, 9)),
+    ],
+    "short rows with hidden pairs": lambda: [
+        GatherTile(rows_of(LENGTH, 64), rows_of(LENGTH, 64), bias=torch.rand(1, 4, 5, 64, 64) < 0.6),
+    ],
     "hidden pairs": lambda: [GatherTile(permuted(2, 4, 16), shuffled(2, 4, 19, 24), bias=torch.rand(2, 4, 19, 16, 24) < 0.6)],
     "weights of keys": lambda: [GatherTile(rows_of(LENGTH, 64), shuffled(1, 1, 5, 40), bias=torch.randn(1, 1, 5, 1, 40))],
     "one row for all": lambda: [
@@ -124,17 +135,19 @@ def test_a_learned_bias_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_nothing_is_asked_of_the_device_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a fixed tile values are read once, of any other never."""
-    monkeypatch.setattr(flex, "fused_flex", by_the_lists)
-    layouts = []
-    monkeypatch.setattr(flex_tiles, "block_layout", lambda *arguments: layouts.append("blocks"))
-    monkeypatch.setattr(flex_tiles, "trimmed", lambda layout, *_, trimmed=flex_tiles.trimmed: layouts.append("rows") or trimmed(layout, *_))
+    """Of fixed tiles values are read once, of any others never."""
+    monkeypatch.setattr(flex, "fused_flex", lambda *arguments, **settings: (arguments[1], AuxOutput(lse=arguments[1][..., 0])))
     q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
-    rows = rows_of(LENGTH, 50)
-    kept, other = mark_static([GatherTile(rows, neighbours(rows, 9, 9))]), [GatherTile(rows, neighbours(rows, 9, 9))]
+    other = [GatherTile(rows_of(LENGTH, size), neighbours(rows_of(LENGTH, size), 9, 9)) for size in (50, 128)]
+    other += [GatherTile(rows_of(LENGTH, 128), rows_of(LENGTH, 128), causal=True, bias=bias) for bias in (None, torch.randn(128))]
+    kept = mark_static(other)
+    waits = []
     for tiles in (kept, other, kept, other):
-        flex_tiles.flex_gathered(q, k, v, tiles, AttentionCall())
-    assert layouts == ["blocks", "rows"]
+        with Counting() as counting:
+            flex_tiles.flex_gathered(q, k, v, tiles, AttentionCall())
+        waits.append(counting.launches.waits.total())
+    assert waits[0] > 0
+    assert waits[1:] == [0, 0, 0]
 
 
 def test_fixed_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +176,35 @@ def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
             GatherTile(rows, keys, outside=(-999, 400)),
         ]
     )
-    assert [int(flex_tiles.kept_row_layout(tile, 1024, 1024).touched[0][0].sum()) for tile in (causal, near, far)] == [36, 8, 9]
-    layout = flex_tiles.kept_row_layout(causal, 1024, 1024)
-    assert layout.queries is None
-    assert layout.keys is None
-    assert [int(lists[0].sum()) for lists in layout.whole[0]] == [8, 28]
+    made = [layout for _, layout in flex_tiles.layouts([causal, near, far], (1024, 1024), (128,))]
+    assert [int(layout.touched[0][0].sum()) for layout in made] == [36, 8, 9]
+    assert [int(lists[0].sum()) for lists in made[0].split[0]] == [8, 28]
+
+
+def test_few_rows_are_padded_to_one_block_only() -> None:
+    """Two rows of four queries could share a block with 30 others, but there are no others."""
+    tile = GatherTile(torch.arange(8).view(1, 1, 2, 4), torch.arange(600).view(1, 1, 2, 300))
+    ((_, layout),) = flex_tiles.layouts([tile], (600, 600), (128,))
+    assert (layout.queries.place.shape[2], layout.keys.place.shape[2]) == (128, 640)
+    assert layout.shares_blocks
+
+
+def test_an_axis_of_whole_blocks_is_not_gathered() -> None:
+    """Even in another order, if rows do not share blocks. Then tiles whose keys are gathered may have a query in common."""
+    rows = rows_of(300, 128)
+    columns = torch.arange(3, 300, 17).expand(1, 1, 3, -1)
+    backwards = GatherTile(rows.flip(2), columns)
+    short = rows_of(256, 64)
+    for tiles, length, expected in (
+        ([backwards], 300, [(True, False)]),
+        ([GatherTile(rows.flip(2), columns), GatherTile(rows, columns + 1)], 300, [(True, False)]),
+        ([GatherTile(short, short[:, :, :, 1:])], 256, [(True, False)]),
+        ([GatherTile(short.flip(2), short[:, :, :, 1:])], 256, [(False, False)]),
+        ([GatherTile(rows, columns, bias=torch.zeros(1, 1, 1, 1, columns.shape[3]))], 300, [(True, False)]),
+        ([GatherTile(rows.flip(2), columns, bias=torch.zeros(1, 1, 1, 1, columns.shape[3]))], 300, [(False, False)]),
+    ):
+        made = flex_tiles.layouts(mark_static(tiles), (length, length), (128,))
+        assert [(layout.queries is None, layout.keys is None) for _, layout in made] == expected
 
 
 FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks", "nsa": "flex-blocks"}
@@ -195,7 +232,7 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
     module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning or name == "shifted_groups")
     q, k, v = (torch.randn(2, 2, length, 16, requires_grad=learning) for _ in range(3))
     arguments: dict[str, Any] = {"grid": (32, 64)} if module.reads_grid else {}
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, length, module.hidden_size)
     if setting == "padded":
         arguments["padding_mask"] = torch.arange(length) < torch.tensor([[length], [1500]])

@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
-from hf_longattn.engines.common.distance_term import DistanceTerm
 from hf_longattn.engines.common.plain import plain_gathered
-from hf_longattn.engines.cpu.gathered import cpu_gathered, flat_rules
+from hf_longattn.engines.common.score_terms import DistanceTerm
+from hf_longattn.engines.cpu.gathered import flat_rules
+from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.gathered import gathered_attention
 from tests.grids import drawn
 
@@ -163,9 +164,9 @@ def test_operator_is_well_formed_compiles_and_exports() -> None:
     x = inputs(40, 40, torch.float32)
     parts = local_parts(40)
     bias = torch.rand(1, 1, 5, 1, 24) > 0.3
-    rules = flat_rules(parts)
-    lists = ([part.queries for part in parts], [part.keys for part in parts], [bias, None], rules, 0.3, 0.0, 0)
-    torch.library.opcheck(cpu_gathered, (*x, None, *lists), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    fixed = [None, *(part.queries for part in parts), *(part.keys for part in parts), bias, None]
+    arguments = ("tiles", *x, [], fixed, flat_rules(parts), 0.3, 0.0, 0)
+    torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
     class Call(torch.nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

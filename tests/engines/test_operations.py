@@ -52,7 +52,7 @@ def asked(name: str, length: int, causal: bool, documents: int = 0, gradients: b
     arguments: dict[str, Any] = {"causal": causal}
     if documents:
         arguments["documents"] = torch.arange(length)[None] * documents // length
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(1, length, 64)
     module, call = prepare(q, k, v, module, {}, **arguments)
     with torch.set_grad_enabled(gradients):

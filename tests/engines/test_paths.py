@@ -12,10 +12,13 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias, Pattern
+from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
-from hf_longattn.engines.cpu import band, dense_mask
-from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan, cpu_band
+from hf_longattn.engines.common.score_terms import DistanceBias
+from hf_longattn.engines.cpu import band
+from hf_longattn.engines.cpu import flash as cpu_flash
+from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
+from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
 
 MECHANISMS = {
@@ -36,8 +39,8 @@ def masks(length: int, side: str) -> Tensor | None:
 
 
 def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    settings = (pattern.left, pattern.right, pattern.causal, pattern.global_rows, call.scale_for(16))
-    return cpu_band(q, k, v, call.key_mask, call.global_mask, *settings)[0]
+    fixed, numbers = [call.key_mask, call.global_mask, None, None], [pattern.left, pattern.right, pattern.causal, pattern.global_rows, 0]
+    return cpu_softmax("band", q, k, v, [], fixed, numbers, call.scale_for(16), 0.0, 0)[0]
 
 
 @pytest.mark.usefixtures("unfused_flex")
@@ -59,7 +62,7 @@ def test_path_equals_the_definition(path, visited: str, causal: bool, length: in
 
     out = run_batch(module, q, k, v, call, run)
     expected = reference_attend(
-        q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.takes_globals else None, scaling=0.25
+        q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
     )
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
     rows = real[:, None, -q.shape[2] :, None]
@@ -97,7 +100,7 @@ def test_blocks_of_every_size_have_the_outputs_and_gradients_of_the_definition(
     upstream = torch.randn(2, 4, queries.shape[2], 8, dtype=torch.float64) * rows
     out = run_batch(module, queries, k, v, call, run)
     expected = reference_attend(
-        queries, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.takes_globals else None, scaling=0.25
+        queries, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
     )
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
     for found, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
@@ -119,8 +122,8 @@ def test_short_inputs_are_one_call_with_a_mask_that_is_kept(
         masks_used.append(attn_mask)
         return kernel(*inputs, attn_mask=attn_mask, scale=scale)
 
-    kernel = dense_mask.flash
-    monkeypatch.setattr(dense_mask, "flash", flash)
+    kernel = cpu_flash.flash
+    monkeypatch.setattr(cpu_flash, "flash", flash)
     for _ in range(2):
         q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
         queries = q[:, :, -150:] if few_queries else q
@@ -183,7 +186,7 @@ def test_wide_bands_in_bf16(visited: str, causal: bool, side: str, few_queries: 
     out = run_batch(module, q, k, v, call, run)
     exact = (x.double() for x in (q, k, v))
     expected = reference_attend(
-        *exact, module, causal=causal, padding_mask=mask, global_mask=chosen if module.takes_globals else None, scaling=0.25
+        *exact, module, causal=causal, padding_mask=mask, global_mask=chosen if module.traits.takes_globals else None, scaling=0.25
     )
     rows = (torch.ones(2, length, dtype=torch.bool) if mask is None else mask)[:, None, -q.shape[2] :, None]
     torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-2, rtol=1e-2)
@@ -195,8 +198,9 @@ def test_cpu_operator_is_well_formed_for_compile_and_export(chosen: bool) -> Non
     tokens = torch.zeros(1, 200, dtype=torch.bool) if chosen else None
     if tokens is not None:
         tokens[0, [3, 150]] = True
-    arguments = (q, k, v, None, tokens, 16, 16, False, True, 0.3)
-    torch.library.opcheck(cpu_band, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    bias = torch.randn(2, 33, requires_grad=True)
+    arguments = ("band", q, k, v, [bias] if chosen else [], [None, tokens, None, None], [16, 16, 0, 1, 16], 0.3, 0.0, 0)
+    torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 def test_memory_follows_the_window_not_the_square() -> None:

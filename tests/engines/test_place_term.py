@@ -13,7 +13,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
-from hf_longattn.engines.common.place_term import PlaceTerm
+from hf_longattn.engines.common.score_terms import PlaceTerm
 
 BATCH, HEADS, LENGTH, WIDTH, LIMITS = 2, 3, 90, 8, (5, 20, 20)
 MECHANISMS: dict[str, dict[str, Any]] = {

@@ -105,7 +105,7 @@ def test_documents_in_one_call_are_what_each_is_alone(name: str, options: dict[s
     documents, mask = torch.stack([numbers(one) for one in LENGTHS]), torch.ones(3, LENGTH, dtype=torch.bool)
     mask[0, :5] = mask[0, 120:123] = mask[1, 190:210] = mask[2, 280:] = False
     arguments: dict[str, Any] = {"causal": causal, "documents": documents, "padding_mask": mask}
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(3, LENGTH, 32, dtype=torch.float64)
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):

@@ -211,7 +211,7 @@ def test_every_mechanism_has_a_graph_with_a_cache_or_a_sentence(mechanism: str, 
         assert re.search(f"Mechanism '{mechanism}' .*(for example window or linear|these can be exported)", refusal)
         assert not (tmp_path / "graph").exists()
         return
-    assert all("past_sequence_length" not in one["shape"] for one in reader.tensors) == prototype(mechanism, options).stateful
+    assert all("past_sequence_length" not in one["shape"] for one in reader.tensors) == prototype(mechanism, options).traits.stateful
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_every_mechanism_is_exported_to_onnx_or_refused(mechanism: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     source = saved(tmp_path / "long", mechanism)
-    if not mechanism_class(mechanism).exports:
+    if not mechanism_class(mechanism).traits.exports:
         with pytest.raises(ExportError, match="data-dependent control flow and cannot be exported"):
             export_checkpoint(source, tmp_path / "graph")
         return

@@ -179,7 +179,7 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
     k[:, :, 150:] += 3.0
     v[:, :, 150:] += 3.0
     after = attend(q, k, v, name, causal=causal, **options)
-    if mechanism_class(name).bitwise_causal:
+    if mechanism_class(name).traits.bitwise_causal:
         assert torch.equal(before[:, :, :150], after[:, :, :150]) == causal
     else:
         assert torch.allclose(before[:, :, :150], after[:, :, :150], rtol=0, atol=1e-6) == causal
@@ -206,7 +206,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
 @pytest.mark.parametrize("q_len", [1, 5, 290])
 def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
     q, k, v = inputs(600)
-    if not mechanism_class(name).takes_fewer_queries:
+    if not mechanism_class(name).traits.takes_fewer_queries:
         with pytest.raises(LengthError, match=f"{q_len} queries"):
             attend(q[:, :, -q_len:], k, v, name, causal=causal, **place(name, 600), **small_options(name))
         return
@@ -223,7 +223,7 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
     def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score - 0.05 * (h + 1) * (i - j).abs()
 
-    takes = mechanism_class(name).takes_score_mod
+    takes = mechanism_class(name).traits.takes_score_mod
     if not takes:
         with pytest.raises(OptionError, match="score_mod"):
             attend(q, k, v, name, score_mod=nearer, **arguments)
@@ -331,7 +331,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
 def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:
     kv_len, q_len, kv_heads, group, (left, right, hole) = shape
     cls = mechanism_class(name)
-    q_len = q_len if cls.takes_fewer_queries else kv_len
+    q_len = q_len if cls.traits.takes_fewer_queries else kv_len
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(2, kv_heads * group, q_len, 8, generator=generator)
     k, v = torch.randn(2, 2, kv_heads, kv_len, 8, generator=generator)
@@ -342,7 +342,7 @@ def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[in
     mask[0, middle : middle + hole] = False
     mask[0, left] = True  # the first token between the paddings
     arguments = {"causal": causal, "padding_mask": mask, **cls.sample}
-    if build_mechanism(name, num_heads=kv_heads * group, head_dim=8, **cls.sample).takes_globals:
+    if build_mechanism(name, num_heads=kv_heads * group, head_dim=8, **cls.sample).traits.takes_globals:
         arguments["global_mask"] = torch.rand(2, kv_len, generator=generator) < 0.1
     out, expected = attend(q, k, v, name, **arguments), reference_attend(q, k, v, name, **arguments)
     real = mask[:, None, kv_len - q_len :, None]

@@ -19,8 +19,8 @@ from tests.grids import grid, pairwise
 
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
-SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).takes_score_mod]
-STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).stateful is True]
+SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).traits.takes_score_mod]
+STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
 every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
 every_scored_form = pytest.mark.parametrize(("name", "causal"), SCORED, ids=str)
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
@@ -108,7 +108,7 @@ def test_relative_terms_are_those_of_the_definition(form: tuple[str, bool], kind
 def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
     """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
     q_len = min(q_len or length, length)
-    if q_len < length and not mechanism_class(name).takes_fewer_queries:
+    if q_len < length and not mechanism_class(name).traits.takes_fewer_queries:
         pytest.skip("it takes whole sequences only")
     table, heads = torch.randn(2, length, length, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
 
@@ -125,7 +125,7 @@ def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, cau
         same(attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments), mask)
 
 
-@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).takes_globals], ids=str)
+@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_globals], ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> None:
     q, k, v = qkv(length, grad=True)
@@ -178,7 +178,7 @@ def test_each_dtype_comes_back_as_exact_as_fused_attention(form: tuple[str, bool
     summaries by attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping them in fp32 would run the whole call in fp32.
     """
     name, causal = form
-    term = term and mechanism_class(name).takes_score_mod
+    term = term and mechanism_class(name).traits.takes_score_mod
     q, k, v = qkv(length, dtype, size=4.0)
     score_mod = (lambda score, b, h, i, j: score - 0.01 * (i - j).abs()) if term else None
     module = built(name).to(dtype)
@@ -206,7 +206,7 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
-@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).takes_fewer_queries], ids=str)
+@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], ids=str)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).sample else {}
@@ -267,7 +267,7 @@ def test_options_left_out_are_the_documented_defaults(name: str, causal: bool) -
         )
     modules[1].load_state_dict(modules[0].state_dict())
     q, k, v = (x.float() for x in qkv(300))
-    more = {"hidden_states": torch.randn(2, 300, 64)} if modules[0].takes_hidden_states else {}
+    more = {"hidden_states": torch.randn(2, 300, 64)} if modules[0].traits.takes_hidden_states else {}
     assert modules[0].options == modules[1].options
     assert torch.equal(*(attend(q, k, v, module, causal=causal, **more) for module in modules))
 
@@ -290,7 +290,9 @@ def test_a_state_goes_from_training_with_dropout_to_evaluation_and_back(name: st
         state, outs, shapes = None, [], []
         for (start, stop), dropout in zip(itertools.pairwise((0, 50, 65, 66, 120)), dropouts, strict=True):
             piece = slice(start, stop)
-            call = AttentionCall(causal=True, dropout=dropout, hidden_states=hidden[:, piece] if module.takes_hidden_states else None)
+            call = AttentionCall(
+                causal=True, dropout=dropout, hidden_states=hidden[:, piece] if module.traits.takes_hidden_states else None
+            )
             out, state = module.advance(*(x[:, :, piece] for x in (q, k, v)), state, call)
             outs.append(out)
             shapes.append({key: x.shape for key, x in state.items()})

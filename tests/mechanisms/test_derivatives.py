@@ -55,7 +55,7 @@ class Case:
         mask = torch.ones(2, length, dtype=torch.bool)
         mask[1, : length // 3] = not padded
         self.arguments: dict[str, Any] = {"causal": causal, **({"padding_mask": mask} if padded else {})}
-        if self.module.takes_hidden_states:
+        if self.module.traits.takes_hidden_states:
             self.arguments["hidden_states"] = torch.randn(2, length, 8, dtype=torch.float64)
         self.weight = torch.randn(2, 2, length, 4, dtype=torch.float64) * mask[:, None, :, None]
 

@@ -74,7 +74,7 @@ def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bo
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("name", "options"), [form for form in FORMS if mechanism_class(form[0]).trains])
+@pytest.mark.parametrize(("name", "options"), [form for form in FORMS if mechanism_class(form[0]).traits.trains])
 def test_learned_features_get_gradients_as_the_definition_says(name: str, options: dict[str, object], causal: bool) -> None:
     q, k, v = qkv(90, torch.float64)
     module = built(name, **options).double()
@@ -88,7 +88,7 @@ def test_learned_features_get_gradients_as_the_definition_says(name: str, option
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", [name for name in LINEAR if mechanism_class(name).trains])
+@pytest.mark.parametrize("name", [name for name in LINEAR if mechanism_class(name).traits.trains])
 def test_parameters_begin_the_same_for_one_seed(name: str) -> None:
     for one, other in zip(built(name).parameters(), built(name).parameters(), strict=True):
         assert torch.equal(one, other)

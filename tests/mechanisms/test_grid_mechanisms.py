@@ -18,8 +18,8 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.grid_bias import GridBias
 from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.on_grid import GridMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class

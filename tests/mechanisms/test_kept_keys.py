@@ -11,6 +11,7 @@ from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError
+from hf_longattn.mechanisms.common.ordered import keys_or_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
 
@@ -45,7 +46,6 @@ NOT_A_SELECTION = [
     ("lsh", {"count_duplicates": True}),
     ("routing", {"router": "learned"}),
     ("routing", {"normalise": True}),
-    ("segmented", {"integration": "attention"}),
     ("longformer", {"separate_global": True}),
     ("recurrent_memory", {}),
     ("per_head", {"heads": "0-1=window:window=16;linear"}),
@@ -88,7 +88,10 @@ def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, 
     rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])  # real in both
     visible = visible_to_all(q, k, call)
     scores = scaled_scores(q, k, call).masked_fill(~visible, float("-inf"))[:, :, rows]
-    kept = kept_keys(rows, scores).expand(scores.shape) & visible[:, :, rows]
+    kept = kept_keys(rows, scores).expand(scores.shape)
+    if kept.dtype != torch.bool:
+        return  # weights, below
+    kept = kept & visible[:, :, rows]
     expected = softmax_over(scores, kept)
     with torch.no_grad():
         weights = mechanism.dense_weights(q, k, call)[:, :, rows]
@@ -117,7 +120,7 @@ def test_the_weights_of_means_are_those_of_the_definition(integration: str, caus
         call = AttentionCall.of(causal=causal, padding_mask=mask if padded else None, score_mod=term)
         rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])
         scores = scaled_scores(q, k, call).masked_fill(~visible_to_all(q, k, call), float("-inf"))[:, :, rows]
-        weights = mechanism.reading(q, k, call)(rows, scores)
+        weights = keys_or_weights(mechanism, q, k, call)(rows, scores)
         torch.testing.assert_close(weights, mechanism.dense_weights(q, k, call)[:, :, rows], atol=1e-12, rtol=0)
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]).double())
 
@@ -128,10 +131,10 @@ def test_readings_are_in_the_order_of_the_tokens(name: str, options: dict[str, A
     q, k = torch.randn(2, 1, HEADS, GRID.length, WIDTH).double()
     call = AttentionCall(causal=False, grid=GRID)
     scores, rows = scaled_scores(q, k, call), torch.tensor([0, 1, 2, 50, 127])
-    reading = mechanism.reading(q, k, call)(rows, scores[:, :, rows])
+    reading = keys_or_weights(mechanism, q, k, call)(rows, scores[:, :, rows])
     weights = mechanism.weights(q, k, call)[:, :, rows]
     if reading.dtype == torch.bool:
         reading = softmax_over(scores[:, :, rows], reading.expand(weights.shape))
     torch.testing.assert_close(reading, weights, atol=1e-12, rtol=0)
     with pytest.raises(GridError):
-        mechanism.reading(q, k, AttentionCall(causal=False))
+        keys_or_weights(mechanism, q, k, AttentionCall(causal=False))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
+from hf_longattn.mechanisms.common.traits import FitsActivations
 from hf_longattn.mechanisms.linformer import (
     SHARINGS,
     Measured,
@@ -198,4 +199,6 @@ def test_longer_texts_are_projected_in_pieces(measured: Measured) -> None:
 @pytest.mark.parametrize("name", ["linformer", "nystrom", "window"])
 def test_others_have_nothing_to_begin(measured: Measured, name: str) -> None:
     options = {"projection": "pooling"} if name == "linformer" else {}
-    assert not build_mechanism(name, num_heads=2, head_dim=16, max_length=MEASURED_LENGTH, **options).init_from_activations(*measured)
+    built = build_mechanism(name, num_heads=2, head_dim=16, max_length=MEASURED_LENGTH, **options)
+    assert not built.traits.fits_activations
+    assert not isinstance(built, FitsActivations) or not built.init_from_activations(*measured)

@@ -77,7 +77,7 @@ def assert_right(module: Mechanism) -> None:
         for length in LENGTHS:
             q, k, v = torch.randn(3, 1, HEADS, length, HEAD_DIM, generator=generator, dtype=torch.float64)
             more = {"hidden_states": torch.randn(1, length, WIDTH, generator=generator, dtype=torch.float64)}
-            more = more if module.takes_hidden_states else {}
+            more = more if module.traits.takes_hidden_states else {}
             no, out = refused(partial(attend, q, k, v, module.double(), causal=causal, **more))
             if no:
                 continue

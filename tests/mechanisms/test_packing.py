@@ -15,6 +15,7 @@ from hf_longattn.engines.common.paths import observe
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.mechanisms.common.traits import needs_whole_batch
 from hf_longattn.positions.relative import RELATIVE
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
@@ -75,9 +76,9 @@ def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) 
     sizes = [SIZES, [100, LENGTH - 100]]
     tensors = [token_major(2, heads, LENGTH, grad=True) for heads in (4, 2, 2)]
     arguments: dict[str, Any] = {"causal": causal}
-    if module.takes_globals:
+    if module.traits.takes_globals:
         arguments["global_mask"] = torch.rand(2, LENGTH) < 0.05
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64)
     weight = torch.randn(tensors[0].shape)
     out = attend(*tensors, module, documents=torch.stack([numbers(one) for one in sizes]), **arguments)
@@ -359,9 +360,8 @@ def test_what_separates_documents(name: str) -> None:
 def learning() -> list[str]:
     """The mechanisms that draw or learn something once per call while they are trained."""
     sizes = {"num_heads": 4, "head_dim": 16, "max_length": LENGTH}
-    return [
-        name for name in list_mechanisms(grid=False) if build_mechanism(name, **{**sizes, **mechanism_class(name).sample}).needs_whole_batch
-    ]
+    built = {name: build_mechanism(name, **{**sizes, **mechanism_class(name).sample}) for name in list_mechanisms(grid=False)}
+    return [name for name, module in built.items() if needs_whole_batch(module)]
 
 
 @pytest.mark.parametrize("name", learning())

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.common.locality import reach_of
 
 N = 300
 
@@ -56,12 +57,12 @@ def test_global_tokens_reach_the_heads_that_take_them() -> None:
 
 def test_it_states_what_its_members_do() -> None:
     both = build_mechanism("per_head", num_heads=4, head_dim=8, heads="0=window:window=8;window:window=16")
-    assert both.reach(True) == 16
+    assert reach_of(both) == 16
     assert both.pairs(100, True) == -(
         -sum(n * build_mechanism("window", num_heads=1, head_dim=8, window=w).pairs(100, True) for n, w in ((1, 8), (3, 16))) // 4
     )
-    assert not both.takes_globals
-    assert build_mechanism("per_head", num_heads=4, head_dim=8, heads="0=window:window=8;full").reach(True) is None
+    assert not both.traits.takes_globals
+    assert reach_of(build_mechanism("per_head", num_heads=4, head_dim=8, heads="0=window:window=8;full")) is None
     assert build_mechanism("per_head", num_heads=1, head_dim=8, heads="window:window=8,full").groups == [[0]]
 
 
@@ -113,7 +114,7 @@ def test_heads_that_do_not_fit_the_layer_get_a_sentence(heads: str, says: str) -
 def test_relative_positions_need_scores_in_every_head() -> None:
     with pytest.raises(OptionError, match=r"its member 'linear' has no scores that relative positions could be added to"):
         build_mechanism("per_head", num_heads=4, head_dim=16, heads="window,linear", relative="alibi")
-    assert not build_mechanism("per_head", num_heads=4, head_dim=16, heads="window,linear").takes_score_mod
+    assert not build_mechanism("per_head", num_heads=4, head_dim=16, heads="window,linear").traits.takes_score_mod
 
 
 def test_seeded_members_differ_from_layer_to_layer() -> None:
@@ -133,13 +134,13 @@ def test_what_its_members_are_holds_for_the_whole() -> None:
     def built(heads: str) -> Any:
         return build_mechanism("per_head", num_heads=4, head_dim=8, max_length=64, heads=heads)
 
-    assert not built("window,strided").takes_globals
-    assert built("window,longformer").takes_globals
-    assert (built("window,hierarchical").exports, built("window,full").exports) == (False, True)
-    assert built("window,full").exports_definition
-    assert built("linformer:rank=8,sharing=layerwise,full").shared_by_layers == ("members.0.key_projection",)
-    assert built("linformer:rank=8,full").fits_activations
-    assert not built("linformer:rank=8,projection=convolution,full").fits_activations
+    assert not built("window,strided").traits.takes_globals
+    assert built("window,longformer").traits.takes_globals
+    assert (built("window,hierarchical").traits.exports, built("window,full").traits.exports) == (False, True)
+    assert built("window,full").handling.exports_definition
+    assert built("linformer:rank=8,sharing=layerwise,full").traits.shared_by_layers == ("members.0.key_projection",)
+    assert built("linformer:rank=8,full").traits.fits_activations
+    assert not built("linformer:rank=8,projection=convolution,full").traits.fits_activations
 
 
 def test_a_member_that_counts_padding_is_refused() -> None:

@@ -58,6 +58,14 @@ WRONG = {
         '@register_mechanism("dict_options")\nclass Mine(Window):\n    options_type = dict\n',
         r"The options of mechanism 'dict_options' at builtins\.dict are not a frozen dataclass derived from Options",
     ),
+    "a trait outside of the traits": (
+        '@register_mechanism("misplaced")\nclass Mine(Window):\n    takes_globals = True\n',
+        r"Mechanism 'misplaced' of .*theirs\.py:9 has an attribute 'takes_globals', which is read from its traits; write traits = ",
+    ),
+    "handling outside of it": (
+        '@register_mechanism("misplaced")\nclass Mine(Window):\n    ignores_padding = False\n',
+        r"write handling = Mechanism\.handling\._replace\(ignores_padding=\.\.\.\)",
+    ),
     "a function": (
         '@register_mechanism("function")\ndef mine(q, k, v):\n    return v\n',
         r"Mechanism 'function' of .*theirs\.py:9 is not a class derived from Mechanism",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.common.call import AttentionCall, TokenTerm
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.common.score_terms import ScoreTerm
 from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
+from hf_longattn.mechanisms.common.feature_map import LinearMechanism
+from hf_longattn.mechanisms.common.locality import only_locality
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.mechanisms.common.sharding import Shardable
 from tests.grids import grid
 from tests.ranks import Ranks
 
@@ -148,8 +151,10 @@ BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM, HIDDEN_SIZE = 2, 4, 331, 8, 32
 TOLERANCE = 1e-8
 
 
-class Content(TokenTerm):
+class Content(ScoreTerm):
     """Depends on the contents of queries and keys, as DeBERTa's term does; indices beyond the tokens are errors."""
+
+    reads_tokens = True
 
     def __init__(self, q: Tensor, k: Tensor, weights: Tensor) -> None:
         self.weights = weights
@@ -161,6 +166,11 @@ class Content(TokenTerm):
 
     def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> Content:
         return Content(q, k, self.weights[list(heads)])
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> Content:
+        part = copy.copy(self)
+        part.weights, part.of_query, part.of_key = self.weights[list(heads)], self.of_query[:, list(heads)], self.of_key[:, list(heads)]
+        return part
 
 
 def padding_mask(side: str | None) -> Tensor:
@@ -190,7 +200,7 @@ def error_in_this_process(name: str, options: dict[str, Any], causal: bool, give
             parameter.add_(torch.randn_like(parameter) * 0.1 if name != "adaptive_span" else 0.0)
     q = torch.randn(BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM)
     k, v = torch.randn(2, BATCH, HEADS_PER_LAYER if given.get("contents") else HEADS_PER_LAYER // 2, LENGTH, HEAD_DIM).unbind()
-    hidden = [torch.randn(BATCH, LENGTH, HIDDEN_SIZE)] if module.takes_hidden_states else []
+    hidden = [torch.randn(BATCH, LENGTH, HIDDEN_SIZE)] if module.traits.takes_hidden_states else []
     gradient = torch.randn(BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM)
     mask = padding_mask(given.get("padding"))
     documents = (torch.arange(LENGTH) * 3 // LENGTH).expand(BATCH, -1) if given.get("documents") else None
@@ -258,10 +268,11 @@ def refuses(name: str, options: dict[str, Any], causal: bool, processes: int) ->
     """Whether a mechanism needs whole sequences and its heads cannot be divided over the processes."""
     shape = {"num_heads": HEADS_PER_LAYER, "head_dim": HEAD_DIM, "hidden_size": HIDDEN_SIZE, "max_length": LENGTH}
     module = build_mechanism(name, **{**shape, **options})
-    own_way = type(module).attend_sharded is not Shardable.attend_sharded or (module.stateful and causal)
-    if own_way or module.locality(causal) is not None:
+    if isinstance(module, LinearMechanism) or name in ("delta", "hybrid", "per_head") or (module.traits.stateful and causal):
         return False
-    divides_key_heads = type(module).attend_by_heads is not Shardable.attend_by_heads
+    if only_locality(module, causal) is not None:
+        return False
+    divides_key_heads = name == "nsa"
     return module.per_head_tensors is None or module.relative is not None or (divides_key_heads and processes > HEADS_PER_LAYER // 2)
 
 

@@ -19,7 +19,7 @@ from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
-STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).stateful is True]
+STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
 CASES = [(base, name) for name in list_mechanisms(causal=True, grid=False) for base in DECODERS]
 
 
@@ -28,7 +28,7 @@ def model(base: str, name: str) -> Any:
     each pass makes the rounding of float32 larger. tests/modeling/test_memory_tokens.py has float32 with weights of the usual size."""
     plain = plain_model(base, HEAD[base], num_hidden_layers=2)
     built = long_like(plain, base, {"mechanism": name, **mechanism_class(name).sample}, num_hidden_layers=2)
-    return built.double() if any(module.recursion for module in built.modules() if isinstance(module, Mechanism)) else built
+    return built.double() if any(module.traits.recursion for module in built.modules() if isinstance(module, Mechanism)) else built
 
 
 FLOAT32 = ("window", "fixed", "top_k", "linear", "delta", "full")

@@ -21,7 +21,7 @@ from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
 
-NAMES = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).takes_score_mod]
+NAMES = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.takes_score_mod]
 FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in NAMES} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
@@ -77,7 +77,7 @@ def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, ba
         step(ids, 0, 70)
         step(ids, 70, 77)
         step(ids, 77, 78)
-        if not any(module.recursion for module in longer.modules() if isinstance(module, Mechanism)):  # which nothing takes back
+        if not any(module.traits.recursion for module in longer.modules() if isinstance(module, Mechanism)):  # which nothing takes back
             cache.activate_past_recording()
             step(other, 78, 79)
             step(other, 79, 83)

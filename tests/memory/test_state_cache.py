@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +30,7 @@ class RunningMean(Mechanism):
 
     options_type = Options
     causal = True
-    stateful = True
-    takes_score_mod: ClassVar[bool] = False
+    traits = Mechanism.traits.but(stateful=True, takes_score_mod=False)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, call) @ repeat_heads(v, q.shape[1])

@@ -170,5 +170,7 @@ def defined(model: Any, grid: Any) -> list[Tensor]:
     """What every layer of a Long model with a mechanism on a grid sees there, ``(N, N)`` bool each."""
     index = torch.arange(grid.length)
     zero = torch.zeros((), dtype=torch.long)
-    masks = [mechanism.mask_on(grid)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model) if mechanism.needs_grid]
+    masks = [
+        mechanism.mask_on(grid)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model) if mechanism.traits.needs_grid
+    ]
     return [torch.as_tensor(mask).broadcast_to(grid.length, grid.length) for mask in masks]

@@ -36,7 +36,7 @@ def test_forward_backward_and_generation(base: str, name: str, options: dict[str
     ids = torch.randint(5, 90, (2, 70))
     model(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "long_attention" in n)
-    if attention_sites(model)[0].mechanism.recursion is not None:
+    if attention_sites(model)[0].mechanism.traits.recursion is not None:
         return  # decoding in segments is tested in tests/modeling/test_segment_memory.py
     model.eval()
     with torch.no_grad():

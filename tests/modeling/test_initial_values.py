@@ -59,7 +59,7 @@ SHAPE = Shape(tokens=256)
 
 def adds(name: str, options: dict[str, Any]) -> bool:
     built = prototype(name, options)
-    return has_tensors(built) or built.recursion is not None
+    return has_tensors(built) or built.traits.recursion is not None
 
 
 ADDING = [(name, options) for name, options in OPTIONS if adds(name, options)]
@@ -118,12 +118,12 @@ def check(model: nn.Module) -> None:
     for site in sites:
         mechanism = site.mechanism
         assert isinstance(mechanism, Mechanism)
-        expected, copies = at_the_start(mechanism), copied_parameters(site.module, mechanism.copies)
+        expected, copies = at_the_start(mechanism), copied_parameters(site.module, mechanism.traits.copies)
         for name, found in tensors(mechanism).items():
             wanted = expected[name]
             if name in copies:
                 wanted = copies[name](site.module.get_parameter(copies[name].name))
-            elif name in mechanism.shared_by_layers:
+            elif name in mechanism.traits.shared_by_layers:
                 wanted = first.setdefault(name, wanted)
             assert found.isfinite().all(), f"{site.name}: {name}"
             assert torch.equal(found, wanted), f"{site.name}: {name}"
@@ -243,11 +243,11 @@ def test_a_saved_model_that_lacks_some_of_it(base: str, name: str, options: dict
         computed = {key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()}
         assert all(torch.equal(value, initial[key]) for key, value in computed.items())
 
-    shared = {f"{site.mechanism_name}.{key}" for site in attention_sites(model) for key in site.mechanism.shared_by_layers}
+    shared = {f"{site.mechanism_name}.{key}" for site in attention_sites(model) for key in site.mechanism.traits.shared_by_layers}
     missing = {}
     for site in attention_sites(model):
         own = [key for key in site.mechanism.state_dict() if f"{site.mechanism_name}.{key}" not in shared]
-        if own and not site.mechanism.copies:
+        if own and not site.mechanism.traits.copies:
             missing[f"{site.mechanism_name}.{own[0]}"] = at_the_start(site.mechanism)[own[0]]
     rest = {key: value for key, value in values.items() if key not in missing}
     partly = type(again).from_pretrained(None, config=again.config, state_dict=rest)
@@ -259,7 +259,7 @@ def test_enabled_in_another_architecture_copies_are_copies() -> None:
     model = AutoModel.from_config(AutoConfig.for_model("vit", **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}))
     enable_long_attention(model, {"mechanism": "longformer", "separate_global": True})
     for site in attention_sites(model):
-        copies = copied_parameters(site.module, site.mechanism.copies)
+        copies = copied_parameters(site.module, site.mechanism.traits.copies)
         assert len(copies) == 6
         for name, own in copies.items():
             assert torch.equal(site.mechanism.get_parameter(name), own(site.module.get_parameter(own.name)))

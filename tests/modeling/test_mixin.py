@@ -138,7 +138,7 @@ def trained_mechanism() -> Iterator[str]:
     full = registry.mechanism_class("full")
 
     class Gated(full):  # type: ignore[valid-type, misc]
-        trains = True
+        traits = full.traits.but(trains=True)
 
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)

@@ -21,7 +21,7 @@ from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, lo
 SEPARATOR, PADDING = 2, 1
 LENGTH = 48
 ANSWERING = [(base, head) for base, head in HEADS if head.endswith("ForQuestionAnswering")]
-TAKING = [name for name in list_mechanisms(grid=False) if mechanism_class(name).takes_globals]
+TAKING = [name for name in list_mechanisms(grid=False) if mechanism_class(name).traits.takes_globals]
 LONGFORMER = {"mechanism": "longformer", "window": 8}
 
 
@@ -161,7 +161,7 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
     for name in list_mechanisms(causal=False, grid=False):
         if name == "recurrent_memory":
             continue  # for Long classes only
-        takes = mechanism_class(name).takes_globals
+        takes = mechanism_class(name).traits.takes_globals
         model = built({"mechanism": name, **mechanism_class(name).sample, **({"window": 4} if name in ("window", "longformer") else {})})
         covered = any(mechanism.covers(200) for mechanism in with_members(layer_mechanisms(model)))
         if takes or covered:

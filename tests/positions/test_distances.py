@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_longattn import build_mechanism
+from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.positions import Extent, untrained_distances
 
 P = 512
@@ -32,10 +33,10 @@ P = 512
 )
 def test_tiled_positions_hold_for_keys_that_span_the_trained_length(name: str, options: dict, causal: bool, holds: bool) -> None:  # type: ignore[type-arg]
     mechanism = build_mechanism(name, num_heads=2, head_dim=16, max_length=4096, **options)
-    problem = mechanism.untrained_distances("tile", P, 4096, causal)
+    problem = needs_training_by(mechanism, "tile", P, 4096, causal)
     assert (problem == "") == holds
     assert holds or "tiled positions repeat every 512 tokens" in problem
-    assert mechanism.untrained_distances("tile", P, P, causal) == "", "nothing is tiled"
+    assert needs_training_by(mechanism, "tile", P, P, causal) == "", "nothing is tiled"
 
 
 def test_rules_for_other_positions() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, DistanceBias
+from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.plain import blockwise_attention
+from hf_longattn.engines.common.score_terms import DistanceBias
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
@@ -27,7 +28,7 @@ FORMS = [
     (name, causal)
     for causal in (False, True)
     for name in list_mechanisms(causal=causal, grid=False)
-    if mechanism_class(name).takes_score_mod
+    if mechanism_class(name).traits.takes_score_mod
 ]
 
 
@@ -223,7 +224,8 @@ def test_bad_choices_get_one_sentence(options: dict[str, Any], sentence: str) ->
 
 
 def test_a_mechanism_without_scores_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mechanism_class("window"), "takes_score_mod", False)
+    window = mechanism_class("window")
+    monkeypatch.setattr(window, "traits", window.traits.but(takes_score_mod=False))
     with pytest.raises(OptionError, match="has no scores that relative positions could be added to"):
         LongAttentionConfig("window", relative="alibi")
 

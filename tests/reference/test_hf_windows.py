@@ -17,7 +17,7 @@ from transformers.models.vitdet.modeling_vitdet import VitDetLayer
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.grid_bias import GridBias
+from hf_longattn.engines.common.score_terms import GridBias
 
 HEADS, DIM, WINDOW = 2, 8, 4
 WIDTH = HEADS * DIM

@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.cpu.band import band_plan
 from hf_longattn.errors import LengthError, OptionError, StreamError
+from hf_longattn.mechanisms.common.locality import only_locality
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.streaming import AttentionStream
@@ -112,7 +113,7 @@ def test_blocks_of_the_band_engine_have_the_bits_of_one_pass(left: int, right: i
 @pytest.mark.parametrize(("name", "causal"), [case for case in local_mechanisms() if isinstance(built(case[0]), MaskedMechanism)])
 def test_final_outputs_and_kept_keys_are_those_of_the_mask(name: str, causal: bool) -> None:
     mechanism = built(name)
-    local = mechanism.locality(causal)
+    local = only_locality(mechanism, causal)
     assert isinstance(mechanism, MaskedMechanism)
     assert local is not None
     queries, keys = visible(mechanism, 150, causal).flatten(0, 1).any(0).nonzero().unbind(1)

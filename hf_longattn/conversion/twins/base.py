@@ -20,7 +20,9 @@ from ...configuration import LongAttentionConfig
 from ...engines.common.call import UNBOUNDED
 from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...mechanisms import Mechanism
+from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype
+from ...mechanisms.common.short_texts import exact_length_of, full_of
 from ...modeling.family.definition import FAMILIES, Family
 from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows
@@ -240,7 +242,7 @@ def choose_twin(model: LongModel) -> TwinChoice:
     """The first twin that holds the model, or the reason of the most special one that comes near."""
     if model.family.towers:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
-    if exact := next((layer.exact_length for layer in model.layers if layer.full is not None), 0):
+    if exact := next((exact_length_of(layer) for layer in model.layers if full_of(layer) is not None), 0):
         return TwinChoice(None, "", "", f"No stock architecture has exact_length={exact}; convert with --option exact_length=0.")
     reasons: list[tuple[bool, str]] = []
     other_layer = next((layer for layer in model.layers if not is_full(layer, model.causal)), None)
@@ -262,7 +264,7 @@ def missing_class(name: str) -> str | None:
 
 def is_full(mechanism: Mechanism, causal: bool) -> bool:
     """Whether a layer is full attention at any length."""
-    band = mechanism.band(causal)
+    band = band_of(mechanism, causal)
     return band is not None and band[0] == UNBOUNDED
 
 
@@ -272,7 +274,7 @@ def _no_twin(model: LongModel) -> str:
             if mechanism.relative is not None:
                 return f"{where} {index} adds relative positions ({mechanism.options.relative}), which no stock architecture has."
             if not is_full(mechanism, causal):
-                kind = "a window in" if mechanism.band(causal) is not None else f"the mechanism {mechanism.name!r} in"
+                kind = "a window in" if band_of(mechanism, causal) is not None else f"the mechanism {mechanism.name!r} in"
                 return (
                     f"{where} {index} has {mechanism.name!r}, and no stock architecture has {kind} the layers of a {stem_of(model.base)}."
                 )
@@ -305,7 +307,7 @@ def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:
     """Why a layer is neither full attention nor a plain window, and otherwise how far back every layer sees (``None``: everything)."""
     lookbacks: list[int | None] = []
     for index, mechanism in enumerate(model.layers):
-        band = mechanism.band(model.causal)
+        band = band_of(mechanism, model.causal)
         if band is None or not (model.causal or band[0] == band[1]):
             return f"Layer {index} has {described(mechanism)}, which no stock architecture computes.", []
         lookbacks.append(None if band[0] == UNBOUNDED else band[0])

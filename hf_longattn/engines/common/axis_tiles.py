@@ -13,6 +13,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from .grid import Grid
 
 TILE_QUERIES = 32
@@ -61,6 +64,14 @@ class TileGroup(NamedTuple):
     def ahead(self) -> int:
         """Places from the first key to the first query."""
         return self.first - self.key_first
+
+    def seen_by_queries(self, device: torch.device | None = None) -> Tensor:
+        """The keys that each query of a tile sees, ``(size, key_size)`` bool."""
+        if not self.seen:
+            return torch.ones(self.size, self.key_size, dtype=torch.bool, device=device)
+        first, last = torch.tensor(self.seen, device=device).t()[..., None]
+        keys = torch.arange(self.key_size, device=device)
+        return (keys >= first) & (keys <= last)
 
     def part(self, start: int, tiles: int) -> TileGroup:
         """The group of ``tiles`` tiles that begins with tile ``start``."""
@@ -151,3 +162,26 @@ def split_windows(grid: Grid, low: Sequence[int], high: Sequence[int], steps: Se
         windows.append(AxisWindows(tuple(low[start:stop]), tuple(high[start:stop]), step))
         start = stop
     return tuple(windows)
+
+
+def outer(tables: Sequence[Tensor]) -> list[Tensor]:
+    """The table ``(tiles, side, width)`` of every axis, as a view that broadcasts to ``(*tiles, *sides, *widths)``."""
+    rank, placed = len(tables), []
+    for axis, table in enumerate(tables):
+        shape = [1] * (3 * rank)
+        shape[axis], shape[rank + axis], shape[2 * rank + axis] = table.shape
+        placed.append(table.view(shape))
+    return placed
+
+
+def joined(table: Tensor, rank: int) -> Tensor:
+    """``(*tiles, *sides, *widths)`` as ``(tiles, T, keys)``."""
+    return table.flatten(2 * rank).flatten(rank, 2 * rank - 1).flatten(0, rank - 1)
+
+
+def tile_seen(tables: Sequence[Tensor]) -> Tensor:
+    """Which keys the queries of every tile see, ``(tiles, T, keys)`` bool."""
+    first, *rest = outer(tables)
+    for table in rest:
+        first = first & table
+    return joined(first, len(tables))

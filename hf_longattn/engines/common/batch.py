@@ -119,11 +119,11 @@ class Batch:
         return in_graph() or any(span.start > 0 for span in self.sequences)
 
     def places(self, missing: int) -> Places:
-        """Places of all sequences on an axis without the first ``missing`` tokens of each row."""
+        """Row, start and stop of every sequence, on an axis that lacks each row's first ``missing`` tokens."""
         return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
 
     def split(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
-        """The part of ``x`` that belongs to each sequence. Axis 0 is the rows, axis ``dim`` the last of their ``length`` tokens.
+        """Split ``x`` into one part per sequence. Axis 0 holds rows. Axis ``dim`` holds tokens, the last of each row's ``length`` tokens.
 
         The parts are views. Their gradients are copied into one tensor, not added up.
         """
@@ -337,8 +337,8 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
     length, sees_any = seen.shape[2], seen.any(-1)
     first = torch.where(sees_any, seen.to(torch.uint8).argmax(-1), length)
     last = torch.where(sees_any, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
-    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # seen by any token from a border on
-    latest = last.cummax(-1).values[:, :-1]  # seen by any token before a border
+    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # first key seen by any query at or after the border
+    latest = last.cummax(-1).values[:, :-1]  # last key seen by any query before the border
     border = torch.arange(1, length, device=mask.device)
     borders = (earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)
     return F.pad(borders.cumsum(1), (1, 0)) if bool(borders.any()) else None

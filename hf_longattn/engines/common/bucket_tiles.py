@@ -311,7 +311,7 @@ def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Te
     for earlier in range(rounds - 1):
         later = places[:, :, earlier + 1 :].clamp(min=0)
         bucket = keys[:, :, earlier].gather(-1, later.flatten(2)).view(later.shape)
-        oldest = places[:, :, earlier, :, -1]  # -1: the bucket has fewer than `size` keys, and all were found
+        oldest = places[:, :, earlier, :, -1]  # -1: the bucket has fewer than `size` keys, so all are listed
         twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
     return twice & (places >= 0)
 

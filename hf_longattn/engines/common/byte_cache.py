@@ -50,8 +50,8 @@ class ByteCache:
         self._lock = threading.RLock()  # freeing a value may drop another entry in the same thread
 
     def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None) -> Value:
-        """The cached value of ``key``, or ``make()``. Nothing is cached while PyTorch compiles or exports, nor within torch.func: its
-        tensors mean nothing outside of it.
+        """The cached value of ``key``, or ``make()``. Nothing is cached while PyTorch compiles or exports, nor within torch.func,
+        whose tensors are invalid outside of it.
 
         Args:
             size: bytes of the value, or None to not cache it; :func:`tensor_bytes` by default.

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,16 +13,12 @@ import torch
 from torch import Tensor
 
 from ...errors import GridError
-from .axis_term import AxisTerm
 from .batch import Batch, DocumentLabels, all_finite, in_graph
-from .byte_cache import BYTE_CACHE
 from .grid import Grid
-from .grid_bias import GridBias
+from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
-ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
 UNBOUNDED = 1 << 40
 
 
@@ -79,139 +74,6 @@ class Pattern:
             return seen & (kv_idx <= q_idx) if self.causal else seen
 
         return mod
-
-
-@dataclasses.dataclass(frozen=True)
-class DistanceBias:
-    """A ``score_mod`` of the distance and the head: adds ``table[h, (q_idx - kv_idx) + ahead]``.
-
-    The CPU's band engine adds the table to its blocks; to every other engine it is an ordinary ``score_mod``.
-
-    table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond these are clamped.
-    """
-
-    table: Tensor
-    ahead: int
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
-
-    def of_heads(self, heads: Sequence[int]) -> DistanceBias:
-        """The bias for ``heads`` only, renumbered from 0."""
-        return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
-
-    def over(self, distance: Tensor) -> Tensor:
-        """The bias ``(H, rows, columns)`` for distances ``(rows, columns)``."""
-        return self.table[:, (distance + self.ahead).clamp(0, self.table.shape[1] - 1)]
-
-    def add_gradient(self, total: Tensor, distance: Tensor, of_scores: Tensor) -> None:
-        """Add the gradient of scores ``(H, rows, columns)`` at these distances to ``total``. It is shaped like the table."""
-        index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
-        total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
-
-
-class BatchTerm(ABC):
-    """A ``score_mod`` that holds values per token of a whole batch."""
-
-    @abstractmethod
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """The score with the term, as every ``score_mod``."""
-
-    @abstractmethod
-    def of_heads(self, heads: Sequence[int]) -> BatchTerm:
-        """The term for ``heads`` only, renumbered from 0."""
-
-    @abstractmethod
-    def of_sequence(self, row: int, start: int, stop: int) -> BatchTerm:
-        """The term of the keys ``start … stop - 1`` of one row, and of the queries among them."""
-
-    @abstractmethod
-    def moved(self, move: Callable[[Tensor, int], Tensor]) -> BatchTerm:
-        """The term after its tokens moved, with as many queries as keys.
-
-        move: ``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``.
-        """
-
-
-class TokenTerm(ABC):
-    """A ``score_mod`` computed from queries and keys. It can be rebuilt for another part of the sequence."""
-
-    @abstractmethod
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        """The score with the term of this object's own tokens, as every ``score_mod``."""
-
-    @abstractmethod
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
-        """The term of ``q (B, h, Nq, D)`` and ``k (B, h, Nk, D)``, for h of this term's heads. Queries are the last Nq positions."""
-
-    def of_heads(self, heads: Sequence[int], device: torch.device) -> TokenTerm:
-        """The term for ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
-        return _TermOfHeads(self, tuple(heads), device)
-
-
-class _TermOfHeads(TokenTerm):
-    """A term for some of its heads, which can still be rebuilt for other tokens."""
-
-    def __init__(self, term: TokenTerm, heads: tuple[int, ...], device: torch.device) -> None:
-        self.term, self.heads = term, heads
-        self.numbers = _numbers(heads, device)
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return self.term(score, b, self.numbers[h], q_idx, kv_idx)
-
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> TokenTerm:
-        return self.term.of(q, k, [self.heads[head] for head in heads])
-
-
-def device_scalar(number: float, device: torch.device) -> float | Tensor:
-    """``number`` as a constant of a score term. On a GPU it is a tensor, since compiled kernels take no Python float from a closure."""
-    if device.type == "cpu":
-        return number
-    return BYTE_CACHE.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
-
-
-def _numbers(heads: tuple[int, ...], device: torch.device) -> Tensor:
-    """``heads`` as an index tensor, ``(len(heads),)`` int64 on ``device``; cached."""
-    return BYTE_CACHE.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
-
-
-def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
-    """The slices ``heads`` of ``x`` along ``axis``, as a view if they are consecutive. The numbers are copied to a GPU once."""
-    if list(heads) == list(range(heads[0], heads[0] + len(heads))):
-        return x.narrow(axis, heads[0], len(heads))
-    return x.index_select(axis, _numbers(tuple(heads), x.device))
-
-
-def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int], device: torch.device) -> ScoreMod | None:
-    """``score_mod`` for ``heads`` only, renumbered from 0. ``device`` is where the queries are. Term objects keep their base class."""
-    if isinstance(score_mod, TokenTerm):
-        return score_mod.of_heads(heads, device)
-    if score_mod is None or isinstance(score_mod, DistanceBias | BatchTerm | GridBias | AxisTerm):
-        return None if score_mod is None else score_mod.of_heads(heads)
-    numbers = _numbers(tuple(heads), device)
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)
-
-
-def remapped(
-    score_mod: ScoreMod | None,
-    *,
-    queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
-    keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
-) -> ScoreMod | None:
-    """``score_mod`` for an engine with indices other than positions. It gets ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
-    if score_mod is None:
-        return None
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, queries(q_idx), keys(b, h, kv_idx))
-
-
-def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
-    """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
-
-    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
-        return score + term(b, h, q_idx, kv_idx).to(score.dtype)
-
-    return mod
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,11 +210,27 @@ class AttentionCall:
             )
         return self.grid[0]
 
-    def with_bias_on_grid(self) -> AttentionCall:
-        """This call, with its :class:`GridBias`, if any, bound to its grid."""
-        if not isinstance(self.score_mod, GridBias) or not isinstance(self.grid, Grid):
-            return self
-        return self.replace(score_mod=self.score_mod.on(self.grid))
+    @property
+    def term(self) -> ScoreTerm:
+        """:attr:`score_mod` with the methods of a :class:`ScoreTerm`."""
+        return NO_TERM if self.score_mod is None else as_term(self.score_mod)
+
+    def with_term(self, change: Callable[[ScoreTerm], ScoreMod]) -> AttentionCall:
+        """The call with its score term replaced by ``change(term)``. Without a score term, the call itself."""
+        return self if self.score_mod is None else self.replace(score_mod=change(self.term))
+
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> AttentionCall:
+        """The call with the score term of ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
+        return self.with_term(lambda term: term.of_heads(heads, device))
+
+    def with_term_on_grid(self) -> AttentionCall:
+        """The call with its score term bound to its grid."""
+        grid = self.grid
+        return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
+
+    def written_out(self) -> AttentionCall:
+        """The call with its score term as a plain function, for every engine. Call it outside of checkpoints, which would not redo it."""
+        return self.with_term(lambda term: term.written_out)
 
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
         """The call for other keys, with their ``key_mask (B, Nk)`` bool."""

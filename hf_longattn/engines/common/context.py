@@ -43,7 +43,7 @@ class DispatchContext:
     by_position: bool = False
     """Whether the output depends on where a sequence starts."""
     single_call: bool = False
-    """Whether the rows of a batch, or its packed documents, must be one call."""
+    """Whether all rows or packed documents of a batch must be in one call."""
     separate_calls: bool = False
     """Whether every sequence must be its own call."""
     stacking: Stacking | None = None
@@ -62,7 +62,7 @@ class DispatchContext:
 
     @property
     def few_pairs(self) -> Any:
-        """Whether one dense masked call is fastest for so few pairs, whatever the pattern."""
+        """Whether there are so few pairs that one dense masked call is fastest."""
         return self.q_len == 1 or not self.many_pairs
 
     @property

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .axis_term import AxisTerm
 from .call import AttentionCall, MaskMod
-from .derivatives import no_fused_kernels, refuse_second_derivatives
+from .derivatives import no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
 
 SLOW_ROWS = (torch.bfloat16, torch.float16)
 """Dtypes for which the CPU's fused kernel takes about half as long for two queries as for one."""
@@ -26,15 +25,16 @@ def dense_attention(
     mask_mod: MaskMod | None = None,
     q_idx: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention over all keys that ``mask_mod``, causality and padding leave. Heads may be grouped.
+    """Softmax attention with ``mask_mod``, causality and padding. Heads may be grouped.
 
     ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions if they are not the last Nq of the keys' positions.
     With nothing but causality or padding this is the same call as transformers' sdpa attention. Rows that see no key are zeros.
     """
-    if isinstance(call.score_mod, AxisTerm) and q_idx is None and q.shape[2] == k.shape[2]:
+    if call.score_mod is not None and q_idx is None and q.shape[2] == k.shape[2]:
         scale, width = call.scale_for(q.shape[-1]), v.shape[-1]
-        q, k, v = call.score_mod.as_features(q, k, v, scale)
-        return dense_attention(q, k, v, call.replace(score_mod=None, scale=scale), mask_mod=mask_mod)[..., :width]
+        features = call.term.as_features(q, k, v, scale)
+        if features is not None:
+            return dense_attention(*features, call.replace(score_mod=None, scale=scale), mask_mod=mask_mod)[..., :width]
     causal, key_mask, scaling, dropout_p, score_mod = call.causal, call.key_mask, call.scale, call.dropout, call.score_mod
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     last = q_idx is None
@@ -178,3 +178,31 @@ def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
     for share, out in zip(shares[1:], outs[1:], strict=True):
         total = torch.addcmul(total, share, out)
     return total
+
+
+def divided(total: Tensor, weight: Tensor) -> Tensor:
+    """``total / weight``, zero where the weight is zero or its inverse overflows."""
+    return _Divided.apply(total, weight) if no_fused_kernels() is None else total * inverse_of(weight)
+
+
+class _Divided(torch.autograd.Function):
+    """:func:`divided`, which saves only the quotient for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, weight: Tensor) -> Tensor:
+        out = total * inverse_of(weight)
+        ctx.save_for_backward(out, weight)
+        return out
+
+    @staticmethod
+    @one_gradient_at_a_time()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        out, weight = ctx.saved_tensors
+        grad = grads[0] * inverse_of(weight)
+        return grad, -(grad * out).sum(-1, keepdim=True)
+
+
+def inverse_of(weight: Tensor) -> Tensor:
+    """1 / weight, and 0 where the weight is 0 or its inverse overflows."""
+    empty = weight.abs() < torch.finfo(weight.dtype).tiny
+    return weight.masked_fill(empty, 1.0).reciprocal().masked_fill(empty, 0.0)

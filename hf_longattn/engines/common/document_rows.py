@@ -1,5 +1,5 @@
-"""Packed documents as rows of a few right-padded batches. This is for GPUs, where a call costs more than the padding, and for mechanisms
-that draw or learn something once per call.
+"""Packed documents as rows of a few right-padded batches. For GPUs, where calls cost more than padding, and for
+mechanisms with one random draw or update per call.
 
 Padding after a sequence does not change a mechanism's output for it, so documents of similar lengths share a call. Their tokens are
 gathered into its rows and back by indices that all layers share. The indices follow from :attr:`Batch.sequences`, so the host waits for

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch, first_real, in_graph, last_real, of_any_length
-from .call import AttentionCall, AttentionFunction, BatchTerm
+from .call import AttentionCall, AttentionFunction
 from .document_rows import Stacking
 from .sequences import attend_per_sequence, rolled
 from .shards import Locality, Shard
@@ -30,7 +30,7 @@ def by_length(
     v: Tensor,
     call: AttentionCall,
 ) -> Tensor:
-    """The output ``(B, H, Nq, D)``. Sequences of at most ``most`` tokens use ``in_full``, longer sequences ``by_mechanism``.
+    """Full attention (``in_full``) for sequences of at most ``most`` tokens, else ``by_mechanism``. Returns ``(B, H, Nq, D)``.
 
     Args:
         one_call: whether all longer sequences must share one call of the mechanism.
@@ -68,15 +68,14 @@ def _in_graph(
     assert mask is not None
 
     def first(x: Tensor, dim: int) -> Tensor:
-        if free:  # a graph does not know whether there are `most` tokens
+        if free:  # the length is symbolic and may be less than `most`
             x = torch.cat([x, x.new_zeros(*x.shape[:dim], most, *x.shape[dim + 1 :])], dim)
         return x.narrow(dim, 0, most)
 
     def of_first(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         assert call.batch is not None
         assert call.batch.mask is not None
-        score_mod = call.score_mod.moved(first) if isinstance(call.score_mod, BatchTerm) else call.score_mod
-        short_call = call.replace(batch=Batch(first(call.batch.mask, 1)), score_mod=score_mod)
+        short_call = call.replace(batch=Batch(first(call.batch.mask, 1))).with_term(lambda term: term.moved(first, lambda b, at: (b, at)))
         return F.pad(in_full(first(q, 2), first(k, 2), first(v, 2), short_call), (0, 0, 0, length))[:, :, :length]
 
     short = last_real(mask) - first_real(mask) < most

@@ -1,4 +1,7 @@
-"""Global query rows: a few tokens see every key. Their rows are computed densely and overwrite those of a sparse output.
+"""Global tokens: a few tokens see every key and are seen by every query.
+
+Their rows are computed densely and overwrite those of a sparse output. Their columns outside a band are a part of each softmax, merged with
+the band's by log-sum-exp.
 
 :func:`separate_rows` does the same as one operator for compiled graphs, which cannot hold a data-dependent number of tokens. A graph could
 compute all rows densely instead, but that takes 7 to 28 times as long (1,024 and 4,096 tokens, 8 of them global, 4 heads of 64, one CPU
@@ -12,13 +15,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...naming import OPERATORS
 from ...private_apis import missing
 from .batch import Batch, cached_on
-from .call import AttentionCall
-from .dense import at_least_fp32, dense_attention, masked_softmax
+from .call import AttentionCall, Pattern
+from .dense import at_least_fp32, dense_attention, index_grid, masked_softmax, products, repeat_heads
 from .derivatives import first_derivatives_only, one_gradient_at_a_time
+
+MAX_COLUMN_PAIRS = 1 << 25
+"""Maximum scores of global columns in memory at once: batch × heads × queries × global tokens."""
 
 
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +61,45 @@ def size_in_graph(size: Tensor, least: int, most: Any) -> Any:
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Tokens of ``x (B, H, N, D)`` at ``index (B, g)`` as ``(B, H, g, D)``."""
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def global_columns(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, pattern: Pattern, call: AttentionCall
+) -> tuple[Tensor, Tensor]:
+    """Attention of all queries to the global keys outside the band: output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``.
+
+    Log-sum-exps are -inf where a query sees none; the output there is not defined. Plain operations in at least fp32, for some of the
+    queries at a time. The backward pass computes the scores again.
+
+    index, real: positions ``(B, g)`` of the global tokens, and which entries are not filler.
+    """
+    (batch, heads, q_len), offset = q.shape[:3], k.shape[2] - q.shape[2]
+    keys, values = (repeat_heads(gather_tokens(x, index), heads) for x in (k, v))
+    j = index[:, None, None]
+
+    def part(queries: Tensor, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        i = torch.arange(start, start + queries.shape[2], device=q.device)[:, None]
+        distance = i - j
+        hidden = distance <= pattern.left  # in the band, or later than the query
+        hidden = (hidden if pattern.causal else hidden & (distance >= -pattern.right)) | ~real[:, None, None]
+        scores = products(queries, keys) * call.scale_for(q.shape[-1])
+        lowest = torch.finfo(scores.dtype).min
+        if call.score_mod is not None:
+            b, h, _, _ = index_grid(batch, heads, 1, 1, q.device)
+            scores = call.score_mod(scores, b, h, i, j).clamp(min=lowest)
+        scores = scores.masked_fill(hidden, lowest)
+        lse = scores.logsumexp(-1)
+        return F.dropout(scores.softmax(-1), call.dropout).to(v.dtype) @ values, lse.masked_fill(lse == lowest, float("-inf"))
+
+    step, outs = max(1, MAX_COLUMN_PAIRS // (batch * heads * index.shape[1])), []
+    for start in range(0, q_len, step):
+        arguments = q[:, :, start : start + step], keys, values, start + offset
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            outs.append(checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=call.dropout > 0))
+        else:
+            outs.append(part(*arguments))
+    out, lse = (x[0] if len(x) == 1 else torch.cat(x, 2) for x in zip(*outs, strict=True))
+    return out, lse
 
 
 def overwrite_global_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall) -> Tensor:

@@ -28,6 +28,14 @@ Path = Literal[
     "fla-blocks", "linear-fla", "linear-chunks", "delta-fla", "delta-chunks",
 ]  # fmt: skip
 """How it is computed. The first five are the layouts of a batch, see :mod:`.sequences`."""
+GPU_RECORD: dict[str, str] = {
+    "fla-blocks": "no GPU has run this path yet",
+    "delta-fla": "no GPU has run this path yet",
+    "flex-blocks": "right on an H100, never timed",
+    "linear-fla": "right on an H100, never timed",
+    "flex-gathered": "timed on an H100 for bigbird only, before its block lists were rewritten",
+}
+"""What is still unverified about a CUDA path on a GPU: results or times (docs/results/gpu.md)."""
 LOG_VARIABLE = "HF_LONGATTN_LOG"
 Result = TypeVar("Result")
 
@@ -72,12 +80,12 @@ def running(mechanism: Any) -> Iterator[None]:
 
 
 def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
-    """Wrap ``run`` so that the mechanism's only path is reported whenever ``run`` reports none."""
+    """Wrap ``run``. If it reports no path, report the name of the mechanism's engine."""
 
     def reported(*arguments: Any) -> Result:
         before, out = _reports.get(), run(*arguments)
         if _reports.get() == before:
-            report(mechanism.only_path, ())
+            report(mechanism.engine.replace("_", "-"), ())
         return out
 
     return reported

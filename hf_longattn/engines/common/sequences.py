@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import GridError, MaskError
-from .batch import Batch, SequenceSpan, first_real, in_graph, nothing_seen, roll_left, wrapped
-from .call import AttentionCall, AttentionFunction, BatchTerm, DistanceBias, ScoreMod, State, without_padding
+from .batch import Batch, first_real, in_graph, nothing_seen, roll_left, wrapped
+from .call import AttentionCall, AttentionFunction, State, without_padding
 from .context import DispatchContext
 from .derivatives import no_fused_kernels
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
-from .grid_bias import GridBias
 from .paths import Path
+from .score_terms import ScoreMod, ScoreTerm
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
 
@@ -192,11 +192,12 @@ def _split_sequences(
         sequence_call = call.replace(
             batch=Batch(batch.mask[tokens]) if span.holes and batch.mask is not None else None,
             global_mask=None if call.global_mask is None else call.global_mask[tokens],
-            score_mod=_score_mod_of(call.score_mod, span, grid),
             hidden_states=states,
             detached_kv=constants,
             grid=grid,
         )
+        if call.score_mod is not None:
+            sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3])).with_term_on_grid()
         yield without_padding(queries, keys, values, sequence_call)
 
 
@@ -237,40 +238,23 @@ def _stacked_documents(
     outs = []
     for number, (queries, keys, values, states, constants, tokens) in enumerate(parts):
         documents = rows.calls[number]
-        grid = grids[documents.sequences[0]]
         documents_call = call.replace(
-            batch=documents.batch, score_mod=_score_mod_of_rows(call.score_mod, rows, number, grid), hidden_states=states,
-            detached_kv=constants, global_mask=tokens, grid=grid,
-        )  # fmt: skip
+            batch=documents.batch, hidden_states=states, detached_kv=constants, global_mask=tokens, grid=grids[documents.sequences[0]]
+        )
+        if call.score_mod is not None:
+            documents_call = documents_call.replace(score_mod=_of_rows(call.term, rows, number)).with_term_on_grid()
         outs.append(run(queries, keys, values, documents_call))
     return rows.packed(outs)
 
 
-def _score_mod_of(score_mod: ScoreMod | None, span: SequenceSpan, grid: Grid | None) -> ScoreMod | None:
-    """``score_mod`` for indices that count within one sequence."""
-    if isinstance(score_mod, GridBias):
-        return score_mod.on(grid)
-    if isinstance(score_mod, BatchTerm):
-        return score_mod.of_sequence(*span[:3])
-    if score_mod is None or isinstance(score_mod, DistanceBias) or span[:2] == (0, 0):
-        return score_mod
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + span.row, h, q_idx + span.start, kv_idx + span.start)
+def _of_rows(term: ScoreTerm, rows: DocumentRows, number: int) -> ScoreMod:
+    """The term for a call with one document per row. Padding gets the position of the document's last token."""
+    documents = rows.calls[number]
 
+    def index(b: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        return documents.row[b], torch.minimum(position + documents.first[b], documents.last[b])
 
-def _score_mod_of_rows(score_mod: ScoreMod | None, rows: DocumentRows, number: int, grid: Grid | None) -> ScoreMod | None:
-    """``score_mod`` for a call with one document per row. Padding gets the index of the document's last token."""
-    if isinstance(score_mod, GridBias):
-        return score_mod.on(grid)
-    if isinstance(score_mod, BatchTerm):
-        return score_mod.moved(lambda x, dim: rows.rows(x, dim)[number])
-    if score_mod is None or isinstance(score_mod, DistanceBias):
-        return score_mod
-    row, first, last = rows.calls[number].row, rows.calls[number].first, rows.calls[number].last
-
-    def of_rows(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score_mod(score, row[b], h, torch.minimum(q_idx + first[b], last[b]), torch.minimum(kv_idx + first[b], last[b]))
-
-    return of_rows
+    return term.moved(lambda x, dim: rows.rows(x, dim)[number], index)
 
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
@@ -278,15 +262,7 @@ def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attent
     assert batch.mask is not None
     start, length = first_real(batch.mask), k.shape[2]
     missing = length - q.shape[2]
-    score_mod, hidden, detached_kv = call.score_mod, call.hidden_states, call.detached_kv
-    if isinstance(score_mod, BatchTerm):
-        score_mod = score_mod.moved(lambda x, dim: roll_left(x, start, dim))
-    elif score_mod is not None and not isinstance(score_mod, DistanceBias | GridBias):
-        inner = score_mod  # takes the index before rolling, also of padding that wrapped around to the end
-
-        def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return inner(score, b, h, wrapped(q_idx + start[b], length), wrapped(kv_idx + start[b], length))
-
+    hidden, detached_kv = call.hidden_states, call.detached_kv
     if hidden is not None:
         hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
     if detached_kv is not None:
@@ -296,10 +272,9 @@ def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attent
     rolled_call = call.replace(
         batch=Batch(roll_left(batch.mask, start, 1)),
         global_mask=None if call.global_mask is None else roll_left(call.global_mask, start, 1),
-        score_mod=score_mod,
         hidden_states=hidden,
         detached_kv=detached_kv,
-    )
+    ).with_term(lambda term: term.moved(lambda x, dim: roll_left(x, start, dim), lambda b, at: (b, wrapped(at + start[b], length))))
     q = F.pad(q, (0, 0, missing, 0)) if missing else q
     out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), rolled_call)
     return roll_left(out, -start)[:, :, missing:]

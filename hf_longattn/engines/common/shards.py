@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
-from .call import AttentionCall, AttentionFunction, DistanceBias, ScoreMod, State, TokenTerm
+from .call import AttentionCall, AttentionFunction, State
 from .global_rows import global_index
 
 Bounds = Sequence[tuple[int, int]]
@@ -29,25 +29,41 @@ Bounds = Sequence[tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Locality:
-    """A token's output depends only on tokens from ``back`` before it to ``ahead`` after it.
+    """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and what ``beside`` says.
 
     period: shifting all positions by a multiple of this leaves the output unchanged.
     by_block: whether tokens form blocks of ``period``, and all tokens of a block see the same keys ahead, up to the end of a block.
+    beside: other keys that are seen, too: none, ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``. With others, no process
+        or stream can do with its neighbours.
+    is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
+    in_eval: whether the range is the ``"same"`` in eval mode; otherwise ``"everything"`` is seen there, or the range is ``"unknown"``.
+    width_of_keys: distance from a query's first key to its last, in tokens. By default as in a window, or in blocks of ``period``.
     """
 
     back: int
     ahead: int
     period: int = 1
     by_block: bool = False
+    beside: str = ""
+    is_window: bool = False
+    in_eval: str = "same"
+    width_of_keys: int | None = None
+
+    @property
+    def width(self) -> int:
+        """``width_of_keys``, or its default. A query late in its block has less of the block ahead."""
+        if self.width_of_keys is not None:
+            return self.width_of_keys
+        return self.back + self.ahead - (self.period - 1 if self.ahead else 0)
 
     def final(self, seen: int) -> int:
-        """Number of outputs after ``seen`` tokens that no later token changes."""
+        """Number of outputs that are final after ``seen`` tokens. Later tokens do not change them."""
         if not self.by_block or not self.ahead:
             return max(0, seen - self.ahead)
         return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
 
     def first(self, output: int) -> int:
-        """First token needed for outputs from ``output`` on, rounded down to a multiple of ``period``."""
+        """First token that outputs from index ``output`` on depend on, rounded down to a multiple of ``period``."""
         return max(0, output - self.back) // self.period * self.period
 
 
@@ -166,7 +182,9 @@ class Shard:
         """The call for the tokens ``low … high - 1``, as a separate sequence."""
         at = (slice(None), slice(low, high))
         mask, documents, globals_ = (None if x is None else x[at] for x in (self.mask, self.documents, self.global_mask))
-        return call.replace(batch=Batch.of(mask, documents), global_mask=globals_, score_mod=counted_from(call.score_mod, low))
+        return call.replace(batch=Batch.of(mask, documents), global_mask=globals_).with_term(
+            lambda term: term if term.reads_tokens else term.shifted(low)  # :meth:`attend` rebuilds it from tokens
+        )
 
     def local_call(self, call: AttentionCall) -> AttentionCall:
         """The call for this process's tokens, as a separate sequence."""
@@ -203,8 +221,8 @@ class Shard:
         if call.hidden_states is not None and tokens is None:
             near_call = near_call.replace(hidden_states=self.reach(call.hidden_states, ranges, 1))
         queries = F.pad(q, (0, 0, 0, high - self.stop + beyond))
-        if isinstance(call.score_mod, TokenTerm):
-            near_call = near_call.replace(score_mod=call.score_mod.of(queries, keys, range(q.shape[1])))
+        if call.term.reads_tokens:
+            near_call = near_call.replace(score_mod=call.term.of(queries, keys, range(q.shape[1])))
         return run(queries, keys, values, near_call)[:, :, : self.stop - self.start]
 
     def _with_globals(
@@ -217,27 +235,13 @@ class Shard:
         chosen = self.tokens(x, index)
         before, after = real & (index < low), real & (index >= high)
         inside = torch.ones_like(mask[:, low:high]) if self.mask is None else self.mask[:, low:high]
-        score_mod = call.score_mod
-        if score_mod is not None:
-            inner = score_mod  # counts from the first token of the part
-            places = torch.cat([index - low, torch.arange(high - low, device=index.device).expand(len(index), -1), index - low], 1)
-
-            def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-                return inner(score, b, h, places[b, q_idx], places[b, kv_idx])
-
         near_call = call.replace(
-            batch=Batch(torch.cat([before, inside, after], 1)),
-            global_mask=torch.cat([before, mask[:, low:high], after], 1),
-            score_mod=score_mod,
+            batch=Batch(torch.cat([before, inside, after], 1)), global_mask=torch.cat([before, mask[:, low:high], after], 1)
         )
+        if call.score_mod is not None:  # counts from the first token of the part
+            places = torch.cat([index - low, torch.arange(high - low, device=index.device).expand(len(index), -1), index - low], 1)
+            near_call = near_call.replace(score_mod=call.term.indexed(lambda b, at: (b, places[b, at])))
         return torch.cat([chosen, near, chosen], 2), near_call, front
-
-
-def counted_from(score_mod: ScoreMod | None, first: int) -> ScoreMod | None:
-    """``score_mod`` for indices that count from token ``first`` on."""
-    if score_mod is None or isinstance(score_mod, DistanceBias | TokenTerm) or not first:
-        return score_mod
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + first, kv_idx + first)
 
 
 def even_bounds(length: int, processes: int) -> Bounds:
@@ -281,27 +285,28 @@ def _exchange(shard: Shard, dim: int, x: Tensor, *, held: Bounds, wanted: Bounds
         held, wanted: the tokens that each process holds, and the tokens that it wants.
     """
     holds, wants = held[shard.rank], wanted[shard.rank]
-    group = dist.group.WORLD if shard.group is None else shard.group
-    operations, sent, received = [], [], []
+    sent, shapes, parts = {}, {}, {}
     for peer in range(len(held)):
-        if peer == shard.rank:
-            continue
         first, last = _common(holds, wanted[peer])
         if first < last:
-            sent.append(x.narrow(dim, first - holds[0], last - first).contiguous())  # keeps it alive until everything is sent
-            operations.append(dist.P2POp(dist.isend, sent[-1], group=group, group_peer=peer))
-        first, last = _common(held[peer], wants)
+            sent[peer] = x.narrow(dim, first - holds[0], last - first)
+        parts[peer] = first, last = _common(held[peer], wants)
         if first < last:
-            shape = list(x.shape)
-            shape[dim] = last - first
-            received.append(((first, last), x.new_empty(shape)))
-            operations.append(dist.P2POp(dist.irecv, received[-1][1], group=group, group_peer=peer))
+            shapes[peer] = (*x.shape[:dim], last - first, *x.shape[dim + 1 :])
+    received = _send_and_receive(shard, sent, shapes, x)
+    return [(parts[peer], received[peer]) for peer in sorted(received)]
+
+
+def _send_and_receive(shard: Shard, sent: Mapping[int, Tensor], shapes: Mapping[int, Sequence[int]], like: Tensor) -> dict[int, Tensor]:
+    """Send a tensor to some processes and receive tensors of these ``shapes``. This process's own part is not sent."""
+    rank, group = shard.rank, dist.group.WORLD if shard.group is None else shard.group
+    copies = {peer: x.contiguous() for peer, x in sent.items() if peer != rank}  # kept alive until everything is sent
+    received = {peer: sent[rank] if peer == rank else like.new_empty(tuple(shape)) for peer, shape in shapes.items()}
+    operations = [dist.P2POp(dist.isend, x, group=group, group_peer=peer) for peer, x in copies.items()]
+    operations += [dist.P2POp(dist.irecv, x, group=group, group_peer=peer) for peer, x in received.items() if peer != rank]
     for request in dist.batch_isend_irecv(operations) if operations else []:
         request.wait()
-    first, last = _common(holds, wants)
-    if first < last:
-        received.append(((first, last), x.narrow(dim, first - holds[0], last - first)))
-    return sorted(received, key=lambda part: part[0])
+    return received
 
 
 class _Swap(torch.autograd.Function):
@@ -321,24 +326,14 @@ def _swapped(x: Tensor, shard: Shard, heads: Bounds, to_heads: bool) -> Tensor:
     """``(B, H, n, D)`` as ``(B, own heads, N, D)``, or the reverse."""
     split_dim, joined_dim = (1, 2) if to_heads else (2, 1)
     split, joined = (heads, shard.bounds) if to_heads else (shard.bounds, heads)
-    group = dist.group.WORLD if shard.group is None else shard.group
-    operations, sent, parts = [], [], []
-    for peer, ((first, last), (low, high)) in enumerate(zip(split, joined, strict=True)):
-        part = x.narrow(split_dim, first, last - first).contiguous()
-        if peer == shard.rank:
-            parts.append(part)
-            continue
-        shape = list(x.shape)
-        shape[split_dim], shape[joined_dim] = split[shard.rank][1] - split[shard.rank][0], high - low
-        sent.append(part)
-        parts.append(x.new_empty(shape))
-        operations += [
-            dist.P2POp(dist.isend, part, group=group, group_peer=peer),
-            dist.P2POp(dist.irecv, parts[-1], group=group, group_peer=peer),
-        ]
-    for request in dist.batch_isend_irecv(operations) if operations else []:
-        request.wait()
-    return torch.cat(parts, joined_dim)
+    sent = {peer: x.narrow(split_dim, first, last - first) for peer, (first, last) in enumerate(split)}
+    shapes = {}
+    for peer, (low, high) in enumerate(joined):
+        shape = list(sent[shard.rank].shape)
+        shape[joined_dim] = high - low
+        shapes[peer] = shape
+    received = _send_and_receive(shard, sent, shapes, x)
+    return torch.cat([received[peer] for peer in sorted(received)], joined_dim)
 
 
 class _Total(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..common.call import AttentionCall
 from ..common.context import DispatchContext
-from .flash import Gradients, flash, flash_backward, mask_dtype
+from .flash import Gradients, mask_dtype
 
 BITS = 16
 MOST_PAIRS = 1 << 20
@@ -40,18 +40,56 @@ class Dropout(NamedTuple):
 
     @property
     def below(self) -> int:
-        """Bits below this number drop a weight."""
+        """Threshold: a weight is dropped if its random bits are below it."""
         return round(self.probability * (1 << BITS))
 
     @property
     def kept(self) -> float:
-        """The expected share of kept weights."""
+        """Probability that a weight is kept."""
         return 1 - self.below / (1 << BITS)
 
     def keep(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
         """The dropout mask of one tile: 1 where a weight is kept, 0 where dropped."""
         bits = random_bits(like.numel(), self.seed, place).view(like.shape)
         return torch.ge(bits, self.below - (1 << (BITS - 1)), out=torch.empty_like(like))
+
+    def forward(
+        self, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
+
+        Args:
+            place: numbers that identify the part within the pass.
+            q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
+            mask: additive, broadcastable to ``(b, H, n, w)``.
+        """
+        out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
+        for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
+            weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
+            weights.mul_(self.keep(weights, (*place, number)))
+            out[at] = (weights @ v[at].to(weights.dtype)).div_(self.kept)
+        return out, lse
+
+    def backward(
+        self, place: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None,
+        scale: float,
+    ) -> Gradients:  # fmt: skip
+        """The gradients of q, k, v in :meth:`forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        dtype = lse.dtype
+        for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
+            weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
+            share = (of_tile - lse[at]).exp_()[..., None]  # of the tile in the whole softmax
+            keep = self.keep(weights, (*place, number))
+            of_out = grad[at].to(dtype)
+            of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
+            of_out = of_out / self.kept
+            of_scores = (of_out @ v[at].to(dtype).transpose(-1, -2)).mul_(keep).sub_(of_sum).mul_(weights)
+            dv[at] = weights.mul_(keep).transpose(-1, -2) @ (of_out * share)
+            share *= scale
+            dq[at] = (of_scores @ k[at].to(dtype)).mul_(share)
+            dk[at] = of_scores.transpose(-1, -2) @ (q[at].to(dtype) * share)
+        return dq, dk, dv
 
 
 def drops_some(probability: float) -> bool:
@@ -65,7 +103,9 @@ def drops_in_tiles(context: DispatchContext) -> bool:
     They do so outside graphs, where fused kernels may run, without score terms, and for more than a few pairs.
     """
     call = context.call
-    if context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None or not drops_some(call.dropout):
+    if not call.dropout or context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None:
+        return False
+    if not drops_some(call.dropout):
         return False
     return not context.few_pairs and context.plain_only is None
 
@@ -73,54 +113,6 @@ def drops_in_tiles(context: DispatchContext) -> bool:
 def dropout_of(call: AttentionCall) -> tuple[float, int]:
     """``(dropout probability, seed)`` of a call. The seed comes from PyTorch's generator, or is 0 without dropout."""
     return call.dropout, int(torch.randint(1 << 62, ())) if call.dropout else 0
-
-
-def part_forward(
-    dropout: Dropout | None, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float,
-    causal: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
-
-    Without dropout, the fused kernel computes both.
-
-    Args:
-        place: numbers that identify the part within the pass.
-        q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
-        mask: additive, broadcastable to ``(b, H, n, w)``.
-        causal: whether the mask hides all keys after a query, so that the kernel may skip them.
-    """
-    if dropout is None:
-        return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
-    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
-    for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
-        weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
-        weights.mul_(dropout.keep(weights, (*place, number)))
-        out[at] = (weights @ v[at].to(weights.dtype)).div_(dropout.kept)
-    return out, lse
-
-
-def part_backward(
-    dropout: Dropout | None, place: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *,
-    mask: Tensor | None, scale: float, causal: bool = False,
-) -> Gradients:  # fmt: skip
-    """The gradients of q, k, v in :func:`part_forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
-    if dropout is None:
-        return flash_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    dtype = lse.dtype
-    for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
-        weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
-        share = (of_tile - lse[at]).exp_()[..., None]  # of the tile in the whole softmax
-        keep = dropout.keep(weights, (*place, number))
-        of_out = grad[at].to(dtype)
-        of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
-        of_out = of_out / dropout.kept
-        of_scores = (of_out @ v[at].to(dtype).transpose(-1, -2)).mul_(keep).sub_(of_sum).mul_(weights)
-        dv[at] = weights.mul_(keep).transpose(-1, -2) @ (of_out * share)
-        share *= scale
-        dq[at] = (of_scores @ k[at].to(dtype)).mul_(share)
-        dk[at] = of_scores.transpose(-1, -2) @ (q[at].to(dtype) * share)
-    return dq, dk, dv
 
 
 def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
@@ -173,7 +165,7 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weights and log-sum-exp of a tile. The latter is the largest score minus the logarithm of its weight."""
+    """Weights and log-sum-exp of a tile, the latter from the largest score and its weight."""
     scores = ((q * scale) @ k.transpose(-1, -2)).to(dtype)
     scores = scores if mask is None else scores.add_(mask)
     weights = scores.softmax(-1)

@@ -1,5 +1,7 @@
 """PyTorch's fused attention kernel for the CPU, its additive masks, and the merging of calls.
 
+The path ``dense-masked`` is one call over all keys. Band and global tokens are its mask (:func:`kept_mask`).
+
 The calls of a path are parts of one softmax over disjoint sets of keys. With their outputs o_p and log-sum-exps l_p, l = log Σ_p exp(l_p)
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023,
 FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel's backward pass runs on each part, given o and l.
@@ -7,17 +9,16 @@ FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...private_apis import look_up
+from ..common.batch import in_graph
+from ..common.byte_cache import BYTE_CACHE
+from ..common.call import AttentionCall, Pattern
 from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
-from ..common.dense import products
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from ..common.dense import products, unit_stride
+from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
@@ -80,13 +81,8 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     return token_major(q.dtype, q)[0], lse
 
 
-def like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
-    """Uninitialised gradient of a bias, in the dtype of masks; empty for ``None``."""
-    return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
-
-
 def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Merge a part's output ``(…, N, D)`` and log-sum-exp ``(…, N)`` into those of earlier parts, in place."""
+    """Merge a part's output ``(…, N, D)`` and log-sum-exp ``(…, N)`` into the result of earlier parts, in place."""
     merged = torch.logaddexp(lse, part_lse)
     out.lerp_(part, (part_lse - merged).exp_()[..., None].to(out.dtype))
     lse.copy_(merged)
@@ -100,21 +96,6 @@ def zero_unseen(out: Tensor, lse: Tensor) -> None:
         lse.masked_fill_(nothing, 0)
 
 
-def stable_order(numbers: Tensor, most: int) -> Tensor:
-    """Stable argsort of integers ``(…, N)`` from -1 to ``most``. NumPy has a radix sort for 16 bits."""
-    if most >= 1 << 15:
-        return numbers.argsort(dim=-1, stable=True)
-    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
-
-
-def merge_rows(parts: Sequence[Tensor], lses: Sequence[Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
-    """Merged output ``(n, D)`` and log-sum-exp ``(n,)`` of n tokens. ``row (n, m)`` lists each token's rows in the concatenated parts."""
-    shares = torch.cat(list(lses))[row.t()]
-    lse = shares.logsumexp(0)
-    weights = shares.sub_(lse).exp_().t().contiguous()
-    return F.embedding_bag(row, torch.cat(list(parts)).to(weights.dtype), mode="sum", per_sample_weights=weights), lse
-
-
 def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(b, H, n, D)`` and log-sum-exp of n queries over a few keys ``(b, H, g, D)``."""
     scores = products(q, k).mul_(scale)
@@ -125,49 +106,53 @@ def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
 
 
-def few_keys_backward(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, *rest: Tensor) -> Gradients:
-    """The gradients of q, k, v in :func:`few_keys`."""
-    of_scores, weights = score_gradient(mask, scale, grad, q, k, *rest)
-    of_scores, dtype = of_scores.mul_(scale), weights.dtype
-    dk, dv = of_scores.transpose(-1, -2) @ q.to(dtype), weights.transpose(-1, -2) @ grad.to(dtype)
-    return (of_scores @ k.to(dtype)).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
-
-
-def score_gradient(
-    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+def plain_gradients(
+    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, memory: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, and the weights, both ``(n, H, rows, columns)``.
-
-    grad, q, out: ``(n, H, rows, D)``; k, v: ``(n, H, columns, D)``; lse: ``(n, H, rows)``. grad, out and lse belong to the whole softmax.
-    """
-    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
-    scores = (q @ k.transpose(-1, -2)).mul_(scale)
-    if mask is not None:
-        scores = scores.add_(mask)
-    weights = scores.sub_(lse[..., None]).exp_()
-    of_weights = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True))
-    return of_weights.mul_(weights), weights
-
-
-def register(operator: Any, backward: Any, tensors: int) -> None:
-    """Register shapes and gradients of a custom operator on the kernel.
+    """The gradient of the scores, and the weights, ``(n, H, rows, columns)``, by plain products.
 
     Args:
-        operator: ``(q, k, v, *tensors, *settings) -> (output, log-sum-exp)``.
-        backward: ``(grad, q, k, v, output, log-sum-exp, *tensors, *settings) -> (dq, dk, dv)``.
-        tensors: how many of the arguments after v are tensors or ``None``; they have no gradients.
+        grad, q, out, lse: ``(n, H, rows, D)``, and lse without D. grad, out and lse belong to the whole softmax.
+        k, v: ``(n, H, columns, D)``.
+        memory: gets the gradient; if given, the mask ``(n, H, rows, columns)`` is overwritten. Both save copies.
     """
+    if mask is not None and memory is not None and len(q) == 1:
+        scores = mask[0].baddbmm_(q[0], k[0].mT, alpha=scale)[None]
+    else:
+        scores = (q * scale) @ k.mT
+        scores = scores if mask is None else scores.add_(mask)
+    weights = (scores - lse[..., None]).exp_()
+    return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.settings = inputs[3 + tensors :]
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[:3], *output, *inputs[3 : 3 + tensors])
 
-    @one_gradient_at_a_time()
-    def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = backward(grad, *ctx.saved_tensors, *ctx.settings)
-        return first_derivatives_only((*gradients, *[None] * (tensors + len(ctx.settings))))
+def kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
+    """The cached mask of a dense call. ``None`` where it depends on more than the band and the global tokens."""
+    tokens = call.global_mask
+    if q_len == 1 or in_graph() or no_fused_kernels() is not None:
+        return None
+    if call.key_mask is not None or call.score_mod is not None or call.dropout:
+        return None
+    if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
+        return None
+    index = None if tokens is None else tokens[0].nonzero()[:, 0]
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 has too small a range
+    return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
 
-    operator.register_fake(lambda q, *_: empty_results(q))
-    backward.register_fake(lambda _grad, q, k, v, *_: token_major(q.dtype, q, k, v))
-    operator.register_autograd(gradients, setup_context=setup_context)
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
+    """One call of the CPU's fused kernel, with the mask of :func:`visible_mask`. ``causal`` lets it skip keys after a query."""
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    return refuse_second_derivatives(flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0])
+
+
+def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. Queries begin at position ``shift``."""
+    tokens = () if index is None else tuple(index.tolist())
+
+    def make() -> Tensor:
+        chosen = torch.zeros(1, kv_len, dtype=torch.bool)
+        chosen[0, list(tokens)] = True
+        rows = torch.arange(shift, shift + q_len)[:, None]
+        return additive_mask(~pattern.visible_mod(chosen)(0, 0, rows, torch.arange(kv_len)), dtype)[None, None]
+
+    return BYTE_CACHE.get(("visible", q_len, kv_len, shift, pattern, tokens, dtype), make)

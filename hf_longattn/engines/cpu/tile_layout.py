@@ -1,12 +1,13 @@
-"""How a tile of query-key pairs becomes calls of the CPU's fused kernel.
+"""Split a tile of query-key pairs into calls of the CPU's fused kernel.
 
-Rows of equally spaced tokens that follow each other at a constant distance are read as a strided *view*. All other rows are gathered by
-their list of positions. Rows are computed a few at a time, so that gathered tokens stay in the cache and their memory is reused. The layout
-depends on the tile and on numbers such as lengths, not on q, k and v. It is cached for as long as the tile's index tensors live.
+Rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. All other rows are gathered by
+index. Rows are computed a few at a time, so that gathered tokens stay in the cache and their memory is reused. The layout depends on the
+tile and on numbers such as lengths, not on q, k and v. It is cached for the lifetime of the tile's index tensors.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import GatherTile
+from .softmax import Runs
 
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`, in bytes."""
 MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
 """Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
-"""Need of a row: no call, no mask, a key mask, or a pair mask."""
+"""What a row needs: no call, no mask, a key mask, or a pair mask."""
 
 
 class Rules(NamedTuple):
@@ -53,20 +55,18 @@ class TileSpec(NamedTuple):
     rules: Rules
 
 
-class StridedRun(NamedTuple):
-    """Tokens ``start + row * step + i * stride`` for i < size. ``slot`` is the first token's index in the row's list."""
+class _Row(NamedTuple):
+    """Tokens ``start + i * stride`` for i < size. ``slot`` is the first token's index in the row's list, ``step`` leads to the next row."""
 
     start: int
-    step: int
     stride: int
     size: int
     slot: int
+    step: int = 0
 
-    def row(self, number: int) -> StridedRun:
-        return self._replace(start=self.start + number * self.step)
-
-    def part(self, first: int, size: int) -> StridedRun:
-        return self._replace(start=self.start + first * self.stride, size=size, slot=self.slot + first)
+    def runs(self, row: int, count: int, first: int, size: int) -> Runs:
+        """The tokens ``first … first + size - 1`` of ``count`` rows, which begin ``row`` rows after this one."""
+        return Runs(self.start + row * self.step + first * self.stride, size, count, self.step, self.stride)
 
 
 class Chunk(NamedTuple):
@@ -75,9 +75,10 @@ class Chunk(NamedTuple):
     heads: slice
     rows: slice
     slots: slice
-    queries: StridedRun | None
-    """``None``: tokens are gathered by their list."""
-    keys: StridedRun | None
+    key_slots: slice
+    queries: Runs | None
+    """``None`` if tokens are gathered by index."""
+    keys: Runs | None
     need: int
     """NO_MASK, KEY_MASK or PAIR_MASK."""
     holes: bool
@@ -96,7 +97,7 @@ class Limits(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The calls of one tile, in one list per batch item or for all. ``complete``: whether they have every query."""
+    """Calls of one tile: one list per batch item, or one list for all. ``complete``: whether every query is in a call."""
 
     chunks: tuple[tuple[Chunk, ...], ...]
     complete: bool
@@ -165,8 +166,11 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
     return need.masked_fill(never.all(-1), NO_PAIR).expand(shape)
 
 
-def _runs(index: Tensor) -> list[StridedRun | None] | None:
-    """The rows of ``index (1, 1, R, T)`` as runs with step 0, or None if irregular. No list for several items or heads, or many jumps."""
+def _runs(index: Tensor) -> list[_Row | None] | None:
+    """The rows of ``index (1, 1, R, T)`` as equally spaced tokens, or None if irregular.
+
+    No list for several items or heads, or many jumps.
+    """
     if index.shape[:2] != (1, 1):
         return None
     index = index[0, 0]
@@ -181,36 +185,33 @@ def _runs(index: Tensor) -> list[StridedRun | None] | None:
     if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
         return None
     numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
-    return [StridedRun(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
+    return [_Row(a, d, n, at) if good else None for good, a, d, n, at in numbers]
 
 
-def _groups(needs: list[int], *sides: list[StridedRun | None] | None) -> Iterator[tuple[int, int]]:
+def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int]]:
     """Group neighbouring rows of equal shape, need and step: (first row, number of rows)."""
 
-    def kind(row: int) -> tuple:
-        runs = (None if side is None else side[row] for side in sides)
-        return needs[row], *(None if run is None else run[2:] for run in runs)
-
-    def steps(row: int) -> tuple:
-        pairs = ((None, None) if side is None else (side[row], side[row + 1]) for side in sides)
-        return tuple(0 if a is None or b is None else b.start - a.start for a, b in pairs)
-
+    listed = [side for side in sides if side is not None]
+    shapes = [[None if row is None else row[1:4] for row in side] for side in listed]
+    kinds = list(zip(needs, *shapes, strict=True))
+    starts = [[0 if row is None else row.start for row in side] for side in listed]
+    steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True)) or [(0,)] * len(needs)
     first = 0
     while first < len(needs):
         last = first
-        while last + 1 < len(needs) and kind(last + 1) == kind(first) and min(steps(last), default=0) >= 0 and steps(last) == steps(first):
+        while last + 1 < len(needs) and kinds[last + 1] == kinds[first] and min(steps[last]) >= 0 and steps[last] == steps[first]:
             last += 1
         yield first, last + 1 - first
         first = last + 1
 
 
-def _joined(runs: list[StridedRun | None], first: int, count: int) -> StridedRun | None:
+def _joined(runs: list[_Row | None], first: int, count: int) -> _Row | None:
     run, following = runs[first], runs[min(first + 1, first + count - 1)]
     return None if run is None or following is None else run._replace(step=following.start - run.start)
 
 
 def _cut(
-    spec: TileSpec, first: int, count: int, queries: StridedRun | None, keys: StridedRun | None, heads: int, per_head: bool,
+    spec: TileSpec, first: int, count: int, queries: _Row | None, keys: _Row | None, heads: int, per_head: bool,
     limits: Limits, need: int,
 ) -> Iterator[Chunk]:  # fmt: skip
     """Cut ``count`` equal rows into calls within ``limits``. Slots of a row come first, then rows if heads differ, otherwise heads."""
@@ -230,17 +231,20 @@ def _cut(
     else:
         heads_per_call = min(heads, units)
         rows_per_call = min(count, max(1, units // heads_per_call))
+    key_slots = slice(0, width) if keys is None else slice(keys.slot, keys.slot + width)
     for low in range(0, size, slots):
         length = min(slots, size - low)
         slot = (queries.slot if queries is not None else 0) + low
         for head in range(0, heads, heads_per_call):
-            for row in range(first, first + count, rows_per_call):
+            for row in range(0, count, rows_per_call):
+                rows = min(rows_per_call, count - row)
                 yield Chunk(
                     heads=slice(head, min(heads, head + heads_per_call)),
-                    rows=slice(row, min(first + count, row + rows_per_call)),
+                    rows=slice(first + row, first + row + rows),
                     slots=slice(slot, slot + length),
-                    queries=None if queries is None else queries.row(row - first).part(low, length),
-                    keys=None if keys is None else keys.row(row - first),
+                    key_slots=key_slots,
+                    queries=None if queries is None else queries.runs(row, rows, low, length),
+                    keys=None if keys is None else keys.runs(row, rows, 0, width),
                     need=need,
                     holes=False,
                 )

@@ -2,12 +2,14 @@
 
 It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides of a window, fewer
 key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends of a row is passed as another sequence:
-nothing is copied, and no token is paired with padding. Plain operations compute the few global columns outside the band, and both parts
-are merged into one softmax. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator by FlashAttention-3 or 4.
+nothing is copied, and no token is paired with padding. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator by
+FlashAttention-3 or 4. The public function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, does not take its place: it has
+no dropout, and its backward pass ignores the gradient of the log-sum-exp, by which global columns are merged.
 
-Let part p have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient
-of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1), so the backward pass of each part takes the merged o and l.
-Dropout does not change l, and o sums the weights that remain, so the same holds with dropout.
+Plain operations compute the few global columns outside the band. Let part p have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p)
+and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1),
+so the operator's backward pass takes the merged o and l. Dropout does not change l, and o sums the weights that remain, so the same holds
+with dropout.
 
 To find out whether this machine has the kernel, the operator runs once for each kind of call on a few tokens. The results are compared with
 the definition.
@@ -16,40 +18,24 @@ the definition.
 from __future__ import annotations
 
 import itertools
-import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import BackendError
 from ...private_apis import look_up
 from ..common.batch import Batch, in_graph
 from ..common.call import UNBOUNDED, AttentionCall, Pattern
 from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
-from ..common.dense import repeat_heads, unit_stride
+from ..common.dense import at_least_fp32, repeat_heads, unit_stride
 from ..common.derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time
-from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
-from .flex_kernel import MACHINE_ERRORS, NoKernel
+from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
+from ..common.plain import blockwise_attention
+from .flex_kernel import MACHINE_ERRORS, NoKernel, warn_once
 
-logger = logging.getLogger(__name__)
-ARGUMENTS = frozenset(("window_size_left", "window_size_right", "cum_seq_q", "cum_seq_k", "dropout_p", "scale"))
-
-
-def _arguments(which: int) -> frozenset[str]:
-    """The names of the operator's arguments; empty where PyTorch does not have it."""
-    try:
-        return frozenset(argument.name for argument in look_up("cuda_flash", which).default._schema.arguments)
-    except BackendError:
-        return frozenset()
-
-
-HAS_WINDOWS = all(_arguments(which) >= ARGUMENTS for which in (0, 1))
-LACKS = None if HAS_WINDOWS else "PyTorch's flash-attention operator has no windows in this version"
-"""Why this PyTorch version cannot run the path, or None."""
 flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)
 MAX_FEATURES = 256
 """Maximum width of a head."""
@@ -57,8 +43,6 @@ DTYPES = (torch.bfloat16, torch.float16)
 """Dtypes of the operator."""
 WIDTH_STEP = 8
 """Head widths are zero-padded to a multiple of this many features."""
-COLUMN_CELLS = 1 << 25
-"""Maximum number of column scores in memory at once: batch × heads × queries × global columns."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -74,7 +58,7 @@ def why_not(context: DispatchContext) -> str | None:
         return "the flash-attention operator computes in half precision only"
     if context.features > MAX_FEATURES:
         return f"the flash-attention operator takes heads of up to {MAX_FEATURES} numbers"
-    if (why := LACKS or no_fused_kernels()) is not None:
+    if (why := no_fused_kernels()) is not None:
         return why
     return None if call.batch is None and call.global_mask is None else _why_not_sequences(context)
 
@@ -134,50 +118,18 @@ class Settings(NamedTuple):
         return {"scale": self.scale, "window_size_left": self.left, "window_size_right": self.right}
 
 
-class _Columns:
-    """The global columns of a call, by plain operations in at least fp32. They are computed for a slice of the queries at a time."""
-
-    def __init__(self, q: Tensor, k: Tensor, index: Tensor, real: Tensor, settings: Settings) -> None:
-        """q: ``(B, Nq, H, D)``; k: all keys; index: positions ``(B, g)`` of the columns; real: ``(B, g)`` bool, False for filler."""
-        self.index, self.real, self.settings = index, real, settings
-        self.q_len, self.offset = q.shape[1], k.shape[1] - q.shape[1]
-        self.step = max(1, COLUMN_CELLS // max(1, q.shape[0] * q.shape[2] * index.shape[1]))
-
-    def slices(self) -> list[slice]:
-        return [slice(start, min(start + self.step, self.q_len)) for start in range(0, self.q_len, self.step)]
-
-    def scores(self, q: Tensor, keys: Tensor, rows: slice) -> Tensor:
-        """Scores ``(B, H, n, g)`` of ``q (B, H, Nq, D)`` and ``keys (B, H, g, D)``; -inf for pairs that are hidden or in the band."""
-        settings, j = self.settings, self.index[:, None]
-        distance = torch.arange(rows.start + self.offset, rows.stop + self.offset, device=q.device)[:, None] - j
-        hidden = ~self.real[:, None] | ((distance <= _bound(settings.left)) & (distance >= -_bound(settings.right)))
-        hidden = hidden | (distance < 0) if settings.causal else hidden
-        scores = (q[:, :, rows] @ keys.transpose(-1, -2)) * settings.scale
-        return scores.masked_fill(hidden[:, None], float("-inf"))
-
-
-def _bound(side: int) -> int:
-    return UNBOUNDED if side < 0 else side
-
-
-def _wide(dtype: torch.dtype, q: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Tensors ``(B, N, H or H_kv, D)`` as ``(B, H, N, D)`` of ``dtype``."""
-    return [repeat_heads(x.transpose(1, 2).to(dtype), q.shape[2]) for x in (q, *tensors)]
-
-
 class _Band(torch.autograd.Function):
-    """Attention over a band and optional global columns. q and the output are ``(B, Nq, H, D)``, k and v ``(B, Nk, H_kv, D)``."""
+    """Attention over a band, merged with the attention to other keys, if any. q and the output are ``(B, Nq, H, D)``, k and v
+    ``(B, Nk, H_kv, D)``. ``other`` and ``other_lse`` are the output ``(B, Nq, H, D)`` and log-sum-exp ``(B, H, Nq)`` of the other keys."""
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx, q, k, v, column_keys, column_values, index, real, offsets, left, right, causal, scale, dropout, longest
-    ):
+    def forward(ctx, q, k, v, other, other_lse, offsets, left, right, causal, scale, dropout, longest):  # type: ignore[no-untyped-def]
         ctx.settings = settings = Settings(left, right, causal, scale, dropout, longest)
         out, lse, *state = settings.run(q, k, v, offsets)
-        kept: list[Tensor] = []
-        if index is not None:
-            out, lse = _merge_columns(q, k, out, lse, column_keys, column_values, index, real, settings, kept)
-        ctx.save_for_backward(q, k, v, column_keys, column_values, index, real, offsets, out, lse, *state, *kept)
+        if other is not None:
+            total = torch.logaddexp(lse, other_lse)  # finite: a query sees itself in the band
+            out, lse = torch.lerp(other, out, _share(lse, total, out)), total
+        ctx.save_for_backward(q, k, v, other, other_lse, offsets, out, lse, *state)
         return out
 
     @staticmethod
@@ -188,48 +140,18 @@ class _Band(torch.autograd.Function):
             return first_derivatives_only(_gradients(ctx, grad))
 
 
-def _merge_columns(
-    q: Tensor, k: Tensor, out: Tensor, lse: Tensor, column_keys: Tensor, column_values: Tensor, index: Tensor, real: Tensor,
-    settings: Settings, kept: list[Tensor],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output ``(B, Nq, H, D)`` and log-sum-exp ``(B, H, Nq)`` of band and columns. Masks of dropout are appended to ``kept``."""
-    columns, dtype = _Columns(q, k, index, real, settings), lse.dtype
-    queries, keys = _wide(dtype, q, column_keys)
-    values = repeat_heads(column_values.transpose(1, 2), q.shape[2])
-    merged, total = torch.empty_like(out, memory_format=torch.contiguous_format), torch.empty_like(lse)
-    for rows in columns.slices():
-        scores = columns.scores(queries, keys, rows)
-        total[:, :, rows] = torch.logaddexp(lse[:, :, rows], scores.logsumexp(-1))  # finite: a query sees itself in the band
-        weights = (scores - total[:, :, rows, None]).exp()
-        if settings.dropout:
-            kept.append(torch.rand_like(weights) >= settings.dropout)
-            weights = weights * kept[-1].to(dtype) / (1 - settings.dropout)
-        share = (lse[:, :, rows] - total[:, :, rows]).exp()[..., None].to(out.dtype)
-        merged[:, rows] = torch.addcmul((weights.to(out.dtype) @ values).transpose(1, 2), share.transpose(1, 2), out[:, rows])
-    return merged, total
+def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
+    """The weight ``(B, N, H, 1)`` of a part in the merged output, from log-sum-exps ``(B, H, N)``."""
+    return (part - total).exp().transpose(1, 2)[..., None].to(like.dtype)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, column_keys, column_values, index, real, offsets, out, lse, rng_state, unused, *kept = ctx.saved_tensors
-    settings = ctx.settings
-    dq, dk, dv = settings.gradients(grad, q, k, v, out, lse, offsets, rng_state, unused)
-    dkeys = dvalues = None
-    if index is not None:
-        columns, dtype = _Columns(q, k, index, real, settings), lse.dtype
-        queries, keys, values, wide_grad, wide_out = _wide(dtype, q, column_keys, column_values, grad, out)
-        dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-        for rows, left in itertools.zip_longest(columns.slices(), kept):
-            of_out, total = wide_grad[:, :, rows], lse[:, :, rows, None]
-            weights = (columns.scores(queries, keys, rows) - total).exp()
-            of_weights = of_out @ values.transpose(-1, -2)
-            share = 1 if left is None else left.to(dtype) / (1 - settings.dropout)
-            dvalues += (weights * share).transpose(-1, -2) @ of_out
-            of_scores = weights * (of_weights * share - (of_out * wide_out[:, :, rows]).sum(-1, keepdim=True)) * settings.scale
-            dkeys += of_scores.transpose(-1, -2) @ queries[:, :, rows]
-            dq[:, rows] += (of_scores @ keys).transpose(1, 2).to(dq.dtype)
-        groups = k.shape[2]
-        dkeys, dvalues = (x.unflatten(1, (groups, -1)).sum(2).transpose(1, 2).to(k.dtype) for x in (dkeys, dvalues))
-    return dq, dk, dv, dkeys, dvalues, *[None] * 9
+    q, k, v, other, other_lse, offsets, out, lse, *state = ctx.saved_tensors
+    d_other = d_lse = None
+    if other is not None:
+        d_other = grad * _share(other_lse, lse, grad)
+        d_lse = (d_other * (other - at_least_fp32(out))).sum(-1).transpose(1, 2)
+    return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_other, d_lse, *[None] * 7
 
 
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -247,22 +169,25 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
     padded_width = width + -width % WIDTH_STEP
     settings = Settings(sides[0], sides[1], pattern.causal, call.scale_for(width), call.dropout, longest)
     needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    reason = refused(
-        q.device, q.dtype, padded_width, groups != heads, settings.left >= 0, settings.right >= 0, pattern.causal, offsets is not None,
-        0.5 if call.dropout else 0.0, needs_gradients, _implementation(),
-    )  # fmt: skip
+    kind = padded_width, groups != heads, settings.left >= 0, settings.right >= 0, pattern.causal, offsets is not None
+    reason = refused(q.device, q.dtype, *kind, 0.5 if call.dropout else 0.0, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
-    columns: tuple[Tensor | None, ...] = None, None, None, None
-    if call.global_mask is not None:
-        index, real = index_of_globals(call)
-        if index.shape[1]:
-            columns = *(_stored(gather_tokens(x, index), padded_width) for x in (k, v)), index, real
-    tensors = [_stored(x, padded_width) for x in (q, k, v)]
-    out = _Band.apply(*tensors, *columns, offsets, *settings).transpose(1, 2)[..., :width]
-    if columns[2] is None or columns[3] is None or not pattern.global_rows:
-        return out
-    return overwrite_global_rows(out, q, k, v, columns[2], columns[3], call.replace(causal=pattern.causal))
+    rows = [_stored(x, padded_width) for x in (q, k, v)]
+
+    def run(other: Tensor | None = None, other_lse: Tensor | None = None) -> Tensor:
+        out: Tensor = _Band.apply(*rows, other, other_lse, offsets, *settings)
+        return out.transpose(1, 2)[..., :width]
+
+    if call.global_mask is None:
+        return run()
+    index, real = index_of_globals(call)
+    if not index.shape[1]:
+        return run()
+    queries, keys, values = (x.transpose(1, 2) for x in rows)
+    other, other_lse = global_columns(queries, keys, values, index, real, pattern, call.replace(scale=settings.scale))
+    out = run(other.transpose(1, 2), other_lse)
+    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
 
 
 def _stored(x: Tensor, width: int) -> Tensor:
@@ -300,71 +225,60 @@ def constant_in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @constant_in_graph
-def refused(device: torch.device, dtype: torch.dtype, *kind: Any) -> str | None:
+def refused(device: torch.device, dtype: torch.dtype, width: int, *kind: Any) -> str | None:
     """Why the operator cannot run a kind of call, or None. ``kind`` goes to :func:`_tried`, once per kind; in a graph, at tracing."""
-    key = device, dtype, *kind
+    key = device, dtype, width, _implementation(), *kind
     if key not in _refusals:
         reason = None
         try:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                reason = _tried(device, dtype, *kind)
+            with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+                reason = _tried(device, dtype, width, *kind)
         except MACHINE_ERRORS:
             raise
         except Exception as error:  # any error means that there are no results
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        is_new = (*key[:3], reason) not in ((*other[:3], earlier) for other, earlier in _refusals.items())
         _refusals[key] = reason
-        if reason is not None and is_new:
-            logger.warning(
-                "PyTorch's flash attention does not run for heads of %d in %s on %s (%s); other operations run instead, which are slower.",
-                kind[0], str(dtype).removeprefix("torch."), device, reason
-            )  # fmt: skip
+        if reason is not None:
+            warn_once("PyTorch's flash attention", width, dtype, device, reason)
     return _refusals[key]
 
 
 def _tried(
     device: torch.device, dtype: torch.dtype, width: int, grouped: bool, left: bool, right: bool, causal: bool, packed: bool,
-    dropout: float, gradients: bool, implementation: str | None,
+    dropout: float, gradients: bool,
 ) -> str | None:  # fmt: skip
-    """Why the operator's results for a few tokens are wrong, or None. Errors of the operator are raised.
+    """Why the operator's results for a few tokens are wrong, or None. Those with dropout need only be finite. Errors are raised.
 
     Args:
         grouped: whether k and v have fewer heads than q.
         left, right: whether the window is bounded on these sides.
         packed: whether offsets of sequences are passed.
         gradients: whether to try the backward pass, too.
-        implementation: the one that ``activate_flash_attention_impl`` activated; distinguishes cached answers only.
     """
-    length, heads = 24, 2
-    places = torch.arange(length, device=device)
-    documents = (places >= 15) if packed else torch.zeros_like(places, dtype=torch.bool)
-    offsets = torch.tensor([0, 15, length], dtype=torch.int32).to(device) if packed else None
-    settings = Settings(3 if left else -1, (0 if causal else 2) if right else -1, causal, width**-0.5, dropout, 15 if packed else 0)
-    q, k, v, grad = (
-        torch.sin(torch.arange(length * count * width, device=device) * step).view(1, length, count, width).to(dtype)
-        for count, step in ((heads, 1.7), (1 if grouped else heads, 0.9), (1 if grouped else heads, 2.3), (heads, 1.1))
+    ends = [0, 15, 24] if packed else [0, 24]
+    pattern = Pattern(3 if left else UNBOUNDED, 0 if causal else 2 if right else UNBOUNDED, causal)
+    offsets = torch.tensor(ends, dtype=torch.int32).to(device) if packed else None
+    settings = Settings(3 if left else -1, pattern.right if right else -1, causal, width**-0.5, 0.0, 15 if packed else 0)
+    *tensors, grad = (
+        torch.sin(torch.arange(24 * heads * width, device=device) * step).view(1, 24, heads, width).to(dtype).requires_grad_(gradients)
+        for heads, step in ((2, 1.7), (1 if grouped else 2, 0.9), (1 if grouped else 2, 2.3), (2, 1.1))
     )
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=dropout > 0):
-        out, lse, *state = settings.run(q, k, v, offsets)
-        found = [out, lse]
-        if gradients:
-            found += settings.gradients(grad, q, k, v, out, lse, offsets, *state)
-    distance = places[:, None] - places
-    seen = (documents[:, None] == documents) & (distance <= _bound(settings.left)) & (distance >= -_bound(settings.right))
-    with torch.enable_grad():
-        leaves = [x.detach().float().requires_grad_() for x in (q, k, v)]
-        queries, keys, values = (repeat_heads(x.transpose(1, 2), heads) for x in leaves)
-        scores = (queries @ keys.mT * settings.scale).masked_fill(~seen, float("-inf"))
-        expected = [(scores.softmax(-1) @ values).transpose(1, 2), scores.logsumexp(-1)]
-        if gradients:
-            expected += torch.autograd.grad(expected[0], leaves, grad.float())
-    return _difference(found, expected, only=1 if dropout else None)
-
-
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], only: int | None) -> str | None:
-    """How the results differ, or None. All must be finite; with ``only``, the number of a result, just that one is compared."""
-    pairs = [*zip(found, expected, strict=True)]
-    off = max(float((x.float() - y).abs().max()) for x, y in (pairs if only is None else pairs[only : only + 1]))
-    if not all(bool(x.isfinite().all()) for x in found):
+        runs = [
+            _with_gradients(_Band.apply(*tensors, None, None, offsets, *settings._replace(dropout=share)), tensors, grad)
+            for share in sorted({0.0, dropout})
+        ]
+    if not all(bool(x.isfinite().all()) for x in itertools.chain(*runs)):
         return "its results for a few tokens are not finite"
+    wide = [x.detach().float().requires_grad_(gradients) for x in tensors]
+    q, k, v = (repeat_heads(x.transpose(1, 2), 2) for x in wide)
+    sequences = [slice(*pair) for pair in itertools.pairwise(ends)]
+    parts = [blockwise_attention(q[:, :, at], k[:, :, at], v[:, :, at], pattern, AttentionCall(scale=settings.scale)) for at in sequences]
+    expected = _with_gradients(torch.cat(parts, 2).transpose(1, 2), wide, grad.float())
+    off = max(float((x.float() - y).abs().max()) for x, y in zip(runs[0], expected, strict=True))
     return None if off < 0.1 else f"its results for a few tokens differ from the definition by {off:.2g}"
+
+
+def _with_gradients(out: Tensor, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """``out`` and, if it requires grad, the gradients of ``inputs``."""
+    return [out.detach(), *(torch.autograd.grad(out, inputs, grad.detach()) if out.requires_grad else ())]

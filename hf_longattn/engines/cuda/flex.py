@@ -1,12 +1,11 @@
 """CUDA engine: compiled flex_attention over lists of visible blocks.
 
-A band's width determines its blocks. Global columns are a separate call, and global rows are computed densely; only in graphs does one list
-hold them all, with a slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
+A band's width determines its blocks. Plain operations compute global columns and rows; only in graphs does one list hold them all, with a
+slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..common.batch import Batch
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
-from ..common.global_rows import gather_tokens, index_of_globals, overwrite_global_rows
+from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
 from .flex_kernel import fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]
@@ -30,59 +29,36 @@ def packed(chosen: Tensor, indices: Tensor) -> Lists:
     return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(torch.int32).contiguous()
 
 
-def transposed(lists: Lists, columns: int) -> Lists:
-    """Transpose ``lists``: for each of ``columns`` blocks, the rows that visit it. Repeated blocks give repeated rows."""
-    counts, indices = lists
-    batch, heads, rows, width = indices.shape
-    places = torch.arange(rows * width, device=indices.device)
-    used = places[:width] < counts[..., None]
-    column = torch.where(used, indices, columns).flatten(2).long()
-    order = column.argsort(dim=-1, stable=True)
-    column = column.gather(-1, order)
-    totals = column.new_zeros(batch, heads, columns + 1).scatter_add_(2, column, torch.ones_like(column))
-    longest = max(1, int(totals[..., :columns].max()))
-    slot = places - (totals.cumsum(-1) - totals).gather(-1, column)
-    target = torch.where(column < columns, column * longest + slot, columns * longest)
-    rows_by_column = column.new_zeros(batch, heads, columns * longest + 1).scatter_(2, target, order // width)
-    rows_by_column = rows_by_column[..., :-1].unflatten(-1, (columns, longest))
-    return totals[..., :columns].to(torch.int32), rows_by_column.to(torch.int32).contiguous()
+def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int | None = None) -> Lists:
+    """For each of ``count`` rows, the columns of the pairs ``(row, column)`` that are chosen. Repeated pairs give repeated columns.
+
+    rows, columns: ``(…, pairs)``, which broadcast with ``chosen (B, H, pairs)``.
+    width: indices per row; by default as many as needed, which is read from the device.
+    """
+    rows, columns = torch.broadcast_tensors(torch.where(chosen, rows, count), columns)
+    order = rows.argsort(dim=-1, stable=True)
+    rows, columns = rows.gather(-1, order), columns.gather(-1, order)
+    totals = rows.new_zeros(*rows.shape[:2], count + 1).scatter_add_(2, rows, torch.ones_like(rows))
+    width = max(1, int(totals[..., :count].max())) if width is None else width
+    slot = torch.arange(rows.shape[2], device=rows.device) - (totals.cumsum(-1) - totals).gather(-1, rows)
+    target = torch.where(rows < count, rows * width + slot, count * width)
+    indices = columns.new_zeros(*rows.shape[:2], count * width + 1).scatter_(2, target, columns)[..., :-1]
+    return totals[..., :count].to(torch.int32), indices.unflatten(-1, (count, width)).to(torch.int32).contiguous()
 
 
 def block_mask(
-    lengths: tuple[int, int], size: int | tuple[int, int], mask_mod: Any, *,
-    by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None] | None,
-) -> BlockMask:  # fmt: skip
+    lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
+) -> BlockMask:
     """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in partial blocks only.
 
-    size: tokens per block, one number or (queries, keys).
-    by_key: may be None if there is no backward pass.
+    ``BlockMask.from_kv_blocks`` would make the lists by key block itself, but it needs quadratic memory, an index for every pair of blocks,
+    and it lists a repeated block once.
+
+    size: tokens per block.
     """
-    size = (size, size) if isinstance(size, int) else size
-    on_cpu = torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu"
-    if on_cpu and by_key is not None:  # the CPU's compiled kernel needs a slot for every block of a row
-        rows, columns = (-(-length // block) for length, block in zip(lengths, size, strict=True))
-        by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
-        by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
-    (partial, full), (partial_by_key, full_by_key) = by_query, by_key or (None, None)
-    return BlockMask(
-        seq_lengths=lengths,
-        kv_num_blocks=partial[0],
-        kv_indices=partial[1],
-        full_kv_num_blocks=None if full is None else full[0],
-        full_kv_indices=None if full is None else full[1],
-        q_num_blocks=None if partial_by_key is None else partial_by_key[0],
-        q_indices=None if partial_by_key is None else partial_by_key[1],
-        full_q_num_blocks=None if full_by_key is None else full_by_key[0],
-        full_q_indices=None if full_by_key is None else full_by_key[1],
-        BLOCK_SIZE=size,
-        mask_mod=mask_mod,
-    )
-
-
-def _widened(lists: Lists, blocks: int) -> Lists:
-    """``lists`` padded to ``blocks`` indices per row."""
-    counts, indices = lists
-    return counts, torch.nn.functional.pad(indices, (0, blocks - indices.shape[-1])) if indices.shape[-1] < blocks else indices
+    lists = [x for pair in (*by_query, *by_key) for x in pair or (None, None)]
+    arguments: tuple[Any, ...] = lengths, *lists, (size, size), mask_mod
+    return BlockMask(*arguments)
 
 
 def mask_bytes(mask: BlockMask) -> int:
@@ -100,30 +76,26 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     Raises:
         NoKernel: this machine has no such kernel.
     """
-    key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(q.shape[-1]), call.score_mod
+    key_mask, global_mask, score_mod = call.key_mask, call.global_mask, call.score_mod
     q_len, kv_len = q.shape[2], k.shape[2]
     offset = _offset(q_len, kv_len)
-    kind = pattern, key_mask is None, kind_of(score_mod)
-    attention, of_columns = (functools.partial(fused_flex, (part, *kind)) for part in ("band", "columns"))
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
-    if global_mask is not None and torch.compiler.is_compiling():  # a graph cannot hold a number of columns that depends on the data
-        band = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
-        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    band = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
-    if global_mask is not None:
-        index, real = index_of_globals(call)
-    if global_mask is None or index.shape[1] == 0:
-        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    # Every query row visits the global columns. As a separate call, they do not lengthen every row of the band's block list.
-    at_column = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, index[b, j]))
-    columns = column_block_mask(pattern, q_len, kv_len, index, real)
-    out, aux = attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale, return_aux=AuxRequest(lse=True))
-    at = [gather_tokens(x, index) for x in (k, v)]
-    column_out, column_aux = of_columns(q, *at, score_mod=at_column, block_mask=columns, scale=scale, return_aux=AuxRequest(lse=True))
-    out = merged([out, column_out], [aux.lse, column_aux.lse])
-    if not pattern.global_rows:
+    in_graph = torch.compiler.is_compiling()  # a graph cannot hold a number of columns that depends on the data
+    index, real = (None, None) if global_mask is None or in_graph else index_of_globals(call)
+    has_columns = index is not None and index.shape[1] > 0
+    if global_mask is not None and in_graph:
+        mask = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
+    else:
+        mask = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
+    settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if has_columns else {}
+    settings |= {"score_mod": shifted, "block_mask": mask, "scale": call.scale_for(q.shape[-1])}
+    out = fused_flex(("band", pattern, key_mask is None, kind_of(score_mod)), q, k, v, **settings)
+    if not has_columns or index is None or real is None:
         return out
-    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
+    # Every query visits the global columns. In the band's block list, they would lengthen every row.
+    columns, lse = global_columns(q, k, v, index, real, pattern, call)
+    out = merged([out[0], columns], [out[1].lse, lse])
+    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
 
 
 def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch | None, device: torch.device) -> BlockMask:
@@ -144,9 +116,9 @@ def band_block_mask(
     the blocks of global columns and rows, and have a slot for every pair of blocks: in graphs, their size cannot depend on the data.
     """
     offset = _offset(q_len, kv_len)
-    any_real, all_real = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
-    columns = None if global_mask is None else _per_block(global_mask, any)
-    rows = None if global_mask is None or not pattern.global_rows else _per_block(global_mask[:, offset:] if offset else global_mask, any)
+    any_real, all_real = (None, None) if key_mask is None else (per_block(key_mask, any), per_block(key_mask, all))
+    columns = None if global_mask is None else per_block(global_mask, any)
+    rows = None if global_mask is None or not pattern.global_rows else per_block(global_mask[:, offset:] if offset else global_mask, any)
 
     def partial_and_full(q_block: Tensor, k_block: Tensor, indices: Tensor) -> tuple[Lists, Lists]:
         q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
@@ -188,30 +160,12 @@ def band_block_mask(
     return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
 
 
-def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, real: Tensor) -> BlockMask:
-    """The mask of the global columns at positions ``index (B, g)``. All blocks are listed; keys inside the band are hidden."""
-    offset = _offset(q_len, kv_len)
-    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-index.shape[1] // BAND_BLOCK)
-
-    def everything(rows: int, key_blocks: int) -> Lists:
-        counts = torch.full((1, 1, rows), key_blocks, dtype=torch.int32, device=index.device)
-        return counts, torch.arange(key_blocks, dtype=torch.int32, device=index.device).expand(1, 1, rows, -1).contiguous()
-
-    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        i, j = q_idx + offset, index[b, kv_idx]
-        seen = real[b, kv_idx] & ~pattern.band_mod(b, h, i, j)
-        return seen & (j <= i) if pattern.causal else seen
-
-    by_query, by_key = (everything(q_blocks, k_blocks), None), (everything(k_blocks, q_blocks), None)
-    return block_mask((q_len, index.shape[1]), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
-
-
 def _offset(q_len: int, kv_len: int) -> int:
     """Position of the first query. A plain 0 for whole sequences, since the CPU kernel rejects the difference of symbolic lengths."""
     return 0 if q_len == kv_len else kv_len - q_len
 
 
-def _per_block(mask: Tensor, reduce: Any) -> Tensor:
+def per_block(mask: Tensor, reduce: Any) -> Tensor:
     """Reduce ``mask (B, N)`` by ``any`` or ``all`` over key blocks: ``(B, blocks)``; slots past the end are False."""
     missing = -mask.shape[1] % BAND_BLOCK
     blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BAND_BLOCK))

@@ -17,19 +17,19 @@ from ..common.call import AttentionCall
 from ..common.context import DispatchContext
 from ..common.dense import same_dtype
 from . import flex
-from .flex import BAND_BLOCK, packed
+from .flex import BAND_BLOCK, packed, per_block
 from .flex_kernel import NoKernel, kind_of
 from .flex_kernel import why_not as why_no_kernel
 
 MAX_TABLE_TOKENS = 1 << 15
-"""Maximum keys, whose selections are looked up in a table. Longer texts visit many blocks for nothing. Untuned."""
+"""Maximum number of keys for this path. Longer sequences visit many blocks in which no pair is visible. Untuned."""
 
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     if context.kv_len > MAX_TABLE_TOKENS:
-        return f"beyond {MAX_TABLE_TOKENS:,} tokens many blocks are visited for nothing"
-    return why_no_kernel(context) or ("its lists are made of values, which a graph lacks" if torch.compiler.is_compiling() else None)
+        return f"beyond {MAX_TABLE_TOKENS:,} tokens it visits many blocks without a visible pair"
+    return why_no_kernel(context) or ("its block lists need values, which a graph lacks" if torch.compiler.is_compiling() else None)
 
 
 def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
@@ -44,10 +44,10 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     (heads, length), key_mask, score_mod = q.shape[1:3], call.key_mask, call.score_mod
     causal, group = call.causal, heads // chosen.shape[1]
     selected = _selected(chosen, block_size, length)
-    touched, full = _kernel_blocks(selected, block_size, causal, key_mask)
-    touched, full = (x.repeat_interleave(group, 1) if group > 1 else x for x in (touched & ~full, full))
+    touched = _touched(selected, block_size, causal, key_mask)
+    touched = touched.repeat_interleave(group, 1) if group > 1 else touched
     places = torch.arange(touched.shape[3], device=q.device)
-    by_query, by_key = ((packed(x, places), packed(y, places)) for x, y in ((touched, full), (touched.mT, full.mT)))
+    by_query, by_key = ((packed(x, places), None) for x in (touched, touched.mT))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         seen = selected[b, h // group, q_idx, kv_idx // block_size]
@@ -63,29 +63,20 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
 
 
 def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
-    """Whether each query sees each block, ``(B, H_kv, N, blocks)`` bool, from ``chosen (B, H_kv, N, K)``. It always sees its own."""
+    """Whether each query sees each block, ``(B, H_kv, N, blocks)`` bool: its own block and those in ``chosen (B, H_kv, N, K)``."""
     blocks = -(-length // block_size)
     own_block = (torch.arange(length, device=chosen.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
     listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
     return torch.zeros(*chosen.shape[:3], blocks, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
 
 
-def _kernel_blocks(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Whether some pair, and whether every pair, is visible in each of the kernel's blocks: two ``(B, H_kv, n, n)`` bool."""
-    rows = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK))
-    any_seen, all_seen = rows.any(3), rows.all(3)
+def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> Tensor:
+    """For each block of the kernel, whether any pair may be visible: ``(B, H_kv, n, n)`` bool."""
+    touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
     if block_size < BAND_BLOCK:
         parts = BAND_BLOCK // block_size
-        any_seen, all_seen = (F.pad(x, (0, -x.shape[3] % parts)).unflatten(3, (-1, parts)) for x in (any_seen, all_seen))
-        any_seen, all_seen = any_seen.any(-1), all_seen.all(-1)
+        touched = F.pad(touched, (0, -touched.shape[3] % parts)).unflatten(3, (-1, parts)).any(-1)
     else:
-        any_seen, all_seen = (x.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : x.shape[2]] for x in (any_seen, all_seen))
-    count = any_seen.shape[2]
-    complete = torch.arange(count, device=any_seen.device) < selected.shape[2] // BAND_BLOCK
-    if causal:
-        lower = torch.ones(count, count, dtype=torch.bool, device=any_seen.device)
-        any_seen, all_seen = any_seen & lower.tril(), all_seen & lower.tril(-1)
-    if key_mask is not None:
-        real = F.pad(key_mask, (0, -key_mask.shape[1] % BAND_BLOCK)).unflatten(1, (-1, BAND_BLOCK))
-        any_seen, complete = any_seen & real.any(-1)[:, None, None], real.all(-1)[:, None, None]
-    return any_seen, all_seen & complete
+        touched = touched.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : touched.shape[2]]
+    touched = touched.tril() if causal else touched
+    return touched if key_mask is None else touched & per_block(key_mask, any)[:, None, None]

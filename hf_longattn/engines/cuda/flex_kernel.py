@@ -7,6 +7,7 @@ them runs uncompiled. Where PyTorch cannot compile one, forward or backward, ``N
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -115,7 +116,6 @@ def _same(x: Tensor) -> Tensor:
 
 _kernels: OrderedDict[Hashable, Kernel] = OrderedDict()
 _lock = threading.Lock()
-_warned: set[Hashable] = set()
 
 
 def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
@@ -142,7 +142,7 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
     options = settings.get("kernel_options", {})
     if TOO_LARGE.search(reason) and STAGES not in options:
         return fused_flex((STAGES, kind), q, k, v, **settings | {"kernel_options": options | {STAGES: 1}})
-    _warn(q, reason)
+    warn_once("flex_attention", q.shape[3], q.dtype, q.device, reason)
     raise NoKernel(reason)
 
 
@@ -191,14 +191,13 @@ def refusal(error: BaseException) -> str | None:
     return None if clear is None else (str(clear).strip().splitlines() or [type(clear).__name__])[0][:300]
 
 
-def _warn(q: Tensor, reason: str) -> None:
-    subject = q.device, q.dtype, q.shape[3], reason
-    if subject not in _warned:
-        _warned.add(subject)
-        logger.warning(
-            "flex_attention has no fused kernel for heads of %d in %s on %s (%s); plain PyTorch operations run instead, which are slower.",
-            q.shape[3], str(q.dtype).removeprefix("torch."), q.device, reason
-        )  # fmt: skip
+@functools.cache
+def warn_once(kernel: str, width: int, dtype: torch.dtype, device: torch.device, reason: str) -> None:
+    """Log that a kernel is missing."""
+    name = str(dtype).removeprefix("torch.")
+    logger.warning(
+        "%s has no kernel for heads of %d in %s on %s (%s); other operations run, which are slower.", kernel, width, name, device, reason
+    )
 
 
 def kind_of(score_mod: Any) -> Hashable:

@@ -1,9 +1,10 @@
 """CUDA engine: tiles by compiled flex_attention.
 
-A fixed tile whose rows are whole blocks becomes a list of blocks of the sequence. Any other tile is computed on gathered axes: the queries
-of its rows one after the other, padded to whole blocks, and the keys likewise. There a row, or a group of short rows, visits only its own
-key blocks, and the mask looks up positions. The kernel never stores scores in memory. The host reads values from the device at most once
-per fixed pattern.
+The kernel reads two gathered axes, one of queries and one of keys. There the rows of a tile lie one after the other, each row, or group of
+short rows, padded to whole blocks. A query block visits the key blocks of its group, and the mask looks up positions.
+
+The values of fixed tiles are read once. Tiles with equal rules then share a layout, blocks that the rules leave empty are not visited, and
+an axis made of whole blocks of the sequence is the sequence itself: its tokens are not copied. The kernel never stores scores in memory.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask
+from torch.nn.attention.flex_attention import AuxRequest
 
 from ..common.byte_cache import BYTE_CACHE, tensor_bytes
-from ..common.call import AttentionCall, GatherTile
+from ..common.call import UNBOUNDED, AttentionCall, GatherTile
 from ..common.dense import merged, repeat_heads
 from ..common.plain import plain_tile
 from . import flex
-from .flex import Lists, packed, transposed
+from .flex import Lists, listed
 from .flex_kernel import kind_of
 
 BLOCK = 128
@@ -46,11 +47,10 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     if torch.compiler.is_compiling():  # positions are unknown in a graph: each row visits all of its keys, as in tiles that are not fixed
         tiles = [dataclasses.replace(tile, fixed=False) for tile in tiles]
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    of_blocks, others = joined_by_rules(tiles, (q.shape[2], k.shape[2]), FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS)
-    parts: list[Callable[..., Output]] = [functools.partial(_attend_blocks, layout) for layout in of_blocks]
-    parts += [functools.partial(_attend_plainly, tile) for tile in others if not has_kernel(tile)]
-    rows = joined_rows([tile for tile in others if has_kernel(tile)], (q.shape[2], k.shape[2]))
-    parts += [functools.partial(_attend_rows, tile, layout) for tile, layout in rows]
+    sizes = FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS
+    rows = layouts([tile for tile in tiles if has_kernel(tile)], (q.shape[2], k.shape[2]), sizes)
+    parts: list[Callable[..., Output]] = [functools.partial(_attend, tile, layout) for tile, layout in rows]
+    parts += [functools.partial(_attend_plainly, tile) for tile in tiles if not has_kernel(tile)]
     outs, lses = zip(*(part(q, k, v, call, len(parts) > 1) for part in parts), strict=True)
     return outs[0] if len(parts) == 1 else merged(outs, lses)
 
@@ -64,195 +64,61 @@ def _attend_plainly(tile: GatherTile, q: Tensor, k: Tensor, v: Tensor, call: Att
     return plain_tile(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), tile, call)
 
 
-def _attend(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall, several: bool) -> Output:
-    """Run the kernel for this kind of mask and score term."""
+class Axis(NamedTuple):
+    """Gathered tokens, in the order in which the kernel reads them.
+
+    place: ``(B or 1, H or 1, slots)`` int32 positions, -1 for an empty slot.
+    read: the same as int64, with some position to read in every slot.
+    """
+
+    place: Tensor
+    read: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Axes of tiles with equal rules, in blocks of ``size`` slots, with visited blocks per query block and per key block.
+
+    queries, keys: ``None`` if slot i is position i.
+    write: the output row of every query slot, for empty slots a row after the last. ``None`` with ``queries``.
+    shares_blocks: whether a block holds slots of several rows.
+    numbers: of queries and of keys, the row of every slot and its place in the row, ``(2, slots)`` int32. Empty if the mask needs none.
+    touched: all visited blocks.
+    split: the visited blocks as (partial, full), by query block and by key block. The mask is evaluated in partial blocks only. ``None`` if
+        no full blocks are known.
+    """
+
+    queries: Axis | None
+    keys: Axis | None
+    write: Tensor | None
+    size: int
+    shares_blocks: bool
+    numbers: list[Tensor]
+    touched: tuple[Lists, Lists]
+    split: tuple[tuple[Lists, Lists], tuple[Lists, Lists]] | None = None
+
+
+def _attend(tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
+    """The output of a layout, with the rules and the bias of ``tile``."""
+    heads, q_len, head_dim = q.shape[1:]
+    q_axis, k_axis, size = layout.queries, layout.keys, layout.size
+    queries = q if q_axis is None else at_places(q, q_axis.read, heads)
+    keys, values = (k, v) if k_axis is None else (at_places(x, k_axis.read, heads) for x in (k, v))
+    mask_mod, score_mod, kind = _mods(tile, layout, call)
+    split = None if call.key_mask is not None else layout.split
+    by_query, by_key = ((layout.touched[0], None), (layout.touched[1], None)) if split is None else split
+    mask = flex.block_mask((queries.shape[2], keys.shape[2]), size, mask_mod, by_query=by_query, by_key=by_key)
     settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if several else {}
-    if k.shape[1] != q.shape[1]:
+    if keys.shape[1] != heads:
         settings["enable_gqa"] = True
-    size = mask.BLOCK_SIZE[0]
     if size != BLOCK:  # the defaults fit blocks of 128
         settings["kernel_options"] = dict.fromkeys(("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size)
-    out = flex.fused_flex((kind, size), q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
-    return (out[0], out[1].lse) if several else (out, None)
-
-
-# Tiles of whole blocks of the sequence.
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockLayout:
-    """Lists of whole blocks, by query block and by key block. Blocks have ``size`` tokens and follow the tile's ``rules``."""
-
-    rules: GatherTile
-    size: int
-    by_query: Lists
-    by_key: Lists
-
-
-def _attend_blocks(layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
-    rules, key_mask, score_mod = layout.rules, call.key_mask, call.score_mod
-
-    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        seen = rules.sees(q_idx - kv_idx)
-        return seen if key_mask is None else seen & key_mask[b, kv_idx]
-
-    lists = {"by_query": (layout.by_query, None), "by_key": (layout.by_key, None)}
-    mask = flex.block_mask((q.shape[2], k.shape[2]), layout.size, mask_mod, **lists)
-    kind = "blocks", key_mask is None, kind_of(score_mod), *_rules(rules)
-    return _attend(kind, q, k, v, mask, score_mod, call, several)
-
-
-def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
-    return tile.causal, tile.inside, tile.outside
-
-
-def joined_by_rules(
-    tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int]
-) -> tuple[list[BlockLayout], list[GatherTile]]:
-    """Layouts of the tiles made of whole blocks, and the other tiles. Tiles of equal block size (of ``sizes``) and rules are joined."""
-    found: dict[Hashable, list[tuple[GatherTile, BlockLayout]]] = {}
-    others = []
-    for tile in tiles:
-        layout = kept_block_layout(tile, *lengths, sizes)
-        if layout is None:
-            others.append(tile)
-        else:
-            found.setdefault((layout.size, *_rules(tile)), []).append((tile, layout))
-    return [_joined(pairs, lengths) for pairs in found.values()], others
-
-
-def _joined(pairs: list[tuple[GatherTile, BlockLayout]], lengths: tuple[int, int]) -> BlockLayout:
-    """One layout with the blocks of all ``pairs``."""
-    (_, first), *more = pairs
-    if not more:
-        return first
-
-    def join() -> BlockLayout:
-        every = [layout.by_query for _, layout in pairs]
-        batch, heads = (max(counts.shape[axis] for counts, _ in every) for axis in (0, 1))
-        indices = torch.cat([x.expand(batch, heads, -1, -1) for _, x in every], -1)
-        chosen = [torch.arange(x.shape[-1], device=x.device) < counts[..., None] for counts, x in every]
-        lists = packed(torch.cat([x.expand(batch, heads, -1, -1) for x in chosen], -1), indices)
-        return dataclasses.replace(first, by_query=lists, by_key=transposed(lists, -(-lengths[1] // first.size)))
-
-    tensors = [x for tile, _ in pairs for x in (tile.queries, tile.keys)]
-    return BYTE_CACHE.of(tensors, ("joined blocks", *lengths, first.size), join, layout_bytes)
-
-
-def layout_bytes(layout: Any) -> int:
-    """Bytes of a layout's own tensors, without the tile in ``rules``."""
-    return tensor_bytes([x for name, x in vars(layout).items() if name != "rules"]) or 0
-
-
-def kept_block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence[int]) -> BlockLayout | None:
-    """Cached :func:`block_layout` of a fixed tile without bias, since reading values waits for the GPU. ``None`` for other tiles."""
-    if not tile.fixed or tile.bias is not None:
-        return None
-    found = BYTE_CACHE.of(
-        [tile.queries, tile.keys],
-        ("blocks", q_len, kv_len, *sizes),
-        lambda: (block_layout(dataclasses.replace(tile, fixed=False), q_len, kv_len, sizes),),
-        lambda found: 0 if found[0] is None else layout_bytes(found[0]),
-    )[0]
-    return None if found is None else dataclasses.replace(found, rules=_without_places(tile))
-
-
-def _without_places(tile: GatherTile) -> GatherTile:
-    """The rules of a tile without its tensors, safe to cache."""
-    nothing = torch.empty(0, dtype=torch.long)
-    return dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)
-
-
-def block_layout(tile: GatherTile, q_len: int, kv_len: int, sizes: Sequence[int] = FORWARD_BLOCKS) -> BlockLayout | None:
-    """The blocks of a tile, in the first of ``sizes`` that fits. ``None`` if its rows are not whole blocks.
-
-    A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
-    """
-    for size in sizes:
-        if tile.queries.shape[3] % size == 0 and (lists := block_lists(tile, q_len, kv_len, size)) is not None:
-            return BlockLayout(_without_places(tile), size, lists, transposed(lists, -(-kv_len // size)))
-    return None
-
-
-def block_lists(tile: GatherTile, q_len: int, kv_len: int, size: int) -> Lists | None:
-    """The key blocks of ``size`` tokens that each query block visits. ``None`` if the tile is not made of whole blocks."""
-    queries = tile.queries.unflatten(-1, (-1, size)).flatten(2, 3)
-    keys = F.pad(tile.keys, (0, -tile.keys.shape[3] % size), value=-1).unflatten(-1, (-1, size))
-    keys = keys.repeat_interleave(queries.shape[2] // keys.shape[2], 2)
-    row, row_whole = _blocks(queries, size, q_len)
-    block, block_whole = _blocks(keys, size, kv_len)
-    empty, unused = (keys < 0).all(-1), (queries < 0).all(-1)
-    if not bool((row_whole | unused).all() & (block_whole | empty).all()):
-        return None
-    batch, heads, rows, width = torch.broadcast_shapes(row[..., None].shape, block.shape)
-    count = -(-q_len // size)
-    chosen = torch.zeros(batch, heads, count + 1, width, dtype=torch.bool, device=keys.device)
-    indices = chosen.to(torch.int64)
-    place = torch.where(unused, count, row)[..., None].expand(batch, heads, rows, width)
-    chosen = chosen.scatter(2, place, (~empty).expand(place.shape))[:, :, :count]
-    return packed(chosen, indices.scatter(2, place, block.clamp(min=0).expand(place.shape))[:, :, :count])
-
-
-def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
-    """The block of the first position in each list ``index (…, size)``. Also, whether the list is that whole block."""
-    first = index[..., 0]
-    places = first[..., None] + torch.arange(size, device=index.device)
-    is_whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
-    return first.div(size, rounding_mode="floor"), is_whole
-
-
-# Any other tiles, on gathered axes.
-
-
-@dataclasses.dataclass(frozen=True)
-class RowLayout:
-    """The gathered axes of a tile: groups of rows, each padded to whole blocks, one after the other.
-
-    queries: ``(B or 1, H or 1, slots)`` int64 positions, -1 for an empty slot; ``None`` if slot i is query i.
-    keys: the same for keys.
-    q_place, k_place: the same as int32, for the mask.
-    q_row, k_row: ``(slots,)`` int32, the row of a slot.
-    q_slot, k_slot: ``(slots,)`` int32, the place of a slot in its row.
-    several: whether a block holds slots of several rows.
-    touched: the visited blocks, by query block and by key block.
-    whole: the touched blocks as (partial, full), by query block and by key block. The mask is evaluated in partial blocks only. ``None`` if
-        no full blocks are known.
-    read_queries, read_keys: ``queries`` and ``keys`` with some position to read in every slot; ``None`` where these are.
-    write_queries: the output row of every slot, for empty slots a row after the last; ``None`` where ``queries`` is.
-    """
-
-    queries: Tensor | None
-    keys: Tensor | None
-    q_place: Tensor
-    k_place: Tensor
-    q_row: Tensor
-    k_row: Tensor
-    q_slot: Tensor
-    k_slot: Tensor
-    several: bool
-    touched: tuple[Lists, Lists]
-    whole: tuple[tuple[Lists, Lists], tuple[Lists, Lists]] | None = None
-    read_queries: Tensor | None = None
-    read_keys: Tensor | None = None
-    write_queries: Tensor | None = None
-
-
-def _attend_rows(tile: GatherTile, layout: RowLayout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
-    heads, q_len = q.shape[1:3]
-    queries = q if layout.read_queries is None else at_places(q, layout.read_queries, heads)
-    keys, values = (k, v) if layout.read_keys is None else (at_places(x, layout.read_keys, heads) for x in (k, v))
-    mask_mod, score_mod, kind = _mods(tile, layout, call)
-    lists: dict[str, tuple[Lists, Lists | None]]
-    if layout.whole is None or call.key_mask is not None:
-        lists = {"by_query": (layout.touched[0], None), "by_key": (layout.touched[1], None)}
-    else:
-        lists = {"by_query": layout.whole[0], "by_key": layout.whole[1]}
-    mask = flex.block_mask((queries.shape[2], keys.shape[2]), BLOCK, mask_mod, **lists)
-    kind = "rows", lists["by_query"][1] is None, *kind
-    out, lse = _attend(kind, queries, keys, values, mask, score_mod, call, several)
-    if layout.write_queries is None:
+    settings |= {"score_mod": score_mod, "block_mask": mask, "scale": call.scale_for(head_dim)}
+    found = flex.fused_flex(("tiles", size, split is None, *kind), queries, keys, values, **settings)
+    out, lse = (found[0], found[1].lse) if several else (found, None)
+    if layout.write is None:
         return out, lse
-    place = layout.write_queries.expand(*out.shape[:3])
+    place = layout.write.expand(*out.shape[:3])
     full = out.new_zeros(*out.shape[:2], q_len + 1, out.shape[3]).scatter(2, place[..., None].expand(out.shape), out)
     if lse is not None:
         lse = lse.new_full((*out.shape[:2], q_len + 1), float("-inf")).scatter(2, place, lse)[:, :, :q_len]
@@ -270,14 +136,10 @@ def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
     return x[item[:, None, None], head[:, None], places]
 
 
-def readable(places: Tensor, length: int) -> Tensor:
-    """``places (…, S)`` with a position in every empty slot. These are spread over the ``length`` positions of the sequence, since the
-    backward pass adds gradients of the same position one after the other."""
-    return torch.where(places >= 0, places, torch.arange(places.shape[-1], device=places.device) % length)
-
-
-def lookup(table: Tensor) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
-    """``table`` as a function of one index per axis, and which axes it reads. Axes of size 1 are not read."""
+def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
+    """``table`` as a function of one index per axis, and the axes it reads (size > 1). Without a table, it returns the last index."""
+    if table is None:
+        return (lambda *index: index[-1]), ()
     read = tuple(size > 1 for size in table.shape)
     values = table.squeeze()
 
@@ -287,104 +149,90 @@ def lookup(table: Tensor) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
     return at, read
 
 
-def _mods(tile: GatherTile, layout: RowLayout, call: AttentionCall) -> tuple[Any, Any, tuple[Hashable, ...]]:
-    """The ``mask_mod`` and ``score_mod`` on a tile's gathered axes, and their kind for :func:`fused_flex`."""
-    key_mask, inner, bias, several = call.key_mask, call.score_mod, tile.bias, layout.several
-    (q_at, q_read), (k_at, k_read) = lookup(layout.q_place), lookup(layout.k_place)
-    q_row, k_row, q_slot, k_slot, rules = layout.q_row, layout.k_row, layout.q_slot, layout.k_slot, _without_places(tile)
-    bias_at, bias_read = (None, None) if bias is None else lookup(bias)
-    hides = bias is not None and bias.dtype == torch.bool
+def _mods(tile: GatherTile, layout: Layout, call: AttentionCall) -> tuple[Any, Any, tuple[Hashable, ...]]:
+    """The ``mask_mod`` and ``score_mod`` on the axes of a layout, and the ``kind`` for :func:`fused_flex`."""
+    key_mask, inner, bias, shares_blocks = call.key_mask, call.score_mod, tile.bias, layout.shares_blocks
+    places = (None if axis is None else axis.place for axis in (layout.queries, layout.keys))
+    (q_at, q_read), (k_at, k_read), (bias_at, bias_read) = (lookup(x) for x in (*places, bias))
+    numbers: list[Any] = layout.numbers or [(None, None)] * 2
+    (q_row, q_slot), (k_row, k_slot) = numbers
+    nothing = torch.empty(0, dtype=torch.long)
+    rules = dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)  # without the index tensors, which a graph would hold
+    hides, adds = (bias is not None and (bias.dtype == torch.bool) == boolean for boolean in (True, False))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         key = k_at(b, h, kv_idx)
         seen = (key >= 0) & rules.sees(q_at(b, h, q_idx) - key)
-        if several:
+        if shares_blocks:
             seen = seen & (q_row[q_idx] == k_row[kv_idx])
-        if hides and bias_at is not None:
+        if hides:
             seen = seen & bias_at(b, h, q_row[q_idx], q_slot[q_idx], k_slot[kv_idx])
         return seen if key_mask is None else seen & key_mask[b, key.clamp(min=0)]
 
     def score_mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
         if inner is not None:
             score = inner(score, b, h, q_at(b, h, q_idx).clamp(min=0), k_at(b, h, kv_idx).clamp(min=0))
-        if bias_at is not None and not hides:
-            score = score + bias_at(b, h, q_row[q_idx], q_slot[q_idx], k_slot[kv_idx])
-        return score
+        return score + bias_at(b, h, q_row[q_idx], q_slot[q_idx], k_slot[kv_idx]) if adds else score
 
-    scored = inner is not None or (bias is not None and not hides)
-    kind = key_mask is None, kind_of(inner), *_rules(tile), several, q_read, k_read, bias_read, hides
-    return mask_mod, score_mod if scored else None, kind
+    kind = key_mask is None, kind_of(inner), *_rules(tile), shares_blocks, q_read, k_read, bias_read, hides
+    return mask_mod, None if inner is None and not adds else score_mod, kind
 
 
-def joined_rows(tiles: Sequence[GatherTile], lengths: tuple[int, int]) -> list[tuple[GatherTile, RowLayout]]:
-    """The tiles with their layouts. Fixed tiles with equal rules and no common query are joined."""
+def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
+    return tile.causal, tile.inside, tile.outside
+
+
+# Layouts of tiles.
+
+
+def layouts(tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int]) -> list[tuple[GatherTile, Layout]]:
+    """Layouts, each with a tile that has its rules and its bias. Fixed tiles that are alike and have no bias are joined."""
     alike: dict[Hashable, list[GatherTile]] = {}
     for number, tile in enumerate(tiles):
-        alone = not tile.fixed or tile.bias is not None or tile.queries.shape[:2] != (1, 1) or tile.keys.shape[:2] != (1, 1)
-        alike.setdefault(number if alone else _rules(tile), []).append(tile)
-    found: list[tuple[GatherTile, RowLayout]] = []
-    for same in alike.values():
-        layout = kept_joint_layout(same, *lengths) if len(same) > 1 else None
-        found += [(tile, kept_row_layout(tile, *lengths)) for tile in same] if layout is None else [(same[0], layout)]
+        kind = block_size(tile, lengths, sizes), rows_per_block(tile, BLOCK) > 1, *_rules(tile)
+        alike.setdefault(kind if tile.fixed and tile.bias is None else number, []).append(tile)
+    found: list[tuple[GatherTile, Layout]] = []
+    for first, *more in alike.values():
+        made = kept_layouts([first, *more], lengths, sizes) if first.fixed else [row_layout(first, lengths)]
+        found += [(first, layout) for layout in made]
     return found
 
 
-def kept_joint_layout(tiles: Sequence[GatherTile], q_len: int, kv_len: int) -> RowLayout | None:
-    """The cached, concatenated layout of several fixed tiles. ``None`` if a query is in two of them."""
+def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int]) -> int | None:
+    """The first of ``sizes`` for which a fixed tile without bias consists of whole blocks of the sequence; cached. ``None`` for others."""
 
-    def join() -> tuple[RowLayout | None]:
-        queries = torch.cat([tile.queries.flatten() for tile in tiles])
-        times = queries.new_zeros(q_len + 1).scatter_add_(0, torch.where(queries < 0, q_len, queries), torch.ones_like(queries))
-        if bool((times[:q_len] > 1).any()):
-            return (None,)
-        return (without_copies(one_after_the_other([trimmed(row_layout(tile), tile) for tile in tiles]), q_len, kv_len),)
+    def find() -> tuple[int | None]:
+        for size in sizes:
+            sides = zip((tile.queries, tile.keys), lengths, strict=True)
+            if tile.queries.shape[3] % size == 0 and all(axis_blocks(in_blocks(x, 1, size), n, size)[0] is None for x, n in sides):
+                return (size,)
+        return (None,)
 
-    tensors = [x for tile in tiles for x in (tile.queries, tile.keys)]
-    key = "joined rows", q_len, kv_len, *_rules(tiles[0])
-    return BYTE_CACHE.of(tensors, key, join, lambda found: 0 if found[0] is None else layout_bytes(found[0]))[0]
-
-
-def kept_row_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
-    """:func:`row_layout`; for a fixed tile trimmed and cached."""
-    if not tile.fixed:
-        return with_places(row_layout(tile), q_len, kv_len)
-    key = "rows", q_len, kv_len, tile.bias is None, *_rules(tile)
-    make = functools.partial(_trimmed_layout, dataclasses.replace(tile, fixed=False), q_len, kv_len)
-    return BYTE_CACHE.of([tile.queries, tile.keys], key, make, layout_bytes)
+    if not tile.fixed or tile.bias is not None:
+        return None
+    return BYTE_CACHE.of([tile.queries, tile.keys], ("whole blocks", *lengths, *sizes), find, lambda _: 0)[0]
 
 
-def _trimmed_layout(tile: GatherTile, q_len: int, kv_len: int) -> RowLayout:
-    return without_copies(trimmed(row_layout(tile), tile), q_len, kv_len)
+def kept_layouts(tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int]) -> list[Layout]:
+    """Cached :func:`fixed_layouts`, since reading values waits for the GPU."""
+    tensors, size = [x for tile in tiles for x in (tile.queries, tile.keys)], block_size(tiles[0], lengths, sizes) or BLOCK
+    key = "layouts", *lengths, size, tiles[0].bias is None, *_rules(tiles[0])
+    return BYTE_CACHE.of(tensors, key, lambda: fixed_layouts(tiles, size, lengths), lambda found: tensor_bytes(found) or 0)
 
 
-def row_layout(tile: GatherTile) -> RowLayout:
-    """The gathered axes of a tile. Query blocks visit all key blocks of their group of rows, and no value is read from the device."""
-    rows, size = tile.queries.shape[2:]
-    together = max(1, BLOCK // size)
-    groups, device = -(-rows // together), tile.keys.device
-    queries, keys = (in_groups(x, groups, together) for x in (tile.queries, tile.keys))
-    q_blocks, k_blocks = (x.shape[2] // (groups * BLOCK) for x in (queries, keys))
-    sides = [in_groups(_numbered(rows, x.shape[3], device), groups, together).clamp(min=0)[:, 0] for x in (tile.queries, tile.keys)]
-    (q_row, q_slot), (k_row, k_slot) = ([y.contiguous() for y in x.to(torch.int32)] for x in sides)
-    lists = BYTE_CACHE.get(("blocks of groups", groups, q_blocks, k_blocks, device), lambda: all_blocks(groups, q_blocks, k_blocks, device))
-    places = queries.to(torch.int32), keys.to(torch.int32)
-    return RowLayout(queries, keys, *places, q_row, k_row, q_slot, k_slot, together > 1, lists)
-
-
-def _numbered(rows: int, size: int, device: torch.device) -> Tensor:
-    """The row of every slot and its place in the row, ``(2, 1, rows, size)``."""
-    row, place = torch.arange(rows, device=device)[:, None], torch.arange(size, device=device)
-    return torch.stack([row.expand(rows, size), place.expand(rows, size)])[:, None]
-
-
-def in_groups(index: Tensor, groups: int, together: int) -> Tensor:
-    """Concatenate rows ``(b, h, R, T)`` in ``groups`` of ``together`` rows, each padded to whole blocks: ``(b, h, slots)``."""
-    index = F.pad(index, (0, 0, 0, groups * together - index.shape[2]), value=-1).unflatten(2, (groups, together)).flatten(3)
-    return F.pad(index, (0, -index.shape[3] % BLOCK), value=-1).flatten(2)
+def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
+    """The layout of any tile. Query blocks visit all key blocks of their group of rows, and no value is read from the device."""
+    rows = rows_in_blocks(tile, BLOCK)
+    q_blocks, k_blocks = (x.shape[2] // (rows.groups * BLOCK) for x in rows.places)
+    blocks = rows.groups, q_blocks, k_blocks, tile.keys.device
+    lists = BYTE_CACHE.get(("blocks of groups", *blocks), lambda: all_blocks(*blocks))
+    queries, keys = (axis_of(x, length) for x, length in zip(rows.places, lengths, strict=True))
+    write = torch.where(rows.places[0] >= 0, rows.places[0], lengths[0])
+    return Layout(queries, keys, write, BLOCK, rows_per_block(tile, BLOCK) > 1, rows.numbers, lists)
 
 
 def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) -> tuple[Lists, Lists]:
-    """Lists where every query block of a group visits all the group's key blocks."""
+    """Lists by query block and by key block. Every query block of a group visits all the group's key blocks."""
 
     def lists(rows: int, columns: int) -> Lists:
         first = torch.arange(groups, device=device).repeat_interleave(rows)[:, None] * columns
@@ -394,112 +242,138 @@ def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) 
     return lists(q_blocks, k_blocks), lists(k_blocks, q_blocks)
 
 
-def trimmed(layout: RowLayout, tile: GatherTile) -> RowLayout:
-    """``layout`` of a fixed tile without the blocks that the rules leave empty."""
-    assert layout.queries is not None
-    assert layout.keys is not None
-    q_blocks = layout.touched[0][0].shape[2]
-    width, height = layout.touched[0][1].shape[3], layout.touched[1][1].shape[3]
-    groups = q_blocks // height
-    q_low, q_high, q_filled = _extremes(layout.queries, groups, height)
-    k_low, k_high, k_filled = _extremes(layout.keys, groups, width)
-    q_low, q_high, q_filled = (x[..., :, None] for x in (q_low, q_high, q_filled))
-    k_low, k_high, k_filled = (x[..., None, :] for x in (k_low, k_high, k_filled))
+def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, int]) -> list[Layout]:
+    """One layout for fixed tiles that are alike. If it would gather a query twice, there is a layout for each of them."""
+    firsts = itertools.accumulate((tile.queries.shape[2] for tile in tiles), initial=0)
+    parts = [rows_in_blocks(tile, size, first) for tile, first in zip(tiles, firsts, strict=False)]
+    places = [_concatenated(x) for x in zip(*(rows.places for rows in parts), strict=True)]
+    numbers = [_concatenated(x) for x in zip(*(rows.numbers for rows in parts), strict=True)]
+    sides = [axis_blocks(x, length, size, in_order=bool(numbers)) for x, length in zip(places, lengths, strict=True)]
+    (queries, q_blocks, q_count), (keys, k_blocks, k_count) = sides
+    if queries is not None and len(tiles) > 1 and _has_repeats(places[0], lengths[0]):
+        return [layout for tile in tiles for layout in fixed_layouts([tile], size, lengths)]
+    q_pair, k_pair = block_pairs(parts, size)
+    touched, full = visible(tiles[0], block_ends(places[0], size, q_pair), block_ends(places[1], size, k_pair))
+    full = full & (not numbers)  # with numbers, the mask also compares rows or reads a bias
+    row, column = q_blocks[..., q_pair], k_blocks[..., k_pair]
+
+    def lists(chosen: Tensor, widths: Sequence[int | None] = (None, None)) -> tuple[Lists, Lists]:
+        return listed(row, column, chosen, q_count, widths[0]), listed(column, row, chosen, k_count, widths[1])
+
+    every = lists(touched)
+    write = None if queries is None else torch.where(places[0] >= 0, places[0], lengths[0])
+    layout = Layout(queries, keys, write, size, rows_per_block(tiles[0], size) > 1, numbers, every)
+    if not bool(full.any()):
+        return [layout]
+    widths = [indices.shape[3] for _, indices in every]
+    partial, whole = lists(touched & ~full, widths), lists(full, widths)
+    return [dataclasses.replace(layout, split=((partial[0], whole[0]), (partial[1], whole[1])))]
+
+
+class Rows(NamedTuple):
+    """The rows of a tile, one after the other in ``groups``, each padded to whole blocks.
+
+    places: of queries and of keys, ``(B or 1, H or 1, slots)`` int64 positions, -1 for an empty slot.
+    numbers: as in :class:`Layout`.
+    """
+
+    groups: int
+    places: list[Tensor]
+    numbers: list[Tensor]
+
+
+def rows_in_blocks(tile: GatherTile, size: int, first: int = 0) -> Rows:
+    """The rows of a tile, padded to blocks of ``size`` slots. The first row gets number ``first``."""
+    sides, count, together = (tile.queries, tile.keys), tile.queries.shape[2], rows_per_block(tile, size)
+
+    def numbers(width: int) -> Tensor:
+        slots = torch.arange(first * width, (first + count) * width, dtype=torch.int32, device=tile.keys.device).view(1, 1, count, width)
+        slots = in_blocks(slots, together, size)[0, 0].clamp(min=0)
+        return torch.stack([slots // width, slots % width])
+
+    needs_numbers = together > 1 or tile.bias is not None
+    places = [in_blocks(x, together, size) for x in sides]
+    return Rows(-(-count // together), places, [numbers(x.shape[3]) for x in sides] if needs_numbers else [])
+
+
+def rows_per_block(tile: GatherTile, size: int) -> int:
+    """Number of rows per block of ``size`` query slots."""
+    rows, width = tile.queries.shape[2:]
+    return max(1, min(rows, size // width))
+
+
+def in_blocks(index: Tensor, together: int, size: int) -> Tensor:
+    """Concatenate rows ``(b, h, R, T)`` in groups of ``together`` rows, each padded to blocks of ``size`` slots: ``(b, h, slots)``."""
+    index = F.pad(index, (0, 0, 0, -index.shape[2] % together), value=-1).unflatten(2, (-1, together)).flatten(3)
+    return F.pad(index, (0, -index.shape[3] % size), value=-1).flatten(2)
+
+
+def block_pairs(parts: Sequence[Rows], size: int) -> Tensor:
+    """The query block and the key block of every pair of blocks in a group, ``(2, pairs)``."""
+    pairs, q_start, k_start = [], 0, 0
+    for rows in parts:
+        q_blocks, k_blocks = (torch.arange(x.shape[2] // size, device=x.device) for x in rows.places)
+        grid = torch.broadcast_tensors((q_blocks + q_start).view(rows.groups, -1, 1), (k_blocks + k_start).view(rows.groups, 1, -1))
+        pairs.append(torch.stack(grid).flatten(1))
+        q_start, k_start = q_start + len(q_blocks), k_start + len(k_blocks)
+    return torch.cat(pairs, 1)
+
+
+def axis_blocks(places: Tensor, length: int, size: int, in_order: bool = False) -> tuple[Axis | None, Tensor, int]:
+    """The axis of ``places``, the block of the axis for every block of places, and the number of blocks of the axis.
+
+    If every block is empty or a whole block of the sequence, the axis is the sequence, and -1 stands for empty blocks. A whole block holds
+    the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
+
+    in_order: whether place i must be position i for the axis to be the sequence.
+    """
+    slots = places.unflatten(2, (-1, size))
+    number, count = torch.arange(slots.shape[2], device=places.device), -(-length // size)
+    first = slots[..., 0]
+    expected = first[..., None] + torch.arange(size, device=places.device)
+    is_whole = (first % size == 0) & (slots == torch.where(expected < length, expected, -1)).all(-1)
+    blocks = torch.where(is_whole, first // size, -1)
+    fits = (is_whole | (slots < 0).all(-1)).all()
+    if in_order:
+        fits = fits & (blocks == torch.where(number < count, number, -1)).all() & (len(number) >= count)
+    return (None, blocks, count) if bool(fits) else (axis_of(places, length), number, len(number))
+
+
+def axis_of(places: Tensor, length: int) -> Axis:
+    """The axis of int64 ``places``, -1 for an empty slot. Empty slots read different tokens of the ``length``, since the backward pass adds
+    gradients of the same token one after the other."""
+    spread = torch.arange(places.shape[2], device=places.device) % length
+    return Axis(places.to(torch.int32), torch.where(places >= 0, places, spread))
+
+
+def block_ends(places: Tensor, size: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lowest and highest position in the blocks ``index``, and whether they have no empty slot."""
+    places = places.unflatten(2, (-1, size))
+    lowest = torch.where(places < 0, UNBOUNDED, places).amin(-1)
+    return lowest[..., index], places.amax(-1)[..., index], (places >= 0).all(-1)[..., index]
+
+
+def visible(rules: GatherTile, queries: tuple[Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Whether the rules may leave some pair of two blocks visible, and whether all. ``queries`` and ``keys`` are :func:`block_ends`."""
+    (q_low, q_high, q_filled), (k_low, k_high, k_filled) = queries, keys
     nearest, farthest = q_low - k_high, q_high - k_low  # the smallest and the largest query - key
-    touched = (q_high >= 0) & (k_high >= 0)
-    full = q_filled & k_filled & (not layout.several and tile.bias is None)
-    if tile.causal:
-        touched, full = touched & (farthest >= 0), full & (nearest >= 0)
-    if tile.inside is not None:
-        low, high = tile.inside
+    touched, full = (q_high >= 0) & (k_high >= 0), q_filled & k_filled
+    for low, high in filter(None, ((0, UNBOUNDED) if rules.causal else None, rules.inside)):
         touched, full = touched & (farthest >= low) & (nearest <= high), full & (nearest >= low) & (farthest <= high)
-    if tile.outside is not None:
-        low, high = tile.outside
+    if rules.outside is not None:
+        low, high = rules.outside
         touched, full = touched & ~((nearest >= low) & (farthest <= high)), full & ((farthest < low) | (nearest > high))
-    touched, full = torch.broadcast_tensors(touched, full)
-    by_query, by_key = layout.touched[0][1], layout.touched[1][1]
-
-    def lists(chosen: Tensor) -> tuple[Lists, Lists]:
-        return packed(chosen.flatten(2, 3), by_query), packed(chosen.transpose(3, 4).flatten(2, 3), by_key)
-
-    partial, whole = lists(touched & ~full), lists(touched & full)
-    return dataclasses.replace(layout, touched=lists(touched), whole=((partial[0], whole[0]), (partial[1], whole[1])))
+    return torch.broadcast_tensors(touched, full)
 
 
-def one_after_the_other(layouts: Sequence[RowLayout]) -> RowLayout:
-    """Concatenate the axes of several trimmed layouts."""
-
-    def axis(name: str) -> Tensor:
-        return torch.cat([getattr(layout, name) for layout in layouts], -1)
-
-    def rows(name: str) -> Tensor:
-        ends = itertools.accumulate((int(layout.q_row.max()) + 1 for layout in layouts), initial=0)
-        return torch.cat([getattr(layout, name) + end for layout, end in zip(layouts, ends, strict=False)])
-
-    def lists(of: Callable[[RowLayout], Lists], columns: Sequence[int]) -> Lists:
-        """Concatenate block lists; ``columns`` are the numbers of blocks that each layout's lists refer to."""
-        every = [of(layout) for layout in layouts]
-        width, firsts = max(indices.shape[-1] for _, indices in every), itertools.accumulate(columns, initial=0)
-        moved = [F.pad(indices + first, (0, width - indices.shape[-1])) for (_, indices), first in zip(every, firsts, strict=False)]
-        return torch.cat([counts for counts, _ in every], -1), torch.cat(moved, -2)
-
-    q_blocks, k_blocks = ([layout.touched[side][0].shape[2] for layout in layouts] for side in (0, 1))
-    touched = lists(lambda x: x.touched[0], k_blocks), lists(lambda x: x.touched[1], q_blocks)
-    whole = [
-        (lists(lambda x, side=side: x.whole[side][0], columns), lists(lambda x, side=side: x.whole[side][1], columns))  # type: ignore[misc]
-        for side, columns in ((0, k_blocks), (1, q_blocks))
-    ]
-    queries, keys, q_place, k_place, q_slot, k_slot = (axis(name) for name in ("queries", "keys", "q_place", "k_place", "q_slot", "k_slot"))
-    several = any(layout.several for layout in layouts)
-    return RowLayout(
-        queries, keys, q_place, k_place, rows("q_row"), rows("k_row"), q_slot, k_slot, several, touched, (whole[0], whole[1])
-    )  # fmt: skip
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate on the last axis; other axes of size 1 are expanded."""
+    shape = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))
+    return torch.cat([x.expand(*shape, -1) for x in parts], -1)
 
 
-def without_copies(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
-    """``layout`` without gathering an axis that is in place already."""
-    assert layout.queries is not None
-    assert layout.keys is not None
-    assert layout.whole is not None
-    in_place = [_is_in_place(places, n) for places, n in ((layout.queries, q_len), (layout.keys, kv_len))]
-
-    def cut(lists: Lists, side: int) -> Lists:
-        blocks = -(-(q_len, kv_len)[side] // BLOCK)
-        return (lists[0][:, :, :blocks], lists[1][:, :, :blocks]) if in_place[side] else lists
-
-    (q_partial, q_whole), (k_partial, k_whole) = layout.whole
-    whole = (cut(q_partial, 0), cut(q_whole, 0)), (cut(k_partial, 1), cut(k_whole, 1))
-    layout = dataclasses.replace(
-        layout,
-        queries=None if in_place[0] else layout.queries,
-        keys=None if in_place[1] else layout.keys,
-        touched=(cut(layout.touched[0], 0), cut(layout.touched[1], 1)),
-        whole=whole if bool(q_whole[0].any()) else None,
-    )
-    return with_places(layout, q_len, kv_len)
-
-
-def with_places(layout: RowLayout, q_len: int, kv_len: int) -> RowLayout:
-    """``layout`` with the positions to read and to write."""
-    queries, keys = layout.queries, layout.keys
-    return dataclasses.replace(
-        layout,
-        read_queries=None if queries is None else readable(queries, q_len),
-        read_keys=None if keys is None else readable(keys, kv_len),
-        write_queries=None if queries is None else torch.where(queries >= 0, queries, q_len),
-    )
-
-
-def _extremes(places: Tensor, groups: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lowest and highest position of every block ``(b, h, groups, blocks)``, and whether all its slots are filled."""
-    places = places.unflatten(2, (groups, blocks, BLOCK))
-    lowest = torch.where(places < 0, torch.iinfo(places.dtype).max // 4, places).amin(-1)
-    return lowest, places.amax(-1), (places >= 0).all(-1)
-
-
-def _is_in_place(places: Tensor, length: int) -> bool:
-    """Whether slot i holds position i for all ``length`` positions, and later slots are empty."""
-    if places.shape[:2] != (1, 1) or places.shape[2] < length:
-        return False
-    expected = torch.arange(places.shape[2], device=places.device)
-    return bool((places[0, 0] == torch.where(expected < length, expected, -1)).all())
+def _has_repeats(places: Tensor, length: int) -> bool:
+    """Whether some of ``length`` positions occurs twice."""
+    places = torch.where(places < 0, length, places)
+    times = places.new_zeros(*places.shape[:2], length + 1).scatter_add_(2, places, torch.ones_like(places))
+    return bool((times[..., :length] > 1).any())

@@ -2,86 +2,84 @@
 
 A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), or inherits both: from a mask on a band
 (:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
-(:class:`~.feature_map.LinearMechanism`). The base classes of this class hold defaults for everything else:
+(:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
-- :mod:`.traits`: which inputs it takes, and what it needs from its model.
-- :mod:`.decoding`: how it decodes with a cache.
-- :mod:`.scores`: relative positions, and functions for writing definitions.
-- :mod:`.sharding`: how it computes one process's shard of a sequence.
-- :mod:`.cost`: what it costs, and where it equals full attention.
-
-Several attributes and methods describe which keys a query sees, each for one purpose:
-
-- ``mask_mod``, ``visible``: the exact keys; the definition of a mask.
-- ``pattern``: the band around the diagonal, and global rows and columns, that the block-sparse engine visits.
-- ``parts``: tiles (rows of queries with their keys) for the gathered engine.
-- ``covers``: whether the mechanism equals full attention up to a length; ``covering``: options with which it does.
-- ``reach``: the number of past keys that a causal query sees; sizes the decode cache. ``kept``: the scattered keys that the cache keeps.
-- ``span``: the furthest distances in one call, for tables of relative positions.
-- ``locality``: the neighbouring tokens that a process needs when a sequence is sharded.
-- ``extent``: the range of one query's keys, to compare with the length that positions were trained for.
-- ``band``: the visible distances, if the mechanism is exactly a window or full attention, as in transformers' own models.
-- ``kept_keys``: the keys of full attention that a query keeps; ``row_weights``: the weight of every key; ``reading``: the first of the two
-  that the mechanism has. All three are for diagnoses.
-- ``pairs``: the number of query-key pairs.
+- ``traits``, ``handling`` (:mod:`.traits`): its inputs, what it needs from its model, and what ``forward`` does by itself.
+- ``locality``: how far a query sees. The size of the decode cache, tables of relative positions and the tokens that a process needs of a
+  sharded sequence follow from it (:mod:`.locality`), and so does the comparison with the length that positions were trained for.
+- ``covers``, ``covering``: where it equals full attention. ``pairs``: what it costs. ``kept_keys``: its keys, for diagnoses.
+- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`.sharding`).
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.call import AttentionCall, without_padding
+from ...engines.common.call import AttentionCall, State, without_padding
 from ...engines.common.dense import repeat_heads
 from ...engines.common.exact import weights_by_length
 from ...engines.common.sequences import weights_per_sequence
+from ...engines.common.shards import Locality, Shard
 from ...errors import LengthError, OptionError
 from ...options import Options
-from ...positions.relative import RelativePositions
-from .cost import Cost, Reading
-from .decoding import Decoding
-from .ordered import reading_in_order, weights_in_order
-from .scores import ScoreTerms
-from .sharding import Shardable
-from .traits import Traits
+from ...positions.relative import RelativePositions, build_relative
+from . import sharding
+from .decoding import AttendStep
+from .layout import full_pairs
+from .ordered import KeysOrWeights, weights_in_order
+from .relative_terms import add_relative, with_dense_terms, with_relative
+from .short_texts import exact_length_of, full_of
+from .traits import Handling, Traits, aligns_sequences
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
 
 
-class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
+class Mechanism(nn.Module, ABC):
     """One attention mechanism, built for one layer by :func:`hf_longattn.build_mechanism`.
 
-    Tensors are ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)`` with ``H_kv`` dividing ``H``. With ``Nq < Nk`` the queries are the
-    last ``Nq`` positions of the keys' sequence (decoding with a cache).
+    Tensors are ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)`` with ``H_kv`` dividing ``H``. With ``Nq < Nk`` the queries are the last
+    ``Nq`` positions of the keys' sequence (decoding with a cache).
     """
 
+    name: ClassVar[str]
+    """Set by :func:`hf_longattn.register_mechanism`."""
     summary: ClassVar[str] = ""
     """One line for lists of mechanisms."""
     paper: ClassVar[str] = ""
     """Author, year, title, section or equation."""
     when: ClassVar[str] = ""
     """Good use cases, as a noun or a clause without a full stop."""
-    engine: ClassVar[str] = "its own"
+    engine: str = "its own"
     """Engine that ``forward`` runs on, for lists of mechanisms."""
     cost: ClassVar[str] = "not stated"
     """How time grows with the length N, such as ``"N·w"``."""
     causal: bool | str = "both"
     """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
-    trains: bool = False
-    """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
     options_type: ClassVar[type[Options]] = Options
-    ignores_exact_length: bool = False
-    """Whether ``exact_length`` is switched off for now, to measure the mechanism on short texts."""
-    _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
     sample: ClassVar[dict[str, Any]] = {}
     """Options for inputs of a few hundred tokens, for tests and pictures."""
+    traits: Traits = Traits()
+    """Its inputs, and what it needs from its layer and model."""
+    handling: Handling = Handling()
+    """What ``forward`` does by itself with padding, packed documents and graphs."""
+    per_head_tensors: tuple[str, ...] | None = None
+    """Names, below the mechanism, of the tensors whose first axis is the heads. A process can then compute some of the heads
+    (:meth:`of_heads`). ``None`` if heads depend on each other, or if anything else depends on which or how many heads there are."""
+    layer: int = 0
+    """Index of its layer, set when it is attached to a model. Seeded mechanisms draw differently in each layer."""
+    _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
@@ -92,57 +90,21 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         super().__init__()
         self.num_heads, self.head_dim, self.hidden_size, self.max_length = num_heads, head_dim, hidden_size, max_length
         self.options = options
-        self.build_relative(options, num_heads, head_dim, hidden_size)
-
-    @property
-    def no_exact_length(self) -> str:
-        """Why short texts cannot be attended in full with these options; empty if they can."""
-        reasons = {
-            "exists in the causal form only": self.causal is True,
-            "reads a grid": self.reads_grid,
-            "passes memory tokens from segment to segment": self.recursion is not None,
-            "counts padding with these options": not self.ignores_padding,
-            "adds relative positions to the scores": self.relative is not None,
-        }
-        return next((why for why, holds in reasons.items() if holds), "")
-
-    def check_exact_length(self) -> None:
-        """Raise :class:`OptionError` where short texts cannot be attended in full with these options."""
-        if self.no_exact_length:
-            raise OptionError(
-                f"Mechanism {self.name!r} {self.no_exact_length}, so that it cannot attend short texts in full as another model does; "
-                "leave exact_length out, or set exact_length=0."
-            )
-
-    @property
-    def exact_length(self) -> int:
-        """Maximum length for full attention, in tokens, from the option of this name; 0 if unset."""
-        return self.options.exact_length or 0
-
-    @property
-    def full(self) -> Mechanism | None:
-        """Full attention for sequences of at most :attr:`exact_length` tokens; ``None`` without that option."""
-        if not self._full or self.is_cross_attention or self.ignores_exact_length:
-            return None
-        full = self._full[0]
-        if full.layer != self.layer:
-            full.layer = self.layer
-        return full
-
-    def check_form(self, causal: bool, where: str) -> None:
-        """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
-        if self.causal not in ("both", causal):
-            raise self.wrong_form(causal, where)
-        if causal and self.full is not None:
-            raise OptionError(
-                f"exact_length={self.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "
-                f"a causal window of {self.options.exact_length} tokens already sees all of shorter texts."
-            )
-
-    def at(self, length: int, causal: bool = False) -> Mechanism:
-        """The mechanism for ``length`` tokens: :attr:`full` up to ``exact_length``, else this one. Always this one when causal."""
-        full = None if causal else self.full
-        return self if full is None or length > self.exact_length else full
+        self.reads_grid = self.traits.needs_grid or options.order is not None
+        """Whether the grid coordinates of tokens matter."""
+        self.is_cross_attention = False
+        """Whether queries and keys belong to different sequences. The queries are then not cut where the keys have padding. Set on the
+        mechanism of a cross-attention module."""
+        self.ignores_exact_length = False
+        """Whether ``exact_length`` is switched off for now, to measure the mechanism on short texts."""
+        self.shard: Shard | None = None
+        """This process's shard, if the sequence is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
+        self.head_range: tuple[int, int] | None = None
+        """First head and total number of heads, for a part made by :meth:`of_heads`; ``None`` for a mechanism with all heads."""
+        self.relative: RelativePositions | None = None
+        if options.relative is not None:
+            self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
+            self.register_forward_pre_hook(add_relative)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter and buffer, including those of relative positions and members.
@@ -169,7 +131,7 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
         """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.
 
         ``call.key_mask`` marks padding, which comes after a sequence or between its tokens. Only a mechanism that is not
-        :attr:`position_dependent` may be given padding in front of a sequence.
+        ``handling.position_dependent`` may be given padding in front of a sequence.
         """
 
     @abstractmethod
@@ -182,10 +144,6 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition in the inputs' dtype, without dropout. Exported in place of an engine that cannot be."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
-
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in float64, with the N×N matrix: ``(B, H, Nq, D)``."""
-        return self.defined(q.double(), k.double(), v.double(), call)
 
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
         """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
@@ -202,43 +160,103 @@ class Mechanism(Cost, Shardable, ScoreTerms, Decoding, Traits, ABC):
             )
         if 0 in q.shape:
             return q.new_zeros(*q.shape[:3], k.shape[2])
-        precise = torch.promote_types(q.dtype, torch.float32)
-        call = (AttentionCall.of(**arguments) if call is None else call).with_bias_on_grid()
+        precise, ignores_padding = torch.promote_types(q.dtype, torch.float32), self.handling.ignores_padding
+        call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
         weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
         if self.is_cross_attention:
             q, k, _, call = without_padding(q, k, k, call, cross=True)
             return weights(q, k, call).to(dtype)
-        if self.full is not None and not call.causal:
-            weights = functools.partial(weights_by_length, self.full._weights, weights, self.exact_length)
-        if self.per_sequence(call):
+        if not call.causal and (full := full_of(self)) is not None:
+            weights = functools.partial(weights_by_length, full._weights, weights, exact_length_of(self))
+        if aligns_sequences(self, call):
             matrix = weights_per_sequence(weights, q, k, call)
         else:
-            q, k, _, call = without_padding(q, k, k, call) if self.ignores_padding else (q, k, k, call)
+            q, k, _, call = without_padding(q, k, k, call) if ignores_padding else (q, k, k, call)
             matrix = weights(q, k, call)
-        if (real := call.key_mask) is not None and self.ignores_padding:
+        if (real := call.key_mask) is not None and ignores_padding:
             matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
         return matrix.to(dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        return self.dense_weights(q, k, self.with_dense_terms(q, k, call))
+        return self.dense_weights(q, k, with_dense_terms(self, q, k, call))
 
-    def reading(self, q: Tensor, k: Tensor, call: AttentionCall) -> Reading | None:
-        """:meth:`kept_keys`, or :meth:`row_weights` for a mechanism without them, or ``None``. Arguments as for :meth:`kept_keys`.
-        Applies the options ``order`` and ``exact_length``.
+    def _with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
+        return with_relative(self, q, k, call)
 
-        Raises:
-            GridError: the option ``order`` is set, and the call has no grid, is causal or has fewer queries than keys.
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
+        return None
+
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        """Whether ``forward`` separates packed documents by ``call.documents``, in operations on whole rows. Asked on devices other than
+        the CPU; if False, documents become rows of a batch there.
+
+        k, v: ``(B, H_kv, Nk, D)``.
         """
-        if (full := self.at(k.shape[2], call.causal)) is not self:
-            return full.reading(q, k, call.replace(global_mask=None))
-        if self.options.order is not None:
-            return reading_in_order(self.options.order, self._reading, q, k, call)
-        return self._reading(q, k, call)
+        return False
 
-    def _reading(self, q: Tensor, k: Tensor, call: AttentionCall) -> Reading | None:
-        keys = self.kept_keys(q, k, call)
-        return self.row_weights(q, k, call) if keys is None else keys
+    def covers(self, length: int, causal: bool = False) -> bool:
+        """Whether the mechanism equals full softmax attention for every input of up to ``length`` tokens."""
+        return False
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """The number of query-key products of one head for ``length`` tokens, the unit of cost.
+
+        Computed in closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare both.
+        """
+        return full_pairs(length, causal)
+
+    def locality(self, causal: bool) -> Locality | None:
+        """The distances that a query sees, and whether it sees anything else; ``None`` if unbounded or dependent on content."""
+        return None
+
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+        """For a single-softmax mechanism, the keys that each query keeps or the weights of all keys. Otherwise ``None``.
+
+        Needs no values, takes any queries, and runs on some rows at a time, in memory linear in N.
+        :mod:`hf_longattn.diagnostics` uses it to measure how much of the softmax's mass is kept.
+
+        Args:
+            q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.
+        """
+        return None
+
+    @property
+    def attend_step(self) -> AttendStep | None:
+        """A function that may replace ``forward`` in decoding steps, one call with rows of a mask; ``None`` if there is none."""
+        return None
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
+        """Causal attention of new tokens, given the state after the past ones; for ``stateful`` mechanisms.
+
+        Args:
+            q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
+            state: the state that the previous call returned, or ``None`` at the beginning.
+            call: its ``key_mask (B, n)`` is that of the new tokens.
+        Returns:
+            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not depend on the text. A row
+            of zeros is the state before its first real token, so that single rows of a batch can be reset.
+        """
+        raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
+
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """This process's rows of a sequence that is sharded across processes. All processes must call it.
+
+        Args:
+            q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
+            call: without batch and global tokens, which the shard holds.
+        Raises:
+            OptionError: outputs depend on the whole sequence in a way that cannot be sharded, or relative positions meet global tokens.
+            MaskError: left padding or packed documents, for a mechanism that counts tokens.
+        """
+        return sharding.attend_sharded(self, q, k, v, call, shard)
+
+    def of_heads(self, first: int, last: int) -> Self:
+        """This mechanism restricted to the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
+        part = copy.copy(self)
+        part.num_heads, part.head_range = last - first, (first, self.num_heads)
+        return part
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +19,25 @@ from torch import Tensor
 
 from ...engines.bucketed import attend_rounds
 from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
-from ...engines.common.call import AttentionCall, GatherTile, add_term
+from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
+from ...engines.common.score_terms import add_term
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
-from .cost import KeptKeys
+from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
+from .traits import Handling
 
 
 class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine. Its methods get raw keys, since rounding in :meth:`key_vectors` could change a bucket."""
 
-    engine: ClassVar[str] = "bucketed"
-    exports_definition = True
+    engine = "bucketed"
+    handling = Handling(exports_definition=True)
     summary_unit = 1
-    bitwise_causal: ClassVar[bool] = False
+    traits = SummarisedMechanism.traits.but(bitwise_causal=False)
     """Later tokens change only the order in which earlier rows are summed. Rows are cut from the sorted tokens."""
 
     @property
@@ -60,12 +61,12 @@ class BucketedMechanism(SummarisedMechanism):
         """
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """Tiles of the pairs, with real keys only, if :meth:`rounds` is ``None``; and the queries that meet no key, ``(B, H, N)`` bool
-        (True at some padding, too), or ``None`` if all queries meet one."""
+        """Tiles of the visible pairs, with real keys only; used if :meth:`rounds` is ``None``. Also a mask ``(B, H, N)`` of queries that
+        meet no key (may be True at padding), or ``None`` if every query meets one."""
         raise NotImplementedError
 
     def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """a of the definition, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys."""
+        """The affinity a_ij, ``(B, H, Nq, Nk)``, for :meth:`prepared` queries and keys; ``None`` without one."""
         return None
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ class BucketedMechanism(SummarisedMechanism):
         return True
 
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
-        """a of the causal form, ``(B, H, Nq, K)``, for the ``keys (B, H, Nq, K, D)`` gathered for each query."""
+        """The affinity in the causal form, ``(B, H, Nq, K)``, for ``keys (B, H, Nq, K, D)`` gathered for each query."""
         return None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
@@ -128,7 +129,7 @@ class BucketedMechanism(SummarisedMechanism):
         seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
         return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.count_duplicates or not self.plain_scores:
             return None
         meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)
@@ -156,7 +157,7 @@ class BucketedMechanism(SummarisedMechanism):
         """
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """M' of the definition, ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
+        """The multiplicity M', ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
         real, count = call.real(k), self.meetings(q, k, call)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
@@ -204,7 +205,7 @@ class BucketedMechanism(SummarisedMechanism):
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """``call`` with the affinity added to its score term, for all pairs; also the log multiplicity if duplicates count."""
+        """``call`` with affinity and, if duplicates count, log multiplicity added to its score term."""
         score_mod, affinity = call.score_mod, self.affinity(q, k, call)
         if affinity is not None:
             score_mod = add_term(score_mod, lambda *_: affinity)

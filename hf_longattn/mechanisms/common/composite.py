@@ -14,7 +14,6 @@ from ...errors import OptionError
 from ...options import EXACT_LENGTH, RELATIVE, Options
 from .base import Mechanism
 from .registry import check_options, mechanism_class
-from .token_rules import TokenRule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +32,7 @@ class MechanismSpec:
 
     @classmethod
     def read(cls, owner: str, name: str, value: Any) -> MechanismSpec:
-        """One choice; error messages name the option ``name`` of mechanism ``owner``."""
+        """Parse one choice. Error messages name the option ``name`` of mechanism ``owner``."""
         if isinstance(value, cls):
             return value
         values = read_choice(value) if isinstance(value, str) else value
@@ -58,7 +57,7 @@ class MechanismSpec:
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """A list of choices, or its text (``window:window=256+strided:stride=64``, or JSON)."""
+        """Parse a list of choices, or a string: ``window:window=256+strided:stride=64`` or JSON."""
         return tuple(cls.read(owner, name, member) for member in cls._listed(owner, name, value, read_members))
 
     @staticmethod
@@ -107,7 +106,7 @@ class HeadSpec(MechanismSpec):
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """A list of choices, or its text (``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON)."""
+        """Parse a list of choices, or a string: ``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON."""
 
         def rules(text: str) -> list[dict[str, Any]]:
             return [values if where is None else {"heads": where, **values} for where, values in read_rules(text)]
@@ -119,7 +118,7 @@ class HeadSpec(MechanismSpec):
 
 
 class Composite(Mechanism):
-    """A mechanism made of ``members``, which determine its forms, training, global tokens and reach."""
+    """A mechanism made of other mechanisms, its ``members``. Its traits, such as causal forms and locality, follow from theirs."""
 
     members: nn.ModuleList
     some_heads: list[Mechanism] | None = None
@@ -152,26 +151,32 @@ class Composite(Mechanism):
                 f"Mechanism {self.name!r} joins {causal!r}, which exists in the causal form only, with {plain!r}, which has no causal "
                 "form; leave one of them out."
             )
-        scoreless = next((member.name for member in self.mechanisms if not member.takes_score_mod), None)
+        scoreless = next((member.name for member in self.mechanisms if not member.traits.takes_score_mod), None)
         if scoreless is not None and self.relative is not None:
             raise OptionError(
                 f"Mechanism {self.name!r} was given relative={self.options.relative!r}, but its member {scoreless!r} has no scores that "
                 "relative positions could be added to; leave one of them out."
             )
-        counting = next((member.name for member in self.mechanisms if not member.ignores_padding), None)
+        counting = next((member.name for member in self.mechanisms if not member.handling.ignores_padding), None)
         if counting is not None:
             raise OptionError(
                 f"Mechanism {counting!r} counts padding with these options, as the implementation that it reproduces does, which single "
                 f"members of {self.name!r} cannot; leave them out, or use it for the whole layer."
             )
-        self.takes_score_mod = scoreless is None
         self.causal = forms.pop() if forms else "both"
-        self.trains = any(member.trains for member in self.mechanisms)
-        self.takes_globals = any(member.takes_globals for member in self.mechanisms)
-        self.fits_activations = any(member.fits_activations for member in self.mechanisms)
-        if not all(member.exports for member in self.mechanisms):
-            self.exports = self.exports_definition = False
-        self.shared_by_layers = tuple(f"members.{i}.{name}" for i, member in enumerate(self.mechanisms) for name in member.shared_by_layers)
+        traits = [member.traits for member in self.mechanisms]
+        whole = {member.needs_whole_batch for member in traits}
+        self.traits = self.traits.but(
+            trains=any(member.trains for member in traits),
+            takes_globals=any(member.takes_globals for member in traits),
+            token_rule=next((member.token_rule for member in traits if member.token_rule is not None), None),
+            takes_score_mod=scoreless is None,
+            needs_whole_batch=next(when for when in ("always", "in training", "never") if when in whole),
+            detached_beyond=min((member.detached_beyond for member in traits if member.detached_beyond is not None), default=None),
+            fits_activations=any(member.fits_activations for member in traits),
+            exports=all(member.exports for member in traits),
+            shared_by_layers=tuple(f"members.{i}.{name}" for i, member in enumerate(traits) for name in member.shared_by_layers),
+        )
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
@@ -181,19 +186,3 @@ class Composite(Mechanism):
     @property
     def mechanisms(self) -> list[Mechanism]:
         return self.some_heads or list(self.members)  # type: ignore[arg-type]
-
-    @property
-    def position_dependent(self) -> bool:  # type: ignore[override]
-        return any(member.position_dependent for member in self.mechanisms)
-
-    @property
-    def needs_whole_batch(self) -> bool:  # type: ignore[override]
-        return any(member.needs_whole_batch for member in self.mechanisms)
-
-    @property
-    def token_rule(self) -> TokenRule | None:
-        return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
-
-    def reach(self, causal: bool = True) -> int | None:
-        reaches = [member.reach(causal) for member in self.mechanisms]
-        return None if None in reaches else max(reach for reach in reaches if reach is not None)

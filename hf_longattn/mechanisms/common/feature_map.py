@@ -23,13 +23,16 @@ from ...engines.common.dense import at_least_fp32, repeat_heads
 from ...engines.common.document_rows import Stacking
 from ...engines.common.sequences import attend_per_sequence
 from ...engines.common.shards import Shard
+from ...engines.cuda import fla
 from ...engines.dispatch import choose
-from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, fla_linear_attention, linear_attention, masked, read
+from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
 from ...engines.segments import Labels, Layout, segmented_linear_attention
 from ...options import Options
 from .base import Mechanism
 from .layout import full_pairs
 from .scores import drop_keys, normalised, visible_to_all
+from .sharding import attend_by_heads
+from .traits import Handling
 
 
 class HeadwiseLinear(nn.Module):
@@ -58,16 +61,15 @@ class LinearMechanism(Mechanism):
 
     engine = "linear"
     cost = "N·D²"
-    stateful = True
-    takes_score_mod = False
+    traits = Mechanism.traits.but(stateful=True, takes_score_mod=False)
     counts_positions: ClassVar[bool] = False
     """Whether the features depend on the tokens' positions, counted from the first real token."""
     estimates_exp: ClassVar[bool] = False
     """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""
 
     @property
-    def position_dependent(self) -> bool:  # type: ignore[override]
-        return self.counts_positions
+    def handling(self) -> Handling:  # type: ignore[override]
+        return Handling(position_dependent=self.counts_positions)
 
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
@@ -144,7 +146,7 @@ class LinearMechanism(Mechanism):
         phi_q, phi_k, too_far = self.relative_to_documents(self.queries(at_least_fp32(q), call), phi_k, call)
         if call.causal and (kernel := fla_dtype(phi_q, phi_k, values)) is not None:
             assert call.batch is not None
-            out = fla_linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
+            out = fla.linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
         else:
             out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
         if too_far is not None and bool(too_far):
@@ -188,7 +190,7 @@ class LinearMechanism(Mechanism):
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """Every process sums its own keys. A causal process starts from the sums of earlier processes, others read the total."""
         if shard.documents is not None or (self.counts_positions and not shard.starts_at_first):
-            return self.attend_by_heads(q, k, v, call, shard)
+            return attend_by_heads(self, q, k, v, call, shard)
         with torch.autocast(q.device.type, enabled=False):
             local_call = shard.local_call(call)
             v = drop_keys(v, call.dropout)

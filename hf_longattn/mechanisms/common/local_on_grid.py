@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from .on_grid import GridMechanism, Places
 class LocalGridMechanism(GridMechanism):
     """A mechanism whose cells see a range of coordinates on every axis. Subclasses define :meth:`stretch`."""
 
-    engine: ClassVar[str] = "grid_halo"
+    engine = "grid_halo"
 
     @abstractmethod
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:

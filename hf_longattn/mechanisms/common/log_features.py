@@ -26,7 +26,7 @@ from .scores import softmax_over
 NO_KEYS = -1e30
 """Log scale of a feature that has had no keys so far. Finite, so that differences are not NaN."""
 MAX_LOG_RISE = 60.0
-"""Maximum rise of a key's log feature above the anchor of its piece. fp32 still holds exp(60) and its products."""
+"""Maximum of a key's log feature minus the anchor A. exp(60) and its products fit in fp32."""
 
 
 class LogLinearMechanism(LinearMechanism):
@@ -47,8 +47,8 @@ class LogLinearMechanism(LinearMechanism):
     def attended(self, q: Tensor, source: KeyPieces, state: State | None) -> tuple[Tensor, State]:
         """The state also holds ``log (B, heads, F)``, the largest logarithm of each feature. The sums are relative to it.
 
-        A causal piece ends before a key that exceeds the anchor by more than :data:`MAX_LOG_RISE`. In a graph, pieces cannot depend on the
-        data: it computes in float64 instead, which holds logarithms some 700 apart (in float32 on devices without float64, some 80).
+        A causal piece ends before a key that exceeds the anchor A by more than :data:`MAX_LOG_RISE`. In a graph, pieces cannot depend on
+        data, so it computes in float64, whose exp() covers differences of about 700 (80 in float32, on devices without float64).
         """
         if not (self.logarithms and source.call.causal and q.shape[2] > 1):
             return super().attended(q, source, state)

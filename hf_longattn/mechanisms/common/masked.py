@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +20,18 @@ from ...engines.common.call import (
 )
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
-from ...engines.common.shards import Locality
+from ...engines.common.shards import Locality, Shard
 from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
-from ...positions.relative import Span
 from ...private_apis import warn_missing
 from .base import Mechanism
-from .cost import KeptKeys
-from .decoding import Columns
+from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts
+from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .sharding import attend_sharded, global_rows_of
+from .traits import Handling
 
 
 class MaskedMechanism(Mechanism):
@@ -58,32 +57,36 @@ class MaskedMechanism(Mechanism):
         """Whether an output depends on exactly the keys in its row of the mask."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
+    def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
+        """``call`` for code that visits each pair once. A :class:`GatheredMechanism` whose parts list a pair several times overrides it."""
+        return call
+
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores = scaled_scores(q, k, call)
+        scores = scaled_scores(q, k, self.with_counts(call, q.dtype))
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeptKeys | None:
-        return self.kept_by_mask(k, call) if self.options.is_mask() and self.recursion is None else None
+    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+        return self.kept_by_mask(k, call) if self.options.is_mask() and self.traits.recursion is None else None
 
-    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """:meth:`kept_keys`, given by the mask alone."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
 
     @property
-    def steps_by_mask(self) -> bool:
-        """Whether the mechanism is nothing but its mask, and no hook changes it."""
-        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.stateful
-        return plain and (self.relative is not None or not has_hooks(self))
+    def attend_step(self) -> AttendStep | None:
+        """A step by rows of the mask, if the mechanism is nothing but its mask, and no hook changes it."""
+        plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.traits.stateful
+        return self.attend_rows if plain and (self.relative is not None or not has_hooks(self)) else None
 
-    def attend_step(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        """See :meth:`Mechanism.attend_step`. Tensors that depend on columns alone are made once for all layers of a forward pass."""
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+        """See :data:`AttendStep`. Tensors that depend on columns alone are made once for all layers of a forward pass."""
         plain = self.relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
@@ -103,7 +106,7 @@ class MaskedMechanism(Mechanism):
         rows, keys = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
         rows, keys = rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1)
         if call.score_mod is None:
-            return self._attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
+            return self.attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
         if self.relative is not None:
             scores = scores + self.relative.term(q, k, (rows - keys)[0], True, call.scale_for(self.head_dim))
@@ -120,18 +123,29 @@ class MaskedMechanism(Mechanism):
             places = keys[0].clamp(max=mask.shape[1] - 1)
             real = mask if mask.shape[1] == keys.shape[1] and columns.layout[0] == "all" else mask[:, places]
         hidden = keys > rows[..., None]
-        if mask is not None and self.position_dependent:
+        if mask is not None and self.handling.position_dependent:
             start = first_real(mask)[:, None]
             rows, keys = rows - start, keys - start
             if tokens is not None:
                 tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
-        if self.takes_globals:
+        if self.traits.takes_globals:
             tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
         if tokens is not None:
             rows, keys = (x.clamp(0, tokens.shape[1] - 1) for x in (rows, keys))
         b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
         seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
         return seen if real is None else seen & real[:, None, None, :]
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        """The keys at ``positions (B, S)`` that some causal query at or after ``upcoming (B, 1)`` can see: ``(B, S)`` bool.
+
+        Positions count from each sequence's first real token. The decode cache keeps only the keys selected here, and :meth:`attend_kept`
+        runs on them. ``None`` keeps all keys, or those within :func:`~.locality.reach_of`. By default, keys that blocks see.
+        """
+        local = self.locality(True)
+        if local is None or local.beside or local.period == 1:
+            return None
+        return positions >= upcoming // local.period * local.period - (local.back + 1 - local.period)
 
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
@@ -146,13 +160,17 @@ class MaskedMechanism(Mechanism):
         """
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
         if self.relative is not None:
-            return self._attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
+            return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
         return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
 
-    def _attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall) -> Tensor:
-        """Attention over the visible keys (``seen``), plus the relative-position term for ``distance (B or 1, Nq, S)``."""
-        assert self.relative is not None
-        term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+    def attend_with_terms(
+        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall, term: Tensor | None = None
+    ) -> Tensor:
+        """Attention over the visible keys (``seen``), plus ``term`` and the relative-position term for ``distance (B or 1, Nq, S)``."""
+        if self.relative is not None:
+            relative = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+            term = relative if term is None else term + relative
+        assert term is not None
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
         out = fused_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
@@ -165,6 +183,11 @@ class MaskedMechanism(Mechanism):
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
         seen = self.mask_mod(causal, None)(b, h, rows, columns) & real[:, None, None, :]
         return seen & (columns <= rows) if causal else seen
+
+
+def kept_of(mechanism: Mechanism, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+    """:meth:`MaskedMechanism.kept`; ``None`` for mechanisms that are no masks."""
+    return mechanism.kept(positions, upcoming) if isinstance(mechanism, MaskedMechanism) else None
 
 
 def _last_columns(q: Tensor, k: Tensor) -> Columns:
@@ -182,30 +205,26 @@ def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[
 class SparseMechanism(MaskedMechanism):
     """A mechanism whose mask is a band, possibly with global rows and columns."""
 
-    engine: ClassVar[str] = "block_sparse"
+    engine = "block_sparse"
 
     @property
-    def position_dependent(self) -> bool:  # type: ignore[override]
-        return self.pattern(self.causal is not False).has_globals
+    def handling(self) -> Handling:  # type: ignore[override]
+        return self.band_handling()
 
-    @property
-    def trims_padding(self) -> bool:  # type: ignore[override]
-        return self.pattern(self.causal is not False).bounded
-
-    @property
-    def is_plain_band(self) -> bool:  # type: ignore[override]
-        return self.clears_padding and not self.pattern(self.causal is not False).has_globals
-
-    @property
-    def clears_padding(self) -> bool:  # type: ignore[override]
-        return self.only_pattern() and self.relative is None
+    def band_handling(self, exports_definition: bool = False) -> Handling:
+        """The handling of a band; a method, because torch.compile cannot follow ``super()`` to a property."""
+        pattern, clears = self.pattern(self.causal is not False), self.only_pattern() and self.relative is None
+        return Handling(
+            position_dependent=pattern.has_globals,
+            trims_padding=pattern.bounded,
+            clears_padding=clears,
+            is_plain_band=clears and not pattern.has_globals,
+            exports_definition=exports_definition,
+        )
 
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
         """The band and the global rows and columns that the engine visits."""
-
-    def takes_distance_terms(self) -> bool:
-        return self.only_pattern()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)
@@ -215,24 +234,14 @@ class SparseMechanism(MaskedMechanism):
 
     def locality(self, causal: bool) -> Locality | None:
         pattern = self.pattern(causal)
-        return Locality(pattern.left, pattern.right) if pattern.bounded else None
+        beside = "globals" if pattern.has_globals else ""
+        return Locality(pattern.left, pattern.right, beside=beside) if pattern.bounded else None
 
-    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        return block_sparse_attention(q, k, v, dataclasses.replace(self.pattern(call.causal), global_rows=False), call)
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        return attend_sharded(self, q, k, v, call, shard, self.pattern(call.causal), self.global_rows)
 
-    def global_rows(self, causal: bool) -> bool:
-        pattern = self.pattern(causal)
-        return pattern.has_globals and pattern.global_rows
-
-    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
-        pattern = self.pattern(causal)
-        if pattern.has_globals:
-            return super().span(q_len, kv_len, causal)
-        return min(pattern.left, kv_len - 1), min(pattern.right, q_len - 1)
-
-    def reach(self, causal: bool = True) -> int | None:
-        pattern = self.pattern(True)
-        return None if pattern.has_globals or not pattern.bounded else pattern.left + 1
+    global_rows = staticmethod(global_rows_of)
+    """See :func:`~.sharding.global_rows_of`."""
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
@@ -242,8 +251,12 @@ class SparseMechanism(MaskedMechanism):
         return type(self).forward is SparseMechanism.forward
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
+        """The mask of the equivalent single fused call, for rows of real tokens with keys ``key (B, H_kv, N, D)``.
+
+        ``True`` means causality or no mask; a tensor ``(1, 1, N, N)`` is added to the scores; ``False`` means that there is no such call.
+        """
         length = key.shape[2]
-        if not self.only_pattern() or self.options.order is not None or self.token_rule is not None or has_hooks(self):
+        if not self.only_pattern() or self.options.order is not None or self.traits.token_rule is not None or has_hooks(self):
             return False
         if self.pattern(causal).covers(length, length):
             return True
@@ -269,16 +282,14 @@ class GatheredMechanism(MaskedMechanism):
     The engine always gets a whole sequence. If there are fewer queries than keys, zero queries are put in front.
     """
 
-    engine: ClassVar[str] = "gathered"
-    exports_definition = True
+    engine = "gathered"
     listed = True
 
     def chunks(self) -> tuple[int, int] | None:
         """``(size, before)`` if chunks of ``size`` tokens, from token 0, see themselves and ``before`` tokens in front; else ``None``."""
         return None
 
-    def takes_distance_terms(self) -> bool:
-        return self.chunks() is not None
+    handling = Handling(exports_definition=True)
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -317,7 +328,7 @@ class GatheredMechanism(MaskedMechanism):
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
-            return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
+            return dense_attention(q, k, v, self.with_counts(call, q.dtype), mask_mod=self.mask_mod(call.causal, tokens))
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())

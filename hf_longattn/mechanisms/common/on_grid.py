@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...errors import GridError, LengthError, OptionError
 from ...options import Options, option
-from .cost import KeptKeys
+from .base import Mechanism
 from .masked import MaskedMechanism
+from .ordered import KeysOrWeights
 from .scores import visible_to_all
 
 if TYPE_CHECKING:
@@ -58,11 +59,9 @@ class GridOptions(Options):
 class GridMechanism(MaskedMechanism):
     """A mechanism defined by a mask over the coordinates of cells. Subclasses define :meth:`sees`, and :meth:`tiles` for the engine."""
 
-    engine: ClassVar[str] = "gathered"
+    engine = "gathered"
     causal = False
-    needs_grid: ClassVar[bool] = True
-    pictures_need_order: ClassVar[bool] = False
-    takes_fewer_queries: ClassVar[bool] = False
+    traits = MaskedMechanism.traits.but(needs_grid=True, pictures_need_order=False, takes_fewer_queries=False)
     per_head_tensors = ()
     listed = True
     options: GridOptions
@@ -80,6 +79,19 @@ class GridMechanism(MaskedMechanism):
     @abstractmethod
     def cell_pairs(self, grid: Grid) -> int:
         """The number of pairs of :meth:`sees`."""
+
+    @classmethod
+    def covering_grid(cls, grid: Grid) -> dict[str, Any] | None:
+        """Options with which the mechanism equals full softmax attention on ``grid``; ``None`` if none are known."""
+        return None
+
+    def blocks(self, grid: Grid) -> tuple[int, ...] | None:
+        """Block size in cells along each axis, if cells see exactly their own block; else ``None``. Blocks are counted
+        from the first cell and may be smaller at the end of an axis."""
+        return None
+
+    def check_grid(self, grid: Grid) -> None:
+        """Raise :class:`GridError` if these options make no sense on ``grid``."""
 
     def on(self, grid: Grid) -> Self:
         """This mechanism bound to ``grid``, which defines its mask, tiles and pairs. Tensors are shared."""
@@ -138,7 +150,7 @@ class GridMechanism(MaskedMechanism):
         grid = self.grid_for(q, k, call)
         return self.mask_on(grid)(*index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)) & visible_to_all(q, k, call)
 
-    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeptKeys:
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
 
     def shared_prefix(self, grid: Grid) -> int:
@@ -198,3 +210,20 @@ class GridMechanism(MaskedMechanism):
         grid = self.grid_of(None, length)
         mode, prefix, cells = self.options.prefix_tokens, grid.prefix, grid.cells
         return self.cell_pairs(grid) + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])
+
+
+def on_grid(mechanism: Mechanism, grid: Grid, check: bool = False) -> Mechanism:
+    """The mechanism bound to ``grid``, which gives its mask and pairs there. Itself if they do not depend on a grid.
+
+    check: whether to raise :class:`GridError` if its options make no sense there.
+    """
+    if not isinstance(mechanism, GridMechanism):
+        return mechanism
+    if check:
+        mechanism.check_grid(grid)
+    return mechanism.on(grid)
+
+
+def grid_blocks(mechanism: Mechanism, grid: Grid) -> tuple[int, ...] | None:
+    """:meth:`GridMechanism.blocks`; ``None`` for mechanisms that are not on a grid."""
+    return mechanism.blocks(grid) if isinstance(mechanism, GridMechanism) else None

@@ -7,19 +7,24 @@ two-dimensional blocks. Reordering is exact: the outputs are moved back to the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...engines.common.batch import Batch
-from ...engines.common.call import AttentionCall, AttentionFunction, remapped
+from ...engines.common.call import AttentionCall, AttentionFunction
 from ...engines.common.grid import Grid
+from ...engines.common.score_terms import remapped
 from ...engines.common.token_order import token_order
 from ...errors import GridError
-from .cost import Reading
+from .short_texts import for_length
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
+KeysOrWeights = Callable[[Tensor, Tensor], Tensor]
+"""``(rows, scores) ->`` the keys that the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable); or, for one softmax over
+keys and means of keys, the weight of every key, ``(B, H, n, N)``, each row summing to 1. The keys of a mean share its weight.
+``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; keys kept may be hidden."""
 
 
 def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
@@ -47,12 +52,14 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
     return ordered
 
 
-def reading_in_order(
-    order: str, read: Callable[[Tensor, Tensor, AttentionCall], Reading | None], q: Tensor, k: Tensor, call: AttentionCall
-) -> Reading | None:
-    """``read(q, k, call)`` on the tokens of ``call.grid`` in ``order``, for rows in the original order; raises as :func:`in_order` does."""
+def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    """:meth:`Mechanism.kept_keys` with the options ``order`` and ``exact_length`` applied; raises as :func:`in_order` does."""
+    if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
+        mechanism, call = full, call.replace(global_mask=None)
+    if (order := mechanism.options.order) is None:
+        return mechanism.kept_keys(q, k, call)
     tokens = _reorder(order, q, k, call)
-    ordered = read(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
+    ordered = mechanism.kept_keys(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
     if ordered is None:
         return None
     hidden = None if tokens.call.key_mask is None else ~tokens.call.key_mask[:, None, None]
@@ -68,7 +75,7 @@ def reading_in_order(
 
 
 class _Reordered(NamedTuple):
-    """A reordered call: new token i is token ``places[i]``, and token n is new token ``back[n]``. Shapes ``(L,)``, ``(N,)``."""
+    """A reordered call. ``places (L,)`` holds the old index of each new token, ``back (N,)`` the new index of each old token."""
 
     call: AttentionCall
     places: Tensor

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall, remapped
+from ...engines.common.call import AttentionCall
 from ...engines.common.dense import grid_of
+from ...engines.common.score_terms import remapped
 from .scores import softmax_over
 
 

@@ -21,6 +21,9 @@ from ...errors import OptionError, RegistrationError, UnknownMechanismError, def
 from ...naming import FLAT_FILES, load_module, module_names
 from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from .base import Mechanism, reset
+from .on_grid import GridMechanism
+from .short_texts import why_not_in_full
+from .traits import Handling, Traits
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
@@ -28,7 +31,7 @@ PROTOTYPE_WIDTH = 64
 EXAMPLE_LENGTH = 1024
 """Length for which :func:`mechanism_info` gives options equal to full attention, in tokens."""
 EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
-"""Grids for the same purpose. The second is for mechanisms that can only cover a single line of cells."""
+"""Grids for which :func:`mechanism_info` gives options equal to full attention. Some mechanisms can cover only the second."""
 KEPT_PROTOTYPES = 256
 """Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` was given by name."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -97,6 +100,14 @@ def _check_class(name: str, cls: type[Mechanism]) -> None:
             f"Mechanism {name!r} of {defined_at(cls)} lacks {', '.join(f'{method}()' for method in missing)}; define "
             f"{'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
         )
+    own = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
+    for holder, fields in (("traits", Traits.__dataclass_fields__), ("handling", Handling._fields)):
+        if misplaced := sorted(own.intersection(fields)):
+            change = "but" if holder == "traits" else "_replace"
+            raise RegistrationError(
+                f"Mechanism {name!r} of {defined_at(cls)} has an attribute {misplaced[0]!r}, which is read from its {holder}; write "
+                f"{holder} = Mechanism.{holder}.{change}({misplaced[0]}=...)."
+            )
     options = cls.options_type
     if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise RegistrationError(
@@ -161,7 +172,7 @@ def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid:
         for name, cls in _REGISTRY.items()
         if (causal is None or cls.causal in ("both", causal))
         and (engine is None or cls.engine == engine)
-        and (grid is None or cls.needs_grid == grid)
+        and (grid is None or cls.traits.needs_grid == grid)
     )
 
 
@@ -172,26 +183,27 @@ def mechanism_info(name: str) -> MechanismInfo:
         UnknownMechanismError: no mechanism has this name; the nearest one is offered.
     """
     cls = mechanism_class(name)
-    one_pass = not cls.needs_grid and cls.causal is not True and prototype(name, {}).recursion is None
-    refused = {RELATIVE: not cls.takes_score_mod, ORDER: cls.needs_grid, EXACT_LENGTH: not one_pass}
+    one_pass = not cls.traits.needs_grid and cls.causal is not True and prototype(name, {}).traits.recursion is None
+    refused = {RELATIVE: not cls.traits.takes_score_mod, ORDER: cls.traits.needs_grid, EXACT_LENGTH: not one_pass}
     options = tuple(info for info in cls.options_type.infos() if not refused.get(info.name))
     facts = {field.name: getattr(cls, field.name) for field in dataclasses.fields(MechanismInfo) if hasattr(cls, field.name)}
+    facts |= {name: getattr(cls.traits, name) for name in ("trains", "takes_globals", "needs_grid")}
     return MechanismInfo(**(facts | {"options": options, "exact_when": _exact_when(cls)}))
 
 
 def input_in_words(name: str) -> str:
     """The input that a mechanism reads, in words. Pictures need a bidirectional form and no memory of earlier segments."""
     cls, built = mechanism_class(name), prototype(name, {})
-    if cls.needs_grid:
+    if cls.traits.needs_grid:
         return "a grid: the patches of a picture, or `attend(..., grid=(height, width), prefix=1)`"
-    if cls.causal is True or built.remembers or built.recursion is not None:
+    if cls.causal is True or built.traits.remembers or built.traits.recursion is not None:
         return "a text"
-    return "a text; a picture, in the order that `order` gives" if cls.pictures_need_order else "a text; a picture"
+    return "a text; a picture, in the order that `order` gives" if cls.traits.pictures_need_order else "a text; a picture"
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
-    """When a mechanism equals full attention, in words, from :meth:`Mechanism.covering` or :meth:`Mechanism.covering_grid`."""
-    if cls.needs_grid:
+    """Description of the options with which a mechanism equals full attention."""
+    if issubclass(cls, GridMechanism):
         for grid in EXAMPLE_GRIDS:
             if (on_grid := cls.covering_grid(grid)) is not None:
                 return f"with {_in_words(on_grid)}, on {grid}"
@@ -221,7 +233,7 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
     """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
     cls = mechanism_class(name)
     built = cls.options_type.build(name, options)
-    if built.relative is not None and not cls.takes_score_mod:
+    if built.relative is not None and not cls.traits.takes_score_mod:
         raise OptionError(
             f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was asked for; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
@@ -240,7 +252,11 @@ def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
 def _add_full(mechanism: Mechanism) -> None:
     """If the option ``exact_length`` is set, give the mechanism full attention for short texts."""
     if mechanism.options.exact_length:
-        mechanism.check_exact_length()
+        if why := why_not_in_full(mechanism):
+            raise OptionError(
+                f"Mechanism {mechanism.name!r} {why}, so that it cannot attend short texts in full as another model does; "
+                "leave exact_length out, or set exact_length=0."
+            )
         sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
         mechanism._full = (mechanism_class("full")(*sizes, None, Options()),)
 
@@ -307,7 +323,7 @@ def mechanism_from(
 def without_tensors(
     name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
 ) -> Mechanism | None:
-    """A mechanism without parameters and buffers, which any number of calls may share; ``None`` if it has any."""
+    """A mechanism without parameters and buffers, shared between calls; ``None`` if it has any."""
     with torch.device("meta"):
         built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
     return None if has_tensors(built) else built.eval()

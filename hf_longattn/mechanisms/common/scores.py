@@ -2,88 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall, ScoreMod
+from ...engines.common.call import AttentionCall
 from ...engines.common.dense import grid_of, index_grid, repeat_heads
-from ...positions.relative import QueryDependent, RelativePositions, Span, build_relative
-from .decoding import Decoding
-
-if TYPE_CHECKING:
-    from ...options import Options
-
-
-class ScoreTerms(Decoding):
-    """The option ``relative``: positions as a term of the scores, added by a hook before ``forward``."""
-
-    head_dim: int
-    relative: RelativePositions | None
-
-    def build_relative(self, options: Options, num_heads: int, head_dim: int, hidden_size: int) -> None:
-        """Build the relative positions of the options, if any, and register the hook."""
-        self.relative = None
-        if options.relative is not None:
-            self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
-            self.register_forward_pre_hook(_with_relative)
-
-    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        """``call`` with the relative positions added to its score term. The hook calls this."""
-        relative = self.relative
-        if isinstance(relative, QueryDependent) and self.takes_distance_terms() and call.score_mod is None:
-            span = self.span(q.shape[2], k.shape[2], call.causal)
-            return call.replace(score_mod=relative.distance_term(q, k, call.causal, call.scale_for(self.head_dim), span))
-        mod = self.relative_mod(q, k, call)
-        return call if mod is None else call.replace(score_mod=chain_score_mods(mod, call.score_mod))
-
-    def takes_distance_terms(self) -> bool:
-        """Whether a kernel of ``forward`` adds distance terms in linear memory."""
-        return False
-
-    def relative_mod(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
-        """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
-
-        A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
-        """
-        if self.relative is None:
-            return None
-        span = self.span(q.shape[2], k.shape[2], call.causal)
-        return self.relative.score_mod(q, k, call.causal, call.scale_for(self.head_dim), span)
-
-    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
-        """The furthest visible distances of this call, back (query - key) and ahead (key - query)."""
-        reach = self.reach() if causal else None
-        return (kv_len if reach is None else min(reach, kv_len)) - 1, 0 if causal else q_len - 1
-
-    def with_dense_terms(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
-        """``call`` with the N×N definition of the relative positions added to its score term."""
-        if self.relative is None:
-            return call
-        q_len, kv_len = q.shape[2], k.shape[2]
-        places = torch.arange(kv_len, device=q.device)
-        distance = places[None, kv_len - q_len :, None] - places
-        term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
-
-        def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
-
-        return call.replace(score_mod=chain_score_mods(mod, call.score_mod))
-
-
-def _with_relative(module: ScoreTerms, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
-    """Forward pre-hook that adds the relative positions to the call's score term."""
-    q, k, v, call = args
-    return q, k, v, module.with_relative(q, k, v, call)
-
-
-def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
-    """A score term that applies ``first``, then ``second``."""
-    if second is None:
-        return first
-    return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
 
 
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

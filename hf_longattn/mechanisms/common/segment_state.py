@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...engines.common.batch import in_graph
-from ...engines.common.call import AttentionCall, ScoreMod, State
+from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import dense_attention
+from ...engines.common.score_terms import ScoreMod
 from ...positions.relative import RelativePositions
 
 

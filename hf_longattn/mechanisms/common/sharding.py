@@ -1,158 +1,131 @@
-"""How a mechanism computes one process's part of a sequence that is sharded across processes."""
+"""How a mechanism computes one process's part of a sequence that is sharded across processes.
+
+Bounded mechanisms fetch neighbouring keys, stateful ones pass their state, others exchange tokens for heads.
+"""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.call import AttentionCall, TokenTerm, mod_of_heads
+from ...engines.block_sparse import block_sparse_attention
+from ...engines.common.call import AttentionCall, AttentionFunction, Pattern
 from ...engines.common.dense import repeat_heads
 from ...engines.common.global_rows import put_rows
-from ...engines.common.shards import GlobalTokens, Locality, Shard, even_bounds, in_turn, softmax_rows
+from ...engines.common.shards import GlobalTokens, Shard, even_bounds, in_turn, softmax_rows
 from ...errors import MaskError, OptionError
-from .scores import ScoreTerms
+from .locality import only_locality
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+GlobalRows = Callable[[Tensor, Tensor, Tensor, AttentionCall, Tensor, Shard], tuple[Tensor, Tensor, Tensor]]
 
 
-class Shardable(ScoreTerms):
-    """Bounded mechanisms fetch neighbouring keys, stateful ones pass their state, others exchange tokens for heads."""
+def global_rows_of(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries ``(B, H, g, D)`` of the global tokens ``index (B, g)``, and the keys and values ``(B, H, n, D)`` that they see here."""
+    return shard.tokens(q, index), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
 
-    num_heads: int
-    shard: Shard | None = None
-    """This process's shard, if the sequence is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
-    per_head_tensors: tuple[str, ...] | None = None
-    """Names, below the mechanism, of the tensors whose first axis is the heads. A process can then compute some of the heads
-    (:meth:`of_heads`). ``None`` if heads depend on each other, or if anything else depends on which or how many heads there are."""
-    head_range: tuple[int, int] | None = None
-    """The first head and the number of all heads, in a part made by :meth:`of_heads`; ``None`` for a whole mechanism."""
 
-    def locality(self, causal: bool) -> Locality | None:
-        """The distances that a token sees, without global tokens; ``None`` if unbounded. A bounded mechanism can be sharded."""
-        return None
+def attend_sharded(
+    mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard, band: Pattern | None = None,
+    global_rows: GlobalRows = global_rows_of,
+) -> Tensor:  # fmt: skip
+    """:meth:`Mechanism.attend_sharded`, of most mechanisms.
 
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """This process's rows of a sequence that is sharded across processes. All processes must call it.
+    A bounded mechanism fetches the keys and values of neighbouring and global tokens; the rows of global tokens combine the sums of all
+    processes. A recurrence runs in one process after the other. A mechanism that needs whole sequences gets them for some of the
+    heads, see :func:`attend_by_heads`.
 
-        A bounded mechanism fetches the keys and values of neighbouring and global tokens; the rows of global tokens combine the sums of all
-        processes. A recurrence runs in one process after the other. A mechanism that needs whole sequences gets them for some of the
-        heads, see :meth:`attend_by_heads`.
-
-        Args:
-            q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
-            call: without batch and global tokens, which the shard holds.
-        Raises:
-            OptionError: outputs depend on the whole sequence in a way that cannot be sharded, or relative positions meet global tokens.
-            MaskError: left padding or packed documents, for a mechanism that counts tokens.
-        """
-        local = self.locality(call.causal)
-        if local is None:
-            return self._in_turn(q, k, v, call, shard)
-        mask = self.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
-        counted = (local.period > 1 or mask is not None) and not shard.starts_at_first
-        if counted or (mask is not None and isinstance(call.score_mod, TokenTerm)):
-            return self.attend_by_heads(q, k, v, call, shard)
-        if mask is None:
-            return shard.attend(functools.partial(shard.run, self), q, k, v, call, local)
-        if self.relative is not None:
-            raise OptionError(
-                f"Mechanism {self.name!r} with relative positions and global tokens cannot be sharded across processes; "
-                "leave out one of the two."
-            )
-        tokens = GlobalTokens.of(mask)
-        out = shard.attend(self.attend_resolved, q, k, v, call, local, tokens)
-        index, real = tokens.index, tokens.real
-        if not self.global_rows(call.causal) or not index.shape[1]:
-            return out
-        rows = softmax_rows(*self.of_global_rows(q, k, v, call, index, shard), index, call.scale_for(q.shape[-1]), call, shard)
-        return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), real & shard.owns(index))
-
-    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """:meth:`forward` with the global tokens of ``call.global_mask`` and no others. The rows of global tokens may be anything."""
-        return self(q, k, v, call)
-
-    def global_rows(self, causal: bool) -> bool:
-        """Whether global tokens see every key."""
-        return True
-
-    def of_global_rows(
-        self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``(B, H, g, D)`` of the global tokens ``index (B, g)``, and the keys and values ``(B, H, n, D)`` that they see here."""
-        return shard.tokens(q, index), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-
-    def _in_turn(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """:meth:`advance` in one process after the other."""
-        if not (self.stateful and call.causal):
-            return self.attend_by_heads(q, k, v, call, shard)
-        self.check_shard(shard)
+    Args:
+        band: the pattern, if the block-sparse engine computes the mechanism; by default its ``forward`` does.
+        global_rows: the queries, keys and values of global tokens, if they see every key.
+    """
+    local = only_locality(mechanism, call.causal)
+    if local is None:
+        if not (mechanism.traits.stateful and call.causal):
+            return attend_by_heads(mechanism, q, k, v, call, shard)
+        check_counted_tokens(mechanism, shard)
         local_call = shard.local_call(call)
-        return in_turn(lambda state: self.advance(q, k, v, state, local_call), q, shard)
+        return in_turn(lambda state: mechanism.advance(q, k, v, state, local_call), q, shard)
+    mask = mechanism.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
+    counted = (local.period > 1 or mask is not None) and not shard.starts_at_first
+    if counted or (mask is not None and call.term.reads_tokens):
+        return attend_by_heads(mechanism, q, k, v, call, shard)
+    if mask is None:
+        return shard.attend(functools.partial(shard.run, mechanism), q, k, v, call, local)
+    if mechanism.relative is not None:
+        raise OptionError(
+            f"Mechanism {mechanism.name!r} with relative positions and global tokens cannot be sharded across processes; "
+            "leave out one of the two."
+        )
+    tokens = GlobalTokens.of(mask)
+    run: AttentionFunction = mechanism
+    if band is not None:
+        columns_only = dataclasses.replace(band, global_rows=False)
+        run = lambda q, k, v, call: block_sparse_attention(q, k, v, columns_only, call)  # noqa: E731
+    out = shard.attend(run, q, k, v, call, local, tokens)
+    index, real = tokens.index, tokens.real
+    if not index.shape[1] or not (band is None or (band.has_globals and band.global_rows)):
+        return out
+    rows = softmax_rows(*global_rows(q, k, v, call, index, shard), index, call.scale_for(q.shape[-1]), call, shard)
+    return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), real & shard.owns(index))
 
-    def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """This process's rows, computed from whole sequences of some of the heads. Tokens are exchanged for heads, and back.
 
-        For mechanisms whose outputs depend on the whole sequence, and for documents and left padding if tokens are counted.
+def attend_by_heads(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+    """This process's rows, computed from whole sequences of some of the heads. Tokens are exchanged for heads, and back.
 
-        Raises:
-            OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
-            MaskError: it cannot be divided, and could be sharded if every sequence started at its row's first token.
-        """
-        heads, processes = q.shape[1], len(shard.bounds)
-        if self.per_head_tensors is None or self.relative is not None or self.takes_hidden_states or heads < processes:
-            if self.locality(call.causal) is not None:  # rows padded on the right do not need whole sequences
-                self.check_shard(shard)
-            if self.per_head_tensors is not None and heads < processes:
-                raise OptionError(
-                    f"Mechanism {self.name!r} needs whole sequences, so that processes divide its heads, but {heads} heads cannot be "
-                    f"divided over {processes} processes; use at most {heads}, or a local mechanism, for example longformer."
-                )
-            with_relative = "relative positions" if self.relative is not None else "these options"
+    For mechanisms whose outputs depend on the whole sequence, and for documents and left padding if tokens are counted.
+
+    Raises:
+        OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
+        MaskError: it cannot be divided, and could be sharded if every sequence started at its row's first token.
+    """
+    heads, processes, names, relative = q.shape[1], len(shard.bounds), mechanism.per_head_tensors, mechanism.relative
+    if names is None or relative is not None or mechanism.traits.takes_hidden_states or heads < processes:
+        if only_locality(mechanism, call.causal) is not None:  # rows padded on the right do not need whole sequences
+            check_counted_tokens(mechanism, shard)
+        if names is not None and heads < processes:
             raise OptionError(
-                f"Mechanism {self.name!r} with {with_relative} looks at the whole sequence, which cannot be sharded across processes; "
-                "choose a local or a linear one, for example window, longformer or linear, or leave sequence parallelism out."
+                f"Mechanism {mechanism.name!r} needs whole sequences, so that processes divide its heads, but {heads} heads cannot be "
+                f"divided over {processes} processes; use at most {heads}, or a local mechanism, for example longformer."
             )
-        if k.shape[1] < processes:
-            k, v = repeat_heads(k, heads), repeat_heads(v, heads)
-        groups, each = even_bounds(k.shape[1], processes), heads // k.shape[1]
-        divided = [(first * each, last * each) for first, last in groups]
-        first, last = divided[shard.rank]
-        q, k, v = shard.tokens_to_heads(divided, groups, q, k, v)
-        term = call.score_mod
-        term = term.of(q, k, range(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last), q.device)
-        named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        tensors = {f"mechanism.{name}": named[name][first:last] for name in self.per_head_tensors}
-        full_call = shard.call(call.replace(score_mod=term), 0, shard.length)
-        out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, full_call))
-        return shard.heads_to_tokens(divided, out)
+        with_relative = "relative positions" if relative is not None else "these options"
+        raise OptionError(
+            f"Mechanism {mechanism.name!r} with {with_relative} looks at the whole sequence, which cannot be sharded across processes; "
+            "choose a local or a linear one, for example window, longformer or linear, or leave sequence parallelism out."
+        )
+    if k.shape[1] < processes:
+        k, v = repeat_heads(k, heads), repeat_heads(v, heads)
+    groups, each = even_bounds(k.shape[1], processes), heads // k.shape[1]
+    divided = [(first * each, last * each) for first, last in groups]
+    first, last = divided[shard.rank]
+    q, k, v = shard.tokens_to_heads(divided, groups, q, k, v)
+    call = call.with_term(lambda term: term.of(q, k, range(first, last)))
+    named = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
+    tensors = {f"mechanism.{name}": named[name][first:last] for name in names}
+    full_call = shard.call(call, 0, shard.length)
+    arguments = (shard.run, mechanism.of_heads(first, last), q, k, v, full_call)
+    return shard.heads_to_tokens(divided, torch.func.functional_call(_SomeHeads(mechanism), tensors, arguments))
 
-    def of_heads(self, first: int, last: int) -> Self:
-        """This mechanism restricted to the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
-        part = copy.copy(self)
-        part.num_heads, part.head_range = last - first, (first, self.num_heads)
-        return part
 
-    def check_shard(self, shard: Shard) -> None:
-        """Raise :class:`MaskError` unless every sequence starts at its row's first token. For mechanisms that count tokens."""
-        if not shard.starts_at_first:
-            raise MaskError(
-                f"Mechanism {self.name!r} counts tokens from the first one of each sequence, which another process may have where rows are "
-                "padded on the left or hold several documents; pad on the right, with one document in each row."
-            )
+def check_counted_tokens(mechanism: Any, shard: Shard) -> None:
+    """Raise :class:`MaskError` unless every sequence starts at its row's first token. For mechanisms that count tokens."""
+    if not shard.starts_at_first:
+        raise MaskError(
+            f"Mechanism {mechanism.name!r} counts tokens from the first one of each sequence, which another process may have where rows "
+            "are padded on the left or hold several documents; pad on the right, with one document in each row."
+        )
 
 
 class _SomeHeads(nn.Module):
     """Wrapper in which ``torch.func.functional_call`` replaces a mechanism's tensors by those of some heads."""
 
-    def __init__(self, mechanism: Shardable) -> None:
+    def __init__(self, mechanism: Any) -> None:
         super().__init__()
         self.mechanism = mechanism
 
-    def forward(self, run: Callable[..., Tensor], part: Shardable, *args: Any) -> Tensor:
+    def forward(self, run: Callable[..., Tensor], part: Any, *args: Any) -> Tensor:
         return run(part, *args)

@@ -18,6 +18,7 @@ from ...engines.common.derivatives import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.registry import mechanism_from
+from ...mechanisms.common.short_texts import check_form
 from ...memory import AttentionCacheLayer
 from ..family.config import attention_implementation
 from ..family.definition import attention_names
@@ -76,10 +77,10 @@ def attach_mechanisms(
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = site.causal
-        mechanism.check_form(causal, f"{site.name} of {type(model).__name__}")
-        if mechanism.takes_hidden_states:
+        check_form(mechanism, causal, f"{site.name} of {type(model).__name__}")
+        if mechanism.traits.takes_hidden_states:
             _check_projections(site, mechanism, model)
-        if mechanism.takes_hidden_states or mechanism.stops_gradients(sys.maxsize):
+        if mechanism.traits.takes_hidden_states or mechanism.traits.stops_gradients(sys.maxsize):
             _hook_once(site.module, pass_layer_input)
         mechanism = _placed_like(mechanism, site.module)
         if (adapt := getattr(site.module, ADAPTING_METHOD, None)) is not None:
@@ -149,12 +150,12 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         )
     mechanisms = mechanisms_on(module).values()
     added: dict[str, Any] = {}
-    if any(mechanism.takes_hidden_states for mechanism in mechanisms):
+    if any(mechanism.traits.takes_hidden_states for mechanism in mechanisms):
         added[LAYER_INPUT] = hidden
     if (torch.is_grad_enabled() or differentiated()) and not torch.compiler.is_exporting():
         cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
-        if any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
+        if any(mechanism.traits.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
             added[DETACHED_KV] = _stopped_projections(module, hidden, args, kwargs)
     return (args, {**kwargs, **added}) if added else None
 
@@ -178,13 +179,13 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
     """Refuse copies of the layer's projections if queries and keys are changed after projection, or projections are not found."""
     config = getattr(model, "config", None)
-    if mechanism.copies and getattr(config, "rope_parameters", None):
+    if mechanism.traits.copies and getattr(config, "rope_parameters", None):
         raise OptionError(
             f"Mechanism {mechanism.name!r} was asked for separate query and key projections, but those of {type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
-    copied = {mechanism.copies[name] for name in copied_parameters(site.module, mechanism.copies)}
-    if missing := {name for name in mechanism.copies.values() if name.endswith("weight")} - copied:
+    copied = {mechanism.traits.copies[name] for name in copied_parameters(site.module, mechanism.traits.copies)}
+    if missing := {name for name in mechanism.traits.copies.values() if name.endswith("weight")} - copied:
         raise OptionError(
             f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
             f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."

@@ -25,8 +25,6 @@ CROSS_MECHANISM = "full"
 """Cross-attention is full: its queries and keys come from different sequences, so distances between them have no meaning."""
 CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Names of cross-attention."""
-ATTENTION_MODULES_ATTRIBUTE = "attending"
-"""The attribute of a Long base model with a list of its attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """The attribute of an attention module with the layers that it serves, if there are several."""
 
@@ -147,9 +145,9 @@ def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
     """The mechanism of every layer; of a Long base model without a walk through all modules, which takes longer than a short input's
     attention."""
-    attending = model.__dict__.get(ATTENTION_MODULES_ATTRIBUTE)
-    attending = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if attending is None else attending
-    return [mechanism for module in attending for mechanism in mechanisms_on(module).values()]
+    modules = model.__dict__.get("attention_modules")
+    modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
+    return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]
 
 
 def with_members(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
@@ -252,7 +250,7 @@ def input_width(attention: nn.Module) -> int | None:
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
-    """A mechanism's parameter name -> the layer's parameter that it is initialised with, from ``Mechanism.copies``."""
+    """A mechanism's parameter name -> the layer's parameter that it is initialised with, from ``Mechanism.traits.copies``."""
     parameters = own_projections(attention)
     return {name: parameters[wanted] for name, wanted in copies.items() if wanted in parameters}
 
@@ -260,7 +258,7 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
     """Initialise parameters of a mechanism with copies of its layer's, unless they were loaded."""
-    for name, parameter in copied_parameters(attention, mechanism.copies).items():
+    for name, parameter in copied_parameters(attention, mechanism.traits.copies).items():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engines.common.grid import Grid
-from ...engines.common.grid_bias import GridBias
+from ...engines.common.score_terms import GridBias
 from ...errors import BackendError
 from .custom_attention import attend_by_config, split_heads
 

@@ -36,7 +36,7 @@ class MemoryTokens(nn.Module):
 
 def recursions(model: nn.Module) -> set[Recursion | None]:
     """How the mechanisms of a model pass memory tokens on; ``None`` for those that use none."""
-    return {module.recursion for module in model.modules() if isinstance(module, Mechanism)}
+    return {module.traits.recursion for module in model.modules() if isinstance(module, Mechanism)}
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:

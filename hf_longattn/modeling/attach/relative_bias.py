@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.grid_bias import PREFIX_PAIRS, GridBias
+from ...engines.common.score_terms import PREFIX_PAIRS, GridBias
 from ..family.grid_config import TILE
 
 

@@ -14,7 +14,7 @@ from transformers import Cache, EncoderDecoderCache
 
 from ...backend import BACKEND
 from ...configuration import LongAttentionConfig
-from ...engines.common.call import DistanceBias
+from ...engines.common.score_terms import DistanceBias
 from ...positions.relative import buckets
 from ..family.config import LongEncoderDecoderConfig, attention_implementation
 from .custom_attention import OnTheBackend, attend_by_mechanism

@@ -14,9 +14,10 @@ from transformers.utils import logging
 from ...engines.common.batch import Batch, in_graph
 from ...errors import MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.short_texts import for_length
 from ...mechanisms.common.token_rules import TokenRule
 from ...naming import LOGGER
-from ..family.validation import input_of
+from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
 
 logger = logging.get_logger(LOGGER)
@@ -35,7 +36,7 @@ def token_rule(model: nn.Module) -> TokenRule | None:
     config = getattr(model, "config", None)
     question = getattr(config, "question_separator_id", None)
     marked = tuple(getattr(config, "global_token_ids", None) or ())
-    rules = {module.token_rule for module in takers}
+    rules = {module.traits.token_rule for module in takers}
     if rules <= {None}:
         if not takers or (question is None and not marked):
             return None
@@ -58,18 +59,18 @@ def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
 
 def _takers(model: nn.Module) -> list[Mechanism]:
     """The mechanisms of ``model`` and members of composites that take global tokens."""
-    outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.takes_globals]
-    return [mechanism for mechanism in with_members(outer) if mechanism.takes_globals] if outer else []
+    outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.traits.takes_globals]
+    return [mechanism for mechanism in with_members(outer) if mechanism.traits.takes_globals] if outer else []
 
 
 def chooses_by_ids(model: nn.Module) -> bool:
     """Whether the mechanisms of ``model`` choose global tokens by their ids: segments or given ids."""
-    return any(mechanism.token_rule is not None for mechanism in _takers(model))
+    return any(mechanism.traits.token_rule is not None for mechanism in _takers(model))
 
 
 def takes_globals(model: nn.Module) -> bool:
     """Whether any layer of ``model`` takes global tokens."""
-    return any(mechanism.takes_globals for mechanism in layer_mechanisms(model))
+    return any(mechanism.traits.takes_globals for mechanism in layer_mechanisms(model))
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
@@ -82,7 +83,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     if mask is None:
         return
     length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
-    if not any(mechanism.takes_globals or mechanism.at(length).covers(length) for mechanism in with_members(layers)):
+    if not any(mechanism.traits.takes_globals or for_length(mechanism, length).covers(length) for mechanism in with_members(layers)):
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
         raise MaskError(
             f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "

@@ -62,14 +62,14 @@ def refuse_reading(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that needs what sound has not: segments with a memory, tokens with ids, or a grid."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window', or 'chunked' for what is computed chunk by chunk."
-    if built.recursion is not None or built.remembers:
+    if built.traits.recursion is not None or built.traits.remembers:
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but frames of a sound "
             f"see what comes after them; {instead}"
         )
-    if built.needs_grid or options.get(ORDER) is not None:
+    if built.traits.needs_grid or options.get(ORDER) is not None:
         raise OptionError(f"Mechanism {mechanism!r} with these options reads a picture's patches, but a sound is one line; {instead}")
-    if built.token_rule is not None:
+    if built.traits.token_rule is not None:
         raise OptionError(
             f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have none; name them by "
             "position, for example with global_tokens=0."

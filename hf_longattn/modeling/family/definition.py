@@ -9,12 +9,13 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...declarations import declared
 from ...errors import RegistrationError
 from ...naming import load_module, module_names
 from .page_rule import PLAIN_TEXT, PageRule
+from .position_table import PositionTable as PositionTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -32,71 +33,10 @@ WITHOUT_HEAD = ("Model", "Backbone")
 """Endings of classes without a head."""
 ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification", "ForAudioClassification"), ("ForCausalLM",)
 """Endings of the classes of an encoder-decoder that have one stack."""
-PADDING = 1
-"""The id of the padding token of RoBERTa's vocabulary, for a config that does not say; the model itself needs it in the config."""
-
 TOWER_CONFIG = "_config"
 """After a tower's name in the field of a model's config that holds the tower's: ``text_config``."""
 LENGTHS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
 """What configs call the length of an input; the last two are those of LED and MPT."""
-
-
-@dataclass(frozen=True)
-class PositionTable:
-    """A position table of the base architecture.
-
-    pattern: regular expression that matches the name of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
-    offset: number of leading rows that are not positions (BART, MPNet: 2), or ``"padding"`` where positions start after the row of the
-        config's ``pad_token_id`` (RoBERTa); :meth:`leading` is the number with a config.
-    counted: whether the config's length includes those rows (RoBERTa) or not (BART).
-    added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
-    skips_padding: whether padding tokens take no position (RoBERTa, OPT).
-    learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
-    decoder: whether it is the decoder's in an encoder-decoder.
-    """
-
-    pattern: str
-    offset: int | Literal["padding"] = 0
-    counted: bool = True
-    added: bool = False
-    skips_padding: bool = False
-    learned: bool = True
-    decoder: bool = False
-
-    @property
-    def field(self) -> str:
-        """The config's field with the table's length."""
-        return "max_decoder_position_embeddings" if self.decoder else "max_position_embeddings"
-
-    def leading(self, config: Any) -> int:
-        """The number of leading rows that are not positions, with this config."""
-        if self.offset != "padding":
-            return self.offset
-        return (PADDING if config.pad_token_id is None else config.pad_token_id) + 1
-
-    def config_value(self, tokens: int, config: Any) -> int:
-        """The value of :attr:`field` for this many tokens, in a config that is otherwise ``config``."""
-        return tokens + self.leading(config) * self.counted
-
-    def tokens(self, config: Any) -> int:
-        """The maximum number of tokens with this config."""
-        return getattr(config, self.field) - self.leading(config) * self.counted
-
-    def rows(self, config: Any) -> int:
-        """The number of rows with this config."""
-        return self.tokens(config) + self.leading(config)
-
-    def first_id(self, config: Any) -> int:
-        """The first value of ``position_ids`` with this config."""
-        return 0 if self.added else self.leading(config)
-
-    def padding_id(self, config: Any) -> int:
-        """The token that takes no position, where the model tells padding by its id (RoBERTa, MPNet)."""
-        return self.leading(config) - 1
-
-    def matches(self, name: str) -> bool:
-        """Whether the parameter called ``name`` is this table."""
-        return re.search(self.pattern, name) is not None
 
 
 def tower_field(name: str) -> str:

@@ -15,13 +15,14 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from ...engines.common.call import UNBOUNDED
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype
 
 
 def sliding_window(mechanism: Mechanism, causal: bool) -> int | None:
     """The ``sliding_window`` with which FlashAttention computes a mechanism, :data:`UNBOUNDED` for full attention; ``None`` where none
     does."""
-    band = mechanism.band(causal) if mechanism.options.order is None else None
+    band = band_of(mechanism, causal) if mechanism.options.order is None else None
     if band is None or not (causal or band[0] == band[1]):
         return None
     return min(band[0] + 1, UNBOUNDED)

@@ -114,13 +114,13 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
 
 def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text, or as segments of one."""
-    if mechanism_class(mechanism).pictures_need_order and options.get(ORDER) is None:
+    if mechanism_class(mechanism).traits.pictures_need_order and options.get(ORDER) is None:
         raise OptionError(
             f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example "
             "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
         )
     built = prototype(mechanism, options)
-    if built.recursion is not None or built.remembers:
+    if built.traits.recursion is not None or built.traits.remembers:
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of a "
             "picture have no such order; choose a mechanism on a grid such as 'window2d'."

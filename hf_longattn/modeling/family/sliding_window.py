@@ -17,6 +17,7 @@ from ...configuration import LongAttentionConfig
 from ...engines.common.call import UNBOUNDED
 from ...errors import CheckpointError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.longformer import Longformer
 
@@ -96,7 +97,7 @@ def equals_base(attention: LongAttentionConfig, windows: list[int | None], causa
 
 def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | None] | None:
     """The width of every causal layer's window, ``None`` for full attention; ``None`` if a layer is neither."""
-    bands = [prototype(*attention.for_layer(layer)).band(True) for layer in range(layers)]
+    bands = [band_of(prototype(*attention.for_layer(layer)), True) for layer in range(layers)]
     if any(band is None for band in bands):
         return None
     return [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
@@ -144,7 +145,7 @@ def band_around(mechanism: Mechanism) -> int | None:
         pattern = mechanism.pattern(False)
         band = None if mechanism.relative is not None else (pattern.left, pattern.right)
     else:
-        band = mechanism.band(False)
+        band = band_of(mechanism, False)
     return None if band is None or band[0] == UNBOUNDED or band[0] != band[1] else 2 * band[0]
 
 

@@ -15,7 +15,7 @@ from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
 from ...private_apis import warn_missing
 from ..attach.attention_sites import is_causal
-from ..family.validation import input_of
+from ..family.position_table import input_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base

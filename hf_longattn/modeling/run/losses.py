@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.traits import AddsLoss
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 
 IGNORED_LABEL = -100
@@ -33,10 +33,10 @@ def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """The sum of :meth:`hf_longattn.Mechanism.auxiliary_loss` over all mechanisms of ``model``; ``None`` when none has one."""
-    losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism))
+    """The sum of :meth:`AddsLoss.auxiliary_loss` over the mechanisms of ``model`` that have one; ``None`` without any."""
+    losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, AddsLoss))
     # Outside of its layer a parameter may be one process's share (a DTensor, under FSDP), and so the loss that is made of it.
-    terms = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses if loss is not None]
+    terms = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses]
     return sum(terms[1:], terms[0]) if terms else None
 
 

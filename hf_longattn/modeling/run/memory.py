@@ -13,11 +13,10 @@ from torch import Tensor
 from ...backend import BACKEND
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
-from ...memory.segment_memory import of_memory
 from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
 from ..family.config import attention_implementation
-from ..family.validation import check_positions, input_of
+from ..family.position_table import input_of
 from .modes import Forward, Mode
 from .segments import TOKEN_MEMORY_ARGUMENT
 
@@ -45,11 +44,6 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     if positions not in (None, *POSITION_COUNTS):
         raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITION_COUNTS)}.")
     return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
-
-
-def carries_memory(arguments: dict[str, Any]) -> bool:
-    """Whether this call of a base model is part of one with a memory, by what :meth:`Memory.prepare` adds to its arguments."""
-    return TOKEN_MEMORY_ARGUMENT in arguments or of_memory(arguments.get("past_key_values"))
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ class Memory(Mode[MemoryInputs]):
                 added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
             if table is not None:
                 added["position_ids"] = added["position_ids"] + table.first_id(model.config)
-                check_positions(table, model.config, added["position_ids"])
+                table.check_positions(model.config, added["position_ids"])
         return MemoryInputs({**arguments, **added, "return_dict": True}, following)
 
     def _check(self, model: Any, arguments: dict[str, Any]) -> None:

@@ -176,11 +176,6 @@ class Segments(Mode[SegmentedInputs]):
         return joined_text(model, parts, text, self.name)
 
 
-def has_segments(model: Any) -> bool:
-    """Whether this base model runs in segments."""
-    return model.recursion is not None and model.runs_mechanisms
-
-
 def is_causal(model: Any) -> bool:
     """Whether this base model writes its memory tokens after a segment, as decoders do."""
     return any(site.causal for site in attention_sites(model))

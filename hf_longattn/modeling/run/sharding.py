@@ -26,7 +26,7 @@ from ...mechanisms.common.base import Mechanism
 from ..attach.token_globals import global_tokens_of, token_rule
 from ..family.config import attention_implementation
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
-from ..family.validation import input_of
+from ..family.position_table import input_of
 from .losses import IGNORED_LABEL, auxiliary_loss, label_count, share_of_step
 from .memory import Memory
 from .modes import Forward, Mode, RunsInModes, enters

@@ -23,9 +23,11 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
+from hf_longattn.mechanisms.common.traits import Handling
 from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.modeling.run.losses import auxiliary_loss
 
 TINY = 1e-12
 Batch = Mapping[str, Tensor]
@@ -47,27 +49,21 @@ class Matching(Mechanism):
     """
 
     name = "matching"
-    needs_whole_batch = True
 
     def __init__(self, student: Mechanism, teacher: Mechanism, factors: Factors, learns: bool) -> None:
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
         self.student, self.teacher, self.factors, self.learns = student, teacher, factors, learns
-        self.takes_hidden_states, self.layer = student.takes_hidden_states, student.layer
-        self.causal, self.ignores_padding = student.causal, student.ignores_padding
+        self.causal, self.layer = student.causal, student.layer
+        self.handling = Handling(ignores_padding=student.handling.ignores_padding)
+        self.traits = self.traits.but(
+            needs_whole_batch="always",
+            takes_hidden_states=student.traits.takes_hidden_states,
+            takes_globals=student.traits.takes_globals,
+            takes_score_mod=student.traits.takes_score_mod,
+            token_rule=student.traits.token_rule,
+        )
         self.loss: Tensor | None = None
         self.errors: Tensor | None = None
-
-    @property
-    def takes_globals(self) -> bool:  # type: ignore[override]
-        return self.student.takes_globals
-
-    @property
-    def takes_score_mod(self) -> bool:  # type: ignore[override]
-        return self.student.takes_score_mod
-
-    @property
-    def token_rule(self) -> Any:
-        return self.student.token_rule
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The teacher's output; sets ``loss`` and ``errors``."""
@@ -86,8 +82,8 @@ class Matching(Mechanism):
                     mechanism.dense_weights(q.float(), k.float(), call) for mechanism in (self.teacher, self.student)
                 )
                 self.loss = self.loss + self.factors.weights * _cross_entropy(target_weights, weights, padding)
-            auxiliary = self.student.auxiliary_loss()
-            self.loss = self.loss if auxiliary is None else self.loss + auxiliary.to(self.loss)
+            if (auxiliary := auxiliary_loss(self.student)) is not None:
+                self.loss = self.loss + auxiliary.to(self.loss)
         if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
             raise OptionError(
                 f"stage 1 has nothing to train in mechanism {self.student.name!r}: its parameters do not affect a layer's output for given "

@@ -124,7 +124,7 @@ class Inputs:
         self.mechanism = build_mechanism(case.mechanism, **settings, **case.options).to(device).eval()
         if case.grid:
             self.arguments["grid"] = GRIDS[length]
-        if self.mechanism.takes_hidden_states:
+        if self.mechanism.traits.takes_hidden_states:
             self.arguments["hidden_states"] = random(case.batch, length, self.mechanism.hidden_size)
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:

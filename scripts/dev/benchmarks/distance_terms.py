@@ -19,10 +19,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.distance_term import DistanceTerm
+from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms.common.registry import prototype
-from hf_longattn.positions.disentangled import Disentangled
+from hf_longattn.positions.disentangled import disentangled
 
 from .case import Case
 from .implementations import Implementation
@@ -93,7 +93,7 @@ class TermCase:
         if self.term != DEBERTA:
             return DistanceTerm(first * scale, second, self.ahead, k)
         distances = make_log_bucket_position(torch.arange(-FURTHEST, FURTHEST + 1), BUCKETS, FURTHEST).long()
-        return Disentangled(q, k, first, second, scale, (distances + BUCKETS).clamp(0, 2 * BUCKETS - 1)).distance_term
+        return disentangled(q, k, first, second, scale, (distances + BUCKETS).clamp(0, 2 * BUCKETS - 1))
 
 
 class _Path(Implementation):

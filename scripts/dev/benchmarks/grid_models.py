@@ -314,7 +314,7 @@ def _defined(candidate: Any, inputs: ImageInputs) -> Tensor:
     defined.model = copy.deepcopy(candidate.model).double()
     mechanisms: list[Any] = layer_mechanisms(defined.model)
     for mechanism in mechanisms:
-        mechanism.forward = mechanism.reference
+        mechanism.forward = mechanism.defined
     return defined.states(inputs.pixels.double())
 
 

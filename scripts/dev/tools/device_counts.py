@@ -233,7 +233,7 @@ def call_of(name: str, length: int, causal: bool, setting: str) -> tuple[Any, tu
     sizes = UNEVEN_DOCUMENTS if setting == "uneven documents" else (length // DOCUMENTS,) * DOCUMENTS
     if "documents" in setting:
         arguments["documents"] = OnCuda(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None])
-    if module.takes_hidden_states:
+    if module.traits.takes_hidden_states:
         arguments["hidden_states"] = OnCuda(torch.randn(batch, length, module.hidden_size, generator=generator).bfloat16())
     if module.reads_grid:
         grids = [grid_of(size) for size in (sizes if "documents" in setting else [length])]

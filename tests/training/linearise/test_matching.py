@@ -151,7 +151,7 @@ def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
     layer = Matching(student, softmax(4, 16), Factors(), learns=True).train()
-    hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.takes_hidden_states else {}
+    hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.traits.takes_hidden_states else {}
     inputs, causal = torch.randn(3, 2, 4, 96, 16), student.causal is True
     if not attend(*inputs, mechanism=student, causal=causal, **hidden).requires_grad:
         with pytest.raises(OptionError, match="give --stage 2"):

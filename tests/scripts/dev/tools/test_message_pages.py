@@ -13,7 +13,7 @@ from hf_longattn.errors import LongAttentionError, needs_extra
 from scripts.dev.tools.message_pages import explanations, holds, messages
 
 OF_TRANSFORMERS = {"… does not recognize this architecture", "LOAD REPORT", "Unable to create tensor"}
-WARNINGS = {"flex_attention has no fused kernel for heads of …", "PyTorch's flash attention does not run for heads of …"}
+WARNINGS = {"flex_attention has no kernel for heads of …", "PyTorch's flash attention has no kernel for heads of …"}
 
 
 def attend(mechanism: str, **options: object) -> None:

@@ -1,0 +1,684 @@
+"""Score terms: what is added to the scaled scores, for example a bias by distance.
+
+A call's ``score_mod`` is a function as in flex_attention, or a :class:`ScoreTerm`. Every engine can call either for its visible pairs. Some
+engines add some terms in another way, with less memory: :attr:`ScoreTerm.engines` names them. A term also follows its tokens: it can be
+taken for some heads, one sequence of a batch, or rows that were rolled. :func:`as_term` gives a plain function the same methods.
+
+| term | for the query i, the key j and the head h | models |
+|---|---|---|
+| :class:`DistanceBias` | ``table[h, i - j]`` | T5, ALiBi, MPNet |
+| :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
+| :class:`PlaceTerm` | ``Σ_a table_a[h, x_a(j) - x_a(i)]``, places x anywhere | LayoutLMv3 |
+| :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT, DiNAT |
+| :class:`AxisTerm` | ``Σ_a q_i · R_a[x_a(i) - x_a(j)]``, places x on a grid | MViTv2, SAM, ViTDet |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import GridError
+from .batch import graph_property
+from .byte_cache import BYTE_CACHE
+from .grid import Grid
+from .paths import Path
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
+Move = Callable[[Tensor, int], Tensor]
+"""``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
+Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``index(b, position) -> (b, position)``: maps row and position after a move of tokens to those before it."""
+NO_GRID_BIAS = "a score term other than a bias by distance on the grid is added to listed pairs"
+"""Why an engine of the grid does not run, as a clause."""
+PREFIX_PAIRS = 3
+"""Table entries for pairs with a prefix token: as the query only, as the key only, as both."""
+
+
+class ScoreTerm(ABC):
+    """A ``score_mod`` that can move with its tokens. Some engines add it without calling it for every pair.
+
+    The defaults suit any function of absolute positions.
+    """
+
+    engines: tuple[Path, ...] = ()
+    """The engines that add the term by themselves. Others call it for their pairs."""
+    by_distance_alone: bool = False
+    """Whether the term depends only on distance and head, so that positions may count from any token."""
+    reads_tokens: bool = False
+    """Whether the term is computed from queries and keys. :meth:`of` recomputes it from other queries and keys."""
+    grid_bias: GridBias | None = None
+    """This term, if it is a bias by distance on the grid."""
+
+    @abstractmethod
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """The scores with the term added. The arguments broadcast."""
+
+    @property
+    def score_mod(self) -> ScoreMod:
+        """The term as calls hold it."""
+        return self
+
+    @property
+    def written_out(self) -> ScoreMod:
+        """The term as a function without products of queries or keys."""
+        return self.score_mod
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> ScoreMod:
+        """The term for ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
+        inner, numbers = self.written_out, _numbers(tuple(heads), device)
+        return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
+
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> ScoreMod:
+        """The term of ``q (B, h, Nq, D)`` and ``k (B, h, Nk, D)``, for h of this term's heads. Queries are the last Nq positions."""
+        return self.of_heads(heads, q.device)
+
+    def shifted(self, first: int, row: int = 0) -> ScoreMod:
+        """The term for positions that count from token ``first``, and for rows that count from ``row``."""
+        if self.by_distance_alone or not (first or row):
+            return self.score_mod
+        return self.indexed(lambda b, position: (b + row, position + first))
+
+    def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
+        """The term of the keys ``start … stop - 1`` of one row, and of the queries among them."""
+        return self.shifted(start, row)
+
+    def moved(self, move: Move, index: Index) -> ScoreMod:
+        """The term after tokens moved. There are as many queries as keys.
+
+        Args:
+            move: moves what the term holds for each token.
+            index: finds where a token was. Padding may be at any token's position.
+        """
+        return self.score_mod if self.by_distance_alone else self.indexed(index)
+
+    def indexed(self, index: Index) -> ScoreMod:
+        """The term as a function that looks up rows and positions by ``index``."""
+        inner = self.written_out
+
+        def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            row, query = index(b, q_idx)
+            return inner(score, row, h, query, index(b, kv_idx)[1])
+
+        return mod
+
+    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm | None:
+        """The term for the engine ``cpu-distances``; ``None`` if it is no distance term."""
+        return None
+
+    def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
+        """The term for the engine ``cpu-band``: a table by distance with its ``ahead``, or places and a table for each axis."""
+        return None, 0, None, None
+
+    def as_features(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """q, k and v with more features, so that ``scale · q·k`` includes the term; ``None`` if no features do.
+
+        Args:
+            sizes: cells of the part of the grid that q holds; by default q holds all tokens of the grid.
+            shared: number of tokens before the cells in k and v alone. They have no term.
+        """
+        return None
+
+    def on(self, grid: Grid) -> ScoreMod:
+        """The term bound to a call's grid."""
+        return self.score_mod
+
+    def on_larger(self, grid: Grid, queries: Tensor) -> ScoreMod | None:
+        """The term for a larger grid, with ``queries (B, H, N, D)``; ``None`` if it has no values outside the sequence."""
+        return None
+
+    def beyond_grid(self, places: Sequence[Tensor]) -> Tensor | None:
+        """The term ``(B or 1, H, N, K)`` of all queries and K keys outside the grid. ``places``: their coordinates, ``(K,)`` per axis."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function(ScoreTerm):
+    """A plain function of absolute positions."""
+
+    function: ScoreMod
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.function(score, b, h, q_idx, kv_idx)
+
+    @property
+    def score_mod(self) -> ScoreMod:
+        return self.function
+
+
+class _Nothing(ScoreTerm):
+    """The term of a call without one."""
+
+    engines = ("cpu-band", "dense", "windows", "lines", "halo")
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score
+
+
+NO_TERM = _Nothing()
+
+
+def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
+    """``score_mod`` with the methods of a :class:`ScoreTerm`."""
+    if score_mod is None:
+        return NO_TERM
+    return score_mod if isinstance(score_mod, ScoreTerm) else _Function(score_mod)
+
+
+def remapped(
+    score_mod: ScoreMod | None,
+    *,
+    queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
+    keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
+) -> ScoreMod | None:
+    """``score_mod`` for an engine with indices other than positions. It gets ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
+    if score_mod is None:
+        return None
+    inner = as_term(score_mod).written_out
+    return lambda score, b, h, q_idx, kv_idx: inner(score, b, h, queries(q_idx), keys(b, h, kv_idx))
+
+
+def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
+    """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
+
+    inner = None if score_mod is None else as_term(score_mod).written_out
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        score = score if inner is None else inner(score, b, h, q_idx, kv_idx)
+        return score + term(b, h, q_idx, kv_idx).to(score.dtype)
+
+    return mod
+
+
+def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
+    """A score term that applies ``first``, then ``second``."""
+    if second is None:
+        return first
+    inner = as_term(first).written_out
+    return lambda score, b, h, q_idx, kv_idx: second(inner(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
+
+
+def device_scalar(number: float, device: torch.device) -> float | Tensor:
+    """``number`` as a constant of a score term. On a GPU it is a tensor, since compiled kernels take no Python float from a closure."""
+    if device.type == "cpu":
+        return number
+    return BYTE_CACHE.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
+
+
+def _numbers(heads: tuple[int, ...], device: torch.device | None) -> Tensor:
+    """``heads`` as an index tensor, ``(len(heads),)`` int64 on ``device``; cached."""
+    return BYTE_CACHE.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
+
+
+def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
+    """The slices ``heads`` of ``x`` along ``axis``, as a view if they are consecutive. The numbers are copied to a GPU once."""
+    if list(heads) == list(range(heads[0], heads[0] + len(heads))):
+        return x.narrow(axis, heads[0], len(heads))
+    return x.index_select(axis, _numbers(tuple(heads), x.device))
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceBias(ScoreTerm):
+    """A ``score_mod`` of the distance and the head: adds ``table[h, (q_idx - kv_idx) + ahead]``.
+
+    The CPU's band engine adds the table to its blocks; to every other engine it is an ordinary ``score_mod``.
+
+    table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond these are clamped.
+    """
+
+    table: Tensor
+    ahead: int
+
+    engines = ("cpu-band",)
+    by_distance_alone = True
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceBias:
+        return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
+
+    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
+        """The bias as a :class:`DistanceTerm` whose p is 1 for each query."""
+        return DistanceTerm(q.new_ones(1, dtype=self.table.dtype).expand(*q.shape[:3], 1), self.table[..., None], self.ahead, k)
+
+    def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
+        return self.table, self.ahead, None, None
+
+    def over(self, distance: Tensor) -> Tensor:
+        """The bias ``(H, rows, columns)`` for distances ``(rows, columns)``."""
+        return self.table[:, (distance + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def add_gradient(self, total: Tensor, distance: Tensor, of_scores: Tensor) -> None:
+        """Add the gradient of scores ``(H, rows, columns)`` at these distances to ``total``. It is shaped like the table."""
+        index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
+        total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistanceTerm(ScoreTerm):
+    """A ``score_mod`` of the distance and the query or the key: relative position embeddings.
+
+        term(i, j) = p_i · r_{b(i-j)} + e_j · s_{b(i-j)} + c · k_j
+
+    with a vector p_i per query and e_j per key, rows r and s of two tables for the bucket b of a distance, and a vector c per head. Only
+    DeBERTa has e. WavLM's p_i is a gate, and its r_d a number. The CPU's engine ``cpu-distances`` adds the term in memory linear in the
+    tokens. Any other engine calls :attr:`written_out`.
+
+    queries: p, ``(B, H, Nq, F)``, multiplied by the factor on q·k; F is 0 without this part.
+    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; others use the first or the last row.
+    ahead: the largest distance with a row from a query to a later key.
+    keys: k, ``(B, H_kv, Nk, D)``. The queries are the last Nq positions.
+    content: c, ``(H, D)``, multiplied by the factor on q·k; ``None`` without this part.
+    of_keys: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
+    key_table: s, ``(H or 1, W, G)``, for the same distances.
+    buckets: b, ``(W,)`` int64: the row of both tables for each distance, if the tables have fewer than W rows.
+    rebuild: computes the term from other queries and keys, see :meth:`of`; ``None`` if p and e do not come from them.
+    """
+
+    queries: Tensor
+    table: Tensor
+    ahead: int
+    keys: Tensor
+    content: Tensor | None = None
+    of_keys: Tensor | None = None
+    key_table: Tensor | None = None
+    buckets: Tensor | None = None
+    rebuild: Callable[[Tensor, Tensor, Sequence[int]], DistanceTerm] | None = None
+
+    engines = ("cpu-distances",)
+
+    @property
+    def reads_tokens(self) -> bool:  # type: ignore[override]
+        return self.rebuild is not None
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return self.written_out(score, b, h, q_idx, kv_idx)
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
+        chosen, sharing, rebuild = list(heads), self.queries.shape[1] // self.keys.shape[1], self.rebuild
+        return dataclasses.replace(
+            self,
+            queries=take_heads(self.queries, chosen),
+            table=_of_heads(self.table, chosen),
+            keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one for each head
+            content=None if self.content is None else take_heads(self.content, chosen, 0),
+            of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
+            key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
+            rebuild=None if rebuild is None else lambda q, k, some: rebuild(q, k, [chosen[head] for head in some]),
+        )
+
+    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> DistanceTerm:
+        return self.of_heads(heads) if self.rebuild is None else self.rebuild(q, k, heads)
+
+    def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
+        missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
+        queries = self.queries[at, :, max(0, start - missing) : max(0, stop - missing)]
+        of_keys = None if self.of_keys is None else self.of_keys[at, :, start:stop]
+        return dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop], of_keys=of_keys)
+
+    def moved(self, move: Move, index: Index) -> DistanceTerm:
+        missing = self.keys.shape[2] - self.queries.shape[2]
+        queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
+        of_keys = None if self.of_keys is None else move(self.of_keys, 2)
+        return dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2), of_keys=of_keys)
+
+    def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm:
+        return self
+
+    @property
+    def written_out(self) -> ScoreMod:
+        """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, rows)`` memory each."""
+        return self._differentiable if torch.is_grad_enabled() else self._constant  # a search without gradients may come first
+
+    _differentiable = graph_property(lambda self: self._lookup())
+    _constant = graph_property(lambda self: self._lookup())
+
+    def _lookup(self) -> ScoreMod:
+        by_query, by_key = self.queries @ self.table.mT, self._by_key()
+        by_key_and_distance = None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
+        offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
+        distances = len(buckets) if buckets is not None else self.table.shape[1]
+
+        def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            at = (q_idx - kv_idx + ahead).clamp(0, distances - 1)
+            at = at if buckets is None else buckets[at]
+            score = score + by_query[b, h, (q_idx - offset).clamp(0, by_query.shape[2] - 1), at]
+            if by_key_and_distance is not None:
+                score = score + by_key_and_distance[b, h, kv_idx.clamp(0, by_key_and_distance.shape[2] - 1), at]
+            return score if by_key is None else score + by_key[b, h, kv_idx.clamp(0, by_key.shape[2] - 1)]
+
+        return mod
+
+    def _by_key(self) -> Tensor | None:
+        """c · k_j, ``(B, H, Nk)``."""
+        if self.content is None:
+            return None
+        grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
+        return torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
+
+
+def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
+    return table if len(table) == 1 else take_heads(table, heads, 0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlaceTerm(ScoreTerm):
+    """A ``score_mod`` of the differences of places.
+
+        term(i, j) = Σ over axes a of  table_a[h, x_a(j) - x_a(i)]
+
+    Unlike a bias by distance, it depends on both tokens: boxes lie anywhere on a page, and places start anew on each page. The CPU's band
+    engine adds it to its blocks, unless the tables need gradients. Any other engine looks it up for its visible pairs.
+
+    places: x, ``(B, Nk, axes)`` int64, of the keys. The queries have the last of these places.
+    tables: one per axis, ``(H, 2·limit + 1)``, for differences key - query from -limit to limit. Larger differences are clamped.
+    """
+
+    places: Tensor
+    tables: tuple[Tensor, ...]
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        last = self.places.shape[1] - 1
+        rows, columns = (self.places[b, index.clamp(0, last)] for index in (q_idx, kv_idx))
+        for axis, table in enumerate(self.tables):
+            limit = table.shape[1] // 2
+            difference = (columns[..., axis] - rows[..., axis]).clamp(-limit, limit)
+            score = score + table[h, difference + limit].to(score.dtype)
+        return score
+
+    def over(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The term ``(…, H, n, m)`` of queries at places ``rows (…, n, axes)`` and keys at ``columns (…, m, axes)``."""
+        total: Tensor | None = None
+        for axis, table in enumerate(self.tables):
+            limit = table.shape[1] // 2
+            at = (columns[..., None, :, axis] - rows[..., :, None, axis]).clamp_(-limit, limit).add_(limit)
+            values = table.index_select(1, at.flatten()).unflatten(1, at.shape)
+            total = values if total is None else total.add_(values)
+        assert total is not None
+        return total.movedim(0, -3)
+
+    @property
+    def engines(self) -> tuple[Path, ...]:  # type: ignore[override]
+        """``cpu-band``, unless a table needs gradients now."""
+        return () if torch.is_grad_enabled() and any(table.requires_grad for table in self.tables) else ("cpu-band",)
+
+    def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
+        """All tables are in one, ``(axes, H, 2·largest limit + 1)``. Shorter tables repeat their first and last entries."""
+        widest = max(table.shape[1] for table in self.tables)
+        missing = ((widest - table.shape[1]) // 2 for table in self.tables)
+        padded = (F.pad(table[None], (n, n), mode="replicate") for table, n in zip(self.tables, missing, strict=True))
+        return None, 0, self.places, torch.cat(list(padded))
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> PlaceTerm:
+        return dataclasses.replace(self, tables=tuple(table[list(heads)] for table in self.tables))
+
+    def of_sequence(self, row: int, start: int, stop: int) -> PlaceTerm:
+        return dataclasses.replace(self, places=self.places[row : row + 1, start:stop])
+
+    def moved(self, move: Move, index: Index) -> PlaceTerm:
+        return dataclasses.replace(self, places=move(self.places, 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AxisTerm(ScoreTerm):
+    """A ``score_mod`` of the query and the distance on every axis of a grid: decomposed relative positions.
+
+        term(i, j) = Σ over axes a of  q_i · R_a[x_a(i) - x_a(j)]
+
+    The term is a product of features, q'_i · k'_j: q'_i holds q_i · R_a[x_a(i) - x] for every coordinate x of every axis; k'_j is 1 at j's
+    coordinates, else 0. With one more feature per coordinate in q and k, a fused kernel adds it without N×N memory, forward and backward.
+    Windows and dense attention do so. Any other engine looks the term up, which takes ``(B, H, N, Σ sizes)`` memory.
+
+    queries: the call's q, ``(B, H, N, D)``, not multiplied by the factor on q·k.
+    tables: R of every axis, ``(2·s - 1, D)``: a row for each distance, query - key, from -(s - 1) to s - 1; larger distances are clamped.
+    grid: the tokens' grid. Pairs with a prefix token have no term.
+    """
+
+    queries: Tensor
+    tables: tuple[Tensor, ...]
+    grid: Grid
+
+    engines = ("dense", "windows")
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        cell = (q_idx - self.grid.prefix).clamp(min=0)
+        places = [place.clamp(0, size - 1) for place, size in zip(self.grid.places(kv_idx), self.grid.sizes, strict=True)]
+        terms = [by_place[b, h, cell, place] for by_place, place in zip(self._by_place, places, strict=True)]
+        term = functools.reduce(torch.add, terms)
+        if self.grid.prefix:
+            term = term.masked_fill((q_idx < self.grid.prefix) | (kv_idx < self.grid.prefix), 0)
+        return score + term.to(score.dtype)
+
+    @graph_property
+    def _by_place(self) -> list[Tensor]:
+        """The term of every cell at every coordinate: ``(B, H, cells, size)`` for each axis."""
+        cells = self.queries[:, :, self.grid.prefix :]
+        return axis_products(cells, self.tables, self.grid.sizes)
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> AxisTerm:
+        return dataclasses.replace(self, queries=self.queries[:, list(heads)])
+
+    def on_larger(self, grid: Grid, queries: Tensor) -> AxisTerm:
+        return dataclasses.replace(self, queries=queries, grid=grid)
+
+    def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
+        total = self.queries.new_zeros(*self.queries.shape[:3], len(places[0]))
+        own = self.grid.places(torch.arange(self.grid.length, device=self.queries.device)[:, None])
+        for table, query, key in zip(self.tables, own, places, strict=True):
+            total = total + torch.einsum("bhnd,nkd->bhnk", self.queries, _rows(table, query - key).to(self.queries.dtype))
+        from_prefix = torch.arange(self.grid.length, device=total.device)[:, None] < self.grid.prefix
+        return total.masked_fill(from_prefix, 0)
+
+    def as_features(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """More features of q and k. Those of v are zeros, since fused kernels take heads of one width."""
+        prefix = self.grid.prefix if sizes is None else 0
+        sizes = self.grid.sizes if sizes is None else tuple(sizes)
+        products = torch.cat(axis_products(q[:, :, prefix:], self.tables, sizes), -1) / scale
+        places = one_hot_places(sizes, q.device, k.dtype)[None, None].expand(*k.shape[:2], -1, -1)
+        queries = torch.cat([q, F.pad(products.to(q.dtype), (0, 0, prefix, 0))], -1)
+        keys = torch.cat([k, F.pad(places, (0, 0, prefix + shared, 0))], -1)
+        return queries, keys, F.pad(v, (0, sum(sizes)))
+
+
+def axis_products(cells: Tensor, tables: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """q_i · R_a[x_a(i) - x] of every axis, ``(B, H, cells, size of the axis)``, for ``cells (B, H, cells, D)`` in raster order."""
+    on_grid, products = cells.unflatten(2, tuple(sizes)), []
+    for axis, (table, size) in enumerate(zip(tables, sizes, strict=True), 2):
+        places = torch.arange(size, device=table.device)
+        rows = _rows(table, places[:, None] - places).to(cells.dtype)
+        along = on_grid.movedim(axis, 2)
+        product = along.reshape(*along.shape[:3], -1, along.shape[-1]) @ rows.transpose(-1, -2)
+        products.append(product.reshape(*along.shape[:-1], size).movedim(2, axis).flatten(2, -2))
+    return products
+
+
+def _rows(table: Tensor, distances: Tensor) -> Tensor:
+    """The rows ``(…, D)`` of a table for distances ``(…)``, clamped to the table's range."""
+    most = (table.shape[0] - 1) // 2
+    return table[distances.clamp(-most, most) + most]
+
+
+def one_hot_places(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One-hot coordinates of a grid's cells, concatenated over the axes: ``(cells, Σ sizes)``. Cached."""
+
+    def build() -> Tensor:
+        places = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes))
+        parts = [F.one_hot(places[:, axis], size) for axis, size in enumerate(sizes)]
+        return torch.cat(parts, 1).to(device, dtype)
+
+    return BYTE_CACHE.get(("places as features", sizes, device, dtype), build)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridBias(ScoreTerm):
+    """A ``score_mod`` of the head and the distance on every axis of a grid. It is learned.
+
+    The engines of windows and of tiles with a halo add it as one mask for all windows of a kind, and the engine of lines adds it per
+    line. To every other engine it is an ordinary ``score_mod``. A call with a grid sets :attr:`grid`.
+
+    table: ``(H, M)`` or ``(H, M + 3)``, M = Π (2·sᵢ - 1): an entry for every distance, query - key, from -(sᵢ - 1) to sᵢ - 1 on axis i,
+        the last axis fastest; larger distances are clamped. Three more entries are for pairs (prefix token, cell), (cell, prefix token)
+        and (prefix token, prefix token). Without them, nothing is added to these pairs.
+    sizes: s, cells along each axis.
+    dilation: cells between neighbouring distances of the table: one number for all axes, or one for each.
+    """
+
+    table: Tensor
+    sizes: tuple[int, ...]
+    dilation: tuple[int, ...] = (1,)
+    grid: Grid | None = None
+
+    engines = ("windows", "lines", "halo")
+
+    @property
+    def grid_bias(self) -> GridBias:  # type: ignore[override]
+        """This term."""
+        return self
+
+    def __post_init__(self) -> None:
+        distances = math.prod(self._distances)
+        if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
+            raise GridError(
+                f"A bias for {' × '.join(map(str, self.sizes))} cells has a table of shape {tuple(self.table.shape)}, but {distances} "
+                f"distances, or {distances + PREFIX_PAIRS} with those of prefix tokens; pass (heads, distances)."
+            )
+
+    @classmethod
+    def of_swin(cls, table: Tensor, window: Sequence[int]) -> GridBias:
+        """The bias of ``relative_position_bias_table (M, H)`` for windows of these sizes; BEiT's ``(M + 3, H)`` as well."""
+        return cls(table.t(), tuple(window))
+
+    @classmethod
+    def of_neighborhood(cls, rpb: Tensor, dilation: Sequence[int] = (1,)) -> GridBias:
+        """The bias of NAT's and DiNAT's ``rpb (H, 2·k - 1, …)`` for kernels of size k. Its distances are key - query."""
+        sizes = tuple((size + 1) // 2 for size in rpb.shape[1:])
+        return cls(rpb.flip(tuple(range(1, rpb.dim()))).flatten(1), sizes, tuple(dilation))
+
+    @property
+    def _distances(self) -> tuple[int, ...]:
+        return tuple(2 * size - 1 for size in self.sizes)
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the table has entries for pairs with prefix tokens."""
+        return self.table.shape[1] > math.prod(self._distances)
+
+    @property
+    def bound_grid(self) -> Grid:
+        """The grid of the call.
+
+        Raises:
+            GridError: the call has none.
+        """
+        if self.grid is None:
+            raise self._refusal()
+        return self.grid
+
+    def _refusal(self) -> GridError:
+        return GridError(
+            f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
+            f"{'without a grid' if self.grid is None else f'on another grid, {self.grid}'}; pass grid= with {len(self.sizes)} sizes."
+        )
+
+    def on(self, grid: Grid) -> GridBias:
+        """This bias bound to the grid of a call.
+
+        Raises:
+            GridError: the grid has another rank.
+        """
+        bound = self if grid == self.grid else dataclasses.replace(self, grid=grid)
+        if grid.rank != len(self.sizes):
+            raise bound._refusal()
+        return bound
+
+    def on_larger(self, grid: Grid, queries: Tensor) -> GridBias:
+        return self.on(grid)
+
+    def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
+        tokens = torch.arange(self.bound_grid.length, device=places[0].device)[:, None]
+        distances = [query - key for query, key in zip(self.bound_grid.places(tokens), places, strict=True)]
+        return self.over(self.entries(distances)).masked_fill(tokens < self.bound_grid.prefix, 0)
+
+    def of_sequence(self, row: int, start: int, stop: int) -> GridBias:
+        return self  # all sequences of a call have the same grid
+
+    def moved(self, move: Move, index: Index) -> GridBias:
+        return self
+
+    def __add__(self, other: GridBias) -> GridBias:
+        """The sum of two biases for the same sizes."""
+        return dataclasses.replace(self, table=self.table + other.table)
+
+    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> GridBias:
+        return dataclasses.replace(self, table=self.table[list(heads)])
+
+    def entries(self, distances: Sequence[Tensor]) -> Tensor:
+        """Table indices for distances, query - key, on every axis. The tensors broadcast."""
+        index: Tensor | int = 0
+        dilation = self.dilation if len(self.dilation) == len(self.sizes) else self.dilation * len(self.sizes)
+        for distance, size, step in zip(distances, self.sizes, dilation, strict=True):
+            nearest = (distance if step == 1 else torch.div(distance, step, rounding_mode="floor")).clamp(1 - size, size - 1)
+            index = index * (2 * size - 1) + nearest + (size - 1)
+        assert isinstance(index, Tensor)
+        return index
+
+    def over(self, entries: Tensor) -> Tensor:
+        """The bias ``(H, …)`` at table indices ``entries (…)``."""
+        return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
+
+    def of_pairs(self, kind: int) -> Tensor | None:
+        """The bias ``(H,)`` of pairs with prefix tokens; ``None`` without one. ``kind`` is 0 … 2, ordered as in :data:`PREFIX_PAIRS`."""
+        return self.table[:, kind - PREFIX_PAIRS] if self.has_prefix else None
+
+    def with_prefix(self, term: Tensor, prefix: int) -> Tensor:
+        """``term (…, H, T, keys)``, the bias of cells, with columns in front for ``prefix`` prefix tokens. All cells see these."""
+        if not prefix:
+            return term
+        of_prefix = self.of_pairs(1)
+        front = term.new_zeros(()) if of_prefix is None else of_prefix[:, None, None]
+        return torch.cat([front.expand(*term.shape[:-1], prefix), term], -1)
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        grid = self.bound_grid
+        distances = [torch.as_tensor(q - k) for q, k in zip(grid.places(q_idx), grid.places(kv_idx), strict=True)]
+        entries = self.entries(distances)
+        if not grid.prefix:
+            return score + self.table[h, entries]
+        from_prefix, to_prefix = q_idx < grid.prefix, kv_idx < grid.prefix
+        if not self.has_prefix:
+            return score + self.table[h, entries].masked_fill(from_prefix | to_prefix, 0)
+        first = self.table.shape[1] - PREFIX_PAIRS
+        of_prefix = torch.where(to_prefix, first + 2, first)
+        entries = torch.where(from_prefix, of_prefix, torch.where(to_prefix, first + 1, entries))
+        return score + self.table[h, entries]
+
+
+def tile_distances(sizes: Sequence[int], key_sizes: Sequence[int], ahead: Sequence[int], steps: Sequence[int]) -> list[Tensor]:
+    """Distances, query - key, between a tile's cells and its keys, one tensor per axis. They broadcast over all axes of both.
+
+    Args:
+        sizes, key_sizes: queries and keys along each axis.
+        ahead: steps from the first key to the first query along each axis.
+        steps: cells in one step along each axis.
+    """
+    rank, distances = len(sizes), []
+    for axis, (size, key_size, first, step) in enumerate(zip(sizes, key_sizes, ahead, steps, strict=True)):
+        distance = (torch.arange(first, first + size)[:, None] - torch.arange(key_size)) * step
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = size, key_size
+        distances.append(distance.view(shape))
+    return distances

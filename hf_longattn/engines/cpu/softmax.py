@@ -1,0 +1,459 @@
+"""The CPU's softmax engine: one softmax in parts, each a call of the fused kernel on some queries and keys.
+
+A :class:`Source` lists the parts of a call: a band, listed pairs, windows on a grid, selected blocks. It has index arithmetic and masks.
+This file has everything else, once: the operator that autograd and graphs see, the loops over the parts forward and backward, the merging
+of parts by log-sum-exp (:mod:`.flash` has the equations), dropout, few keys, single rows in half precision, and gradients of score terms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ...naming import OPERATORS
+from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
+from .dropout import Dropout
+from .flash import (
+    MAX_PLAIN_KEYS,
+    Gradients,
+    empty_results,
+    few_keys,
+    flash,
+    flash_backward,
+    mask_dtype,
+    merge_into,
+    plain_gradients,
+    token_major,
+    zero_unseen,
+)
+
+
+class Side(Protocol):
+    """The queries or the keys of a part: some tokens of ``x (b, H, N, …)``."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether :meth:`of` returns a copy, not a view."""
+
+    def of(self, x: Any) -> Tensor:
+        """The tokens, ``(n, H, size, …)``."""
+
+    def put(self, x: Any, values: Tensor) -> None:
+        """Write values, shaped as :meth:`of`, to ``x``."""
+
+    def add(self, x: Any, values: Tensor) -> None:
+        """Add values, shaped as :meth:`of`, to ``x``. A token may occur several times."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Rows of equally spaced tokens, read as a view. Row i has the tokens ``start + i * step + j * stride`` for j < size."""
+
+    start: int
+    size: int
+    rows: int = 1
+    step: int = 0
+    stride: int = 1
+
+    copies: ClassVar[bool] = False
+
+    def of(self, x: Tensor) -> Tensor:
+        if self.rows == 1 and self.stride == 1:
+            return x.narrow(2, self.start, self.size)
+        _, by_head, by_token, *inner = x.stride()
+        shape = (self.rows, x.shape[1], self.size, *x.shape[3:])
+        strides = (self.step * by_token, by_head, self.stride * by_token, *inner)
+        return x.as_strided(shape, strides, x.storage_offset() + self.start * by_token)
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        self.of(x).copy_(values)
+
+    def add(self, x: Tensor, values: Tensor) -> None:
+        runs, width = self, self.size
+        if self.rows > 1 and self.step == 0:
+            runs, values = dataclasses.replace(self, rows=1), values.sum(0, keepdim=True, dtype=x.dtype)
+        elif self.rows > 1 and (self.rows - 1) * self.step >= self.stride:  # runs overlap where they are longer than a step
+            if self.step % self.stride:
+                for number, row in enumerate(values.split(1)):
+                    dataclasses.replace(self, start=self.start + number * self.step, rows=1).add(x, row)
+                return
+            width = self.step // self.stride
+        for at in range(0, self.size, width):
+            size = min(width, self.size - at)
+            runs.part(at, size).of(x).add_(values[:, :, at : at + size])
+
+    def part(self, first: int, size: int) -> Runs:
+        """The tokens ``first … first + size - 1`` of every run."""
+        return dataclasses.replace(self, start=self.start + first * self.stride, size=size)
+
+
+class DisjointRuns(Runs):
+    """Runs of tokens that occur once, in this part only. So values are written, not added to zeros."""
+
+    def add(self, x: Tensor, values: Tensor) -> None:
+        self.put(x, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Tokens by their index ``(n,)``, each once."""
+
+    tokens: Tensor
+
+    copies: ClassVar[bool] = True
+
+    def of(self, x: Tensor) -> Tensor:
+        return x.index_select(2, self.tokens)
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        x.index_copy_(2, self.tokens, values)
+
+    def add(self, x: Tensor, values: Tensor) -> None:
+        x.index_add_(2, self.tokens, values.to(x.dtype))
+
+
+class Scratch:
+    """Buffers by name. All parts of a call reuse them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+class Part(NamedTuple):
+    """Some queries and keys of a softmax, computed in one call."""
+
+    queries: Side
+    keys: Side
+    mask: Tensor | None = None
+    """Additive, broadcastable to ``(n, H, queries, keys)``; ``None`` where no pair is hidden."""
+    place: tuple[int, ...] = ()
+    """Numbers that identify the part within its scope, for dropout."""
+    merges: bool = False
+    """Whether results are merged with earlier parts of the same queries. Otherwise they are written."""
+    alone: bool = False
+    """Whether this part alone determines its queries' outputs. It runs last in forward and overwrites them, and first in backward."""
+    causal: bool = False
+    """Whether the kernel may skip keys after a query, besides applying the mask."""
+    of_scores: Callable[[Tensor], Any] | None = None
+    """Accumulates the gradients of a score term. Gets the gradient of the scores ``(n, H, queries, keys)``, and must not modify it."""
+    memory: Tensor | None = None
+    """Buffer for the gradient of the scores. The source reads it before it yields the next part. The mask may be overwritten."""
+
+
+class Scope:
+    """Some tokens of a batch with their parts: a batch row, or a strip of a grid. A source that copies tokens copies them here."""
+
+    whole: bool = False
+    """Whether its only part has all queries and keys of the batch."""
+
+    def __init__(self, parts: Iterable[Part] = ()) -> None:
+        self.parts = parts
+
+    def read(self, name: str, x: Tensor) -> Any:
+        """The tensor that parts read for ``name``: q, k, v, out, lse or grad."""
+        return x
+
+    def into(self, name: str, x: Tensor) -> Any:
+        """The tensor that parts write for ``name``: out, lse, dq, dk or dv."""
+        return x
+
+    def finish(self, results: dict[str, Tensor]) -> None:
+        """Write remaining results to the call's ``out`` and ``lse``, after the last part."""
+
+    def finish_backward(self, totals: dict[str, Tensor]) -> None:
+        """Write remaining gradients to the call's ``dq``, ``dk`` and ``dv``, after the last part."""
+
+    def backward(self, run: Backward) -> Gradients | None:
+        """Add the gradients of all parts. If the scope is :attr:`whole`, they are returned instead where their layout fits."""
+        tensors = {name: self.read(name, x) for name, x in run.inputs.items()}
+        totals = [self.into(name, x) for name, x in run.totals.items()]
+        gradients = self.add_gradients(run, tensors, totals)
+        self.finish_backward(run.totals)
+        return gradients
+
+    def add_gradients(self, run: Backward, tensors: dict[str, Any], totals: Sequence[Any]) -> Gradients | None:
+        """:meth:`backward` on the tensors of :meth:`read` and :meth:`into`. Zeros ``grad`` of queries whose outputs no further part has."""
+        whole = self.whole
+        for part in self.parts:
+            inputs = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
+            if run.is_plain(part, inputs[2]):
+                run.add_plain(part, totals, *inputs)
+            else:
+                gradients = run.of_part(part, *inputs)
+                if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
+                    return gradients
+                for total, side, gradient in zip(totals, (part.queries, part.keys, part.keys), gradients, strict=True):
+                    side.add(total, gradient)
+            if part.alone:
+                tensors["grad"] = tensors["grad"].clone()
+                part.queries.put(tensors["grad"], torch.zeros_like(inputs[0]))
+        return None
+
+
+class Source(ABC):
+    """The parts of one call. A subclass reads its arguments in ``read_arguments``."""
+
+    name: ClassVar[str]
+    sums_in_fp32: ClassVar[bool] = True
+    """Whether gradients are added up in fp32 at least, not in the dtype of q."""
+    may_see_nothing: ClassVar[bool] = False
+    """Whether a query may see no key. Its log-sum-exp and output become 0."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
+        dropout: Dropout | None,
+    ) -> None:  # fmt: skip
+        self.tensors, self.skipped, self.dropout, self.dtype = (q, k, v), self.skips(numbers), dropout, mask_dtype(q)
+        self.q, self.k, self.v = q[:, :, self.skipped :] if self.skipped else q, k, v
+        self.learned, self.totals = learned, []  # type: tuple[Sequence[Tensor], list[Tensor]]
+        self.read_arguments(learned, fixed, numbers)
+
+    @abstractmethod
+    def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+        """Take the arguments of the call.
+
+        Args:
+            learned: tensors that may need gradients.
+            fixed: tensors without gradients.
+            numbers: settings.
+        """
+
+    @staticmethod
+    def skips(numbers: Sequence[int]) -> int:
+        """Number of leading queries without an output."""
+        return 0
+
+    @abstractmethod
+    def scopes(self, backward: bool) -> Iterator[Scope]:
+        """The scopes of the call. Each is generated after the previous one has finished."""
+
+    def prepare(self, out: Tensor, lse: Tensor) -> None:
+        """Initialise ``out`` and ``lse`` of queries that are in no part."""
+        return
+
+    def sums(self) -> list[Tensor]:
+        """Accumulators of the gradients of q, k and v, all zeros."""
+        return [x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, *self.tensors)]
+
+    def start_learning(self) -> None:
+        """Make the accumulators of the gradients of learned tensors. Without this, they get none."""
+        self.totals = [torch.zeros(x.shape, dtype=self.dtype) for x in self.learned]
+
+    def learned_gradients(self) -> list[Tensor]:
+        """The gradients of learned tensors, after the last scope."""
+        return self.totals
+
+
+SOURCES: dict[str, type[Source]] = {}
+"""Source classes by name."""
+
+
+def source(kind: type[Source]) -> type[Source]:
+    """Class decorator: register a source in :data:`SOURCES`."""
+    SOURCES[kind.name] = kind
+    return kind
+
+
+def part_forward(part: Part, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, scale: float, drop: Dropout | None) -> Any:
+    """Output ``(n, H, queries, D)`` and log-sum-exp ``(n, H, queries)`` of a part."""
+    if drop is not None:
+        return drop.forward((*place, *part.place), q, k, v, part.mask, scale)
+    if part.merges and k.shape[2] <= MAX_PLAIN_KEYS:
+        return few_keys(q, k, v, part.mask, scale)
+    if q.shape[2] == 1 and q.element_size() < 4:
+        (q,), mask = _doubled(q), None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
+        return tuple(x[:, :, :1] for x in flash(q, k, v, attn_mask=mask, scale=scale))
+    return flash(q, k, v, 0.0, part.causal, attn_mask=part.mask, scale=scale)
+
+
+class Backward(NamedTuple):
+    """One backward pass."""
+
+    inputs: dict[str, Tensor]
+    """grad, q, k, v, out and lse."""
+    totals: dict[str, Tensor]
+    """dq, dk and dv, the accumulators."""
+    scale: float
+    dropout: Dropout | None
+    place: tuple[int, ...]
+
+    def is_plain(self, part: Part, k: Tensor) -> bool:
+        """Whether plain products run: for few keys ``(n, H, keys, D)``, and where the gradient of the scores is needed."""
+        return self.dropout is None and (k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None)
+
+    def add_plain(self, part: Part, totals: Sequence[Any], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
+        """Add the gradients of a part by plain products."""
+        grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
+        of_scores, weights = plain_gradients(part.mask, self.scale, grad, q, k, v, out, lse, part.memory)
+        if part.of_scores is not None:
+            part.of_scores(of_scores)
+        products = (part.queries, of_scores, k, self.scale), (part.keys, of_scores.mT, q, self.scale), (part.keys, weights.mT, grad, 1.0)
+        for total, (side, left, right, factor) in zip(totals, products, strict=True):
+            if type(side) is Runs and len(left) == 1:
+                add_product(side.of(total), left, right, factor)
+            else:
+                side.add(total, (left @ right).mul_(factor))
+
+    def of_part(self, part: Part, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
+        """The gradients of q, k and v in a part, by the fused kernel or with dropout."""
+        if self.dropout is not None:
+            return self.dropout.backward((*self.place, *part.place), grad, q, k, v, out, lse, part.mask, self.scale)
+        if q.shape[2] > 1 or q.element_size() >= 4:
+            return flash_backward(grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=part.mask, scale=self.scale)
+        grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated row gets no gradient
+        q, out, lse = _doubled(q, out, lse)
+        mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
+        dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=self.scale)
+        return dq[:, :, :1], dk, dv
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+    """Add ``factor`` times the product of ``left (n, H, …)`` and ``right (n or 1, H, …)`` to ``total``, without a copy for n = 1."""
+    if len(total) == 1 and total.dtype == left.dtype:
+        total[0].baddbmm_(left[0], right[0], alpha=factor)
+    else:
+        total.add_(left @ right, alpha=factor)
+
+
+def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """``(n, H, 1, …)`` in half precision with its row repeated, since the kernel is several times slower for one row than for two."""
+    return tuple(torch.cat([x, x], 2) for x in tensors)
+
+
+def softmax_forward(
+    kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
+    scale: float, dropout: float, seed: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Softmax attention over the parts of a source.
+
+    Args:
+        kind: the name of the source, which says what ``learned``, ``fixed`` and ``numbers`` are.
+        q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``. The first queries have no output where the source :meth:`~Source.skips` them.
+        dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not together with score terms.
+    Returns:
+        output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
+    """
+    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, Dropout.of(dropout, seed))
+    out, lse = empty_results(parts_of.q)
+    parts_of.prepare(out, lse)
+    for number, scope in enumerate(parts_of.scopes(backward=False)):
+        queries, keys, values = (scope.read(name, x) for name, x in (("q", parts_of.q), ("k", k), ("v", v)))
+        into = scope.into("out", out), scope.into("lse", lse)
+        whole = scope.whole
+        for part in scope.parts:
+            inputs = part.queries.of(queries), part.keys.of(keys), part.keys.of(values)
+            results = part_forward(part, (number,), *inputs, scale, parts_of.dropout)
+            if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
+                return results
+            _put(part, into, results)
+        scope.finish({"out": out, "lse": lse})
+    if parts_of.may_see_nothing:
+        zero_unseen(out, lse)
+    return out, lse
+
+
+def _put(part: Part, into: tuple[Any, Any], results: tuple[Tensor, Tensor]) -> None:
+    """Write a part's output and log-sum-exp, or merge them with those of earlier parts."""
+    queries, copies = part.queries, part.queries.copies
+    if part.merges or not copies:
+        held = queries.of(into[0]), queries.of(into[1])
+        if part.merges:
+            merge_into(*held, *results)
+            results = held
+        else:
+            held[0].copy_(results[0])
+            held[1].copy_(results[1])
+    if copies:
+        queries.put(into[0], results[0])
+        queries.put(into[1], results[1])
+
+
+cpu_softmax = torch.library.custom_op(f"{OPERATORS}::cpu_softmax", softmax_forward, mutates_args=(), device_types="cpu")
+
+
+@torch.library.custom_op(f"{OPERATORS}::cpu_softmax_backward", mutates_args=(), device_types="cpu")
+def cpu_softmax_backward(
+    grad: Tensor, out: Tensor, lse: Tensor, learns: bool,
+    kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
+    scale: float, dropout: float, seed: int,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of q, k, v and, if it ``learns``, of the learned tensors in :func:`cpu_softmax`. Time and memory are linear in the
+    tokens."""
+    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, Dropout.of(dropout, seed))
+    if learns:
+        parts_of.start_learning()
+    inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
+    sums = parts_of.sums()
+    totals = {"dq": sums[0][:, :, parts_of.skipped :], "dk": sums[1], "dv": sums[2]}
+    gradients: Gradients | None = None
+    for number, scope in enumerate(parts_of.scopes(backward=True)):
+        gradients = scope.backward(Backward(inputs, totals, scale, parts_of.dropout, (number,)))
+    of_learned = [x.to(like.dtype) for x, like in zip(parts_of.learned_gradients(), learned, strict=True)] if learns else []
+    if gradients is not None:
+        return [*gradients, *of_learned]
+    like = token_major(q.dtype, q, k, v)
+    same = [(total.dtype, total.stride()) == (x.dtype, x.stride()) for total, x in zip(sums, like, strict=True)]
+    sums = [total if unchanged else x.copy_(total) for unchanged, total, x in zip(same, sums, like, strict=True)]
+    return [*sums, *of_learned]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.kind, q, k, v, learned, fixed, *ctx.settings = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.learned = len(learned)
+    ctx.save_for_backward(*output, q, k, v, *learned, *fixed)
+
+
+@one_gradient_at_a_time()
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    out, lse, q, k, v, *tensors = ctx.saved_tensors
+    learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
+    learns = any(ctx.needs_input_grad[4])
+    gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings)
+    dq, dk, dv, *of_learned = first_derivatives_only(gradients)
+    # PyTorch expects gradients for a list of tensors, but a single None for a list that contains None.
+    of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
+    return None, dq, dk, dv, of_learned if learns else [None] * len(learned), of_fixed, *[None] * len(ctx.settings)
+
+
+def _empty_gradients(*arguments: Any) -> list[Tensor]:
+    _, _, _, learns, _, q, k, v, learned, *_ = arguments
+    return [*token_major(q.dtype, q, k, v), *(empty_gradient(x) for x in (learned if learns else ()))]
+
+
+def empty_gradient(x: Tensor) -> Tensor:
+    """An uninitialised gradient of a learned tensor. Tensors by token ``(B, H, N, F)`` have it token-major."""
+    return token_major(x.dtype, x)[0] if x.dim() == 4 else x.new_empty(x.shape)
+
+
+def _empty_results(kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Any, fixed: Any, numbers: Any, *_: Any) -> tuple[Tensor, Tensor]:
+    return empty_results(q[:, :, SOURCES[kind].skips(numbers) :])
+
+
+cpu_softmax.register_fake(_empty_results)
+cpu_softmax_backward.register_fake(_empty_gradients)
+cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
+
+
+def attend_parts(
+    kind: str, q: Tensor, k: Tensor, v: Tensor, scale: float, learned: Sequence[Tensor], fixed: Sequence[Tensor | None],
+    numbers: Sequence[int], dropout: tuple[float, int] = (0.0, 0),
+) -> Tensor:  # fmt: skip
+    """The output of :func:`softmax_forward`, as an operator where autograd or a graph needs one. Other calls save a tenth of a
+    millisecond."""
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *learned))
+    run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
+    return run(kind, q, k, v, [*learned], [*fixed], [*numbers], scale, *dropout)[0]

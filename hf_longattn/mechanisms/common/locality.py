@@ -1,0 +1,82 @@
+"""Which keys a query can see, derived from :meth:`Mechanism.locality`: for caches, tables of distances, twins and positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ...engines.common.call import UNBOUNDED
+from ...engines.common.shards import Locality
+from ...positions.distances import Extent, untrained_distances
+
+if TYPE_CHECKING:
+    from ...positions.relative import Span
+
+
+def only_locality(mechanism: Any, causal: bool) -> Locality | None:
+    """The locality, if outputs depend on nothing else but global tokens: then a sequence can be cut into pieces. Else ``None``."""
+    local = mechanism.locality(causal)
+    return local if local is not None and local.beside != "others" else None
+
+
+def _distances(mechanism: Any, causal: bool) -> Locality | None:
+    """The locality, if no other keys are seen, not even global tokens."""
+    local = mechanism.locality(causal)
+    return local if local is not None and not local.beside else None
+
+
+def reach_of(mechanism: Any) -> int | None:
+    """The number of past keys that a causal query sees, its own included; ``None`` when unbounded, or with blocks, whose cache keeps less.
+    Sizes the decode cache."""
+    local = _distances(mechanism, True)
+    return None if local is None or local.period > 1 or local.in_eval != "same" else local.back + 1
+
+
+def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
+    """The furthest visible distances of a call, back (query - key) and ahead (key - query). Sizes tables of relative positions."""
+    local = _distances(mechanism, causal)
+    if local is None:
+        return kv_len - 1, 0 if causal else q_len - 1
+    return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
+
+
+def extent_of(mechanism: Any, causal: bool) -> Extent | None:
+    """The range of one query's keys in eval mode, without global tokens and sinks; ``None`` if unbounded or dependent on content."""
+    local = mechanism.locality(causal)
+    return None if local is None or local.in_eval != "same" else Extent(local.back, local.ahead, local.width)
+
+
+def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
+    """The distances ``(back, ahead)`` of a mechanism that is exactly a sliding window or full attention in eval mode, at any length.
+    ``None`` for all others."""
+    if mechanism.relative is not None:
+        return None
+    local = mechanism.locality(causal)
+    if mechanism.covers(UNBOUNDED, causal) or (local is not None and local.in_eval == "everything"):
+        return UNBOUNDED, 0 if causal else UNBOUNDED
+    return (local.back, local.ahead) if local is not None and local.is_window else None
+
+
+def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
+    """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
+    :func:`~hf_longattn.positions.untrained_distances`."""
+    return untrained_distances(rule, trained, length, extent_of(mechanism, causal), reach_of(mechanism))
+
+
+def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Locality | None:
+    """The locality of a mechanism that joins others, in one softmax or in separate heads; ``None`` if one is unbounded."""
+    members = list(localities)
+    known = [local for local in members if local is not None]
+    if len(known) < len(members):
+        return None
+    back, ahead = max(local.back for local in known), max(local.ahead for local in known)
+    width = back + ahead if one_softmax and len(known) > 1 else max(local.width for local in known)
+    kinds = {local.beside for local in known}
+    beside = next(kind for kind in ("others", "globals", "") if kind in kinds)
+    return Locality(
+        back, ahead, math.lcm(*(local.period for local in known)),
+        beside="others" if beside and not one_softmax else beside,  # heads resolve their global tokens themselves
+        width_of_keys=width,
+        in_eval="same" if all(local.in_eval == "same" for local in known) else "unknown",
+    )  # fmt: skip

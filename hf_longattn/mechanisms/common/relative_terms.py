@@ -1,0 +1,50 @@
+"""The option ``relative``: positions as a term of the scores, which a hook adds before ``forward``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engines.common.call import AttentionCall
+from ...engines.common.score_terms import ScoreTerm, chain_score_mods
+from .locality import span_of
+
+
+def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
+    """Forward pre-hook that adds the relative positions to the call's score term."""
+    q, k, v, call = args
+    return q, k, v, module._with_relative(q, k, v, call)
+
+
+def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
+    """``call`` with the relative positions added to its score term."""
+    term = relative_term(mechanism, q, k, call)
+    return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
+
+
+def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
+    """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
+
+    A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
+    """
+    if mechanism.relative is None:
+        return None
+    visible = span_of(mechanism, q.shape[2], k.shape[2], call.causal)
+    return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
+
+
+def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
+    """``call`` with the N×N definition of the relative positions added to its score term."""
+    if mechanism.relative is None:
+        return call
+    q_len, kv_len = q.shape[2], k.shape[2]
+    places = torch.arange(kv_len, device=q.device)
+    distance = places[None, kv_len - q_len :, None] - places
+    term = mechanism.relative.term(q, k, distance, call.causal, call.scale_for(mechanism.head_dim))
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
+
+    return call.replace(score_mod=chain_score_mods(mod, call.score_mod))

@@ -1,0 +1,120 @@
+"""A base's position table, and the positions that a call needs of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...errors import LengthError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PADDING = 1
+"""The id of the padding token of RoBERTa's vocabulary, for a config that does not say; the model itself needs it in the config."""
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """A position table of the base architecture.
+
+    pattern: regular expression that matches the name of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
+    offset: number of leading rows that are not positions (BART, MPNet: 2), or ``"padding"`` where positions start after the row of the
+        config's ``pad_token_id`` (RoBERTa); :meth:`leading` is the number with a config.
+    counted: whether the config's length includes those rows (RoBERTa) or not (BART).
+    added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
+    skips_padding: whether padding tokens take no position (RoBERTa, OPT).
+    learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
+    decoder: whether it is the decoder's in an encoder-decoder.
+    """
+
+    pattern: str
+    offset: int | Literal["padding"] = 0
+    counted: bool = True
+    added: bool = False
+    skips_padding: bool = False
+    learned: bool = True
+    decoder: bool = False
+
+    @property
+    def field(self) -> str:
+        """The config's field with the table's length."""
+        return "max_decoder_position_embeddings" if self.decoder else "max_position_embeddings"
+
+    def leading(self, config: Any) -> int:
+        """The number of leading rows that are not positions, with this config."""
+        if self.offset != "padding":
+            return self.offset
+        return (PADDING if config.pad_token_id is None else config.pad_token_id) + 1
+
+    def config_value(self, tokens: int, config: Any) -> int:
+        """The value of :attr:`field` for this many tokens, in a config that is otherwise ``config``."""
+        return tokens + self.leading(config) * self.counted
+
+    def tokens(self, config: Any) -> int:
+        """The maximum number of tokens with this config."""
+        return getattr(config, self.field) - self.leading(config) * self.counted
+
+    def rows(self, config: Any) -> int:
+        """The number of rows with this config."""
+        return self.tokens(config) + self.leading(config)
+
+    def first_id(self, config: Any) -> int:
+        """The first value of ``position_ids`` with this config."""
+        return 0 if self.added else self.leading(config)
+
+    def padding_id(self, config: Any) -> int:
+        """The token that takes no position, where the model tells padding by its id (RoBERTa, MPNet)."""
+        return self.leading(config) - 1
+
+    def matches(self, name: str) -> bool:
+        """Whether the parameter called ``name`` is this table."""
+        return re.search(self.pattern, name) is not None
+
+    def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
+        """Raise :class:`LengthError` if the tokens of this forward pass, with those in the cache, need more positions.
+
+        Padding that takes no position (RoBERTa's, or with ``position_ids`` that say so) does not count.
+        """
+        import torch
+        from transformers import Cache
+
+        limit, tokens = self.tokens(config), input_of(arguments)
+        if tokens is None:
+            return
+        past = arguments.get("past_key_values")
+        seen = past.get_seq_length() if isinstance(past, Cache) else 0
+        needed = tokens.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
+        if needed <= limit:
+            return
+        if arguments.get("position_ids") is not None:
+            needed = int(arguments["position_ids"].max()) + 1 - self.first_id(config)
+        elif self.added and self.skips_padding and isinstance(mask := arguments.get("attention_mask"), torch.Tensor):
+            needed = int(mask.sum(1).max())
+        elif self.skips_padding and not self.added and tokens.dim() == 2:
+            needed = int(seen) + int((tokens != self.padding_id(config)).sum(1).max())
+        self._refuse_beyond(needed, limit)
+
+    def check_positions(self, config: Any, position_ids: Tensor) -> None:
+        """Raise :class:`LengthError` if ``position_ids`` go beyond the table, where the cache does not hold all past tokens."""
+        self._refuse_beyond(int(position_ids.max()) + 1 - self.first_id(config), self.tokens(config))
+
+    def _refuse_beyond(self, needed: int, limit: int) -> None:
+        if needed > limit:
+            whose, flag = ("decoder", "--max-decoder-length") if self.decoder else ("model", "--max-length")
+            raise LengthError(
+                f"The input needs {needed} positions, but this {whose} has {limit}; "
+                f"cut it with tokenizer(..., truncation=True, max_length={limit}), or convert the checkpoint with a longer maximum length "
+                f"(longattn convert SRC DST {flag} {needed})."
+            )
+
+
+def input_of(arguments: Mapping[str, Any]) -> Tensor | None:
+    """The ``input_ids`` or ``inputs_embeds`` of a forward pass."""
+    from torch import Tensor
+
+    tokens = arguments.get("input_ids")
+    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+    return tokens if isinstance(tokens, Tensor) else None

@@ -1,0 +1,69 @@
+"""The CPU's softmax engine: rows of tokens are read and added to one by one, and its operator is well formed for every source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hf_longattn.engines.dispatch  # noqa: F401  enters the sources
+from hf_longattn.engines.common.axis_tiles import AxisWindows
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.common.grid_bias import GridBias
+from hf_longattn.engines.cpu.grid_halo import halo_numbers
+from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
+
+
+@pytest.mark.parametrize("runs", [
+    Runs(3, 5), Runs(1, 4, 1, 0, 3), Runs(2, 4, 3, 4), Runs(2, 7, 4, 3), Runs(0, 5, 3, 1, 4), Runs(1, 4, 3, 6, 2), Runs(0, 4, 3, 3, 2),
+    Runs(4, 3, 5, 0),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_of_tokens_may_overlap(runs: Runs, dtype: torch.dtype) -> None:
+    x = torch.randn(1, 2, 20, 3, dtype=torch.float64)
+    index = torch.tensor([[runs.start + row * runs.step + i * runs.stride for i in range(runs.size)] for row in range(runs.rows)])
+    taken = x[0][:, index].transpose(0, 1)
+    assert torch.equal(runs.of(x), taken)
+    values = torch.randn(taken.shape, dtype=torch.float64).to(dtype)
+    expected = x.index_add(2, index.flatten(), values.double().transpose(0, 1).flatten(1, 2)[None])
+    runs.add(x, values)
+    torch.testing.assert_close(x, expected)
+
+
+def arguments_of(name: str) -> tuple[Any, ...]:
+    """The arguments of a small call of the operator, with gradients."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 100, 8, requires_grad=True) for _ in range(3))
+    learned: list[Any] = []
+    if name == "band":
+        learned, fixed, numbers = [torch.randn(2, 9)], [None, torch.arange(100)[None] < 3, None, None], [10, 10, 0, 1, 4]
+    elif name == "distances":
+        learned = [torch.randn(1, 2, 100, 3), torch.randn(1, 21, 3), torch.randn(1, 2, 100, 4), torch.randn(2, 21, 4)]
+        fixed, numbers = [None, None, torch.arange(100)[None] < 3], [10, 10, 10, 0, 1, 0]
+    elif name == "halo":
+        grid, axis = Grid((11, 9), 1), ([max(0, x - 2) for x in range(11)], [min(10, x + 2) for x in range(11)])
+        windows = AxisWindows(tuple(axis[0]), tuple(axis[1])), AxisWindows((0,) * 9, (8,) * 9)
+        bias = GridBias(torch.randn(2, 5 * 17 + 3), (3, 9), (1,))
+        learned, fixed, numbers = [bias.table], [torch.arange(100)[None] < 90], halo_numbers(grid, windows, 1, bias)
+    elif name == "tiles":
+        rows = torch.arange(100).view(1, 1, 10, 10)
+        fixed, numbers = [None, rows, rows, rows, rows.flip(2), None, None], [-99, 99, 1, 0, -99, 99, 1, 0]
+    else:
+        fixed, numbers = [None, torch.randint(-1, 3, (1, 2, 100, 1))], [25, 1]
+    return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, 0
+
+
+@pytest.mark.parametrize("name", ["band", "blocks", "distances", "halo", "tiles"])
+def test_operator_is_well_formed(name: str) -> None:
+    assert set(SOURCES) == {"band", "blocks", "distances", "halo", "tiles"}
+    arguments = arguments_of(name)
+    torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    out, _ = cpu_softmax(*arguments)
+    leaves = [*arguments[1:4], *arguments[4]]
+    gradients = torch.autograd.grad(out.square().sum(), leaves)
+    compiled = torch.compile(lambda: cpu_softmax(*arguments)[0], backend="aot_eager", fullgraph=True)()
+    torch.testing.assert_close(compiled, out)
+    for found, expected, leaf in zip(torch.autograd.grad(compiled.square().sum(), leaves), gradients, leaves, strict=True):
+        torch.testing.assert_close(found, expected)
+        assert found.shape == leaf.shape
