@@ -10,7 +10,7 @@ import torch
 import hf_longattn.engines.dispatch  # noqa: F401  enters the sources
 from hf_longattn.engines.common.axis_tiles import AxisWindows
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.grid_bias import GridBias
+from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.engines.cpu.grid_halo import halo_numbers
 from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
 
