@@ -1,4 +1,4 @@
-"""What turns a model class of transformers into a Long one; the families, one file each, are in :mod:`hf_longattn.families`.
+"""What turns a model class of transformers into a Long one; the families are in :mod:`hf_longattn.families`.
 
 - :mod:`.family`: a family's entry, its config and its lengths;
 - :mod:`.attach`: mechanisms, memory tokens and weights on the modules of a model;

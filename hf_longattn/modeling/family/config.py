@@ -67,6 +67,10 @@ class LongConfig(_Base):
     """How the family's position tables are extended by default."""
     score_cap: ClassVar[str | None] = None
     """The base's field that caps attention scores, unless it is ``None`` (Gemma 2)."""
+    always_causal: ClassVar[bool] = False
+    """Whether every layer looks back only, whatever the field ``is_decoder`` says (GPT-NeoX)."""
+    writes_head_dim: ClassVar[bool] = False
+    """Whether ``head_dim`` is filled in where the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -103,6 +107,8 @@ class LongConfig(_Base):
         if FIELD in kwargs:  # a part of another config, whose file was read as a whole, or values that `to_dict` wrote
             kwargs = in_current_format(kwargs)
             del kwargs[FIELD]
+        if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", self.default_extension)
         for name in ("question_separator_id", "global_token_ids"):
@@ -304,6 +310,8 @@ class LongConfig(_Base):
     @property
     def _causal(self) -> bool:
         """Whether tokens see past tokens only."""
+        if self.always_causal:
+            return True
         return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
 
     @property

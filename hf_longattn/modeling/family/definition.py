@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -294,9 +295,15 @@ class Family:
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """The base model types with a family, a module of :mod:`hf_longattn.families` of that name."""
-    modules = set(module_names("families"))
+    """The base model types with a family: a file of :mod:`hf_longattn.families` of that name, or facts that were derived."""
+    modules = {*module_names("families"), *derived_facts()}
     return sorted(model_type for model_type in model_types if module_name(model_type) in modules)
+
+
+@cache
+def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
+    """Module name -> model type and facts of every family without a file (:mod:`hf_longattn.modeling.derived`)."""
+    return {module_name(model_type): (model_type, facts) for model_type, facts in declared()["derived"].items()}
 
 
 @cache
@@ -335,14 +342,40 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
 
 @cache
 def declared_exports(base_model_type: str) -> tuple[str, ...]:
-    """The :attr:`Family.exports` of a base, whose file is not imported. A new file may have fewer."""
+    """The :attr:`Family.exports` of a base, which is not imported. A new file may have fewer.
+
+    They are stored for one version of transformers. Otherwise they are read from the names in the base's package.
+    """
+    if base_model_type in _stored_exports():
+        return tuple(_stored_exports()[base_model_type])
+    facts = declared()["derived"].get(base_model_type, {})
+    classes = tuple(declared()["families"].get(base_model_type, facts.get("classes", ())))
+    return class_names(base_model_type, classes)
+
+
+def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a base's Long config and Long models; arguments as :func:`long_names`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    classes = tuple(declared()["families"].get(base_model_type, ()))
     config = CONFIG_MAPPING_NAMES[base_model_type]
     defined = config in dir(importlib.import_module(base_package(base_model_type)))  # a tokenizer's model type has another base's config
     names = long_names(base_model_type, classes).values()
     return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
+
+
+def public_class_names() -> list[str]:
+    """The public names of all families, of which none is imported; neither is transformers, unless a file of a family is new."""
+    stored = _stored_exports()
+    if {*module_names("families")} <= {module_name(base) for base in stored}:
+        return [name for names in stored.values() for name in names]
+    return [name for base in FAMILIES for name in declared_exports(base)]
+
+
+@cache
+def _stored_exports() -> Mapping[str, list[str]]:
+    """Base -> its family's public names, if they were stored with the installed version of transformers."""
+    current = declared()["transformers"].get("version") == importlib.metadata.version("transformers")
+    return declared()["exports"] if current else {}
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}
@@ -360,7 +393,8 @@ def attention_names(module: Any) -> AttentionNames:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family, imported on first use: a module of :mod:`hf_longattn.families` named after a model type."""
+    """Base model type -> family, imported on first use: a module of :mod:`hf_longattn.families` named after a model type, with or without
+    a file."""
 
     @cached_property
     def _names(self) -> list[str]:
