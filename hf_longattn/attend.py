@@ -145,8 +145,8 @@ def prepare(
         shape = (k.shape[0], k.shape[2])
         batch = Batch.of(check_mask("padding_mask", padding_mask, k, some=True), documents_from(documents, cu_seqlens, shape))
     call = AttentionCall(
-        causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, k), scale=scaling, dropout=dropout_p,
-        score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        causal=causal, batch=batch, global_mask=None if global_mask is None else check_mask("global_mask", global_mask, k),
+        scale=scaling, dropout=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
         grid=None if grid is None and not prefix else grid_of_argument(grid, prefix),
     )  # fmt: skip
     _check_taken(module, q, k, call)
@@ -169,7 +169,8 @@ KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "m
 def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
     """Refuse arguments of :func:`attend` that ``mechanism`` does not use."""
     name, hidden = mechanism.name, call.hidden_states
-    check_form(mechanism, call.causal, "this call")
+    if call.causal or mechanism.causal != "both":
+        check_form(mechanism, call.causal, "this call")
     if call.score_mod is not None and not mechanism.traits.takes_score_mod:
         raise OptionError(f"Mechanism {name!r} has no scores to which score_mod could add; leave score_mod out.")
     if call.global_mask is not None and not mechanism.traits.takes_globals:
@@ -234,6 +235,10 @@ def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, see
         raise OptionError(f"seed is {seed!r}, but must be a whole number from 0 to {LARGEST}; for example seed=1.")
 
 
+SIMPLE_TYPES = {type(None), bool, int, float, str}
+"""Types of option values that may be keys of a cache."""
+
+
 def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
     """The mechanism of this name for (heads, head_dim, hidden size, length), in eval mode.
 
@@ -241,9 +246,7 @@ def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None
     """
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
-    if not torch.compiler.is_compiling() and all(
-        value is None or isinstance(value, bool | int | float | str) for value in options.values()
-    ):
+    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= SIMPLE_TYPES:
         module = without_tensors(name, *sizes, **options)
         if module is not None:
             return module
@@ -295,11 +298,12 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite and mean nothing.
     """
-    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
-    full = None if call.causal or mechanism.shard is not None else full_of(mechanism)
+    short = bool(mechanism.options.exact_length) and not call.causal and mechanism.shard is None
+    full = full_of(mechanism) if short else None
     if full is None:
-        return by_mechanism(q, k, v, call)
+        return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
 
+    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
     run_in_full = None if run is None else getattr(full, run.__name__)
 
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -318,7 +322,8 @@ def run_mechanism(
     attention, order = run or mechanism, mechanism.options.order
     if order is not None:
         attention = in_order(order, attention)
-    call = call.with_term_on_grid()
+    if call.grid is not None:
+        call = call.with_term_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     observed = OBSERVERS and not torch.compiler.is_compiling()

@@ -18,10 +18,10 @@ from hf_longattn import attend
 from hf_longattn.families.bert import LongBertConfig
 
 LIMITS = {
-    "window": (170, 16),
-    "nsa": (320, 19),
-    "neighborhood": (520, 18),
-    "bert": (290, 25),
+    "window": (86, 11),
+    "nsa": (205, 17),
+    "neighborhood": (435, 16),
+    "bert": (197, 21),
 }
 """Walk -> maximum calls and files, as measured when they fell last. Calls vary by a few with the number of threads."""
 ARGUMENTS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, GatherTile, mark_static, rows_of
-from .common.context import DispatchContext
-from .common.dense import repeat_heads, same_dtype, unit_stride
+from .common.call import AttentionCall, DispatchContext, GatherTile, mark_static, rows_of
+from .common.dense import repeat_heads, same_dtype
 from .cpu.softmax import attend_parts
 from .cuda import fla
 from .cuda.flex_blocks import flex_block_selected
@@ -47,7 +46,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         return out
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
-        q, k, v = (unit_stride(x) for x in same_dtype(q, k, v))
+        q, k, v = same_dtype(q, k, v)
         numbers = block_size, int(call.causal)
         return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers)
     key = "own blocks", length, block_size, call.causal, q.device

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from .common import accelerator
-from .common.call import AttentionCall, Pattern, without_padding
-from .common.context import DispatchContext
-from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype, unit_stride
+from .common.call import AttentionCall, DispatchContext, Pattern, without_padding
+from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .common.document_rows import Stacking
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
@@ -49,7 +48,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         q, k, v, call = without_padding(q, k, v, call)
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    if path != "cpu-distances":
+    if path != "cpu-distances" and call.score_mod is not None:
         call = call.written_out()
     if path == "dense":
         return dense_attention(q, k, v, call)
@@ -62,12 +61,19 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return blockwise_attention(q, k, v, pattern, call)
     if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    table, ahead, *places = call.term.for_band()
+    table, ahead, *places = (None, 0, None, None) if call.score_mod is None else call.term.for_band()
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
-    q, k, v = (unit_stride(x) for x in (q, k, v))
     learned = () if table is None else (table,)
     return attend_parts(
-        "band", q, k, v, call.scale_for(q.shape[-1]), learned, (call.key_mask, global_mask, *places), numbers, dropout_of(call)
+        "band",
+        q,
+        k,
+        v,
+        call.scale_for(q.shape[-1]),
+        learned,
+        (call.key_mask, global_mask, *places),
+        numbers,
+        dropout_of(call) if call.dropout else (0.0, 0),
     )
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from . import grid_halo, grid_lines, grid_windows
-from .common.call import AttentionCall
-from .common.context import DENSE_CELLS, DispatchContext
+from .common.call import DENSE_CELLS, AttentionCall, DispatchContext
 from .common.paths import OBSERVERS, Kind, Path, Result, report
 from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 from .cpu import band, block_selected, distance_band, gathered
@@ -54,17 +53,17 @@ def _many_cells(context: DispatchContext) -> str | None:
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
     if torch.compiler.is_exporting():
         return "a graph for all lengths cannot ask whether the band covers them"
-    if not context.band.covers(context.q_len, context.kv_len):
+    if not context.pattern.covers(context.q_len, context.kv_len):
         return "the band leaves keys out"
     if context.call.batch is not None and not context.few_pairs and _flash_runs(context):
         return NEEDS_NO_MASK
-    if drops_in_tiles(context):
+    if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
     return "the band kernel adds the score term without an N×N matrix" if _kernel_adds_term(context) else None
 
 
 def _band_is_short(context: DispatchContext) -> str | None:
-    pattern, kv_len = context.band, context.kv_len
+    pattern, kv_len = context.pattern, context.kv_len
     if torch.compiler.is_exporting():  # one graph for all lengths
         narrow = min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1
         return "the band is narrower than some inputs" if pattern.bounded and not _known(kv_len <= narrow) else None
@@ -74,9 +73,9 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return NEEDS_NO_MASK
     if torch.compiler.is_compiling() or band.why_not(context) is not None:
         return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
-    if drops_in_tiles(context):
+    if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    if _kernel_adds_term(context) or context.call.key_mask is not None:
+    if _kernel_adds_term(context) or context.call.batch is not None:
         return "the band kernel adds the bias, or cuts the padding off, without an N×N matrix"
     return None if band.plan_of(context).dense else "a block of queries for which few keys are masked costs less"
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .common.batch import nothing_seen
-from .common.call import AttentionCall, GatherTile
-from .common.context import DispatchContext
+from .common.call import AttentionCall, DispatchContext, GatherTile
 from .common.dense import repeat_heads, same_dtype
 from .common.plain import plain_gathered
 from .cpu.dropout import dropout_of

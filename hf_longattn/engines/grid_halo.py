@@ -18,9 +18,8 @@ from torch import Tensor
 
 from .common.axis_tiles import AxisWindows, axis_tiles, joined, outer, tile_seen
 from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, GatherTile
-from .common.context import DispatchContext
-from .common.dense import fused_attention, same_dtype, unit_stride
+from .common.call import AttentionCall, DispatchContext, GatherTile
+from .common.dense import fused_attention, same_dtype
 from .common.grid import Grid
 from .common.paths import Path
 from .common.score_terms import NO_GRID_BIAS, GridBias
@@ -53,7 +52,6 @@ def halo_attention(
     q, k, v = same_dtype(q, k, v)
     bias = call.term.grid_bias
     if path == "cpu-halo":
-        q, k, v = (unit_stride(x) for x in (q, k, v))
         learned, numbers = [] if bias is None else [bias.table], halo_numbers(grid, windows, shared, bias)
         return attend_parts("halo", q, k, v, call.scale_for(q.shape[-1]), learned, [call.key_mask], numbers)
     return _gathered(q, k, v, grid, windows, shared, bias, call)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common.call import AttentionCall
-from .common.context import DispatchContext
+from .common.call import AttentionCall, DispatchContext
 from .common.dense import products, same_dtype
 from .common.grid import Grid
 from .common.score_terms import NO_GRID_BIAS, GridBias

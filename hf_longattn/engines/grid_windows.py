@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from .common.batch import in_graph
-from .common.call import AttentionCall
-from .common.context import DispatchContext
+from .common.call import AttentionCall, DispatchContext
 from .common.dense import fused_attention
 from .common.derivatives import differentiated
 from .common.grid import Grid

@@ -29,8 +29,7 @@ from torch import Tensor
 
 from .common import accelerator
 from .common.batch import Batch, Place, Places, in_graph, laid_out_as
-from .common.call import State
-from .common.context import ANY_CALL
+from .common.call import ANY_CALL, State
 from .common.dense import at_least_fp32, divided, inverse_of, repeat_heads
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .common.paths import Path

@@ -17,8 +17,7 @@ from hf_longattn.engines import block_sparse, dispatch
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common import global_rows
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flash_band, flex_kernel

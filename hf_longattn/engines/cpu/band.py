@@ -25,8 +25,7 @@ from torch import Tensor
 
 from ..common.batch import all_finite
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import Pattern
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext, Pattern
 from ..common.score_terms import DistanceBias, PlaceTerm
 from .dropout import drops_in_tiles
 from .flash import additive_mask, visible_mask
@@ -51,9 +50,10 @@ BAND, COLUMNS, ROWS = range(3)
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
-    if (why := why_no_kernel(context, drops=drops_in_tiles(context))) is not None:
+    drops = bool(context.call.dropout) and drops_in_tiles(context)
+    if (why := why_no_kernel(context, drops=drops)) is not None:
         return why
-    if "cpu-band" in context.call.term.engines:
+    if context.call.score_mod is None or "cpu-band" in context.call.term.engines:
         return None
     return "the fused kernel adds no score term other than a bias by distance or place"
 
@@ -61,7 +61,7 @@ def why_not(context: DispatchContext) -> str | None:
 def plan_of(context: DispatchContext) -> Plan:
     """The cheapest plan for the call's band."""
     assert context.dtype is not None
-    band, kv_len = context.band, context.kv_len
+    band, kv_len = context.pattern, context.kv_len
     sizes = (context.q_len, kv_len, kv_len - context.q_len, min(band.left, kv_len), min(band.right, kv_len))
     return band_plan(*sizes, context.dtype, torch.get_num_threads(), tokens=context.call.global_mask is not None)
 
@@ -243,6 +243,7 @@ class Item(Scope):
         self.biased: dict[tuple[int, int, int], Tensor] = {}
         self.by_query, self.by_key = (rows, slice(None), queries), (rows, slice(None), keys)
         (self.batch, _, self.q_len, _), self.kv_len = source.q[self.by_query].shape, source.k[self.by_key].shape[2]
+        self.is_everything = hole is None and (self.batch, self.q_len, self.kv_len) == (*source.q.shape[::2], source.k.shape[2])
 
     @property
     def parts(self) -> Iterable[Part]:  # type: ignore[override]
@@ -250,9 +251,7 @@ class Item(Scope):
 
     @property
     def whole(self) -> bool:  # type: ignore[override]
-        if self.hole is not None or self.batch != len(self.source.q):
-            return False
-        return (self.q_len, self.kv_len) == (self.source.q.shape[2], self.source.k.shape[2]) and self.source.in_one_part(self)
+        return self.is_everything and self.source.in_one_part(self)
 
     def read(self, name: str, x: Tensor) -> Tensor:
         of_keys = name in ("k", "v")
@@ -290,10 +289,8 @@ class Item(Scope):
         )
         return (queries + self.shift)[:, None] - keys
 
-    def far_parts(self, rows_first: bool) -> list[Part]:
-        """Parts for the global tokens: global columns (as keys) and global rows (as queries)."""
-        if (tokens := self.tokens) is None:
-            return []
+    def far_parts(self, tokens: Tensor, rows_first: bool) -> list[Part]:
+        """Parts for the global tokens at these positions: global columns (as keys) and global rows (as queries)."""
         key = ("far parts", self.q_len, self.kv_len, self.shift, self.source.pattern, tuple(tokens.tolist()), self.source.dtype)
         columns, rows = BYTE_CACHE.get(key, lambda: ([*self._columns(tokens)], self._rows(tokens)))
         return [*rows, *columns] if rows_first else [*columns, *rows]
@@ -418,7 +415,8 @@ class Band(BandSource):
 
     def parts(self, item: Item) -> Iterator[Part]:
         plan = self.plan(item)
-        near, far = self._near(item, plan), [] if plan.dense else item.far_parts(self.is_backward)
+        near = self._near(item, plan)
+        far = [] if plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
         parts = [*far, *near] if self.is_backward else [*near, *far]
         if item.hole is None and self.bias is None and self.term is None:
             return iter(parts)
@@ -437,10 +435,11 @@ class Band(BandSource):
 
     def _near(self, item: Item, plan: Plan) -> list[Part]:
         """Parts for the band, without padding and score terms."""
-        shift, (left, right, causal) = item.shift, self.band
+        shift, left, right = item.shift, self.pattern.left, self.pattern.right
         if plan.dense:
             visible = visible_mask(item.q_len, item.kv_len, shift, self.pattern, item.tokens, self.dtype)
-            return [Part(Runs(0, item.q_len), Runs(0, item.kv_len), visible, (BAND, 0), causal=causal and shift == 0)]
+            causal = self.pattern.causal and shift == 0
+            return [Part(Runs(0, item.q_len), Runs(0, item.kv_len), visible, (BAND, 0), causal=causal)]
 
         def make() -> list[Part]:
             parts: list[Part] = []

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import inverse_permutation
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext, inverse_permutation
 from .flash import MASKED, padding_of, why_not_tiles
 from .softmax import DisjointRuns, Part, Runs, Scope, Source, source
 

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.call import Pattern
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext, Pattern
 from .band import BandSource, Group, Item, groups
 from .flash import MASKED, token_major
 from .flash import why_not as why_no_kernel
@@ -272,7 +271,7 @@ class Distances(BandSource):
     def _far(self, item: Item) -> Iterator[Part]:
         """Parts for the global tokens."""
         p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
-        for part in item.far_parts(rows_first=self.is_backward):
+        for part in () if item.tokens is None else item.far_parts(item.tokens, rows_first=self.is_backward):
             for some in _few_queries(part):
                 terms = _FarTerms(self.tables.rows(item.distances(some)), some.alone)
                 added = terms.over(some.queries.of(p), None if e is None else some.keys.of(e), self.tables)

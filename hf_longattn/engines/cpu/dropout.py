@@ -18,8 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.call import AttentionCall
-from ..common.context import DispatchContext
+from ..common.call import AttentionCall, DispatchContext
 from .flash import Gradients, mask_dtype
 
 BITS = 16

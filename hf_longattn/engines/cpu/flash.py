@@ -15,8 +15,7 @@ from torch import Tensor
 from ...private_apis import look_up
 from ..common.batch import in_graph
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import AttentionCall, Pattern
-from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..common.dense import products, unit_stride
 from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 
@@ -77,8 +76,9 @@ def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major."""
-    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
-    return token_major(q.dtype, q)[0], lse
+    batch, heads, length, width = q.shape
+    lse = q.new_empty(batch, length, heads, dtype=mask_dtype(q)).transpose(1, 2)
+    return q.new_empty(batch, length, heads, width).transpose(1, 2), lse
 
 
 def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

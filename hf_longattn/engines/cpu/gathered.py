@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import GatherTile
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext, GatherTile
 from .dropout import drops_in_tiles
 from .flash import MASKED, additive_mask, padding_of, why_not_tiles
-from .softmax import Part, Runs, Scope, Scratch, Source, source
+from .softmax import Part, Runs, Scope, Scratch, Side, Source, source
 from .tile_layout import KEY_MASK, NO_MASK, POSITION_OFFSET, Chunk, Limits, Rules, TileSpec, layout
 
 MAX_SHARED_CELLS = 1 << 17
@@ -48,10 +47,8 @@ class TokenTable:
         self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
 
-class _Viewed:
+class _Viewed(Side):
     """Runs of tokens of one batch item, for some heads."""
-
-    copies = False
 
     def __init__(self, item: int, heads: slice, runs: Runs) -> None:
         self.at, self.runs = (slice(item, item + 1), heads), runs
@@ -77,7 +74,7 @@ class _Viewed:
         return view if self.runs.stride == 1 else view.contiguous()
 
 
-class _Gathered:
+class _Gathered(Side):
     """Tokens at the positions ``listed (rows, T, heads or 1)`` of one batch item, for some heads. Empty slots are -1."""
 
     copies = True

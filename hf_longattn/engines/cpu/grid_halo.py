@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..common.axis_tiles import AxisClass, AxisTiles, AxisWindows, TileGroup, axis_tiles, split_windows, tile_seen, tile_sides
 from ..common.byte_cache import BYTE_CACHE
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext
 from ..common.grid import Grid
 from ..common.score_terms import NO_GRID_BIAS, GridBias, tile_distances
 from .flash import additive_mask, padding_of

@@ -11,12 +11,13 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...naming import OPERATORS
+from ..common.dense import unit_stride
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dropout import Dropout
 from .flash import (
@@ -34,25 +35,31 @@ from .flash import (
 )
 
 
-class Side(Protocol):
+class Side(ABC):
     """The queries or the keys of a part: some tokens of ``x (b, H, N, …)``."""
 
-    @property
-    def copies(self) -> bool:
-        """Whether :meth:`of` returns a copy, not a view."""
+    copies: ClassVar[bool] = False
+    """Whether :meth:`of` returns a copy, not a view."""
 
+    @abstractmethod
     def of(self, x: Any) -> Tensor:
         """The tokens, ``(n, H, size, …)``."""
 
+    def of_each(self, *tensors: Any) -> list[Tensor]:
+        """:meth:`of` each of the tensors."""
+        return [self.of(x) for x in tensors]
+
+    @abstractmethod
     def put(self, x: Any, values: Tensor) -> None:
         """Write values, shaped as :meth:`of`, to ``x``."""
 
+    @abstractmethod
     def add(self, x: Any, values: Tensor) -> None:
         """Add values, shaped as :meth:`of`, to ``x``. A token may occur several times."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class Runs(Side):
     """Rows of equally spaced tokens, read as a view. Row i has the tokens ``start + i * step + j * stride`` for j < size."""
 
     start: int
@@ -61,15 +68,20 @@ class Runs:
     step: int = 0
     stride: int = 1
 
-    copies: ClassVar[bool] = False
-
     def of(self, x: Tensor) -> Tensor:
-        if self.rows == 1 and self.stride == 1:
-            return x.narrow(2, self.start, self.size)
-        _, by_head, by_token, *inner = x.stride()
-        shape = (self.rows, x.shape[1], self.size, *x.shape[3:])
-        strides = (self.step * by_token, by_head, self.stride * by_token, *inner)
-        return x.as_strided(shape, strides, x.storage_offset() + self.start * by_token)
+        return self.of_each(x)[0]
+
+    def of_each(self, *tensors: Tensor) -> list[Tensor]:
+        views = []
+        for x in tensors:
+            if self.rows == 1 and self.stride == 1:
+                views.append(x.narrow(2, self.start, self.size))
+                continue
+            _, by_head, by_token, *inner = x.stride()
+            shape = (self.rows, x.shape[1], self.size, *x.shape[3:])
+            strides = (self.step * by_token, by_head, self.stride * by_token, *inner)
+            views.append(x.as_strided(shape, strides, x.storage_offset() + self.start * by_token))
+        return views
 
     def put(self, x: Tensor, values: Tensor) -> None:
         self.of(x).copy_(values)
@@ -101,7 +113,7 @@ class DisjointRuns(Runs):
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
+class Listed(Side):
     """Tokens by their index ``(n,)``, each once."""
 
     tokens: Tensor
@@ -188,8 +200,10 @@ class Scope:
         """:meth:`backward` on the tensors of :meth:`read` and :meth:`into`. Zeros ``grad`` of queries whose outputs no further part has."""
         whole = self.whole
         for part in self.parts:
-            inputs = [(part.keys if name in ("k", "v") else part.queries).of(x) for name, x in tensors.items()]
-            if run.is_plain(part, inputs[2]):
+            keys, values = part.keys.of_each(tensors["k"], tensors["v"])
+            grad, queries, *results = part.queries.of_each(*(tensors[name] for name in ("grad", "q", "out", "lse")))
+            inputs = (grad, queries, keys, values, *results)
+            if run.is_plain(part, keys):
                 run.add_plain(part, totals, *inputs)
             else:
                 gradients = run.of_part(part, *inputs)
@@ -199,7 +213,7 @@ class Scope:
                     side.add(total, gradient)
             if part.alone:
                 tensors["grad"] = tensors["grad"].clone()
-                part.queries.put(tensors["grad"], torch.zeros_like(inputs[0]))
+                part.queries.put(tensors["grad"], torch.zeros_like(grad))
         return None
 
 
@@ -346,39 +360,32 @@ def softmax_forward(
     Returns:
         output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
-    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, Dropout.of(dropout, seed))
+    drops = Dropout(dropout, seed) if dropout else None
+    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, drops)
     out, lse = empty_results(parts_of.q)
     parts_of.prepare(out, lse)
     for number, scope in enumerate(parts_of.scopes(backward=False)):
-        queries, keys, values = (scope.read(name, x) for name, x in (("q", parts_of.q), ("k", k), ("v", v)))
-        into = scope.into("out", out), scope.into("lse", lse)
-        whole = scope.whole
+        queries, keys, values = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
+        into, whole = (scope.into("out", out), scope.into("lse", lse)), scope.whole
         for part in scope.parts:
-            inputs = part.queries.of(queries), part.keys.of(keys), part.keys.of(values)
-            results = part_forward(part, (number,), *inputs, scale, parts_of.dropout)
+            rows, *earlier = part.queries.of_each(queries, *(into if part.merges or not part.queries.copies else ()))
+            of_keys, of_values = part.keys.of_each(keys, values)
+            results = part_forward(part, (number,), rows, of_keys, of_values, scale, drops)
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
                 return results
-            _put(part, into, results)
+            if part.merges:
+                merge_into(*earlier, *results)
+                results = earlier
+            if part.queries.copies:
+                part.queries.put(into[0], results[0])
+                part.queries.put(into[1], results[1])
+            elif not part.merges:
+                earlier[0].copy_(results[0])
+                earlier[1].copy_(results[1])
         scope.finish({"out": out, "lse": lse})
     if parts_of.may_see_nothing:
         zero_unseen(out, lse)
     return out, lse
-
-
-def _put(part: Part, into: tuple[Any, Any], results: tuple[Tensor, Tensor]) -> None:
-    """Write a part's output and log-sum-exp, or merge them with those of earlier parts."""
-    queries, copies = part.queries, part.queries.copies
-    if part.merges or not copies:
-        held = queries.of(into[0]), queries.of(into[1])
-        if part.merges:
-            merge_into(*held, *results)
-            results = held
-        else:
-            held[0].copy_(results[0])
-            held[1].copy_(results[1])
-    if copies:
-        queries.put(into[0], results[0])
-        queries.put(into[1], results[1])
 
 
 cpu_softmax = torch.library.custom_op(f"{OPERATORS}::cpu_softmax", softmax_forward, mutates_args=(), device_types="cpu")
@@ -392,7 +399,8 @@ def cpu_softmax_backward(
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of q, k, v and, if it ``learns``, of the learned tensors in :func:`cpu_softmax`. Time and memory are linear in the
     tokens."""
-    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, Dropout.of(dropout, seed))
+    drops = Dropout(dropout, seed) if dropout else None
+    parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, drops)
     if learns:
         parts_of.start_learning()
     inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
@@ -454,6 +462,8 @@ def attend_parts(
 ) -> Tensor:  # fmt: skip
     """The output of :func:`softmax_forward`, as an operator where autograd or a graph needs one. Other calls save a tenth of a
     millisecond."""
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *learned))
+    if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:  # kernels assume it without a check
+        q, k, v = (unit_stride(x) for x in (q, k, v))
+    recorded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or any(x.requires_grad for x in learned))
     run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
     return run(kind, q, k, v, [*learned], [*fixed], [*numbers], scale, *dropout)[0]

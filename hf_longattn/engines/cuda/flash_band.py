@@ -28,8 +28,7 @@ from torch import Tensor
 
 from ...private_apis import look_up
 from ..common.batch import Batch, in_graph
-from ..common.call import UNBOUNDED, AttentionCall, Pattern
-from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
 from ..common.dense import at_least_fp32, repeat_heads, unit_stride
 from ..common.derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time
 from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows

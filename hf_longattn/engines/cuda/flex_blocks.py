@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.call import AttentionCall
-from ..common.context import DispatchContext
+from ..common.call import AttentionCall, DispatchContext
 from ..common.dense import same_dtype
 from . import flex
 from .flex import BAND_BLOCK, packed, per_block

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...private_apis import warn_missing
-from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.derivatives import no_fused_kernels
 
 MAX_KERNELS = 256
