@@ -20,7 +20,6 @@ from .engines.common.call import AttentionCall, AttentionFunction, without_paddi
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.document_rows import Stacking
-from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.paths import OBSERVERS, Kind, reporting, running
 from .engines.common.score_terms import ScoreMod
@@ -28,6 +27,7 @@ from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
+from .mechanisms.common.exact import by_length
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 from .mechanisms.common.short_texts import check_form, exact_length_of, full_of

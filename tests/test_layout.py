@@ -23,6 +23,7 @@ LAYERS = (
     ("choice_text", "loading", "local_names", "processor_files", "recipes", "staging", "tasks"),
     ("engines",),
     ("positions",),
+    ("sharding",),
     ("options",),
     ("catalogue",),
     ("mechanisms",),

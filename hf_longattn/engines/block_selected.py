@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, DispatchContext, GatherTile, mark_static, rows_of
+from .common.call import AttentionCall, DispatchContext, GatherTile, rows_of
 from .common.dense import repeat_heads, same_dtype
 from .cpu.softmax import attend_parts
 from .cuda import fla
@@ -49,17 +49,11 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         q, k, v = same_dtype(q, k, v)
         numbers = block_size, int(call.causal)
         return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers)
-    key = "own blocks", length, block_size, call.causal, q.device
-    parts = [*BYTE_CACHE.get(key, lambda: own_blocks(length, block_size, call.causal, q.device))]
+    rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
+    parts = [GatherTile(rows, rows, causal=call.causal, fixed=True)]
     if chosen.shape[3]:
         parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
     return gathered_attention(q, k, v, parts, call)
-
-
-def own_blocks(length: int, block_size: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-    """The tile in which every query attends to its own block."""
-    rows = rows_of(length, block_size, device)
-    return mark_static([GatherTile(rows, rows, causal=causal)])
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .common.axis_tiles import window_bias
 from .common.batch import in_graph
 from .common.call import AttentionCall, DispatchContext
 from .common.dense import fused_attention
 from .common.derivatives import differentiated
 from .common.grid import Grid
-from .common.score_terms import NO_GRID_BIAS, tile_distances
+from .common.score_terms import NO_GRID_BIAS
 from .cpu.flash import why_not_tiles
 
 CALL_BYTES = 4 << 20
@@ -221,13 +222,8 @@ def _region(
 
 def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
     """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` without one."""
-    bias, sizes = call.term.grid_bias, [stretch.size for stretch in region]
-    if bias is None:
-        return None
-    tokens = math.prod(sizes)
-    entries = bias.entries(tile_distances(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes)))
-    term = bias.over(entries.reshape(tokens, tokens))[None]
-    return bias.with_prefix(term, 0 if prefix is None else prefix[0].shape[2])
+    bias, shared = call.term.grid_bias, 0 if prefix is None else prefix[0].shape[2]
+    return None if bias is None else window_bias(bias, [stretch.size for stretch in region], shared)
 
 
 def _assembled(outs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..attend import run_mechanism
 from ..engines.common.call import AttentionCall
-from ..engines.common.shards import Locality
 from ..errors import LengthError, OptionError, StreamError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.locality import only_locality
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from, prototype
 from ..mechanisms.common.short_texts import form_problem
+from ..positions.distances import Locality
+from ..sharding import only_locality
 from .tail import Tail
 
 PARTS = ("q", "k", "v")
@@ -51,16 +51,16 @@ def _has_globals(mechanism: Mechanism, causal: bool) -> bool:
 class AttentionStream:
     """Attention of one layer over a stream, with memory that does not grow.
 
-    A stream keeps the keys and values that later queries see, and the queries that wait for keys ahead. Outputs equal those of one pass
-    over the whole sequence. They are computed for ``block`` queries at a time, counted from the first, so they are bitwise the same however
-    the stream is cut into pieces. With the block size of the CPU's band engine, and heads at least 16 wide, they are also bitwise equal to
-    that engine's single pass.
+    A stream holds the keys and values that later queries see, and the queries that wait for keys ahead. Outputs equal those of one pass
+    over the whole sequence. They are computed for blocks of ``block`` queries, counted from the first, and are therefore bitwise the same
+    however the stream is cut into pieces. With the block size of the CPU's band engine, and heads at least 16 wide, they are also bitwise
+    equal to that engine's single pass.
 
     Args:
         mechanism: a module from :func:`hf_longattn.build_mechanism`, or a registered name with ``options``.
         causal: whether a query sees no key after it.
         scaling: factor on q·k; ``D ** -0.5`` by default.
-        block: queries computed at a time. An output comes at most ``block - 1`` tokens later than it could.
+        block: queries computed at a time. An output comes at most ``block - 1`` tokens later than with ``block=1``.
         options: the mechanism's options, when it is given by name.
     Raises:
         StreamError: the mechanism looks at the whole sequence, or lacks the causal or bidirectional form.
@@ -80,12 +80,12 @@ class AttentionStream:
         self._made: Mechanism | None = None
         self._tails = {part: Tail(2) for part in PARTS}
         self.done = 0
-        """Outputs so far."""
+        """Number of outputs so far."""
         self.finished = False
 
     @property
     def seen(self) -> int:
-        """Tokens so far."""
+        """Number of tokens so far."""
         return self._tails["k"].stop
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class AttentionStream:
             ``(B, H, m, D)``: the outputs of the next m tokens; m may be 0.
         Raises:
             StreamError: the piece does not follow or match the one before, or the stream is finished.
-            LengthError: shapes that do not fit each other.
+            LengthError: the shapes do not fit each other.
         """
         check_next(self.finished, start, self.seen, "token")
         self._check_shapes(q, k, v)
@@ -111,7 +111,7 @@ class AttentionStream:
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """The remaining outputs ``(B, H, m, D)``: the stream ends here.
+        """End the stream and return the remaining outputs ``(B, H, m, D)``.
 
         Raises:
             StreamError: the stream is finished, or empty.
@@ -124,7 +124,7 @@ class AttentionStream:
         return out
 
     def _outputs(self, stop: int) -> Tensor:
-        """The outputs before token ``stop``. Then drop the queries, keys and values that no later output needs."""
+        """The outputs up to token ``stop - 1``. Then drop the queries, keys and values that no later output needs."""
         q = self._tails["q"].tensor
         assert q is not None
         outs = [self._of_block(first, min(first + self.block, stop)) for first in range(self.done, stop, self.block)]

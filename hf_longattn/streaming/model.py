@@ -30,7 +30,7 @@ from .tail import Tail
 DEFAULT_FRAMES = 16
 """Frames per chunk if no mechanism has chunks."""
 MOST_CHANNELS = 8
-"""Maximum number of channels. More rows than this, of 2 to this many samples each, are taken for a recording (samples, channels)."""
+"""Maximum number of channels. More rows than this, with 2 to this many samples each, are refused as a recording (samples, channels)."""
 FORMAT = "hf_longattn stream 1"
 UNREAD_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Config fields that do not affect frames. The dtype is compared separately."""
@@ -41,9 +41,9 @@ WAITING, POSITIONS = "waiting", "positions"
 class Stream:
     """An audio model over a live stream, with memory that does not grow.
 
-    The stream runs the model's own forward on a chunk at a time. Every layer keeps the keys and values, or the frames, that later frames
-    need. So a frame is computed again only while it waits for frames ahead, or while a convolution still reads it. Frames equal those of
-    one pass over the whole audio up to rounding. They are bitwise the same however the stream is cut into pieces, stopped and resumed.
+    The stream runs the model's own forward on a chunk at a time. Every layer holds the keys and values, or the frames, that later frames
+    need. A frame is computed again only while it waits for frames ahead, or while a convolution still reads it. Frames equal those of one
+    pass over the whole audio up to rounding. They are bitwise the same however the stream is cut into pieces, stopped and resumed.
 
     Args:
         model: a Long audio model in eval mode. Its mechanisms see neighbours only (``window``, ``chunked``). It has no head, or a head that
@@ -58,7 +58,7 @@ class Stream:
         self.model, self._rule, self._stream_rule = model, *_rules(model)
         self._stages = _stages(model, self._rule, self._stream_rule)
         self.stride = self._stages[0].section.stride
-        """Samples (or rows of features) from one frame to the next."""
+        """Number of samples (or rows of features) from one frame to the next."""
         periods = [stage.local.period for stage in self._stages if stage.local is not None]
         self.chunk = self._check_chunk((max(periods) if max(periods) > 1 else DEFAULT_FRAMES) * self.stride if chunk is None else chunk)
         self._waiting = Tail(1)
@@ -70,12 +70,12 @@ class Stream:
 
     @property
     def seen(self) -> int:
-        """Samples (or rows of features) so far."""
+        """Number of samples (or rows of features) so far."""
         return self._waiting.stop
 
     @property
     def frames(self) -> int:
-        """Frames returned so far."""
+        """Number of frames returned so far."""
         return self._stages[-1].done
 
     @property
@@ -109,7 +109,7 @@ class Stream:
                 them; n ≥ 0.
             start: index of the first of these samples in the stream, checked against :attr:`seen`.
         Returns:
-            ``(B, m, width)``: the model's logits, or its last hidden state where it has no head, of the next m frames; m may be 0.
+            ``(B, m, width)`` for the next m frames, m ≥ 0: the model's logits, or its last hidden state if it has no head.
         Raises:
             StreamError: the piece does not follow or match the one before, or the stream is finished.
             AudioError: a wrong shape or dtype, or values that are not finite.
@@ -124,7 +124,7 @@ class Stream:
         return self._joined(outs)
 
     def finish(self) -> Tensor:
-        """The remaining frames ``(B, m, width)``: the audio ends here.
+        """End the audio and return the remaining frames ``(B, m, width)``.
 
         Raises:
             StreamError: the stream is finished, or too short for one frame.
@@ -245,7 +245,7 @@ class Stream:
         return chunk
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as tensors: tensors of the stages, and the input after the last complete chunk."""
+        """The state as tensors: those of the stages, and the input after the last complete chunk."""
         self._check_complete()
         rows = [[tail.start, tail.stop, stage.done] for stage in self._stages for tail in stage.tails.values()]
         position = [self._waiting.start, self._waiting.stop, int(self.finished)]
@@ -304,9 +304,9 @@ class Stream:
             raise StreamError("The stream was interrupted while it computed; load a state that was saved before, or call reset().")
 
     def _tails(self) -> dict[str, Tail]:
-        """All tails, by their names in a state."""
-        kept = {f"{number}.{name}": tail for number, stage in enumerate(self._stages) for name, tail in stage.tails.items()}
-        return {WAITING: self._waiting, **kept}
+        """The tensors of the state: the waiting input and the tails of all stages, by name."""
+        of_stages = {f"{number}.{name}": tail for number, stage in enumerate(self._stages) for name, tail in stage.tails.items()}
+        return {WAITING: self._waiting, **of_stages}
 
 
 def write_state(file: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

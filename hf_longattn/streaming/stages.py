@@ -1,4 +1,4 @@
-"""A model split into stages. Each stage keeps its last inputs, and hands on the outputs that have become final."""
+"""A model split into stages. Each stage holds its last inputs, and passes on the outputs that have become final."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import STREAMED_KEYS
-from ..engines.common.shards import Locality
 from ..modeling.family.stream_rule import Attention, Chain, Positions, Section
+from ..positions.distances import Locality
 from .tail import Tail
 
 HIDDEN, KEYS, VALUES = "hidden", "keys", "values"
@@ -20,17 +20,17 @@ HIDDEN, KEYS, VALUES = "hidden", "keys", "values"
 
 
 class NothingFinal(Exception):
-    """A stage has nothing to hand on yet. The layers after it need not run."""
+    """A stage has nothing to pass on yet. The layers after it need not run."""
 
 
 class Stage:
     """A part of a model, from one module's input to the next stage's input.
 
-    It runs on its last inputs and the new ones, as if they were a whole sequence. Outputs that are wrong, because earlier inputs are
-    missing or later ones may come, are cut off.
+    It runs on its last inputs and the new ones, as if they were a whole sequence. Outputs are cut off if they lack earlier inputs, or if
+    later inputs may change them.
 
     module: the module at the start of the stage; ``None`` if the stage starts at the model's input.
-    section: how far the stage looks along time, attention first. Attention keeps keys and values instead of its inputs.
+    section: how far the stage looks along time, attention first. Attention holds keys and values instead of its inputs.
     local: how far its attention sees; ``None`` without attention.
     positions: how the module gets the positions of its frames, and the module of the base that makes them.
     """
@@ -47,16 +47,16 @@ class Stage:
         self.section = Chain((Attention(local), *sections)) if local is not None else self.after
         self.tails = {HIDDEN: Tail(1), **({KEYS: Tail(2), VALUES: Tail(2)} if local is not None else {})}
         self.done = 0
-        """Outputs handed on."""
+        """Number of outputs passed on."""
         self._until, self._idle = 0, False
 
     @property
     def seen(self) -> int:
-        """Inputs so far."""
+        """Number of inputs so far."""
         return self.tails[HIDDEN].stop
 
     def take(self, new: Tensor, ends: bool) -> Tensor | None:
-        """The input to run on; ``None`` where nothing has become final.
+        """The input to run on; ``None`` if no output becomes final.
 
         Args:
             new: ``(B, n, …)``, the next inputs.
@@ -69,7 +69,7 @@ class Stage:
         return None if self._idle else hidden.tensor
 
     def with_earlier(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values ``(B, H, n, D)`` after the kept ones; unchanged if the kept ones precede them already."""
+        """New keys and values ``(B, H, n, D)``, preceded by those of earlier frames. Unchanged if they include these already."""
         start, hidden = self.tails[HIDDEN].start, self.tails[HIDDEN].tensor
         if self._idle or self.local is None or hidden is None or keys.shape[2] > hidden.shape[1]:
             return keys, values

@@ -22,7 +22,6 @@ class Tail:
         return self.start + (0 if self.tensor is None else self.tensor.shape[self.dim])
 
     def append(self, piece: Tensor) -> None:
-        """Add the next tokens."""
         self.tensor = piece if self.tensor is None else torch.cat([self.tensor, piece], self.dim)
 
     def between(self, first: int, stop: int) -> Tensor:
@@ -37,5 +36,4 @@ class Tail:
             self.start = first
 
     def load(self, tensor: Tensor | None, start: int) -> None:
-        """Replace the tokens."""
         self.tensor, self.start = tensor, start

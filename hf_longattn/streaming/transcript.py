@@ -62,7 +62,7 @@ class LiveTranscript:
         return self._text(self.stream.feed(piece, start=start))
 
     def finish(self) -> str:
-        """The rest of the text: the audio ends here."""
+        """End the audio and return the rest of the text."""
         return self._text(self.stream.finish())
 
     def _text(self, logits: Tensor) -> str:

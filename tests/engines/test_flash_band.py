@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable
@@ -264,7 +265,7 @@ def test_without_triton_and_with_narrow_heads_it_runs(head_dim: int, monkeypatch
 
 def test_a_cpu_has_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own operator, asked with tensors of a device for which it is not made."""
-    monkeypatch.setattr(flash_band, "_refusals", {})
+    monkeypatch.setattr(flash_band, "_refusal", functools.cache(flash_band._refusal.__wrapped__))
     q = tensors(dtype=torch.bfloat16)[0]
     with pytest.raises(flex_kernel.NoKernel, match="Could not run 'aten::_flash_attention_forward'"):
         flash_band.flash_band(q, q, q, Pattern.window(8, causal=True), AttentionCall())

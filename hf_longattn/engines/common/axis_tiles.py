@@ -1,8 +1,8 @@
-"""Overlapping windows on a grid, and tiles of queries with their halo of keys.
+"""Overlapping windows on a grid, and tiles of queries with their keys.
 
-Along an axis, a coordinate sees a range of coordinates; a cell of the grid sees the product of its ranges. An axis is cut into tiles of
-neighbouring queries. The keys of a tile are all coordinates that any of its queries sees, the halo included. Tiles form a group if their
-queries see the same keys relative to the tile's first key: they share a mask, and their keys are at equal steps.
+Along an axis, a coordinate sees a range of coordinates. A cell of the grid sees the product of its ranges. An axis is cut into tiles of
+neighbouring queries. The keys of a tile are all coordinates that any of its queries sees. Tiles form a group if their queries see the same
+keys, counted from the first key of the tile. They share a mask, and their keys are at equal steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .grid import Grid
+from .score_terms import GridBias
 
 TILE_QUERIES = 32
 """Maximum queries per tile: the block size of PyTorch's fused CPU kernel. A larger tile would add keys that only other queries need."""
@@ -65,22 +65,22 @@ class TileGroup(NamedTuple):
         """Places from the first key to the first query."""
         return self.first - self.key_first
 
-    def seen_by_queries(self, device: torch.device | None = None) -> Tensor:
+    def distances(self, step: int) -> Tensor:
+        """Distances in cells, query - key, of a tile's pairs, ``(size, key_size)``. ``step``: cells from one coordinate to the next."""
+        return (torch.arange(self.ahead, self.ahead + self.size)[:, None] - torch.arange(self.key_size)) * step
+
+    def seen_by_queries(self) -> Tensor:
         """The keys that each query of a tile sees, ``(size, key_size)`` bool."""
         if not self.seen:
-            return torch.ones(self.size, self.key_size, dtype=torch.bool, device=device)
-        first, last = torch.tensor(self.seen, device=device).t()[..., None]
-        keys = torch.arange(self.key_size, device=device)
+            return torch.ones(self.size, self.key_size, dtype=torch.bool)
+        first, last = torch.tensor(self.seen).t()[..., None]
+        keys = torch.arange(self.key_size)
         return (keys >= first) & (keys <= last)
 
     def part(self, start: int, tiles: int) -> TileGroup:
         """The group of ``tiles`` tiles that begins with tile ``start``."""
         moved = start * self.size
         return self._replace(first=self.first + moved, key_first=self.key_first + moved, tiles=tiles)
-
-    def single_tiles(self) -> list[TileGroup]:
-        """One group per tile."""
-        return [self.part(number, 1) for number in range(self.tiles)]
 
 
 class AxisClass(NamedTuple):
@@ -154,16 +154,6 @@ def tile_sides(windows: tuple[AxisWindows, ...]) -> tuple[int, ...]:
     return best
 
 
-def split_windows(grid: Grid, low: Sequence[int], high: Sequence[int], steps: Sequence[int]) -> tuple[AxisWindows, ...]:
-    """The windows of every axis from an operator's arguments. ``low`` and ``high`` list the axes one after the other."""
-    windows, start = [], 0
-    for size, step in zip(grid.sizes, steps, strict=True):
-        stop = start + size
-        windows.append(AxisWindows(tuple(low[start:stop]), tuple(high[start:stop]), step))
-        start = stop
-    return tuple(windows)
-
-
 def outer(tables: Sequence[Tensor]) -> list[Tensor]:
     """The table ``(tiles, side, width)`` of every axis, as a view that broadcasts to ``(*tiles, *sides, *widths)``."""
     rank, placed = len(tables), []
@@ -185,3 +175,14 @@ def tile_seen(tables: Sequence[Tensor]) -> Tensor:
     for table in rest:
         first = first & table
     return joined(first, len(tables))
+
+
+def window_bias(bias: GridBias, sizes: Sequence[int], shared: int = 0) -> Tensor:
+    """The bias of a window with ``sizes`` cells along each axis, ``(1, H, T, shared + T)``.
+
+    shared: prefix tokens that every cell sees, before the keys.
+    """
+    places = [torch.arange(size) for size in sizes]
+    distances = outer([(place[:, None] - place)[None] for place in places])
+    term = bias.over(joined(bias.entries(distances), len(sizes))).transpose(0, 1)
+    return bias.with_prefix(term, shared)

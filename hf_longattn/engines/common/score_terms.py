@@ -670,20 +670,3 @@ class GridBias(ScoreTerm):
         of_prefix = torch.where(to_prefix, first + 2, first)
         entries = torch.where(from_prefix, of_prefix, torch.where(to_prefix, first + 1, entries))
         return score + self.table[h, entries]
-
-
-def tile_distances(sizes: Sequence[int], key_sizes: Sequence[int], ahead: Sequence[int], steps: Sequence[int]) -> list[Tensor]:
-    """Distances, query - key, between a tile's cells and its keys, one tensor per axis. They broadcast over all axes of both.
-
-    Args:
-        sizes, key_sizes: queries and keys along each axis.
-        ahead: steps from the first key to the first query along each axis.
-        steps: cells in one step along each axis.
-    """
-    rank, distances = len(sizes), []
-    for axis, (size, key_size, first, step) in enumerate(zip(sizes, key_sizes, ahead, steps, strict=True)):
-        distance = (torch.arange(first, first + size)[:, None] - torch.arange(key_size)) * step
-        shape = [1] * (2 * rank)
-        shape[axis], shape[rank + axis] = size, key_size
-        distances.append(distance.view(shape))
-    return distances

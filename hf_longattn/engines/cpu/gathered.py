@@ -30,7 +30,7 @@ def why_not(context: DispatchContext) -> str | None:
 
 def flat_rules(tiles: Sequence[GatherTile]) -> list[int]:
     """The rules of all tiles as the operator takes them: four numbers per tile."""
-    return [number for low, high, left_out in map(Rules.of, tiles) for number in (low, high, *left_out)]
+    return [number for tile in tiles for number in Rules.of(tile)]
 
 
 class TokenTable:
@@ -146,7 +146,7 @@ class Tiles(Source):
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         self.key_mask, *lists = fixed
         count = len(numbers) // 4
-        rules = [Rules(low, high, (a, b)) for low, high, a, b in zip(*(iter(numbers),) * 4, strict=True)]
+        rules = [Rules(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
         lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], rules
         self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
         self.tables: dict[str, TokenTable] = {}
@@ -243,8 +243,8 @@ def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
     distance = queries[..., :, None] - keys[..., None, :]
     seen = (distance >= rules.low) & (keys >= 0)[..., None, :]
     seen &= distance <= rules.high
-    if rules.left_out[0] <= rules.left_out[1]:
-        seen &= (distance < rules.left_out[0]) | (distance > rules.left_out[1])
+    if rules.hidden_low <= rules.hidden_high:
+        seen &= (distance < rules.hidden_low) | (distance > rules.hidden_high)
     return seen
 
 

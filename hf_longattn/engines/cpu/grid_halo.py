@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.axis_tiles import AxisClass, AxisTiles, AxisWindows, TileGroup, axis_tiles, split_windows, tile_seen, tile_sides
+from ..common.axis_tiles import AxisClass, AxisTiles, AxisWindows, TileGroup, axis_tiles, joined, outer, tile_seen, tile_sides
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DispatchContext
 from ..common.grid import Grid
-from ..common.score_terms import NO_GRID_BIAS, GridBias, tile_distances
+from ..common.score_terms import NO_GRID_BIAS, GridBias
 from .flash import additive_mask, padding_of
 from .flash import why_not as why_no_kernel
 from .softmax import DisjointRuns, Part, Runs, Scope, Scratch, Source, source
@@ -43,7 +43,9 @@ _AxisTile = tuple[AxisClass, TileGroup]
 
 def _leading(tiles: Sequence[AxisTiles]) -> Iterator[tuple[_AxisTile, ...]]:
     """The tiles of every axis but the last."""
-    by_axis = [[(part, tile) for part in axis for group in part.groups for tile in group.single_tiles()] for axis in tiles[:-1]]
+    by_axis = [
+        [(part, group.part(number, 1)) for part in axis for group in part.groups for number in range(group.tiles)] for axis in tiles[:-1]
+    ]
     return itertools.product(*by_axis)
 
 
@@ -116,11 +118,9 @@ class _Strip(Scope):
 
     def entries(self, group: TileGroup, bias: GridBias) -> Tensor:
         """The entries of the bias for the pairs of a tile, ``(T, keys)``."""
-        tiles = [group, *self.tiles]  # in token order of a run: the last axis first
-        sizes, key_sizes = [tile.size for tile in tiles], [tile.key_size for tile in tiles]
-        distances = tile_distances(sizes, key_sizes, [tile.ahead for tile in tiles], [self.last.step, *self.steps])
-        entries = bias.entries([*distances[1:], distances[0]])
-        return entries.expand([*sizes, *key_sizes]).reshape(math.prod(sizes), math.prod(key_sizes))
+        steps = [self.last.step, *self.steps]
+        last, *leading = outer([tile.distances(step)[None] for tile, step in zip([group, *self.tiles], steps, strict=True)])
+        return joined(bias.entries([*leading, last]), len(steps))[0]
 
 
 @source
@@ -141,11 +141,14 @@ class Halo(Source):
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         (self.key_mask,) = fixed
         rank, prefix, self.shared, *rest = numbers
-        numbers_left = iter(rest)
-        sizes, steps, bias_sizes, bias_steps = (tuple(itertools.islice(numbers_left, rank)) for _ in range(4))
-        low, high = (list(itertools.islice(numbers_left, sum(sizes))) for _ in range(2))
+        unread = iter(rest)
+        axes = []
+        for _ in range(rank):
+            size, step, bias_size, bias_step = itertools.islice(unread, 4)
+            low, high = (tuple(itertools.islice(unread, size)) for _ in range(2))
+            axes.append((size, AxisWindows(low, high, step), bias_size, bias_step))
+        sizes, windows, bias_sizes, bias_steps = zip(*axes, strict=True)
         self.grid = Grid(sizes, prefix)
-        windows = split_windows(self.grid, low, high, steps)
         self.tiles = tuple(axis_tiles(axis, side) for axis, side in zip(windows, tile_sides(windows), strict=True))
         self.bias = GridBias(learned[0].detach().to(self.dtype), bias_sizes, bias_steps, self.grid) if learned else None
         self.may_see_nothing = self.key_mask is not None  # type: ignore[misc]
@@ -224,8 +227,9 @@ def halo_numbers(grid: Grid, windows: Sequence[AxisWindows], shared: int, bias: 
     Args:
         shared: how many of the last prefix tokens every cell sees.
     """
-    bias_shape = [0] * 2 * grid.rank
-    if bias is not None:
-        bias_shape = [*bias.sizes, *(bias.dilation if len(bias.dilation) == grid.rank else bias.dilation * grid.rank)]
-    ends = [place for side in ("low", "high") for axis in windows for place in getattr(axis, side)]
-    return [grid.rank, grid.prefix, shared, *grid.sizes, *(axis.step for axis in windows), *bias_shape, *ends]
+    sizes, steps = ((0,), (0,)) if bias is None else (bias.sizes, bias.dilation)
+    bias_sizes, bias_steps = grid.per_axis(sizes, "bias"), grid.per_axis(steps, "bias")
+    numbers = [grid.rank, grid.prefix, shared]
+    for axis, bias_size, bias_step in zip(windows, bias_sizes, bias_steps, strict=True):
+        numbers += [len(axis.low), axis.step, bias_size, bias_step, *axis.low, *axis.high]
+    return numbers

@@ -101,17 +101,13 @@ class Kernel:
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         try:
-            with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # this pass does not belong to a checkpoint
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):  # this pass does not belong to a checkpoint
                 out = self.run(*leaves, **settings)
                 out = out if isinstance(out, Tensor) else out[0]
                 torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
         except torch.OutOfMemoryError:  # the forward pass alone may still fit, if nobody asks for gradients
             return
         self.has_backward = True
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 _kernels: OrderedDict[Hashable, Kernel] = OrderedDict()
@@ -188,7 +184,12 @@ def refusal(error: BaseException) -> str | None:
     clear = next((cause for cause in causes if isinstance(cause, NotImplementedError) or UNSUPPORTED_MESSAGE.search(str(cause))), None)
     if clear is None and isinstance(error, compile_errors()):
         clear = error
-    return None if clear is None else (str(clear).strip().splitlines() or [type(clear).__name__])[0][:300]
+    return None if clear is None else first_line(clear)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's name if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @functools.cache

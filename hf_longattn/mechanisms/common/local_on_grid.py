@@ -1,4 +1,4 @@
-"""Overlapping windows on a grid: a cell sees the product of one range of coordinates per axis."""
+"""Overlapping windows on a grid: a cell sees one range of coordinates per axis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.dispatch import choose
-from ...engines.grid_halo import halo_attention, halo_tiles
+from ...engines.grid_halo import halo_attention, halo_tile
 from .on_grid import GridMechanism, Places
 
 
@@ -26,7 +26,7 @@ class LocalGridMechanism(GridMechanism):
 
     @abstractmethod
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
-        """The definition: the first and last coordinate that ``place`` sees along ``axis``. ``place`` is an integer or a tensor."""
+        """The definition: the first and last coordinate seen from ``place`` along ``axis``. ``place`` is an integer or a tensor."""
 
     def steps(self, grid: Grid) -> tuple[int, ...]:
         """Distance between neighbouring visible coordinates along each axis, in cells."""
@@ -38,7 +38,7 @@ class LocalGridMechanism(GridMechanism):
         return grid
 
     def axis_windows(self, grid: Grid) -> tuple[AxisWindows, ...]:
-        """The ranges of all coordinates of every axis; cached."""
+        """For every axis, the range seen from each coordinate; cached."""
 
         def make() -> tuple[AxisWindows, ...]:
             windows = []
@@ -66,7 +66,7 @@ class LocalGridMechanism(GridMechanism):
         return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        return halo_tiles(grid, self.axis_windows(grid), device)
+        return (halo_tile(grid, self.axis_windows(grid), device),)
 
     def covers_cells(self, grid: Grid) -> bool:
         return all(axis.sees_all for axis in self.axis_windows(grid))
@@ -76,10 +76,10 @@ class LocalGridMechanism(GridMechanism):
 
 
 def at_least(place: Any, bound: Any) -> Any:
-    """The larger of two integers, or of a tensor and an integer or tensor."""
+    """``max(place, bound)``, also for tensors."""
     return place.clamp(min=bound) if isinstance(place, Tensor) else max(place, bound)
 
 
 def at_most(place: Any, bound: Any) -> Any:
-    """The smaller of two integers, or of a tensor and an integer or tensor."""
+    """``min(place, bound)``, also for tensors."""
     return place.clamp(max=bound) if isinstance(place, Tensor) else min(place, bound)

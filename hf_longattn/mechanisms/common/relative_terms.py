@@ -27,7 +27,7 @@ def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
     """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
 
-    A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
+    A hook adds it before ``forward``. Code that attends without ``forward``, such as a decode cache, must add it itself.
     """
     if mechanism.relative is None:
         return None
