@@ -14,7 +14,7 @@ from ..engines.common.batch import in_graph
 from ..errors import MaskError
 from .attach.token_globals import check_globals
 from .family.audio_rule import AudioRule
-from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords_of
+from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords
 
 GLOBAL_MASK = "global_attention_mask"
 
@@ -22,8 +22,8 @@ GLOBAL_MASK = "global_attention_mask"
 class LongAudioMixin(LongAttentionMixin):
     """Comes before the base's model class and makes it a Long class of sound."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
         """``base_forward`` with its arguments by name, and ``global_attention_mask (B, frames)``."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
@@ -40,13 +40,13 @@ class LongAudioMixin(LongAttentionMixin):
                 arguments[GLOBAL_MASK] = global_attention_mask
             return self.call_base(base_forward, arguments)
 
-        return with_keywords_of(forward, base_forward)
+        return with_keywords(forward, base_forward, {GLOBAL_MASK: "Tensor | None"})
 
 
 class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
     """Comes before the base model: checks its input, and asks its attention modules for weights."""
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: AudioRule = self.family.audio  # type: ignore[assignment]
         rule.check(self.config, arguments, values=not in_graph())
         if (sound := arguments.get(rule.input)) is not None:

@@ -35,8 +35,8 @@ CHECKPOINTING = "_gradient_checkpointing_func"
 class LongGridMixin(LongAttentionMixin):
     """Comes before the base's model class and makes it a Long class of pictures."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
         """``base_forward`` with its arguments by name."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
@@ -47,13 +47,13 @@ class LongGridMixin(LongAttentionMixin):
 
         return forward
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: Any = self.family.grid
         head, pixels = type(self).__bases__[-1].__name__, arguments.get(rule.input)
         rule.check_head(head, self.config, arguments)
         if head in rule.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
-        return super()._run(base_forward, arguments)
+        return super().call_base(base_forward, arguments)
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Switch checkpointing on as the base does; layers that are computed again know the grid of their input."""
@@ -82,7 +82,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                     kind: Any = type(module)
                     module.__class__ = _tiled(kind)
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         grid = grid_of_input(self, arguments)
         rule: Any = self.family.grid
         pixels = arguments.get(rule.input)

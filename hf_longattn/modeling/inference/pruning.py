@@ -133,14 +133,12 @@ def _integer(module: Any, names: Sequence[str]) -> int | None:
 
 
 def cut_as_configured(model: Any) -> None:
-    """Give the layers of a new model as many heads as ``config.kept_heads`` says.
+    """Give the layers of a new model as many heads as its ``config.kept_heads`` says.
 
     Raises:
         OptionError: it is no mapping of layers to numbers of heads that they have.
     """
-    counts = getattr(model.config, KEPT_HEADS, None)
-    if counts is None:
-        return
+    counts = getattr(model.config, KEPT_HEADS)
     if not isinstance(counts, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()):
         raise OptionError(f"{KEPT_HEADS} is {counts!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}

@@ -2,10 +2,10 @@
 
 A call of a Long model, step by step:
 
-1. ``forward`` of any Long class takes our arguments out of the call (``with_long_arguments`` in :mod:`hf_longattn.modeling.mixin`).
+1. A head (``with_memory`` in :mod:`hf_longattn.modeling.mixin`) hands our arguments on to its base model, and completes the loss.
 2. With ``memory=``, the outermost model runs in the mode :mod:`.memory`: the memory becomes a cache or memory tokens of the next steps.
-3. A head runs its base model, ``LongBaseModelMixin``, whose call may be sharded (:mod:`.sharding`: each process has a part of every row)
-   or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
+3. The base model, ``LongBaseModelMixin``, takes our arguments (``with_long_arguments``). Its call may be sharded (:mod:`.sharding`: each
+   process has a part of every row) or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
 4. Otherwise ``run_whole`` checks lengths, and finds documents (:mod:`.documents`) and tokens that are global by their ids.
 5. A model with memory tokens runs over one segment after another (:mod:`.segments`), with a cache where ``generate`` asks for one
    (:mod:`.segment_decoding`); every other model runs once.
