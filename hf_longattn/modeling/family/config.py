@@ -241,8 +241,11 @@ class LongConfig(_Base):
         A ``long_attention`` among the keyword arguments replaces the dictionary's before it is checked."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
         result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
-        if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the file is the base's
-            (result[0] if isinstance(result, tuple) else result)._scale_rotary(values.get("extended_from", {}))
+        if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
+            config, before = result[0] if isinstance(result, tuple) else result, values.get("extended_from", {})
+            config._scale_rotary(before)
+            if before.get("rope_parameters", ()) == getattr(config, "rope_parameters", None):
+                config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}
         return result
 
     def _scale_rotary(self, before: Mapping[str, Any]) -> None:

@@ -287,16 +287,17 @@ class Family:
         return getattr(importlib.import_module(self.base_package), name) if self.base_classes is None else self.base_classes()[name]
 
     def long_class_of(self, base: type) -> type[Any] | None:
-        """The Long class made from ``base``; ``None`` if ``base`` is not a model class of this family."""
+        """The Long class made from ``base``, or ``None`` if that is not a model class of this family's base."""
+        if base.__name__ not in self.heads and base.__name__ not in self.parts:
+            return None
         built = self.base_classes is not None and self.base_classes().get(base.__name__) is base
-        known = (built or base.__module__.startswith(f"{self.base_package}.")) and base.__name__ in {**self.heads, **self.parts}
-        return self.model_class(base.__name__) if known else None
+        return self.model_class(base.__name__) if built or base.__module__.startswith(f"{self.base_package}.") else None
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
     """The base model types with a family: a file of :mod:`hf_longattn.families` of that name, or facts that were derived."""
     modules = {*module_names("families"), *derived_facts()}
-    return sorted(model_type for model_type in model_types if module_name(model_type) in modules)
+    return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)  # `module_name`, for long tables
 
 
 @cache
