@@ -20,8 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import StaticLayer
 
 from .attend import run_batch
+from .documents import batch_of_mask, documents_from, documents_in_mask
 from .engines.common.accelerator import accelerated
-from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
+from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
@@ -483,10 +484,12 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     Raises:
         MaskError: the numbers or offsets do not fit the tokens.
     """
-    if (documents := kwargs.get("documents")) is None:
-        documents = kwargs.get("seq_idx")
-    offsets = kwargs.get("cu_seq_lens_q") if documents is None else None
-    return documents_from(documents if isinstance(documents, Tensor) else None, offsets if isinstance(offsets, Tensor) else None, shape)
+    documents = kwargs.get("documents")
+    documents = kwargs.get("seq_idx") if documents is None else documents
+    if documents is not None:
+        return documents_from(documents, None, shape) if isinstance(documents, Tensor) else None
+    offsets = kwargs.get("cu_seq_lens_q")
+    return documents_from(None, offsets, shape) if isinstance(offsets, Tensor) else None
 
 
 def _with_documents(
@@ -561,7 +564,7 @@ def _score_mod(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
-    inner = None if change is None else as_term(change).written_out  # built once, not where an engine recomputes
+    inner = None if change is None else as_term(change).written_out  # built once, because engines may call it repeatedly
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

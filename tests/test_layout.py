@@ -22,7 +22,7 @@ LAYERS = (
     ("sentence_files",),
     ("choice_text", "loading", "local_names", "processor_files", "recipes", "staging", "tasks"),
     ("engines",),
-    ("positions",),
+    ("documents", "positions"),
     ("sharding",),
     ("options",),
     ("catalogue",),

@@ -65,8 +65,8 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
         rows: queries per row of a tile.
     Returns:
-        At most K tiles, since a tile lists a query at most once. Tile j pairs each query with its j-th block in ascending order.
-        So a tile covers few different blocks, and few of its rows are partly empty.
+        At most K tiles, since a tile lists a query at most once. Tile j has each query's j-th block in ascending order. So a tile covers
+        few different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)

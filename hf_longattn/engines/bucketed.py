@@ -62,7 +62,7 @@ class Rounds(ABC):
     """The visible keys of every query per round, and the gathered engine's tiles for them."""
 
     limits_rows: ClassVar[bool] = False
-    """Whether a row's run holds keys that not all of its queries see."""
+    """Whether some queries of a row see only a part of the row's run."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -85,7 +85,7 @@ class Rounds(ABC):
             self.real = torch.full((1, 1, 1, 1), self.length, **number)
         else:
             self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
-        # If queries and keys have the same order, a row is `size` consecutive places. Otherwise a row also ends where a new run begins.
+        # If queries and keys have the same order, a row is `size` consecutive places. Otherwise it ends earlier where a new run begins.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
         self.place()
@@ -96,7 +96,7 @@ class Rounds(ABC):
         return self.keys.places
 
     def by_token(self, x: Tensor) -> Tensor:
-        """``x (B, H, R, N)``, given in the order of the sorted queries, by position."""
+        """``x (B, H, R, N)`` by position, from values in the order of the sorted queries."""
         return torch.empty_like(x).scatter_(-1, self.queries.order, x)
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Rounds(ABC):
     @property
     @abstractmethod
     def groups(self) -> Tensor:
-        """A number for every sorted query, ``(B, H, R, N)``, never descending. All queries of a row have the same number."""
+        """A number for every sorted query, ``(B, H, R, N)``, never descending. Queries of a row have equal numbers."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
@@ -118,8 +118,8 @@ class Rounds(ABC):
 
     @abstractmethod
     def sees_none(self) -> Tensor | None:
-        """Whether a query sees no key in a round, ``(B, H, R, N)`` bool by position. ``None`` if all queries see a key; arbitrary at
-        positions without a query."""
+        """Whether a query sees no key in a round, ``(B, H, R, N)`` bool by position, arbitrary where there is no query. ``None`` if all
+        queries see a key."""
 
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
         """One tile per round, with the rule ``outside``. Pairs of earlier rounds are left out, unless ``count_duplicates``."""

@@ -7,6 +7,7 @@ linear: the number of cells times the keys of a tile.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common.axis_tiles import AxisWindows, tile_seen
+from .common.axis_tiles import AxisWindows, TileGroup, axis_tiles, tile_seen
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, DispatchContext, GatherTile
 from .common.dense import fused_attention, same_dtype
@@ -61,7 +62,7 @@ class _HaloTiles(NamedTuple):
     queries: Tensor
     """``(tiles, T)``, -1 for an empty slot."""
     keys: Tensor
-    """``(tiles, keys)``. A tile at a border repeats some position, which no query sees there."""
+    """``(tiles, keys)``. Slots that no query of a tile sees hold any position."""
     seen: Tensor
     """``(tiles, T, keys)`` bool. Empty slots see every key, since an empty softmax is NaN."""
     slots: Tensor
@@ -69,11 +70,10 @@ class _HaloTiles(NamedTuple):
 
 
 def _halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> _HaloTiles:
-    """The tiles; cached. Their sides are about the same on all axes."""
+    """The tiles; cached."""
 
     def make() -> _HaloTiles:
-        side = round(GATHERED_QUERIES ** (1 / grid.rank))
-        axes = [_axis_tiles(axis, min(len(axis.low), side), device) for axis in windows]
+        axes = [_equal_tiles(_groups(axis, device, grid.rank), len(axis.low)) for axis in windows]
         cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
         with_end = F.pad(cells, (0, 1) * grid.rank, value=-1)
         queries, keys = _cut(with_end, [of_queries for of_queries, _, _ in axes]), _cut(cells, [of_keys for _, of_keys, _ in axes])
@@ -84,33 +84,32 @@ def _halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devi
     return BYTE_CACHE.get(("halo tiles", grid, windows, device), make)
 
 
-def _axis_tiles(windows: AxisWindows, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The tiles along an axis: coordinates of queries and of keys, and which keys a query sees.
+def _groups(windows: AxisWindows, device: torch.device, rank: int) -> list[tuple[Tensor, Tensor, TileGroup]]:
+    """The groups of tiles along one of ``rank`` axes: coordinates of queries ``(tiles, size)`` and of keys ``(tiles, key_size)``."""
+    side, groups = min(len(windows.low), round(GATHERED_QUERIES ** (1 / rank))), []
+    for group in axis_tiles(windows, side):
+        first = torch.arange(group.tiles, device=device)[:, None] * group.size
+        queries = group.residue + group.step * (group.first + first + torch.arange(group.size, device=device))
+        keys = group.residue + group.step * (group.key_first + first + torch.arange(group.key_size, device=device))
+        groups.append((queries, keys, group))
+    return groups
+
+
+def _equal_tiles(groups: Sequence[tuple[Tensor, Tensor, TileGroup]], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All tiles along an axis of ``length`` cells: coordinates of queries and of keys, and which keys a query sees.
 
     Returns:
-        ``(tiles, side)``, where slots past the end hold the length of the axis; ``(tiles, width)``, where the last coordinate is repeated
-        past the end; and ``(tiles, side, width)`` bool, True in slots without a query.
+        ``(tiles, side)``, where slots past the end hold the length; ``(tiles, width)``, padded with 0; and ``(tiles, side, width)`` bool,
+        True in slots without a query.
     """
-    length, step = len(windows.low), windows.step
-    width = max(
-        (max(windows.high[first : first + side * step : step]) - min(windows.low[first : first + side * step : step])) // step + 1
-        for residue in range(min(step, length))
-        for first in range(residue, length, side * step)
-    )
-    ends = torch.tensor(windows.low, device=device), torch.tensor(windows.high, device=device)
+    side, width = max(group.size for _, _, group in groups), max(group.key_size for _, _, group in groups)
     parts = []
-    for residue in range(min(step, length)):
-        places = torch.arange(residue, length, step, device=device)
-        tiles = -(-len(places) // side)
-        slots = torch.arange(tiles * side, device=device).view(tiles, side)
-        filled = slots < len(places)
-        queries = places[slots.clamp(max=len(places) - 1)]
-        low, high = (end[queries] for end in ends)
-        start = torch.where(filled, low, length).amin(1, keepdim=True)
-        keys = start + torch.arange(width, device=device) * step
-        seen = (keys[:, None] >= low[..., None]) & (keys[:, None] <= high[..., None]) | ~filled[..., None]
-        parts.append((torch.where(filled, queries, length), keys.clamp(max=residue + (len(places) - 1) * step), seen))
-    queries, keys, seen = (torch.cat(of_residues) for of_residues in zip(*parts, strict=True))
+    for queries, keys, group in groups:
+        missing, missing_keys = side - group.size, width - group.key_size
+        seen = F.pad(F.pad(group.seen_by_queries(), (0, missing_keys), value=False), (0, 0, 0, missing), value=True)
+        of_tiles = seen.to(keys.device).expand(group.tiles, -1, -1)
+        parts.append((F.pad(queries, (0, missing), value=length), F.pad(keys, (0, missing_keys)), of_tiles))
+    queries, keys, seen = (torch.cat(of_groups) for of_groups in zip(*parts, strict=True))
     return queries, keys, seen
 
 
@@ -152,7 +151,14 @@ def _gathered(q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWi
     return out.unflatten(0, (batch, tiles)).transpose(1, 2).flatten(2, 3).index_select(2, slots)
 
 
-def halo_tile(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> GatherTile:
-    """The query-key pairs of the windows, as one tile of positions."""
-    queries, keys, seen, _ = _halo_tiles(grid, windows, device)
-    return GatherTile(queries[None, None], keys[None, None], bias=seen[None, None])
+def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:
+    """The query-key pairs of the windows, as tiles of positions. A tile has the tiles that are in the same group on every axis."""
+    cells, tiles = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes), []
+    for groups in itertools.product(*(_groups(axis, device, grid.rank) for axis in windows)):
+        indices = [of_queries for of_queries, _, _ in groups], [of_keys for _, of_keys, _ in groups]
+        queries, keys = (_cut(cells, index)[None, None] for index in indices)
+        bias = None
+        if any(group.seen for _, _, group in groups):
+            bias = tile_seen([group.seen_by_queries()[None] for _, _, group in groups])[None, None].to(device)
+        tiles.append(GatherTile(queries, keys, bias=bias))
+    return tuple(tiles)

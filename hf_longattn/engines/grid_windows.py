@@ -1,8 +1,8 @@
 """The windows engine: softmax attention inside non-overlapping windows of a grid. It runs on every device, compiled and exported.
 
-Each axis is cut into windows, with partial ones at the borders. Windows of equal size are one fused call without a mask, over
-``(B · windows, H, tokens, D)``: at most 3 calls along an axis (first partial, whole, last partial), so 9 on a picture. On a CPU, calls
-without gradients are split further (:data:`CALL_BYTES`). A key mask is cut like the keys.
+Each axis is cut into windows, with partial windows at the borders. Windows of equal size are one fused call without a mask, over
+``(B · windows, H, tokens, D)``. An axis has at most three sizes (first partial, whole, last partial), so a picture takes at most 9 calls.
+On a CPU, calls without gradients are split further (:data:`CALL_BYTES`). A key mask is cut like the keys.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ class NSA(SummarisedMechanism):
         missing = filled.shape[1] * strides_per_block - shared.shape[-1]
         shared = F.pad(shared, (overlap - 1, missing)) if missing >= 0 else F.pad(shared, (overlap - 1, 0))
         count = filled.shape[1] * strides_per_block
-        # One addition after the other, so that blocks of equal weights have equal scores, to the last bit.
+        # Weights are added in a fixed order, so that blocks with equal weights have bitwise equal scores.
         of_steps = torch.zeros_like(shared[..., :count])
         for at in range(overlap):
             of_steps = of_steps + shared[..., at : at + count]

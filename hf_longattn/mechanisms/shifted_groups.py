@@ -191,7 +191,7 @@ class ShiftedGroups(MaskedMechanism):
             yield GatherTile(last, first)
 
     def locality(self, causal: bool) -> Locality | None:
-        """Without ``keep_groups``, a model has full attention in eval mode."""
+        """The distances within groups. ``in_eval`` is full attention unless ``keep_groups`` is set."""
         wraps, keeps = self.options.wrap, self.options.keep_groups
         if not self.grouped or (wraps and keeps):
             return None

@@ -36,7 +36,7 @@ from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.relative_terms import relative_term, with_dense_terms
+from .common.relative_terms import relative_term, with_dense_terms, with_relative
 from .common.scores import pad_queries, scaled_scores, softmax_over
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
@@ -73,6 +73,7 @@ class TransformerXL(GatheredMechanism):
     cost = "N·(S+M)"
     options_type = TransformerXLOptions
     traits = GatheredMechanism.traits.but(remembers=True)
+    handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms may read keys (u·k): one each for segment and memory
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
 
     @classmethod
@@ -121,7 +122,7 @@ class TransformerXL(GatheredMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v for earlier ones."""
         if not self._stops(k, v):
-            return super().forward(q, k, v, call)
+            return super().forward(q, k, v, with_relative(self, q, k, call))
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
         remembered = _remembered(k, v, call.detached_kv)
@@ -141,10 +142,6 @@ class TransformerXL(GatheredMechanism):
     def _stops(self, k: Tensor, v: Tensor) -> bool:
         """Whether this pass has a memory into which gradients must not flow."""
         return self.options.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
-
-    def _with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        """Leave relative positions to :meth:`forward` if gradients stop. Terms that read keys differ between segment and memory."""
-        return call if self._stops(k, v) else super()._with_relative(q, k, v, call)
 
     def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
         """Score terms, relative positions included. One for all keys, or one for the segment's keys and one for the memory's."""

@@ -66,12 +66,16 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 def softmax_part(scores: Tensor, seen: Tensor, values: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
     """Attention to some of the keys: output ``(…, n, D)`` and log-sum-exp ``(…, n)``, for :func:`~.dense.merged`.
 
-    The log-sum-exp is -inf where a query sees none of the keys, and then the output means nothing.
+    Where a query sees none of the keys, the output is 0 and the log-sum-exp -inf.
     """
-    lowest = torch.finfo(scores.dtype).min
-    scores = scores.masked_fill(~seen, lowest)
-    lse = scores.logsumexp(-1)
-    return F.dropout(scores.softmax(-1), dropout).to(values.dtype) @ values, lse.masked_fill(lse == lowest, float("-inf"))
+    scores = scores.masked_fill(~seen, float("-inf"))
+    highest = scores.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    weights = (scores - highest).exp()
+    total = weights.sum(-1, keepdim=True)
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    out = F.dropout(weights / total, dropout).to(values.dtype) @ values
+    return out, (highest + total.log()).masked_fill(empty, float("-inf"))[..., 0]
 
 
 def global_columns(
@@ -79,8 +83,8 @@ def global_columns(
 ) -> tuple[Tensor, Tensor]:
     """Attention of all queries to the global keys outside the band.
 
-    Returns output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``: -inf where a query sees no such key, and then the output is undefined.
-    Plain operations in at least fp32, for some of the queries at a time. The backward pass computes the scores again.
+    Returns output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` as :func:`softmax_part` does. Uses plain operations in at least fp32,
+    for some of the queries at a time. The backward pass computes the scores again.
 
     index, real: positions ``(B, g)`` of the global tokens, and which entries are not filler.
     """
@@ -96,7 +100,7 @@ def global_columns(
         scores = products(queries, keys) * call.scale_for(q.shape[-1])
         if call.score_mod is not None:
             b, h, _, _ = index_grid(batch, heads, 1, 1, q.device)
-            scores = call.score_mod(scores, b, h, i, j).clamp(min=torch.finfo(scores.dtype).min)
+            scores = call.score_mod(scores, b, h, i, j)
         return softmax_part(scores, ~near & real[:, None, None], values, call.dropout)
 
     step, outs = max(1, MAX_COLUMN_PAIRS // (batch * heads * index.shape[1])), []

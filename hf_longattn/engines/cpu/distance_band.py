@@ -244,7 +244,7 @@ class Distances(BandSource):
         self.tables = _Tables(table.expand(heads, -1, -1), by_head, buckets, ahead)
         self.rows, self.key_rows, self.index = self.tables.in_band(left, right)
 
-    def runs_alone(self, item: Item) -> bool:
+    def splits_batch(self, item: Item) -> bool:
         return item.q_len > min(self.chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK)
 
     def parts(self, item: Item) -> Iterator[Part]:
@@ -259,7 +259,7 @@ class Distances(BandSource):
         p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
         for part in () if item.tokens is None else item.far_parts(item.tokens, rows_first=self.is_backward):
             for some in _few_queries(part):
-                terms = _FarTerms(self.tables.rows(item.distances(some)), some.alone)
+                terms = _FarTerms(self.tables.rows(item.distances(some)), some.overrides)
                 added = terms.over(some.queries.of(p), None if e is None else some.keys.of(e), self.tables)
                 added = item.with_hole(added if some.mask is None else added + some.mask, some.keys)
                 yield some._replace(mask=added, of_scores=self._of_scores(item, some, terms, p, e) if self.is_backward else None)

@@ -1,9 +1,9 @@
 """The path ``cpu-halo``: overlapping windows on a grid, by PyTorch's fused CPU kernel.
 
-The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles (on a video, along the
-last axis) is a strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of
-neighbouring tiles overlap, so they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have
-the same mask. Each key is copied (1 + halo / side) times per axis other than the last, instead of once for every tile that sees it.
+The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles along the last axis is a
+strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of neighbouring tiles
+overlap: they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have the same mask. Along
+each axis but the last, a key is copied (1 + halo / side) times, not once for every tile that sees it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.axis_tiles import AxisClass, AxisTiles, AxisWindows, TileGroup, axis_tiles, joined, outer, tile_seen, tile_sides
+from ..common.axis_tiles import AxisWindows, TileGroup, axis_tiles, joined, outer, tile_seen, tile_sides
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DispatchContext
 from ..common.grid import Grid
@@ -37,29 +38,21 @@ def why_not(context: DispatchContext) -> str | None:
     return why_no_kernel(context) or (None if "halo" in context.call.term.engines else NO_GRID_BIAS)
 
 
-_AxisTile = tuple[AxisClass, TileGroup]
-"""A tile of one axis, and its class of coordinates."""
-
-
-def _leading(tiles: Sequence[AxisTiles]) -> Iterator[tuple[_AxisTile, ...]]:
-    """The tiles of every axis but the last."""
-    by_axis = [
-        [(part, group.part(number, 1)) for part in axis for group in part.groups for number in range(group.tiles)] for axis in tiles[:-1]
-    ]
-    return itertools.product(*by_axis)
+def _leading(tiles: Sequence[Sequence[TileGroup]]) -> Iterator[tuple[TileGroup, ...]]:
+    """The single tiles of every axis but the last."""
+    return itertools.product(*([group.part(number, 1) for group in axis for number in range(group.tiles)] for axis in tiles[:-1]))
 
 
 class _Strip(Scope):
-    """One strip of one batch item: a tile of the leading axes, with a residue class of the last."""
+    """One strip of one batch item: a tile of the leading axes, with the tiles of one residue on the last."""
 
-    def __init__(self, source: Halo, item: int, leading: Sequence[_AxisTile], last: AxisClass) -> None:
-        self.source, self.item, self.last = source, item, last
-        self.steps, self.tiles = [part.step for part, _ in leading], [tile for _, tile in leading]
-        columns = slice(last.residue, None, last.step)
-        self.queries = slice(None), *[part.places(tile.first, tile.size) for part, tile in leading], columns
-        self.keys = slice(None), *[part.places(tile.key_first, tile.key_size) for part, tile in leading], columns
-        self.depth = math.prod([tile.size for tile in self.tiles])
-        self.key_depth = math.prod([tile.key_size for tile in self.tiles])
+    def __init__(self, source: Halo, item: int, leading: Sequence[TileGroup], last: Sequence[TileGroup]) -> None:
+        self.source, self.item, self.tiles, self.last = source, item, leading, last
+        columns = slice(last[0].residue, None, last[0].step)
+        self.queries = slice(None), *[tile.places(tile.first, tile.size) for tile in leading], columns
+        self.keys = slice(None), *[tile.places(tile.key_first, tile.key_size) for tile in leading], columns
+        self.depth = math.prod([tile.size for tile in leading])
+        self.key_depth = math.prod([tile.key_size for tile in leading])
         self.results: list[tuple[Tensor, Tensor]] = []
 
     def read(self, name: str, x: Tensor) -> Tensor:
@@ -97,7 +90,7 @@ class _Strip(Scope):
 
     def groups(self, heads: int, backward: bool) -> Iterator[TileGroup]:
         """The tiles along the last axis, as many at a time as fit a call."""
-        for group in self.last.groups:
+        for group in self.last:
             tokens = heads * (group.key_size * self.key_depth if backward else group.size * self.depth)
             most = max(1, (BACKWARD_KEYS if backward else FORWARD_QUERIES) // tokens)
             for start in range(0, group.tiles, most):
@@ -118,9 +111,8 @@ class _Strip(Scope):
 
     def entries(self, group: TileGroup, bias: GridBias) -> Tensor:
         """The entries of the bias for the pairs of a tile, ``(T, keys)``."""
-        steps = [self.last.step, *self.steps]
-        last, *leading = outer([tile.distances(step)[None] for tile, step in zip([group, *self.tiles], steps, strict=True)])
-        return joined(bias.entries([*leading, last]), len(steps))[0]
+        last, *leading = outer([tile.distances()[None] for tile in (group, *self.tiles)])
+        return joined(bias.entries([*leading, last]), 1 + len(leading))[0]
 
 
 @source
@@ -163,8 +155,8 @@ class Halo(Source):
             padding = padding_of(self.key_mask, item, self.dtype)
             self.padding = None if padding is None else padding[None, None]
             for tile in _leading(self.tiles):
-                for last in self.tiles[-1]:
-                    yield _Strip(self, item, tile, last)
+                for _, last in itertools.groupby(self.tiles[-1], operator.attrgetter("residue")):
+                    yield _Strip(self, item, tile, [*last])
         if self.shared:
             yield Scope([self._shared_part()])
 

@@ -1,8 +1,8 @@
 """Split a tile of query-key pairs into calls of the CPU's fused kernel.
 
-Rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. All other rows are gathered by
-index. Rows are computed a few at a time, so that gathered tokens stay in the cache and their memory is reused. The layout depends on the
-tile and on numbers such as lengths, not on q, k and v. It is cached for the lifetime of the tile's index tensors.
+Rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are gathered by index. A few
+rows are computed at a time, so that gathered tokens stay in the cache and their memory is reused. The layout depends on the tile and on
+numbers such as lengths, not on q, k and v. It is cached as long as the tile's index tensors exist.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TileSpec(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """Tokens ``start + i * stride`` for i < size. ``slot`` is the first token's index in the row's list, ``step`` leads to the next row."""
+    """Tokens ``start + i * stride`` for i < size, from index ``slot`` of the row's list on. The next row starts ``step`` later."""
 
     start: int
     stride: int

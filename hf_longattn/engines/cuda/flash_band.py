@@ -11,8 +11,8 @@ and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij
 so the operator's backward pass takes the merged o and l. Dropout does not change l, and o sums the weights that remain, so the same holds
 with dropout.
 
-To find out whether this machine has the kernel, the operator runs once for each kind of call on a few tokens. The results are compared with
-the definition.
+Once for each kind of call, the operator runs on a few tokens, and its results are compared with the definition. This shows whether the
+machine has the kernel.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """flex_attention by a fused kernel, or not at all.
 
-Without a kernel flex_attention computes all N×N scores in memory and raises nothing. This happens if torch.compile is turned off, and once
-PyTorch has compiled the maximum of eight variants of a function. So every kind of call has its own compiled function here, and none of
-them runs uncompiled. Where PyTorch cannot compile one, forward or backward, ``NoKernel`` is raised, and another path runs.
+Without a kernel, flex_attention computes all N×N scores in memory, and raises nothing. This happens if torch.compile is turned off, or if
+PyTorch has already compiled eight variants of a function, its maximum. So every kind of call has its own compiled function here, and no
+function runs uncompiled. If PyTorch cannot compile a function, forward or backward, ``NoKernel`` is raised and another path runs.
 """
 
 from __future__ import annotations

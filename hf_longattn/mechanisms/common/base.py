@@ -35,7 +35,7 @@ from .decoding import AttendStep
 from .exact import weights_by_length
 from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
-from .relative_terms import add_relative, with_dense_terms, with_relative
+from .relative_terms import add_relative, with_dense_terms
 from .short_texts import exact_length_of, full_of
 from .traits import Handling, Traits, aligns_sequences
 
@@ -180,9 +180,6 @@ class Mechanism(nn.Module, ABC):
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, with_dense_terms(self, q, k, call))
-
-    def _with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        return with_relative(self, q, k, call)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""

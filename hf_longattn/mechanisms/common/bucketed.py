@@ -11,6 +11,7 @@ float64 if the device has it, so that neither batch shape nor padding changes a 
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -221,28 +222,23 @@ def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, siz
 
     query_buckets, key_buckets: ``(B, H, R, N)``.
     """
-    places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
+    rounds = [*zip(query_buckets.split(1, 2), key_buckets.split(1, 2), strict=True)]
 
     def met(rows: Tensor) -> Tensor:
-        met_keys: Tensor | None = None
-        past = (places <= rows[:, None]) & real[:, None, None, :]
-        for query_bucket, key_bucket in zip(query_buckets[..., rows].unbind(2), key_buckets.unbind(2), strict=True):
-            same = (query_bucket[..., None] == key_bucket[..., None, :]) & past
-            recent = same & (same.flip(-1).cumsum(-1).flip(-1) <= size)
-            met_keys = recent if met_keys is None else met_keys | recent
-        assert met_keys is not None
-        return met_keys
+        of_rounds = (recent_in_bucket(queries[..., rows], keys, real, size, rows) for queries, keys in rounds)
+        return functools.reduce(torch.logical_or, of_rounds)[:, :, 0]
 
     return met
 
 
-def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:
+def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor | None = None) -> Tensor:
     """The last ``size`` keys of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
 
-    query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
+    query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets: ``(B, H, R, Nk)``; real:
+    ``(B, Nk)`` bool.
     """
-    q_len, kv_len = query_buckets.shape[-1], key_buckets.shape[-1]
-    _, _, q_idx, kv_idx = index_grid(1, 1, q_len, kv_len, key_buckets.device)
-    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & (kv_idx <= q_idx) & real[:, None, None, None, :]
+    places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
+    past = places <= (places[-query_buckets.shape[-1] :] if rows is None else rows)[:, None]
+    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & past & real[:, None, None, None, :]
     newer = same.flip(-1).cumsum(-1).flip(-1)
     return same & (newer <= size)

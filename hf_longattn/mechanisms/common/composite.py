@@ -84,7 +84,6 @@ class MechanismSpec:
         return write_choice(self.to_dict())
 
     def build(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None) -> Mechanism:
-        """The mechanism as a module."""
         return mechanism_class(self.mechanism)(num_heads, head_dim, hidden_size, max_length, self.options)
 
 
@@ -140,8 +139,10 @@ class Composite(Mechanism):
         """Set the members; called once by ``__init__``.
 
         Raises:
-            OptionError: some members are causal only and others bidirectional only; or a member counts padding; or the option
-                ``relative`` is set and a member has no scores.
+            OptionError: one of these is true:
+                - some members are causal only, others bidirectional only
+                - a member counts padding
+                - the option ``relative`` is set, and a member has no scores
         """
         self.members = nn.ModuleList(members)
         forms = {member.causal for member in self.mechanisms} - {"both"}

@@ -159,8 +159,8 @@ class LinearMechanism(Mechanism):
             phi_q: ``(B, H, N, F)``, from :meth:`queries`.
             phi_k: ``(B, heads, N, F)``, from :meth:`keys` and :meth:`without_padding`.
         Returns:
-            Both features, and whether they exceed the range of the dtype, ``()`` bool, so that each document must be computed alone.
-            ``None`` in place of the bool if they never do.
+            The features of queries and keys, and a ``()`` bool: True if they exceed the dtype's range, so that each document must be
+            computed separately. ``None`` in place of the bool if they never do.
         """
         return phi_q, phi_k, None
 

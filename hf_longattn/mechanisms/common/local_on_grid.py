@@ -15,7 +15,7 @@ from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.dispatch import choose
-from ...engines.grid_halo import halo_attention, halo_tile
+from ...engines.grid_halo import halo_attention, halo_tiles
 from .on_grid import GridMechanism, Places
 
 
@@ -66,7 +66,7 @@ class LocalGridMechanism(GridMechanism):
         return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        return (halo_tile(grid, self.axis_windows(grid), device),)
+        return halo_tiles(grid, self.axis_windows(grid), device)
 
     def covers_cells(self, grid: Grid) -> bool:
         return all(axis.sees_all for axis in self.axis_windows(grid))

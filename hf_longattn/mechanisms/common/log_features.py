@@ -172,7 +172,7 @@ def _in_graph(x: Tensor) -> bool:
 
 
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
-    """The state (empty for ``None``), with ``log`` at :data:`NO_KEYS` for features without keys so far."""
+    """``state``, or an empty one for ``None``. Its ``log`` is :data:`NO_KEYS` for features that have had no keys."""
     if state is None:
         state = empty_state(logs, values)
         return {**state, "log": state["z"] + NO_KEYS}

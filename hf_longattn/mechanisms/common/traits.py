@@ -116,7 +116,9 @@ class Handling(NamedTuple):
     is_plain_band: bool = False
     """Whether ``forward`` is only the band engine, without global tokens or relative positions. It separates packed documents on a GPU."""
     exports_definition: bool = False
-    """Whether ``torch.export`` writes the definition, in N×N memory, because the engine's layout depends on the length or the data."""
+    """Whether ``torch.export`` writes the definition, in N×N memory. For engines whose layout depends on the length or the data."""
+    adds_relative: bool = False
+    """Whether ``forward`` itself adds relative positions to the scores. Otherwise a hook adds them before it."""
 
 
 class FitsActivations:

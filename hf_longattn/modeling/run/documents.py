@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
-from ...engines.common.batch import for_one_pass, in_graph, positions_in
+from ...documents import positions_in
+from ...engines.common.batch import for_one_pass, in_graph
 from ...engines.common.derivatives import values_mapped
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
