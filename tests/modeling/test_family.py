@@ -33,6 +33,7 @@ assert {"LongBertModel", "LongParakeetForCTC", "LongMultimodalConfig"} <= {*dir(
 for typo in ("LongBrtForMaskedLM", "LongBertForMaskdLM", "LongNothing"):
     assert not hasattr(hf_longattn, typo)
 assert not imported(), imported()
+assert not {"torch", "transformers"} & {*sys.modules}
 assert hf_longattn.LongParakeetCTCConfig
 assert imported() == {"parakeet_ctc", "parakeet_encoder"}, imported()
 """
