@@ -363,11 +363,15 @@ def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ..
 
 
 def public_class_names() -> list[str]:
-    """The public names of all families, of which none is imported; neither is transformers, unless a file of a family is new."""
-    stored = _stored_exports()
-    if {*module_names("families")} <= {module_name(base) for base in stored}:
-        return [name for names in stored.values() for name in names]
+    """The public names of all families. This imports no family, and transformers only if a family's file is new."""
+    if _all_stored():
+        return [name for names in _stored_exports().values() for name in names]
     return [name for base in FAMILIES for name in declared_exports(base)]
+
+
+def _all_stored() -> bool:
+    """Whether the stored names are those of every family."""
+    return {*module_names("families")} <= {module_name(base) for base in _stored_exports()}
 
 
 @cache
@@ -466,13 +470,17 @@ def length_before_conversion(config: Any) -> int | None:
 
 
 def family_with(name: str) -> Family | None:
-    """The family with a public class ``name``. No other family is imported."""
+    """The family with a public class ``name``; no other is imported, and for an unknown name not even transformers."""
+    if _all_stored() and name not in public_class_names():
+        return None
     declaring = (FAMILIES[base] for base in FAMILIES if name in declared_exports(base))
     return next((family for family in declaring if name in family.exports), None)
 
 
 def why_no_class(name: str) -> str:
-    """A sentence that says why a base's head has no Long class ``name``, and what to load instead; empty for any other name."""
+    """Why a base has no Long class ``name`` of one of its heads, and what to load instead, a sentence; empty for any other name."""
+    if _all_stored() and not name.startswith(_incomplete_families()):
+        return ""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     for base in FAMILIES:
@@ -486,6 +494,13 @@ def why_no_class(name: str) -> str:
                 f"made from as {head}."
             )
     return ""
+
+
+def _incomplete_families() -> tuple[str, ...]:
+    """How the names of those families start that list the base's classes, as transformers has more: ``LongWhisper``."""
+    bases = {*declared()["families"], *(base for base, facts in declared()["derived"].items() if "classes" in facts)}
+    names = (name for base in bases for name in _stored_exports()[base])
+    return tuple(name.removesuffix("Config") for name in names if name.endswith("Config"))
 
 
 def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
