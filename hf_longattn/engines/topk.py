@@ -190,7 +190,13 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
     offset, places = kv_len - length, torch.arange(kv_len, device=q.device)
 
     def scored(queries: Tensor, keys: Tensor, positions: Tensor, seen: int) -> Tensor:
-        """Scores ``(B, H, n, m)`` of ``queries (B, H, n, D)`` at ``positions (B or 1, H or 1, n)``, which see the first ``seen`` keys."""
+        """Scores ``(B, H, n, m)``, -inf where hidden.
+
+        Args:
+            queries: ``(B, H, n, D)``.
+            positions: ``(B or 1, H or 1, n)``, their positions.
+            seen: number of first keys that no causal query hides.
+        """
         scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(batch, heads, queries.shape[2], -1)
         if queries.dtype == torch.float64:
             scores.mul_(scale)

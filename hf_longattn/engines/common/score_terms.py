@@ -46,7 +46,7 @@ PREFIX_PAIRS = 3
 class ScoreTerm(ABC):
     """A ``score_mod`` that can move with its tokens. Some engines add it without calling it for every pair.
 
-    The defaults suit any function of absolute positions.
+    The default methods suit any function of absolute positions.
     """
 
     engines: tuple[Path, ...] = ()
@@ -86,14 +86,14 @@ class ScoreTerm(ABC):
         return self.indexed(lambda b, position: (b + row, position + first))
 
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
-        """The term of the keys ``start … stop - 1`` of one row, and of the queries among them."""
+        """The term of one row's keys ``start … stop - 1`` and of the queries among them."""
         return self.shifted(start, row)
 
     def moved(self, move: Move, index: Index) -> ScoreMod:
         """The term after tokens moved. There are as many queries as keys.
 
         Args:
-            move: moves what the term holds for each token.
+            move: moves tensors that the term holds per token.
             index: finds where a token was. Padding may be at any token's position.
         """
         return self if self.by_distance_alone else self.indexed(index)

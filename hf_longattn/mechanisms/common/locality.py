@@ -34,7 +34,7 @@ def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
-def extent_of(mechanism: Any, causal: bool) -> Locality | None:
+def eval_locality(mechanism: Any, causal: bool) -> Locality | None:
     """The locality in eval mode, global tokens and sinks left aside; ``None`` if unbounded or dependent on content."""
     local = mechanism.locality(causal)
     return None if local is None or local.in_eval != "same" else local
@@ -54,7 +54,7 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
     :func:`~hf_longattn.positions.untrained_distances`."""
-    return untrained_distances(rule, trained, length, extent_of(mechanism, causal), reach_of(mechanism))
+    return untrained_distances(rule, trained, length, eval_locality(mechanism, causal), reach_of(mechanism))
 
 
 def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Locality | None:
