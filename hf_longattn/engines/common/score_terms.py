@@ -36,7 +36,7 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Move = Callable[[Tensor, int], Tensor]
 """``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
 Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``index(b, position) -> (b, position)``: maps row and position after a move of tokens to those before it."""
+"""``index(b, position) -> (b, position)``: where the token that is now at this row and position was before tokens moved."""
 NO_GRID_BIAS = "a score term other than a bias by distance on the grid is added to listed pairs"
 """Why an engine of the grid does not run, as a clause."""
 PREFIX_PAIRS = 3
@@ -132,7 +132,7 @@ class ScoreTerm(ABC):
         return self
 
     def on_larger(self, grid: Grid, queries: Tensor) -> ScoreMod | None:
-        """The term for a larger grid and its ``queries (B, H, N, D)``; ``None`` without values there."""
+        """The term for a larger grid and its ``queries (B, H, N, D)``. ``None`` if it has no values for the added cells."""
         return None
 
     def beyond_grid(self, places: Sequence[Tensor]) -> Tensor | None:

@@ -368,7 +368,7 @@ class BandSource(Source):
             lse.zero_()
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        """One item for the batch, or one per row without its outer padding. Rows of padding only give zeros."""
+        """One item for the batch, or one per row, from its first to its last real token. Rows without a real query are skipped."""
         self.is_backward = backward
         everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
         if self.key_mask is None and self.global_mask is None:

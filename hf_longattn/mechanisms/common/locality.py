@@ -42,7 +42,7 @@ def eval_locality(mechanism: Any, causal: bool) -> Locality | None:
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     """``(back, ahead)`` of a sliding window or of full attention; ``None`` for other mechanisms.
-    The mechanism must be exactly that in eval mode, at any length."""
+    In eval mode, the mechanism must see exactly these keys at every length."""
     if mechanism.relative is not None:
         return None
     local = mechanism.locality(causal)
