@@ -176,6 +176,12 @@ def longattn_attention_forward(
     if projected is not None:
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
+    if (narrower := key.shape[-1] - value.shape[-1]) > 0:  # latent attention (DeepSeek); zeros add nothing to an output
+        wide = nn.functional.pad(value, (0, narrower))
+        output, weights = longattn_attention_forward(
+            module, query, key, wide, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
+        )
+        return output[..., : value.shape[-1]], weights
     mechanism = _mechanism(module, kwargs)
     attention_mask = _padding_in(attention_mask, query.shape[2])
     key, value = with_streamed_keys(key, value)

@@ -116,6 +116,15 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture
+def families_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model types in ``tests.unsupported.HIDDEN`` have no family."""
+    from hf_longattn.modeling.family.definition import FAMILIES
+    from tests.unsupported import HIDDEN
+
+    monkeypatch.setattr(FAMILIES, "_names", [name for name in FAMILIES if name not in HIDDEN])
+
+
+@pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mechanisms registered by this test are forgotten after it."""
     from hf_longattn.mechanisms.common import registry

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..config_format import FIELD
 from ..configuration import LongAttentionConfig
+from ..declarations import declared
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
@@ -297,7 +298,7 @@ def read_generic(source: Source) -> GenericArchitecture:
 
 def generic_hint(source: Source) -> str:
     """What can be done with a source without a family, as a relative clause."""
-    base = _class_of(source)
+    base, why = _class_of(source), declared()["refused"].get(str(source.config.get("model_type")))
     if base is None:
         return f"which is not supported: transformers {transformers.__version__} has no class of this type"
     try:
@@ -307,6 +308,10 @@ def generic_hint(source: Source) -> str:
         return f"which has no Long classes, not even with --generic, since {reason}"
     if {"window_size", "depths"} <= source.config.keys():  # Swin: a mechanism would run inside each of its windows
         return "which has no Long classes, and needs none: it attends within windows, so larger pictures already cost little"
+    if why and "s_aux" in why:
+        return f"which has no Long classes, not even with --generic, since {why}"
+    if why:
+        return f"which has no Long classes, since {why}; --generic may add mechanisms to its plain class"
     return "which has no Long classes; --generic adds mechanisms to its plain class"
 
 

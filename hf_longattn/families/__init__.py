@@ -1,13 +1,20 @@
-"""Long<Base> families: the models of transformers with long attention, one short file per base architecture.
+"""Long<Base> families: the models of transformers with long attention, one module per base architecture.
 
-``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … Importing this package imports
-neither torch nor a model: the names below and every ``Long…`` class arrive on first use.
+``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … A family has a file only where it has
+code. The other modules are made from the facts in ``declarations.json`` (:mod:`hf_longattn.modeling.derived`). Importing this package
+imports neither torch nor a model: the names below and every ``Long…`` class arrive on first use.
 """
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import CodeType, ModuleType
 from typing import Any
 
+from ..declarations import FILE
 from ..lazy import public_names
 
 _public_name, __all__ = public_names(
@@ -38,7 +45,35 @@ def __getattr__(name: str) -> Any:
     return _public_name(name)
 
 
-def __dir__() -> list[str]:
-    from ..modeling.family.definition import FAMILIES, declared_exports
+class _DerivedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Imports the families without a file. Python asks it last, so a file takes precedence."""
 
-    return sorted([*__all__, *(name for base in FAMILIES for name in declared_exports(base))])
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+        package, _, module = name.rpartition(".")
+        if package != __name__:
+            return None
+        from ..modeling.family.definition import derived_facts
+
+        if module not in derived_facts():
+            return None
+        spec = importlib.machinery.ModuleSpec(name, self, origin=str(FILE))
+        spec.has_location = True  # transformers opens a class's file to see whether its attention can be set
+        return spec
+
+    def get_source(self, name: str) -> str:
+        from ..modeling.family.definition import derived_facts
+        from ..modeling.family.module_text import module_text
+
+        return module_text(*derived_facts()[name.rpartition(".")[2]])
+
+    def get_code(self, name: str) -> CodeType:
+        return self.source_to_code(self.get_source(name), f"{name} from {FILE.name}")
+
+
+sys.meta_path.append(_DerivedModules())
+
+
+def __dir__() -> list[str]:
+    from ..modeling.family.definition import public_class_names
+
+    return sorted([*__all__, *public_class_names()])

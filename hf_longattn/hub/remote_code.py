@@ -26,12 +26,14 @@ from typing import Any
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
+from ..declarations import FILE as FACTS_FILE
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
 from ..loading import load_part
 from ..mechanisms import check_options, mechanism_class
 from ..modeling.attach.attention_sites import CROSS_MECHANISM
-from ..modeling.family.definition import family_of
+from ..modeling.family.definition import derived_facts, family_of
+from ..modeling.family.module_text import module_text
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_classes, mapped_names
 from ..staging import check_writable, write_text
 from .card import read_config
@@ -212,14 +214,18 @@ def _check_self_contained(module: Module) -> None:
 
 @dataclass(frozen=True)
 class Module:
-    """A module of this package, or a user's that imports from it."""
+    """A module of this package, or a user's that imports from it.
+
+    made: its text where it has no file of its own: a derived family, whose facts are in the file ``path``.
+    """
 
     name: str
     path: Path
+    made: str | None = None
 
     @cached_property
     def text(self) -> str:
-        return self.path.read_text(encoding="utf-8")
+        return self.path.read_text(encoding="utf-8") if self.made is None else self.made
 
     @property
     def tree(self) -> ast.Module:
@@ -274,7 +280,11 @@ def package_module(name: str) -> Module | None:
     path = ROOT.joinpath(*name.split(".")[1:])
     if path.is_dir():
         return Module(name, path / "__init__.py")
-    return Module(name, path.with_suffix(".py")) if path.with_suffix(".py").is_file() else None
+    if path.with_suffix(".py").is_file():
+        return Module(name, path.with_suffix(".py"))
+    package, _, module = name.rpartition(".")
+    derived = derived_facts() if package == f"{PACKAGE}.families" else {}
+    return Module(name, FACTS_FILE, module_text(*derived[module])) if module in derived else None
 
 
 def closure(seeds: Iterable[Module]) -> dict[str, Module]:

@@ -1,4 +1,4 @@
-"""Code that turns a model class of transformers into a Long one. :mod:`hf_longattn.families` has one file per family.
+"""Code that turns a model class of transformers into a Long one. The families are in :mod:`hf_longattn.families`.
 
 - :mod:`.family`: a family's entry, its config and its lengths;
 - :mod:`.attach`: mechanisms, memory tokens and weights on the modules of a model;

@@ -14,7 +14,7 @@ from ..engines.common.batch import in_graph
 from ..errors import MaskError
 from .attach.token_globals import check_globals
 from .family.audio_rule import AudioRule
-from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords_of
+from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords
 
 GLOBAL_MASK = "global_attention_mask"
 
@@ -22,9 +22,9 @@ GLOBAL_MASK = "global_attention_mask"
 class LongAudioMixin(LongAttentionMixin):
     """Mixin before the base's model class that makes it a Long audio class."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
-        """Wrap ``base_forward``: arguments by name, and ``global_attention_mask (B, frames)`` in addition."""
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
+        """``base_forward`` with its arguments by name, and ``global_attention_mask (B, frames)``."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)
@@ -40,13 +40,13 @@ class LongAudioMixin(LongAttentionMixin):
                 arguments[GLOBAL_MASK] = global_attention_mask
             return self.call_base(base_forward, arguments)
 
-        return with_keywords_of(forward, base_forward)
+        return with_keywords(forward, base_forward, {GLOBAL_MASK: "Tensor | None"})
 
 
 class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
     """Mixin before the base model: checks the input, and requests weights from its attention modules."""
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: AudioRule = self.family.audio  # type: ignore[assignment]
         rule.check(self.config, arguments, values=not in_graph())
         if (sound := arguments.get(rule.input)) is not None:

@@ -35,9 +35,9 @@ CHECKPOINTING = "_gradient_checkpointing_func"
 class LongGridMixin(LongAttentionMixin):
     """Mixin before the base's model class that makes it a Long class for pictures."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
-        """Wrap ``base_forward``: arguments by name."""
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
+        """``base_forward`` with its arguments by name."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)
@@ -47,13 +47,13 @@ class LongGridMixin(LongAttentionMixin):
 
         return forward
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: Any = self.family.grid
         head, pixels = type(self).__bases__[-1].__name__, arguments.get(rule.input)
         rule.check_head(head, self.config, arguments)
         if head in rule.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
-        return super()._run(base_forward, arguments)
+        return super().call_base(base_forward, arguments)
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Enable checkpointing as the base does. Recomputed layers then run on the grid of their input."""
@@ -82,7 +82,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                     kind: Any = type(module)
                     module.__class__ = _tiled(kind)
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         grid = grid_of_input(self, arguments)
         rule: Any = self.family.grid
         pixels = arguments.get(rule.input)

@@ -13,7 +13,7 @@ from ..backend import BACKEND, longattn_mask
 from ..engines.common.batch import in_graph
 from .attach.attention_sites import layer_mechanisms
 from .family.config import attention_implementation
-from .mixin import LongBaseModelMixin, with_long_arguments
+from .mixin import LongBaseModelMixin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -33,16 +33,16 @@ class GlobalsInTheMask(_Base):
     marks_four_dimensions: ClassVar[bool] = False
     """Whether the base's forward gets marked masks as ``(B, 1, 1, N)``, which transformers' mask functions do not change."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
-        """Wrap ``base_forward``: the arguments of a Long model in addition."""
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
+        """``base_forward`` with the arguments of a Long model."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)
         def with_marks(self: Any, **arguments: Any) -> Any:
             return base_forward(self, **_marked(self, arguments))
 
-        long_forward = with_long_arguments(with_marks)
+        long_forward = super().with_arguments(with_marks)
 
         @functools.wraps(long_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,7 @@ from .family.page_rule import PLAIN_TEXT
 from .family.position_table import PositionTable, input_of
 from .family.validation import check_tables, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
-from .inference.pruning import cut_as_configured
+from .inference.pruning import KEPT_HEADS, cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
 from .run.losses import with_training_loss
 from .run.memory import MEMORY_MASK_ARGUMENT, Memory, new_memory
@@ -69,10 +69,10 @@ class LongAttentionMixin(_Base):
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
             cls.forward = cls.with_arguments(cls.forward)
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
-        """Make the Long class's ``forward`` from the base's."""
-        return with_long_arguments(base_forward)
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
+        """``forward`` of the Long class, made from the base's."""
+        return with_memory(base_forward)
 
     def post_init(self) -> None:
         """Called at the end of every base's ``__init__``: makes the model inside a head a Long model, and attaches mechanisms."""
@@ -82,7 +82,8 @@ class LongAttentionMixin(_Base):
                 module.__class__ = long_class
                 module.after_class_swap()
         self._refuse_globals()
-        cut_as_configured(self)
+        if getattr(self.config, KEPT_HEADS, None) is not None:
+            cut_as_configured(self)
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         if (cap := self.config.score_cap) is not None and (value := getattr(self.config, cap)) is not None:
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
@@ -136,16 +137,16 @@ class LongAttentionMixin(_Base):
     def after_attach(self) -> None:
         """Called once after the mechanisms have been attached."""
 
+    def modes_of(self, arguments: dict[str, Any]) -> list[str]:
+        """The modes that apply to a call of this model. A head leaves them to its base model."""
+        return []
+
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward``, with the training loss; see :func:`with_training_loss`."""
         items = arguments.pop("num_items_in_batch", None)
-        outputs = self._run(base_forward, arguments)
+        outputs = base_forward(self, **arguments)
         with_loss = isinstance(outputs, tuple) or getattr(outputs, "loss", None) is not None
         return with_training_loss(self, outputs, arguments, items) if with_loss else outputs
-
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of the base's ``base_forward``. Arguments are given by name."""
-        return base_forward(self, **arguments)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -207,7 +208,8 @@ class LongAttentionMixin(_Base):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         freeze_tables(model, cls.family)  # transformers loads them as trainable
-        warn_of_overflow(model)
+        if getattr(model.config, "quantization_config", None) is not None:
+            warn_of_overflow(model)
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -265,6 +267,18 @@ class LongAttentionMixin(_Base):
             OptionError, BackendError: as for :func:`hf_longattn.optimize_for_inference`.
         """
         return optimize_for_inference(self, precision, pack=pack)
+
+    def call_with_memory(
+        self, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
+    ) -> Any:
+        """The outputs of ``forward``, called again with what ``memory`` holds of earlier calls.
+
+        Raises:
+            MemoryMismatchError: ``reset`` was given without a memory.
+        """
+        if memory is None:
+            raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
+        return run_in_modes((Memory(memory, reset),), self, forward, arguments, (Memory.key, *self.modes_of(arguments)))
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
@@ -364,6 +378,10 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         """Whether memory tokens pass from segment to segment."""
         return self.recursion is not None and self.runs_mechanisms
 
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
+        return with_long_arguments(base_forward)
+
     def modes_of(self, arguments: dict[str, Any]) -> list[str]:
         """The modes that apply to a call of this model."""
         cache = arguments.get("past_key_values")
@@ -379,14 +397,15 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         """Add memory tokens if mechanisms need them. Refuses layers that contradict each other."""
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
         token_rule(self)
-        attach_memory_tokens(self, self.position_table)
+        if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
+            attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
             self.exact_length = min(
                 (exact_length_of(layer) for layer in layer_mechanisms(self) if full_of(layer) is not None), default=None
             )
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The mixin's method, in the modes of :mod:`.run` that this call needs."""
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """The outputs of ``base_forward`` in the modes of :mod:`.run` that this call needs. A base model has no loss."""
         if (mask := arguments.pop(MEMORY_MASK_ARGUMENT, None)) is not None:
             arguments["attention_mask"] = mask
         outputs = None
@@ -523,6 +542,23 @@ class LongStackMixin(LongDecoderMixin):
         return self.is_decoder
 
 
+def with_memory(base_forward: Any) -> Any:
+    """``forward`` of a head: it reads a memory and completes the loss. The base model inside takes our other arguments."""
+    names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+
+    @functools.wraps(base_forward)
+    def forward(self: Any, *args: Any, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, **kwargs: Any) -> Any:
+        given = {name: value for name, value in kwargs.items() if value is not None or name not in LONG_ARGUMENTS}
+        arguments = {**dict(zip(names, args, strict=False)), **given}
+        if not self.hands_globals_down:
+            leave_out_documents(self, arguments)
+        if memory is not None or memory_reset is not None:
+            return self.call_with_memory(forward, arguments, memory, memory_reset)
+        return self.call_base(base_forward, arguments)
+
+    return with_keywords(forward, base_forward, LONG_ARGUMENTS)
+
+
 def with_long_arguments(base_forward: Any) -> Any:
     """``base_forward`` with our arguments in its signature, because Trainer drops columns that it does not find there."""
     names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
@@ -544,16 +580,21 @@ def with_long_arguments(base_forward: Any) -> Any:
                 arguments[name] = value.flatten(0, 1) if value.dim() == 3 else value
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
-        if memory is not None:
-            applying = (Memory.key, *(self.modes_of(arguments) if isinstance(self, LongBaseModelMixin) else ()))
-            return run_in_modes((Memory(memory, memory_reset),), self, forward, arguments, applying)
-        if memory_reset is not None:
-            raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
+        if memory is not None or memory_reset is not None:
+            return self.call_with_memory(forward, arguments, memory, memory_reset)
         return self.call_base(base_forward, arguments)
 
-    return with_keywords_of(forward, base_forward)
+    return with_keywords(forward, base_forward, LONG_ARGUMENTS)
 
 
+LONG_ARGUMENTS: dict[str, str] = {
+    "global_attention_mask": "Tensor | None",
+    "documents": "Tensor | None",
+    "memory": "SegmentMemory | None",
+    "memory_reset": "Tensor | None",
+}
+"""Keyword arguments that Long models of texts have besides the base's, with their types. They stand in signatures, since Trainer drops
+columns that it does not find there."""
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
 """Arguments of Long text models. Other bases would accept them among others and ignore them."""
 
@@ -569,11 +610,10 @@ def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str
             raise MaskError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")
 
 
-def with_keywords_of(forward: Any, base_forward: Any) -> Any:
-    """``forward`` with the signature of ``base_forward`` and its own keyword arguments."""
+def with_keywords(forward: Any, base_forward: Any, keywords: Mapping[str, str]) -> Any:
+    """``forward`` whose signature is that of ``base_forward`` with ``keywords``, of these types; each is ``None`` by default."""
     parameters = list(inspect.signature(base_forward).parameters.values())
-    long_parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
-    added = [parameter for parameter in long_parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in keywords.items()]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     forward.__signature__ = inspect.signature(base_forward).replace(parameters=[*parameters[:last], *added, *parameters[last:]])
     return forward

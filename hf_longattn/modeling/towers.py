@@ -25,9 +25,9 @@ REFUSED_ARGUMENTS = ("global_attention_mask", *TEXT_ARGUMENTS)
 class LongTowersMixin(LongAttentionMixin):
     """Mixin before the base's model class, whose towers are ``text_model``, ``vision_model`` … as in the config's ``tower_classes``."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
-        """Wrap ``base_forward``, which passes its keywords to every tower: refuses arguments for texts."""
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
+        """``base_forward``, which hands its keywords to every tower, without arguments of texts."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)

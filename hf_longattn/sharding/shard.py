@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from ..engines.common.batch import Batch
 from ..engines.common.call import AttentionCall, AttentionFunction, State
@@ -116,7 +115,7 @@ class Shard:
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over all processes. Its shape must be the same on each. Its gradient is the sum of all gradients."""
-        return all_reduce(x, group=self.group)
+        return _Total.apply(x, self.group)
 
     def stacked(self, x: Tensor) -> Tensor:
         """``x`` of every process, stacked to ``(processes, …)``. Its shape must be the same on each."""
@@ -243,6 +242,21 @@ def _overlaps(bounds: Bounds, own: tuple[int, int]) -> Iterator[tuple[int, tuple
 def _expected(peer: int, x: Tensor, dim: int, size: int) -> Expected:
     """What ``peer`` sends: a tensor like ``x`` with ``size`` on axis ``dim``."""
     return peer, (*x.shape[:dim], size, *x.shape[dim + 1 :]), x.dtype
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes. Each process receives the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        x = x.contiguous().clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Total.apply(grads[0], ctx.group), None
 
 
 class _Exchange(torch.autograd.Function):

@@ -34,6 +34,8 @@ from tests.modeling.test_generic_towers import build
 from tests.reference.small_models import long_config
 from tests.unsupported import ENCODER
 
+pytestmark = pytest.mark.usefixtures("families_hidden")
+
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 
 

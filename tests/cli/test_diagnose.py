@@ -16,6 +16,8 @@ from hf_longattn.conversion.text import PARAGRAPHS
 from tests.trained import tokenizer_of
 from tests.unsupported import ENCODER
 
+pytestmark = pytest.mark.usefixtures("families_hidden")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -41,6 +41,8 @@ from tests.unsupported import (
     WITHOUT_WINDOWS,
 )
 
+pytestmark = pytest.mark.usefixtures("families_hidden")
+
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
 PICTURE = {**IMAGE, "image_size": [32, 32], "use_mid_position_embeddings": False}

@@ -24,6 +24,8 @@ from tests.warm import run_fresh
 
 from .conftest import LENGTH
 
+pytestmark = pytest.mark.usefixtures("families_hidden")
+
 Built = Callable[[str], Path]
 LENGTHS: dict[str, Any] = {"max_length": 200}
 WINDOW: dict[str, Any] = {"mechanism": "window", "window": 16, **LENGTHS}

@@ -19,6 +19,7 @@ from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.hub.usage import tokens_of
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.native_cases import long_attention
+from scripts.dev.tools.small_models import IN_FULL
 
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)
@@ -30,7 +31,7 @@ OF_PAGES: dict[str, dict[str, Any]] = {
 }
 """Sizes of the places that they read of every token; they have no head over words."""
 FULL, WINDOW = {"mechanism": "full"}, {"mechanism": "window", "window": 16}
-BASES = tuple(base for base, family in FAMILIES.items() if any(table.offset == "padding" for table in family.position_tables))
+BASES = tuple(base for base in IN_FULL if any(table.offset == "padding" for table in FAMILIES[base].position_tables))
 TABLE = "embeddings.position_embeddings.weight"
 
 

@@ -16,13 +16,13 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.tensor_names import names_in_model
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
-from scripts.dev.tools.small_models import NAMES
+from scripts.dev.tools.small_models import IN_FULL, NAMES
 
 from .every_family import config_of, source_config
 
 ANY_SIZE = ("siglip2", "siglip2_vision_model")
 """Bases that are not converted, since their pictures have any size; test_towers.py and test_pictures.py have the sentences."""
-HEADS = [(base, head) for base, family in FAMILIES.items() if base not in ANY_SIZE for head in family.heads]
+HEADS = [(base, head) for base in IN_FULL if base not in ANY_SIZE for head in FAMILIES[base].heads]
 FIRST_HEADS = dict(reversed(HEADS))
 INNER = (*NAMES["inner"], "n_inner", "mlp_ratio")
 """What configs call the width of the feed-forward layers, or its ratio to the model's."""

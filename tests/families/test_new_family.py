@@ -114,7 +114,10 @@ class TestRefusals:
 
     def test_a_model_type_that_is_taken(self) -> None:
         assert families.FAMILIES["bert"].base_model_type == "bert"
-        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*bert\.py:\d+ already has the model type 'long_bert'"):
+        with pytest.raises(
+            RegistrationError,
+            match=r"test_new_family\.py:\d+ .*families\.bert from declarations\.json:\d+ already has the model type 'long_bert'",
+        ):
             Family(config_class(), TABLE)
 
     @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-"""Families: one file each, with every head of the base."""
+"""Families: one module each, with every head of the base."""
 
 from __future__ import annotations
 
 import pickle
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +14,11 @@ from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
 from hf_longattn.conversion.architectures import read_long
+from hf_longattn.declarations import declared
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, declared_exports, family_of, long_prefix, longest_input
+from hf_longattn.naming import load_module, module_names
 from tests.reference.small_models import BASES, HEADS
 from tests.warm import run_fresh
 
@@ -32,6 +33,7 @@ assert {"LongBertModel", "LongParakeetForCTC", "LongMultimodalConfig"} <= {*dir(
 for typo in ("LongBrtForMaskedLM", "LongBertForMaskdLM", "LongNothing"):
     assert not hasattr(hf_longattn, typo)
 assert not imported(), imported()
+assert not {"torch", "transformers"} & {*sys.modules}
 assert hf_longattn.LongParakeetCTCConfig
 assert imported() == {"parakeet_ctc", "parakeet_encoder"}, imported()
 """
@@ -124,7 +126,7 @@ def test_the_names_read_from_a_file_are_those_of_its_family() -> None:
 
 
 def test_a_look_up_imports_one_family_and_a_list_or_a_typo_none() -> None:
-    done = run_fresh("-c", LOOK_UP)
+    done = run_fresh("-c", LOOK_UP, level="interpreter")
     assert done.returncode == 0, done.stderr
 
 
@@ -151,7 +153,7 @@ def test_a_faulty_file_breaks_its_own_family_alone(tmp_path: Path) -> None:
     (tmp_path / "ernie.py").write_text("FAMILY = Family(\n", encoding="utf-8")
     (tmp_path / "gpt_sw3.py").write_text("family = None\n", encoding="utf-8")
     (tmp_path / "t5.py").write_text("import a_module_that_is_not_there\n", encoding="utf-8")
-    done = run_fresh("-c", FAULTY, tmp_path)
+    done = run_fresh("-c", FAULTY, tmp_path, level="interpreter")
     assert done.returncode == 0, done.stderr
 
 
@@ -163,11 +165,13 @@ def test_a_user_s_own_config_belongs_to_its_family() -> None:
     assert family_of(families.LongGPT2Config) is FAMILIES["gpt2"]
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_a_family_is_one_short_file(family: families.Family) -> None:
-    """Short, unless attention modules of the base are replaced by subclasses."""
-    file = Path(str(sys.modules[family.module].__file__))
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= (40 if family.mixin is None else 180), file
+def test_a_family_is_one_short_file_or_none() -> None:
+    """Short, unless attention modules of the base are replaced by subclasses; none where all follows from transformers."""
+    for name in module_names("families"):
+        module = load_module("families", name)
+        lines = Path(str(module.__file__)).read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= (40 if module.FAMILY.mixin is None else 180), name
+        assert module.FAMILY.base_model_type not in declared()["derived"], name
 
 
 def test_the_longest_input_of_a_long_config_and_of_its_base() -> None:

@@ -114,9 +114,9 @@ def test_every_module_of_tables_is_one_with_an_entry() -> None:
 
 BUT = {
     ("peft.tuners.adaption_prompt.config", "TRANSFORMERS_MODEL_CONFIG"): {"gpt2"},
-    ("peft.utils.transformers_weight_conversion", "_MOE_TARGET_MODULE_MAPPING"): {"mixtral"},
-    ("peft.utils.transformers_weight_conversion", "_MOE_FUSED_TARGETS"): {"mixtral"},
-    ("transformers.models.auto.modeling_auto", "MODEL_FOR_DECISION_MAPPING_NAMES"): {"qwen2"},
+    ("peft.utils.transformers_weight_conversion", "_MOE_TARGET_MODULE_MAPPING"): {"mixtral", "qwen2_moe"},
+    ("peft.utils.transformers_weight_conversion", "_MOE_FUSED_TARGETS"): {"mixtral", "qwen2_moe"},
+    ("transformers.models.auto.modeling_auto", "MODEL_FOR_DECISION_MAPPING_NAMES"): {"qwen2", "qwen3_5_text"},
     ("transformers.models.auto.configuration_auto", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"): set(FAMILIES),
     ("transformers.models.auto.image_processing_auto", "MISSING_IMAGE_PROCESSOR_MAPPING_NAMES"): set(FAMILIES),
     ("transformers.models.auto.feature_extraction_auto", "MISSING_FEATURE_EXTRACTOR_MAPPING_NAMES"): set(FAMILIES),

@@ -10,13 +10,13 @@ import transformers
 from torch import Tensor
 
 import hf_longattn.families as families
-from scripts.dev.tools.small_models import language_model
+from scripts.dev.tools.small_models import IN_FULL, language_model
 from tests.reference import small_models
 from tests.reference.small_models import TOKENS, tokens
 
 APART = ("bigbird_pegasus", "t5", "mt5", "umt5", "whisper")
 """Their attention is their own, or what they read, and so are their tests."""
-BASES = tuple(base for base, family in families.FAMILIES.items() if family.two_stacks and base not in APART)
+BASES = tuple(base for base in IN_FULL if families.FAMILIES[base].two_stacks and base not in APART)
 GENERATING = {base: language_model(base) for base in BASES}
 ROWS = 96
 CHANGES: dict[str, Any] = {

@@ -23,6 +23,8 @@ from tests.training.speech import speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart
 from tests.unsupported import ENCODER
 
+pytestmark = pytest.mark.usefixtures("families_hidden")
+
 TEXT = {"text": "def tree(): return 1"}
 ROWS: dict[str, dict[str, Any]] = {
     "qa": {"id": "1", "question": "which?", "context": "a tree", "answers": {"text": ["tree"], "answer_start": [2]}},

@@ -67,6 +67,10 @@ class LongConfig(_Base):
     """The default way to extend the family's position tables."""
     score_cap: ClassVar[str | None] = None
     """The base's field with a cap on attention scores; ``None`` without one (Gemma 2 has one)."""
+    always_causal: ClassVar[bool] = False
+    """Whether every layer looks back only, whatever the field ``is_decoder`` says (GPT-NeoX)."""
+    writes_head_dim: ClassVar[bool] = False
+    """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -103,6 +107,8 @@ class LongConfig(_Base):
         if FIELD in kwargs:  # part of another config's file, or values that `to_dict` wrote
             kwargs = in_current_format(kwargs)
             del kwargs[FIELD]
+        if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", self.default_extension)
         for name in ("question_separator_id", "global_token_ids"):
@@ -235,8 +241,11 @@ class LongConfig(_Base):
         A ``long_attention`` among the keyword arguments replaces the dictionary's before it is checked."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
         result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
-        if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the file is the base's
-            (result[0] if isinstance(result, tuple) else result)._scale_rotary(values.get("extended_from", {}))
+        if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
+            config, before = result[0] if isinstance(result, tuple) else result, values.get("extended_from", {})
+            config._scale_rotary(before)
+            if before.get("rope_parameters", ()) == getattr(config, "rope_parameters", None):
+                config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}
         return result
 
     def _scale_rotary(self, before: Mapping[str, Any]) -> None:
@@ -307,6 +316,8 @@ class LongConfig(_Base):
     @property
     def _causal(self) -> bool:
         """Whether tokens see only past tokens."""
+        if self.always_causal:
+            return True
         return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -286,16 +287,23 @@ class Family:
         return getattr(importlib.import_module(self.base_package), name) if self.base_classes is None else self.base_classes()[name]
 
     def long_class_of(self, base: type) -> type[Any] | None:
-        """The Long class made from ``base``; ``None`` if ``base`` is not a model class of this family."""
+        """The Long class made from ``base``, or ``None`` if that is not a model class of this family's base."""
+        if base.__name__ not in self.heads and base.__name__ not in self.parts:
+            return None
         built = self.base_classes is not None and self.base_classes().get(base.__name__) is base
-        known = (built or base.__module__.startswith(f"{self.base_package}.")) and base.__name__ in {**self.heads, **self.parts}
-        return self.model_class(base.__name__) if known else None
+        return self.model_class(base.__name__) if built or base.__module__.startswith(f"{self.base_package}.") else None
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """Those of the model types that have a family, a module of that name in :mod:`hf_longattn.families`."""
-    modules = set(module_names("families"))
-    return sorted(model_type for model_type in model_types if module_name(model_type) in modules)
+    """The base model types with a family: a file of :mod:`hf_longattn.families` of that name, or facts that were derived."""
+    modules = {*module_names("families"), *derived_facts()}
+    return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)  # `module_name`, for long tables
+
+
+@cache
+def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
+    """Module name -> model type and facts of every family without a file (:mod:`hf_longattn.modeling.derived`)."""
+    return {module_name(model_type): (model_type, facts) for model_type, facts in declared()["derived"].items()}
 
 
 @cache
@@ -333,14 +341,45 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
 
 @cache
 def declared_exports(base_model_type: str) -> tuple[str, ...]:
-    """The :attr:`Family.exports` of a base, without importing its file. A new file may export fewer names."""
+    """The :attr:`Family.exports` of a base, which is not imported. A new file may have fewer.
+
+    They are stored for one version of transformers. Otherwise they are read from the names in the base's package.
+    """
+    if base_model_type in _stored_exports():
+        return tuple(_stored_exports()[base_model_type])
+    facts = declared()["derived"].get(base_model_type, {})
+    classes = tuple(declared()["families"].get(base_model_type, facts.get("classes", ())))
+    return class_names(base_model_type, classes)
+
+
+def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a base's Long config and Long models; arguments as :func:`long_names`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    classes = tuple(declared()["families"].get(base_model_type, ()))
     config = CONFIG_MAPPING_NAMES[base_model_type]
     defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for model types of tokenizers only
     names = long_names(base_model_type, classes).values()
     return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
+
+
+def public_class_names() -> list[str]:
+    """The public names of all families. This imports no family, and transformers only if a family's file is new."""
+    if _all_stored():
+        return [name for names in _stored_exports().values() for name in names]
+    return [name for base in FAMILIES for name in declared_exports(base)]
+
+
+@cache
+def _all_stored() -> bool:
+    """Whether the stored names are those of every family."""
+    return {*module_names("families")} <= {module_name(base) for base in _stored_exports()}
+
+
+@cache
+def _stored_exports() -> Mapping[str, list[str]]:
+    """Base -> its family's public names, if they were stored with the installed version of transformers."""
+    current = declared()["transformers"].get("version") == importlib.metadata.version("transformers")
+    return declared()["exports"] if current else {}
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}
@@ -358,7 +397,8 @@ def attention_names(module: Any) -> AttentionNames:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families` with that name."""
+    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families` with that name. The
+    module may have no file."""
 
     @cached_property
     def _names(self) -> list[str]:
@@ -431,13 +471,17 @@ def length_before_conversion(config: Any) -> int | None:
 
 
 def family_with(name: str) -> Family | None:
-    """The family with a public class ``name``. No other family is imported."""
+    """The family with a public class ``name``; no other is imported, and for an unknown name not even transformers."""
+    if _all_stored() and name not in public_class_names():
+        return None
     declaring = (FAMILIES[base] for base in FAMILIES if name in declared_exports(base))
     return next((family for family in declaring if name in family.exports), None)
 
 
 def why_no_class(name: str) -> str:
-    """A sentence that says why a base's head has no Long class ``name``, and what to load instead; empty for any other name."""
+    """Why a base has no Long class ``name`` of one of its heads, and what to load instead, a sentence; empty for any other name."""
+    if _all_stored() and not name.startswith(_incomplete_families()):
+        return ""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     for base in FAMILIES:
@@ -451,6 +495,13 @@ def why_no_class(name: str) -> str:
                 f"made from as {head}."
             )
     return ""
+
+
+def _incomplete_families() -> tuple[str, ...]:
+    """How the names of those families start that list the base's classes, as transformers has more: ``LongWhisper``."""
+    bases = {*declared()["families"], *(base for base, facts in declared()["derived"].items() if "classes" in facts)}
+    names = (name for base in bases for name in _stored_exports()[base])
+    return tuple(name.removesuffix("Config") for name in names if name.endswith("Config"))
 
 
 def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:

@@ -17,8 +17,9 @@ import importlib.machinery
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...private_apis import PRIVATE_APIS, missing, warn_missing
 from .definition import FAMILIES, family_names, long_prefix, module_name
@@ -45,11 +46,12 @@ def register_configs() -> None:
     """Make ``AutoConfig`` find every Long config."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    for base in family_names(CONFIG_MAPPING_NAMES):
-        CONFIG_MAPPING_NAMES[f"long_{base}"] = f"{long_prefix(base)}{CONFIG_MAPPING_NAMES[base]}"
-        enter_config(CONFIG_MAPPING, module_name(f"long_{base}"), _families())
+    families = _families()
+    for names in _family_entries():
+        CONFIG_MAPPING_NAMES[names.model_type] = names.config
+        enter_config(CONFIG_MAPPING, names.module, families)
     CONFIG_MAPPING_NAMES[MULTIMODAL_TYPE] = f"{MULTIMODAL}Config"
-    enter_config(CONFIG_MAPPING, MULTIMODAL_TYPE, _families())
+    enter_config(CONFIG_MAPPING, MULTIMODAL_TYPE, families)
 
 
 def register_models() -> None:
@@ -110,21 +112,49 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
 
     complete: whether to enter also types for which transformers has no base model, because it is part of others (SigLIP's text).
     """
-    names, configs = mapped_names(table)
-    for base in family_names(configs):
-        entry = names.get(base, f"{configs[base].removesuffix('Config')}Model" if complete else None)
+    entries, families = mapped_names(table)[0], _families()
+    for names in _family_entries():
+        entry = entries.get(names.base, names.base_model if complete else None)
         heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
-        if entry is None or (long and not all(head.startswith(_first_word(configs[base])) for head in heads)):
+        if entry is None or (long and not all(head.startswith(names.first_word) for head in heads)):
             continue
-        model_type, prefix = f"long_{base}", long_prefix(base)
         if long:
-            entry = f"{prefix}{entry}" if isinstance(entry, str) else tuple(f"{prefix}{head}" for head in heads)
-        enter_class(table, model_type, entry, f"{prefix}{configs[base]}", module_name(model_type), _families())
+            entry = f"{names.prefix}{entry}" if isinstance(entry, str) else tuple(f"{names.prefix}{head}" for head in heads)
+        enter_class(table, names.model_type, entry, names.config, names.module, families)
 
 
-def _first_word(config: str) -> str:
-    """The first word of the base's class names: ``"Qwen2Config"`` -> ``"Qwen2"``. Tables of heads may also list other models' heads."""
-    return re.findall("[A-Z]+[a-z0-9]*", config.removesuffix("Config"))[0]
+class FamilyNames(NamedTuple):
+    """The names of a family in transformers' tables.
+
+    base, model_type: the model types of its base and of itself.
+    base_model: the usual name of the base's model class without a head.
+    first_word: with which the base's class names start, "Qwen2" of "Qwen2Config"; tables of heads may also list a head of another model.
+    prefix: what comes before the names of the base's classes in those of its Long classes.
+    config: the name of its config class.
+    module: that of its model type.
+    """
+
+    base: str
+    model_type: str
+    base_model: str
+    first_word: str
+    prefix: str
+    config: str
+    module: str
+
+
+@cache
+def _family_entries() -> list[FamilyNames]:
+    """The names of every family, compared with those of transformers once for all tables."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    entries = []
+    for base in FAMILIES:
+        config, prefix, model_type = CONFIG_MAPPING_NAMES[base], long_prefix(base), f"long_{base}"
+        stem = config.removesuffix("Config")
+        first_word = re.findall("[A-Z]+[a-z0-9]*", stem)[0]
+        entries.append(FamilyNames(base, model_type, f"{stem}Model", first_word, prefix, f"{prefix}{config}", module_name(model_type)))
+    return entries
 
 
 def register_attention() -> None:

@@ -34,15 +34,16 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         lengths = {"old_length": old_length, "new_length": new_length}
         return rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
 
-    if not all(isinstance(parameters, dict) for parameters in old.values()):
+    kinds = {kind: parameters for kind, parameters in old.items() if isinstance(parameters, dict)}  # Beam's full layers have none
+    if not kinds:
         return plan(positions, old, _farthest(reaches))
     plans: dict[str, RopePlan] = {}
-    for kind, parameters in old.items():
+    for kind, parameters in kinds.items():
         reach = _farthest([reach for reach, layer_kind in zip(reaches, config.layer_types, strict=True) if layer_kind == kind])
         planned = plan(positions, parameters, reach)
         plans[kind] = plan("rope:none", parameters, reach) if reach is not None and reach <= old_length else planned
     decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
-    of_kinds = {kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}
+    of_kinds = {**old, **{kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}}
     return RopePlan(decisive.kind, of_kinds, decisive.max_position_embeddings, all(plan_of_kind.exact for plan_of_kind in plans.values()))
 
 

@@ -48,16 +48,23 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
     try:
         values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
     except OSError:
-        return  # weights without a config file have no known length
-    apart = ("long_attention", "attn_implementation")  # left out, so that no warning names the default mechanism
-    before = family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
+        return  # weights without a config file, so of unknown length
+    before: Any = None
     for table in learned:
-        rows = getattr(before, table.field)
+        if not isinstance(rows := values.get(table.field), int):  # another name, or the base's default
+            before = before or _config_of_lengths(family, values)
+            rows = getattr(before, table.field)
         if rows > getattr(config, table.field):
             raise PositionError(
                 f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
                 f"but a position table can only grow; give {table.field}={rows} or more."
             )
+
+
+def _config_of_lengths(family: Family, values: dict[str, Any]) -> Any:
+    """The config of a file's ``values``, without its attention, on which lengths do not depend."""
+    apart = ("long_attention", "attn_implementation")
+    return family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
 
 
 def refuse_scoreless(model: nn.Module, why: str) -> None:

@@ -138,9 +138,7 @@ def cut_as_configured(model: Any) -> None:
     Raises:
         OptionError: it is not a mapping from layers to possible numbers of heads.
     """
-    counts = getattr(model.config, KEPT_HEADS, None)
-    if counts is None:
-        return
+    counts = getattr(model.config, KEPT_HEADS)
     if not isinstance(counts, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()):
         raise OptionError(f"{KEPT_HEADS} is {counts!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}

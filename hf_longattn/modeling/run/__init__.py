@@ -2,13 +2,13 @@
 
 A call of a Long model, step by step:
 
-1. ``forward`` of any Long class separates our arguments from the base's (``with_long_arguments`` in :mod:`hf_longattn.modeling.mixin`).
+1. A head (``with_memory`` in :mod:`hf_longattn.modeling.mixin`) hands our arguments on to its base model, and completes the loss.
 2. With ``memory=``, the outermost model runs in the mode :mod:`.memory`: the memory becomes a cache or memory tokens of the next steps.
-3. A head runs its base model, a ``LongBaseModelMixin``. Its call may be sharded (:mod:`.sharding`: each process has a part of every row)
-   or packed (:mod:`.packing`: the rows of a padded batch become documents of one row).
-4. Otherwise ``run_whole`` checks lengths, and finds documents (:mod:`.documents`) and tokens that are global by id.
-5. A model with memory tokens runs over one segment after another (:mod:`.segments`), with a cache if ``generate`` requests one
-   (:mod:`.segment_decoding`). Every other model runs once.
+3. The base model, ``LongBaseModelMixin``, takes our arguments (``with_long_arguments``). Its call may be sharded (:mod:`.sharding`: each
+   process has a part of every row) or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
+4. Otherwise ``run_whole`` checks lengths, and finds documents (:mod:`.documents`) and tokens that are global by their ids.
+5. A model with memory tokens runs over one segment after another (:mod:`.segments`), with a cache where ``generate`` asks for one
+   (:mod:`.segment_decoding`); every other model runs once.
 
 Every mode has the same three steps (:class:`.modes.Mode`): ``prepare`` the inputs, or return ``None``; ``run`` the model once or several
 times; ``restore`` the outputs. For base models, only :func:`.outputs.joined` knows every field of an output, and which fields run along the

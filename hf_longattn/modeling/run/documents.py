@@ -161,8 +161,10 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
         return
     if seen_before(arguments):
         raise MaskError(WITH_A_CACHE)
-    rows = tokens.flatten(0, 1) if tokens.dim() == 3 and "input_ids" in arguments else tokens
-    documents = documents_of(arguments, (rows.shape[0], rows.shape[1]))
+    of_choices = tokens.dim() == 3 and "input_ids" in arguments  # (B, choices, N)
+    rows = tokens.flatten(0, 1) if of_choices else tokens
+    numbers = {name: arguments[name].flatten(0, 1) if of_choices else arguments[name] for name in DOCUMENTS & arguments.keys()}
+    documents = documents_of(numbers, (rows.shape[0], rows.shape[1]))
     if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
         raise MaskError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:

@@ -25,7 +25,7 @@ from scripts.dev import ROOT
 FOLDER = ROOT / "hf_longattn" / "families"
 HEADER = f"# Written by `make format` with transformers {transformers.__version__}; do not edit.\n"
 FRONT = '''\
-"""Long<Base> families: the models of transformers with long attention, one short file per base architecture."""
+"""Long<Base> families: the models of transformers with long attention, one module per base architecture."""
 
 {imports}
 from ..modeling.family.definition import FAMILIES as FAMILIES

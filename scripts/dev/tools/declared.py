@@ -8,13 +8,21 @@ import inspect
 import json
 import re
 import typing
+from functools import cache
 from typing import Any
+
+import transformers
+from packaging.version import Version
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.catalogue import Listed
-from hf_longattn.declarations import LIBRARY
+from hf_longattn.declarations import LIBRARY, declared
+from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import mechanism_class
+from hf_longattn.modeling.derived import derive, text_model_types
+from hf_longattn.modeling.family.definition import class_names, module_name
+from hf_longattn.naming import module_path
 from hf_longattn.tasks import load_task, task_names
 
 LIGHT = ("builtins", "hf_longattn.options", "hf_longattn.training.args")
@@ -32,10 +40,39 @@ def declarations() -> str:
         "tasks": {
             name: {"arguments": [full_name(kind) for kind in task.arguments], "evaluation": task.evaluation} for name, task in tasks.items()
         },
-        "families": {name: family.classes for name, family in sorted(FAMILIES.items()) if family.classes},
+        "families": {name: FAMILIES[name].classes for name in sorted(FAMILIES) if has_file(name) and FAMILIES[name].classes},
+        **derived_families(),
         "classes": {name: described(kind) for name, kind in sorted(classes.items())},
     }
     return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+
+
+@cache
+def derived_families() -> dict[str, dict[str, Any]]:
+    """The facts of every family without a file, why the other models of texts have none, and the public names of all families.
+
+    They are those of the newest version of transformers that wrote the file.
+    """
+    sections = ("transformers", "derived", "refused", "exports")
+    if Version(declared()["transformers"].get("version", "0")) > Version(transformers.__version__):
+        return {name: declared()[name] for name in sections}
+    derived: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for model_type in text_model_types():
+        if not has_file(model_type):
+            try:
+                derived[model_type] = derive(model_type)
+            except CheckpointError as error:
+                refused[model_type] = str(error)
+    exports = {base: FAMILIES[base].exports for base in FAMILIES if has_file(base)}
+    exports |= {base: class_names(base, tuple(facts.get("classes", ()))) for base, facts in derived.items()}
+    exports = dict(sorted(exports.items()))
+    return dict(zip(sections, ({"version": transformers.__version__}, derived, refused, exports), strict=True))
+
+
+def has_file(base: str) -> bool:
+    """Whether a family is a file, rather than derived."""
+    return module_path("families", module_name(base)) is not None
 
 
 def listed(name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from hf_longattn.families import FAMILIES, Family
 from hf_longattn.staging import write_text
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table
-from scripts.dev.tools.small_models import Shape, small_audio_config, small_config, small_picture_config
+from scripts.dev.tools.small_models import IN_FULL, Shape, small_audio_config, small_config, small_picture_config
 
 TOKENS = 48
 """Tokens, or frames, of an audit; pictures have as many patches as the small model reads."""
@@ -118,12 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: those that are not stored")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of reach.json and reach.md, default %(default)s")
     options = parser.parse_args(arguments)
-    if unknown := sorted({*options.families} - {*FAMILIES}):
-        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(sorted(FAMILIES))}")
+    if unknown := sorted({*options.families} - {*IN_FULL}):
+        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(IN_FULL)}")
     file = options.output / "reach.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"families": {}}
     stored |= {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}
-    chosen = options.families or [base for base in sorted(FAMILIES) if base not in stored["families"]]
+    chosen = options.families or [base for base in IN_FULL if base not in stored["families"]]
     with quiet_libraries():
         for base in chosen:
             stored["families"][base] = row_of(base)

@@ -38,6 +38,7 @@ from scripts.dev.benchmarks.report import machine
 from .family_reach import OF_THE_BASE
 from .native_cases import long_attention, long_values, save_long
 from .small_models import (
+    IN_FULL,
     TEXT_FAMILIES,
     language_model,
     small_audio_config,
@@ -54,7 +55,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 """Bases that have windows in some layers: here of a width that small models notice."""
 ATOL = 1e-4
 NOT_COMPARED = "There is a twin by the config, which was not compared yet."
-OTHER_FAMILIES = [base for base in FAMILIES if base not in TEXT_FAMILIES]
+OTHER_FAMILIES = [base for base in IN_FULL if base not in TEXT_FAMILIES]
 """Bases that read pictures, videos or sound, or have several towers."""
 OTHER_HEADS = ("ForImageClassification", "ForVideoClassification", "ForAudioClassification", "ForCTC", "ForSequenceClassification")
 """Heads of these, the first that a base has; a base without one is asked as it is."""

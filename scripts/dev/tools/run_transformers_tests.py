@@ -31,13 +31,13 @@ from typing import Any
 
 import transformers
 
-from hf_longattn import families
 from hf_longattn.staging import write_text
 from scripts.dev import ROOT
+from scripts.dev.tools.small_models import IN_FULL
 
 OURS = ROOT / "tests" / "reference" / "model_tester"
 CACHE = Path.home() / ".cache" / "hf_longattn"
-FAMILIES = tuple(families.FAMILIES)
+FAMILIES = IN_FULL
 """The families that the suite runs on."""
 BACKBONE = "backbone "
 """Comes before the names of the tests of backbones, of which one may have the name of a test of models."""

@@ -7,6 +7,7 @@ needs nothing here. Everything that is no size stays as the architecture has it,
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_longattn.modeling.family.definition import FAMILIES, tower_field
+from hf_longattn.modeling.family.definition import FAMILIES, module_name, tower_field
+from hf_longattn.naming import module_path
+from scripts.dev import RESULTS
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,14 @@ NAMES = {
     "routed": ("num_experts_per_tok",),
 }
 """Size -> the fields of configs that hold it."""
-TEXT_FAMILIES = {base: family for base, family in FAMILIES.items() if family.reads_text}
-"""The families whose input is tokens of a text, by their base."""
-SOUND_FAMILIES = {base: family for base, family in FAMILIES.items() if family.audio is not None}
+_STORED = json.loads((RESULTS / "derived_families.json").read_text(encoding="utf-8"))["families"]
+IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_path("families", module_name(base)) is not None)
+"""The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
+TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
+"""The families among them whose input is tokens of a text, by their base."""
+SOUND_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].audio is not None}
 """The families whose input is samples or features of a sound, by their base."""
-TOWER_FAMILIES = {base: family for base, family in FAMILIES.items() if family.towers}
+TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}
 """The families of models of several towers, by their base."""
 PICTURE_NAMES = {
     "decoder_hidden_size": "width",

@@ -34,6 +34,7 @@ from scripts.dev.benchmarks.training_steps import markdown as training_steps_mar
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
 from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
 from scripts.dev.tools import declared, first_look, grid_pictures, mechanism_pages, sound_pictures
+from scripts.dev.tools.check_derived import VERIFIED
 from scripts.dev.tools.device_counts import in_brief
 from scripts.dev.tools.lowering import in_brief as lowering_in_brief
 
@@ -217,6 +218,21 @@ def families() -> str:
     return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
 
 
+def derived_families() -> str:
+    """The families that ``check_derived`` verified."""
+    table: Any = stored("derived_families")
+    shown = [f"`{base}`{'' if result == VERIFIED else ' (rope:none)'}" for base, result in sorted(table["families"].items())]
+    return f"{', '.join(shown)}.\n"
+
+
+def refused_families() -> str:
+    """Why the other models of texts have no family: the reason, and their model types."""
+    bases: dict[str, list[str]] = {}
+    for base, reason in declared.derived_families()["refused"].items():
+        bases.setdefault(reason, []).append(f"`{base}`")
+    return left(markdown_table(["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]))
+
+
 def commands() -> str:
     """The commands of the command line, with the first sentence of their help."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -280,6 +296,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "conversions": conversions,
     "mechanism-options": mechanism_pages.shared_options,
     "families": families,
+    "derived-families": derived_families,
+    "refused-families": refused_families,
     **{name: partial(study_page, name) for name in STUDIES},
     "commands": commands,
 }

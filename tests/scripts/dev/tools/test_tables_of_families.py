@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev import RESULTS
 from scripts.dev.tools import check_families, family_reach, native_twins
-from scripts.dev.tools.small_models import TEXT_FAMILIES
+from scripts.dev.tools.small_models import IN_FULL, TEXT_FAMILIES
 
 
 def stored(name: str) -> Any:
@@ -54,7 +53,7 @@ TABLES: dict[str, tuple[Callable[[str], set[str]], str]] = {
 """Table -> what it lacks of a family, and the command that completes it; for a family that does not read text, `--only none`."""
 
 
-@pytest.mark.parametrize("base", sorted(FAMILIES))
+@pytest.mark.parametrize("base", sorted(IN_FULL))
 @pytest.mark.parametrize("table", sorted(TABLES))
 def test_every_family_has_all_cells(table: str, base: str) -> None:
     lacking, command = TABLES[table]

@@ -1,0 +1,175 @@
+"""Families that follow from transformers alone: what is derived, against what was written by hand, and what is refused."""
+
+from __future__ import annotations
+
+import linecache
+import pickle
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+import hf_longattn.families
+from hf_longattn.declarations import FILE, declared
+from hf_longattn.errors import CheckpointError
+from hf_longattn.modeling.derived import FACTS, REFUSED, derive, text_model_types
+from hf_longattn.modeling.family import definition
+from hf_longattn.modeling.family.definition import FAMILIES, PositionTable
+from scripts.dev.tools import check_derived
+
+AFTER_PADDING = {"offset": "padding", "skips_padding": True}
+AFTER_TWO = {"offset": 2, "counted": False}
+ROTARY = {
+    "LongConfig": "gemma gemma2 gemma3_text gpt_neox granite llama mistral mixtral olmo2 phi phi3 qwen2 qwen3 qwen3_moe smollm3 starcoder2",
+    "LongEncoderConfig": "eurobert gte modernbert nomic_bert",
+}
+"""Kind of config -> the families that were written by hand with rotary positions."""
+TABLES: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    **dict.fromkeys(("bert", "electra", "gpt2", "gpt_bigcode"), ("LongConfig", [{}])),
+    **dict.fromkeys(("albert", "distilbert", "layoutlm"), ("LongEncoderConfig", [{}])),
+    **dict.fromkeys(
+        ("camembert", "esm", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"), ("LongConfig", [AFTER_PADDING])
+    ),
+    "markuplm": ("LongEncoderConfig", [AFTER_PADDING]),
+    "opt": ("LongConfig", [{**AFTER_TWO, "added": True, "skips_padding": True}]),
+    **dict.fromkeys(("bart", "mbart"), ("LongEncoderDecoderConfig", [AFTER_TWO, {**AFTER_TWO, "decoder": True}])),
+    "bigbird_pegasus": ("LongEncoderDecoderConfig", [{}, {"decoder": True}]),
+    **dict.fromkeys(("marian", "pegasus"), ("LongEncoderDecoderConfig", [{"learned": False}, {"learned": False, "decoder": True}])),
+}
+"""Family -> kind of config and position tables, as they were written by hand."""
+REST: dict[str, dict[str, Any]] = {
+    "gemma2": {"attributes": {"score_cap": "attn_logit_softcapping"}},
+    "gemma3_text": {"classes": ["Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", "Gemma3TextModel"]},
+    "gpt_neox": {"attributes": {"always_causal": True}},
+    "mixtral": {"attributes": {"writes_head_dim": True}},
+    "opt": {"inner": ["OPTDecoder"]},
+    **FACTS,
+}
+"""Family -> the facts beside them; the rows of :data:`FACTS` are what no probe sees."""
+WRITTEN = {base: (kind, [], True) for kind, bases in ROTARY.items() for base in bases.split()} | {
+    base: (kind, tables, False) for base, (kind, tables) in TABLES.items()
+}
+
+
+@pytest.mark.parametrize("base", sorted(WRITTEN))
+def test_what_is_derived_is_what_was_written_by_hand(base: str) -> None:
+    kind, tables, rope = WRITTEN[base]
+    facts = derive(base)
+    assert facts.pop("kind") == kind
+    assert facts.pop("rope", False) == rope
+    found = facts.pop("position_tables", [])
+    assert [{name: value for name, value in table.items() if name != "pattern"} for table in found] == tables
+    assert all(PositionTable(**table).matches(table["pattern"].replace("\\", "").rstrip("$")) for table in found)
+    assert facts == {"attributes": {}, **REST.get(base, {})}
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        ("gpt_oss", r"sinks.*s_aux"),
+        ("bloom", "does not use transformers' AttentionInterface"),
+        ("gemma3", "reads other inputs than a text"),
+        ("t5", "no position table.*no rotary positions"),
+        ("gpt-sw3", "the classes of another base, such as GPT2Model"),
+        ("siglip_text_model", "no single model class without a head"),
+        ("lama", r"no model type 'lama'; expected one such as 'llama'"),
+    ],
+)
+def test_a_base_without_a_family_is_refused_with_the_reason(base: str, reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        derive(base)
+
+
+@pytest.mark.parametrize("base", sorted({*REFUSED} & {*CONFIG_MAPPING_NAMES}))
+def test_a_refusal_by_name_is_stored_with_its_reason(base: str) -> None:
+    assert base not in FAMILIES
+    with pytest.raises(CheckpointError) as caught:
+        derive(base)
+    assert str(caught.value) == REFUSED[base]
+    assert declared()["refused"].get(base, REFUSED[base]) == REFUSED[base]
+
+
+def test_every_derived_family_is_stored_as_verified() -> None:
+    stored = check_derived.stored()["families"]
+    assert [*stored] == check_derived.derived_names()
+    assert {*stored.values()} <= {check_derived.VERIFIED, check_derived.UNSCALED}
+
+
+SAMPLE = ("biogpt", "blenderbot", "cohere2", "deepseek_v3", "ernie", "lfm2", "olmoe", "xmod")
+"""Tables with rows that are no positions, two stacks, windows, latent attention, an encoder, convolutions, experts, adapters."""
+
+
+@pytest.mark.parametrize("base", SAMPLE)
+def test_the_stored_facts_are_those_of_a_probe(base: str) -> None:
+    assert declared()["derived"][base] == derive(base)
+
+
+@pytest.mark.parametrize("base", SAMPLE)
+def test_a_derived_family_converts_and_decodes(base: str) -> None:
+    assert check_derived.check(base) == check_derived.stored()["families"][base]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", text_model_types())
+def test_every_model_type_of_texts_converts_and_decodes_or_is_refused(base: str) -> None:
+    if base not in FAMILIES:
+        with pytest.raises(CheckpointError) as caught:
+            derive(base)
+        assert str(caught.value) == declared()["refused"][base]
+    elif FAMILIES[base].reads_text:
+        result = check_derived.check(base)
+        assert result in (check_derived.VERIFIED, check_derived.UNSCALED)
+        assert result == check_derived.stored()["families"].get(base, result)
+
+
+@pytest.mark.parametrize("mechanism", ["delta", "hedgehog", "infini", "longformer", "strided"])
+def test_values_may_be_narrower_than_keys(mechanism: str, tmp_path: Path) -> None:
+    """Latent attention: a state, features with parameters, segments and scattered keys decode as they read in one pass."""
+    auto, short = check_derived.small_model("deepseek_v3")
+    assert short.config.v_head_dim < short.config.qk_head_dim
+    short.save_pretrained(tmp_path / "short")
+    hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism=mechanism, max_length=256, verify=False)
+    long = auto.from_pretrained(tmp_path / "long").eval()
+    ids = torch.randint(5, 150, (2, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert check_derived.decoded(long, ids, long(input_ids=ids).logits) < 1e-5
+
+
+class TestModules:
+    def test_a_module_without_a_file_is_a_module(self) -> None:
+        from hf_longattn.families import olmo
+        from hf_longattn.families.olmo import LongOlmoConfig, LongOlmoModel
+
+        assert isinstance(olmo, ModuleType)
+        assert olmo.FAMILY is FAMILIES["olmo"]
+        assert olmo.__file__ == str(FILE)
+        assert hf_longattn.LongOlmoModel is LongOlmoModel
+        assert pickle.loads(pickle.dumps(LongOlmoConfig)) is LongOlmoConfig
+        assert LongOlmoModel._can_set_attn_implementation()
+
+    def test_its_errors_show_its_lines(self) -> None:
+        from hf_longattn.families import olmo
+
+        with pytest.raises(AttributeError) as caught:
+            olmo.__getattr__("LongOlmoNothing")
+        assert "module 'hf_longattn.families.olmo' has no attribute 'LongOlmoNothing'" in str(caught.value)
+        assert "class LongOlmoConfig(LongConfig, OlmoConfig):" in olmo.__loader__.get_source(olmo.__name__)
+
+    def test_an_unknown_module_is_not_found(self) -> None:
+        with pytest.raises(ModuleNotFoundError, match=r"No module named 'hf_longattn\.families\.nothing'"):
+            __import__("hf_longattn.families.nothing")
+
+    def test_faulty_facts_break_their_own_family_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        facts = {**definition.derived_facts(), "olmoe": ("olmoe", {"kind": "LongNothing", "attributes": {}, "rope": True})}
+        monkeypatch.setattr(definition, "derived_facts", lambda: facts)
+        monkeypatch.delitem(sys.modules, "hf_longattn.families.olmoe", raising=False)
+        with pytest.raises(ImportError, match="cannot import name 'LongNothing'") as caught:
+            FAMILIES["olmoe"]
+        linecache.checkcache()
+        assert any("from declarations.json" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+        assert FAMILIES["bert"].rope is False
