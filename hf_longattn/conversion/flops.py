@@ -19,7 +19,7 @@ from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.locality import reach_of
+from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.masked import kept_of
 from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.registry import mechanism_from, prototype
@@ -121,7 +121,7 @@ def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
         return (recursion.length - recursion.memory) * shape.token_bytes
     if mechanism.traits.stateful:
         return _measured(mechanism, shape)
-    reach = reach_of(mechanism)
+    reach = keys_per_query(mechanism)
     if reach is not None:
         return min(length, reach) * shape.token_bytes
     none = torch.zeros(1, 1, dtype=torch.long)
@@ -136,7 +136,7 @@ def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Bytes that a further token adds on average, after any window or segment is full."""
-    if mechanism.traits.stateful or reach_of(mechanism) is not None:
+    if mechanism.traits.stateful or keys_per_query(mechanism) is not None:
         return 0
     near, far = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
     return (far - near) // FAR if far - near > FAR * shape.token_bytes // 1000 else 0

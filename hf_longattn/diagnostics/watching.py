@@ -191,9 +191,9 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
             window = windows[site.layer] if site.layer < len(windows) else None
             within = _in_window(window, call.causal) if window is not None else None
             if own_mechanisms is not None:
-                within = own_mechanisms(site.layer, q).kept_keys(q, k, call)
+                within = own_mechanisms(site.layer, q).attended_keys(q, k, call)
             if within_mechanism:
-                within = mechanism.kept_keys(q, k, call)
+                within = mechanism.attended_keys(q, k, call)
                 if within is None:
                     raise OptionError(
                         f"Mechanism {mechanism.name!r} is not a softmax over some of the keys, so it has no weights within it; leave out "

@@ -23,7 +23,7 @@ from transformers.models.parakeet.modeling_parakeet import (
 
 from ..backend import BACKEND, with_streamed_keys
 from ..engines.common.score_terms import DistanceTerm
-from ..mechanisms.common.locality import span_of
+from ..mechanisms.common.locality import largest_distances
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FramesInStretches, needs_one_pass
@@ -93,7 +93,7 @@ class LongParakeetAttention(ParakeetEncoderAttention):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         key, value = with_streamed_keys(key, value)
-        back, ahead = span_of(self.long_attention, query.shape[2], key.shape[2], False)
+        back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
         middle = position_embeddings.shape[1] // 2
         near = position_embeddings[0, middle - back : middle + ahead + 1].flip(0)  # of the distances -ahead, …, back
         table = self.relative_k_proj(near).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)

@@ -123,7 +123,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         """Each query attends to the keys within its head's span and ramp."""
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
         places = torch.arange(k.shape[2], device=k.device)

@@ -183,7 +183,7 @@ class BigBird(MaskedMechanism):
 
         return count
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         times = self.times(call, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0

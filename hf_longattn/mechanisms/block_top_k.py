@@ -120,7 +120,7 @@ class BlockTopK(SummarisedMechanism):
         parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
         return gathered_attention(q, k, v, parts, call)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         size, per_query = self.options.block_size, self.options.per == "query"
         means, filled = block_means(repeat_heads(k, q.shape[1]), call.key_mask, size)
         askers = q if per_query else block_means(q, call.key_mask, size)[0]

@@ -285,7 +285,7 @@ class Lsg(Mechanism):
             k, v, call = means.appended(k, v, call)
         return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen, q_idx=i)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.beyond and self.options.selection in AVERAGING_SELECTIONS:
             return None
         length, missing, taken = k.shape[2], self.missing, None

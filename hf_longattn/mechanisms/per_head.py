@@ -141,8 +141,8 @@ class PerHead(Composite, FitsActivations):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._in_order([member.dense_weights(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)])
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        keep = [member.kept_keys(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)]
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+        keep = [member.attended_keys(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)]
         keeps = [of_member for of_member in keep if of_member is not None]
         if len(keeps) < len(keep):
             return None

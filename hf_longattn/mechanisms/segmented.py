@@ -185,9 +185,9 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
         return pooled_weights(q, k, spread, members, inside, other_blocks, call)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if not self.summarises:
-            return super().kept_keys(q, k, call)
+            return super().attended_keys(q, k, call)
         heads, length, size, scale = q.shape[1], k.shape[2], self.options.block_size, call.scale_for(q.shape[-1])
         summaries = summarise(k, k, call.key_mask, size, self._by_attention, scale)
         _, _, of_summaries = summaries.appended(k, k, call)

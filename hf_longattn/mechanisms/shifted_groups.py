@@ -116,7 +116,7 @@ class ShiftedGroups(MaskedMechanism):
         real = call.real(k)
         return seen | self._wrapped(*index_grid(1, self.num_heads, q.shape[2], k.shape[2], k.device)[1:], real, call.causal)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         masked = self.kept_by_mask(k, call)
         if not (self.grouped and self.options.wrap):
             return masked

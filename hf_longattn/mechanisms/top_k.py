@@ -75,7 +75,7 @@ class TopK(SummarisedMechanism):
                 index = search_keys(q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         def keeps(rows: Tensor, scores: Tensor) -> Tensor:
             chosen = topk(scores, self.options.num_keys)
             empty = torch.zeros(*scores.shape[:-1], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)

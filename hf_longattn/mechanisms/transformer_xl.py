@@ -110,7 +110,7 @@ class TransformerXL(GatheredMechanism):
         memory = blocks[:, :1] + torch.arange(-memory_length, 0, device=device)
         return blocks, memory.clamp(min=-1)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return self.kept_by_mask(k, call)  # it does not matter where gradients stop
 
     def only_parts(self) -> bool:

@@ -23,7 +23,7 @@ from ..sharding import Shard, attend_sharded
 from .common.base import Mechanism
 from .common.composite import Composite, MechanismSpec
 from .common.layout import band_tile, full_pairs, without
-from .common.locality import joined, reach_of
+from .common.locality import joined, keys_per_query
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.registry import mechanism_class, register_mechanism
 from .common.traits import Handling
@@ -149,7 +149,7 @@ class Union(Composite, GatheredMechanism):
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         masks = []
         for member in self._masks():
-            reached, mask = reach_of(member), member.kept(positions, upcoming)
+            reached, mask = keys_per_query(member), member.kept(positions, upcoming)
             if reached is not None:
                 mask = positions > upcoming - reached
             if mask is None:

@@ -1,7 +1,7 @@
 """Decode caches that hold only the keys that each layer's mechanism still needs, and memory between segments."""
 
 from .cache_layer import AttentionCacheLayer, cache_bytes
-from .kept_cache import SparseCacheLayer, kept_layer_type
+from .kept_cache import SparseCacheLayer, sparse_layer_type
 from .layer_types import FULL, decode_layer_types, decode_reach
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
 from .state_cache import STATE_LAYER, StateLayer
@@ -22,6 +22,6 @@ __all__ = [
     "cache_bytes",
     "decode_layer_types",
     "decode_reach",
-    "kept_layer_type",
+    "sparse_layer_type",
     "window_layer_type",
 ]

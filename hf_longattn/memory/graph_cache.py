@@ -29,7 +29,7 @@ from ..engines.common.call import AttentionCall, State
 from ..engines.common.global_rows import assume_in_graph
 from ..errors import ExportError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.locality import reach_of
+from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.masked import MaskedMechanism, kept_of
 from ..positions.relative import QueryDependent
 from ..private_apis import missing
@@ -217,7 +217,7 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
     if mechanism.traits.exports and not mechanism.traits.stateful and not by_query:
         assert held.keys is not None
         assert held.values is not None
-        reach, none = reach_of(mechanism), torch.zeros(1, 1, dtype=torch.long)
+        reach, none = keys_per_query(mechanism), torch.zeros(1, 1, dtype=torch.long)
         scattered = plain_scores and not mechanism.traits.takes_globals and reach is None
         keeps_some_keys = scattered and kept_of(mechanism, none, none) is not None
         if keeps_some_keys or (mechanism.traits.takes_fewer_queries and not mechanism.handling.position_dependent):

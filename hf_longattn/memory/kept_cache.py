@@ -154,7 +154,7 @@ class SparseCacheLayer(LeftPaddedLayer):
             self.columns = self.columns[indices]
 
 
-def kept_layer_type(mechanism: str, options: str) -> str:
+def sparse_layer_type(mechanism: str, options: str) -> str:
     """The cache layer type of a mechanism with options (JSON). In a static cache it keeps all keys."""
     return enter_layer_type(
         f"{BACKEND}_{mechanism}_{options}", partial(SparseCacheLayer, mechanism=mechanism, options=options), StaticKeysLayer

@@ -8,11 +8,11 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.locality import reach_of
+from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.masked import kept_of
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.summaries import SummarisedMechanism
-from .kept_cache import kept_layer_type
+from .kept_cache import sparse_layer_type
 from .state_cache import STATE_LAYER
 from .summary_cache import SUMMARY_LAYER
 from .window_cache import window_layer_type
@@ -29,7 +29,7 @@ def _causal(long_attention: LongAttentionConfig, layer: int) -> Mechanism | None
 def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
     """The number of past keys that a token sees in ``layer``, itself included. ``None`` if unbounded, or without a causal form."""
     built = _causal(long_attention, layer)
-    return None if built is None else reach_of(built)
+    return None if built is None else keys_per_query(built)
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_scores: bool = True) -> str:
@@ -40,7 +40,7 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_sco
         return FULL
     if built.traits.stateful:
         return STATE_LAYER
-    reach = reach_of(built)
+    reach = keys_per_query(built)
     if reach is not None:
         return window_layer_type(reach)
     if isinstance(built, SummarisedMechanism) and built.summary_unit is not None:
@@ -49,7 +49,7 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_sco
     if not plain_scores or kept_of(built, none, none) is None:
         return FULL
     mechanism, options = long_attention.for_layer(layer)
-    return kept_layer_type(mechanism, json.dumps(options, sort_keys=True))
+    return sparse_layer_type(mechanism, json.dumps(options, sort_keys=True))
 
 
 def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:

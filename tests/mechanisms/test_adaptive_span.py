@@ -12,7 +12,7 @@ from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
-from hf_longattn.mechanisms.common.locality import reach_of
+from hf_longattn.mechanisms.common.locality import keys_per_query
 
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)
 
@@ -80,7 +80,7 @@ def test_only_what_the_longest_span_reaches_is_visited() -> None:
         module.span_fraction.add_(0.01)
     assert module.pattern(True).left == 91, "read again when the parameter has changed"
     assert module.pairs(1000, True) == sum(min(i, 91) + 1 for i in range(1000))
-    assert reach_of(module) == 4096 + 10
+    assert keys_per_query(module) == 4096 + 10
 
 
 def test_fractions_stay_between_0_and_1() -> None:

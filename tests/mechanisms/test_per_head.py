@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.locality import reach_of
+from hf_longattn.mechanisms.common.locality import keys_per_query
 
 N = 300
 
@@ -57,12 +57,12 @@ def test_global_tokens_reach_the_heads_that_take_them() -> None:
 
 def test_it_states_what_its_members_do() -> None:
     both = build_mechanism("per_head", num_heads=4, head_dim=8, heads="0=window:window=8;window:window=16")
-    assert reach_of(both) == 16
+    assert keys_per_query(both) == 16
     assert both.pairs(100, True) == -(
         -sum(n * build_mechanism("window", num_heads=1, head_dim=8, window=w).pairs(100, True) for n, w in ((1, 8), (3, 16))) // 4
     )
     assert not both.traits.takes_globals
-    assert reach_of(build_mechanism("per_head", num_heads=4, head_dim=8, heads="0=window:window=8;full")) is None
+    assert keys_per_query(build_mechanism("per_head", num_heads=4, head_dim=8, heads="0=window:window=8;full")) is None
     assert build_mechanism("per_head", num_heads=1, head_dim=8, heads="window:window=8,full").groups == [[0]]
 
 

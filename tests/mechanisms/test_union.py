@@ -14,7 +14,7 @@ from hf_longattn.engines.common.call import GatherTile, rows_of
 from hf_longattn.engines.common.dense import index_grid
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
-from hf_longattn.mechanisms.common.locality import reach_of
+from hf_longattn.mechanisms.common.locality import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.mechanisms.listed import visible
@@ -151,7 +151,7 @@ def test_bands_alone_are_one_band() -> None:
     out = attend(q, k, v, "union", of="window:window=8+window:window=32")
     torch.testing.assert_close(out, attend(q, k, v, "window", window=32), atol=0, rtol=0)
     union = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=8+window:window=32")
-    assert reach_of(union) == 32
+    assert keys_per_query(union) == 32
     assert not union.traits.takes_globals
 
 
@@ -159,7 +159,7 @@ def test_what_a_decoder_must_keep_is_what_any_member_reaches(monkeypatch: pytest
     monkeypatch.setattr(Residues, "kept", lambda self, positions, upcoming: positions % 8 == upcoming % 8, raising=False)
     positions, upcoming = torch.arange(40)[None], torch.tensor([[40]])
     union = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=3+residues")
-    assert reach_of(union) is None
+    assert keys_per_query(union) is None
     kept = union.kept(positions, upcoming)
     assert kept is not None
     assert positions[kept].tolist() == [0, 8, 16, 24, 32, 38, 39]

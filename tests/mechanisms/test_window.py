@@ -7,7 +7,7 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.locality import reach_of
+from hf_longattn.mechanisms.common.locality import keys_per_query
 from tests.mechanisms.listed import picture, visible
 
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> 
         mask = seen(length, causal, **options)
         full = torch.ones(length, length, dtype=torch.bool)
         assert mechanism.covers(length, causal) == torch.equal(mask[0, 0], full.tril() if causal else full), length
-    reach = reach_of(mechanism)
+    reach = keys_per_query(mechanism)
     if reach is None:
         assert options["num_sinks"]
     else:

@@ -7,7 +7,7 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 - ``traits``, ``handling`` (:mod:`.traits`): its inputs, what it needs from its model, and what ``forward`` does by itself.
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions, and tells which tokens a process fetches
   from others when a sequence is sharded. Conversion compares it with the length that positions were trained for (:mod:`.locality`).
-- ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``kept_keys``: the keys that queries attend to.
+- ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
 - ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`hf_longattn.sharding`).
 """
 
@@ -207,7 +207,7 @@ class Mechanism(nn.Module, ABC):
         """The distances at which a query sees keys; ``None`` if unbounded or dependent on content."""
         return None
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         """The keys that each query attends to, or the weights of all keys. ``None`` if the output is not one softmax over keys.
 
         :mod:`hf_longattn.diagnostics` uses it to measure how much of full attention's weight falls on these keys. The function that is

@@ -131,7 +131,7 @@ class BucketedMechanism(SummarisedMechanism):
         seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
         return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.count_duplicates or not self.plain_scores:
             return None
         meets, places = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)

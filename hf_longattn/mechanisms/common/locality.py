@@ -19,14 +19,14 @@ def _distances(mechanism: Any, causal: bool) -> Locality | None:
     return local if local is not None and not local.beside else None
 
 
-def reach_of(mechanism: Any) -> int | None:
+def keys_per_query(mechanism: Any) -> int | None:
     """The number of keys that a causal query sees, its own included. Sizes the decode cache.
     ``None`` if unbounded, and for mechanisms with blocks, which have a smaller cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 or local.in_eval != "same" else local.back + 1
 
 
-def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
+def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
     """The largest visible distances of a call: back (query - key) and ahead (key - query). Sizes tables of relative positions."""
     local = _distances(mechanism, causal)
     if local is None:
@@ -54,7 +54,7 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
     :func:`~hf_longattn.positions.untrained_distances`."""
-    return untrained_distances(rule, trained, length, eval_locality(mechanism, causal), reach_of(mechanism))
+    return untrained_distances(rule, trained, length, eval_locality(mechanism, causal), keys_per_query(mechanism))
 
 
 def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Locality | None:

@@ -70,11 +70,11 @@ class MaskedMechanism(Mechanism):
         scores = scaled_scores(q, k, self.with_counts(call, q.dtype))
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
 
-    def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         return self.kept_by_mask(k, call) if self.options.is_mask() and self.traits.recursion is None else None
 
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        """:meth:`kept_keys` for a mechanism that only masks full attention."""
+        """:meth:`attended_keys` for a mechanism that only masks full attention."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
@@ -137,7 +137,7 @@ class MaskedMechanism(Mechanism):
         return seen if real is None else seen & real[:, None, None, :]
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """The keys that the decode cache must retain, ``(B, S)`` bool; ``None`` for all within :func:`~.locality.reach_of`.
+        """The keys that the decode cache must retain, ``(B, S)`` bool; ``None`` for all within :func:`~.locality.keys_per_query`.
 
         These are the keys at ``positions (B, S)`` that a causal query at or after ``upcoming (B, 1)`` can see. Positions count from each
         sequence's first real token. :meth:`attend_kept` then attends to the retained keys. The default is for blocks.

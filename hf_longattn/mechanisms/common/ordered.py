@@ -55,13 +55,13 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
 
 
 def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-    """:meth:`Mechanism.kept_keys` with the options ``order`` and ``exact_length`` applied; raises as :func:`in_order` does."""
+    """:meth:`Mechanism.attended_keys` with the options ``order`` and ``exact_length`` applied; raises as :func:`in_order` does."""
     if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
         mechanism, call = full, call.replace(global_mask=None)
     if (order := mechanism.options.order) is None:
-        return mechanism.kept_keys(q, k, call)
+        return mechanism.attended_keys(q, k, call)
     tokens = _reorder(order, q, k, call)
-    ordered = mechanism.kept_keys(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
+    ordered = mechanism.attended_keys(q.index_select(2, tokens.places), k.index_select(2, tokens.places), tokens.call)
     if ordered is None:
         return None
     hidden = None if tokens.call.key_mask is None else ~tokens.call.key_mask[:, None, None]

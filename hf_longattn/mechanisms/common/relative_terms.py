@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engines.common.call import AttentionCall
 from ...engines.common.score_terms import ScoreTerm, chain_score_mods
-from .locality import span_of
+from .locality import largest_distances
 
 
 def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
@@ -31,7 +31,7 @@ def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
     """
     if mechanism.relative is None:
         return None
-    visible = span_of(mechanism, q.shape[2], k.shape[2], call.causal)
+    visible = largest_distances(mechanism, q.shape[2], k.shape[2], call.causal)
     return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
 
 

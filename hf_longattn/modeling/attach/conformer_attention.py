@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...backend import BACKEND, with_streamed_keys
 from ...engines.common.score_terms import DistanceTerm
-from ...mechanisms.common.locality import span_of
+from ...mechanisms.common.locality import largest_distances
 from ...private_apis import missing
 from ..family.config import attention_implementation
 from ..family.definition import AttentionNames
@@ -77,7 +77,7 @@ class ConformerAttention(nn.Module):
         key, value = with_streamed_keys(key, value)
         term = None
         if self.position_embeddings_type == "relative":
-            back, ahead = span_of(self.long_attention, query.shape[2], key.shape[2], False)
+            back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
             table = self._heads(self.linear_pos(relative_position_embeddings(back, ahead))).transpose(0, 1)
             term = DistanceTerm((query + self.pos_bias_v[:, None]) * self.scaling, table, ahead, key)
             query = query + self.pos_bias_u[:, None]

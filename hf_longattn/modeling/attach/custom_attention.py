@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...backend import BACKEND, longattn_attention_forward
-from ...mechanisms.common.locality import span_of
+from ...mechanisms.common.locality import largest_distances
 from ..family.config import IMPLEMENTATION_FIELD, attention_implementation
 from ..family.validation import refuse_scoreless
 
@@ -83,7 +83,7 @@ class NearPositions(_Module):
         """``(1, 2 n - 1, C)`` for the distances n - 1, …, 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
         if attention_implementation(self.config) == BACKEND:
             length = hidden_states.shape[1]
-            furthest = max(max(span_of(attention.long_attention, length, length, False)) for attention in self.attending)
+            furthest = max(max(largest_distances(attention.long_attention, length, length, False)) for attention in self.attending)
             hidden_states = hidden_states[:1, : furthest + 1]
         return super().forward(hidden_states, *args, **kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...configuration import LongAttentionConfig
-from ...mechanisms.common.locality import reach_of
+from ...mechanisms.common.locality import keys_per_query
 from ...mechanisms.common.registry import prototype
 from ...positions import RopePlan, rope_parameters
 
@@ -26,7 +26,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     layers = range(getattr(config, "decoder_layers", config.num_hidden_layers))
-    reaches = [reach_of(prototype(*attention.for_layer(layer))) for layer in layers]
+    reaches = [keys_per_query(prototype(*attention.for_layer(layer))) for layer in layers]
     old = config.rope_parameters or {}
     frequencies = int(head_dim * old.get("partial_rotary_factor", 1.0)) // 2
 

@@ -81,14 +81,14 @@ def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, 
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
     mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [97]])
     call = AttentionCall.of(causal=causal, padding_mask=mask if padded else None)
-    kept_keys = mechanism.kept_keys(q, k, call)
-    if kept_keys is None:
+    attended_keys = mechanism.attended_keys(q, k, call)
+    if attended_keys is None:
         assert options is None or (causal and "wrap" in options), "one of the selections above"
         return
     rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])  # real in both
     visible = visible_to_all(q, k, call)
     scores = scaled_scores(q, k, call).masked_fill(~visible, float("-inf"))[:, :, rows]
-    kept = kept_keys(rows, scores).expand(scores.shape)
+    kept = attended_keys(rows, scores).expand(scores.shape)
     if kept.dtype != torch.bool:
         return  # weights, below
     kept = kept & visible[:, :, rows]
@@ -99,7 +99,7 @@ def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, 
         assert torch.equal(weights > 0, kept)
     else:
         torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
-    one = kept_keys(rows[3:4], scores[:, :, 3:4]).expand(scores[:, :, 3:4].shape) & visible[:, :, rows[3:4]]
+    one = attended_keys(rows[3:4], scores[:, :, 3:4]).expand(scores[:, :, 3:4].shape) & visible[:, :, rows[3:4]]
     assert torch.equal(one, kept[:, :, 3:4]), "no row depends on the others"
 
 
@@ -107,7 +107,7 @@ def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, 
 def test_what_is_no_softmax_over_some_keys_says_so(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
-    assert mechanism.kept_keys(q, q, AttentionCall()) is None
+    assert mechanism.attended_keys(q, q, AttentionCall()) is None
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
