@@ -138,7 +138,7 @@ def read_json(path: Path) -> Any:
             raise CheckpointError(f"{str(path)!r} is not valid JSON ({error.__cause__}).") from error
         raise
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_hook=_decode_float)
     except RecursionError:
         raise CheckpointError(f"{str(path)!r} is not valid JSON (nested too deeply).") from None
     except ValueError as error:
@@ -155,6 +155,12 @@ def read_json(path: Path) -> Any:
         except UnicodeEncodeError:
             raise CheckpointError(f"{str(path)!r} is not valid JSON (half of a surrogate pair).") from None
     return value
+
+
+def _decode_float(values: dict[str, Any]) -> Any:
+    """``{"__float__": "Infinity"}`` as a number: how transformers writes infinite numbers and NaN."""
+    tag = values.get("__float__") if len(values) == 1 else None
+    return float(tag) if tag in ("Infinity", "-Infinity", "NaN") else values
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

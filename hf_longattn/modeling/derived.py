@@ -55,12 +55,11 @@ OTHER_INPUTS = "it reads other inputs than a text"
 OWN_ATTENTION = "it does not use transformers' AttentionInterface"
 OWN_CHOICE = "an indexer beside its attention chooses the keys of each query"
 OWN_CACHE = "its convolutions need cache layers of their own"
-INFINITE = "its config.json has an infinite number, which a conversion does not read"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("blt", "git", "moshi", "musicgen", "musicgen_melody", "phi4_multimodal"), OTHER_INPUTS),
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE),
     **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
-    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid"), INFINITE),
+    "bamba": "transformers decodes it with a cache otherwise than in one pass",
     "bailing_hybrid": "some tensors have other names in its checkpoints than in the model",
     "bert-generation": "its model classes have unusual names, BertGenerationEncoder and BertGenerationDecoder",
     "dbrx": "transformers cannot build it from its default config, which has no `rope_theta`",

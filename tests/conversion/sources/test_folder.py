@@ -1,4 +1,4 @@
-"""A folder without the usual weight files says what it has instead."""
+"""What is read of a folder, and what a folder without the usual weight files says."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import FalconH1Config
 
 from hf_longattn.conversion import plan_conversion
+from hf_longattn.conversion.sources.folder import read_config
 from hf_longattn.errors import CheckpointError
 
 
@@ -16,3 +18,9 @@ def test_a_variant_is_named(checkpoint: Callable[..., Path]) -> None:
     (source / "model.safetensors").rename(source / "model.fp16.safetensors")
     with pytest.raises(CheckpointError, match=r"but 'model\.fp16\.safetensors'; where that is the whole model, rename it"):
         plan_conversion(source)
+
+
+def test_infinite_numbers_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+    FalconH1Config(mamba_ssm_multipliers=None, time_step_limit=(0.0, float("inf"))).save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    assert read_config(tmp_path)["time_step_limit"] == [0.0, float("inf")]
