@@ -68,7 +68,7 @@ def attend(
             yourself. A new module is in training mode, where ``shifted_groups``, for example, attends within groups only. Within
             ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
-        padding_mask: ``(B, Nk)`` bool, True = real token; or numbers, 1 = real token. Additive masks are refused.
+        padding_mask: ``(B, Nk)``, bool with True = real token, or numbers with 1 = real token. Additive masks are refused.
         documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within their document
             only. Windows, blocks, global tokens and positions start anew in each document.
         cu_seqlens: documents of a single row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
@@ -84,8 +84,8 @@ def attend(
         prefix: number of tokens before the grid (a class token, for example), if ``grid`` is given as sizes.
         options: the mechanism's options, when it is given by name.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Rows of padding are finite but meaningless.
-        Values in padding, even NaN, do not affect the rows of real tokens or their gradients.
+        ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Outputs at padding are finite but meaningless.
+        Values in padding, even NaN, do not affect the outputs of real tokens or their gradients.
     Raises:
         UnknownMechanismError, OptionError: an unknown mechanism or option, or an invalid value.
         MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not support.
@@ -297,7 +297,7 @@ def run_batch(
         run: a method to call instead of the mechanism's ``forward``, such as its ``defined``.
         per_sequence: whether every sequence runs in a separate call, on any device and at any length.
     Returns:
-        ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite but meaningless.
+        ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
     short = bool(mechanism.options.exact_length) and not call.causal and mechanism.shard is None
     full = full_of(mechanism) if short else None

@@ -52,7 +52,7 @@ STATIC_LAYER = "long_static_layer"
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"
-"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()`` means the call's own."""
+"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()``: the call's own key and value."""
 PROJECT_ONLY = "project_only"
 """The keyword for a list. The attention function then appends its keys and values to the list instead of attending."""
 COLLECT_WEIGHTS = "attention_weights"
@@ -66,7 +66,7 @@ LAYER_INDEX = "long_layer"
 PADDING_SCORE = -10_000.0
 """Scores at or below this value mark padding in an additive mask. MarkupLM adds exactly this; the softmax weight in fp32 is zero."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
-"""Keywords for the documents of a packed row: ours, that of state-space models and that of FlashAttention."""
+"""Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
 UNSUPPORTED_KEYWORDS = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 ADDITIONAL_KEYWORDS = DOCUMENTS.union(
@@ -152,17 +152,17 @@ def longattn_attention_forward(
     """Attention of ``module.long_attention``, with the signature of transformers' attention functions.
 
     Args:
-        module: the attention module; ``module.is_causal`` says whether it looks ahead.
+        module: the attention module; ``module.is_causal`` says whether later keys are hidden.
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
         attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or
-            additive). Such a mask restricts the mechanism's pattern further. If it has one row for all queries and holds only padding,
-            it is read as padding.
+            additive). Such a mask restricts the mechanism's pattern further. If it has a single row for all queries, and only
+            padding in it, it is read as padding.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
         kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the scores, or a
-            ``score_mod``; ``softcap``, the bound that a tanh puts on them (Gemma 2); ``layer_input (B, Nq, d)``,
+            ``score_mod``; ``softcap``, the bound that a tanh puts on the scores (Gemma 2); ``layer_input (B, Nq, d)``,
             the module's hidden states, for mechanisms that take them.
 
     Returns:
@@ -241,14 +241,14 @@ def longattn_attention_forward(
 def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Prepend a stream's earlier keys and values to ``(B, H_kv, n, D)``, if a layer reads one.
 
-    The attention function calls it. Attention modules that compute something from all keys call it earlier. It may be called on its result.
+    The attention function calls it. Attention modules that compute something from all keys call it first. A second call changes nothing.
     """
     with_earlier = None if torch.compiler.is_dynamo_compiling() else STREAMED_KEYS.get()
     return (key, value) if with_earlier is None else with_earlier(key, value)
 
 
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the call is plain attention, with no observer and no collected weights. Graphs, autocast and shards are excluded."""
+    """Whether the call is plain attention without observers and collected weights, outside of graphs, autocast and shards."""
     return (
         ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
         and not OBSERVERS
@@ -309,11 +309,11 @@ def _attend_static(
     call: AttentionCall,
     kwargs: dict[str, Any],
 ) -> Tensor | None:
-    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache.
-    Its shapes do not depend on the number of tokens. ``None`` if a call over the filled slots costs less, or is the only possible one.
+    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache, in shapes that do not depend on the number of tokens.
+    ``None`` if a call over the filled slots costs less, or is the only possible one.
 
     Raises:
-        BackendError: in a graph, where no other call is possible, if the mechanism has no step over rows of its mask.
+        BackendError: in a compiled graph, if the mechanism cannot compute this step: a call over the filled slots is impossible there.
     """
     layer: StaticLayer = kwargs[STATIC_LAYER]
     q_len, kv_len = query.shape[2], key.shape[2]
@@ -365,7 +365,7 @@ def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call:
 
 def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys, values and mask of a static cache's filled slots.
-    A padding mask is ``(B, tokens)``. Waits for the device, once in a forward pass if there is a mask."""
+    A padding mask becomes ``(B, tokens)``. Waits for the device; with a mask, once per forward pass."""
     if key.shape[2] == query.shape[2]:
         total: Any = key.shape[2]
     else:
@@ -435,7 +435,7 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
 
 
 def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
-    """The padding ``(B, N)`` in a mask with one row for all queries. Other masks, and masks in graphs, are returned as they are.
+    """The padding ``(B, N)`` in a mask with a single row for all queries. Other masks, and masks in graphs, are returned unchanged.
 
     Models make such a mask once for all layers, so its padding is stored on it until the mask changes.
     """
@@ -495,7 +495,7 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
 def _with_documents(
     mechanism: Mechanism, batch: Batch | None, dense_mask: Tensor | None, shape: tuple[int, int], causal: bool, kwargs: dict[str, Any]
 ) -> tuple[Batch | None, Tensor | None]:
-    """The batch with its documents, and the mask unless the documents replace it completely.
+    """The batch with its documents, and the mask; ``None`` if the documents replace it completely.
 
     Raises:
         MaskError: documents do not fit the tokens, or only a mask separates them, which is not enough for the mechanism.
@@ -522,12 +522,12 @@ def _with_documents(
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a mask over pairs is enough to separate documents. It is if outputs depend only on distances and contents."""
+    """Whether a mask over pairs is enough to separate documents: if outputs depend only on distances and contents."""
     return mechanism.traits.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
 
 
 def packing_refused(mechanism: Mechanism) -> str:
-    """The error message for documents that only a mask separates, if that is not enough for ``mechanism``."""
+    """The error message if ``mechanism`` cannot separate packed documents by a mask alone."""
     return (
         "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a four-dimensional attention_mask "
         f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole row; pass "
@@ -536,7 +536,7 @@ def packing_refused(mechanism: Mechanism) -> str:
 
 
 def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:
-    """``(B, tokens seen)`` -> ``(B, Nk)`` bool for the keys at hand; ``None`` for mechanisms without global tokens."""
+    """The global mask ``(B, tokens seen)`` cut to the keys, ``(B, Nk)`` bool; ``None`` for mechanisms without global tokens."""
     if global_mask is None or not mechanism.traits.takes_globals:
         return None
     batch, kv_len = key.shape[0], key.shape[2]
@@ -591,7 +591,7 @@ def _weights_wanted(kwargs: dict[str, Any]) -> bool:
 
 
 def register_backend() -> None:
-    """Make ``attn_implementation="longattn"`` known to transformers. Importing this module does it."""
+    """Make ``attn_implementation="longattn"`` known to transformers. Importing this module calls this."""
     AttentionInterface.register(BACKEND, longattn_attention_forward)
     AttentionMaskInterface.register(BACKEND, longattn_mask)
 

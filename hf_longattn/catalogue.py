@@ -20,13 +20,13 @@ COMPOSED = {
     "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
     "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
-"""Names from the literature that are settings of other mechanisms -> what to write instead."""
+"""Name from the literature for settings of other mechanisms -> what to write instead."""
 FORMER_NAMES = {"shifted_window": ("shifted_groups", "0.5")}
 """Former name of a mechanism -> its new name, and the version that removes the former one."""
 
 
 def current_name(name: str) -> str:
-    """The present name of a mechanism; a former name warns."""
+    """The present name of a mechanism. Warns of a former name."""
     if name not in FORMER_NAMES:
         return name
     new, removed_in = FORMER_NAMES[name]
@@ -71,7 +71,7 @@ def check_early(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an unknown mechanism or option, or a wrong value, without importing the mechanism.
 
     The mechanism itself checks relative positions and runs :meth:`~hf_longattn.options.Options.check`. Once mechanisms have been imported,
-    nothing is checked here, since others may be registered by then.
+    nothing is checked here, since new ones may be registered by then.
 
     Raises:
         UnknownMechanismError, OptionError: one sentence with the nearest valid name.

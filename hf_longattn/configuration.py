@@ -23,13 +23,13 @@ class LongAttentionConfig:
         LongAttentionConfig("window", layers="0-5:window=64;6-10:window=256;11=full")
         LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full, and again
 
-    A layer that names no mechanism keeps the default one and its options, except those it overrides. A layer that names one starts
-    from that mechanism's defaults. ``config.json`` stores the configuration as ``long_attention``.
+    A layer that names no mechanism keeps the default mechanism and its options, except those that it overrides. A layer that names one
+    starts from that mechanism's defaults. ``config.json`` stores the configuration as ``long_attention``.
 
     Args:
         mechanism: the default mechanism. If not given, the first one that layers take in turn, otherwise ``longformer``.
         layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
-            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.common.composite`).
+            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.choice_text`).
         options: of the default mechanism.
 
     Raises:
@@ -67,7 +67,7 @@ class LongAttentionConfig:
         """A copy with the option set in the default and in every rule that names a mechanism.
 
         Args:
-            where: whether a rule gets the option. Called with the mechanism's name and the number of an override's layer, or ``None``.
+            where: whether a rule gets the option. Called with the mechanism's name and the layer that the rule overrides, or ``None``.
         """
 
         def given(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class LongAttentionConfig:
         return cls(**values)
 
     def table(self, num_layers: int) -> str:
-        """One line per run of equal layers, with all options, defaults included. Options that are None are left out."""
+        """Table with one line per run of equal layers, with all options, defaults included. Options that are None are left out."""
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
@@ -153,7 +153,7 @@ def _given(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(override: Any, default: str) -> dict[str, Any]:
-    """One checked override. ``default`` is its mechanism if it names none."""
+    """One checked override. ``default`` is the mechanism of an override that names none."""
     if not isinstance(override, Mapping):
         raise OptionError(
             f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}."

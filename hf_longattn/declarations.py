@@ -1,7 +1,7 @@
 """Options and arguments of mechanisms, tasks and families, read from one file without importing torch.
 
 `make docs` writes ``declarations.json`` from the imported classes (:mod:`scripts.dev.tools.declared`), and a test compares the two. A
-mechanism or a task that is not in it, such as a new file, is checked when it is imported.
+mechanism or task that the file lacks, such as a new one, is checked when it is imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 
 FILE = Path(__file__).with_suffix(".json")
 LIBRARY = "transformers."
-"""The start of the full names of classes whose fields depend on the installed version."""
+"""Prefix of the full names of transformers' classes. Their fields depend on the installed version."""
 
 
 @cache
 def declared() -> Mapping[str, dict[str, Any]]:
     """The file's mechanisms, tasks, families and classes by name.
 
-    A copy of this package that is bundled with a model has no such file, so it has no entries.
+    A copy of this package that is bundled with a model lacks the file. The result is then empty.
     """
     return defaultdict(dict, json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {})
 
@@ -35,9 +35,8 @@ def declared() -> Mapping[str, dict[str, Any]]:
 def declared_class(name: str) -> type[Any]:
     """The class with this full name, without its methods.
 
-    Only a class that is not in the file is imported.
-    ``dataclasses.fields``, ``HfArgumentParser`` and ``Options.build`` read it like the class itself. A class of transformers has the
-    annotations of its fields, and no fields.
+    A class is imported only if it is not in the file. ``dataclasses.fields``, ``HfArgumentParser`` and ``Options.build`` read the result
+    like the class itself. A class of transformers has the annotations of its fields, but no fields.
     """
     module, _, class_name = name.rpartition(".")
     entry = declared()["classes"].get(name)

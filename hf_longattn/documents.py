@@ -13,13 +13,13 @@ from .errors import MaskError
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
-    """Return ``documents (B, N)``, checked, or build them from the offsets ``cu_seqlens``. ``None`` without either.
+    """Document numbers ``(B, N)``: ``documents``, checked, or built from ``cu_seqlens``. ``None`` if both are ``None``.
 
     Args:
-        cu_seqlens: ``(documents + 1,)``, where each document begins in one row of N tokens, from 0 to N, as in flash-attn.
+        cu_seqlens: ``(documents + 1,)``, offsets of the documents in a single row, from 0 to N, as in flash-attn.
         shape: ``(B, N)``.
     Raises:
-        MaskError: they do not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
+        MaskError: an argument does not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
     """
     if documents is None and cu_seqlens is None:
         return None
@@ -47,19 +47,19 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
 
 
 def shape_in_words(x: Any) -> str:
-    """A clause with the shape and dtype of a tensor, or another argument's type."""
+    """A clause with the shape and dtype of a tensor, or with the type of another object."""
     return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
 
 
 def documents_in_mask(mask: Tensor) -> Tensor | None:
-    """The documents ``(B, N)`` in a dense mask, numbered from 0. Tokens of different documents do not see each other.
+    """Document numbers ``(B, N)``, from 0, that a dense mask implies. Tokens of different documents do not see each other.
 
     For packed rows (``position_ids`` that restart), transformers passes such a mask to a model without a Long class.
 
     Args:
         mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
     Returns:
-        ``None`` if every row is one document, or if Nq is not Nk.
+        ``None`` if every batch row is one document, or if Nq is not Nk.
     """
     if mask.shape[2] != mask.shape[3]:
         return None

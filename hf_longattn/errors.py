@@ -61,7 +61,7 @@ class PositionError(LongAttentionError):
 
 
 class DerivativeError(LongAttentionError):
-    """A derivative that the fused kernel does not have, or a transform that a mechanism cannot follow."""
+    """A derivative that the fused kernel lacks, or a transform that a mechanism does not support."""
 
 
 class MemoryMismatchError(LongAttentionError):
@@ -201,7 +201,7 @@ def in_one_line(text: str) -> str:
 
 
 def sentence_case(text: str) -> str:
-    """``text`` with a capital first letter. The others do not change."""
+    """``text`` with a capital first letter. Other letters do not change."""
     return text[:1].upper() + text[1:]
 
 
@@ -271,7 +271,7 @@ def defined_at(value: Any) -> str:
 
 
 def refuse_taken_name(what: str, name: str, cls: type, known: type | None) -> None:
-    """Refuse a class if ``known``, a class defined elsewhere, has its name in a registry. The order of imports does not matter.
+    """Refuse a class whose name belongs to another class, ``known``, in a registry. The order of imports does not matter.
 
     Raises:
         RegistrationError: the name is taken. The message names both files.

@@ -1,4 +1,4 @@
-"""The engine path that each attention layer of a model runs, and why paths of higher priority do not."""
+"""The engine path that each attention layer of a model runs, and why paths of higher priority do not run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LayerPath:
     """One path that ran in one layer.
 
     layer: name of the attention module in the model.
-    mechanism: its registered name.
+    mechanism: registered name of the mechanism.
     path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
     reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`; then what was not yet verified on a GPU, if anything.
     """
@@ -60,7 +60,7 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
     Args:
         model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or another model that contains mechanisms.
-        inputs: the keyword arguments of its ``forward``, or only its main input: ``input_ids``, or ``pixel_values`` for images.
+        inputs: the keyword arguments of ``model.forward``, or only the main input: ``input_ids``, or ``pixel_values`` for images.
     Returns:
         One entry per layer and distinct path. ``print`` shows it as a table.
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 DEPRECATED_NAMES: dict[str, tuple[str, str]] = {}
-"""Former public name -> (its new name, the version that removes the former one), each with its package:
+"""Former public name -> (new name, version that removes the former name). Names include the package:
 ``"hf_longattn.search.Priced": ("hf_longattn.search.CostedDesign", "0.4")``."""
 
 
@@ -18,7 +18,7 @@ def public_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Ca
 
     Args:
         package: its ``__name__``.
-        modules: module -> its public names; a module with a leading dot is relative to the package's parent.
+        modules: module -> its public names. A module with a leading dot is relative to the package's parent.
     """
     homes = {name: module for module, names in modules.items() for name in names}
 
@@ -44,7 +44,7 @@ def _deprecated(old: str) -> Any:
 
 
 def warn_deprecated(old: str, removed_in: str, new: str) -> None:
-    """Warn of a former name and say what to write, at the caller's line outside this package."""
+    """Warn of a former name and say what to write. The warning names the line outside this package that uses it."""
     frame = inspect.currentframe()
     assert frame is not None
     while (module := frame.f_globals.get("__name__", "")).startswith((__package__, "importlib.")) and frame.f_back is not None:

@@ -33,7 +33,7 @@ REPORTERS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 NO_CODE = {"trust_remote_code": False}
 """Passed in every call. Models that load inner models do not pass it on; see :func:`guarded`."""
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
-"""The environment variable that keeps transformers from having pickled weights converted."""
+"""The environment variable that stops transformers from requesting a conversion of pickled weights."""
 logger = logging.get_logger(LOGGER)
 
 
@@ -75,9 +75,9 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Keep transformers from asking whether code may run, and from having weights converted.
+    """Stop transformers from asking whether code may run, and from requesting a conversion of weights.
 
-    It would ask on standard input. It would send the user's token to a service of the Hub that converts pickled weights.
+    The question would come on standard input. The request would send the user's token to a service of the Hub.
     """
     seconds, converts = dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ.get(NO_CONVERSION)
     dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[NO_CONVERSION] = 0, "1"
@@ -145,7 +145,7 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
     Args:
         loader: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoConfig`` or another class with ``from_pretrained``.
         name: a folder or a Hub repository id.
-        what: its name in a message, such as "tokenizer".
+        what: the part's name in a message, such as "tokenizer".
         arguments: of ``from_pretrained``.
 
     Raises:
@@ -184,7 +184,7 @@ def load_model(
     Args:
         loader: a model class, or an Auto class of models.
         name: a folder or a Hub repository id.
-        complete: nothing will be trained, so new weights are an error.
+        complete: whether new weights are an error, because nothing will be trained.
         allow_pickle: read tensors of .bin files where there are no safetensors.
         elsewhere: prefixes of weights that are loaded in another way.
         arguments: of ``from_pretrained``.
@@ -233,10 +233,10 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     """A model of sentence-transformers in float32.
 
     Args:
-        loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. The last takes the token states of a folder that
-            another class saved, without the random projection that it would add.
+        loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. The last uses the token states if another
+            class saved the folder. The random projection that it would add is left out.
         name: a folder or a Hub repository id.
-        complete: nothing will be trained, so new weights are an error.
+        complete: whether new weights are an error, because nothing will be trained.
         arguments: of the loader. With ``num_labels``, a head of another size is replaced by a new one.
 
     Raises:
@@ -310,7 +310,7 @@ def load_report(info: Mapping[str, Any], elsewhere: tuple[str, ...] = (), base: 
 
     Args:
         elsewhere: prefixes of weights that are loaded in another way.
-        base: the name of the base model within the model, such as "bert". Names of unused weights are given without it.
+        base: the name of the base model within the model, such as "bert". It is cut off the names of unused weights.
     """
     new = [key.rpartition(".")[0] for key in info["missing_keys"]]
     resized = [key[0].rpartition(".")[0] for key in info["mismatched_keys"]]

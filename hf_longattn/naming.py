@@ -24,7 +24,7 @@ BACKEND = PLAIN_BACKEND + COPY
 OPERATORS = f"hf_longattn{COPY}"
 """The namespace of torch operators."""
 LOGGER = "transformers.hf_longattn"
-"""The logger's name. It is below transformers' logger, so that its verbosity applies."""
+"""The logger's name. It is below transformers' logger, whose verbosity then applies."""
 PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
 """Files with a training's answers to the validation data. Some of them quote the data."""
 TAGS = ("hf_longattn", "long-context")
@@ -34,16 +34,16 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".ai
 FRAMES_SUFFIX = ".npy"
 """The extension of a file with an array of frames."""
 CODEC_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
-"""Extensions of video files, which need a decoder. Without .ts, which TypeScript uses, too."""
+"""Extensions of video files, which need a decoder. Excludes .ts, which TypeScript uses, too."""
 VIDEO_SUFFIXES = (FRAMES_SUFFIX, *CODEC_SUFFIXES)
 """Extensions of files that are read, or refused, as videos."""
 
 BEFORE_UPLOAD: dict[str, Callable[[str, str, str], None]] = {}
-"""Functions called before a saved model is pushed. Arguments: its folder, its repository, and the name that it was loaded from. The
+"""Functions called before a saved model is pushed. Arguments: the model's folder, repository, and the name that it was loaded from. The
 installed package registers one for the model card; a bundled copy has none."""
 
 CONVERSION_REPORT = "conversion_report.json"
-"""The file of a converted checkpoint that says how it was made."""
+"""File name of the report on how a checkpoint was converted."""
 
 FLAT_FILES: dict[str, dict[str, str]] = {}
 """Package -> module -> flat file name. Filled in a bundled copy, which has no folders (:mod:`hf_longattn.hub.remote_code`)."""
@@ -67,7 +67,7 @@ def module_path(package: str, name: str) -> Path | None:
 
 
 def _folders(package: str) -> list[str]:
-    """Folders of a sub-package's modules. It is not imported for this, since its imports may be slow."""
+    """Folders of a sub-package's modules. The sub-package is not imported for this, since its imports may be slow."""
     imported = sys.modules.get(f"{__package__}.{package}".rstrip("."))
     return [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
 

@@ -59,7 +59,7 @@ class OptionInfo:
         return re.sub(r"(Mechanism|Head)Spec", "mechanism", plain)
 
     def readable(self, value: Any) -> str:
-        """A value of the option for readers. A list of positions names them, since a bare 0 reads as "none"."""
+        """A value of the option for readers. Lists of positions are labelled as such, since a bare 0 reads as "none"."""
         if not isinstance(value, list | tuple):
             return str(value)
         entries = ",".join(map(str, value)) or "none"
@@ -80,7 +80,7 @@ def option(
 
     Args:
         least, most: bounds of a number, or of each number of a tuple. Set ``most`` for numbers that determine memory or time regardless of
-            the input length, so that a typo is refused at once. The default is the largest number that the engines' indices allow.
+            the input length: a typo is then refused at once. The default is the largest number that the engines' indices allow.
         even: whether a number must be even and at least 2.
         choices: the permitted strings.
     """
@@ -231,7 +231,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
-    """Convert ``value`` to the annotated type, or raise :class:`OptionError`. It comes from Python, JSON or a command line."""
+    """Convert ``value`` to the annotated type, or raise :class:`OptionError`. Values come from Python, JSON or a command line."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:

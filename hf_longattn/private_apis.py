@@ -99,11 +99,11 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
     """The object of the API ``name``.
 
     Args:
-        which: index among the names of the API.
-        when_called: whether a missing function is replaced by one that raises, rather than raising now.
+        which: index into the private names of the API.
+        when_called: whether a missing function is replaced by one that raises when it is called. Otherwise the look-up raises.
 
     Raises:
-        BackendError: the installed version does not have it.
+        BackendError: the installed version lacks it.
     """
     module, _, path = PRIVATE_APIS[name][which].partition(":")
     try:

@@ -1,4 +1,4 @@
-"""Reads files that others wrote: which may be opened, limits on text, JSON and counts, and types of fields."""
+"""Checks for files that others wrote: which may be opened, limits on text, JSON and counts, and types of fields."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from .errors import CheckpointError, encoding_sentence, shortened
 
 LARGEST_JSON = 256 * 2**20
-"""In bytes; the index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
+"""Maximum size of a text file, in bytes. The index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
 DEEPEST = 100
-"""Levels of JSON, which is read recursively; configs have about five."""
+"""Maximum levels of nested JSON, which is read recursively. Configs have about five."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
 """Fields of a config that count modules to build."""
 CHECKED = ("long_attention", "decoder_long_attention")
 """Fields that are checked elsewhere; their "blocks" are not modules."""
 MOST_LAYERS = 1000
-"""Upper bound, unless the checkpoint has more tensors."""
+"""Maximum number of modules of one kind, unless the checkpoint has more tensors."""
 MOST_LABELS = 1_000_000
 
 
@@ -82,7 +82,7 @@ def _chosen(folder: Path, patterns: Iterable[str], folders: Iterable[str]) -> It
 
 
 def check_link(path: Path, homes: list[Path]) -> None:
-    """Refuse a path that is a link to nothing, or out of `homes`.
+    """Refuse a link that is broken or leads out of `homes`.
 
     Raises:
         CheckpointError: naming the target.
@@ -278,11 +278,11 @@ def _misfits(value: Any, expected: Any, field: str) -> Iterator[tuple[str, Any, 
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:
-    """The class that a config.json names, or `default` where it names none; checked by :func:`check_config`."""
+    """The class that a config.json names, or `default` if it names none. Call :func:`check_config` first."""
     return (values.get("architectures") or [default])[0]
 
 
-# The names in the file of a plain architecture with mechanisms, which only load_generic knows.
+# Names in the config.json of a plain architecture with mechanisms. Only load_generic knows them.
 
 GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
 """Prefixes of the model type and of the class name."""
@@ -295,17 +295,17 @@ def generic_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_long(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is one of a Long model, or of a plain one with mechanisms; of towers, each part has its own."""
+    """Whether a ``config.json`` or a part of it belongs to a Long model, or to a plain one with mechanisms."""
     return any("long_attention" in part for part in (values, *values.values()) if isinstance(part, Mapping))
 
 
 def is_generic(values: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is one of a plain architecture with mechanisms."""
+    """Whether a ``config.json`` belongs to a plain architecture with mechanisms."""
     return str(values.get("model_type")).startswith(GENERIC_TYPE)
 
 
 def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of such a ``config.json`` with the names of the architecture."""
+    """The values of a :func:`is_generic` config with the names of the plain architecture."""
     named = values.get("architectures")
     classes = [str(name).removeprefix(GENERIC_CLASS) for name in named] if isinstance(named, list) else []
     return {**values, "model_type": str(values.get("model_type")).removeprefix(GENERIC_TYPE), "architectures": classes}

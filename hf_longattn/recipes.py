@@ -26,12 +26,12 @@ from .reading import read_text
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs")
-"""The wheel has them in the package; a checkout, also one that is installed with ``pip install -e``, next to it."""
+"""Folder of the recipes: inside the package in a wheel, next to it in a checkout (also with ``pip install -e``)."""
 TRAINED = re.compile(r"(?:longattn|-m hf_longattn) train (\w+) ")
 """The task in a command."""
 ENTRIES = ("Paper", "Score", "Base", "Hardware", "Differs", "Commands")
 """The entries of the comment of a training's recipe: the source of its values, what was published, the checkpoint that it starts from, the
-authors' hardware, where it differs from the paper or the paper is silent, and what to type."""
+authors' hardware, where the recipe differs from the paper or the paper gives no value, and what to type."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Recipe:
 
     @cached_property
     def entries(self) -> dict[str, str]:
-        """The comment at the head of the file: "title", and what :data:`ENTRIES` there are, in lower case; commands are one per line."""
+        """Entry in lower case -> text, from the comment at the head: "title" and the :data:`ENTRIES` in it. Commands are one per line."""
         lines_by_entry: dict[str, list[str]] = {"title": []}
         entry = "title"
         for line in read_text(self.path).splitlines():
@@ -64,7 +64,7 @@ class Recipe:
 
     @cached_property
     def command(self) -> str:
-        """The command whose settings it has: "convert", "train qa" …, "accelerate launch"."""
+        """The command that takes the settings: "convert", "train qa" …, "accelerate launch"."""
         if self.path.parent != CONFIGS / "recipes":
             return "convert" if self.path.parent == CONFIGS else "accelerate launch"
         task = TRAINED.search(self.entries.get("commands", ""))
@@ -77,7 +77,7 @@ def ready_recipes() -> dict[str, Recipe]:
 
 
 def recipe_names(command: str = "") -> str:
-    """The ready recipes of a command, for a help text or a message; of all but ``accelerate launch`` without one."""
+    """The ready recipes of a command, for a help text or a message. Without a command, all but those of ``accelerate launch``."""
     kinds = {name: recipe.command for name, recipe in ready_recipes().items()}
     return ", ".join(name for name, kind in kinds.items() if kind == command or (not command and kind != "accelerate launch"))
 
@@ -91,10 +91,10 @@ def read_recipe(
         recipe: the path or the name.
         names: the settings that it may have; ``None``: any.
         command: the command that asks, "convert" or "train qa"; "": any.
-        elsewhere: says which commands have a setting that this one does not; "": none.
+        elsewhere: names the commands that have a setting which this one lacks; "": none.
 
     Raises:
-        LongAttentionError: it does not exist, is not a YAML mapping, belongs to another command, or contains another name.
+        LongAttentionError: the recipe does not exist, is not a YAML mapping, belongs to another command, or contains another name.
     """
     import yaml
 

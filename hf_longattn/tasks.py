@@ -24,8 +24,8 @@ class Task:
         arguments: the classes of its model, data and training arguments.
         train: takes these arguments, trains and returns the log.
         result: formats a log for printing.
-        evaluation: one sentence on the scores of `longattn evaluate`; "" = it cannot evaluate. Otherwise ``train`` only scores if the
-            training arguments have ``only_scores`` set.
+        evaluation: one sentence on the scores of `longattn evaluate`; "" if the task cannot evaluate. If it can, ``train`` with
+            ``only_scores`` set in the training arguments computes the scores without training.
         extras: the package's extras that the task needs.
     """
 
@@ -67,16 +67,16 @@ def evaluation_summary(name: str) -> str:
 
 
 def evaluated_tasks() -> dict[str, str]:
-    """Name of each task of `longattn evaluate` -> its ``evaluation``. A new task is imported for it."""
+    """Name of each task of `longattn evaluate` -> its ``evaluation``. Tasks without declarations are imported."""
     entries = declared()["tasks"]
     summaries = {name: entries[name]["evaluation"] if name in entries else load_task(name).evaluation for name in task_names()}
     return {name: summary for name, summary in summaries.items() if summary}
 
 
 def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]] | None:
-    """A task's three argument classes, without importing the task; ``None`` if it is new.
+    """A task's three argument classes, without importing the task; ``None`` if none are declared.
 
-    They have no methods, and no fields of transformers' classes.
+    The classes have no methods, and lack the fields of transformers' classes.
 
     Raises:
         UsageError: there is no such task.

@@ -25,7 +25,7 @@ GlobalRows = Callable[[Tensor, Tensor, Tensor, AttentionCall, Tensor, Shard], tu
 
 
 def only_locality(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality, if outputs depend on nothing else but global tokens: then a sequence can be cut into pieces. Else ``None``."""
+    """The locality, if queries see only this range and global tokens, so that a sequence can be cut into pieces. Else ``None``."""
     local = mechanism.locality(causal)
     return local if local is not None and local.beside != "others" else None
 
@@ -44,13 +44,13 @@ def attend_sharded(
 ) -> Tensor:  # fmt: skip
     """:meth:`Mechanism.attend_sharded` for most mechanisms.
 
-    A mechanism with a bounded locality fetches the keys and values of neighbouring and global tokens. The rows of global tokens combine
-    sums from all processes. A recurrence runs in one process after the other. A mechanism that needs whole sequences gets them for some
+    A mechanism with a bounded locality fetches the keys and values of neighbouring and global tokens. The outputs of global tokens are
+    merged from all processes. A recurrence runs in one process after the other. A mechanism that needs whole sequences gets them for some
     of the heads (:func:`attend_by_heads`).
 
     Args:
-        band: the pattern for the block-sparse engine; if ``None``, ``forward`` computes the mechanism.
-        global_rows: returns the queries, keys and values for the rows of global tokens.
+        band: the pattern for the block-sparse engine. If ``None``, the mechanism's ``forward`` runs instead.
+        global_rows: returns the queries of the global tokens, and the keys and values that they attend to.
     """
     local = only_locality(mechanism, call.causal)
     if local is None:
@@ -84,13 +84,13 @@ def attend_sharded(
 
 
 def attend_by_heads(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-    """This process's rows, computed from whole sequences of some of the heads. Tokens are exchanged for heads, and back.
+    """This process's outputs, computed from whole sequences for some of the heads. Tokens are exchanged for heads, and back.
 
-    For mechanisms whose outputs depend on the whole sequence. Also for left padding and packed documents if tokens are counted.
+    For mechanisms whose outputs depend on the whole sequence, and with left padding or packed documents for those that count tokens.
 
     Raises:
         OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
-        MaskError: heads cannot be divided, and only left padding or packed documents prevent sharding without it.
+        MaskError: the same, if only left padding or packed documents make a division by heads necessary.
     """
     heads, processes, names, relative = q.shape[1], len(shard.bounds), mechanism.per_head_tensors, mechanism.relative
     if names is None or relative is not None or mechanism.traits.takes_hidden_states or heads < processes:
@@ -121,7 +121,7 @@ def attend_by_heads(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: Atten
 
 
 def check_counted_tokens(mechanism: Any, shard: Shard) -> None:
-    """Raise :class:`MaskError` unless every sequence starts at its row's first token. For mechanisms that count tokens."""
+    """Raise :class:`MaskError` unless every sequence starts at its batch row's first token. For mechanisms that count tokens."""
     if not shard.starts_at_first:
         raise MaskError(
             f"Mechanism {mechanism.name!r} counts tokens from each sequence's start, which another process may hold if rows have left "

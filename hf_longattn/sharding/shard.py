@@ -1,8 +1,8 @@
 """Sequences sharded across processes: fetch the tokens that a mechanism needs, and return their gradients.
 
-Process r holds the tokens ``bounds[r] = (start, stop)`` of every row; the shards may differ in length. Integer inputs (padding, documents,
-global tokens) are small and known to all; queries, keys, values and hidden states are not. Every function is called by all processes of
-the group in the same order, and its result must enter the loss everywhere, since its backward pass communicates as well.
+Process r holds the queries, keys, values and hidden states of the tokens ``bounds[r] = (start, stop)`` of every batch row. The shards may
+differ in length. Padding, documents and global tokens are small: every process has them for the whole sequence. All processes of the group
+call every function in the same order. The result must enter the loss on every process, since the backward pass communicates as well.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class GlobalTokens:
     """The global tokens of the whole sequence.
 
     mask: ``(B, N)`` bool.
-    index, real: ``(B, g)``, the tokens' positions, padded to the longest row, and which entries are not padding.
+    index, real: ``(B, g)``, positions of the global tokens, padded to the largest number in a batch row; and which entries are real.
     """
 
     mask: Tensor
@@ -51,7 +51,7 @@ class Shard:
     bounds: every process's shard.
     rank: this process's place in the group.
     run: ``run(mechanism, q, k, v, call)``, attention of a batch in one process: :func:`hf_longattn.attend.run_batch`.
-    mask, documents, global_mask: of the whole rows, ``(B, N)``; ``None`` without padding, several documents, or global tokens.
+    mask, documents, global_mask: of the whole sequence, ``(B, N)``; ``None`` without padding, packed documents, or global tokens.
     """
 
     group: Any
@@ -79,11 +79,11 @@ class Shard:
 
     @functools.cached_property
     def starts_at_first(self) -> bool:
-        """Whether every row is one sequence from its first token on. It has no left padding, and one document."""
+        """Whether every batch row is one sequence from its first token on: one document without left padding."""
         return self.documents is None and (self.mask is None or bool(self.mask[:, 0].all()))
 
     def around(self, local: Locality) -> Bounds:
-        """The tokens that each process must see to compute its rows."""
+        """The range of tokens that each process needs to compute its outputs."""
         ranges = []
         for start, stop in self.bounds:
             low = max(0, start - local.back) // local.period * local.period
@@ -91,7 +91,7 @@ class Shard:
         return ranges
 
     def reach(self, x: Tensor, ranges: Bounds, dim: int = 2) -> Tensor:
-        """The tokens ``ranges[rank]``, sent by their owners. They include this process's own.
+        """The tokens ``ranges[rank]``, sent by their owners. This process's own tokens are among them.
 
         Gradients go back to the owners, which add them up.
 
@@ -105,7 +105,7 @@ class Shard:
         return torch.cat(self._exchanged(sent, received), dim)
 
     def _exchanged(self, sent: Sequence[tuple[int, Tensor]], received: Sequence[Expected]) -> tuple[Tensor, ...]:
-        """Exchange tensors with other processes, in one step forward and one step back.
+        """Exchange tensors with other processes in one step, and their gradients in one step.
 
         Args:
             sent: tensors, each with its receiver.
@@ -114,15 +114,15 @@ class Shard:
         return _Exchange.apply(self, [peer for peer, _ in sent], received, *(x for _, x in sent))
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over all processes. Its shape must be the same on each. Its gradient is the sum of all gradients."""
+        """The sum of ``x`` over all processes, which need equal shapes. The gradient is the sum of the gradients on all processes."""
         return _Total.apply(x, self.group)
 
     def stacked(self, x: Tensor) -> Tensor:
-        """``x`` of every process, stacked to ``(processes, …)``. Its shape must be the same on each."""
+        """``x`` of every process, stacked to ``(processes, …)``. All processes need equal shapes."""
         return _Stacked.apply(x, self)
 
     def before(self, x: Tensor) -> Tensor:
-        """``x (processes, …)`` with zeros from this process on. A branch would leave the first process without a backward pass."""
+        """``x (processes, …)`` with zeros from this process on. With a branch instead, the first process would have no backward pass."""
         earlier = torch.arange(len(self.bounds), device=x.device) < self.rank
         return x * earlier.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
 
@@ -176,12 +176,12 @@ class Shard:
         local: Locality,
         tokens: GlobalTokens | None = None,
     ) -> Tensor:
-        """This process's rows ``(B, H, n, D)`` of a local mechanism, from own and surrounding tokens.
+        """This process's outputs ``(B, H, n, D)`` of a local mechanism, from own and surrounding tokens.
 
         Args:
             run: the mechanism, ``run(q, k, v, call)``.
             tokens: global tokens of the whole sequence. A global key outside of the surrounding tokens is added before or after them, so
-                that each key is there once.
+                that each key occurs once.
         """
         ranges = self.around(local)
         low, high = ranges[self.rank]
@@ -205,7 +205,7 @@ class Shard:
     def _with_globals(
         self, x: Tensor, near: Tensor, call: AttentionCall, tokens: GlobalTokens, low: int, high: int, period: int
     ) -> tuple[Tensor, AttentionCall, int]:
-        """Put global tokens of ``x`` around ``near (low … high - 1)``. Returns all keys, their call, and the tokens after ``near``."""
+        """Put global tokens of ``x`` around ``near (low … high - 1)``. Returns all keys, their call, and the number after ``near``."""
         mask, index, real = tokens.mask, tokens.index, tokens.real
         front = -(-index.shape[1] // period) * period  # so that tokens keep their places in blocks
         index, real = (F.pad(y, (front - y.shape[1], 0)) for y in (index, real))
@@ -215,7 +215,7 @@ class Shard:
         near_call = call.replace(
             batch=Batch(torch.cat([before, inside, after], 1)), global_mask=torch.cat([before, mask[:, low:high], after], 1)
         )
-        if call.score_mod is not None:  # counts from the first token of the part
+        if call.score_mod is not None:  # its positions count from the first token of ``near``
             places = torch.cat([index - low, torch.arange(high - low, device=index.device).expand(len(index), -1), index - low], 1)
             near_call = near_call.replace(score_mod=call.term.indexed(lambda b, at: (b, places[b, at])))
         return torch.cat([chosen, near, chosen], 2), near_call, front
@@ -232,7 +232,7 @@ def _sizes(bounds: Bounds) -> list[int]:
 
 
 def _overlaps(bounds: Bounds, own: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
-    """The ranges of ``bounds`` that overlap ``own``, cut to it, with the numbers of their processes."""
+    """The ranges of ``bounds`` that overlap ``own``, cut to ``own``, with the numbers of their processes."""
     for peer, (start, stop) in enumerate(bounds):
         first, last = max(start, own[0]), min(stop, own[1])
         if first < last:
@@ -240,7 +240,7 @@ def _overlaps(bounds: Bounds, own: tuple[int, int]) -> Iterator[tuple[int, tuple
 
 
 def _expected(peer: int, x: Tensor, dim: int, size: int) -> Expected:
-    """What ``peer`` sends: a tensor like ``x`` with ``size`` on axis ``dim``."""
+    """A tensor that ``peer`` sends: like ``x``, but with ``size`` entries on axis ``dim``."""
     return peer, (*x.shape[:dim], size, *x.shape[dim + 1 :]), x.dtype
 
 
@@ -260,7 +260,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Stacked(torch.autograd.Function):
-    """The tensors of all processes, stacked. Each receives the sum of its gradients on all processes."""
+    """The tensors of all processes, stacked. Each tensor receives the sum of its gradients on all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shard: Shard) -> Tensor:
@@ -275,9 +275,9 @@ class _Stacked(torch.autograd.Function):
 
 
 class _Exchange(torch.autograd.Function):
-    """Sends a tensor to each of ``peers`` and receives others. Their gradients go the other way.
+    """Sends a tensor to each of ``peers`` and receives tensors. Gradients go the other way.
 
-    One function for several tensors, so that all processes exchange their gradients in the same order.
+    It handles several tensors at once, so that all processes exchange their gradients in the same order.
     """
 
     @staticmethod
@@ -294,7 +294,7 @@ class _Exchange(torch.autograd.Function):
 def _send_and_receive(
     shard: Shard, peers: Sequence[int], sent: Sequence[Tensor], received: Sequence[Expected]
 ) -> list[Tensor]:  # fmt: skip
-    """Send each tensor to its peer and receive those of others. Parts that this process keeps are returned in their order."""
+    """Send each tensor to its peer and return the received ones. Tensors for this process itself are returned as they are, in order."""
     rank, group = shard.rank, dist.group.WORLD if shard.group is None else shard.group
     own = iter([x for peer, x in zip(peers, sent, strict=True) if peer == rank])
     copies = [(peer, x.contiguous()) for peer, x in zip(peers, sent, strict=True) if peer != rank]  # alive until everything is sent
@@ -316,7 +316,7 @@ def softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, c
     Args:
         q: ``(B, H, g, D)``, the same on every process, of the tokens ``index (B, g)``.
         k, v: ``(B, H, n, D)``, this process's own.
-        call: for its causality, score term and dropout; padding is the shard's.
+        call: gives causality, score term and dropout; the padding is ``shard.mask``.
     """
     places = torch.arange(shard.start, shard.stop, device=q.device)
     seen = torch.ones_like(places, dtype=torch.bool).expand(1, 1, 1, -1)
@@ -381,7 +381,7 @@ class _Received(torch.autograd.Function):
 
 
 def in_turn(advance: Callable[[State | None], tuple[Tensor, State]], like: Tensor, shard: Shard) -> Tensor:
-    """The output of a recurrence ``advance(state) -> (output, state)``, one process after another. ``like`` carries the gradient."""
+    """The output of a recurrence ``advance(state) -> (output, state)``, one process after another. ``like`` links the state to autograd."""
     state: State | None = None
     if shard.rank > 0:
         layout: list[Any] = [None]

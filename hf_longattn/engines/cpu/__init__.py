@@ -1,1 +1,1 @@
-"""Paths for the CPU, on PyTorch's fused flash kernel."""
+"""Paths for the CPU: PyTorch's fused flash kernel, and oneDNN's kernels on packed weights."""

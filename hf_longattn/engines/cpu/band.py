@@ -5,9 +5,9 @@ The queries are cut into blocks. The keys of a block are a contiguous slice, so 
 as queries of all keys (global rows).
 
 :func:`band_plan` chooses the block size with the lowest estimated cost (:class:`Costs`). Small blocks compute few pairs outside the band.
-Large blocks need fewer calls and less time per pair. They also repack fewer keys, which the kernel does for each block with AMX. The
-largest block has all queries: the dense kernel with the band as its mask. It is fastest for sequences up to about the band's width, and
-needs no further calls for global tokens.
+Large blocks need fewer calls and less time per pair. With AMX, the kernel repacks the keys of every block; large blocks repack fewer keys
+in total. The largest block has all queries: this is the dense kernel with the band as its mask. It is fastest for sequences up to about the
+band's width, and needs no further calls for global tokens.
 
 The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. Results are therefore bitwise equal for
 every batch size and number of heads.
@@ -35,11 +35,11 @@ from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
-"""Tile sizes of PyTorch's CPU flash kernel: query rows for N < 192, N < 768 and larger N; keys."""
+"""Tile sizes of PyTorch's CPU flash kernel: query rows for N < 192, for N < 768 and for larger N, and the keys for every N."""
 MAX_BLOCK_QUERIES = 2048
 """Maximum queries in one block. This bounds the memory of its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
-"""Queries of a call over global columns: their number is a multiple of the first value, at most the second."""
+"""Granularity and maximum of the number of queries in one call over global columns."""
 
 DROPOUT_BLOCK = 64
 """Queries per block with dropout. Forward and backward need equal blocks to draw the same weights."""
@@ -131,7 +131,7 @@ class Costs(NamedTuple):
     tokens: float
     """Cost of all calls for global tokens together."""
     queries: int
-    """Maximum queries per call, so that results fit into the processor's cache."""
+    """Maximum queries per call, so that results fit into the CPU cache."""
 
     def of(self, group: Group, shift: int, left: int, right: int) -> float:
         """The cost of a group of blocks. ``shift``: index of a block's first query within its keys."""
@@ -163,7 +163,7 @@ def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:
     if backward:
         return BF16_BACKWARD if half else FP32_BACKWARD
     if dtype == torch.bfloat16 and has_amx():
-        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own cache
+        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
     return BF16 if half else FP32
 
 
@@ -185,7 +185,7 @@ def band_plan(
     q_len: int, kv_len: int, shift: int, left: int, right: int, dtype: torch.dtype, threads: int, *, backward: bool = False,
     tokens: bool = False, block: int | None = None,
 ) -> Plan:  # fmt: skip
-    """The cheapest plan for a band of ``left`` keys before and ``right`` keys after each query.
+    """Plan with the lowest cost for a band of ``left`` keys before and ``right`` keys after each query.
 
     Args:
         shift: position of the first query within the keys.
@@ -227,7 +227,7 @@ def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtyp
 
 
 class Item(Scope):
-    """A scope of band attention: all batch rows together, or one row without its outer padding."""
+    """A scope of band attention: all batch rows together, or one batch row without its outer padding."""
 
     def __init__(
         self, source: BandSource, rows: slice, queries: slice, keys: slice, shift: int, hole: Tensor | None = None,
@@ -270,7 +270,7 @@ class Item(Scope):
             self.into("out", results["out"]).masked_fill_(self.padding[:, :, self.shift : self.shift + self.q_len], 0)
 
     def with_hole(self, mask: Mask, keys: Side) -> Mask | Tensor:
-        """``mask`` plus the mask of padding between the part's keys."""
+        """``mask`` plus, if there is padding between real keys, the padding mask of the part's keys."""
         if self.hole is None:
             return mask
         hole = keys.of(self.hole)[:, :, None]
@@ -283,7 +283,7 @@ class Item(Scope):
         return (self.hole != 0)[..., None]
 
     def distances(self, part: Part) -> Tensor:
-        """Distances (query - key) of a part's pairs, ``(queries, keys)``. They are equal for all rows of :class:`Runs`."""
+        """Distances (query - key) of a part's pairs, ``(queries, keys)``. They are equal for all runs of a :class:`Runs`."""
         queries, keys = (
             torch.arange(side.start, side.start + side.size) if isinstance(side, Runs) else cast(Listed, side).tokens
             for side in (part.queries, part.keys)
@@ -299,7 +299,7 @@ class Item(Scope):
     def _columns(self, columns: Tensor) -> Iterator[Part]:
         """Parts for global columns. Queries are left out if their band covers all global tokens.
 
-        The mask hides pairs within the band, so queries far from every global token need none.
+        The mask hides pairs within the band, so queries far from every global token need no mask.
         """
         q_len, (left, right, causal) = self.q_len, self.source.band
         start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
@@ -351,7 +351,7 @@ class BandSource(Source):
 
     @abstractmethod
     def splits_batch(self, item: Item) -> bool:
-        """Whether batch rows must run as separate items: a view of several blocks uses the batch axis for the blocks."""
+        """Whether batch rows must run as separate items, since a view of several blocks has the blocks on its batch axis."""
 
     def in_one_part(self, item: Item) -> bool:
         """Whether the item runs as a single part with all queries and keys."""
@@ -368,7 +368,7 @@ class BandSource(Source):
             lse.zero_()
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        """One item for the batch, or one per row, from its first to its last real token. Rows without a real query are skipped."""
+        """One item for the batch, or one per batch row, from its first to its last real token. Rows without a real query are skipped."""
         self.is_backward = backward
         everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
         if self.key_mask is None and self.global_mask is None:
@@ -398,7 +398,7 @@ class Band(BandSource):
     """Attention of query i to keys ``i - left`` to ``i + right`` and to global tokens. The queries are the last Nq positions.
 
     - learned: the table of a :class:`DistanceBias`, if any.
-    - fixed: key mask and global mask ``(B, Nk)`` bool, or None; the places and the stacked tables of a :class:`PlaceTerm`, or None.
+    - fixed: key mask and global mask ``(B, Nk)`` bool, or None; places and stacked tables of a :class:`PlaceTerm`, or None.
     - numbers: left, right, causal, whether global tokens attend to every key, and the maximum distance ahead in the bias table.
     """
 

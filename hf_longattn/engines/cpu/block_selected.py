@@ -1,8 +1,8 @@
 """The path ``cpu-blocks``: each query's own and selected blocks, by PyTorch's fused CPU kernel.
 
 A block of keys is a slice. The queries of a head are copied in the order of their selected blocks, so the queries of a block are a slice,
-too. Without causality, a query's own block is one more selection. Causal queries attend to their own blocks in separate calls, on views of
-queries and keys with one mask. The outputs for all blocks are merged by log-sum-exp.
+too. In bidirectional attention, a query's own block is one more selection. Causal queries attend to their own blocks in separate calls, on
+views of queries and keys with one mask. The outputs for all blocks are merged by log-sum-exp.
 
 The tiles of the gathered engine take 1.8 times as long for the forward pass and 1.7 times for forward and backward (2,048 and 8,192 tokens,
 4 blocks of 128 per query, 4 heads of 64, one thread).
@@ -50,7 +50,7 @@ class _Head(Scope):
         Args:
             order: the selections sorted by block, ``(N · K)``.
             shape: ``(N, K)``.
-            none: number of empty selections, which come first. Their share is 0.
+            none: number of empty selections, which come first. Their weight in the merged output is 0.
             merges: whether queries already have results, which count as one more selection.
         """
         super().__init__(parts)
@@ -63,7 +63,7 @@ class _Head(Scope):
         return (x if name in ("k", "v") else x.contiguous().index_select(0, self.queries))[None, None]
 
     def into(self, name: str, x: Tensor) -> Tensor:
-        """Where results are written: for ``dk`` and ``dv`` a view of the gradient, otherwise new rows, one per selection."""
+        """The tensor for results: for ``dk`` and ``dv`` a view of the gradient, otherwise a new buffer with one row per selection."""
         x = x[self.at]
         if name in ("dk", "dv"):
             return x[None, None]
@@ -95,7 +95,7 @@ class Blocks(Source):
 
     - fixed: key mask ``(B, N)`` bool, or None; the selection ``(B, H, N, K)`` int64, as
       :func:`hf_longattn.engines.block_selected.block_selected_attention` takes it.
-    - numbers: tokens per block, and whether queries see no later key in their own block.
+    - numbers: tokens per block, and whether queries see only themselves and earlier keys in their own block.
     """
 
     name = "blocks"
@@ -118,7 +118,7 @@ class Blocks(Source):
 
 
 def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[Part]:
-    """Parts for causal queries and their own blocks. A part has as many blocks as stay in the cache. An incomplete block comes last."""
+    """Parts for causal queries and their own blocks. A part has as many blocks as fit the CPU cache. An incomplete block comes last."""
     full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
     pieces = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
     if length > full_blocks * size:

@@ -1,15 +1,14 @@
 """The path ``cpu-distances``: band and global tokens with distance terms, by PyTorch's fused CPU kernel.
 
-A term depends on the distance and on the query or the key. The band of a query has w = left + right + 1 keys. A block of n queries has the
-products M = p·rᵀ ``(n, w)`` of its vectors p with the rows r of the distances. Row i of M holds the terms of keys i, …, i + w - 1 of the
-block's slice. M is stored in rows of w + n numbers, and the last n numbers of a row hide pairs. If the same memory is read in rows of
-w + n - 1, each row begins one number later than the row before. Read so, M is the block's additive mask ``(n, n + w - 1)``. The mask is a
-view, and only the products of one call's blocks take memory. The backward pass writes score gradients in rows of w + n - 1, and reads the
-gradients of M in rows of w + n.
+A term depends on the distance and on the query or the key. The band of a query has w = left + right + 1 keys. The mask of a block of n
+queries is built by the relative shift of Transformer-XL. M = p·rᵀ ``(n, w)`` are the products of the queries' vectors p with the table rows
+r of the distances. Row i of M has the terms of query i with keys i, …, i + w - 1 of the block's slice. M is stored in rows of w + n
+numbers, and the last n hide pairs. Read in rows of w + n - 1, the same memory has row i shifted right by i: this is the block's additive
+mask ``(n, n + w - 1)``, without a copy. Only the products of one call's blocks take memory. The backward pass writes score gradients in
+rows of w + n - 1, and reads the gradients of M in rows of w + n.
 
-A term of the key and the distance has the products T = e·sᵀ ``(keys, w)`` of the vectors e of a call's keys with the rows s. Query i adds
-to its row of M the diagonal of T that begins at row i. So T is read with stride w between queries and w + 1 within a row, and added to M.
-The gradients of T are written through the same view.
+Key terms are T = e·sᵀ ``(keys, w)``, the products of the vectors e of a call's keys with the table rows s. Query i needs T[i + t, t], a
+diagonal. It is read as a strided view (w between queries, w + 1 within a row) and added to M. The gradients of T are written through it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
 MAX_CHUNK_IN_A_BLOCK = 2 * QUERIES_PER_BLOCK
 """Maximum chunk size in tokens for which a chunk is one block."""
 PAIRS_PER_COLUMN_CALL = 4096
-"""Maximum pairs of a query and a global token in one call. Each pair copies a row of the table."""
+"""Maximum pairs of a query and a global token in one call. Each pair copies a table row."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -45,32 +44,32 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 class _Terms(NamedTuple):
-    """Table rows for the blocks of a group, and the offset of each block's mask."""
+    """The table rows that the blocks of a group use, and the offset of each block's mask."""
 
     group: Group
     first: int
-    """Index of the first row, among all rows in the order of keys."""
+    """Index of the first table row in use. Rows are ordered from distance ``left`` down to ``-right``."""
     rows: int
-    """Number of rows."""
+    """Number of table rows in use."""
     skipped: int
     """Offset of a block's mask in its stored rows, in elements."""
 
     @classmethod
     def of(cls, group: Group, shift: int, left: int, right: int) -> _Terms:
-        """The rows for a group. The first of all queries is at key position ``shift``."""
-        before = left - (group.first + shift - group.start)  # rows before the row of the first pair
+        """The table rows for a group. The first of all queries is at key position ``shift``."""
+        before = left - (group.first + shift - group.start)  # index of the table row for the first query and the first key
         first = max(0, before - group.block + 1)
         return cls(group, first, min(left + right + 1, before + group.width) - first, before - first)
 
     def new(self, like: Tensor, blocks: int, beyond: float) -> Tensor:
-        """New stored rows ``(H, blocks, block, rows + block)`` for queries ``like (H, …)``. A row has places for ``rows`` terms, and then
-        ``beyond`` in ``block`` numbers."""
+        """Allocate stored rows ``(H, blocks, block, rows + block)`` like ``like (H, …)``. The last ``block`` numbers of a row are set to
+        ``beyond``; :meth:`add_products` fills the first ``rows``."""
         stored = like.new_empty(like.shape[0], blocks, self.group.block, self.rows + self.group.block)
         stored[..., self.rows :] = beyond
         return stored
 
     def table(self, rows: Tensor) -> Tensor:
-        """The needed rows of ``rows (H or 1, w, F)``."""
+        """The rows in use of the table ``rows (H or 1, w, F)``."""
         return rows[:, self.first : self.first + self.rows]
 
     def add_products(self, stored: Tensor, p: Tensor, rows: Tensor) -> None:
@@ -79,16 +78,16 @@ class _Terms(NamedTuple):
 
     @property
     def keys(self) -> slice:
-        """The keys of all slices."""
+        """The keys of all blocks together."""
         return slice(self.group.start, self.group.start + (self.group.blocks - 1) * self.group.step + self.group.width)
 
     def inside(self, by_key: Tensor) -> Tensor:
-        """Indices of :attr:`keys` in a tensor of :meth:`key_products`."""
+        """View of a result of :meth:`key_products` on the keys :attr:`keys`."""
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
-        """The terms ``(B, H, keys, rows)`` of keys ``e (B, H, Nk, G)``. There is a place for every key at these distances from some query.
-        No pair reads the places of keys outside the slices."""
+        """Key terms ``(B, H, keys, rows)`` of ``e (B, H, Nk, G)``. The axis ``keys`` has every position at these distances from some query.
+        Positions outside :attr:`keys` stay uninitialised; no pair reads them."""
         keys = self.group.blocks * self.group.block + self.rows - 1
         by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]
@@ -99,7 +98,7 @@ class _Terms(NamedTuple):
         return by_key
 
     def diagonals(self, by_key: Tensor) -> Tensor:
-        """View of the key terms by query and row, ``(H, blocks, block, rows)``. With several batch rows, each is one block."""
+        """View ``(H, blocks, block, rows)`` of the key terms by query and table row. Each of several batch rows is one block."""
         batch, heads, _, _ = by_key.shape
         of_item, of_head, key, _ = by_key.stride()
         blocks, step = (self.group.blocks, self.group.block * key) if batch == 1 else (batch, of_item)
@@ -113,12 +112,14 @@ class _Terms(NamedTuple):
 
 
 def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *, causal: bool) -> Iterator[Group]:
-    """The blocks of all queries, in chunks that see themselves and ``before`` earlier tokens. Small chunks form one group with all their
-    keys. Other chunks, and chunks at the edges, are cut into blocks of :data:`QUERIES_PER_BLOCK`.
+    """Blocks that cover all queries. A chunk sees itself and ``before`` earlier tokens.
+
+    Small chunks form one group, with one block per chunk. Other chunks, and chunks at the edges, are cut into blocks of up to
+    :data:`QUERIES_PER_BLOCK` queries.
 
     Args:
         shift: position of the first query within the keys. The first chunk begins at key 0.
-        causal: whether a query sees no later key, so that its block needs none.
+        causal: whether queries see no later keys. The keys of a block then end at its last query.
     """
     first, last = -(-max(shift, before) // chunk), min(shift + q_len, kv_len) // chunk
     inner = range(first, last) if chunk <= MAX_CHUNK_IN_A_BLOCK else range(0)
@@ -142,7 +143,7 @@ def _queries_by_head(group: Group, x: Tensor) -> Tensor:
 
 
 class _Tables(NamedTuple):
-    """Every head's tables of distances: ``(H, W, F)`` for query terms, ``(H, W, G)`` for key terms."""
+    """Every head's tables with W rows for distances: ``(H, W, F)`` for query terms, ``(H, W, G)`` for key terms."""
 
     of_queries: Tensor
     of_keys: Tensor | None
@@ -150,13 +151,13 @@ class _Tables(NamedTuple):
     ahead: int
 
     def rows(self, distance: Tensor) -> Tensor:
-        """The row of each distance."""
+        """The index of each distance's table row."""
         if self.buckets is not None:
             return self.buckets[(distance + self.ahead).clamp(0, len(self.buckets) - 1)]
         return (distance + self.ahead).clamp(0, self.of_queries.shape[1] - 1)
 
     def in_band(self, left: int, right: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows of both tables for the distances ``left, …, -right``, and their indices. This is the order of keys."""
+        """Rows of both tables for the distances ``left, …, -right`` (a query's keys in order), and the indices of these rows."""
         index = self.rows(torch.arange(left, -right - 1, -1))
         return self.of_queries[:, index], None if self.of_keys is None else self.of_keys[:, index], index
 
@@ -189,7 +190,7 @@ class _FarTerms(NamedTuple):
         return of_p, torch.cat(of_e, 2)
 
     def _pieces(self) -> Iterator[slice]:
-        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. Global columns have one slice."""
+        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. :func:`_few_queries` has already split global columns."""
         queries, keys = self.entries.shape
         step = max(1, PAIRS_PER_COLUMN_CALL // queries)
         return (slice(start, min(start + step, keys)) for start in range(0, keys, step))
@@ -198,7 +199,7 @@ class _FarTerms(NamedTuple):
 def _terms(x: Tensor, table: Tensor, index: Tensor, few: bool) -> Tensor:
     """Products ``(b, H, n, m)`` of ``x (b, H, n, F)`` with rows ``index (n, m)`` of ``table (H, W, F)``.
 
-    few: whether x has few tokens. They are multiplied by all rows. Otherwise the row of every pair is copied.
+    few: whether x has few tokens. If so, they are multiplied by all table rows. Otherwise the table row of every pair is copied.
     """
     if few:
         return (x @ table.mT).gather(-1, index.expand(*x.shape[:2], -1, -1))
@@ -219,13 +220,13 @@ def _gradients(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable
 class Distances(BandSource):
     """A band or chunks, and global tokens, with distance terms. The scaled scores get the terms p_i · r_{b(i-j)} + e_j · s_{b(i-j)}.
 
-    - learned: p ``(B, H, Nq, F)``, in fp32 (in float64 with q); the table of r ``(H or 1, W, F)``, rows for distances
-      ``-ahead … W - 1 - ahead`` (beyond: the first or last) or buckets; with terms of keys also e ``(B, H, Nk, G)`` and the table of s.
-    - fixed: b, int64, the row of both tables for each distance from ``-ahead`` on, or None where each distance has its own row; key mask
+    - learned: p ``(B, H, Nq, F)``, fp32, or float64 if q is; the table of r ``(H or 1, W, F)``, with a row per bucket or per distance
+      ``-ahead … W - 1 - ahead`` (distances outside use the first or last row); for key terms also e ``(B, H, Nk, G)`` and the table of s.
+    - fixed: b, int64, the row of both tables for each distance from ``-ahead`` on, or None if each distance has its own row; key mask
       and global mask ``(B, Nk)`` bool, or None.
-    - numbers: ahead, left, right, causal, whether global tokens see every key, and tokens per chunk, or 0 for a band. Chunks are counted
-      from the first key, and all queries of a chunk see the same keys. Then left is the reach of a chunk's last query, right that of its
-      first. A right of 0 hides later keys.
+    - numbers: ahead, left, right, causal, whether global tokens see every key, and tokens per chunk, or 0 for a band. The first chunk
+      begins at the first key. All queries of a chunk see the same keys, but none after the query if ``right`` is 0. A chunk's last query
+      sees ``left`` keys before it, its first query ``right`` keys after it.
 
     The queries are the last Nq positions.
     """
@@ -272,7 +273,7 @@ class Distances(BandSource):
         return groups(item.q_len, item.kv_len, item.shift, left, right, QUERIES_PER_BLOCK)
 
     def _calls(self, item: Item) -> Iterator[tuple[_Terms, list[_Terms]]]:
-        """Per group of equal blocks: its :class:`_Terms`, and the :class:`_Terms` of each of its calls."""
+        """For each group of equal blocks, its :class:`_Terms` and a list with the :class:`_Terms` of each call."""
         left, right, _ = self.band
         for group in self.groups(item):
             terms = _Terms.of(group, item.shift, left, right)
@@ -293,11 +294,11 @@ class Distances(BandSource):
                 yield Part(terms.group.queries, terms.group.keys, item.with_hole(terms.pairs(stored), terms.group.keys))
 
     def _near_backward(self, item: Item) -> Iterator[Part]:
-        """The blocks of the band. After each, the gradients of its terms are added.
+        """Parts for the band, one per block. After each part, the gradients of its terms are added.
 
-        Scores are written over their terms, and the gradients of scores over those of terms. Whole calls of the engine, with masks and
-        gradients apart, take 6 to 18 % longer forward and backward, and 33 % with terms of keys (1,024 to 4,096 tokens, windows of 256 and
-        512, 12 heads of 64, one thread).
+        Scores overwrite the terms in memory, and score gradients share memory with term gradients. A version with several blocks per part,
+        and separate masks and gradients, takes 6 to 18 % longer forward and backward, and 33 % with key terms (1,024 to 4,096 tokens,
+        windows of 256 and 512, 12 heads of 64, one thread).
         """
         p, dp, e = self.p[item.by_query], self.dp[item.by_query], None if self.e is None else self.e[item.by_key]
         for kind, calls in self._calls(item):

@@ -1,9 +1,9 @@
-"""Softmax attention with dropout on the CPU, in tiles that stay in the cache.
+"""Softmax attention with dropout on the CPU, in tiles that stay in the CPU cache.
 
-PyTorch's fused kernel for the CPU has no dropout. Here a weight is dropped if its 16 random bits are below round(65,536 p). The other
-weights are divided by the keep probability, so that the expected output equals the output without dropout. The bits are a hash of seed,
-tile and pair. The backward pass recomputes them, so memory is linear in the number of tokens. PyTorch's `bernoulli_` takes several times
-as long.
+PyTorch's fused kernel for the CPU has no dropout. Here a weight is dropped with probability p, if its 16 random bits are below
+round(65,536 p). The other weights are divided by the keep probability, so that the expected output equals the output without dropout. The
+bits are a hash of seed, tile and pair. The backward pass recomputes them, so memory is linear in the number of tokens. PyTorch's
+`bernoulli_` takes several times as long.
 
 Let w_j be a weight, m_j its dropout mask (0 or 1), and s the keep probability. For a gradient g of the output o = Σ_j w_j m_j v_j / s, the
 gradient of a score is w_j (m_j g·v_j / s - g·o). This has the form of the gradient in :mod:`.flash`, so parts are merged in the same way.
@@ -23,7 +23,7 @@ from .flash import Gradients, mask_dtype
 
 BITS = 16
 MAX_TILE_PAIRS = 1 << 20
-"""Maximum query-key pairs in a tile, so that several arrays of this size fit into the processor's cache."""
+"""Maximum query-key pairs in a tile, so that several arrays of this size fit into the CPU cache."""
 
 
 class Dropout(NamedTuple):
@@ -99,7 +99,7 @@ def drops_some(probability: float) -> bool:
 def drops_in_tiles(context: DispatchContext) -> bool:
     """Whether the CPU's engines draw the dropout of this call in tiles.
 
-    This needs a CPU, permission for fused kernels and more than a few pairs. It excludes graphs and score terms.
+    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Graphs and score terms are excluded.
     """
     call = context.call
     if not call.dropout or context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None:

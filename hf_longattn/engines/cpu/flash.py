@@ -1,6 +1,6 @@
 """PyTorch's fused attention kernel for the CPU, its additive masks, and the merging of calls.
 
-The path ``dense-masked`` is a single call over all keys. Its mask holds band and global tokens (:func:`cached_mask`).
+The path ``dense-masked`` is a single call over all keys. Its mask combines the band and the global tokens (:func:`cached_mask`).
 
 Other paths compute a softmax in several calls over disjoint sets of keys. Call p gives output o_p and log-sum-exp l_p. The merged results
 are l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i)
@@ -126,7 +126,7 @@ def plain_gradients(
 
 
 def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
-    """The cached additive mask of a dense call. ``None`` unless it depends only on the band and equal global tokens in all rows."""
+    """The cached additive mask of a dense call: a band, and global tokens that are equal in all batch rows. ``None`` for other calls."""
     tokens = call.global_mask
     if q_len == 1 or in_graph() or no_fused_kernels() is not None:
         return None

@@ -20,7 +20,7 @@ MAX_SHARED_CELLS = 1 << 17
 """Maximum entries of a cached mask."""
 FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
-"""Limits that keep a call's results in the cache. The next call reuses their memory."""
+"""Size limits of one kernel call. Its results then fit into the CPU cache, and the next call reuses their memory."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -82,7 +82,7 @@ class _Gathered(Side):
     def __init__(self, item: int, chunk: Chunk, listed: Tensor) -> None:
         self.item, self.heads, self.listed, self.holes = item, chunk.heads, listed, chunk.holes
         self.indices: dict[tuple[int, ...], Tensor] = {}
-        """Their indices ``(rows · T · heads,)`` into a :class:`TokenTable`, by the strides of the table."""
+        """Strides of a :class:`TokenTable` -> the tokens' indices into it, ``(rows · T · heads,)``."""
 
     def index(self, x: TokenTable) -> Tensor:
         if x.steps not in self.indices:
@@ -133,7 +133,7 @@ class _Tile(Scope):
 
 @source
 class Tiles(Source):
-    """The union of the tiles' pairs.
+    """Attention over the union of the tiles' pairs.
 
     - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None, as in
       :class:`hf_longattn.engines.common.call.GatherTile`.
@@ -164,7 +164,7 @@ class Tiles(Source):
             lse.fill_(MASKED)
 
     def sums(self) -> list[Tensor]:
-        """Stored so that random additions touch nearby memory."""
+        """Sums of gradients, stored head by head if keys differ by head. Random additions then touch nearby memory."""
         if any(tile.keys.shape[1] > 1 for tile in self.tiles):
             return [torch.zeros(x.shape, dtype=self.dtype) for x in (self.q, self.k, self.v)]
         return super().sums()
@@ -175,7 +175,7 @@ class Tiles(Source):
             yield _Tile(self, self.parts(tile, limits, merges=number > 0))
 
     def parts(self, tile: TileSpec, limits: Limits, merges: bool) -> Iterator[Part]:
-        """The parts of one tile. Those over padding only are skipped."""
+        """The parts of one tile. Parts whose keys are all padding are skipped."""
         plan, place = layout(tile, self.q.shape[1], self.q.shape[2], limits), 0
         for item in range(len(self.q)):
             padding = padding_of(self.key_mask, item, self.dtype)
@@ -214,7 +214,7 @@ def chunk_mask(
         if (k_run.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
             return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
     queries, keys = of_queries.positions(), of_keys.positions()
-    if single:  # all queries of a row see the same keys, so use any
+    if single:  # all queries of a row see the same keys; amax finds one that is not an empty slot (-1)
         queries = queries.amax(-1, keepdim=True)
     seen = _seen(queries, keys, spec.rules)
     if spec.bias is not None:

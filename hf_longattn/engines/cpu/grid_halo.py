@@ -1,9 +1,9 @@
 """The path ``cpu-halo``: overlapping windows on a grid, by PyTorch's fused CPU kernel.
 
 The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles along the last axis is a
-strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of neighbouring tiles
-overlap: they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have the same mask. Along
-each axis but the last, a key is copied (1 + halo / side) times, not once for every tile that sees it.
+strip. The keys of a strip are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of neighbouring
+tiles overlap: they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have the same mask.
+Along each axis but the last, a key is copied (1 + halo / side) times, not once for every tile that sees it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .flash import why_not as why_no_kernel
 from .softmax import DisjointRuns, Part, Runs, Scope, Scratch, Source, source
 
 FORWARD_QUERIES, BACKWARD_KEYS = 24576, 24576
-"""Maximum queries per forward call, and keys per backward call, over all heads. Results then stay in the cache."""
+"""Maximum queries per forward call, and keys per backward call, over all heads. Results then stay in the CPU cache."""
 MAX_SHARED_CELLS = 1 << 17
 """Maximum entries of a cached mask."""
 
@@ -44,7 +44,7 @@ def _leading(tiles: Sequence[Sequence[TileGroup]]) -> Iterator[tuple[TileGroup, 
 
 
 class _Strip(Scope):
-    """One strip of one batch item: a tile of the leading axes, with the tiles of one residue on the last."""
+    """One strip of one batch item: one tile on each leading axis, and all tiles of one residue on the last axis."""
 
     def __init__(self, source: Halo, item: int, leading: Sequence[TileGroup], last: Sequence[TileGroup]) -> None:
         self.source, self.item, self.tiles, self.last = source, item, leading, last
@@ -110,14 +110,14 @@ class _Strip(Scope):
         return make() if cells > MAX_SHARED_CELLS else BYTE_CACHE.get(("mask of a tile", patterns, dtype), make)
 
     def entries(self, group: TileGroup, bias: GridBias) -> Tensor:
-        """The entries of the bias for the pairs of a tile, ``(T, keys)``."""
+        """Indices into the bias table for the pairs of a tile, ``(T, keys)``."""
         last, *leading = outer([tile.distances()[None] for tile in (group, *self.tiles)])
         return joined(bias.entries([*leading, last]), 1 + len(leading))[0]
 
 
 @source
 class Halo(Source):
-    """Grid cells over their windows and the shared prefix tokens. Prefix tokens have no output.
+    """Attention of grid cells to their windows and to the shared prefix tokens. Prefix tokens have no output.
 
     - learned: the table of a :class:`GridBias`, if any.
     - fixed: key mask ``(B, N)`` bool, or None.
@@ -146,7 +146,7 @@ class Halo(Source):
         self.may_see_nothing = self.key_mask is not None  # type: ignore[misc]
         self.scratch = Scratch()
         self.biased: dict[Any, tuple[Tensor, Tensor]] = {}
-        """Masks with the bias, and its entries, by kind of tile."""
+        """Shape and pattern of a tile -> its mask with the bias added, and the table indices of its pairs."""
 
     def scopes(self, backward: bool) -> Iterator[Scope]:
         self.is_backward = backward

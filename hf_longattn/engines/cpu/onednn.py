@@ -1,4 +1,4 @@
-"""oneDNN's kernels on packed weights, and what the processor computes."""
+"""oneDNN's kernels on packed weights, and checks of the processor's instructions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether oneDNN has kernels for bf16, and the processor the instructions. Without these oneDNN emulates them, which is slow."""
+    """Whether oneDNN has kernels for bf16 and the processor has bf16 instructions. oneDNN emulates missing instructions, which is slow."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest PyTorch that this package runs with
     native = capabilities is None or any(capabilities().get(name) for name in BF16_INSTRUCTIONS)
     return native and bool(_onednn("packed_linear", 2)())
 
 
 def check_bf16(instead: str) -> None:
-    """Raise :class:`BackendError` if the processor has no bf16, since a product then takes minutes. It names what to choose ``instead``."""
+    """Raise :class:`BackendError` if the processor lacks bf16: a product would take minutes. The message suggests ``instead``."""
     if not cpu_computes_bf16():
         raise BackendError(f"This processor computes no bf16 (it needs avx512_bf16 or AMX); choose {instead}.")
 
@@ -66,7 +66,7 @@ def _onednn(name: str, which: int) -> Callable[..., Any]:
     """One of oneDNN's operators, looked up in steps that torch.compile can trace.
 
     Raises:
-        BackendError: this PyTorch has none.
+        BackendError: this PyTorch lacks it.
     """
     _, space, operator_name = PRIVATE_APIS[name][which].split(":")[1].split(".")
     function = getattr(getattr(torch.ops, space), operator_name, None)

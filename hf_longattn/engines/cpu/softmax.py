@@ -5,7 +5,7 @@ This file implements everything that sources share:
 
 - the operator for autograd and graphs, with loops over the parts forward and backward;
 - merging the parts by log-sum-exp (:mod:`.flash` has the equations);
-- dropout, gradients of score terms, and faster calls for few keys and for single rows in half precision.
+- dropout, gradients of score terms, and faster calls for few keys and for single queries in half precision.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Side(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Runs(Side):
-    """Rows of equally spaced tokens as a view. Row i has the tokens ``start + i * step + j * stride`` for j < size."""
+    """``rows`` runs of equally spaced tokens, as a view. Run i has the tokens ``start + i * step + j * stride`` for j < size."""
 
     start: int
     size: int
@@ -104,7 +104,7 @@ class Runs(Side):
             runs.part(at, size).of(x).add_(values[:, :, at : at + size])
 
     def part(self, first: int, size: int) -> Runs:
-        """Runs of the tokens ``first`` to ``first + size - 1`` of every run."""
+        """The tokens ``first`` to ``first + size - 1`` of every run."""
         return dataclasses.replace(self, start=self.start + first * self.stride, size=size)
 
 
@@ -157,19 +157,19 @@ class Part(NamedTuple):
     place: tuple[int, ...] = ()
     """Numbers that identify the part within its scope. They seed its dropout."""
     merges: bool = False
-    """Whether results are merged with those of earlier parts, for the same queries. Otherwise they overwrite them."""
+    """Whether results are merged with the results of earlier parts for the same queries. Otherwise they overwrite these."""
     overrides: bool = False
-    """Whether the outputs of its queries ignore all other parts. It must run last in forward and first in backward."""
+    """Whether the outputs of its queries ignore all other parts. Such a part must run last in forward and first in backward."""
     causal: bool = False
     """Whether the kernel may skip keys after a query. The mask hides them too."""
     of_scores: Callable[[Tensor], Any] | None = None
     """Callback that sums the gradients of a score term. It gets the gradient of the scores ``(n, H, queries, keys)``, read-only."""
     memory: Tensor | None = None
-    """Buffer to which the gradient of the scores is written, for the source to read. If it is given, the mask may be overwritten."""
+    """Buffer into which the gradient of the scores is written; the source reads it. If there is one, the mask may be overwritten."""
 
 
 class Scope:
-    """The parts of some tokens of a batch, such as one row or a strip of a grid. It may copy these tokens for its parts."""
+    """The parts of some tokens of a batch, such as one batch row or a strip of a grid. It may copy these tokens for its parts."""
 
     whole: bool = False
     """Whether the scope has a single part with all queries and keys of the batch."""
@@ -200,7 +200,7 @@ class Scope:
         return gradients
 
     def add_gradients(self, run: Backward, tensors: dict[str, Any], totals: Sequence[Any]) -> Gradients | None:
-        """:meth:`backward` for the tensors of :meth:`read` and :meth:`into`. Queries of a part that overrides get no further gradients."""
+        """:meth:`backward` for tensors from :meth:`read` and :meth:`into`. Queries of a part that overrides get no further gradients."""
         whole = self.whole
         for part in self.parts:
             keys, values = part.keys.of_each(tensors["k"], tensors["v"])
@@ -308,7 +308,7 @@ class Backward(NamedTuple):
     place: tuple[int, ...]
 
     def is_plain(self, part: Part, k: Tensor) -> bool:
-        """Whether plain products replace the kernel: for few keys ``k``, or if the gradient of the scores is needed."""
+        """Whether plain products replace the kernel: for few keys ``k``, or if the gradient of the scores is needed. Never with dropout."""
         return self.dropout is None and (k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None)
 
     def add_plain(self, part: Part, totals: Sequence[Any], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
@@ -325,12 +325,12 @@ class Backward(NamedTuple):
                 side.add(total, (left @ right).mul_(factor))
 
     def of_part(self, part: Part, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        """The gradients of a part's q, k and v, by the fused kernel or with dropout."""
+        """The gradients of a part's q, k and v, by the fused kernel or, with dropout, by :class:`.dropout.Dropout`."""
         if self.dropout is not None:
             return self.dropout.backward((*self.place, *part.place), grad, q, k, v, out, lse, part.mask, self.scale)
         if q.shape[2] > 1 or q.element_size() >= 4:
             return flash_backward(grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=part.mask, scale=self.scale)
-        grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated row gets no gradient
+        grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated query gets no gradient
         q, out, lse = _doubled(q, out, lse)
         mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
         dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=self.scale)
@@ -346,7 +346,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0)
 
 
 def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Repeat the row of tensors ``(n, H, 1, …)``. In half precision, the kernel is several times slower for one row than for two."""
+    """Repeat the query of tensors ``(n, H, 1, …)``. In half precision, the kernel is several times slower for one query than for two."""
     return tuple(torch.cat([x, x], 2) for x in tensors)
 
 
@@ -361,7 +361,7 @@ def softmax_forward(
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not supported together with score terms.
     Returns:
-        output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``; without the queries that the source
+        Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``. Both omit the queries that the source
         :meth:`~Source.skips`.
     """
     drops = Dropout(dropout, seed) if dropout else None
@@ -465,7 +465,7 @@ def attend_parts(
 ) -> Tensor:  # fmt: skip
     """The output of :func:`softmax_forward`. Autograd and graphs call it as an operator, which costs 0.1 ms more.
 
-    dropout: its probability. PyTorch's generator draws the seed.
+    dropout: probability of dropping a weight. PyTorch's generator draws the seed.
     """
     if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:  # kernels assume this without a check
         q, k, v = (unit_stride(x) for x in (q, k, v))

@@ -1,8 +1,8 @@
 """Split a tile of query-key pairs into calls of the CPU's fused kernel.
 
-Rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are gathered by index. A few
-rows are computed at a time, so that gathered tokens stay in the cache and their memory is reused. The layout depends on the tile and on
-numbers such as lengths, not on q, k and v. It is cached as long as the tile's index tensors exist.
+Tile rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are gathered by index. A
+few rows are computed at a time, so that gathered tokens stay in the CPU cache and their memory is reused. The layout depends on the tile
+and on numbers such as lengths, not on q, k and v. It is cached as long as the tile's index tensors exist.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK_BYTES = 800
 MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
 """Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
-"""What a row needs: no call, no mask, a key mask, or a pair mask."""
+"""Mask of a tile row: nothing visible (row skipped), no mask, one mask over keys for all its queries, or one per query-key pair."""
 
 
 class Rules(NamedTuple):
@@ -51,7 +51,7 @@ class TileSpec(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """Tokens ``start + i * stride`` for i < size, from index ``slot`` of the row's list on. The next row starts ``step`` later."""
+    """A tile row of tokens ``start + i * stride``, i < size, listed from index ``slot`` on. The next row starts ``step`` later."""
 
     start: int
     stride: int
@@ -81,7 +81,7 @@ class Chunk(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Maximum size of a call: (token, head) pairs per side, and mask entries. Masks shared by all rows do not count."""
+    """Maximum size of a call: tokens times heads, of queries and of keys, and mask entries. Masks shared by all rows do not count."""
 
     queries: int
     keys: int
@@ -139,7 +139,7 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
-    """NO_PAIR, NO_MASK, KEY_MASK or PAIR_MASK for every row, ``(B or 1, H or 1, R)``. Views do not visit empty key slots."""
+    """NO_PAIR, NO_MASK, KEY_MASK or PAIR_MASK for every tile row, ``(B or 1, H or 1, R)``. Views do not visit empty key slots."""
     queries, keys, bias, rules = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
@@ -162,9 +162,9 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
 
 
 def _runs(index: Tensor) -> list[_Row | None] | None:
-    """The rows of ``index (1, 1, R, T)`` as equally spaced tokens, or None if irregular.
+    """Start, stride and size of each row of ``index (1, 1, R, T)``; ``None`` for a row that is not equally spaced.
 
-    No list for several items or heads, or many jumps.
+    Returns ``None`` if ``index`` has several items or heads, or if the step between rows changes often.
     """
     if index.shape[:2] != (1, 1):
         return None
@@ -210,7 +210,7 @@ def _cut(
     limits: Limits, need: int,
 ) -> Iterator[Chunk]:  # fmt: skip
     """Cut ``count`` equal rows into calls within ``limits``. A call takes slots of one row first.
-    If there is room, it adds more rows (heads differ) or more heads (heads are alike)."""
+    If there is room, it adds rows, then heads, if heads differ (``per_head``); otherwise it adds heads, then rows."""
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
     aligned = queries is not None and keys is not None and queries.step == keys.step

@@ -1,7 +1,7 @@
-"""Triton kernels of flash-linear-attention, an optional package (extra ``fla``), and the reasons against them.
+"""Triton kernels of flash-linear-attention, an optional package (extra ``fla``), and checks of whether they may run.
 
-Compiled graphs cannot trace them. The package is imported by name, since for files pushed with a model transformers requires whatever an
-import statement names.
+Compiled graphs cannot trace these kernels. The package is imported by ``importlib``: transformers requires every package in an import
+statement of the files that are pushed with a model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_FEATURES = 256
 ALIGNED_WIDTH = 16
 """Widths are padded to a multiple of this. The kernels load 16 features at once."""
 MIN_GROUP = 16
-"""Minimum for the kernel of selected blocks, both in query heads per key head and in tokens per block."""
+"""Minimum of the kernel for selected blocks: query heads per key head, and tokens per block."""
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def installed() -> bool:
 
 
 def why_not(context: DispatchContext, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    """Why no kernel of the package runs, as a clause. ``None`` if they may run."""
+    """Why the package's kernels do not run, as a clause. ``None`` if they may run."""
     if context.device != "cuda":
         return ELSEWHERE
     if torch.compiler.is_compiling():
@@ -88,7 +88,7 @@ def linear_attention(
     """The output and state of :func:`hf_longattn.engines.linear.linear_attention`. The kernels get tensors in ``dtype``.
 
     An extra value column of ones sums the weights. Features are padded with zeros, since in half precision the kernels take only even
-    numbers of them. With ``cu_seqlens``, the offsets of the sequences in the tokens of all rows, the returned state is empty.
+    numbers of them. ``cu_seqlens``: offsets of the sequences in the concatenated batch rows. If given, the returned state is empty.
     """
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     (batch, heads), groups, features, width = q.shape[:2], k.shape[1], q.shape[3], v.shape[3]
@@ -125,7 +125,7 @@ def gated_delta_rule(
         return out.transpose(1, 2), state
     tensors, offsets = [x.flatten(0, 1)[None] for x in tensors], documents.cu_seqlens
     out, after = chunk_gated_delta_rule(*tensors, scale=1.0, initial_state=None, output_final_state=True, cu_seqlens=offsets)
-    last = (documents.labels.number[:, -1] + 1).cumsum(0) - 1  # the last document of each row
+    last = (documents.labels.number[:, -1] + 1).cumsum(0) - 1  # the last document of each batch row
     return out[0].unflatten(0, (len(q), -1)).transpose(1, 2), after[last]
 
 

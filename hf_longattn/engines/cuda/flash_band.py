@@ -1,10 +1,10 @@
 """The ``flash`` path: PyTorch's flash-attention operator for bands, padding, packed documents and dropout.
 
 It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides of a window, fewer
-key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends of a row is passed as another sequence:
-nothing is copied, and no token is paired with padding. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator by
-FlashAttention-3 or 4. The public function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, does not take its place: it has
-no dropout, and its backward pass ignores the gradient of the log-sum-exp, by which global columns are merged.
+key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends of a batch row is passed as another
+sequence: nothing is copied, and no token is paired with padding. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator
+by FlashAttention-3 or 4. The public function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, is not used: it has no
+dropout, and its backward pass ignores the gradient of the log-sum-exp, which is needed to merge global columns.
 
 Plain operations compute the few global columns outside the band. Let part p have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p)
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1),
@@ -45,7 +45,7 @@ WIDTH_STEP = 8
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """Why the operator does not run a band, as a clause. ``None`` if it may."""
+    """Why the operator does not run a band, as a clause. ``None`` if it may run."""
     call = context.call
     if context.device != "cuda":
         return ELSEWHERE
@@ -87,7 +87,7 @@ class Settings(NamedTuple):
     scale: float
     dropout: float
     longest: int
-    """Tokens of the longest sequence; 0 if every row is one sequence."""
+    """Tokens of the longest sequence; 0 if every batch row is one sequence."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``."""
@@ -156,8 +156,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term.
 
-    k and v may have fewer heads than q. A query sees only its own document. Padding lies at the ends of sequences. With padding or
-    documents there are as many queries as keys, and with documents no global tokens.
+    k and v may have fewer heads than q. A query sees only its own document. Requirements: padding lies at the ends of sequences; calls
+    with padding or documents have as many queries as keys; calls with documents have no global tokens.
 
     Raises:
         NoKernel: this machine has no such kernel; logged once.
@@ -190,13 +190,13 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
 
 
 def _stored(x: Tensor, width: int) -> Tensor:
-    """``x (B, H, N, D)`` in the operator's layout ``(B, N, H, width)``. A projection's output of this width is not copied."""
+    """``x (B, H, N, D)`` in the operator's layout ``(B, N, H, width)``. If D is ``width``, a projection's output is not copied."""
     return unit_stride(x.transpose(1, 2) if x.shape[3] == width else F.pad(x.transpose(1, 2), (0, width - x.shape[3])))
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:
-    """Offsets of sequences in the concatenated rows, int32, and the longest length in tokens. Each stretch of padding counts as a
-    sequence, and the last offset is the end. ``None`` and 0 if every row is one sequence."""
+    """Offsets of sequences in the concatenated batch rows, int32, and the longest length in tokens. Each stretch of padding counts as a
+    sequence, and the last offset is the total length. ``None`` and 0 if every batch row is one sequence."""
 
     def make() -> tuple[Tensor | None, int]:
         borders = {*range(0, rows * length + 1, length)}
@@ -217,7 +217,7 @@ _implementation = getattr(torch.nn.attention, "current_flash_attention_impl", la
 
 
 def refused(device: torch.device, dtype: torch.dtype, width: int, *kind: Any) -> str | None:
-    """Why the operator cannot run a kind of call, or None. ``kind`` goes to :func:`_tried`. In a graph it is known at tracing."""
+    """Why the operator cannot run a kind of call, or None. ``kind``: arguments of :func:`_tried`. A graph gets the result at tracing."""
     return _refusal(_implementation(), device, dtype, width, *kind)
 
 
@@ -243,7 +243,7 @@ def _tried(
     device: torch.device, dtype: torch.dtype, width: int, grouped: bool, left: bool, right: bool, causal: bool, packed: bool,
     dropout: float, gradients: bool,
 ) -> str | None:  # fmt: skip
-    """Why the operator's results for a few tokens are wrong, or None. Those with dropout need only be finite. Errors are raised.
+    """Why the operator's results for a few tokens are wrong, or None. With dropout, they need only be finite. Errors are raised.
 
     Args:
         grouped: whether k and v have fewer heads than q.

@@ -1,7 +1,8 @@
 """CUDA engine: compiled flex_attention over lists of visible blocks.
 
-The width of a band determines its blocks. Plain operations compute global columns and rows. In a graph, their number is unknown: there the
-block lists have a slot for every pair of blocks, and hold the global tokens as well. Tiles are in :mod:`.flex_tiles`.
+The blocks of a band follow from its width. Global columns and rows are computed outside the kernel, by plain operations. In a compiled
+graph the number of global tokens is unknown. The block lists then include the global tokens, and have room for every pair of a query block
+and a key block. Tiles are in :mod:`.flex_tiles`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..common.global_rows import global_columns, index_of_globals, overwrite_glo
 from .flex_kernel import fused_flex, kind_of
 
 Lists = tuple[Tensor, Tensor]
-"""Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; the first ``count`` indices of a row are valid."""
+"""Counts ``(B, H, rows)`` and block numbers ``(B, H, rows, width)``, int32. A row is a block; its first ``count`` entries are valid."""
 
 
 def packed(chosen: Tensor, indices: Tensor) -> Lists:
@@ -51,8 +52,7 @@ def block_mask(
 ) -> BlockMask:
     """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in partial blocks only.
 
-    ``BlockMask.from_kv_blocks`` makes the lists by key block itself. But it needs memory for every pair of blocks, and lists a repeated
-    block once.
+    ``BlockMask.from_kv_blocks`` would derive the lists by key block, but in memory for every pair of blocks and without repetitions.
 
     size: tokens per block.
     """
@@ -105,10 +105,10 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch
 def band_block_mask(
     pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device, global_mask: Tensor | None = None
 ) -> BlockMask:
-    """The blocks that the band touches. Lists have (blocks of the sequence) × (blocks of the window) entries.
+    """The BlockMask of a band. Its lists have (blocks of the sequence) × (blocks of the window) entries.
 
     Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask``, the lists also hold
-    the blocks of global columns and rows. They then have a slot for every pair of blocks, since in graphs their size cannot depend on data.
+    the blocks of global columns and rows, and have a slot for every pair of blocks: in a graph their size cannot depend on data.
     """
     offset = _offset(q_len, kv_len)
     any_real, all_real = (None, None) if key_mask is None else (per_block(key_mask, any), per_block(key_mask, all))
@@ -133,7 +133,7 @@ def band_block_mask(
         return packed(touched & ~full, indices), packed(touched & full, indices)
 
     def neighbours(blocks: int, key_blocks: int, first: int, width: int) -> tuple[Tensor, Tensor]:
-        """Row numbers, and the blocks that may touch each row. The first of them holds position ``row · BAND_BLOCK + first``."""
+        """Block numbers, and the blocks on the other axis that may be visible. The first one has position ``row · BAND_BLOCK + first``."""
         row = torch.arange(blocks, device=device)[:, None]
         if global_mask is not None:
             return row, torch.arange(key_blocks, device=device)[None]
@@ -161,7 +161,7 @@ def _offset(q_len: int, kv_len: int) -> int:
 
 
 def per_block(mask: Tensor, reduce: Any) -> Tensor:
-    """Reduce ``mask (B, N)`` by ``any`` or ``all`` over key blocks: ``(B, blocks)``; slots past the end are False."""
+    """Reduce ``mask (B, N)`` by ``any`` or ``all`` over each block, ``(B, blocks)``. Positions past the end count as False."""
     missing = -mask.shape[1] % BAND_BLOCK
     blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BAND_BLOCK))
     return blocks.any(-1) if reduce is any else blocks.all(-1)

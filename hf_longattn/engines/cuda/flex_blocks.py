@@ -1,8 +1,8 @@
 """CUDA engine: attention to selected blocks of keys by one call of compiled flex_attention.
 
-A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects. The mask looks up which queries do.
+A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects. The mask looks up which queries select it.
 Neighbouring queries select similar blocks, so most queries see the blocks that are visited. A visited block costs no more than in full
-attention. The selection is a boolean table, N × (blocks) for each key head. The host reads no values from the device.
+attention. The selection is a boolean table ``(N, blocks)`` for each key head. The host reads no values from the device.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
 
 
 def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> Tensor:
-    """For each block of the kernel, whether any pair may be visible: ``(B, H_kv, n, n)`` bool."""
+    """Whether any pair of a query block and a key block of the kernel may be visible, ``(B, H_kv, n, n)`` bool for n blocks."""
     touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
     if block_size < BAND_BLOCK:
         parts = BAND_BLOCK // block_size

@@ -1,8 +1,8 @@
 """flex_attention by a fused kernel, or not at all.
 
 Without a kernel, flex_attention computes all N×N scores in memory, and raises nothing. This happens if torch.compile is turned off, or if
-PyTorch has already compiled eight variants of a function, its maximum. So every kind of call has its own compiled function here, and no
-function runs uncompiled. If PyTorch cannot compile a function, forward or backward, ``NoKernel`` is raised and another path runs.
+PyTorch has already compiled eight variants of a function, which is the limit. So every kind of call has its own compiled function here, and
+no function runs uncompiled. If PyTorch cannot compile a function, forward or backward, ``NoKernel`` is raised and another path runs.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Kernel:
     def run_backward(self, *tensors: Tensor, **settings: Any) -> None:
         """Run forward and backward once.
 
-        PyTorch compiles the backward pass when it first runs. By then it would be too late to take another path.
+        PyTorch compiles the backward pass only when that pass first runs. By then it would be too late to take another path.
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         try:
@@ -115,7 +115,7 @@ _lock = threading.Lock()
 
 
 def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
-    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. In a graph being compiled, a plain call.
+    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. Graphs get a plain call.
 
     Args:
         kind: everything in the closures of the mask and the score term besides tensors, lengths and other numbers.

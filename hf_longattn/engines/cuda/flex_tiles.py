@@ -1,10 +1,10 @@
 """CUDA engine: tiles by compiled flex_attention.
 
-The kernel reads two gathered axes, one of queries and one of keys. The rows of a tile lie on them one after the other. Each row, or group
-of short rows, is padded to whole blocks. A query block visits the key blocks of its group, and the mask looks up positions.
+The kernel reads two gathered axes, one of queries and one of keys. The rows of a tile lie on these axes one after the other. Each tile row,
+or group of short rows, is padded to whole blocks. A query block visits the key blocks of its group, and the mask looks up positions.
 
-The values of fixed tiles are read once. Then tiles with equal rules share a layout, and blocks that the rules leave empty are not visited.
-An axis of whole blocks of the sequence is the sequence itself: its tokens are not copied. The kernel never stores scores in memory.
+The position lists of fixed tiles are read once. Then tiles with equal rules share a layout, and blocks that the rules leave empty are not
+visited. If an axis has only whole blocks of the sequence, the sequence is read instead, without a copy. Scores are never stored in memory.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ BLOCK = 128
 FORWARD_BLOCKS = (128, 64, 32)
 """Block sizes that the forward kernels take, in tokens, largest first."""
 MIN_QUERIES = 6
-"""Minimum queries per row for the kernel. Plain operations compute shorter rows, which would waste over nine tenths of a block."""
+"""Minimum queries per tile row for the kernel. Plain operations compute shorter rows, which would waste over nine tenths of a block."""
 Output = tuple[Tensor, Tensor | None]
-"""Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing. It may be None for a single tile."""
+"""Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing. The latter may be None for one tile."""
 
 
 def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -68,7 +68,7 @@ class Axis(NamedTuple):
     """Gathered tokens, in the order in which the kernel reads them.
 
     place: ``(B or 1, H or 1, slots)`` int32 positions, -1 for an empty slot.
-    read: the same as int64, with some position to read in every slot.
+    read: int64 ``place`` for gathering; empty slots hold an arbitrary valid position.
     """
 
     place: Tensor
@@ -80,10 +80,10 @@ class Layout:
     """Axes of tiles with equal rules, in blocks of ``size`` slots, with the blocks that the kernel visits.
 
     queries, keys: ``None`` if slot i is position i.
-    write: the output row of every query slot. Empty slots write to a row after the last. ``None`` if ``queries`` is.
-    shares_blocks: whether a block holds slots of several rows.
-    numbers: for queries and for keys, the row of every slot and its place in the row, ``(2, slots)`` int32. Empty if the mask needs none.
-    by_query, by_key: partial and full blocks. The mask is evaluated in partial blocks only. ``None`` if no full blocks are known.
+    write: the output position of every query slot. Empty slots write to position Nq, which is cut off. ``None`` if ``queries`` is ``None``.
+    shares_blocks: whether a block holds slots of several tile rows.
+    numbers: for queries and for keys, each slot's tile row and index within the row, ``(2, slots)`` int32. Empty if the mask needs none.
+    by_query, by_key: partial and full blocks. The mask is evaluated in partial blocks only. If no full blocks are known, they are ``None``.
     """
 
     queries: Axis | None
@@ -189,7 +189,7 @@ def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
 def layouts(
     tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int], padded: bool = False
 ) -> list[tuple[GatherTile, Layout]]:
-    """Pairs of a layout and the tile that gives its rules and bias. Fixed tiles without bias are joined if rules and block size agree.
+    """Pairs (tile, layout); the tile has the layout's rules and bias. Fixed tiles without bias are joined if rules and block size agree.
 
     Args:
         sizes: the block sizes that the kernel takes, largest first.
@@ -214,7 +214,7 @@ def layouts(
 
 
 def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int]) -> int | None:
-    """The first of ``sizes`` for which a fixed tile without bias consists of whole blocks of the sequence; cached. ``None`` for others."""
+    """The first of ``sizes`` for which a fixed tile without bias is made of whole blocks of the sequence; cached. Otherwise ``None``."""
 
     def find() -> tuple[int | None]:
         for size in sizes:
@@ -246,7 +246,7 @@ def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
 
 
 def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, int], padded: bool) -> list[Layout]:
-    """One layout for fixed tiles that are alike. If it would gather a query twice, there is a layout for each of them."""
+    """One layout for fixed tiles with equal rules. If it would gather a query twice, each tile gets its own layout."""
     firsts = itertools.accumulate((tile.queries.shape[2] for tile in tiles), initial=0)
     parts = [rows_in_blocks(tile, size, first) for tile, first in zip(tiles, firsts, strict=False)]
     places = [_concatenated(x) for x in zip(*(rows.places for rows in parts), strict=True)]
@@ -272,7 +272,7 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
 
 
 class Rows(NamedTuple):
-    """The rows of a tile, one after the other in ``groups``, each padded to whole blocks.
+    """The rows of a tile in ``groups``, one after the other. Each group is padded to whole blocks.
 
     places: of queries and of keys, ``(B or 1, H or 1, slots)`` int64 positions, -1 for an empty slot.
     numbers: as in :class:`Layout`.
@@ -284,7 +284,7 @@ class Rows(NamedTuple):
 
 
 def rows_in_blocks(tile: GatherTile, size: int, first: int = 0) -> Rows:
-    """The rows of a tile, padded to blocks of ``size`` slots. The first row gets number ``first``."""
+    """The rows of a tile, padded to blocks of ``size`` slots. The first tile row gets number ``first``."""
     sides, count, together = (tile.queries, tile.keys), tile.queries.shape[2], rows_per_block(tile, size)
 
     def numbers(width: int) -> Tensor:
@@ -310,7 +310,7 @@ def in_blocks(index: Tensor, together: int, size: int) -> Tensor:
 
 
 def block_pairs(parts: Sequence[Rows], size: int) -> Tensor:
-    """The query block and the key block of every pair of blocks in a group, ``(2, pairs)``."""
+    """Every query block with every key block of its group, ``(2, pairs)``."""
     pairs, q_start, k_start = [], 0, 0
     for rows in parts:
         q_blocks, k_blocks = (torch.arange(x.shape[2] // size, device=x.device) for x in rows.places)
@@ -321,12 +321,12 @@ def block_pairs(parts: Sequence[Rows], size: int) -> Tensor:
 
 
 def axis_blocks(places: Tensor, length: int, size: int, in_order: bool = False) -> tuple[Axis | None, Tensor, int]:
-    """The axis of ``places``, the block of the axis for every block of places, and the number of blocks of the axis.
+    """The axis of ``places``, the axis block of every block of ``places``, and the number of axis blocks.
 
-    If every block is empty or a whole block of the sequence, the axis is the sequence, and -1 stands for empty blocks. A whole block holds
-    the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
+    The axis is ``None``, the sequence itself, if every block of ``places`` is empty or a whole block of the sequence. Empty blocks then are
+    block -1. A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
 
-    in_order: whether place i must be position i for the axis to be the sequence.
+    in_order: whether slot i must also hold position i for the axis to be the sequence.
     """
     slots = places.unflatten(2, (-1, size))
     number, count = torch.arange(slots.shape[2], device=places.device), -(-length // size)
@@ -341,21 +341,21 @@ def axis_blocks(places: Tensor, length: int, size: int, in_order: bool = False) 
 
 
 def axis_of(places: Tensor, length: int) -> Axis:
-    """The axis of int64 ``places``, where -1 is an empty slot. Empty slots read tokens all over the sequence of ``length`` tokens: if they
-    read the same one, the backward pass would add their gradients one after the other."""
+    """The axis of int64 ``places``, where -1 is an empty slot. Empty slots read different ones of the ``length`` tokens. If all read the
+    same token, the backward pass would add their gradients one after the other."""
     spread = torch.arange(places.shape[2], device=places.device) % length
     return Axis(places.to(torch.int32), torch.where(places >= 0, places, spread))
 
 
 def block_ends(places: Tensor, size: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lowest and highest position in the blocks ``index``, and whether they have no empty slot."""
+    """Lowest and highest position in each block of ``index``, and whether the block has no empty slot."""
     places = places.unflatten(2, (-1, size))
     lowest = torch.where(places < 0, UNBOUNDED, places).amin(-1)
     return lowest[..., index], places.amax(-1)[..., index], (places >= 0).all(-1)[..., index]
 
 
 def visible(rules: GatherTile, queries: tuple[Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Whether the rules may leave some pair of two blocks visible, and whether all. ``queries`` and ``keys`` are :func:`block_ends`."""
+    """Whether some pair of two blocks may be visible by the rules, and whether all are. ``queries``, ``keys``: from :func:`block_ends`."""
     (q_low, q_high, q_filled), (k_low, k_high, k_filled) = queries, keys
     nearest, farthest = q_low - k_high, q_high - k_low  # the smallest and the largest query - key
     touched, full = (q_high >= 0) & (k_high >= 0), q_filled & k_filled
@@ -374,7 +374,7 @@ def _concatenated(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _has_repeats(places: Tensor, length: int) -> bool:
-    """Whether some of ``length`` positions occurs twice."""
+    """Whether a position from 0 to ``length - 1`` occurs twice."""
     places = torch.where(places < 0, length, places)
     times = places.new_zeros(*places.shape[:2], length + 1).scatter_add_(2, places, torch.ones_like(places))
     return bool((times[..., :length] > 1).any())
