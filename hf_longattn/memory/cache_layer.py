@@ -1,7 +1,7 @@
-"""Base classes and type names of our decode cache layers, which may compute attention themselves.
+"""Base classes and type names of our decode cache layers, which can compute the attention of a step.
 
-transformers builds a cache layer for each entry of ``config.layer_types``. It looks the name up in a table for growing caches or in one for
-static caches, and passes none of our settings. The name therefore contains them (``longattn_window_512``).
+transformers builds a cache layer for each entry of ``config.layer_types``. It has one table of type names for growing caches and another
+for static caches, and passes none of our settings. The name therefore contains them (``longattn_window_512``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_TYPE_NAMES = 1024
 
 
 class AttentionCacheLayer(ABC):
-    """A cache layer that may compute the attention of a step. The backend asks it before it calls the mechanism."""
+    """A cache layer that can compute a step's attention instead of the mechanism, if :meth:`computes_attention` is true."""
 
     keeps: ClassVar[str]
     """Description of the cached data, for :func:`hf_longattn.explain`."""
@@ -42,7 +42,7 @@ class AttentionCacheLayer(ABC):
 
     @abstractmethod
     def note_padding(self, mask: Tensor | None) -> None:
-        """Read the padding mask ``(B, tokens seen so far)``, before every step."""
+        """Read the padding mask ``(B, tokens seen so far)``. Called before every step."""
 
     @abstractmethod
     def attend(
@@ -112,7 +112,7 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
             self._all_started = bool((self.starts != NOT_STARTED).all())
 
     def restart(self, rows: Tensor) -> None:
-        """Start new sequences in ``rows (B,)`` bool. The mask must hide the old ones."""
+        """Start new sequences in the batch rows ``rows (B,)`` bool. The mask must hide the old sequences."""
         if self.starts is not None:
             self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_STARTED)
             self._all_started = False
@@ -158,7 +158,7 @@ def tokens_back(tokens_to_remove: int) -> int:
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """The tensor, copied if it uses less than half of its storage, as the last tokens of a long prompt do."""
+    """The tensor, copied if it uses less than half of its storage, for example as a view of a prompt's last tokens."""
     if torch.compiler.is_compiling():
         return tensor
     try:
@@ -169,7 +169,7 @@ def compact(tensor: Tensor) -> Tensor:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors in a cache; storage that several tensors share counts once."""
+    """Bytes of the storages of all tensors in a cache. A view counts its whole storage; shared storage counts once."""
     return _bytes(getattr(cache, "__dict__", cache), set())
 
 

@@ -3,8 +3,8 @@
 A graph for all lengths cannot branch on values or lengths. These layers therefore compute attention themselves, with the methods that
 mechanisms offer to the caches of eager decoding:
 
-- :class:`KeysLayer` holds the keys and values (``key``, ``value``) of the last tokens, as many as the mechanism sees. The mechanism's
-  definition masks the scores, in memory new tokens × keys;
+- :class:`KeysLayer` holds the keys and values (``key``, ``value``) of the last tokens that the mechanism sees. It attends by the
+  mechanism's definition, with a matrix of new tokens × keys;
 - :class:`SparseKeysLayer` holds the keys that :meth:`MaskedMechanism.kept` selects, with their positions;
 - :class:`RecurrentLayer` holds the state of :meth:`~hf_longattn.Mechanism.advance`, which runs token by token (ONNX: Scan).
 
@@ -39,7 +39,7 @@ from .state_cache import StateLayer
 KEY, VALUE, POSITION, SEEN = "key", "value", "position", "seen"
 """Tensor names in layers that hold keys. A recurrent layer takes the names from its mechanism."""
 MIN_KEYS = 2
-"""Minimum number of keys in a full layer. PyTorch cannot trace a dynamic axis of at most one entry."""
+"""Minimum of ``StateTensor.most`` for keys. PyTorch cannot trace a dynamic axis of at most one entry."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StateTensor:
     """One tensor of a layer's state.
 
     shape: without the batch axis, which comes first. Size 0 marks the axis that grows.
-    most: maximum size of that axis; ``None`` if it is unbounded, or if no axis grows.
+    most: maximum size of that axis; ``None`` if it has no maximum, or if no axis grows.
     """
 
     name: str
@@ -125,7 +125,7 @@ class KeysLayer(GraphLayer):
 
 class SparseKeysLayer(GraphLayer):
     """``key, value (B, H_kv, P, D)`` of the keys that later queries can see.
-    ``position (B, P)`` is each key's position in its sequence, -1 for padding and empty slots. ``seen (B,)`` counts positions."""
+    ``position (B, P)`` is each key's position in its sequence, -1 for padding and empty slots. ``seen (B,)``: positions so far."""
 
     keeps = "kept keys of a graph"
 
@@ -179,12 +179,12 @@ def _chosen(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def _last(x: Tensor, count: int, dim: int) -> Tensor:
-    """The last ``count`` entries along an axis. They are indexed, because a slice would check that there are that many."""
+    """The last ``count`` entries along an axis. They are indexed, because a slice would add a check of the axis's size."""
     return x.index_select(dim, torch.arange(count, device=x.device) + (x.shape[dim] - count))
 
 
 def _packed(selected: Tensor, k: Tensor, v: Tensor, position: Tensor) -> State:
-    """The slots ``selected (B, S)``, in order, packed to the left. The row with the most slots sets the width; empty slots come last."""
+    """The slots ``selected (B, S)``, packed to the left in order. The row with the most slots sets the width. Empty slots are last."""
     counts = selected.long().cumsum(1)
     size: Any = counts[:, -1].max().item()
     assume_in_graph(size >= 0)

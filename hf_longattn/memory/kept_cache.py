@@ -52,7 +52,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens and return all keys and values here. Before that, once per :data:`SLACK` tokens, drop unneeded keys."""
+        """Append the new tokens and return all keys and values held. Unneeded keys are dropped first, once per :data:`SLACK` tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.columns.shape[1] >= self._clean_size + SLACK:
@@ -155,7 +155,7 @@ class SparseCacheLayer(LeftPaddedLayer):
 
 
 def sparse_layer_type(mechanism: str, options: str) -> str:
-    """The cache layer type of a mechanism with options (JSON). In a static cache it keeps all keys."""
+    """The cache layer type of a mechanism with options (JSON). A static cache holds all keys."""
     return enter_layer_type(
         f"{BACKEND}_{mechanism}_{options}", partial(SparseCacheLayer, mechanism=mechanism, options=options), StaticKeysLayer
     )

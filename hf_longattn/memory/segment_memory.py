@@ -1,7 +1,7 @@
 """Memory of a model between segments of a document: ``model.new_memory()``, and ``outputs.memory`` after each call.
 
-A call does not change the memory that it is given. Its outputs hold the next memory, without gradients. Each row of a batch is a document;
-rows set in ``memory_reset`` start again with an empty memory.
+A call does not change the memory that it is given. Its outputs hold the next memory, without gradients. Each batch row is a document.
+Where ``memory_reset`` is True, a row starts again with an empty memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SegmentMemory(ABC):
         """Number of rows; ``None`` before the first call."""
 
     def begin(self, batch_size: int, reset: Tensor | None) -> SegmentMemory:
-        """A copy for one call on ``batch_size`` rows. Rows set in ``reset (B,)`` are empty.
+        """A copy for one call on ``batch_size`` rows. Rows in which ``reset (B,)`` is True are empty.
 
         Raises:
             MemoryMismatchError: the batch size differs from the previous call, or ``reset`` has another shape.
@@ -68,7 +68,7 @@ def of_memory(cache: Any) -> bool:
 
 
 class TokenMemory(SegmentMemory):
-    """Memory tokens ``tokens (B, M, hidden_size)`` after the last segment. Rows set in ``fresh (B,)`` start with the learned tokens."""
+    """Memory ``tokens (B, M, hidden_size)`` after the last segment. Rows in which ``fresh (B,)`` is True start with the learned tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class TokenMemory(SegmentMemory):
 class CacheMemory(SegmentMemory):
     """A decode cache with the keys, values and states that mechanisms still need.
 
-    mask: ``(B, columns)`` bool, True = real token of the row's document. Only columns that some layer holds.
+    mask: ``(B, columns)`` bool, True = real token of the row's document. It has only the columns that some layer holds.
     positions: ``(B,)``, the position of the next token of each row's document.
     """
 
@@ -181,7 +181,7 @@ class CacheMemory(SegmentMemory):
 
 
 def _tensors(layer: Any) -> list[tuple[str, Tensor]]:
-    """The contents of a cache layer by name: tensors, numbers as tensors, and tensors of a dict as ``attribute/name``."""
+    """Names and contents of a cache layer. Numbers become tensors, and the tensors of a dict are named ``attribute/name``."""
     tensors = []
     for name, value in vars(layer).items():
         if isinstance(value, dict):

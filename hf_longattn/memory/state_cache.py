@@ -31,7 +31,7 @@ MIN_REWINDABLE_TOKENS = 64
 class Step:
     """One call of :meth:`hf_longattn.Mechanism.advance`.
 
-    call: its ``key_mask`` is ``(B, tokens)`` or ``None``. skipped: padding tokens before each row's first token; ``None`` without any.
+    call: its ``key_mask`` is ``(B, tokens)`` or ``None``. skipped: padding tokens before each row's first token; ``None`` if all are 0.
     """
 
     mechanism: Mechanism
@@ -47,7 +47,7 @@ class Step:
         return self.q.shape[2]
 
     def run(self, tokens: int | None = None) -> tuple[Tensor, State | None]:
-        """The output and the state after the first ``tokens`` tokens of the step. ``None`` runs all."""
+        """Run the first ``tokens`` tokens of the step, or all for ``None``. Returns their output and the state after them."""
         q, k, v, call = self.q, self.k, self.v, self.call
         if tokens is not None:
             q, k, v = (x[:, :, :tokens] for x in (q, k, v))
@@ -114,7 +114,7 @@ class StateLayer(LeftPaddedLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Count the new tokens and return their keys and values; the state takes them in :meth:`attend`."""
+        """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.seen += key_states.shape[2]
@@ -151,7 +151,7 @@ class StateLayer(LeftPaddedLayer):
         return out, weights
 
     def _skipped(self, before: int) -> tuple[int, ...] | None:
-        """Padding tokens before each row's first real token, counted from column ``before``; ``None`` without any."""
+        """Number of padding tokens before each batch row's first real token, from column ``before`` on; ``None`` if all are 0."""
         if self.starts is None or self._latest <= before:
             return None
         return tuple((self.starts - before).clamp(0, self.seen - before).tolist())
@@ -167,7 +167,7 @@ class StateLayer(LeftPaddedLayer):
         return self.seen + query_length, 0
 
     def restart(self, rows: Tensor) -> None:
-        """Start new sequences in ``rows (B,)`` bool. Their state becomes zeros, the state before the first token."""
+        """Start new sequences in the batch rows ``rows (B,)`` bool. Their state becomes zeros, the state before the first token."""
         super().restart(rows)
         self._latest = NOT_STARTED
         if self.state is not None:
@@ -175,7 +175,7 @@ class StateLayer(LeftPaddedLayer):
             self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
 
     def unused(self) -> int:
-        """The number of columns so far, all of which the state contains."""
+        """The number of columns that the mask may drop: all of them, because the state contains their tokens."""
         return self.seen
 
     def renumber(self, count: int) -> None:
@@ -185,7 +185,7 @@ class StateLayer(LeftPaddedLayer):
         self._latest -= count if self._all_started else 0
 
     def why_not_crop(self, count: int) -> str:
-        """Why the last tokens cannot be removed, or empty. Without recording, only all tokens or none can be removed."""
+        """Why the last tokens cannot be removed; empty if they can. Without recording, only all tokens or none can be removed."""
         if count <= len(self.last):
             return ""
         advice = (
@@ -253,7 +253,7 @@ class StaticStateLayer(StateLayer, StaticLayer):
     is_compileable = True
     cumulative_length: Tensor
     started = False
-    """Whether there are tokens; known without waiting for the device."""
+    """Whether the layer has tokens; known without waiting for the device."""
 
     @property
     def seen(self) -> int:
@@ -270,7 +270,7 @@ class StaticStateLayer(StateLayer, StaticLayer):
         stays_in_place(self.cumulative_length)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Count the new tokens and return their keys and values; the state takes them in :meth:`attend`."""
+        """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.cumulative_length.add_(key_states.shape[2])
@@ -305,7 +305,7 @@ class StaticStateLayer(StateLayer, StaticLayer):
         return self.cumulative_length if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The sizes for a layer that holds all keys. All layers of a model share one padding mask."""
+        """The mask sizes of a layer that holds all keys, since all layers of a model share one padding mask."""
         return self.max_cache_len, 0
 
     def get_max_length(self) -> int:
@@ -321,7 +321,7 @@ class StaticStateLayer(StateLayer, StaticLayer):
 
 
 def stays_in_place(tensor: Tensor) -> None:
-    """Tell compiled graphs that ``tensor`` keeps its address, as CUDA graphs need. Does nothing inside of a graph."""
+    """Tell compiled graphs that ``tensor`` keeps its address, as CUDA graphs need. Does nothing while a graph is compiled."""
     import torch._dynamo
 
     if torch.compiler.is_compiling():

@@ -3,9 +3,8 @@
 The number of tokens in a cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without waiting for the
 device. :func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism evaluates its mask for
 exactly these tokens (:meth:`hf_longattn.Mechanism.attend_step`).
-A window of w tokens is a ring. The token of column c lies in slot c modulo w. A new token overwrites the one that left the window, so that
-no data moves.
-nothing is moved.
+
+A window of w tokens is a ring buffer. The token of column c is in slot c modulo w. A new token overwrites the token that left the window.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class StaticKeysLayer(StaticLayer):
 
 
 class StaticWindowLayer(StaticKeysLayer):
-    """The last ``window`` keys and values, as a ring, for ``cache_implementation="static"``.
+    """The last ``window`` keys and values, as a ring buffer, for ``cache_implementation="static"``.
 
     max_cache_len: maximum number of tokens in the cache, padding included; the ring may be shorter.
     """
@@ -38,7 +37,7 @@ class StaticWindowLayer(StaticKeysLayer):
         super().__init__(max_cache_len=min(max_cache_len, window))
         self.longest = max_cache_len
         self.started = False
-        """Whether there are tokens; known without waiting for the device."""
+        """Whether the layer has tokens; known without waiting for the device."""
 
     @property
     def slots(self) -> int:
@@ -63,13 +62,13 @@ class StaticWindowLayer(StaticKeysLayer):
         return (self.keys, self.values) if started else (key_states, value_states)
 
     def held(self, total: Tensor) -> Tensor:
-        """The column in each slot, ``(slots,)``, after ``total`` tokens; :data:`NO_TOKEN` in empty slots."""
+        """The column of the token in each slot, ``(slots,)``, after ``total`` tokens; :data:`NO_TOKEN` for empty slots."""
         slot, last = torch.arange(self.slots, device=self.device), total - 1
         column = last - (last - slot) % self.slots
         return torch.where(column < 0, NO_TOKEN, column)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The sizes for a layer that holds all keys. All layers of a model share one padding mask."""
+        """The mask sizes of a layer that holds all keys, since all layers of a model share one padding mask."""
         return self.longest, 0
 
     def get_max_length(self) -> int:

@@ -1,7 +1,7 @@
 """Cache layers for mechanisms that select among all keys. They hold all keys, and summaries for the selection.
 
 The summaries of a unit of tokens (:meth:`SummarisedMechanism.summarise_units`) are computed once, and again only while the unit grows. A
-step therefore neither reads all keys nor copies them. The mechanism's ``forward`` runs over the same keys for long pieces of a prompt, for
+step therefore reads and copies only some of the keys. The mechanism's ``forward`` runs over all keys for long pieces of a prompt, for
 four-dimensional masks, gradients and compiled graphs, and for every step of a static cache.
 """
 
@@ -27,9 +27,9 @@ SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type in ``config.layer_types``."""
 
 SPARE_SHARE = 1 / 8
-"""Spare room in a new buffer, as a share of its length. A copy is amortised over the tokens that fill it."""
+"""Spare room in a new buffer, as a share of its length. The cost of a copy is spread over the tokens that fill the room."""
 MIN_SPARE_TOKENS = 64
-"""Minimum spare room in a new buffer, in tokens, or in units for a table."""
+"""Minimum spare room in a new buffer: in tokens for keys and values, in units for summary tables."""
 
 
 class GrowableBuffer:
@@ -87,7 +87,7 @@ class SummaryLayer(LeftPaddedLayer):
         return self.keys, self.values
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Whether the mechanism attends by summaries: for a few new tokens in a plain causal call that does not see all keys."""
+        """Whether the mechanism attends by summaries: for a few new tokens in a plain causal call, unless the mechanism sees all keys."""
         length = self.keys.shape[2]
         return (
             isinstance(mechanism, SummarisedMechanism)
@@ -172,7 +172,7 @@ class SummaryLayer(LeftPaddedLayer):
         self.tables = {name: how(table) for name, table in self.tables.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for copies and pickles, without spare memory. Neither layer writes to the tensors that both share."""
+        """The state for copies and pickles, without spare memory. Neither this layer nor its copy writes to shared tensors."""
         self._buffer.clear()
         return {**self.__dict__, "_buffer": GrowableBuffer(), "tables": dict(self.tables)}
 

@@ -1,4 +1,4 @@
-"""Cache layers for mechanisms that see the last w tokens. A growing layer holds at most w - 1 keys and values between steps.
+"""Cache layers for mechanisms that see the last w tokens. A growing layer holds at most max(w - 1, 1) keys between steps.
 
 transformers' sliding layer takes one width for the whole model. Here the width is part of the layer type's name
 (``longattn_window_512``), so layers may differ.
@@ -33,7 +33,7 @@ class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
         return keys, values
 
     def why_not_crop(self, count: int) -> str:
-        """Why the last tokens cannot be removed, or empty. The layer drops keys at every step or, with recording, only at a crop."""
+        """Why the last tokens cannot be removed; empty if they can. Keys are dropped at every step or, with recording, only at a crop."""
         left = int(self.cumulative_length) - count
         if not count or self.keys.shape[2] - count >= min(left, self.sliding_window - 1):
             return ""

@@ -1,14 +1,14 @@
 """Base class of every mechanism: documented options, a fast ``forward`` and a float64 definition.
 
-A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), or inherits both: from a mask on a band
+A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), or inherits both and defines a mask on a band
 (:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
 (:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
 - ``traits``, ``handling`` (:mod:`.traits`): its inputs, what it needs from its model, and what ``forward`` does by itself.
-- ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions, and tells which tokens a process fetches
-  from others when a sequence is sharded. Conversion compares it with the length that positions were trained for (:mod:`.locality`).
+- ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. If a sequence is sharded, it tells which
+  tokens a process fetches from others. Conversion compares it with the length that positions were trained for (:mod:`.locality`).
 - ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
-- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`hf_longattn.sharding`).
+- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: how it computes a shard (:mod:`hf_longattn.sharding`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Mechanism(nn.Module, ABC):
     """Names, relative to the mechanism, of tensors whose first axis is the heads. A process can then compute only some heads
     (:meth:`of_heads`). ``None`` if heads depend on each other, on their index or on their number."""
     layer: int = 0
-    """Index of the layer, set when the mechanism is attached to a model. Mechanisms with a seed draw other numbers in each layer."""
+    """Index of the layer, set when the mechanism is attached to a model. Seeded mechanisms draw different numbers in each layer."""
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
     @classmethod
@@ -100,7 +100,7 @@ class Mechanism(nn.Module, ABC):
         self.shard: Shard | None = None
         """This process's shard, if the sequence is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
         self.head_range: tuple[int, int] | None = None
-        """``(first head, heads in the layer)`` of a part made by :meth:`of_heads`; ``None`` for a mechanism with all heads."""
+        """``(first head, number of heads in the layer)`` after :meth:`of_heads`; ``None`` for a mechanism with all heads."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
@@ -142,7 +142,7 @@ class Mechanism(nn.Module, ABC):
         """
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output by the definition, ``(B, H, Nq, D)``, without dropout. Exported if the engine cannot be."""
+        """The output by the definition, ``(B, H, Nq, D)``, without dropout. Exported if the engine cannot be exported."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
@@ -151,7 +151,7 @@ class Mechanism(nn.Module, ABC):
         Rows and columns of padding are zeros, unless ``handling.ignores_padding`` is False. Queries of cross-attention are never padding.
 
         Raises:
-            LengthError: there are more than :data:`DENSE_LIMIT` tokens, so that the dense matrix would be too large.
+            LengthError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
         """
         if k.shape[2] > DENSE_LIMIT:
             raise LengthError(
@@ -188,7 +188,7 @@ class Mechanism(nn.Module, ABC):
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether ``forward`` separates packed documents by ``call.documents``, without splitting rows.
 
-        For devices other than the CPU. If False, each document becomes a row of a batch there. ``k, v (B, H_kv, N, D)``.
+        Used only on devices other than the CPU. If False, each document becomes its own batch row there. ``k, v (B, H_kv, N, D)``.
         """
         return False
 
@@ -199,7 +199,7 @@ class Mechanism(nn.Module, ABC):
     def pairs(self, length: int, causal: bool = False) -> int:
         """The number of query-key products of one head for ``length`` tokens, the unit of cost.
 
-        Computed in closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare both.
+        Computed in closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare it with listed pairs.
         """
         return full_pairs(length, causal)
 
@@ -208,10 +208,10 @@ class Mechanism(nn.Module, ABC):
         return None
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        """The keys that each query attends to, or the weights of all keys. ``None`` if the output is not one softmax over keys.
+        """A function that returns a mask of the attended keys, or the weights of all keys (:data:`~.ordered.KeysOrWeights`).
 
-        :mod:`hf_longattn.diagnostics` uses it to measure how much of full attention's weight falls on these keys. The function that is
-        returned computes some queries at a time, in memory linear in N.
+        ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.diagnostics` measures how much of full attention's weight
+        falls on these keys. It calls the function for some queries at a time, in memory linear in N.
 
         Args:
             q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.
@@ -231,13 +231,13 @@ class Mechanism(nn.Module, ABC):
             state: the state that the previous call returned, or ``None`` at the beginning.
             call: ``key_mask (B, n)`` covers the new tokens only.
         Returns:
-            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not depend on the text. A
-            row of zeros is an empty state, so that single rows of a batch can be reset.
+            The output ``(B, H, n, D)`` and the new state: tensors of constant size, with the batch axis first. Zeros in a batch row are
+            an empty state, so that single rows can be reset.
         """
         raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """This process's rows of a sequence that is sharded across processes. All processes must call it.
+        """The output ``(B, H, n, D)`` for this process's tokens of a sharded sequence. All processes must call it.
 
         Args:
             q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
@@ -259,7 +259,7 @@ class Mechanism(nn.Module, ABC):
 
 
 def reset(module: Any, generator: torch.Generator | None) -> None:
-    """Call ``module.reset_parameters``. Pass ``generator`` to classes that take it; torch's own do not."""
+    """Call ``module.reset_parameters``, with ``generator`` if the method takes one. The methods of torch's modules do not."""
     takes = "generator" in inspect.signature(module.reset_parameters).parameters
     module.reset_parameters(*([generator] if takes else []))
 

@@ -1,7 +1,7 @@
 """Base of mechanisms that hash or cluster tokens into buckets.
 
-A query i and a key j meet in a round if they share a bucket (a mechanism may add conditions). The multiplicity M_ij is the number of
-rounds in which they meet. The definition is
+Each round assigns every token to a bucket. Query i and key j meet in a round if they share a bucket (a mechanism may add conditions). The
+multiplicity M_ij is the number of rounds in which they meet. The definition is
 
     weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M if duplicates count, else 1 where M > 0
 
@@ -33,13 +33,13 @@ from .traits import Handling
 
 
 class BucketedMechanism(SummarisedMechanism):
-    """A mechanism on the bucketed engine. Methods get keys before :meth:`key_vectors`, whose rounding could change a bucket."""
+    """A mechanism on the bucketed engine. Buckets are computed from raw keys, since rounding in :meth:`key_vectors` could change them."""
 
     engine = "bucketed"
     handling = Handling(exports_definition=True)
     summary_unit = 1
     traits = SummarisedMechanism.traits.but(bitwise_causal=False)
-    """Not bitwise causal: rows are cut from sorted tokens, so that later tokens change the order in which earlier rows are summed."""
+    """Not bitwise causal: tiles are cut from sorted tokens, so that later tokens change the order of the sums for earlier ones."""
 
     @property
     def count_duplicates(self) -> bool:
@@ -55,16 +55,16 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
-        """The pairs of :meth:`meetings` as rounds of buckets, found without comparing all pairs.
+        """The buckets of every round, from which the engine finds the pairs of :meth:`meetings` without comparing all pairs.
 
-        ``None`` if buckets alone do not determine the pairs: :meth:`visits` then lists them.
+        ``None`` if buckets alone do not determine the pairs. :meth:`visits` then lists them.
 
-        q: ``(B, H, N, D)``, the last ``q_len`` rows are queries; k: ``(B, H, N, D)``.
+        q: ``(B, H, N, D)``; only the last ``q_len`` tokens are queries. k: ``(B, H, N, D)``.
         """
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """Tiles of the visible pairs of real keys, and which queries meet no key. Used if :meth:`rounds` is ``None``.
-        The second value is True for queries that meet no key, ``(B, H, N)``, arbitrary at padding; ``None`` if there are none."""
+        """The visible pairs as tiles, without padding keys, and a mask of the queries that meet no key, ``(B, H, N)`` bool. The mask is
+        arbitrary at padding, and ``None`` if every query meets a key. Called if :meth:`rounds` returns ``None``."""
         raise NotImplementedError
 
     def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -85,15 +85,15 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
-        """Buckets of the last queries, ``(B, H, rounds, Nq)``. ``last (B, H_kv, Nq, D)`` holds the keys at their positions."""
+        """Buckets of the queries, ``(B, H, rounds, Nq)``. ``last (B, H_kv, Nq, D)`` holds the keys at the queries' positions."""
 
     @abstractmethod
     def recent(self) -> tuple[int, int]:
-        """How many recent keys a causal query sees: in its own bucket, and in any bucket."""
+        """``(size, window)``: a causal query sees the last ``size`` keys of its bucket, and the last ``window`` keys of any bucket."""
 
     @property
     def sees_itself(self) -> bool:
-        """Whether a query sees its own position when that key is in its bucket."""
+        """Whether a query sees the key at its own position if both have the same bucket."""
         return True
 
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
@@ -159,7 +159,7 @@ class BucketedMechanism(SummarisedMechanism):
         """
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The multiplicity M', ``(B, H, Nq, Nk)`` int; rows of padding are zeros. ``q`` and ``k`` as for :meth:`meetings`."""
+        """The multiplicity M', ``(B, H, Nq, Nk)`` int; 0 at padding queries and keys. ``q`` and ``k`` as for :meth:`meetings`."""
         real, count = call.real(k), self.meetings(q, k, call)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
@@ -190,7 +190,7 @@ class BucketedMechanism(SummarisedMechanism):
         return self.sparse_path(pad_queries(q, kv_len), k, v, q_len, raw_keys, call)[:, :, kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, raw_keys: Tensor, call: AttentionCall) -> Tensor:
-        """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs; the last ``q_len`` rows of q are queries.
+        """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs. Only the last ``q_len`` tokens of q are queries.
 
         raw_keys: the keys before :meth:`key_vectors`.
         """
@@ -207,7 +207,7 @@ class BucketedMechanism(SummarisedMechanism):
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """``call`` with the affinity and, if duplicates count, the log multiplicity ``count`` added to its score term."""
+        """``call`` with the affinity added to its score term and, if duplicates count, the log of the multiplicity ``count``."""
         score_mod, affinity = call.score_mod, self.affinity(q, k, call)
         if affinity is not None:
             score_mod = add_term(score_mod, lambda *_: affinity)
@@ -218,7 +218,7 @@ class BucketedMechanism(SummarisedMechanism):
 
 
 def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Callable[[Tensor], Tensor]:
-    """:func:`recent_in_bucket` in any round, for some of the queries: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool.
+    """A function ``rows (n,)`` -> ``(B, H, n, N)`` bool: :func:`recent_in_bucket` in any round, for the queries at ``rows``.
 
     query_buckets, key_buckets: ``(B, H, R, N)``.
     """
@@ -232,7 +232,7 @@ def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, siz
 
 
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor | None = None) -> Tensor:
-    """The last ``size`` keys of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
+    """Mask of the last ``size`` keys of each query's bucket, up to the query itself, ``(B, H, R, Nq, Nk)`` bool.
 
     query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets: ``(B, H, R, Nk)``; real:
     ``(B, Nk)`` bool.

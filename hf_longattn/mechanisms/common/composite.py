@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class MechanismSpec:
     """A registered mechanism and its checked options.
 
-    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``. Written in the first form, given options only.
+    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``. Written in the first form, with the given options only.
     """
 
     mechanism: str
@@ -117,11 +117,11 @@ class HeadSpec(MechanismSpec):
 
 
 class Composite(Mechanism):
-    """A mechanism made of other mechanisms, its ``members``. Its traits, such as causal forms and locality, follow from theirs."""
+    """A mechanism made of other mechanisms, its ``members``. Its forms (causal, bidirectional) and its traits follow from theirs."""
 
     members: nn.ModuleList
     some_heads: list[Mechanism] | None = None
-    """The members restricted to some heads, in a part made by :meth:`of_heads`."""
+    """The members restricted to some heads, after :meth:`of_heads`; ``None`` in a mechanism with all heads."""
     _layer = 0
 
     @property

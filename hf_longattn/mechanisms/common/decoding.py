@@ -14,10 +14,10 @@ NO_TOKEN = 1 << 40
 class Columns(NamedTuple):
     """Columns of the padded batch that hold the queries and keys of a decoding step.
 
-    layout: the layout's name and its number of keys. Layers with the same layout have the same columns in a forward pass. In the layout
-        named ``"all"``, key s is in column s.
+    layout: name of the order of the cache's keys, and their number. Layers with the same layout have the same columns in a forward pass.
+        In the layout named ``"all"``, key s is in column s.
     find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without
-        a token have a column after all queries, such as :data:`NO_TOKEN`. Called at most twice for all layers of a layout.
+        a token have a column after all queries, such as :data:`NO_TOKEN`. Layers with equal layout and options reuse the results.
     """
 
     layout: tuple[str, int]
@@ -29,5 +29,5 @@ AttendStep = Callable[..., Tensor]
 
 ``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and global mask ``(B, N)`` cover all
 columns; its score term takes columns as indices. ``columns``: the columns of queries and keys; by default the keys are columns 0 … S - 1,
-and the queries the last Nq of them. Returns ``(B, H, Nq, D)``; rows of padding are finite and arbitrary.
+and the queries are in the last Nq of them. Returns ``(B, H, Nq, D)``; outputs at padding are finite and arbitrary.
 """

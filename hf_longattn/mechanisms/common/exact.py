@@ -1,6 +1,6 @@
 """The option ``exact_length``: full attention for short sequences, a mechanism for long ones.
 
-A sequence is a row from its first real token to its last, or one packed document. With at most ``most`` tokens, it sees all of its tokens.
+A sequence is a batch row from its first to its last real token, or one packed document. Up to ``most`` tokens, it gets full attention.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def by_length(
 def _in_graph(
     in_full: AttentionFunction, by_mechanism: AttentionFunction, most: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
 ) -> Tensor:
-    """:func:`by_length` if no value can be read. Both functions run on every row, ``in_full`` only on its first ``most`` tokens."""
+    """:func:`by_length` in a graph, which cannot read lengths. Both functions run on all rows, ``in_full`` on its first ``most`` tokens."""
     length, batch = k.shape[2], call.batch
     free = of_any_length(length)
     if batch is not None and batch.documents is not None:  # the mechanism's call refuses documents
@@ -85,9 +85,9 @@ def _in_graph(
 
 
 def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """The weights ``(B, H, Nq, Nk)`` of sequences from index 0 on. At most ``most`` tokens use ``in_full(q, k, call)``.
+    """The weights ``(B, H, Nq, Nk)`` of sequences that start at index 0, by ``in_full(q, k, call)`` up to ``most`` tokens.
 
-    In a graph, padding may come after a sequence. A graph that cannot know the length computes both weights.
+    In a graph, padding may come after a sequence. A graph that does not know a sequence's length computes both kinds of weights.
     """
     full_call, length = call.for_full_attention(), k.shape[2]
     mask = call.key_mask if in_graph() else None
@@ -107,10 +107,10 @@ def by_length_sharded(
     call: AttentionCall,
     shard: Shard,
 ) -> Tensor:
-    """:func:`by_length` for one process's rows ``(B, H, n, D)``. Tokens of a short sequence are less than ``most`` apart.
+    """:func:`by_length` for one process's tokens ``(B, H, n, D)``. Tokens of a short sequence are less than ``most`` apart.
 
     Args:
-        by_mechanism: computes the mechanism for this process's rows.
+        by_mechanism: computes the mechanism for this process's tokens.
     """
     every_token = _every_token(k, shard.length)
     short = torch.zeros_like(every_token)

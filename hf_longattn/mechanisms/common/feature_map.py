@@ -2,9 +2,9 @@
 
     o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
 
-A mechanism defines φ for the fast path and κ, written without φ, for the definition. A CPU computes features for a few hundred tokens at
-a time: they stay in the cache and, unless gradients are needed, never exist for the whole text. Exponential features are handled as
-logarithms: :mod:`.log_features`.
+A mechanism defines φ for the fast path and κ, written without φ, for the definition. On a CPU, features are computed for a few hundred
+tokens at a time. They stay in the CPU cache and, unless gradients are needed, never exist for the whole text. Exponential features are
+stored as logarithms (:mod:`.log_features`).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class HeadwiseLinear(nn.Module):
 
 
 FEATURES_PER_PIECE = 1 << 18
-"""Feature elements computed at a time on a CPU, per thread. With fewer, threads wait for one another; with more, they do not fit the
-cache."""
+"""Feature elements computed at a time on a CPU, per thread. With fewer elements, threads wait for one another. More elements do not fit
+into the CPU cache."""
 CausalPiece: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, State | None], tuple[Tensor, State]]
 """Signature of :meth:`LinearMechanism.causal_piece`."""
 
@@ -77,7 +77,7 @@ class LinearMechanism(Mechanism):
 
     @abstractmethod
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor per row cancels when rows are normalised."""
+        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor per query cancels in the normalisation."""
 
     @abstractmethod
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
@@ -85,8 +85,8 @@ class LinearMechanism(Mechanism):
 
     @abstractmethod
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: κ ``(B, H, Nq, Nk)``, up to a factor per row.
-        ``q (B, H, Nq, D)`` are the last Nq positions of ``k (B, H, Nk, D)``."""
+        """The definition: κ ``(B, H, Nq, Nk)``, up to a factor per query.
+        ``q (B, H, Nq, D)`` has the last Nq positions of ``k (B, H, Nk, D)``."""
 
     def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
         """The value of ``call.positions`` for tokens at ``positions (B or 1, n)``, if features depend on positions.
@@ -104,7 +104,7 @@ class LinearMechanism(Mechanism):
         return x if scale == self.head_dim**-0.5 else x * (scale * self.head_dim**0.5) ** 0.5
 
     def features_per_head(self) -> int:
-        """F, the features per head. Sizes the state and the pieces."""
+        """F, the number of features per head. Sizes the state and the pieces."""
         return self.head_dim
 
     def pairs(self, length: int, causal: bool = False) -> int:
@@ -120,7 +120,7 @@ class LinearMechanism(Mechanism):
         return self.normalised_kernel(weights, visible_to_all(q, k, call).expand_as(weights))
 
     def normalised_kernel(self, kernel: Tensor, visible: Tensor) -> Tensor:
-        """The weights ``(B, H, Nq, Nk)``, given :meth:`kernel` and which keys each query sees."""
+        """The weights ``(B, H, Nq, Nk)`` for the values of :meth:`kernel` and a mask of the visible keys."""
         return normalised(kernel.masked_fill(~visible, 0.0))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
@@ -131,7 +131,7 @@ class LinearMechanism(Mechanism):
             return self._run(q, k, v, None, call)[0] if call.documents is None else self._of_documents(q, k, v, call)
 
     def _of_documents(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output for packed documents, computed on whole rows."""
+        """The output for packed documents, computed on whole batch rows. If features exceed the dtype's range, documents are separated."""
         labels, tokens = call.documents, slice(0, k.shape[2])
         assert labels is not None
         inputs = q, k, v, call
@@ -153,7 +153,7 @@ class LinearMechanism(Mechanism):
         return out.to(q.dtype)
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features whose products are the weights within documents, up to a factor per row.
+        """Features whose products are the weights within documents, up to a factor per query.
 
         Args:
             phi_q: ``(B, H, N, F)``, from :meth:`queries`.
@@ -187,7 +187,7 @@ class LinearMechanism(Mechanism):
         return self.in_pieces(q, source, state, self.causal_piece)
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """Every process sums its own keys. A causal process starts from the sums of earlier processes, others read the total."""
+        """Every process sums its own keys. If causal, it then starts from the sums of earlier processes; otherwise it reads the total."""
         if shard.documents is not None or (self.counts_positions and not shard.starts_at_first):
             return attend_by_heads(self, q, k, v, call, shard)
         with torch.autocast(q.device.type, enabled=False):
@@ -210,7 +210,7 @@ class LinearMechanism(Mechanism):
             return torch.cat(outs, 2).to(q.dtype)
 
     def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
-        """The sums of the processes before this one (causal) or of all, given this process's sums."""
+        """The total of all processes' sums or, if causal, of the processes before this one. ``state`` has this process's sums."""
         stacked = {name: shard.stacked(state[name]) for name in ("kv", "z")}
         return {name: (shard.before(x) if causal else x).sum(0) for name, x in stacked.items()}
 
@@ -232,7 +232,7 @@ class LinearMechanism(Mechanism):
             else:
                 out, state = causal_piece(phi_q, *source.take(tokens), source.real(tokens), state)
             outs.append(out.to(q.dtype))
-            if not torch.is_grad_enabled() and out.shape[2] < q_len:  # written to its place while it is in the cache
+            if not torch.is_grad_enabled() and out.shape[2] < q_len:  # copied into the output while in the CPU cache
                 output = q.new_empty(batch, q.shape[1], q_len, source.v.shape[3]) if output is None else output
                 output[:, :, piece] = outs.pop()
         assert state is not None
@@ -256,11 +256,11 @@ class LinearMechanism(Mechanism):
         return read(phi_q, state)
 
     def without_padding(self, phi_k: Tensor, real: Tensor) -> Tensor:
-        """Features ``(B, heads, n, F)`` in which padding adds nothing; ``real (B, n)`` marks the real keys."""
+        """Key features ``(B, heads, n, F)`` changed so that padding adds nothing to sums; ``real (B, n)`` is True at real keys."""
         return masked(phi_k, real)
 
     def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
-        """Slices of tokens whose features are computed together, of at least two chunks. A single slice in graphs."""
+        """Slices of tokens whose features are computed together: at least two chunks, except at the end. In graphs, a single slice."""
         if in_graph():
             size = stop - start
         else:
@@ -291,16 +291,16 @@ class KeyPieces(NamedTuple):
     call: AttentionCall
 
     def of_tokens(self, tokens: slice) -> AttentionCall:
-        """The call for these tokens: with their positions."""
+        """The call with the positions of these tokens."""
         positions = self.call.positions
         return self.call if positions is None else self.call.replace(positions=positions[:, tokens])
 
     def real(self, tokens: slice) -> Tensor | None:
-        """The real ones of these tokens, ``(B, n)`` bool; ``None`` if all are."""
+        """Which of these tokens are real, ``(B, n)`` bool; ``None`` if all are."""
         return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Features and values of these keys, the values in their own dtype. Padding adds nothing."""
+        """Features and values of these keys. Values keep their dtype, and features of padding add nothing to sums."""
         phi_k = self.mechanism.keys(at_least_fp32(self.k[:, :, tokens]), self.of_tokens(tokens))
         values = repeat_heads(self.v[:, :, tokens], phi_k.shape[1])
         real = self.real(tokens)

@@ -1,8 +1,8 @@
 """Building blocks of static patterns: tiles for the gathered engine, and pair counts.
 
-Positions are int64 tables with -1 in empty slots. A row has at most :data:`QUERIES_PER_ROW` queries, or :data:`QUERIES_PER_WIDE_ROW` if
-they see the same keys. In causal forms, later rows see more keys. Rows are therefore grouped into at most :data:`MAX_PARTS` parts, each as
-wide as its last row needs.
+Positions are int64 tables with -1 in empty slots. A tile's row has at most :data:`QUERIES_PER_ROW` queries, or
+:data:`QUERIES_PER_WIDE_ROW` if all of them see the same keys. In causal forms, later rows see more keys. Rows are therefore grouped into at
+most :data:`MAX_PARTS` tiles. The last row of a tile determines how many keys the tile has.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from ...engines.common.call import GatherTile, MaskMod, Pattern, rows_of
 
 QUERIES_PER_ROW = 128
-"""Maximum queries per row if they see different keys. Wider rows would mask more pairs."""
+"""Maximum queries per row of a tile if its queries see different keys. Longer rows would mask more pairs."""
 QUERIES_PER_WIDE_ROW = 256
-"""Maximum queries per row if all see the same keys. From 192 queries on, torch's CPU kernel takes twice as many queries at a time."""
+"""Maximum queries per row of a tile if all see the same keys. From 192 on, torch's CPU kernel takes twice as many queries at a time."""
 MAX_PARTS = 8
-"""Maximum number of parts, of different width, for the pairs of a causal triangle."""
+"""Maximum number of tiles into which :func:`cells` cuts a causal triangle, and :func:`prefixes` its rows."""
 QUERIES_PER_BAND_ROW = 64
-"""Queries per row of a band. The row's keys are its own positions and the band on both sides."""
+"""Queries per row of :func:`band_tile`. The row's keys are the positions of its queries and the band on both sides."""
 
 
 def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
@@ -51,20 +51,20 @@ def _members(steps: Tensor, stride: int, length: int) -> Tensor:
 
 
 def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[GatherTile]:
-    """Tiles of the ``queries (C, n)`` and ``keys (C, m)`` of each cell. When causal, both end at the same position."""
+    """Tiles in which row c of ``queries (C, n)`` sees row c of ``keys (C, m)``. If causal, both rows must end at the same position."""
     count, total = queries.shape[1], keys.shape[1]
     size = QUERIES_PER_ROW * -(-count // (QUERIES_PER_ROW * MAX_PARTS)) if causal else count
     for first in range(0, count, size):
         last = min(first + size, count)
         rows = in_rows(queries[:, first:last], QUERIES_PER_ROW if causal else QUERIES_PER_WIDE_ROW)
         seen = keys[:, : total - count + last] if causal else keys
-        # The first rows of all cells come first, then the second rows, so that consecutive rows are as far apart as the cells.
+        # The first pieces of all rows come first, then the second pieces, so that consecutive pieces are as far apart as the rows.
         repeated = seen.repeat(rows.shape[1], 1)
         yield GatherTile(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
 
 
 def in_rows(cells: Tensor, row: int) -> Tensor:
-    """Cells ``(C, n)`` cut into r equal rows of at most ``row``, ``(C, r, ceil(n / r))``, padded with -1."""
+    """``cells (C, n)`` cut into r equal pieces of at most ``row`` positions, ``(C, r, ceil(n / r))``, padded with -1."""
     pieces = -(-cells.shape[1] // row)
     size = -(-cells.shape[1] // pieces)
     return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
@@ -88,14 +88,14 @@ def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
 
 
 def neighbourhoods(length: int, size: int, causal: bool, device: torch.device) -> Tensor:
-    """The keys of each block: the previous block, its own and, unless causal, the next. ``(1, 1, blocks, 2 or 3 · size)``."""
+    """Keys for each block: the previous block, the block and, unless causal, the next one. ``(1, 1, blocks, 2 or 3 · size)``."""
     first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
     keys = first + torch.arange((2 if causal else 3) * size, device=device)
     return torch.where((keys >= 0) & (keys < length), keys, -1)
 
 
 def joined(*lists: Tensor) -> Tensor:
-    """Concatenate lists ``(B or 1, H or 1, R, K)`` along the last axis."""
+    """Concatenate lists of positions ``(B or 1, H or 1, R, K)`` along the last axis."""
     batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))
     return torch.cat([x.expand(batch, heads, -1, -1) for x in lists], -1)
 
@@ -103,7 +103,7 @@ def joined(*lists: Tensor) -> Tensor:
 def prefixes(
     rows: Tensor, keys: Tensor, seen: Sequence[int], *, causal: bool = False, outside: tuple[int, int] | None = None
 ) -> Iterator[GatherTile]:
-    """Tiles in which row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``. ``seen`` never decreases."""
+    """Tiles in which row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``. ``seen`` must not decrease."""
     count = len(seen)
     size = count if seen[0] == seen[-1] else -(-count // MAX_PARTS)
     for first in range(0, count, size):
@@ -140,7 +140,7 @@ def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num
 
 
 def global_parts(tokens: Tensor, max_tokens: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
-    """Rows and columns of the global ``tokens (B, N)`` bool, without pairs already visible by ``seen``.
+    """Tiles for the rows and columns of the global ``tokens (B, N)`` bool, without pairs that are visible by ``seen``.
     ``max_tokens`` is the maximum number of global tokens per batch item."""
     length, device = tokens.shape[1], tokens.device
     if max_tokens == 0:
@@ -185,11 +185,11 @@ def column_pairs(columns: range, length: int, left: int, right: int, causal: boo
 
 
 def block_sizes(length: int, size: int) -> list[int]:
-    """Tokens of each block; the last one may be short."""
+    """Number of tokens in each block; the last block may be shorter."""
     return [min(size, length - first) for first in range(0, length, size)]
 
 
 def _clipped_sum(side: int, length: int) -> int:
-    """Keys on one side of the diagonal, summed over all queries: Σ_i min(i, side)."""
+    """Number of pairs on one side of the diagonal, up to ``side`` away from it: Σ_i min(i, side)."""
     side = min(side, length - 1)
     return side * (side + 1) // 2 + (length - 1 - side) * side

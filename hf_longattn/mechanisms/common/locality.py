@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def _distances(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality if a query sees no other keys, not even global tokens; else ``None``."""
+    """The locality if queries see only keys in its range, without global tokens or other extra keys; else ``None``."""
     local = mechanism.locality(causal)
     return local if local is not None and not local.beside else None
 
 
 def keys_per_query(mechanism: Any) -> int | None:
-    """The number of keys that a causal query sees, its own included. Sizes the decode cache.
-    ``None`` if unbounded, and for mechanisms with blocks, which have a smaller cache."""
+    """The maximum number of keys that a causal query sees, its own included. Sizes the decode cache. ``None`` if unbounded, if the keys
+    are not one fixed range, and for mechanisms with blocks, which have a smaller cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 or local.in_eval != "same" else local.back + 1
 
@@ -35,7 +35,7 @@ def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> 
 
 
 def eval_locality(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality in eval mode, global tokens and sinks left aside; ``None`` if unbounded or dependent on content."""
+    """The locality in eval mode, ignoring global tokens and sinks; ``None`` if unbounded, unknown or dependent on content."""
     local = mechanism.locality(causal)
     return None if local is None or local.in_eval != "same" else local
 
@@ -52,13 +52,13 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 
 
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
-    """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
+    """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it needs none. See
     :func:`~hf_longattn.positions.untrained_distances`."""
     return untrained_distances(rule, trained, length, eval_locality(mechanism, causal), keys_per_query(mechanism))
 
 
 def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Locality | None:
-    """The locality of a mechanism made of members; ``None`` if a member's is unbounded. Members share one softmax, or have own heads."""
+    """The joint locality of a mechanism's members; ``None`` if one has none. Members share one softmax, or each has its own heads."""
     members = list(localities)
     known = [local for local in members if local is not None]
     if len(known) < len(members):

@@ -1,9 +1,9 @@
 """Exponential features, stored as logarithms so that no score overflows.
 
-A piece of keys is exponentiated relative to the anchor A_m, the largest logarithm of feature m among the earlier keys. The anchor of the
-first piece is the logarithm of the first real key. Up to a factor per row, the weights exp(b_im + a_jm) are
-exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is the largest b_im + A_m. No later key changes a row, except by rounding on
-accelerators and in graphs, where A may include the piece itself.
+Feature m of query i is exp(b_im), of key j exp(a_jm). A piece of keys is exponentiated relative to an anchor A_m: the largest a_jm of the
+earlier keys or, in the first piece, a_jm of the first real key. Up to a factor per query, the weights Σ_m exp(b_im + a_jm) are
+Σ_m exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is the maximum of b_im + A_m over m. No later key changes a query's output, except by
+rounding on accelerators and in graphs, where A may include the piece itself.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class LogLinearMechanism(LinearMechanism):
         self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: _Rises | None = None
     ) -> tuple[Tensor, State]:
         """Features are logarithms; ``rises`` records how far keys exceed the anchor A.
-        If ``rises.look``, every row sees the keys of A, and its unnormalised weights sum to 1 or more."""
+        If ``rises.look``, every query sees the keys that A comes from, and its unnormalised weights sum to 1 or more."""
         if not self.logarithms:
             return super().causal_piece(phi_q, phi_k, values, real, state)
         outs, begin, length = [], 0, phi_q.shape[2]
@@ -108,7 +108,7 @@ class LogLinearMechanism(LinearMechanism):
 
     def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features are relative to their largest value in the document. In the causal form, this scale is at most exp(60) times the value
-        of the document's first real key, since the first row sees no other key."""
+        of the document's first real key, since the first query sees no other key."""
         labels = call.documents
         if not self.logarithms or labels is None:
             return super().relative_to_documents(phi_q, phi_k, call)
@@ -155,14 +155,14 @@ class _Rises:
         self.largest: list[Tensor] = []
 
     def exceeds(self, rise: Tensor) -> bool:
-        """Whether some feature rises too far above the anchor; always False without ``look``."""
+        """Whether ``rise``, log features minus anchor, is too large anywhere. Without ``look``, record it and return False."""
         if self.look:
             return bool(rise.max() > MAX_LOG_RISE)
         self.largest.append(rise.max())
         return False
 
     def exceeded(self) -> bool:
-        """Whether a rise that :meth:`exceeds` only recorded was too large."""
+        """Whether any recorded rise is too large. :meth:`exceeds` records rises if ``look`` is False."""
         return bool(self.largest) and bool(torch.stack(self.largest).max() > MAX_LOG_RISE)
 
 
@@ -172,7 +172,7 @@ def _in_graph(x: Tensor) -> bool:
 
 
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
-    """``state``, or an empty one for ``None``. Its ``log`` is :data:`NO_KEYS` for features that have had no keys."""
+    """``state``, or an empty state instead of ``None``. Its ``log`` is :data:`NO_KEYS` for features that have had no keys."""
     if state is None:
         state = empty_state(logs, values)
         return {**state, "log": state["z"] + NO_KEYS}
@@ -181,13 +181,13 @@ def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
 
 @torch.no_grad()
 def _scale_of(state: State) -> Tensor:
-    """The log scale of a state's sums, ``(B, heads, F)``. A state of zeros is empty."""
+    """The log scale of a state's sums, ``(B, heads, F)``; :data:`NO_KEYS` where ``z`` is 0, as in a state of zeros."""
     return torch.where(state["z"] == 0, NO_KEYS, state["log"])
 
 
 @torch.no_grad()
 def _largest(logs: Tensor, scale: Tensor) -> Tensor:
-    """The maximum of ``scale (B, heads, F)`` and, over the n tokens, ``logs (B, heads, n, F)``."""
+    """Maximum ``(B, heads, F)`` over the n tokens of ``logs (B, heads, n, F)`` and over ``scale (B, heads, F)``."""
     return torch.maximum(logs.amax(2), scale)
 
 
@@ -209,7 +209,7 @@ def _rescaled(state: State, scale: Tensor) -> State:
 
 
 def log_products(left: Tensor, right: Tensor) -> Tensor:
-    """log Σ_m exp(left_im + right_jm), each row and column relative to its largest term, so that float64 holds them."""
+    """log Σ_m exp(left_im + right_jm). The maximum of each row is subtracted before exp(), so that products fit in float64."""
     rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
     products = (left - rows).exp() @ (right - columns).exp().mT
     return products.clamp(min=torch.finfo(products.dtype).tiny).log() + rows + columns.mT

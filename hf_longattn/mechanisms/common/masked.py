@@ -58,7 +58,7 @@ class MaskedMechanism(Mechanism):
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
     def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
-        """``call`` with the weights of pairs that tiles list several times, for code that visits each pair once."""
+        """``call`` with the log of each pair's multiplicity added to its score, for dense code. Tiles may list a pair several times."""
         return call
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -86,7 +86,7 @@ class MaskedMechanism(Mechanism):
         return self.attend_rows if plain and (self.relative is not None or not has_hooks(self)) else None
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        """A decoding step over rows of the mask (:data:`AttendStep`). Tensors that depend on columns only are cached for all layers."""
+        """A decoding step by :meth:`mask_mod` (:data:`AttendStep`). The mask is cached for all layers with equal options."""
         plain = self.relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
@@ -115,7 +115,7 @@ class MaskedMechanism(Mechanism):
         return masked_softmax(scores, seen).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
     def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns) -> Tensor:
-        """The keys ``k (B, H_kv, S, D)`` that each query sees, ``(B or 1, H or 1, Nq, S)`` bool."""
+        """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)`` bool."""
         rows, keys = (x[None] for x in columns.find())
         mask, tokens = call.key_mask, call.global_mask
         real = None
@@ -137,10 +137,10 @@ class MaskedMechanism(Mechanism):
         return seen if real is None else seen & real[:, None, None, :]
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """The keys that the decode cache must retain, ``(B, S)`` bool; ``None`` for all within :func:`~.locality.keys_per_query`.
+        """Which keys at ``positions (B, S)`` the decode cache must retain, ``(B, S)`` bool: those that later queries can see.
 
-        These are the keys at ``positions (B, S)`` that a causal query at or after ``upcoming (B, 1)`` can see. Positions count from each
-        sequence's first real token. :meth:`attend_kept` then attends to the retained keys. The default is for blocks.
+        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
+        the last :func:`~.locality.keys_per_query` keys, or all. This default serves mechanisms with blocks (``period`` > 1).
         """
         local = self.locality(True)
         if local is None or local.beside or local.period == 1:
@@ -166,7 +166,7 @@ class MaskedMechanism(Mechanism):
     def attend_with_terms(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall, term: Tensor | None = None
     ) -> Tensor:
-        """Attention over the visible keys (``seen``), plus ``term`` and the relative-position term for ``distance (B or 1, Nq, S)``."""
+        """Attention over the keys ``seen``. ``term`` and relative positions at ``distance (B or 1, Nq, S)`` are added to the scores."""
         if self.relative is not None:
             relative = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
             term = relative if term is None else term + relative
@@ -177,7 +177,7 @@ class MaskedMechanism(Mechanism):
         return out.to(q.dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
-        """The keys of a cache or stream that each query sees, ``(B, H or 1, Nq, S)`` bool."""
+        """Which keys of a cache or stream each query sees, ``(B, H or 1, Nq, S)`` bool."""
         b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
@@ -196,7 +196,7 @@ def _last_columns(q: Tensor, k: Tensor) -> Columns:
 
 
 def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Derived]) -> Derived:
-    """``make()``, cached in the call's batch. Without a batch and global tokens, it is cached for the process."""
+    """``make()``, cached in the call's batch or, without a batch, for the process (not in a graph, and not with global tokens)."""
     if call.batch is not None:
         return call.batch.cached((*name, id(call.global_mask)), make)
     return make() if call.global_mask is not None or in_graph() else BYTE_CACHE.get(name, make)
@@ -247,13 +247,13 @@ class SparseMechanism(MaskedMechanism):
         return self.pattern(causal).covers(length, length)
 
     def only_pattern(self) -> bool:
-        """Whether ``forward`` does nothing but attend over :meth:`pattern`. A class with its own ``forward`` overrides this."""
+        """Whether ``forward`` only attends over :meth:`pattern`. A class with its own ``forward`` gets False unless it overrides this."""
         return type(self).forward is SparseMechanism.forward
 
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
-        """The mask of the equivalent single fused call, for rows of real tokens with keys ``key (B, H_kv, N, D)``.
+        """The mask for an equivalent single fused call on batch rows without padding. ``key``: ``(B, H_kv, N, D)``.
 
-        ``True`` if causality or no mask is enough; ``False`` if there is no such call; else ``(1, 1, N, N)``, added to the scores.
+        ``True`` if causality or no mask is enough; ``False`` if no fused call is equivalent; else ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
         if not self.only_pattern() or self.options.order is not None or self.traits.token_rule is not None or has_hooks(self):
@@ -277,7 +277,7 @@ class SparseMechanism(MaskedMechanism):
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.common.call.GatherTile`. They depend on the length alone.
+    """A mechanism that lists its pairs as :class:`~hf_longattn.engines.common.call.GatherTile`. Pairs depend only on the length.
 
     The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """
@@ -286,7 +286,7 @@ class GatheredMechanism(MaskedMechanism):
     listed = True
 
     def chunks(self) -> tuple[int, int] | None:
-        """``(size, before)`` if each chunk of ``size`` tokens sees itself and ``before`` tokens in front of it; else ``None``."""
+        """``(size, before)`` if each chunk of ``size`` tokens sees itself and the preceding ``before`` tokens; else ``None``."""
         return None
 
     handling = Handling(exports_definition=True)
@@ -295,7 +295,7 @@ class GatheredMechanism(MaskedMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The tiles that the engine visits for a sequence of ``length`` tokens.
 
-        Together they list exactly the pairs of ``mask_mod`` (and, when causal, ``key <= query``), without the global tokens of a call.
+        Together they list exactly the pairs of ``mask_mod`` or, if causal, those with ``key <= query``. They omit a call's global tokens.
         The result is cached. Besides the arguments, it may depend only on ``self.options`` and the heads.
         """
 
@@ -305,12 +305,12 @@ class GatheredMechanism(MaskedMechanism):
         return BYTE_CACHE.get(key, lambda: mark_static(self.parts(length, causal, device)))
 
     def only_parts(self) -> bool:
-        """Whether ``forward`` does nothing but attend over :meth:`parts`. A class with its own ``forward`` overrides this."""
+        """Whether ``forward`` only attends over :meth:`parts`. A class with its own ``forward`` gets False unless it overrides this."""
         return type(self).forward is GatheredMechanism.forward
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
-        Otherwise documents are rows of a batch: tiles listed per document would need more calls and synchronisations."""
+        Otherwise each document becomes a batch row: tiles listed per document would need more calls and synchronisations."""
         if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)

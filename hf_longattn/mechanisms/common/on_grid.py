@@ -1,7 +1,7 @@
 """Mechanisms on a grid of any rank: a mask over the coordinates of cells, and prefix tokens.
 
-Cells are compared by their coordinates (row and column in a picture, also frame in a video). The prefix (a class token, registers) has
-none. The option ``prefix_tokens`` sets which tokens the prefix sees, and which see the prefix:
+Cells are compared by their coordinates (row and column in a picture, also frame in a video). Prefix tokens (a class token, registers) have
+no coordinates. The option ``prefix_tokens`` sets which tokens the prefix sees, and which see the prefix:
 
     global   every token sees the prefix, and it sees every token
     reads    the prefix sees every token, no cell sees it
@@ -66,7 +66,7 @@ class GridMechanism(MaskedMechanism):
     listed = True
     options: GridOptions
     grid: Grid | None = None
-    """The grid bound by :meth:`on`, for calls and methods that get none."""
+    """The grid bound by :meth:`on`. Used by calls and methods that get no grid."""
 
     @abstractmethod
     def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
@@ -74,7 +74,7 @@ class GridMechanism(MaskedMechanism):
 
     @abstractmethod
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs of :meth:`sees` as tiles of positions from ``grid.prefix`` on. :meth:`plan` adds the pairs with prefix tokens."""
+        """The pairs of :meth:`sees` as tiles. The first cell has position ``grid.prefix``. :meth:`plan` adds pairs with prefix tokens."""
 
     @abstractmethod
     def cell_pairs(self, grid: Grid) -> int:
@@ -94,7 +94,7 @@ class GridMechanism(MaskedMechanism):
         """Raise :class:`GridError` if these options make no sense on ``grid``."""
 
     def on(self, grid: Grid) -> Self:
-        """A copy of this mechanism whose mask, tiles and pairs are those on ``grid``. Tensors are shared."""
+        """A copy of this mechanism with the mask, tiles and pairs for ``grid``. Tensors are shared."""
         bound = copy.copy(self)
         bound.grid = grid
         return bound
@@ -119,7 +119,7 @@ class GridMechanism(MaskedMechanism):
         """:meth:`grid_of` for queries and keys.
 
         Raises:
-            LengthError: there are fewer queries than keys, so that they are not the tokens of the grid.
+            LengthError: there are not as many queries as keys, so that they cannot be the tokens of the grid.
         """
         if q.shape[2] != k.shape[2]:
             raise LengthError(
@@ -154,7 +154,7 @@ class GridMechanism(MaskedMechanism):
         return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
 
     def shared_prefix(self, grid: Grid) -> int:
-        """The number of prefix tokens that every cell sees: all of them, or 0."""
+        """The number of prefix tokens that every cell sees: either all of them or 0."""
         return grid.prefix if self.options.prefix_tokens == GLOBAL else 0
 
     def covers_cells(self, grid: Grid) -> bool:

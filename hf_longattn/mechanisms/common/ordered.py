@@ -1,4 +1,4 @@
-"""Runs mechanisms for texts on a grid, in a token order in which blocks and bands are local.
+"""Mechanisms for texts, run on a grid in a token order that makes blocks and bands local.
 
 With ``order=tiles:8x8``, blocks of 64 tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and ``bigbird`` has
 two-dimensional blocks. Reordering is exact: the outputs are moved back to the original order.
@@ -22,17 +22,17 @@ from .token_order import token_order
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
 KeysOrWeights = Callable[[Tensor, Tensor], Tensor]
-"""``(rows, scores) ->`` the keys that queries attend to, ``(B, H, n, N)`` bool (broadcastable), or the weight of every key.
+"""``(rows, scores)`` -> mask of the keys that queries attend to, ``(B, H, n, N)`` bool (broadcastable), or weights of all keys.
 
-``rows (n,)`` are the queries' indices. ``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; a result may include
-these keys. Weights ``(B, H, n, N)`` sum to 1 per row, and are for one softmax over keys and means of keys. The keys of a mean share its
-weight."""
+``rows (n,)`` are the queries' indices. ``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; the mask may include
+these keys. If one softmax runs over keys and means of keys, the result is weights ``(B, H, n, N)``, which sum to 1 per query. The weight of
+a mean is divided among its keys."""
 
 
 def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
-    """``run`` on the tokens of ``call.grid`` in ``order``.
+    """A function that runs ``run`` on the tokens of ``call.grid`` in ``order``.
 
-    The returned function raises :class:`GridError` if a call has no grid, has fewer queries than keys, or is causal.
+    It raises :class:`GridError` if a call has no grid, has fewer queries than keys, or is causal.
     """
 
     def ordered(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -44,7 +44,7 @@ def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
 
 
 def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
-    """``weights(q, k, call) -> (B, H, N, N)`` on the tokens of ``call.grid`` in ``order``; raises as :func:`in_order` does."""
+    """:func:`in_order` for a function ``weights(q, k, call) -> (B, H, N, N)``; raises the same errors."""
 
     def ordered(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         tokens = _reorder(order, q, k, call)
@@ -55,7 +55,7 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
 
 
 def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-    """:meth:`Mechanism.attended_keys` with the options ``order`` and ``exact_length`` applied; raises as :func:`in_order` does."""
+    """:meth:`Mechanism.attended_keys` with the options ``order`` and ``exact_length`` applied; raises the errors of :func:`in_order`."""
     if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
         mechanism, call = full, call.replace(global_mask=None)
     if (order := mechanism.options.order) is None:
@@ -101,13 +101,13 @@ def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordere
 
 
 def _places_of_tokens(index: Tensor, length: int) -> Tensor:
-    """The inverse of ``index (L,)`` from :func:`token_order`: where each of ``length`` tokens lies, ``(N,)``."""
+    """The inverse of ``index (L,)`` from :func:`token_order`: the new index of each of ``length`` tokens, ``(N,)``."""
     places = torch.arange(len(index), device=index.device)
     return places.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), places)[:length]
 
 
 def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Undo the reordering of :func:`in_order`: the queries, keys and call of ``run`` in raster order."""
+    """Undo the reordering of :func:`in_order`. Returns the queries, the keys and the call in raster order."""
     back = _places_of_tokens(token_order(grid, order, k.device), grid.length)
     return q.index_select(2, back), k.index_select(2, back), _call_at(call, k.shape[0], back, None).replace(grid=grid)
 

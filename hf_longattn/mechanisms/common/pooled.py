@@ -44,7 +44,7 @@ class PooledKeys(NamedTuple):
 
 
 def uniform(members: Tensor, dtype: torch.dtype) -> Tensor:
-    """The share of each token in each pool, equal for the ``members (…, N)`` bool of a pool."""
+    """The share of each token in each pool: equal for all ``members (…, N)`` bool of a pool, 0 for other tokens."""
     return softmax_over(torch.zeros_like(members, dtype=dtype), members)
 
 

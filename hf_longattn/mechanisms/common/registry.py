@@ -29,9 +29,9 @@ _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
 """Head width of a prototype."""
 EXAMPLE_LENGTH = 1024
-"""Length for which :func:`mechanism_info` gives options equal to full attention, in tokens."""
+"""Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
 EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
-"""Grids for which :func:`mechanism_info` gives options equal to full attention. Some mechanisms can cover only the second."""
+"""Grids for the options in :attr:`MechanismInfo.exact_when`, tried in this order. Some mechanisms can cover only the second."""
 KEPT_PROTOTYPES = 256
 """Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` builds by name."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -74,7 +74,7 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     """Class decorator that makes a :class:`Mechanism` available under ``name`` everywhere (functional API, configs, CLI, tests).
 
     Raises:
-        RegistrationError: the class lacks a method, its options lack a help text, or another class has the name; with file and line.
+        RegistrationError: the class lacks a method, an option lacks a help text, or the name is taken. The message has file and line.
     """
 
     def register(cls: M) -> M:
@@ -134,7 +134,7 @@ def _check_class(name: str, cls: type[Mechanism]) -> None:
 
 @cache
 def _discover() -> None:
-    """Import every module of this package once: a new mechanism is one new file."""
+    """Import every module of this package once, so that a new mechanism needs only one new file."""
     for name in module_names("mechanisms"):
         module = load_module("mechanisms", name)
         if name not in _REGISTRY and not FLAT_FILES:
@@ -145,7 +145,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
     """The class registered under ``name``, which may be a former name.
 
     Raises:
-        UnknownMechanismError: naming the nearest registered mechanism.
+        UnknownMechanismError: no mechanism has this name; the message has the nearest one.
     """
     _discover()
     if not isinstance(name, str):
@@ -165,7 +165,7 @@ def options_of(name: str) -> Mapping[str, object]:
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
     """Sorted names of the registered mechanisms.
-    Filters: ``causal`` for the causal (True) or bidirectional (False) form, ``engine`` for an engine, ``grid`` for grids or texts."""
+    Filters: ``causal`` for the causal (True) or bidirectional (False) form, ``engine`` by name, ``grid`` for grids (True) or texts."""
     _discover()
     return sorted(
         name
@@ -180,7 +180,7 @@ def mechanism_info(name: str) -> MechanismInfo:
     """Summary, paper, cost, options … of one mechanism.
 
     Raises:
-        UnknownMechanismError: no mechanism has this name; the nearest one is offered.
+        UnknownMechanismError: no mechanism has this name; the message has the nearest name.
     """
     cls = mechanism_class(name)
     one_pass = not cls.traits.needs_grid and cls.causal is not True and prototype(name, {}).traits.recursion is None
@@ -323,7 +323,7 @@ def mechanism_from(
 def without_tensors(
     name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
 ) -> Mechanism | None:
-    """A mechanism without parameters and buffers, shared between calls; ``None`` if it has any."""
+    """A mechanism in eval mode, shared between calls. ``None`` if it has parameters or buffers."""
     with torch.device("meta"):
         built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
     return None if has_tensors(built) else built.eval()

@@ -1,4 +1,4 @@
-"""The option ``relative``: positions as a term of the scores, which a hook adds before ``forward``."""
+"""The option ``relative``: relative positions as a score term. A hook adds it before ``forward``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .locality import largest_distances
 
 
 def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
-    """Forward pre-hook that adds the relative positions to the call's score term, unless ``forward`` does."""
+    """Forward pre-hook that adds the relative positions to the call's score term, unless ``forward`` adds them itself."""
     q, k, v, call = args
     return q, k, v, call if module.handling.adds_relative else with_relative(module, q, k, call)
 
@@ -25,7 +25,7 @@ def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 
 
 def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
-    """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
+    """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` has the last positions of ``k (B, H_kv, Nk, D)``.
 
     A hook adds it before ``forward``. Code that attends without ``forward``, such as a decode cache, must add it itself.
     """

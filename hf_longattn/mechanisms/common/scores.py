@@ -17,7 +17,7 @@ def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
 
 
 def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """The pairs left visible by causality and padding, ``(B or 1, 1, Nq, Nk)`` bool."""
+    """Mask of the pairs that causality and padding leave visible, ``(B or 1, 1, Nq, Nk)`` bool."""
     _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
     seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
     return seen if call.key_mask is None else seen & call.key_mask[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Decoding within segments: a state of constant size that holds each row's current segment.
+"""Decoding within segments of S tokens: a state of constant size that holds each batch row's current segment.
 
 With left padding, rows start at different times, so that their segments are filled to different positions. A state holds
 
@@ -22,7 +22,7 @@ from ...positions.relative import RelativePositions
 
 
 class TwoSegments(NamedTuple):
-    """A state after appending at most S tokens: two consecutive segments side by side."""
+    """Result of :func:`append_tokens`: the current segment of S slots and the next one, side by side."""
 
     keys: Tensor
     """``(B, H_kv, 2S, D)``; ``values`` likewise."""
@@ -30,13 +30,13 @@ class TwoSegments(NamedTuple):
     real: Tensor
     """``(B, 2S)``"""
     positions: Tensor
-    """Position of each new token within the two segments, ``(B, n)``; below 0 for padding before the first real token."""
+    """Position of each new token within the two segments, ``(B, n)``; -1 for padding before the first real token."""
     filled: Tensor
     """Number of positions filled in the two segments, ``(B,)``."""
 
     @property
     def crossed(self) -> Tensor:
-        """The rows that have reached the next segment, ``(B,)`` bool."""
+        """Which batch rows have reached the next segment, ``(B,)`` bool."""
         return self.filled > self.real.shape[1] // 2
 
     def attend(self, q: Tensor, call: AttentionCall, relative: RelativePositions | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class TwoSegments(NamedTuple):
         )  # fmt: skip
 
     def state(self) -> State:
-        """The state of the segment that each row is in now."""
+        """The state of the segment that each batch row is in now."""
         size, crossed = self.real.shape[1] // 2, self.crossed
         over = crossed[:, None, None, None]
         return {
@@ -84,7 +84,7 @@ def left_padding(key_mask: Tensor) -> Tensor:
 
 
 def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegments:
-    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``. ``real (B, n)`` is False for padding."""
+    """The segments after n <= S new tokens ``k, v (B, H_kv, n, D)``. ``real (B, n)`` is False for padding."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
     filled = state["filled"]
     skipped = torch.where(filled == 0, left_padding(real), 0)

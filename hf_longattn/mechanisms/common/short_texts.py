@@ -1,4 +1,4 @@
-"""Checks of a call's form, causal or bidirectional, and full attention for short texts (option ``exact_length``)."""
+"""Checks of a call's form (causal or bidirectional), and full attention for short texts (option ``exact_length``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...errors import OptionError
 
 
 def full_of(mechanism: Any) -> Any:
-    """Full attention for sequences of at most ``exact_length`` tokens; ``None`` without that option."""
+    """The full attention that replaces ``mechanism`` up to ``exact_length`` tokens; ``None`` if the option does not apply."""
     if not mechanism._full or mechanism.is_cross_attention or mechanism.ignores_exact_length:
         return None
     full = mechanism._full[0]
@@ -23,7 +23,7 @@ def exact_length_of(mechanism: Any) -> int:
 
 
 def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
-    """Full attention up to ``exact_length`` tokens, ``mechanism`` for longer inputs and always when causal."""
+    """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``. Always ``mechanism`` if causal."""
     full = None if causal else full_of(mechanism)
     return mechanism if full is None or length > exact_length_of(mechanism) else full
 
@@ -41,7 +41,7 @@ def why_not_in_full(mechanism: Any) -> str:
 
 
 def form_problem(mechanism: Any, causal: bool, where: str) -> OptionError | None:
-    """The error if ``mechanism`` lacks the form that ``where`` needs, causal or bidirectional; ``None`` if it has it."""
+    """The error if ``mechanism`` lacks the form (causal or bidirectional) that ``where`` needs; otherwise ``None``."""
     if mechanism.causal in ("both", causal):
         return None
     if mechanism.traits.why_one_form:
@@ -54,7 +54,7 @@ def form_problem(mechanism: Any, causal: bool, where: str) -> OptionError | None
 
 
 def check_form(mechanism: Any, causal: bool, where: str) -> None:
-    """Raise :class:`OptionError` if these options lack the form that ``where`` needs, causal or bidirectional."""
+    """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
     if problem := form_problem(mechanism, causal, where):
         raise problem
     if causal and full_of(mechanism) is not None:

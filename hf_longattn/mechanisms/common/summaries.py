@@ -24,7 +24,7 @@ FEW_QUERIES = 32
 class CacheSummaries:
     """The summaries of all keys in a cache, the newest included.
 
-    tables: by name, ``(B, H', units, …)``. Unit u of row b starts at column ``starts[b] + u·summary_unit``. Units without tokens hold
+    tables: by name, ``(B, H', units, …)``. Unit u of batch row b starts at column ``starts[b] + u·summary_unit``. Units without tokens hold
         arbitrary finite numbers.
     starts: ``(B,)``, column of each sequence's first real token.
     real: ``(B, N)`` bool, True = real token; ``None`` when all are.
@@ -49,7 +49,7 @@ class CacheSummaries:
 
 
 class SummarisedMechanism(Mechanism):
-    """A causal mechanism that can attend to a cache of all keys with the help of summaries."""
+    """A mechanism whose causal form uses summaries to choose among all keys of a cache."""
 
     @property
     @abstractmethod

@@ -14,10 +14,10 @@ from ...engines.common.grid import Grid, check_order
 
 
 def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
-    """Positions of a grid's tokens in ``order``, ``(L,)`` int64, the prefix first. An empty place is -1.
+    """Positions of a grid's tokens in ``order``, ``(L,)`` int64, the prefix first. An empty slot is -1.
 
-    Every tile has the same number of places, so that blocks of that size are tiles. Where the grid is not a multiple of the tile, the tiles
-    at its border have empty places. The prefix has tiles of its own.
+    In the order ``tiles:…``, every tile has the same number of slots, so that a block of that size is one tile. If the grid's size is not a
+    multiple of the tile's, tiles at its border have empty slots. The prefix has its own tiles.
     """
     return BYTE_CACHE.get(("token order", grid, order, device), lambda: _token_order(grid, order).to(device))
 
@@ -46,7 +46,7 @@ def _hilbert(sizes: Sequence[int]) -> Tensor:
     axes = list(torch.stack(torch.meshgrid(*map(torch.arange, sizes), indexing="ij"), -1).flatten(0, -2).unbind(-1))
     high = 1 << (bits - 1)
     bit = high
-    while bit > 1:  # undo the excess work: inverse of Skilling's transform, from the highest bit
+    while bit > 1:  # the loop "inverse undo" of Skilling's code, from the highest bit
         low = bit - 1
         for axis in range(rank):
             flip = (axes[axis] & bit) != 0

@@ -23,8 +23,8 @@ class TokenRule:
         all question tokens").
     second_segment: everything after the separators that end the first segment, closing separators included.
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
-    question_separator: the id between a question and a document. All tokens before the document are then global in place of
-        ``positions``, separators included: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
+    question_separator: the id between a question and a document. All tokens before the document are then global instead of
+        ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
 
     A sequence without a separator has no segments. A sequence with nothing after the separator has no question.
     """
@@ -42,10 +42,10 @@ class TokenRule:
         return self.first_segment or self.second_segment
 
     def with_separator(self, separator: int | None) -> TokenRule:
-        """The rule with this separator if it needs one and has none.
+        """The rule with ``separator`` filled in, if it needs a separator and has none.
 
         Raises:
-            OptionError: it needs one and ``separator`` is ``None``.
+            OptionError: the rule needs a separator and ``separator`` is ``None``.
         """
         if self.separator is not None or not self.segments:
             return self
@@ -74,14 +74,14 @@ class TokenRule:
         return chosen & real
 
     def question(self, ids: Tensor, real: Tensor) -> Tensor:
-        """The question and its separators, ``(B, N)`` bool; none in a row without a document."""
+        """Mask of the question and its separators, ``(B, N)`` bool. All False in a batch row without a document."""
         ends = (ids == self.question_separator) & real
         document = ((ends.cumsum(-1) > 0) & ~ends & real).cumsum(-1) > 0
         return ~document & document.any(-1, keepdim=True) & real
 
 
 def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
-    """The tokens at ``positions``, counted from each sequence's first real token, as ``(B, N)`` bool."""
+    """Mask ``(B, N)`` bool of the tokens at ``positions``, counted from each sequence's first real token."""
     counted, chosen = real.cumsum(-1) - 1, torch.zeros_like(real)
     for first, last in runs(positions):  # Python numbers: a compiled step would copy a tensor to a GPU every time
         chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
@@ -89,7 +89,7 @@ def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
 
 
 def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The first and the last of each run of consecutive ``positions``."""
+    """The first and the last position of each run of consecutive ``positions``."""
     spans: list[tuple[int, int]] = []
     for position in sorted(positions):
         if spans and position <= spans[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Facts about a mechanism for its layer, its model and the tools. The defaults suit most mechanisms."""
+"""Facts about a mechanism that its layer, its model and the tools read. The defaults suit most mechanisms."""
 
 from __future__ import annotations
 
@@ -37,34 +37,34 @@ class Recursion:
 class Traits:
     """The inputs of a mechanism, and what it needs from its layer and model.
 
-    A class states the traits that differ from those of its base: ``traits = Mechanism.traits.but(trains=True)``. If a trait depends on
+    A class states only what differs from its base class: ``traits = Mechanism.traits.but(trains=True)``. If a trait depends on
     options, ``__init__`` sets ``self.traits`` in the same way.
 
     trains: whether the mechanism adds parameters, so that a converted checkpoint needs training.
     stateful: whether decoding keeps a state of constant size in place of the keys; see :meth:`Mechanism.advance`.
     takes_globals: whether the mechanism uses ``global_mask``.
     token_rule: the rule for tokens that are global by id. The model applies it to inputs without a global mask.
-    takes_score_mod: whether its scores take a further term (``score_mod``, a position bias, a dense mask).
+    takes_score_mod: whether a term can be added to its scores (``score_mod``, a position bias, a dense mask).
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises LengthError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
     takes_documents: whether ``forward`` separates packed documents on the CPU by itself. Rows are then not split into documents.
     documents_by_block: block size in tokens. Documents can share a bidirectional call only if they have equally many blocks, or if all
         get full attention. ``None`` for no such condition.
-    needs_whole_batch: when all rows and packed documents of a batch must be in one call, since something is drawn or learned once per
-        call: ``"never"``, ``"in training"`` or ``"always"``.
+    needs_whole_batch: when all rows and packed documents of a batch must be in one call, because the mechanism draws or learns something
+        once per call: ``"never"``, ``"in training"`` or ``"always"``.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
-    pictures_need_order: whether a picture needs the option ``order``, because neighbours in the sequence are treated differently.
+    pictures_need_order: whether a picture needs the option ``order``, because it matters which tokens are close in the sequence.
     remembers: whether segments are read one after the other, each with a memory of earlier segments.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
     detached_beyond: length in tokens above which some keys and values must be computed from detached hidden states; ``None`` for never.
         While gradients are computed, the model then computes keys and values twice, the second time from detached hidden states. The
         second pair goes to ``forward`` as ``detached_kv``, each ``(B, H_kv, n, D)`` for the call's own n tokens. Its gradients reach the
         layer's projections, but not the hidden states.
-    bitwise_causal: whether later tokens leave a causal row bitwise unchanged. Otherwise they change it by rounding alone (1e-6).
-    why_one_form: why these options have one form only (causal or bidirectional), and what to change. ``{where}`` stands for the place
-        that needs the other form.
+    bitwise_causal: whether later tokens leave earlier causal outputs bitwise unchanged. If not, these differ by rounding (1e-6).
+    why_one_form: error message that says why these options have one form only (causal or bidirectional), and what to change. ``{where}``
+        stands for the place that needs the other form.
     exports: whether ``torch.export`` writes one graph for all lengths.
-    fits_activations: whether :class:`FitsActivations` has parameters to set.
+    fits_activations: whether :meth:`FitsActivations.init_from_activations` has parameters to set.
     copies: parameters initialised as copies of the layer's own. Keys are names relative to the mechanism, values are "query", "key" or
         "value" with ".weight" or ".bias".
     shared_by_layers: parameters tied across all layers whose mechanisms have equal options.
@@ -105,20 +105,20 @@ class Handling(NamedTuple):
     """What ``forward`` does by itself with padding, packed documents and graphs."""
 
     position_dependent: bool = True
-    """Whether the output depends on where a sequence starts in its row, as with blocks and counted positions. If not, a key mask is
+    """Whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If not, a key mask is
     enough for left padding."""
     ignores_padding: bool = True
     """Whether padding leaves outputs unchanged. False only if an option reproduces another implementation that counts padding."""
     trims_padding: bool = False
-    """Whether the engine for long inputs removes padding at both ends of every row. Rows then need not be split."""
+    """Whether the engine for long inputs removes padding at both ends of every batch row. Rows then need not be split."""
     clears_padding: bool = False
-    """Whether values at padding (NaN, infinities) cannot reach real rows. They then need not be cleared."""
+    """Whether outputs of real tokens stay correct if padding holds NaN or infinities. Padding then need not be cleared."""
     is_plain_band: bool = False
-    """Whether ``forward`` is only the band engine, without global tokens or relative positions. It separates packed documents on a GPU."""
+    """Whether ``forward`` is only the band engine (no global tokens, no relative positions), which separates packed documents on a GPU."""
     exports_definition: bool = False
     """Whether ``torch.export`` writes the definition, in N×N memory. For engines whose layout depends on the length or the data."""
     adds_relative: bool = False
-    """Whether ``forward`` itself adds relative positions to the scores. Otherwise a hook adds them before it."""
+    """Whether ``forward`` itself adds relative positions to the scores. Otherwise a hook adds them before ``forward`` runs."""
 
 
 class FitsActivations:
@@ -149,8 +149,8 @@ def needs_whole_batch(mechanism: Any) -> bool:
 
 
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
-    """Whether the sequences of a call are moved to index 0 before the mechanism runs.
-    Not without a batch, not if padding counts, and not if every row fills one grid: padding is then a gap in the grid."""
+    """Whether every sequence is moved to index 0 before the mechanism runs. Never without a batch; always for packed documents and for a
+    grid per sequence. Otherwise only if padding does not affect outputs and no grid is read (padding is a gap in a grid)."""
     if call.batch is None:
         return False
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):
