@@ -92,7 +92,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
 
     @property
     def spans(self) -> Tensor:
-        """z in tokens, ``(H,)``, clamped to [0, max_span], at least fp32. Gradients ignore the clamp, so that z can come back."""
+        """z in tokens, ``(H,)``, clamped to [0, max_span], at least fp32. Gradients ignore the clamp, so that z can return to the range."""
         fraction = self.span_fraction.to(torch.promote_types(self.span_fraction.dtype, torch.float32))
         return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
 
@@ -105,7 +105,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
     def extremes(self) -> tuple[float, float]:
-        """The shortest and the longest span in tokens. Compiled graphs and the meta device cannot read values and give 0 and max_span.
+        """The shortest and the longest span in tokens; 0 and max_span in compiled graphs and on the meta device, where values are unknown.
         The parameter is read in every call, because changes of its data cannot be detected."""
         if torch.compiler.is_compiling() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)
@@ -166,7 +166,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     def _part(
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None
     ) -> GatherTile:
-        """A tile of query rows with the keys within the longest span. All rows share one soft mask."""
+        """A tile with one row per block of queries, and the keys within the longest span. All rows share one soft mask."""
         band, size = self.pattern(causal, longest), QUERIES_PER_BLOCK
         left = -(-band.left // size) * size
         left = left if left <= kv_len else kv_len  # a branch, because torch.compile would put a min into all shapes
@@ -186,7 +186,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return self.extremes()[0] >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Pairs within the longest span, which every head visits."""
+        """Number of pairs within the longest span. Every head visits all of them."""
         band = self.pattern(causal)
         return band_pairs(length, band.left, band.right)
 

@@ -83,7 +83,7 @@ class Axial(GridMechanism):
         return numbers
 
     def windows(self, grid: Grid) -> list[int]:
-        """Window size along each grid axis, for a single chosen axis. A line is one window."""
+        """Window size along each grid axis if a single axis is chosen. Each line along this axis is one window."""
         (line,) = self.lines(grid)
         return [size if axis == line else 1 for axis, size in enumerate(grid.sizes)]
 
@@ -112,7 +112,7 @@ class Axial(GridMechanism):
         tiles = []
         for number, axis in enumerate(self.lines(grid)):
             lines = cells.movedim(axis, -1).reshape(1, 1, -1, grid.sizes[axis])
-            tiles.append(GatherTile(lines, lines, outside=(0, 0) if number else None))  # the first line lists the cell itself
+            tiles.append(GatherTile(lines, lines, outside=(0, 0) if number else None))  # only the first axis lists the cell itself
         return tuple(tiles)
 
     def covers_cells(self, grid: Grid) -> bool:

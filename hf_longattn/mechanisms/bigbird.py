@@ -152,7 +152,7 @@ class BigBird(MaskedMechanism):
         return int(listed.sum()) + ends * length
 
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
-        """The block pattern of sequences of ``count (B or 1,)`` blocks; the longest sequence has ``rows`` blocks."""
+        """The block pattern of sequences with ``count (B or 1,)`` blocks each. The longest sequence has ``rows`` blocks."""
         o, seed = self.options, self.options.seed + self.layer + seed
         first, heads = self.head_range or (0, self.num_heads)
         if o.random_pattern == "seeded":
@@ -168,7 +168,7 @@ class BigBird(MaskedMechanism):
         return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """The definition: how many times each key is in a query's softmax. ``kv_idx`` must cover the whole sequence."""
+        """A function for the number of times that each key counts in a query's softmax. Its ``kv_idx`` must cover the whole sequence."""
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class BigBird(MaskedMechanism):
         return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The global tokens besides the global blocks."""
+        """The tokens that are global in addition to the global blocks."""
         return global_tokens((), k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -222,7 +222,7 @@ class BigBird(MaskedMechanism):
     def plan(
         self, length: int, tokens: Tensor | None, dtype: torch.dtype, call: AttentionCall, device: torch.device
     ) -> tuple[GatherTile, ...]:
-        """The tiles of a call, cached if they depend on the length alone."""
+        """The tiles of a call. They are cached if they depend only on the length."""
         size, causal, seed = self.options.block_size, call.causal, call.seed
         rows = -(-length // size)
         by_text = None if causal or self.options.blocks_over != "text" else call.key_mask
@@ -254,7 +254,7 @@ def seeded_blocks(
 
     Args:
         blocks: ``(B or 1,)``, number of blocks of each sequence.
-        rows: query blocks in the table.
+        rows: number of query blocks in the result.
         window, edge: as in :class:`Blocks`.
     Returns:
         ``(B or 1, H, rows, count)`` block indices; -1 in unused slots, if fewer than ``count`` blocks can be drawn.
@@ -310,7 +310,7 @@ class Blocks:
     size: tokens in a block.
     window: blocks in the window.
     edge: global blocks at each end; at the start only when causal.
-    full: maximum number of blocks of a bidirectional sequence with full attention.
+    full: maximum number of blocks at which a bidirectional sequence has full attention.
     random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 for none.
     again: how many extra times the first block counts for queries that do not see everything.
     """
@@ -326,7 +326,7 @@ class Blocks:
     again: int = 0
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """How many times keys of block ``j`` are in the softmax of queries of block ``i``. The caller hides keys after the query."""
+        """How many times keys of block ``j`` count in the softmax of queries of block ``i``. The caller hides keys after the query."""
         total = self.count[b.clamp(max=self.count.shape[0] - 1)]
         if self.causal:
             seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
@@ -343,7 +343,7 @@ class Blocks:
         return (block < self.edge) | (block >= total - self.edge)
 
     def seen(self) -> Tensor:
-        """Key blocks of each non-global query block, ``(B or 1, H or 1, rows, K)``, global blocks at the start first; -1 for none."""
+        """Key blocks of each non-global query block, ``(B or 1, H or 1, rows, K)``. Global blocks at the start come first; -1 for none."""
         row, edge = torch.arange(self.rows, device=self.count.device).view(1, 1, -1, 1), self.edge
         around, ends = torch.arange(self.window, device=row.device), torch.arange(edge, device=row.device)
         first = ends.expand(1, 1, self.rows, -1)
@@ -357,7 +357,7 @@ class Blocks:
     def parts(
         self, length: int, tokens: Tensor | None, dtype: torch.dtype, *, even: bool = False, all_long: bool = True
     ) -> tuple[GatherTile, ...]:
-        """The tiles of an input of ``length`` tokens whose sequences start at position 0.
+        """The tiles of an input of ``length`` tokens. All its sequences start at position 0.
 
         Args:
             tokens: ``(B, length)`` bool, tokens that are global in addition to the global blocks.
@@ -395,7 +395,7 @@ class Blocks:
         return tuple(parts)
 
     def global_rows(self, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:
-        """The queries that see everything, in rows of ``size``: ``(B or 1, 1, R, size)``."""
+        """Positions of the queries that see everything, ``(B or 1, 1, R, size)``; -1 in empty slots. ``None`` without such queries."""
         total, edge = self.count.view(-1, 1), self.edge
         ends = torch.arange(edge, device=total.device)
         if tokens is None:

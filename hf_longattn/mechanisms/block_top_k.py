@@ -4,9 +4,9 @@ Keys are cut into blocks of b tokens, counted from the first real token. Query i
 
     g_im = q_i · mean_{j in block m} k_j
 
-and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's, it
-chooses among the complete blocks before c, and sees block c up to itself. With per="query_block", which has no causal form, the mean query
-of a block chooses for all its queries. Ties go to the earlier block. Choices are made in float64, and no gradient flows through them.
+and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's, the
+query chooses among the complete blocks before c, and sees block c up to its own position. With per="query_block" there is no causal form:
+the mean query of a block chooses for all its queries. Ties go to the earlier block. Choices are made in float64, without gradients.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class BlockTopK(SummarisedMechanism):
         return self.sparse_path(pad_queries(q, kv_len), k, v, call, kv_len - q_len)[:, :, kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, first: int) -> Tensor:
-        """Attention of whole sequences without comparing all pairs. Rows of q before ``first`` are padding."""
+        """Attention of whole sequences without comparing all pairs. Queries before ``first`` are padding."""
         o, length, real = self.options, k.shape[2], call.key_mask
         with torch.no_grad():
             means, filled = block_means(k, real, o.block_size)
@@ -139,7 +139,7 @@ class BlockTopK(SummarisedMechanism):
         return keeps
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
-        """Sorted key positions for each query block, ``(B, H, n, k·b)``: its own block and the ``chosen (B, H, n, k - 1)``."""
+        """Sorted key positions for each query block, ``(B, H, n, k·b)``: those of its own block and of ``chosen (B, H, n, k - 1)``."""
         own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
         return tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, self.options.block_size, length)
 
@@ -169,7 +169,7 @@ class BlockTopK(SummarisedMechanism):
         return softmax_over(scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call))
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: the keys that each query sees, ``(B, H, Nq, Nk)`` bool. Scores every block for every query."""
+        """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees, by the definition: every query scores every block."""
         q_len, kv_len, size = q.shape[2], k.shape[2], self.options.block_size
         self.accept(q_len, kv_len)
         block = torch.arange(kv_len, device=q.device) // size
@@ -190,7 +190,7 @@ class BlockTopK(SummarisedMechanism):
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """Block means over the real tokens of ``x (B, H, N, D)``: ``(B, H, n, D)`` float64. Also which blocks have real tokens, ``(B, n)``."""
+    """Block means ``(B, H, n, D)`` float64 over the real tokens of ``x (B, H, N, D)``, and a mask ``(B, n)`` of blocks with real tokens."""
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:

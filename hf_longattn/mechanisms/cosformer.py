@@ -4,9 +4,9 @@
 
 By the addition theorem, the features of κ are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token.
 M is at least the length, so that no weight is negative. In the authors' code M is the length of the text. In the bidirectional form here,
-it is the length of each sequence without padding. The causal form uses the longest text of the model: a row must not change with the
-tokens after it, and a decoder does not know how long its text will be. ``max_length`` sets M in both forms. A ``scaling`` of q·k is a
-positive factor, which cancels.
+it is the length of each sequence without padding. The causal form uses the longest text of the model: an output must not depend on later
+tokens, and a decoder does not know how long its text will be. ``max_length`` sets M in both forms. A ``scaling`` of q·k is a positive
+factor, which cancels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CosformerOptions(Options):
 
 @register_mechanism("cosformer")
 class Cosformer(LinearMechanism):
-    """Linear attention, without parameters, that weighs near keys more than far ones."""
+    """Linear attention that weighs near keys more than far ones. It has no parameters."""
 
     summary = "ReLU features whose products are re-weighted by the cosine of the distance"
     paper = "Qin et al. 2022, cosFormer: Rethinking Softmax in Attention, eq. 10-13"

@@ -124,10 +124,10 @@ class Delta(Mechanism):
             return out.to(q.dtype), {"kv": kv}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """This process's rows. Each process computes the state before its own tokens from what all shards do to a state.
+        """The outputs of this process's tokens. The state before them follows from the maps A and B of the earlier shards.
 
         A shard turns a state S into A S + B. One pass over its tokens finds A and B: it starts from the columns [0, I] in place of S, with
-        the values [v, 0], and ends with [B, A]. Outputs depend on S in the same way. All processes gather all [B, A].
+        the values [v, 0], and ends with [B, A]. Outputs are affine in S, too. All processes gather all [B, A].
         """
         if shard.documents is not None:
             return attend_by_heads(self, q, k, v, call, shard)

@@ -63,7 +63,7 @@ class Fixed(GatheredMechanism):
         blocks = rows_of(length, size, device)[0, 0]
         rows, columns = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()
         per_block = len(rows) // len(blocks)
-        if causal:  # a block's own columns are among its keys, and all earlier columns are visible
+        if causal:  # a block's keys contain its own summary columns, and all earlier columns are visible
             seen = [row // per_block * summary for row in range(len(rows))]
             return (*cells(blocks, blocks, causal=True), *prefixes(rows, columns, seen))
         columns = columns[: column_count(length, size, summary)]

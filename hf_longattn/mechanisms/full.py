@@ -32,7 +32,7 @@ class Full(SparseMechanism):
         return Pattern.everything(causal)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        # Where queries of cross-attention outnumber the keys, the first of them have negative indices.
+        # If cross-attention has more queries than keys, the first queries have negative indices.
         return lambda b, h, q_idx, kv_idx: (q_idx == q_idx) & (kv_idx >= 0)
 
     def only_pattern(self) -> bool:

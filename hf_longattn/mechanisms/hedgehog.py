@@ -6,7 +6,7 @@ Each softmax runs over the features of its half, as in the authors' code (Based,
 forms: ``joint`` is softmax([x W, -x W]), as in flash-linear-attention (which doubles x W), and ``none`` is exp([x W, -x W]), as the
 equations are printed. W (D × feature_dim / 2, without bias) is learned for the queries and the keys of each head and is initialised as the
 identity, as in the paper. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, feature products below
-exp(-87) underflow, as for opposite q and k with norms above about 40. A row whose products all underflow is zeros.
+exp(-87) underflow, as for opposite q and k with norms above about 40. If all products of a query underflow, its output is zeros.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Hedgehog(LogLinearMechanism):
 
 
 def _with_opposites(x: Tensor) -> Tensor:
-    """``[x, -x]``, computed in one pass on an accelerator. On a CPU, one pass takes longer than two."""
+    """``[x, -x]``. On an accelerator, one multiplication computes both halves. On a CPU, it takes longer than ``torch.cat``."""
     if not accelerator.accelerated(x):
         return torch.cat((x, -x), -1)
     signs = 1 - 2 * torch.arange(2, dtype=x.dtype, device=x.device)

@@ -13,8 +13,8 @@ Let p(i, j) be the real tokens of the pool in which query i sees key j (on level
 
 so a pool counts once per real token, and its value is the mean of v over them. This is the paper's block hierarchy (equations
 25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is exact. This costs N·b·log(N/b)
-instead of N·b. If the queries of a pool are equal, both agree. In the causal form a query sees earlier tokens only, and pools lie entirely
-before it. For a score term, a pool lies at its middle, or at the last token of the text if that comes earlier.
+instead of N·b. The results agree if the queries of each pool are equal. In the causal form a query sees earlier tokens only, and pools lie
+entirely before it. For a score term, a pool lies at its middle, or at the last token of the text if that comes earlier.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HierarchicalOptions(Options):
 
 @register_mechanism("hierarchical")
 class Hierarchical(Mechanism):
-    """Softmax over near tokens and over pools of distant tokens, which grow with distance."""
+    """Softmax over near tokens and over pools of distant tokens. Pools grow with distance."""
 
     summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
@@ -118,7 +118,7 @@ class Hierarchical(Mechanism):
         return out[:, :, kv_len - q_len :]
 
     def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The parts, biased by the logarithm of each pool's token count. With padding, also the counts ``(B, all levels)``."""
+        """The tiles, biased by the logarithm of each pool's token count, and the counts ``(B, all levels)`` (``None`` without padding)."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
         parts = BYTE_CACHE.get(("pyramid", pyramid, causal, device), lambda: mark_static(pyramid.parts(causal, device)))
         if key_mask is not None:
@@ -132,13 +132,13 @@ class Hierarchical(Mechanism):
 
 
 def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile, ...]:
-    """Bias the scores of pools by the logarithm of their token ``counts (B or 1, Nk)``. The first part has no pools."""
+    """Bias the scores of pools by the logarithm of their token ``counts (B or 1, Nk)``. The first tile has no pools."""
     weights = counts.clamp(min=1).log()
     return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
 
 
 QUERIES_PER_ROW = 128
-"""Maximum queries per row of pools, unless a block has more. On level l, all queries of a level l-1 block see the same pools."""
+"""Maximum queries per tile row, unless a block has more. On level l, all queries of a level l-1 block see the same pools."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Pyramid:
 
     @classmethod
     def over(cls, length: int, block: int, levels: int | None) -> Pyramid:
-        """The pyramid with the fewest levels whose top level holds the sequence in two blocks, cut off after ``levels`` levels."""
+        """The pyramid with the fewest levels such that two blocks of the top level hold the sequence, but at most ``levels`` levels."""
         top = 0
         while block << top < -(-length // 2):
             top += 1
@@ -187,7 +187,7 @@ class Pyramid:
         return torch.cat([self.centre(level, torch.arange(self.size(level), device=device)) for level in range(self.top + 1)])
 
     def counts(self, real: Tensor) -> Tensor:
-        """Real tokens in every entry of the key axis, ``(B, all levels)`` float32, from ``real (B, N)`` bool."""
+        """Number of real tokens in every entry of the key axis, ``(B, all levels)`` float32, from ``real (B, N)`` bool."""
         levels = [real.float()]
         for _ in range(self.top):
             levels.append(_pairs(levels[-1][..., None])[..., 0].sum(-1))
@@ -200,8 +200,8 @@ class Pyramid:
         )
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
-        """The levels above 0 of ``x (B, H, N, D)``, one after the other. A pool is the mean, or element-wise maximum, of its real tokens,
-        and zeros if it has none."""
+        """The pools of ``x (B, H, N, D)`` on the levels above 0, one level after the other. A pool is the mean or (``by="max"``) the
+        element-wise maximum of its real tokens, and zeros if it has none."""
         counts = self.counts_without_padding(x.device) if real is None else self.counts(real)
         largest = by == "max"
         nothing = float("-inf") if largest else 0.0
@@ -233,7 +233,7 @@ class Pyramid:
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """Indices ``(R, T)`` on the key axis: the pools of ``level`` > 0 visible to query rows at ``starts (R,)``. -1 is an empty slot."""
+        """Key-axis indices ``(R, T)`` of the pools of ``level`` > 0 that a row of queries sees; -1 if none. starts: its first query."""
         half, size = self.block // 2, self.size(level)
         own_block = (starts // (self.block << (level - 1)))[:, None]
         low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below covers, in pools of this level

@@ -50,9 +50,9 @@ INITIAL_MIXING_OF_ESTIMATES = 0.9
 MIN_LARGEST_SCORE = -60.0
 """Lower bound on c_i, so that exp(-c_i) cannot overflow; terms below exp(-60) are negligible."""
 QUERIES_PER_BLOCK = 64
-"""Queries per block of the window. A block has this many keys plus the width of the window."""
+"""Queries per block. A block reads this many keys plus the width of the window."""
 QUERIES_PER_PIECE = 2048
-"""Queries computed at a time on a CPU. An accelerator may take more."""
+"""Queries computed at a time on a CPU, and at least this many on an accelerator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Hybrid(Mechanism):
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
-        vars(part)["linear"] = self.linear.of_heads(first, last)  # hides the submodule of that name, which both parts share
+        vars(part)["linear"] = self.linear.of_heads(first, last)  # hides the submodule ``linear``, which ``part`` shares with ``self``
         return part
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
@@ -162,7 +162,7 @@ class Hybrid(Mechanism):
                 features = masked(features, shard.mask[:, shard.start : shard.stop])
 
             def beyond(parts: list[slice]) -> State:
-                """The sums that this process needs, over all processes. ``parts[r]`` selects the local tokens that process r needs."""
+                """The sums that this process needs, over all shards. ``parts[r]`` selects the local tokens that process r needs."""
                 sums_by_process = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
                 return {name: shard.total(torch.stack([sums[name] for sums in sums_by_process]))[shard.rank] for name in ("kv", "z")}
 
@@ -278,8 +278,8 @@ def local_softmax_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right. c_i is the largest s_ij.
 
-    Takes time and memory N·(left + right + 64) per head. The only other path with gradients for these sums, plain tiles with their
-    log-sum-exp, takes 1.35-1.5 times as long forward, and as long for both passes (1,024 and 4,096 tokens, windows of 64 and 256).
+    Takes time and memory N·(left + right + 64) per head. Only plain tiles with their log-sum-exp also give these sums with gradients. They
+    take 1.35-1.5 times as long in the forward pass, and equally long for both passes (1,024 and 4,096 tokens, windows of 64 and 256).
 
     Args:
         q: ``(B, H, Nq, D)``, the last Nq positions of ``k, v (B, H, Nk, D)``.
@@ -312,8 +312,8 @@ def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float,
     labels: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The terms of consecutive queries. Their first ``missing`` keys lie before the text, so ``k`` does not have them. ``labels`` are the
-    document numbers of queries and keys."""
+    """:func:`local_softmax_terms` for consecutive queries. ``k`` starts at their first key inside the text; the ``missing`` positions
+    before it are filled up. reach: left + right. labels: document numbers of queries and keys."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)
     span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK

@@ -76,7 +76,7 @@ class Infini(Mechanism):
         return self._in_segments(q, k, v, call)[0]
 
     def _in_segments(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The output, memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each segment; ``None`` for one segment."""
+        """The output, and the memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each of s segments; ``None`` if s = 1."""
         q_len, length, size = q.shape[2], k.shape[2], self.options.segment_length
         call = call.replace(causal=True, dropout=0.0)
         if length <= size:
@@ -127,8 +127,8 @@ class Infini(Mechanism):
             return (gate * retrieval + (1 - gate) * local).to(local.dtype)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state has each row's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`). Its ``memory (B, H_kv, D, D)`` and
-        ``norm (B, H_kv, D)`` cover the segments before it. Dropout drops a key for all query heads that share it."""
+        """The state has each sequence's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`), and the earlier segments'
+        ``memory (B, H_kv, D, D)`` and ``norm (B, H_kv, D)``. Dropout drops a key for all query heads that share it."""
         q, k, v = same_dtype(q, k, drop_keys(v, call.dropout))
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
@@ -170,8 +170,8 @@ class Infini(Mechanism):
         return out, {**segments.state(), "memory": memory, "norm": norm}
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule,
-        W_mem V becomes W_mem (I + R)⁻¹ V. R holds the linear weights if keys are the queries, and the memory stores U = (I + R)⁻¹ V."""
+        """A query's weights are g · (linear weights of earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule,
+        the linear weights W become W (I + R)⁻¹: the memory stores U = (I + R)⁻¹ V. R has the linear weights of keys used as queries."""
         (_, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
         k = repeat_heads(k, heads)
         _, _, q_idx, kv_idx = index_grid(1, 1, q_len, length, q.device)

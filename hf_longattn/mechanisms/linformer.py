@@ -3,11 +3,11 @@
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
     linear        E and F are learned, with one row per position, counted from the first real token. A shorter text uses the first rows; a
-                  longer one is refused. They are fitted to a text (``--init-from-text``), or drawn with variance 1 / max_length, which
+                  longer one is refused. E and F are fitted to a text (``--init-from-text``), or drawn with variance 1 / max_length, which
                   keeps the size of the values. (The paper's theorem has 1 / rank, which keeps the size of products.)
     convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer text
                   has more rows.
-    pooling       the means over `rank` pieces of the text of nearly equal length; nothing is learned.
+    pooling       row i is the mean of the i-th of `rank` segments of nearly equal length; nothing is learned.
 
 Padding is masked before projecting. There is no causal form: every projected key mixes tokens of the whole text.
 """
@@ -112,7 +112,7 @@ class Linformer(Mechanism, FitsActivations):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw linear projections from N(0, 1 / max_length), so that rows of Eᵀ have norm 1 or so. Initialise convolutions as the mean."""
+        """Draw linear projections from N(0, 1 / max_length), so that rows of Eᵀ have a norm of about 1. Convolutions start as the mean."""
         super().reset_parameters(generator)
         for parameter in self.parameters(recurse=False):
             if self.options.projection == "linear":
@@ -122,7 +122,7 @@ class Linformer(Mechanism, FitsActivations):
 
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Fit E and F by :func:`fitted_projections`. Longer inputs repeat the fit, each repetition with its own share of the rows."""
+        """Fit E and F by :func:`fitted_projections`. Positions beyond the measured ones repeat the fit in their own share of the rows."""
         if not self.traits.fits_activations:
             return False
         if real is not None:
@@ -148,7 +148,7 @@ class Linformer(Mechanism, FitsActivations):
 
     @property
     def projections(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """The parameters E and F, which may be the same."""
+        """E and F. Both are the same parameter if keys and values share their projection."""
         return self.key_projection, getattr(self, "value_projection", self.key_projection)
 
     def _check_length(self, length: int) -> None:
@@ -188,7 +188,7 @@ class Linformer(Mechanism, FitsActivations):
         return dense_attention(q, rows_k, rows_v, call.with_mask(filled))
 
     def _projected(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Eᵀ K, Fᵀ V, and a mask ``(B, rows)`` of the rows with real tokens. ``None`` if all rows count."""
+        """Eᵀ K, Fᵀ V, and a mask ``(B, rows)`` of the projected rows with real tokens (``None`` if all of them count)."""
         if self.options.projection == "pooling":
             if real is None:
                 return segment_means(k, self.options.rank), segment_means(v, self.options.rank), None
@@ -220,7 +220,7 @@ def project_length(projection: Tensor, x: Tensor) -> Tensor:
     """``Σ_n projection[b, h, n, r] x[b, h, n, d]``: ``(B or 1, H or 1, N, R)`` and ``(B, H, N, D)`` to ``(B, H, R, D)``."""
     projection = projection.to(x.dtype)
     batch, heads, length, width = x.shape
-    if projection.shape[1] == 1:  # one product for all heads, side by side
+    if projection.shape[1] == 1:  # one product, with the heads side by side
         flat = x.transpose(1, 2).reshape(batch, length, heads * width)
         shared = projection[:, 0].transpose(1, 2).expand(batch, -1, -1)
         return torch.bmm(shared, flat).unflatten(2, (heads, width)).transpose(1, 2)
@@ -238,8 +238,8 @@ def convolve_blocks(kernel: Tensor, x: Tensor) -> Tensor:
 def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """Matrix ``(B, M, N)`` that averages M = ``count`` nearly equal runs (segments) of each sequence's real tokens.
 
-    The entry of a token in its segment is 1 / (tokens of the segment); padding, by ``real (B, N)``, is in none. With n real tokens,
-    segments have ⌊n/M⌋ tokens or one more, the shorter ones first. With fewer than M tokens, each is a segment, and the others are empty.
+    A token's entry in the row of its segment is 1 / (tokens of the segment). Entries of padding (``real (B, N)`` is False) are 0. Segments
+    of n real tokens have ⌊n/M⌋ tokens or one more, the shorter ones first. If n < M, each token is a segment, and the others are empty.
     """
     number = real.sum(-1, keepdim=True)
     token = real.long().cumsum(-1) - 1
@@ -252,7 +252,7 @@ def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
-    """Segment means ``(B, H, M, D)`` of ``x (B, H, N, D)`` without padding. With at most M tokens, ``x`` itself."""
+    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, which has no padding. If N <= M, ``x`` itself."""
     length = x.shape[2]
     if length <= count:
         return x
@@ -295,7 +295,7 @@ def fitted_projections(measured: Measured, rank: int, *, apart: bool) -> tuple[T
     themselves: a softmax over coefficients of global modes is not attention. Instead, pivoted Gram–Schmidt selects the positions whose
     tokens span these vectors best (the interpolation points of DEIM, Chaturantabut and Sorensen 2010). E selects the keys at these
     positions. F selects their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is pooling: E = F = means of
-    equal runs. Returns the candidate with outputs nearest to the layer's on held-out sequences (a quarter, at least one).
+    equal runs. Returns the candidate whose outputs are nearest to full attention on held-out sequences (a quarter, at least one).
     """
     held_out = torch.zeros(measured.q.shape[0], dtype=torch.bool)
     held_out[-max(1, len(held_out) // 4) :] = True
@@ -316,7 +316,7 @@ def _candidates(measured: Measured, rank: int, *, apart: bool) -> Iterator[tuple
 
 
 def spanning_places(x: Tensor, rank: int) -> Tensor:
-    """Sorted positions whose rows span the leading left singular vectors best.
+    """Sorted positions that span the leading left singular vectors of ``x`` best, by pivoted Gram–Schmidt.
 
     Args:
         x: ``(S, H, N, D)``; sequences, heads and channels are the columns of one matrix of N rows.

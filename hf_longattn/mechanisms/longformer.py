@@ -158,7 +158,7 @@ class Longformer(SparseMechanism):
         return call.hidden_states
 
     def _separate_tokens(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """Tokens ``(B, N)`` bool with separate projections for their rows. ``None`` if there are no such rows to compute.
+        """Mask ``(B, N)`` of the queries with separate projections. ``None`` if this call needs no such projections.
 
         Raises:
             LengthError: a query is global, but the hidden states of the earlier tokens that it attends to are not available.
@@ -176,7 +176,7 @@ class Longformer(SparseMechanism):
         return None
 
     @property
-    def mask_is_reach(self) -> bool:  # rows of global tokens have other projections, but see the same keys
+    def mask_is_reach(self) -> bool:  # queries of global tokens have separate projections, but see the same keys
         return True
 
     def only_pattern(self) -> bool:
@@ -220,9 +220,9 @@ class GlobalProjections(nn.Module):
         return query, key, value
 
     def overwrite(self, out: Tensor, hidden: Tensor, tokens: Tensor, call: AttentionCall) -> Tensor:
-        """Replace the rows of global ``tokens (B, N)`` in ``out (B, H, N, D)`` by rows from ``hidden (B, N, hidden_size)``.
+        """In ``out (B, H, N, D)``, replace the outputs of global ``tokens (B, N)`` by outputs from ``hidden (B, N, hidden_size)``.
 
-        Time and memory are linear in N. For few global tokens, keys and values are never projected: since q·K x = (Kᵀ q)·x, the
+        Time and memory are linear in N. For few global tokens, keys and values are not projected: since q·K x = (Kᵀ q)·x, the
         projections are applied to the queries and to the weighted sums instead.
         """
         scale, causal, key_mask = call.scale_for(self.head_dim), call.causal, call.key_mask
@@ -234,7 +234,7 @@ class GlobalProjections(nn.Module):
         if index.shape[1] == 0:
             if not torch.is_grad_enabled():
                 return out
-            # One row, which is discarded: DistributedDataParallel needs every parameter to take part in every step.
+            # Compute one token and discard it: DistributedDataParallel needs every parameter to take part in every step.
             index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]
@@ -254,7 +254,7 @@ class GlobalProjections(nn.Module):
         return all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
-        """Output rows ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``. ``seen`` broadcasts to ``(B, H, g, N)``."""
+        """Outputs ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``. ``seen`` broadcasts to ``(B, H, g, N)``."""
         heads = (self.num_heads, self.head_dim)
         key, value = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))  # (H, D, d)
         folded = products(q, key.mT)  # (B, H, g, d)

@@ -14,7 +14,7 @@ This is one softmax in which a key counts once for each branch that pairs it wit
     weights_ij  ∝  M_ij exp(s_ij)
 
 The authors' code, torchscale, gives the same first token to neighbouring heads: ⌊h / ⌈H/r⌉⌋ for head h of H. It also treats α_n as a
-constant in the backward pass. Here both follow the paper's equations.
+constant in the backward pass. In both points, this mechanism follows the paper's equations.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class LongNet(GatheredMechanism):
 
     @property
     def heads(self) -> range:
-        """Indices of this part's heads among all heads of the layer."""
+        """Indices of this mechanism's heads among all heads of the layer."""
         first = 0 if self.head_range is None else self.head_range[0]
         return range(first, first + self.num_heads)
 
@@ -102,7 +102,7 @@ class LongNet(GatheredMechanism):
         return functools.reduce(torch.add, paired)
 
     def log_times(self, dtype: torch.dtype, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-        """log M in float32 or wider; 0 where no branch pairs. Added to a score, it makes the key count M times."""
+        """log M in float32 or wider, and 0 where M is 0. Added to a score, it makes the key count M times."""
         return self.times(h, q_idx, kv_idx).clamp(min=1).to(torch.promote_types(dtype, torch.float32)).log()
 
     def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
@@ -120,7 +120,7 @@ class LongNet(GatheredMechanism):
         return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call, term)
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs of each branch in turn. The engine counts a pair as often as it is listed."""
+        """The tiles of each branch in turn. A pair counts once for every branch that lists it."""
         return tuple(tile for branch in self.options.branches for tile in branch_tiles(length, *branch, self.heads, causal, device))
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class LongNet(GatheredMechanism):
         return length <= 1 or (length <= self.options.segments[0] and all(dilation == 1 for _, dilation in self.options.branches))
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The mean over the heads, rounded down, at most that of full attention. A pair counts once for each of its branches."""
+        """Mean number of pairs over the heads, rounded down, but at most that of full attention. A pair counts once per branch."""
         listed = sum(
             full_pairs(len(range(head % dilation, tokens, dilation)), causal)
             for segment, dilation in self.options.branches

@@ -13,8 +13,8 @@ The converter's selection ``bos_pooling`` is not implemented.
 
 Sparse keys come from cells of c tokens. Each cell gives m = c / f sparse keys. Head h takes (section 3.2)
 
-    strided:          the tokens at the places h mod f, h mod f + f, h mod f + 2f, …
-    block_strided:    the m tokens from the place m · (h mod f) on
+    strided:          the tokens at the offsets h mod f, h mod f + f, h mod f + 2f, …
+    block_strided:    the m tokens from the offset m · (h mod f) on
     max_norm:         the m tokens whose keys have the highest norm ‖k_j‖; ties go to the earlier one
     average_pooling:  the mean key and the mean value of every f consecutive tokens
     lsh:              the mean key and the mean value of each of m clusters, g_j = argmax [x_j R; -x_j R], R ∈ R^(D × m/2) Gaussian
@@ -212,7 +212,7 @@ class Lsg(Mechanism):
         return self.sparse_path(q, k, v, call, max_globals)[:, :, missing + kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, max_globals: int | None) -> Tensor:
-        """Attention of whole sequences with the first block at position 0. ``max_globals`` bounds the global tokens, if known."""
+        """Attention of whole sequences with the first block at position 0. ``max_globals``: most global tokens; ``None`` if unknown."""
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
         tokens, real, choosable = call.global_mask, call.key_mask, _choosable(call)
         seen = KeyRows(self.cells, self.beyond, call.causal)
@@ -240,7 +240,7 @@ class Lsg(Mechanism):
         return overwrite_global_rows(out, q, k, v, index, present, call)
 
     def _local_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles of each block with its neighbouring blocks; cached for the next call."""
+        """The tile of each block with its neighbouring blocks, cached for the next call."""
 
         def make() -> tuple[GatherTile, ...]:
             size = self.options.block_size
@@ -249,7 +249,7 @@ class Lsg(Mechanism):
         return BYTE_CACHE.get(("neighbouring blocks", self.options.block_size, length, causal, device), make)
 
     def _empties_runs(self, tokens: Tensor | None, max_globals: int | None) -> bool:
-        """Whether all ``sparsity_factor`` tokens of a run may be global. Its mean then has no tokens."""
+        """Whether all tokens of some mean (``sparsity_factor`` consecutive tokens) may be global. This mean is then empty."""
         if tokens is None or max_globals is None:
             return tokens is not None
         wanted, factor = {position + self.missing for position in self.options.global_tokens}, self.options.sparsity_factor
@@ -346,7 +346,7 @@ def _choosable(call: AttentionCall) -> Tensor | None:
 
 
 def _places(tokens: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
-    """Positions of the global tokens, ``(B, g)``, and which of them are real, bool. ``max_globals`` bounds g, if known."""
+    """Positions ``(B, g)`` of the global tokens, and a mask ``(B, g)`` of the slots in use. ``max_globals`` bounds g, if known."""
     if max_globals is None:
         return global_index(tokens)
     index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :max_globals]
@@ -374,12 +374,12 @@ class Cells(NamedTuple):
         return (length + self.block - 1) // self.block
 
     def count(self, length: int) -> int:
-        """Number of cells in the blocks of ``length`` tokens."""
+        """Number of cells for a sequence of ``length`` tokens, with the last block completed."""
         return self.blocks(length) * self.in_block
 
 
 def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) -> Tensor:
-    """Positions of the sparse keys of every cell of ``k (B, H, N, D)``, ``(B or 1, H, cells, m)``; -1 for none."""
+    """Positions ``(B or 1, H, cells, m)`` of the sparse keys in every cell of ``k (B, H, N, D)``; -1 in empty slots."""
     heads, length = k.shape[1:3]
     count, keys_per_cell = cells.count(length), cells.keys
     first = torch.arange(count, device=k.device).view(1, 1, -1, 1) * cells.size
@@ -448,7 +448,7 @@ def _(k, real, size, many, pre_rounds, seed):  # type: ignore[no-untyped-def]
 
 
 def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], device: torch.device) -> list[Tensor]:
-    """R of every round, ``(H, D, clusters / 2)`` in float64, the same on every device. ``rounds`` lists the clusters of each round."""
+    """R of every round, ``(H, D, clusters / 2)`` in float64, equal on every device. ``rounds``: number of clusters in each round."""
 
     def make() -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -462,7 +462,7 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
 
 
 class KeyRows(NamedTuple):
-    """Keys that each block of queries sees, in one row per block; -1 for none.
+    """Tables of the keys that a block of queries sees, with one row per block; -1 in empty slots.
     A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side. The causal form has past blocks only."""
 
     cells: Cells
@@ -493,7 +493,7 @@ class KeyRows(NamedTuple):
         return sides
 
     def global_keys(self, index: Tensor, chosen: Tensor | None, length: int) -> Tensor:
-        """The global keys ``index (B, g)`` that a block does not see already, ``(B, H or 1, blocks, g)``.
+        """The global keys ``index (B, g)`` for each block, ``(B, H or 1, blocks, g)``; -1 for keys that the block sees already.
 
         chosen: sparse keys that are tokens, ``(B or 1, H, blocks, b/f)``, or None.
         """

@@ -11,7 +11,7 @@ The tokens are sorted by (bucket, position), the sorted order is cut into chunks
     causal:         query i sees the last ``bucket_size`` keys j <= i with h_r(k_j) = h_r(q_i)
 
 The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper). With ``count_duplicates`` a key
-counts once for each round in which they meet, as in implementations that merge the rounds by their log-sum-exp.
+counts once for each round in which the query sees it, as in implementations that merge the rounds by their log-sum-exp.
 
 In the published causal form, chunks shift when tokens follow, so the keys of a query depend on the future. The causal form here depends on
 earlier tokens only, so decoding token by token equals one pass over the text.
@@ -21,7 +21,7 @@ x / rms(x), and it sees itself only if it sees no other key.
 
 Without ``shared_qk``, queries and keys are hashed by the same rotations. The argmax makes normalisation unnecessary. (The asymmetric
 transformations of inner-product search, Neyshabur and Srebro 2015, would need the largest norm of all keys, and so the future.) A causal
-query that meets no key sees itself.
+query that finds no key in any round sees itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from .common.registry import register_mechanism
 DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of buckets if the longest input is unknown."""
 FACTOR_ABOVE = 32
-"""Number of buckets above which a power of two is split into two smaller hashes."""
+"""Number of buckets above which two smaller hashes replace one hash, if the number is a power of two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ def default_buckets(length: int, bucket_size: int) -> int:
 
 
 def factors(num_buckets: int) -> tuple[int, ...]:
-    """Sizes of the hashes that combine into buckets. Two of about √num_buckets cost far less than one."""
+    """How many values each hash has; the hashes combine into a bucket. Two with about √num_buckets values cost far less than one."""
     if num_buckets == 1:
         return ()
     power = num_buckets.bit_length() - 1
@@ -223,7 +223,7 @@ def factors(num_buckets: int) -> tuple[int, ...]:
 
 
 def signed_argmax(x: Tensor) -> Tensor:
-    """``argmax [x ; -x]`` over the last axis but one, ``(…, F, N)`` -> ``(…, N)`` int64. One vectorised comparison per column."""
+    """``argmax [x ; -x]`` over the second-to-last axis, ``(…, F, N)`` -> ``(…, N)`` int64. One comparison per ``x[..., f, :]``."""
     half = x.shape[-2]
     highest, index = x[..., 0, :].abs(), (x[..., 0, :] < 0).long() * half
     for f in range(1, half):
@@ -237,7 +237,7 @@ def signed_argmax(x: Tensor) -> Tensor:
 def chunks_by_rows(
     query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int
 ) -> Callable[[Tensor], Tensor]:
-    """:func:`chunks_meet` in any round, for some of the queries: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool.
+    """A function from query indices ``(n,)`` to the keys that :func:`chunks_meet` finds in any round, ``(B, H, n, N)`` bool.
 
     query_buckets, key_buckets: ``(B, H, R, N)``.
     """
@@ -261,7 +261,7 @@ def chunks_by_rows(
 
 
 def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:
-    """Keys in the query's chunk, or up to ``before`` chunks before or ``after`` chunks after it, ``(B, H, R, Nq, Nk)`` bool.
+    """Mask ``(B, H, R, Nq, Nk)`` of the keys in the query's chunk, the ``before`` previous chunks and the ``after`` next ones.
 
     query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
     """

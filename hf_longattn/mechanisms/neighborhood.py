@@ -54,7 +54,7 @@ class NeighborhoodOptions(GridOptions):
 
 @register_mechanism("neighborhood")
 class Neighborhood(LocalGridMechanism):
-    """Softmax over the nearest cells, equally many at borders."""
+    """Softmax over the nearest cells, as many at a border as elsewhere."""
 
     summary = "on a grid: softmax over the nearest cells, as many at a border as elsewhere (NATTEN)"
     paper = "Hassani et al. 2023, Neighborhood Attention Transformer, §3; Hassani et al. 2025, Generalized Neighborhood Attention"

@@ -7,13 +7,13 @@ before i.
 
     φ(x_0 … x_{l-1}) = mean_r x_r + W_2 relu(W_1 [x_0 + e_0; …; x_{l-1} + e_{l-1}] + b_1) + b_2
 
-**Selected**: with p^cmp the compressed branch's weights, a selection block of l' tokens has the score
+**Selected**: p^cmp are the compressed branch's weights. Block j of l' tokens has the score
 
     p^slc_j = Σ_{heads that share a key head} Σ_{m' < l'/d} Σ_{n' < l/d} p^cmp_{(l'/d) j + m' - n'}
 
-(equations 9 and 10 with blocks counted from 0), so that the query heads of a group select the same blocks. Query i sees ``num_blocks``
-blocks, up to itself: the ``initial_blocks`` first ones, its own, the ``local_blocks`` - 1 before its own, and those with the highest
-scores. Ties go to the earlier block. Choices are made in float64, and no gradient flows through them.
+(equations 9 and 10 with blocks counted from 0). Query heads that share a key head therefore select the same blocks. Query i sees
+``num_blocks`` blocks, up to itself: the ``initial_blocks`` first ones, its own, the ``local_blocks`` - 1 before its own, and those with the
+highest scores. Ties go to the earlier block. Choices are made in float64, and no gradient flows through them.
 
 **Window**: the last w keys.
 
@@ -23,7 +23,7 @@ The paper leaves some things open, and some are different here:
   first.
 - g = sigmoid(U q_i + c) per head. Its input is the head's query, after any rotation of positions, instead of the layer's input. U is
   initialised as 0, and c so that each gate is 1/3. A converted checkpoint therefore starts with the mean of the branches. The first l - 1
-  tokens have no compressed block yet, so that their outputs start at two thirds of that mean.
+  tokens see no compressed block, so their outputs start at two thirds of the mean of the other two branches.
 - The branches share the layer's keys and values. The paper projects them three times, which needs three caches, and a checkpoint has only
   one projection.
 - For a score term, a compressed key lies at the middle of its block.
@@ -123,7 +123,7 @@ class Compression(nn.Module):
         self.second, self.second_bias = nn.Parameter(torch.empty(hidden, width)), nn.Parameter(torch.empty(width))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw W_1 so that tokens of unit variance give units of unit variance. All else is 0, so φ is the mean."""
+        """Draw W_1 so that tokens of unit variance give hidden units of unit variance. All else is 0, so φ is the mean."""
         nn.init.normal_(self.first, std=self.first[..., 0].numel() ** -0.5, generator=generator)
         for tensor in (self.positions, self.first_bias, self.second, self.second_bias):
             nn.init.zeros_(tensor)
@@ -221,7 +221,7 @@ class NSA(SummarisedMechanism):
         return self.mixed(q, self._compressed(q, k, v, call), self._selected(q, k, v, call), near)
 
     def _compressed(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The compressed branch, ``(B, H, Nq, D)``; zeros where nothing is compressed yet."""
+        """The compressed branch, ``(B, H, Nq, D)``; zeros for queries that see no compressed block."""
         q_len, kv_len = q.shape[2], k.shape[2]
         real = self._real_blocks(k, call)
         keys, values = (
@@ -310,12 +310,12 @@ class NSA(SummarisedMechanism):
         return torch.cat(selections, 2)
 
     def _filled_blocks(self, real: Tensor) -> Tensor:
-        """The selection blocks that have a token, ``(B, S)``, for ``real (B, N)``."""
+        """Mask ``(B, S)`` of the selection blocks that have a real token; ``real`` is ``(B, N)``."""
         size = self.options.block_size
         return F.pad(real, (0, -real.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
 
     def _best(self, weights: Tensor, own_block: Tensor, filled: Tensor, kv_heads: int, causal: bool) -> Tensor:
-        """The selected blocks, ``(B, H_kv, n, K)``.
+        """Indices of the selected blocks, ``(B, H_kv, n, K)``.
 
         Args:
             weights: ``(B, H, n, M)``, the weights of the compressed branch.
@@ -347,13 +347,13 @@ class NSA(SummarisedMechanism):
         return o.compress_size // o.compress_stride, o.block_size // o.compress_stride
 
     def _prefiltered(self, q: Tensor, keys: Tensor, kv_len: int, real: Tensor, filled_blocks: Tensor, call: AttentionCall) -> Tensor:
-        """:meth:`_search` by weights in float32. Rows with a doubtful choice are searched again in float64.
+        """:meth:`_search` by weights in float32. Queries with a doubtful choice are searched again in float64.
 
         A float32 score has an error of at most δ, the ``product_margin`` of ``engines/topk.py``. After subtraction of the largest score,
         which rounds too, the error is at most 5/4 δ. A weight's numerator and denominator are then each wrong by a factor of at most
         exp(5/4 δ). The relative error of the weight is at most exp(5/2 δ) - 1 ≤ 4 δ for δ ≤ 1/4; with a larger δ, every choice is doubtful.
         The rounding of exponentials and sums is added. A choice equals that of float64 if the last chosen block and the next differ by more
-        than their errors. Weights are written and read once, and only the number of doubtful rows is read from the device.
+        than their errors. Weights are written and read once, and only the number of doubtful queries is read from the device.
 
         Args:
             keys: ``(B, H_kv, M, D)`` float64; real: ``(B, M, l)``; filled_blocks: ``(B, S)``.
@@ -393,7 +393,7 @@ class NSA(SummarisedMechanism):
             pooled = weights.unflatten(-1, (seen_blocks, strides)) @ shares
             pooled[..., 1:, 0] += pooled[..., :-1, 1]
             if call.causal or hidden is not None:
-                pooled.nan_to_num_()  # rows that see nothing
+                pooled.nan_to_num_()  # queries that see no block
             away = (positions // o.block_size).to(torch.int32)[:, None] - blocks[:seen_blocks].to(torch.int32)
             allowed = ((away > 0) if call.causal else (away != 0)) & filled_blocks[:, None, None, :seen_blocks]
             term = self._always(away, blocks[:seen_blocks], call.causal) * FORCED_BLOCK_SCORE
@@ -418,7 +418,7 @@ class NSA(SummarisedMechanism):
         return searched_again(torch.cat(chosen, 2), torch.cat(doubtful, 2), exactly, q, compressed)
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
-        """Which ``blocks`` are always selected: initial and local ones. ``away``: how many blocks each lies before the query's block."""
+        """Mask of the always-selected ``blocks``, initial and local. ``away``: how many blocks each lies before the query's block."""
         local = (away < self.options.local_blocks) if causal else (away.abs() <= self.options.local_blocks // 2)
         return (blocks < self.options.initial_blocks) | local
 
@@ -431,7 +431,7 @@ class NSA(SummarisedMechanism):
         return self.options.compress_size - self.options.compress_stride
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per compressed block: its float64 key, its value and its middle. Also whether it, and its first d tokens, have real tokens."""
+        """Per compressed block: its float64 key, its value, its middle, and whether any of its l tokens, or of its first d, is real."""
         inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {
             "keys": self.keys(k.to(exact_dtype(k.device)), real),
@@ -528,7 +528,7 @@ class NSA(SummarisedMechanism):
         return total / count.clamp(min=1) + out
 
     def _defined_selection(self, weights: Tensor, rows: Tensor, real: Tensor, kv_heads: int, causal: bool) -> Tensor:
-        """Tokens that the queries at ``rows (Nq,)`` select, ``(B, H_kv, Nq, Nk)`` bool, before causality and padding."""
+        """Mask ``(B, H_kv, Nq, Nk)`` of the tokens in the selected blocks of queries ``rows (Nq,)``, later tokens and padding included."""
         o, length = self.options, real.shape[1]
         step = o.compress_stride
         block = torch.arange(length, device=rows.device) // o.block_size

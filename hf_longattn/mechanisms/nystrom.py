@@ -185,12 +185,12 @@ class Nystrom(Mechanism):
 
 
 def between(filled: Tensor) -> Tensor:
-    """Pairs of landmarks that are not empty, ``(B, 1, M, M)`` for ``filled (B, M)``. Empty ones would change the norm of the batch."""
+    """Mask ``(B, 1, M, M)`` of the pairs of landmarks in ``filled (B, M)``. Empty landmarks would change the norm of the batch."""
     return filled[:, None, :, None] & filled[:, None, None, :]
 
 
 def convolve(kernel: Tensor, x: Tensor) -> Tensor:
-    """Depthwise convolution of ``x (B, H, N, D)`` along the length with ``kernel (H, S)``. S is odd; beyond the ends are zeros."""
+    """Depthwise convolution of ``x (B, H, N, D)`` along the length with ``kernel (H, S)``, S odd. ``x`` is padded with zeros."""
     heads, size = kernel.shape
     return F.conv2d(x, kernel.to(x.dtype)[:, None, :, None], padding=(size // 2, 0), groups=heads)
 
@@ -198,7 +198,7 @@ def convolve(kernel: Tensor, x: Tensor) -> Tensor:
 def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
     """An approximate Moore–Penrose inverse of each ``a (B, H, M, M)``, whose rows are non-negative and sum to 1.
 
-    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. The norm is that of each matrix, or the largest of all.
+    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. Unless ``per_matrix``, the largest norm serves all matrices.
     """
     shape = a.shape
     a = a.flatten(0, 1)

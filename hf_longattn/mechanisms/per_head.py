@@ -54,7 +54,7 @@ class PerHeadOptions(Options):
         return max([len(named) + turns * each, *(head + 1 for head in named), each])
 
     def named(self) -> list[int]:
-        """The heads that are given by number."""
+        """All head numbers that the members list."""
         return [head for choice in self.heads for head in choice.heads or ()]
 
     def assign(self, num_heads: int) -> list[tuple[HeadSpec, list[int]]]:
@@ -157,7 +157,7 @@ class PerHead(Composite, FitsActivations):
         return of_all
 
     def _parts(self, length: int, call: AttentionCall, q: Tensor, *keys: Tensor) -> Iterator[tuple[Any, list[Tensor], AttentionCall]]:
-        """Every member, its heads' part of the tensors, and its call, for a text of ``length`` tokens."""
+        """Every member, the tensors of its heads, and its call, for a text of ``length`` tokens."""
         for member, heads in zip(self.mechanisms, self.groups, strict=True):
             detached = None
             if call.detached_kv is not None and member.traits.stops_gradients(length):
@@ -166,7 +166,7 @@ class PerHead(Composite, FitsActivations):
             yield member, self._of_heads(heads, q, *keys), call.of_heads(heads, q.device).replace(detached_kv=detached)
 
     def _of_heads(self, heads: list[int], q: Tensor, *keys: Tensor) -> list[Tensor]:
-        """Queries of ``heads`` with their key and value heads. These stay grouped if ``heads`` consists of whole groups."""
+        """Queries of ``heads`` with their key and value heads, which stay grouped if ``heads`` consists of whole groups."""
         each = self.num_heads // keys[0].shape[1]
         shared = [head // each for head in heads]
         whole_groups = len(heads) % each == 0 and all(shared[n : n + each].count(shared[n]) == each for n in range(0, len(heads), each))

@@ -6,13 +6,13 @@
 for m random directions w_m, Gaussian and orthogonal in blocks. They are a buffer in the checkpoint. Training draws new ones every
 ``redraw_interval`` passes.
 
-Query exponents are relative to the largest of their row, key exponents to the largest so far of their feature. Both offsets cancel in the
-quotient. A text in pieces, or token by token, therefore gives the output of the whole text for any size of q and k, up to the rounding of
-exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile, export) computes the causal form in float64, where key exponents may be
-up to some 700 apart. There, a row is zeros if it sees only keys that are further below the text's largest exponent.
+Query exponents are relative to the query's largest one, key exponents to the largest one so far of the same feature. Both offsets cancel in
+the quotient. A text in pieces, or token by token, therefore gives the output of the whole text for any size of q and k, up to the rounding
+of exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile, export) computes the causal form in float64, where key exponents may
+be up to some 700 apart. There, a query outputs zeros if all its keys' exponents are further below the largest.
 
-Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A row is therefore
-zeros if its relu features share no direction with those of its keys.
+Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A query therefore
+outputs zeros if its relu features share no direction with those of its keys.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Performer(LogLinearMechanism):
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
         projected = self._projected(q, call)
-        return projected if self.logarithms else projected.relu()  # |x'|²/2 is a factor of the row, which cancels
+        return projected if self.logarithms else projected.relu()  # exp(-|x'|²/2) of a query cancels
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.logarithms:
@@ -140,7 +140,7 @@ class Performer(LogLinearMechanism):
         squares = k.square().sum(-1, keepdim=True)
         if not accelerated(k):
             return torch.add(self._projected(k, call), squares, alpha=-call.scale_for(self.head_dim) / 2)
-        squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU, extra columns of the product add -|x'|²/2
+        squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU, extra columns in the product add -|x'|²/2
         directions = F.pad(self._directions(k, call), (0, COLUMNS), value=-call.scale_for(self.head_dim) / (2 * COLUMNS))
         return torch.cat((k, squares), -1) @ directions.mT
 
@@ -182,7 +182,7 @@ def mixed(*seeds: int) -> int:
 
 
 def in_backward() -> bool:
-    """Whether a backward pass is running, which runs checkpointed layers again."""
+    """Whether a backward pass is running. It runs checkpointed layers again."""
     if not hasattr(torch._C, "_current_graph_task_id"):
         warn_missing("in_backward")
         return False

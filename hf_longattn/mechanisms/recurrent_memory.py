@@ -75,7 +75,7 @@ class RecurrentMemory(GatheredMechanism):
         return tuple(cells(blocks, blocks, causal=causal))
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is each row's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`)."""
+        """The state is each sequence's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`)."""
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
             out = self(q, k, v, call.replace(causal=True))

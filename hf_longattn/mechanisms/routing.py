@@ -5,21 +5,21 @@ A token's routing vector x̂ is its query or key after layer normalisation witho
     bidirectional:  query i sees the w keys with the greatest affinity to its cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-Scores are q · k, with which the checkpoint was trained. With ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained from
-scratch. (Its causal form has one vector for both, K ← Q, which no converted model has.) The w best tokens of a cluster depend on the whole
-sequence, so the causal form takes the latest ones instead. Here every query is served by its nearest cluster. In the algorithm a cluster
-takes its w nearest queries: a query in no cluster gets nothing, and one in several keeps one of the results. ``window`` adds the tokens
-around each query, instead of the paper's local heads. A query that sees no key sees itself.
+Scores are q · k, as in the training of a converted checkpoint. With ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained
+from scratch. (The paper's causal form uses the queries as keys, K ← Q; converted models have separate keys.) The w best tokens of a cluster
+depend on the whole sequence, so the causal form takes the latest ones instead. Here every query belongs to one cluster, the nearest. In
+algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets nothing, and a query in several keeps one of the results.
+``window`` adds the tokens around each query, instead of the paper's local heads. A query that sees no key sees itself.
 
 ``router="kmeans"``: the centroids μ are unit vectors, kept in a buffer. In training with gradients they follow the tokens, once per
 backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
-If a cluster has no queries or no keys, it moves by the other mean only. Algorithm 1 has sums instead of means, and no ``normalise``. With
+If a cluster has no queries or no keys, only the other mean enters. Algorithm 1 has sums instead of means, and no ``normalise``. With
 means, the rate does not depend on the batch size. With unit vectors, no centroid attracts more tokens by its length. In distributed
 training each process moves its centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these
-moves by a single one over the tokens of all processes, equal to that of one process. ``longattn train`` calls it after every backward pass.
+moves by one move over the tokens of all processes, as a single process would make. ``longattn train`` calls it after every backward pass.
 
 ``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
@@ -137,14 +137,14 @@ class Routing(BucketedMechanism):
         return self.key_vectors(queries), keys
 
     def key_vectors(self, k: Tensor) -> Tensor:
-        """Keys, layer-normalised if the option ``normalise`` is set."""
+        """``k``, layer-normalised if the option ``normalise`` is set."""
         if not self.options.normalise:
             return k
         with torch.autocast(k.device.type, enabled=False):
             return F.layer_norm(k.to(torch.promote_types(k.dtype, torch.float32)), k.shape[-1:]).to(k.dtype)
 
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
-        """Affinities ``(B, H, N, clusters)`` of :meth:`prepared` ``x (B, H, N, D)``; in float64 if ``exact``, else in at least float32."""
+        """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)`` from :meth:`prepared`; float64 if ``exact``, else at least float32."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             middle = x.to(dtype) if self.options.normalise else F.layer_norm(x.to(dtype), x.shape[-1:])
@@ -289,7 +289,7 @@ class Routing(BucketedMechanism):
 
     @torch.no_grad()
     def _ranked(self, k: Tensor, offset: Tensor | None, real: Tensor | None) -> Tensor:
-        """The values by which clusters rank keys, ``(B, H, clusters, Nk)``, -inf for padding."""
+        """:meth:`shares`, transposed to ``(B, H, clusters, Nk)``, with -inf for padding."""
         ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
@@ -395,7 +395,7 @@ def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Ten
 
 
 def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
-    """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors. Clusters without tokens keep theirs.
+    """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors. Without tokens, a centroid does not move.
 
     Args:
         kinds: :func:`cluster_sums` of queries and of keys, which have equal weight.
@@ -403,7 +403,7 @@ def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
     """
     sums = torch.stack(tuple(kinds))
     counts = sums[..., -1:]
-    means = sums[..., :-1] / counts.clamp(min=1)  # zeros where a kind has no tokens
+    means = sums[..., :-1] / counts.clamp(min=1)  # zeros for clusters without queries (or keys)
     step = F.normalize(decay * centroids.float() + (1 - decay) * means.mean(0), dim=-1)
     return torch.where(counts.sum(0) > 0, step, centroids.float()).to(centroids.dtype)
 
@@ -415,7 +415,7 @@ def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
     Every process of the torch.distributed group must call it at the same point: after each backward pass, or after each optimizer step for
     one move by all accumulated batches. It first undoes the moves that the process made by itself, so that the centroids equal those of
     one process with the whole batch. This holds even if a process skipped a batch or a layer. The backward pass itself does not
-    communicate, because such a process would leave the others waiting. In a single process, nothing is left to do.
+    communicate, because such a process would leave the others waiting. In a single process, the function does nothing.
 
     Args:
         model: any module; also inside DistributedDataParallel or FSDP.

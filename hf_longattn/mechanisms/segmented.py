@@ -8,8 +8,8 @@ With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, 
     pooled     the keys of its block, and one key and value, a summary, for each other block
     attention  the same, with summaries weighted by attention
 
-In the causal form these are the keys j <= i and the summaries of earlier blocks. One softmax over the tokens of a block and the summaries
-of the others is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
+The causal form keeps only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the summaries of the
+other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
 
 With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j:
 
@@ -217,7 +217,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
     @property
     def _neighbours(self) -> int:
-        """Blocks that a query sees on each side of its block."""
+        """Number of blocks that a query sees on each side of its block."""
         return 1 if self.options.integration == "previous" else 0
 
     def covers(self, length: int, causal: bool = False) -> bool:
@@ -235,7 +235,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
 
 def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[GatherTile]:
-    """Rows of ``blocks (M, b)`` with the summaries of the other blocks. Summaries follow the ``length`` keys."""
+    """Tiles of the tokens in ``blocks (M, b)`` with the summaries of the other blocks. Summaries follow the ``length`` keys."""
     rows, count = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), len(blocks)
     per_block = len(rows) // count
     if causal:
@@ -248,7 +248,7 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
 
 
 def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
-    """Summaries of blocks of ``size`` tokens of ``k, v (B, H, N, D)``, without padding (``key_mask (B, N)`` is False)."""
+    """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left out."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     places = torch.arange(real[0].numel(), device=k.device).view(real.shape[1:])
     position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)

@@ -95,7 +95,7 @@ class ShiftedGroups(MaskedMechanism):
 
     @property
     def first_shifted(self) -> int:
-        """Index of the first shifted head in this part; ``num_heads`` if none is shifted."""
+        """Index of the first shifted head among this mechanism's heads; ``num_heads`` if none is shifted."""
         first, heads = self.head_range or (0, self.num_heads)
         return min(max(heads // 2 - first, 0), self.num_heads)
 
@@ -141,7 +141,7 @@ class ShiftedGroups(MaskedMechanism):
         return joined & (h >= self.first_shifted) & real[:, None, None, :]
 
     def _last_group(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Start and end (exclusive) of the shifted heads' last group, ``(B,)``. The start is at most 0 if it is also the first group."""
+        """Start and end (exclusive) of the shifted heads' last group, ``(B,)``. If this is the only group, the start is at most 0."""
         stop = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1)
         size = self.options.group_size
         return (stop - 1 + self.shift).div(size, rounding_mode="floor") * size - self.shift, stop
@@ -191,7 +191,7 @@ class ShiftedGroups(MaskedMechanism):
             yield GatherTile(last, first)
 
     def locality(self, causal: bool) -> Locality | None:
-        """The distances within groups. ``in_eval`` is full attention unless ``keep_groups`` is set."""
+        """The distances within groups. In eval mode, queries see all keys unless ``keep_groups`` is set."""
         wraps, keeps = self.options.wrap, self.options.keep_groups
         if not self.grouped or (wraps and keeps):
             return None
@@ -200,7 +200,7 @@ class ShiftedGroups(MaskedMechanism):
         return Locality(reached, 0 if causal else reached, size, beside=beside, in_eval="same" if keeps else "everything")
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Keys of the upcoming token's group in the shifted or the other heads. All keys without ``keep_groups``."""
+        """Keys from the upcoming token's group on, whichever of its two groups starts first. All keys without ``keep_groups``."""
         if not self.options.keep_groups:
             return None
         size = self.options.group_size
@@ -211,7 +211,7 @@ class ShiftedGroups(MaskedMechanism):
         return not self.grouped or length <= self.shift
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The mean over the heads, rounded down. Full attention in eval mode without ``keep_groups``."""
+        """Mean number of pairs over the heads, rounded down. In eval mode without ``keep_groups``, all pairs."""
         if not self.grouped:
             return full_pairs(length, causal)
         first = min(self.shift, length)

@@ -6,7 +6,7 @@ Query i sees key j if j is in the window or on the stride s (and j <= i in the c
     on stride   relative:  s divides i - j             absolute:  j mod s = s - 1
 
 The paper's form is the relative one, with w = s near √N. In the absolute form all queries see the same columns, counted from the first
-real token, so a decode cache may drop the keys between them.
+real token, so a decode cache can drop other keys once they leave the window.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Strided(GatheredMechanism):
 
 
 def _strides_beyond(side: int, stride: int, length: int) -> int:
-    """Number of keys on the stride beyond ``side``, over all queries i: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
+    """Total over all queries i of the keys on the stride that are more than ``side`` away: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
     steps = max(0, (length - 1) // stride - side // stride)
     first = (side // stride + 1) * stride
     # Query `first` has one such key, and each stride adds one. The length cuts the last stride short.

@@ -9,7 +9,7 @@
     dot_product         S_ij = q_i · k_j · scale
 
 Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V ``random+dot_product``.
-The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q, so that the first layer passes through the head.
+The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q: its first layer acts on each head separately.
 Positions i and j count from the first real token, so padding changes nothing.
 """
 
@@ -90,7 +90,7 @@ class Synthesizer(Mechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the values of each kind; all have the same weight in the mixture."""
+        """Draw the parameters of each kind, and give all kinds the same weight in the mixture."""
         super().reset_parameters(generator)
         for kind in self.kinds.values():
             reset(kind, generator)
@@ -98,7 +98,7 @@ class Synthesizer(Mechanism):
             nn.init.zeros_(self.mixing)
 
     def _weighted(self, dtype: torch.dtype) -> Iterator[tuple[Any, Tensor | float]]:
-        """The kinds with their weights in the mixture."""
+        """The modules of all kinds, with their weights in the mixture."""
         shares: Any = [1.0] if self.mixing is None else self.mixing.softmax(0).to(dtype).unbind()
         return zip(self.kinds.values(), shares, strict=True)
 
@@ -166,7 +166,7 @@ class Sizes:
 
 
 class SyntheticScores(nn.Module, ABC):
-    """One kind of scores, for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``."""
+    """One kind of scores, for ``q (B, H, Nq, D)`` at the last Nq positions of ``k (B, H_kv, Nk, D)``."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class SyntheticScores(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        """The definition of the scores, ``(B or 1, H, Nq, Nk)``."""
+        """The scores by definition, ``(B or 1, H, Nq, Nk)``."""
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """Vectors whose products are the scores, ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``, for a fused kernel. ``None`` if
@@ -188,7 +188,7 @@ class SyntheticScores(nn.Module, ABC):
 
 
 def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices ``(Nq,)`` of queries and ``(Nk,)`` of keys. An exported graph with slices instead would be right for one length only."""
+    """Indices ``(Nq,)`` of queries and ``(Nk,)`` of keys. (Slices would make an exported graph correct for one length only.)"""
     places = torch.arange(k.shape[2], device=q.device)
     return places[k.shape[2] - q.shape[2] :], places
 

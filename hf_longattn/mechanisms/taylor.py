@@ -40,7 +40,7 @@ class TaylorOptions(Options):
 
 @register_mechanism("taylor")
 class Taylor(LinearMechanism):
-    """Linear attention with weights 1 + s + s²/2 of projected queries and keys, always positive."""
+    """Linear attention with the positive weights 1 + s + s²/2 of projected queries and keys."""
 
     summary = "the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions"
     paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
@@ -61,7 +61,7 @@ class Taylor(LinearMechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set W to the identity if d = D, else to a random orthogonal map. Queries and keys of a head share it; s estimates scaling·q·k."""
+        """Set W of queries and keys to the identity if d = D, else to one random orthogonal map per head. Then s estimates scaling·q·k."""
         super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]
@@ -75,7 +75,7 @@ class Taylor(LinearMechanism):
         self.key_map.weight.copy_(weight)
 
     def _factor(self) -> float:
-        """The factor by which s multiplies the call's scale."""
+        """s / (scale · x·y), for projected vectors x and y and the call's scale."""
         return 1.0 if self.options.scale == HEAD else (self.head_dim / self.options.feature_dim) ** 0.5
 
     def features_per_head(self) -> int:
@@ -99,7 +99,7 @@ def polynomial(x: Tensor) -> Tensor:
     d = x.shape[-1]
     factors = torch.cat((torch.ones_like(x[..., :1]), x, x * math.sqrt(0.5)), -1)
     chosen = BYTE_CACHE.get(("factors of a polynomial", d, x.dtype, x.device), lambda: _chosen_factors(d, x))
-    left, right = factors @ chosen[0], factors @ chosen[1]  # a product selects faster than an index, above all in the backward pass
+    left, right = factors @ chosen[0], factors @ chosen[1]  # matrix products select faster than indexing, above all in the backward pass
     return left * right if torch.is_grad_enabled() else left.mul_(right)
 
 

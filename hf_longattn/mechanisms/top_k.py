@@ -5,9 +5,9 @@ With the scores s_ij = scale · q_i · k_j (and a score term, if there is one) o
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
 Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`). As in the paper, no
-gradient flows through the choice. All N² scores are computed, a few rows at a time. Time and memory of softmax, values and the backward
-pass grow with N·k. A decode cache keeps the largest key norm of every unit, which bounds the rounding error of float32 scores without
-reading all keys again.
+gradient flows through the choice. All N² scores are computed, for a few queries at a time. Time and memory of softmax, values and the
+backward pass grow with N·k. A decode cache keeps the largest key norm of every 16 tokens. These norms bound the rounding error of float32
+scores without reading all keys again.
 """
 
 from __future__ import annotations

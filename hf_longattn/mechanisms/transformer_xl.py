@@ -8,8 +8,8 @@ Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S
 The paper stops gradients at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but projects them to keys and values again, so that
 W_k and W_v learn from the memory, too. With ``stop_gradient=hidden_states`` a model does the same within one call: while gradients are
 computed, it projects the layer's input (after the norm in pre-norm layers) a second time as a constant. ``stop_gradient=keys_values`` saves
-that projection, and stops gradients at the memory's keys and values. Gradients always stop there if a mechanism is called with q, k and v
-alone, and for keys and values of an earlier call, in a cache or ``memory=``. With ``bptt`` gradients flow into the memory.
+that projection, and stops gradients at the memory's keys and values. Gradients always stop at keys and values if a mechanism is called with
+q, k and v alone, or if the memory is of an earlier call (a cache or ``memory=``). With ``bptt`` gradients flow into the memory.
 
 Positions are relative in the paper. Rotary positions are relative, too, and a ``score_mod`` of the distance applies to the memory's keys
 at their true positions.
@@ -73,7 +73,7 @@ class TransformerXL(GatheredMechanism):
     cost = "N·(S+M)"
     options_type = TransformerXLOptions
     traits = GatheredMechanism.traits.but(remembers=True)
-    handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms may read keys (u·k): one each for segment and memory
+    handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms that read keys (u·k) differ for segment and memory
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
 
     @classmethod
@@ -144,14 +144,14 @@ class TransformerXL(GatheredMechanism):
         return self.options.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
 
     def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
-        """Score terms, relative positions included. One for all keys, or one for the segment's keys and one for the memory's."""
+        """Score terms, relative positions included: one for all keys, or one for the segments' keys and one for the memory's."""
         if self.relative is None:
             return [call.score_mod]
         terms = [relative_term(self, q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
         return [chain_score_mods(term.written_out, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles within segments, and with the memory. The memory's keys follow the segments', ``length`` positions later."""
+        """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p + ``length``."""
 
         def make() -> tuple[GatherTile, ...]:
             blocks, memory = self._rows(length, device)
@@ -161,7 +161,7 @@ class TransformerXL(GatheredMechanism):
         return BYTE_CACHE.get((TransformerXL, "stopping parts", self.options, length, causal, device), make)
 
     def _folded_mod(self, length: int, causal: bool) -> MaskMod:
-        """:meth:`mask_mod` with causality, for the segments' keys and, from ``length`` on, the memory's."""
+        """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's keys."""
         mod, size = self.mask_mod(causal, None), self.options.segment_length
 
         def folded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:

@@ -91,7 +91,7 @@ class Union(Composite, GatheredMechanism):
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
-        """The band that covers all bands. Each contains the diagonal, so the widest sides are enough."""
+        """The band that covers the bands of all members. Each contains the diagonal, so the widest sides are enough."""
         patterns = [member.pattern(causal) for member in self.bands]
         if not patterns:
             return None
@@ -158,7 +158,7 @@ class Union(Composite, GatheredMechanism):
         return functools.reduce(torch.logical_or, masks)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """An upper bound. A pair that several members see counts once per member, up to full attention."""
+        """Upper bound on the number of pairs. A pair counts once per member that sees it, up to full attention in total."""
         return min(full_pairs(length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
 
 

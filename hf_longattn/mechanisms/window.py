@@ -126,7 +126,7 @@ class Window(SparseMechanism, GatheredMechanism):
         return lambda b, h, q_idx, kv_idx: band(b, h, q_idx, kv_idx) | ((kv_idx >= 0) & (kv_idx < sinks))
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The sinks, if they are columns of a band."""
+        """The sinks, ``(B, N)`` bool. ``None`` without sinks, or if :meth:`parts` lists them."""
         if not self.options.num_sinks or self.listed:
             return None
         sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
@@ -207,7 +207,7 @@ class Window(SparseMechanism, GatheredMechanism):
         return length <= pattern.left + 1 + sinks if causal else pattern.covers(length, length)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The mean over the heads, rounded down."""
+        """Mean number of pairs over the heads, rounded down."""
         return sum(self._pairs_of(dilation, length, causal) for dilation in self.dilations) // self.num_heads
 
     def _pairs_of(self, dilation: int, length: int, causal: bool) -> int:

@@ -6,12 +6,11 @@ With windows of w cells along an axis, the cell at coordinate x is in the window
     ⌊x / w⌋,  or in a shifted layer  ⌊(x + w - ⌊w/2⌋) / w⌋
 
 and sees the cells with the same number on every axis. ``shift=alternate`` shifts every second layer, as Swin does. The partial windows at
-the borders stay apart, as with Swin's mask. An axis that one window covers is not shifted.
+the borders are not joined, as with Swin's mask. An axis that fits into one window is not shifted.
 
-Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: zero cells follow the grid's last cells before queries,
-keys and values are projected. ``padding=zeros`` does this. A padding cell is in the window that the formula gives for its
-coordinates, and takes a share of the softmax in that window. Its key and value are initialised as copies of the projections' biases.
-Prefix tokens do not see it.
+Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: before the projections, they append zero cells to the
+end of each axis. ``padding=zeros`` reproduces this. A padding cell is in the window that the formula gives for its coordinates, and takes a
+share of the softmax there. Its key and value are initialised as copies of the projections' biases. Prefix tokens do not see it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from .common.relative_terms import with_dense_terms
 from .common.scores import scaled_scores, softmax_over
 
 PaddingOfLayer = Callable[[], tuple[Tensor | None, Tensor | None]]
-"""Computes the key and the value ``(H · D,)`` of a cell of padding; ``None`` is zero."""
+"""Computes the key and the value ``(H · D,)`` of a padding cell; ``None`` is zero."""
 
 NONE, ZEROS = "none", "zeros"
 
@@ -86,8 +85,8 @@ class Window2d(GridMechanism):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set the key and the value of padding to 0, as without biases. In a model they become copies of the layer's biases
-        (``traits.copies``)."""
+        """Initialise the padding key and value to 0, as for projections without bias. In a model, ``traits.copies`` replaces them by the
+        layer's biases."""
         super().reset_parameters(generator)
         if self.pads and self.padding_of_layer is None:
             nn.init.zeros_(self.pad_key)
@@ -98,12 +97,12 @@ class Window2d(GridMechanism):
         return ("pad_key", "pad_value") if self.pads and self.padding_of_layer is None else ()
 
     def take_padding_from(self, layer: PaddingOfLayer) -> None:
-        """Compute padding's key and value by ``layer`` in every call, instead of storing parameters."""
+        """Compute the padding key and value by ``layer`` in every call, instead of storing parameters."""
         self.padding_of_layer, self.traits = layer, self.traits.but(copies={})
         del self.pad_key, self.pad_value
 
     def padding_rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The key and the value ``(H, D)`` of a cell of padding."""
+        """The key and the value ``(H, D)`` of a padding cell."""
         if self.padding_of_layer is None:
             return self.pad_key, self.pad_value
         shape = self.num_heads, self.head_dim
@@ -128,7 +127,7 @@ class Window2d(GridMechanism):
         """Window size w and shift s along each axis: the cell at x is in window ``(x + s) // w``."""
         window = list(grid.per_axis(self.options.window, "window"))
         if not self.pads:
-            # not min, which stays in every later expression of a graph with symbolic sizes
+            # a min would stay in every later expression of a graph with symbolic sizes
             window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
@@ -163,7 +162,7 @@ class Window2d(GridMechanism):
         return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """:meth:`forward` on a ``grid`` that already contains the padding."""
+        """:meth:`forward` on a ``grid`` with its padding included."""
         if choose("windows", q, k, call, covered=self.covers_grid(grid)) != "windows":
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)
@@ -173,7 +172,7 @@ class Window2d(GridMechanism):
 
     @property
     def mask_is_reach(self) -> bool:
-        return True  # a cell of padding is not a token
+        return True  # a padding cell is not a token
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._dense_weights(q, k, call)[0]
@@ -184,7 +183,7 @@ class Window2d(GridMechanism):
         return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """Weights of tokens ``(B, H, N, N)``, and the total weight of padding ``(B, H, N, 1)`` or ``None`` without padding."""
+        """Weights of tokens ``(B, H, N, N)``, and each query's total weight on padding ``(B, H, N, 1)``, ``None`` without padding."""
         grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:
@@ -234,7 +233,7 @@ class Window2d(GridMechanism):
 
 
 def _on_padded(term: ScoreTerm, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod:
-    """A score term for the padded grid ``larger``, where ``queries (B, H, N, D)`` lie. Padding has distances, but no position in the
+    """``term`` on the padded grid ``larger``, with its ``queries (B, H, N, D)``. Padding cells have distances, but no position in the
     sequence."""
     on_larger = term.on_larger(larger, queries)
     if on_larger is not None:
