@@ -21,7 +21,7 @@ from .dispatch import try_path
 from .gathered import gathered_attention
 
 MAX_ROW_QUERIES = 64
-"""Maximum queries per tile row. The queries of a row selected the same block."""
+"""Maximum queries per tile row. All queries of a tile row selected the same block."""
 
 
 def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
@@ -63,10 +63,10 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
         chosen: ``(B, H, N, K)`` int64, block indices without duplicates per query; -1 is an empty slot.
         blocks: number of blocks.
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
-        rows: queries per row of a tile.
+        rows: maximum queries per tile row.
     Returns:
-        At most K tiles, since a tile lists a query at most once. Tile j has each query's j-th block in ascending order. So a tile covers
-        few different blocks, and few of its rows are partly empty.
+        At most K tiles, since a tile lists a query at most once. Tile j has the j-th lowest block of each query. So a tile covers few
+        different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
@@ -76,7 +76,7 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     filled = (size + rows - 1) // rows
     filled[..., blocks] = 0
     end = filled.cumsum(-1)
-    # A query's slot: after the rows of all lower blocks. Queries without a block go to one slot after the last row.
+    # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the last tile row.
     used = [count // rows + blocks] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
     most = max(used)
     place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)

@@ -27,9 +27,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
     Args:
         q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
-        call: ``causal`` is taken from the pattern instead. ``global_mask`` is ignored if the pattern has no globals.
+        call: the pattern's ``causal`` replaces the call's. ``global_mask`` is ignored if the pattern has no globals.
     Returns:
-        ``(B, H, Nq, D)``. Rows of padding are finite but meaningless.
+        ``(B, H, Nq, D)``. Outputs at padding are finite but meaningless.
     """
     device, q_len, kv_len = q.device.type, q.shape[2], k.shape[2]
     if torch.is_autocast_enabled(device):

@@ -1,6 +1,6 @@
 """The gathered engine: softmax attention between rows of queries and keys, listed by position.
 
-A pattern of blocks, a set of columns or the buckets of a hash are a :class:`~hf_longattn.engines.common.call.GatherTile`: R rows, each
+A block pattern, a set of columns or the buckets of a hash can be a :class:`~hf_longattn.engines.common.call.GatherTile`: R rows, each
 with some queries and some keys. A query may appear in several tiles. It attends to the union of their keys under *one* softmax, because the
 outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of listed pairs.
 """
