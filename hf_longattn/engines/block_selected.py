@@ -1,7 +1,7 @@
 """The block-selected engine: each query sees its own block and the blocks it selected.
 
-On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, one flex_attention call visits, for each block of queries,
-every key block that any of them selected. If flash-linear-attention is installed and many heads share a selection, its kernel visits only
+On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, in one flex_attention call, each block of queries visits the
+key blocks that any of its queries selected. If flash-linear-attention is installed and many heads share a selection, its kernel visits only
 the blocks that each query selected. Elsewhere the selection becomes tiles of the gathered engine.
 """
 
@@ -29,10 +29,10 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
 
     Args:
         q: ``(B, H, N, D)``, and k, v ``(B, H_kv, N, D)``; block m holds the tokens ``m * block_size …``.
-        chosen: ``(B, H_kv, N, K)`` int64, blocks selected besides the query's own, no duplicates; -1 is an empty slot.
+        chosen: ``(B, H_kv, N, K)`` int64, selected blocks other than the query's own, without duplicates; -1 is an empty slot.
         call: if causal, a query does not see later keys in its block.
     Returns:
-        ``(B, H, N, D)``; zeros where a query sees nothing.
+        ``(B, H, N, D)``; zeros where a query sees no key.
     """
     length, heads = k.shape[2], q.shape[1]
     selection = heads // chosen.shape[1], block_size

@@ -40,7 +40,7 @@ class Sorted:
 
     @classmethod
     def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
-        """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
+        """Sort tokens by ``buckets (B, H, R, N)``. Tokens that are not ``real (B, N)``, or are before ``first``, count as padding."""
         length = buckets.shape[-1]
         if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # a GPU sorts int32 in half the time
             buckets = buckets.int()
@@ -72,7 +72,7 @@ class Rounds(ABC):
             query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; only the last ``q_len`` query buckets are used.
             real: ``(B, N)`` bool, True = real token.
             size: tokens in a chunk, or in the run of earlier keys.
-            shared: queries and keys are the same vectors: equal buckets, and a token does not see itself.
+            shared: whether queries and keys are the same vectors. Their buckets are then equal, and a token does not see itself.
         """
         self.size, self.shared, self.num_buckets = size, shared, num_buckets
         self.count, self.length = key_buckets.shape[-2:]
@@ -182,7 +182,7 @@ class ChunkRounds(Rounds):
         return self.key_chunks if self.aligned else self.by_token(self.groups)
 
     def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
-        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, 1 + before + after)``. Filled up with -1 if there are fewer."""
+        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, 1 + before + after)``; -1 where there are fewer chunks."""
         offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
         near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
         return torch.where(offset + self.before < chunks[..., None], near, -1)
@@ -216,7 +216,7 @@ class RecentRounds(Rounds):
     limits_rows = True
 
     def place(self) -> None:
-        # In the sorted order these are the places low … high of the query's bucket.
+        # In the sorted order, these keys have the places low … high.
         sorted_codes = self.queries.codes
         start, narrow = sorted_codes // self.length * self.length, sorted_codes.dtype == torch.int32
         self.sorted_high = torch.searchsorted(self.keys.codes, sorted_codes, right=True, out_int32=narrow) - 1
@@ -253,7 +253,7 @@ def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, si
     A new row starts after every ``size`` sorted queries and where the group changes: at most ceil(count / size) + num_groups rows.
 
     Args:
-        order: ``(B, H, R, N)``, queries by ascending group. Only the first ``count`` entries are queries, except those of -1.
+        order: ``(B, H, R, N)``, queries by ascending group. Entries that are -1 or after the first ``count`` are not queries.
         groups: ``(B, H, R, N)``, group of each entry of ``order``, below ``num_groups``.
     Returns:
         Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
@@ -287,7 +287,7 @@ def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) 
 
     Args:
         keys: ``(B, H, R, N)``, bucket of the key at each position; negative for an invisible key.
-        queries: ``(B, H, R, Nq)`` of the same dtype; positions: ``(B, Nq)`` of the queries.
+        queries: ``(B, H, R, Nq)``, bucket of each query, in the same dtype; positions: ``(B, Nq)`` of the queries.
     Returns:
         Key positions ``(B, H, R, Nq, size)`` int64, latest first; -1 where a bucket holds fewer.
     """

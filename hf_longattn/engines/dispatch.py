@@ -23,7 +23,7 @@ from .cuda import fla, flash_band, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
 
 DENSE_KEYS = 768
-"""Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The band must be at least as wide as the keys are many.
+"""Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The keys must also fit into the band's width.
 Not used if the CPU's band plan decides. Measured on CPUs, untuned elsewhere."""
 Reason = Callable[[DispatchContext], str | None]
 """``reason(context)``: a clause that says why the path cannot or should not run; ``None`` if it may run."""
@@ -140,7 +140,7 @@ PATHS: dict[Kind, tuple[tuple[Path, Reason], ...]] = {
 }
 """Kind of call -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""
 DELEGATED_TO_PAIRS: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
-"""Kinds whose dense paths and tiles run as the kind ``pairs``. That kind then reports the path."""
+"""Kinds whose paths ``dense``, ``dense-masked`` and ``tiles`` run as the kind ``pairs``. That kind then reports the path."""
 
 
 def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> Path:

@@ -21,7 +21,7 @@ def distance_attention(
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
         pattern: the band and global rows. With chunks, ``left`` counts from a chunk's last query and ``right`` from its first.
-        chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys, except later keys if causal.
+        chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys. If causal, keys after the query are hidden.
     """
     scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
     learned = [term.queries, term.table, *(x for x in (term.of_keys, term.key_table) if x is not None)]

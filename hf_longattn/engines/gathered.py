@@ -25,12 +25,12 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     """Softmax attention over the union of the tiles' pairs.
 
     Args:
-        q: ``(B, H, Nq, D)``; position i of the queries' axis is position i of the keys' axis.
+        q: ``(B, H, Nq, D)``; query i and key i are at the same position.
         k, v: ``(B, H_kv, Nk, D)``; Nk may exceed Nq, for instance if summaries follow the tokens' keys.
         tiles: the pairs; a tile may list none.
         call: gives padding mask, scale, dropout and score term. Causality comes from the tiles.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q. Queries that see nothing are zeros, with zero gradients.
+        ``(B, H, Nq, D)`` in the dtype of q. Queries without a visible key give zeros, with zero gradients.
     """
     q, k, v = same_dtype(q, k, v)
     tiles = [tile for tile in tiles if tile.keys.shape[3] and 0 not in tile.queries.shape[2:]]

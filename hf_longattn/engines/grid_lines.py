@@ -1,4 +1,4 @@
-"""The lines engine: softmax attention of grid cells over their lines along several axes. It runs on every device, also exported.
+"""The lines engine: grid cells attend to the lines through them, such as row and column. It runs on every device, also exported.
 
 One product computes the scores of all lines along an axis. A cell has one softmax over all its lines. The cost is N times their length.
 """

@@ -62,7 +62,7 @@ def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
 
 
 def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator[tuple[Stretch, ...]]:
-    """The regions of the grid with equal windows, each as a stretch on every axis."""
+    """The regions of the grid, each with windows of equal size, as one stretch per axis."""
     yield from itertools.product(*(stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)))
 
 

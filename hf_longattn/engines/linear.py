@@ -220,7 +220,7 @@ class Feature(NamedTuple):
 def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], *, causal: bool) -> Tensor:
     """Run :func:`linear_attention` of φ(q) and φ(k) within each sequence of a batch. Bitwise equal to one call per sequence.
 
-    Each piece of outputs and gradients is written into the whole tensor. One call per sequence takes 1.01 to 1.36 times as long for the
+    Each piece of outputs and gradients is written into one tensor. One call per sequence takes 1.01 to 1.36 times as long for the
     forward pass and 1.02 to 1.44 times for forward and backward (1,024 to 16,384 tokens, 4 to 64 documents, 4 heads of 64, one CPU thread).
 
     Args:
@@ -510,7 +510,7 @@ def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tens
     eye = torch.eye(features, dtype=factors.dtype, device=factors.device)
     missing = groups * size - count
     factors = torch.cat([factors, eye.expand(*factors.shape[:2], missing, -1, -1)], 2) if missing else factors
-    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))  # with S the group's first state, each is P S + R; [P, R] is one matrix
+    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))  # a state is P S + R with S its group's first state; [P, R] is one matrix
     factors, terms = (x.unflatten(2, (groups, size)) for x in (factors, terms))
     steps = [F.pad(eye, (0, width)).expand(*terms.shape[:3], -1, -1)]
     for factor, term in zip(factors.unbind(3), terms.unbind(3), strict=True):

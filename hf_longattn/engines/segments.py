@@ -30,7 +30,7 @@ class Links(NamedTuple):
     """Which chunks' sums enter the sum S_c at the start of each of n chunks, as 0/1 matrices split by groups of chunks."""
 
     inside: Tensor
-    """``(B, 1, groups, chunks, chunks)`` bool, within a group."""
+    """``(B, 1, groups, chunks, chunks)`` bool, the earlier chunks that contribute to each chunk of the same group."""
     summed: Tensor | None
     """``(B, 1, groups, 1, chunks)`` bool, the chunks that contribute to later groups; ``None`` for a single group."""
     groups: Tensor | None
@@ -53,7 +53,7 @@ class Links(NamedTuple):
         )  # fmt: skip
 
     def added(self, sums: Tensor, *, transposed: bool) -> Tensor:
-        """The sums ``(B, H, n, F, D)`` at the start of chunks, from the sums U of all chunks. ``transposed``: from later chunks."""
+        """The sums S at the start of chunks, from the chunks' sums U ``(B, H, n, F, D)``. ``transposed``: over later chunks instead."""
         count, (groups, size) = sums.shape[2], self.inside.shape[2:4]
         flat = F.pad(sums.flatten(3), (0, 0, 0, groups * size - count)).unflatten(2, (groups, size))
         inside = self.inside.to(sums.dtype)

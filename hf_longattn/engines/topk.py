@@ -93,7 +93,7 @@ def ranking(scores: Tensor, dim: int = -1) -> Tensor:
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of the k best where there are ties. All scores above the k-th value are taken, then the first equal to it."""
+    """Values and indices of the k best if there are ties. All scores above the k-th value are taken, then the first equal to it."""
     length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
     place = torch.arange(length, device=scores.device)

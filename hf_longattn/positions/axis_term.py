@@ -69,7 +69,7 @@ class AxisTerm(ScoreTerm):
     def as_features(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q and k with the term's features appended, and v with as many zeros, since fused kernels need equal widths."""
+        """q and k with the term's features appended, and v with as many zeros, since fused kernels need q, k and v of equal width."""
         prefix = self.grid.prefix if sizes is None else 0
         sizes = self.grid.sizes if sizes is None else tuple(sizes)
         products = torch.cat(axis_products(q[:, :, prefix:], self.tables, sizes), -1) / scale

@@ -50,7 +50,7 @@ class Locality:
         return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
 
     def first(self, output: int) -> int:
-        """First token that outputs from index ``output`` on depend on, rounded down to a multiple of ``period``."""
+        """First token that the outputs from ``output`` on need, rounded down to a multiple of ``period``."""
         return max(0, output - self.back) // self.period * self.period
 
 
@@ -70,7 +70,7 @@ def untrained_distances(rule: str, trained: int, length: int, local: Locality | 
         reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
 
     Returns:
-        A clause whose subject is the layer. It is empty for all other rules, since they do not distinguish distances.
+        A clause whose subject is the layer. Rules other than ``"tile"`` and ``"rope:none"`` treat all distances alike: it is then empty.
     """
     if length <= trained:
         return ""

@@ -119,7 +119,7 @@ def rope_parameters(
         positions: "auto" or "rope:<kind>", with a value after ``rope:base:`` and ``rope:longrope:`` (see the module's docstring).
         old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
-        reach: how far back any layer of the new model looks, in tokens; ``None`` if unbounded.
+        reach: how many tokens back the layers of the new model look at most; ``None`` if unbounded.
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:

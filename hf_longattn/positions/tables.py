@@ -1,9 +1,9 @@
 """Extend a learned position table to more positions without training.
 
 ``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference from training,
-                 except at the seams. Attention within a window sees little else than neighbours (Longformer, section 5:
+                 except at the seams. Attention within a window sees hardly anything but neighbours (Longformer, section 5:
                  https://arxiv.org/abs/2004.05150).
-``interpolate``  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al. 2023,
+``interpolate``  the old positions are stretched over the new length by linear interpolation, with both ends fixed (Chen et al. 2023,
                  https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
 ``stretch:20``   the first 20 rows are unchanged, because most of CLIP's training captions are short. The rows after them are stretched over
                  the rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP

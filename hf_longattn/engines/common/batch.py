@@ -67,7 +67,7 @@ class Batch:
     """The sequences of ``(B, N)`` tokens.
 
     mask: ``(B, N)`` bool, True = real token; ``None`` if all are real.
-    documents: ``(B, N)`` integers that ascend along each row; tokens with the same number are one document. ``None`` if each row is one.
+    documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is one document.
     """
 
     mask: Tensor | None = None
@@ -281,7 +281,7 @@ def _offsets(numbers: Tensor) -> Tensor:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether the sum of every tensor is finite, so that all its numbers are. Waits for the device."""
+    """Whether the sum of every tensor is finite. Then all numbers are finite. Waits for the device."""
     return all(math.isfinite(x.detach().sum().item()) for x in tensors)
 
 

@@ -81,7 +81,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
     if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_FOR_ONE_QUERY and not torch.compiler.is_compiling():
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
-        grouped = {} if heads == groups else {"enable_gqa": True}  # `heads != groups` would be symbolic if heads are
+        grouped = {} if heads == groups else {"enable_gqa": True}  # `heads != groups` would be symbolic for symbolic heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
         return refuse_second_derivatives(out)
     if q.shape[2] == 1 and not torch.compiler.is_compiling():

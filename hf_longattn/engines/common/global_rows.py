@@ -115,7 +115,7 @@ def global_columns(
 
 
 def overwrite_global_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall) -> Tensor:
-    """Return ``out (B, H, Nq, D)`` with global tokens attending to all keys. Their key positions are ``index (B, g)``.
+    """Return ``out (B, H, Nq, D)`` with full attention for the global tokens. Their key positions are ``index (B, g)``.
 
     Global tokens before the first query (decoding with a cache) have no row and are ignored.
     """

@@ -91,7 +91,7 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
     """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
 
     Raises:
-        GridError: ``grid`` is neither, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
+        GridError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
     """
     if grid is None:
         raise GridError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")

@@ -119,11 +119,11 @@ class ScoreTerm(ABC):
     def as_features(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """q, k and v with features that add the term to ``scale · q·k``; ``None`` if the term cannot be features.
+        """q, k and v with features that add the term to ``scale · q·k``; ``None`` if the term cannot be written so.
 
         Args:
             sizes: cells along each axis of the part of the grid in q. By default q has all tokens of the grid.
-            shared: number of tokens that k and v have before the cells, and q has not. Their pairs have no term.
+            shared: number of tokens before the cells in k and v, which q lacks. Pairs with them have no term.
         """
         return None
 
@@ -221,7 +221,7 @@ def _numbers(heads: tuple[int, ...], device: torch.device | None) -> Tensor:
 
 
 def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
-    """The slices ``heads`` of ``x`` along ``axis``, as a view if they are consecutive. The head numbers are copied to a GPU once."""
+    """The slices ``heads`` of ``x`` along ``axis``, as a view if the heads are consecutive. The head numbers are copied to a GPU once."""
     if list(heads) == list(range(heads[0], heads[0] + len(heads))):
         return x.narrow(axis, heads[0], len(heads))
     return x.index_select(axis, _numbers(tuple(heads), x.device))
