@@ -4,7 +4,7 @@ In each round, a token has one bucket as a key and one as a query. The real keys
 0 … n-1. A query has the place that its (bucket, position) would have among the keys. In each round it sees one run of places:
 
     :class:`ChunkRounds`    sorted keys are cut into chunks; a query sees its chunk and neighbouring ones; first and last are neighbours
-    :class:`RecentRounds`   the last w keys of its bucket at or before the query; later tokens never change them
+    :class:`RecentRounds`   a query sees the last w keys of its bucket at or before it; later tokens never change them
 
 Sorted queries with nearly the same run form a tile row. The cost is N·(size of the run) for buckets of any size: an empty bucket adds no
 tile row, and a large bucket does not lengthen one. Padding is sorted to the end and never seen.

@@ -152,7 +152,7 @@ def _gathered(q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWi
 
 
 def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:
-    """The query-key pairs of the windows. Each GatherTile combines one group of tiles per axis, and has their product as rows."""
+    """The query-key pairs of the windows. A GatherTile combines one tile group per axis. Its rows are all combinations of tiles."""
     cells, tiles = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes), []
     for groups in itertools.product(*(_groups(axis, device, grid.rank) for axis in windows)):
         indices = [of_queries for of_queries, _, _ in groups], [of_keys for _, of_keys, _ in groups]

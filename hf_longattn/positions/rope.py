@@ -3,7 +3,7 @@
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
 ``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best kind without
                    training, although outputs also change below the old length.
-``rope:dynamic``   the base grows with the input beyond the old length; unchanged below it. transformers measures the growth from
+``rope:dynamic``   the base grows with inputs beyond the old length; shorter inputs keep it. transformers measures the growth from
                    ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the base of their
                    rotation, so beyond the old length incremental decoding differs from one full pass.
 ``rope:base``      a larger base slows every frequency down: ``rope:base:8000000`` (Xiong et al. 2023, https://arxiv.org/abs/2309.16039;

@@ -1,4 +1,4 @@
-"""Extend a learned position table to more positions without training.
+"""Extend a learned position table to more positions. New rows are computed, not trained.
 
 ``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference from training,
                  except at the seams. Attention within a window sees hardly anything but neighbours (Longformer, section 5:
@@ -13,7 +13,7 @@
                  untrained model. A negative control.
 
 ``none``         every row is zero: no absolute positions, for use with relative ones. Needs training.
-``alibi``        every row is zero, and ALiBi (:mod:`hf_longattn.positions.relative`) replaces absolute positions.
+``alibi``        every row is zero, and ALiBi (:mod:`hf_longattn.positions.relative`) replaces absolute positions. Needs training.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
 ``centred``      for PatchTST's sinusoids, which are centred and scaled over the whole table: all rows are computed for the new length.
