@@ -1,7 +1,7 @@
 """The block-selected engine: each query sees its own block and the blocks it selected.
 
-On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, one flex_attention call visits, for each block of queries,
-every key block that any of them selected. If flash-linear-attention is installed and many heads share a selection, its kernel visits only
+On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, in one flex_attention call, each block of queries visits the
+key blocks that any of its queries selected. If flash-linear-attention is installed and many heads share a selection, its kernel visits only
 the blocks that each query selected. Elsewhere the selection becomes tiles of the gathered engine.
 """
 
@@ -21,7 +21,7 @@ from .dispatch import try_path
 from .gathered import gathered_attention
 
 MAX_ROW_QUERIES = 64
-"""Maximum queries per tile row. The queries of a row selected the same block."""
+"""Maximum queries per tile row. All queries of a tile row selected the same block."""
 
 
 def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
@@ -29,10 +29,10 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
 
     Args:
         q: ``(B, H, N, D)``, and k, v ``(B, H_kv, N, D)``; block m holds the tokens ``m * block_size …``.
-        chosen: ``(B, H_kv, N, K)`` int64, blocks selected besides the query's own, no duplicates; -1 is an empty slot.
+        chosen: ``(B, H_kv, N, K)`` int64, selected blocks other than the query's own, without duplicates; -1 is an empty slot.
         call: if causal, a query does not see later keys in its block.
     Returns:
-        ``(B, H, N, D)``; zeros where a query sees nothing.
+        ``(B, H, N, D)``; zeros where a query sees no key.
     """
     length, heads = k.shape[2], q.shape[1]
     selection = heads // chosen.shape[1], block_size
@@ -63,10 +63,10 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
         chosen: ``(B, H, N, K)`` int64, block indices without duplicates per query; -1 is an empty slot.
         blocks: number of blocks.
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
-        rows: queries per row of a tile.
+        rows: maximum queries per tile row.
     Returns:
-        At most K tiles, since a tile lists a query at most once. Tile j has each query's j-th block in ascending order. So a tile covers
-        few different blocks, and few of its rows are partly empty.
+        At most K tiles, since a tile lists a query at most once. Tile j has the j-th lowest block of each query. So a tile covers few
+        different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
@@ -76,7 +76,7 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     filled = (size + rows - 1) // rows
     filled[..., blocks] = 0
     end = filled.cumsum(-1)
-    # A query's slot: after the rows of all lower blocks. Queries without a block go to one slot after the last row.
+    # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the last tile row.
     used = [count // rows + blocks] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
     most = max(used)
     place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)

@@ -23,13 +23,13 @@ from .distances import distance_attention
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """Softmax attention over the keys that ``pattern`` visits.
+    """Softmax attention over the keys that are visible by ``pattern``.
 
     Args:
         q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
-        call: ``causal`` is taken from the pattern instead. ``global_mask`` is ignored if the pattern has no globals.
+        call: the pattern's ``causal`` replaces the call's. ``global_mask`` is ignored if the pattern has no globals.
     Returns:
-        ``(B, H, Nq, D)``. Rows of padding are finite but meaningless.
+        ``(B, H, Nq, D)``. Outputs at padding are finite but meaningless.
     """
     device, q_len, kv_len = q.device.type, q.shape[2], k.shape[2]
     if torch.is_autocast_enabled(device):
@@ -114,7 +114,7 @@ def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
 
 
 def _in_tiles(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether the CPU's tiled engines draw the dropout of this call."""
+    """Whether the CPU's tiled engines apply the dropout of this call."""
     return bool(call.dropout) and drops_in_tiles(DispatchContext.of(q, k, call))
 
 

@@ -1,13 +1,13 @@
-"""The bucketed engine: tokens meet in rounds of buckets. Each round is one tile of the gathered engine.
+"""The bucketed engine: attention between tokens sorted by bucket, in rounds. Each round is one tile of the gathered engine.
 
 In each round, a token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so each key has a *place*
-0 … n-1. A query has the place that its (bucket, position) would have. In each round it sees one run of places:
+0 … n-1. A query has the place that its (bucket, position) would have among the keys. In each round it sees one run of places:
 
-    :class:`ChunkRounds`    the sorted keys are cut into chunks; a query sees its chunk and neighbouring chunks, in a circle
-    :class:`RecentRounds`   the last w keys of its bucket at or before it; later tokens never change these
+    :class:`ChunkRounds`    sorted keys are cut into chunks; a query sees its chunk and neighbouring ones; first and last are neighbours
+    :class:`RecentRounds`   a query sees the last w keys of its bucket at or before it; later tokens never change them
 
-Sorted queries with nearly the same run form a row. The cost is N·(size of the run), whatever the sizes of buckets: an empty bucket makes
-no empty row, and a large bucket makes no long row. Padding is sorted to the end and never seen.
+Sorted queries with nearly the same run form a tile row. The cost is N·(size of the run) for buckets of any size: an empty bucket adds no
+tile row, and a large bucket does not lengthen one. Padding is sorted to the end and never seen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .common.batch import DocumentLabels, graph_property
 from .common.call import GatherTile, inverse_permutation
 
 MAX_ROW_QUERIES = 128
-"""Maximum queries per row."""
+"""Maximum queries per tile row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sorted:
 
     @classmethod
     def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
-        """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
+        """Sort tokens by ``buckets (B, H, R, N)``. Tokens that are not ``real (B, N)``, or are before ``first``, count as padding."""
         length = buckets.shape[-1]
         if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # a GPU sorts int32 in half the time
             buckets = buckets.int()
@@ -62,7 +62,7 @@ class Rounds(ABC):
     """The visible keys of every query per round, and the gathered engine's tiles for them."""
 
     limits_rows: ClassVar[bool] = False
-    """Whether some queries of a row see only a part of the row's run."""
+    """Whether some queries of a tile row see only a part of its keys."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -72,7 +72,7 @@ class Rounds(ABC):
             query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; only the last ``q_len`` query buckets are used.
             real: ``(B, N)`` bool, True = real token.
             size: tokens in a chunk, or in the run of earlier keys.
-            shared: queries and keys are the same vectors: equal buckets, and a token does not see itself.
+            shared: whether queries and keys are the same vectors. Their buckets are then equal, and a token does not see itself.
         """
         self.size, self.shared, self.num_buckets = size, shared, num_buckets
         self.count, self.length = key_buckets.shape[-2:]
@@ -85,7 +85,7 @@ class Rounds(ABC):
             self.real = torch.full((1, 1, 1, 1), self.length, **number)
         else:
             self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
-        # If queries and keys have the same order, a row is `size` consecutive places. Otherwise it ends earlier where a new run begins.
+        # If queries and keys have the same order, a tile row is `size` consecutive places. Otherwise it also ends where the group changes.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
         self.place()
@@ -96,7 +96,7 @@ class Rounds(ABC):
         return self.keys.places
 
     def by_token(self, x: Tensor) -> Tensor:
-        """``x (B, H, R, N)`` by position, from values in the order of the sorted queries."""
+        """Reorder ``x (B, H, R, N)`` from the order of the sorted queries to the order of positions."""
         return torch.empty_like(x).scatter_(-1, self.queries.order, x)
 
     @abstractmethod
@@ -106,23 +106,23 @@ class Rounds(ABC):
     @property
     @abstractmethod
     def groups(self) -> Tensor:
-        """A number for every sorted query, ``(B, H, R, N)``, never descending. Queries of a row have equal numbers."""
+        """Group number of every sorted query, ``(B, H, R, N)``, non-decreasing. The queries of a tile row are in one group."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
-        """Key places ``(B, H, R, rows, Tk)`` for the rows' ``group (B, H, R, rows)``. Places below 0 or past the last key are empty."""
+        """Key places of each tile row, ``(B, H, R, rows, Tk)``, from its ``group (B, H, R, rows)``. Invalid places are empty slots."""
 
     @abstractmethod
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
-        """Whether queries see keys in ``round``, for positions ``queries (B, H, rows, Tq)`` and ``keys (B, H, rows, Tk)``."""
+        """Which of ``keys (B, H, rows, Tk)`` each of ``queries (B, H, rows, Tq)`` sees in ``round``: ``(B, H, rows, Tq, Tk)`` bool."""
 
     @abstractmethod
     def sees_none(self) -> Tensor | None:
-        """Whether a query sees no key in a round, ``(B, H, R, N)`` bool by position, arbitrary where there is no query. ``None`` if all
-        queries see a key."""
+        """Whether the query at each position sees no key, ``(B, H, R, N)`` bool for each round, arbitrary where there is no query.
+        ``None`` if every query sees a key."""
 
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
-        """One tile per round, with the rule ``outside``. Pairs of earlier rounds are left out, unless ``count_duplicates``."""
+        """One tile per round, with ``outside`` as in GatherTile. A tile omits the pairs of earlier tiles, unless ``count_duplicates``."""
         queries, group = self._rows()
         places = self.run(group)
         keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
@@ -139,12 +139,12 @@ class Rounds(ABC):
         return tuple(tiles)
 
     def no_visible_key(self) -> Tensor | None:
-        """Whether a query sees no key in any round, ``(B, H, N)`` bool by position. ``None`` if all queries see a key."""
+        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool. ``None`` if every query sees a key."""
         alone = self.sees_none()
         return None if alone is None else alone.all(2)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
-        """Queries in rows ``(B, H, R, rows, row)`` and the group of each row ``(B, H, R, rows)``. An empty slot is -1."""
+        """Queries of each tile row, ``(B, H, R, rows, self.row)``, -1 in empty slots, and its group, ``(B, H, R, rows)``."""
         order, size = self.queries.order, self.row
         queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
         if self.aligned:
@@ -156,7 +156,7 @@ class Rounds(ABC):
 
 
 class ChunkRounds(Rounds):
-    """Sorted keys in chunks of ``size``. A query sees its chunk and, in a circle, ``before`` chunks before it and ``after`` after it."""
+    """A query sees its chunk, the ``before`` previous chunks and the ``after`` next ones; the first and the last chunk are neighbours."""
 
     def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
         self.before, self.after = before, after
@@ -182,7 +182,7 @@ class ChunkRounds(Rounds):
         return self.key_chunks if self.aligned else self.by_token(self.groups)
 
     def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
-        """The chunks that queries of ``chunk`` see, ``(..., 1 + before + after)``; -1 where there are fewer chunks."""
+        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, 1 + before + after)``; -1 where there are fewer chunks."""
         offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
         near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
         return torch.where(offset + self.before < chunks[..., None], near, -1)
@@ -211,12 +211,12 @@ class ChunkRounds(Rounds):
 
 
 class RecentRounds(Rounds):
-    """The last ``size`` keys of the query's bucket at or before its own position."""
+    """A query sees the last ``size`` keys of its bucket at or before its position."""
 
     limits_rows = True
 
     def place(self) -> None:
-        # In the sorted order these are the places low … high of the query's bucket.
+        # In the sorted order, these keys have the places low … high.
         sorted_codes = self.queries.codes
         start, narrow = sorted_codes // self.length * self.length, sorted_codes.dtype == torch.int32
         self.sorted_high = torch.searchsorted(self.keys.codes, sorted_codes, right=True, out_int32=narrow) - 1
@@ -248,13 +248,13 @@ class RecentRounds(Rounds):
 
 
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Sorted queries in rows of at most ``size`` that share a group.
+    """Cut sorted queries into tile rows of at most ``size`` queries of one group.
 
     A new row starts after every ``size`` sorted queries and where the group changes: at most ceil(count / size) + num_groups rows.
 
     Args:
-        order: ``(B, H, R, N)``, queries by ascending group. Entries after the first ``count``, and entries of -1, are no queries.
-        groups: ``(B, H, R, N)``, group of the query at each place of the order, below ``num_groups``.
+        order: ``(B, H, R, N)``, queries by ascending group. Entries that are -1 or after the first ``count`` are not queries.
+        groups: ``(B, H, R, N)``, group of each entry of ``order``, below ``num_groups``.
     Returns:
         Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
     """
@@ -268,7 +268,7 @@ def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, si
 
 
 def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int) -> tuple[Tensor, Tensor]:
-    """Queries ``(B, H, rows, size)`` in rows of one cluster, and the rows' clusters ``(B, H, rows)``, from ``clusters (B, H, N)``."""
+    """Cut queries with ``clusters (B, H, N)`` into rows of one cluster: queries ``(B, H, rows, size)``, clusters ``(B, H, rows)``."""
     length = clusters.shape[-1]
     ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
     cluster = ordered.codes // length
@@ -283,11 +283,11 @@ def taken(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) -> Tensor:
-    """The last ``size`` keys of each query's bucket at or before it, in every round.
+    """The last ``size`` keys of each query's bucket at or before the query, in every round.
 
     Args:
         keys: ``(B, H, R, N)``, bucket of the key at each position; negative for an invisible key.
-        queries: ``(B, H, R, Nq)`` of the same dtype; positions: ``(B, Nq)`` of the queries.
+        queries: ``(B, H, R, Nq)``, bucket of each query, in the same dtype; positions: ``(B, Nq)`` of the queries.
     Returns:
         Key positions ``(B, H, R, Nq, size)`` int64, latest first; -1 where a bucket holds fewer.
     """
@@ -296,7 +296,7 @@ def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) 
     same = keys[:, :, :, None] == queries[..., None]
     if q_len > 1 or bool((positions < length - 1).any()):
         same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]
-    row, place = same.view(-1, length).nonzero().unbind(1)  # by row, and rising in each
+    row, place = same.view(-1, length).nonzero().unbind(1)  # by row; places ascend in a row
     after = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
     among_last = after < size
     last_keys = place.new_full((batch * heads * rounds * q_len, size), -1)
@@ -305,7 +305,7 @@ def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) 
 
 
 def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-    """Whether an earlier round found the same key, for ``places`` from :func:`last_in_bucket`. Bool of the same shape."""
+    """Whether an earlier round lists the same key for a query: bool, shaped like ``places`` of :func:`last_in_bucket`."""
     rounds = places.shape[2]
     twice = torch.zeros_like(places, dtype=torch.bool)
     for earlier in range(rounds - 1):

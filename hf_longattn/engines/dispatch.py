@@ -23,7 +23,7 @@ from .cuda import fla, flash_band, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
 
 DENSE_KEYS = 768
-"""Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The band must be at least as wide.
+"""Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The keys must also fit into the band's width.
 Not used if the CPU's band plan decides. Measured on CPUs, untuned elsewhere."""
 Reason = Callable[[DispatchContext], str | None]
 """``reason(context)``: a clause that says why the path cannot or should not run; ``None`` if it may run."""
@@ -138,9 +138,9 @@ PATHS: dict[Kind, tuple[tuple[Path, Reason], ...]] = {
     "linear": (("linear-fla", fla.why_not_linear), ("linear-chunks", _always_runs)),
     "delta": (("delta-fla", fla.why_not_delta), ("delta-chunks", _always_runs)),
 }
-"""Kind of call -> paths in order of priority, each with the reason against it. Mechanisms and engines choose the kind."""
+"""Kind of call -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""
 DELEGATED_TO_PAIRS: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
-"""Kinds whose dense paths and tiles run as the kind ``pairs``. That kind then reports the path."""
+"""Kinds whose paths ``dense``, ``dense-masked`` and ``tiles`` run as the kind ``pairs``. That kind then reports the path."""
 
 
 def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> Path:
@@ -157,7 +157,7 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
 
 
 def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
-    """Choose a path and run it, if it is in ``runs``. A kernel that this machine lacks is skipped.
+    """Choose a path and, if it is in ``runs``, run it. A kernel that this machine lacks is skipped.
 
     Returns:
         ``(result, path)`` if the path ran; otherwise ``(None, path)``, and the caller must run it.

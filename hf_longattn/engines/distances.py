@@ -1,4 +1,4 @@
-"""The engine for score terms of distances, over a band or chunks. The CPU's fused kernel adds them in linear memory."""
+"""The engine for distance terms, over a band or chunks. The CPU's fused kernel adds the terms in linear memory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def distance_attention(
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
-        pattern: how far a query sees, and the global rows. ``left`` counts from a chunk's last query, ``right`` from its first.
-        chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys, except later keys if causal.
+        pattern: the band and global rows. With chunks, ``left`` counts from a chunk's last query and ``right`` from its first.
+        chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys. If causal, keys after the query are hidden.
     """
     scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
     learned = [term.queries, term.table, *(x for x in (term.of_keys, term.key_table) if x is not None)]
@@ -33,8 +33,8 @@ def distance_attention(
 
 
 def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, call: AttentionCall) -> Tensor | None:
-    """Attention within chunks, and to the ``before`` tokens before each chunk, with a distance term. Chunks are counted from the first
-    token. ``None`` if the score term is not one of distances, or if the kernel does not run.
+    """Attention within chunks and to the ``before`` tokens in front of each, with a distance term. The first chunk starts at token 0.
+    ``None`` if the score term is not a distance term, or if the kernel does not run.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.

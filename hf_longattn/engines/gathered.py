@@ -1,6 +1,6 @@
 """The gathered engine: softmax attention between rows of queries and keys, listed by position.
 
-A pattern of blocks, a set of columns or the buckets of a hash are a :class:`~hf_longattn.engines.common.call.GatherTile`: R rows, each
+A block pattern, a set of columns or the buckets of a hash can be a :class:`~hf_longattn.engines.common.call.GatherTile`: R rows, each
 with some queries and some keys. A query may appear in several tiles. It attends to the union of their keys under *one* softmax, because the
 outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of listed pairs.
 """
@@ -25,12 +25,12 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     """Softmax attention over the union of the tiles' pairs.
 
     Args:
-        q: ``(B, H, Nq, D)``; position i of the queries' axis is position i of the keys' axis.
+        q: ``(B, H, Nq, D)``; query i and key i are at the same position.
         k, v: ``(B, H_kv, Nk, D)``; Nk may exceed Nq, for instance if summaries follow the tokens' keys.
         tiles: the pairs; a tile may list none.
         call: gives padding mask, scale, dropout and score term. Causality comes from the tiles.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q. Queries that see nothing are zeros, with zero gradients.
+        ``(B, H, Nq, D)`` in the dtype of q. Queries without a visible key give zeros, with zero gradients.
     """
     q, k, v = same_dtype(q, k, v)
     tiles = [tile for tile in tiles if tile.keys.shape[3] and 0 not in tile.queries.shape[2:]]

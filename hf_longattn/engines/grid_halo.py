@@ -43,10 +43,10 @@ def halo_attention(
         path: ``"cpu-halo"`` or ``"halo"``, as the dispatcher chose.
         q, k, v: ``(B, H, N, D)`` of the grid's tokens. The caller computes the output of prefix tokens.
         windows: the coordinates that cells see along each axis.
-        shared: how many of the last prefix tokens every cell sees: 0, or all.
+        shared: number of prefix tokens that every cell sees, either 0 or all of them.
         call: gives padding mask, scale and dropout, and a :class:`GridBias` if any.
     Returns:
-        The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
+        The output of the cells, ``(B, H, cells, D)``. Outputs at padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
     bias = call.term.grid_bias
@@ -57,20 +57,20 @@ def halo_attention(
 
 
 class _HaloTiles(NamedTuple):
-    """Tiles of equal size that hold every cell once. Numbers are positions of tokens."""
+    """Tiles of equal size. Every cell is a query in exactly one tile. Queries and keys are token positions."""
 
     queries: Tensor
     """``(tiles, T)``, -1 for an empty slot."""
     keys: Tensor
-    """``(tiles, keys)``. Slots that no query of a tile sees hold any position."""
+    """``(tiles, keys)``. Slots that no query of the tile sees hold an arbitrary position."""
     seen: Tensor
-    """``(tiles, T, keys)`` bool. Empty slots see every key, since an empty softmax is NaN."""
+    """``(tiles, T, keys)`` bool. Empty query slots see every key, since an empty softmax is NaN."""
     slots: Tensor
     """``(cells,)``, the slot of every cell in the flattened ``queries``."""
 
 
 def _halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> _HaloTiles:
-    """The tiles; cached."""
+    """The tiles of a grid, cached."""
 
     def make() -> _HaloTiles:
         axes = [_equal_tiles(_groups(axis, device, grid.rank), len(axis.low)) for axis in windows]
@@ -85,7 +85,7 @@ def _halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.devi
 
 
 def _groups(windows: AxisWindows, device: torch.device, rank: int) -> list[tuple[Tensor, Tensor, TileGroup]]:
-    """The groups of tiles along one of ``rank`` axes: coordinates of queries ``(tiles, size)`` and of keys ``(tiles, key_size)``."""
+    """Groups of tiles along one of ``rank`` axes, with coordinates of queries ``(tiles, size)`` and of keys ``(tiles, key_size)``."""
     side, groups = min(len(windows.low), round(GATHERED_QUERIES ** (1 / rank))), []
     for group in axis_tiles(windows, side):
         first = torch.arange(group.tiles, device=device)[:, None] * group.size
@@ -96,11 +96,11 @@ def _groups(windows: AxisWindows, device: torch.device, rank: int) -> list[tuple
 
 
 def _equal_tiles(groups: Sequence[tuple[Tensor, Tensor, TileGroup]], length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """All tiles along an axis of ``length`` cells: coordinates of queries and of keys, and which keys a query sees.
+    """Join all groups of tiles along an axis of ``length`` cells, padded to equal sizes.
 
     Returns:
-        ``(tiles, side)``, where slots past the end hold the length; ``(tiles, width)``, padded with 0; and ``(tiles, side, width)`` bool,
-        True in slots without a query.
+        Query coordinates ``(tiles, side)``, padded with ``length``; key coordinates ``(tiles, width)``, padded with 0; and which keys each
+        query sees, ``(tiles, side, width)`` bool, True in slots without a query.
     """
     side, width = max(group.size for _, _, group in groups), max(group.key_size for _, _, group in groups)
     parts = []
@@ -114,7 +114,7 @@ def _equal_tiles(groups: Sequence[tuple[Tensor, Tensor, TileGroup]], length: int
 
 
 def _cut(cells: Tensor, index: Sequence[Tensor]) -> Tensor:
-    """The entries of ``cells (*sizes)`` in every tile, ``(tiles, T)``, from the coordinates ``(tiles, side)`` along each axis."""
+    """Entries of ``cells (*sizes)`` in every tile, ``(tiles, T)``. ``index`` has the coordinates ``(tiles, side)`` along each axis."""
     for axis, places in enumerate(index):
         cells = cells.index_select(2 * axis, places.flatten()).unflatten(2 * axis, places.shape)
     rank = len(index)
@@ -123,7 +123,7 @@ def _cut(cells: Tensor, index: Sequence[Tensor]) -> Tensor:
 
 
 def _gathered(q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, call: AttentionCall) -> Tensor:
-    """:func:`halo_attention` in operations of every runtime. Keys are gathered by index, and one fused call runs all tiles."""
+    """:func:`halo_attention` in operations that every runtime has. Keys are gathered by index, and one fused call runs all tiles."""
     bias, (batch, heads), device = call.term.grid_bias, q.shape[:2], q.device
     queries, keys, seen, slots = _halo_tiles(grid, windows, device)
     tiles, queries = len(queries), queries.clamp(min=0)
@@ -138,7 +138,7 @@ def _gathered(q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWi
     mask = seen.expand(batch, -1, -1, -1)
     if call.key_mask is not None:
         mask = mask & call.key_mask.index_select(1, keys.flatten()).view(batch, tiles, 1, -1)
-        mask = mask | ~mask.any(-1, keepdim=True)  # padding cells that would see no key see all
+        mask = mask | ~mask.any(-1, keepdim=True)  # padding cells without a visible key see all keys
     mask = mask.flatten(0, 1)[:, None]
     if bias is not None:
         zero, head = bias.table.new_zeros(()), torch.arange(heads, device=device)[:, None, None]
@@ -152,7 +152,7 @@ def _gathered(q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWi
 
 
 def halo_tiles(grid: Grid, windows: tuple[AxisWindows, ...], device: torch.device) -> tuple[GatherTile, ...]:
-    """The query-key pairs of the windows, as tiles of positions. A tile has the tiles that are in the same group on every axis."""
+    """The query-key pairs of the windows. A GatherTile combines one tile group per axis. Its rows are all combinations of tiles."""
     cells, tiles = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes), []
     for groups in itertools.product(*(_groups(axis, device, grid.rank) for axis in windows)):
         indices = [of_queries for of_queries, _, _ in groups], [of_keys for _, of_keys, _ in groups]

@@ -1,6 +1,6 @@
-"""The lines engine: softmax attention of grid cells over their lines along several axes. It runs on every device, also exported.
+"""The lines engine: grid cells attend to the lines through them, such as row and column. It runs on every device, also exported.
 
-One product computes the scores of all lines along an axis. A cell has one softmax over all its lines. The cost is N times their lengths.
+One product computes the scores of all lines along an axis. A cell has one softmax over all its lines. The cost is N times their length.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[i
     Args:
         q, k, v: ``(B, H, N, D)`` of the grid's tokens. The caller computes the output of prefix tokens.
         axes: the axes along which lines run.
-        shared: how many of the last prefix tokens every cell sees: 0, or all.
+        shared: number of prefix tokens that every cell sees, either 0 or all of them.
         call: gives padding mask, scale and dropout, and a :class:`GridBias` if any.
     Returns:
-        The output of the cells, ``(B, H, cells, D)``. Rows of padding are finite but meaningless.
+        The output of the cells, ``(B, H, cells, D)``. Outputs at padding are finite but meaningless.
     """
     q, k, v = same_dtype(q, k, v)
     bias = call.term.grid_bias

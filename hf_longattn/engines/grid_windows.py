@@ -25,7 +25,7 @@ from .common.score_terms import NO_GRID_BIAS
 from .cpu.flash import why_not_tiles
 
 CALL_BYTES = 4 << 20
-"""Maximum bytes of q copied per call, on a CPU without gradients. k and v take the same each."""
+"""Maximum bytes of q copied per call, on a CPU without gradients. k and v take as many bytes each."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -62,7 +62,7 @@ def stretches(cells: int, window: int, shift: int) -> list[Stretch]:
 
 
 def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator[tuple[Stretch, ...]]:
-    """The regions of the grid with equal windows, each as a stretch on every axis."""
+    """The regions of the grid, each with windows of equal size, as one stretch per axis."""
     yield from itertools.product(*(stretches(*axis) for axis in zip(grid.sizes, window, shift, strict=True)))
 
 
@@ -103,7 +103,7 @@ def window_attention(
     Args:
         q, k, v: ``(B, H, N, D)`` of the grid's tokens.
         window, shift: cells along each axis; windows are numbered by ``(cell + shift) // window``.
-        shared: how many of the last prefix tokens every cell sees: 0, or all.
+        shared: number of prefix tokens that every cell sees, either 0 or all of them.
         call: gives scale, dropout and key mask, and a score term of the grid if any.
         of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, if there are any.
     Returns:
@@ -129,7 +129,7 @@ def _in_place(
     tensors: Sequence[Tensor], axes: Sequence[Sequence[Stretch]], prefix: Sequence[Tensor] | None, call: AttentionCall,
     of_prefix: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The output ``(B, H, N, D)``, computed a few windows at a time, so that the copies fit the CPU's cache and share memory.
+    """The output ``(B, H, N, D)``, computed a few windows at a time, so that the copies fit into the CPU cache and share memory.
     ``tensors`` are q, k and v, ``(B, H, *cells, D)``, and the key mask ``(B, 1, *cells, 1)``, if any."""
     q, front = tensors[0], 0 if of_prefix is None else of_prefix.shape[2]
     sizes = q.shape[2:-1]
@@ -153,7 +153,7 @@ def _in_place(
 
 
 def _few_windows(region: Sequence[Stretch], cell_bytes: int) -> Iterator[tuple[Stretch, ...]]:
-    """Cut ``region`` into parts of at most :data:`CALL_BYTES`, or one window. Parts are longest along the last axes."""
+    """Cut ``region`` into parts of at most :data:`CALL_BYTES`, but at least one window. Parts extend along the last axis first."""
     most = CALL_BYTES // (cell_bytes * math.prod(stretch.size for stretch in region))
     parts: list[list[Stretch]] = []
     for stretch in reversed(region):
@@ -165,7 +165,7 @@ def _few_windows(region: Sequence[Stretch], cell_bytes: int) -> Iterator[tuple[S
 
 
 def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
-    """Split ``x (B, H, *cells, D)`` into one part per region. Gradients of splits are joined once; slices would add them up."""
+    """Split ``x (B, H, *cells, D)`` into one part per region. A split joins the gradients of its parts once; slices would add them up."""
     parts = [x]
     for axis, along in enumerate(axes):
         sizes = [stretch.windows * stretch.size for stretch in along]
@@ -177,7 +177,7 @@ def _region(
     tensors: Sequence[Tensor], region: Sequence[Stretch], prefix: Sequence[Tensor] | None, call: AttentionCall, bias: Tensor | None,
     recorded: bool,
 ) -> Tensor:  # fmt: skip
-    """The output of a region's windows, ``(B, windows, cells, windows, cells, …, H, D)``. ``tensors``: its q, k, v and key mask, if any.
+    """The output of a region's windows, ``(B, windows, cells, windows, cells, …, H, D)``. ``tensors``: q, k, v and any key mask.
     ``recorded``: whether operations are recorded, for gradients or a graph."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
     counts, sizes = [stretch.windows for stretch in region], [stretch.size for stretch in region]
@@ -206,7 +206,7 @@ def _region(
     empty = None
     if key_mask:
         seen = key_mask[0].transpose(2, 3)
-        empty = ~seen.any(3, keepdim=True)  # empty windows see every key, since a softmax needs one, and become zeros
+        empty = ~seen.any(3, keepdim=True)  # windows without real keys see every key, since a softmax needs one; their output becomes 0
         term = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~(seen | empty), -torch.inf)
         mask = term.expand(-1, -1, tokens, -1) if mask is None else mask + term
     if call.score_mod is not None:
@@ -221,7 +221,7 @@ def _region(
 
 
 def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
-    """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` without one."""
+    """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` if the call has none."""
     bias, shared = call.term.grid_bias, 0 if prefix is None else prefix[0].shape[2]
     return None if bias is None else window_bias(bias, [stretch.size for stretch in region], shared)
 

@@ -6,11 +6,11 @@ gradient g_i of o_i,
 
     ∂ã_ij = ĝ_i·v_j + c_i      ĝ_i = g_i / d_i      c_i = -ĝ_i·o_i
 
-So the backward pass is linear attention again: forwards for φ(q), backwards for φ(k) and v. It recomputes the sums over earlier and later
-chunks, and nothing of size N×chunk is saved for it.
+So the backward pass is linear attention again: from first to last chunk for φ(q), from last to first for φ(k) and v. It recomputes the sums
+over earlier and later chunks. Therefore no tensor of size N×chunk is saved.
 
-On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, as many as their tiles
-hold. Linear attention runs in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the largest value). For bf16 values it runs in
+On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, the limit of their tiles.
+Linear attention runs there in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the largest value). For bf16 values it runs in
 bf16, which rounds features, too (2·10⁻²). The delta rule runs in half precision. Packed documents are passed as offsets. Without the
 package, the plain operations of the CPU run.
 """
@@ -53,18 +53,18 @@ def linear_attention(
 ) -> tuple[Tensor, State]:
     """Causal linear attention: Σ_j (φ(q_i)·φ(k_j)) v_j over the keys up to i, divided by Σ_j φ(q_i)·φ(k_j).
 
-    Accumulates in fp32 at least, whatever the inputs and autocast say. Rows that see no key are zeros.
+    Accumulates in fp32 at least, whatever the inputs and autocast say. Queries without a visible key give zeros.
 
     Args:
-        phi_q: ``(B, H, Nq, F)``; with Nq < Nk the last Nq positions.
+        phi_q: ``(B, H, Nq, F)``; if Nq < Nk, of the last Nq positions.
         phi_k: ``(B, H_kv, Nk, F)``, H_kv dividing H.
         v: ``(B, H_kv, Nk, D)``.
         key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
-        scale: ``(B, H_kv, F)`` logarithms, with ``normalise``. phi_q and phi_k are then logarithms too, and may be
-            overwritten. Key features and the state are relative to exp(scale). Query features are multiplied by it, and divided by their
-            row's largest.
+        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``. phi_q and phi_k are then logarithms too, and may be overwritten. Key
+            features, also those summed in the state, are divided by exp(scale). Query features are multiplied by exp(scale), and divided by
+            the largest feature of their query.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
@@ -120,23 +120,23 @@ def masked(phi_k: Tensor, key_mask: Tensor) -> Tensor:
 
 
 def relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
-    """Query features from logarithms, up to a factor per row.
+    """Query features from their logarithms, up to a factor per query.
 
     Args:
         logs: ``(B, H, n, F)``, may be overwritten.
-        scale: ``(B, heads, n or 1, F)``, to which the keys are relative.
+        scale: ``(B, heads, n or 1, F)``, logarithms of the numbers by which key features were divided.
     """
     logs = added(logs, repeat_heads(scale, logs.shape[1]))
     return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
 
 
 def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
-    """``fresh ± term``, in place where no gradient is needed; nothing else may use ``fresh``."""
+    """``fresh ± term``, in place if gradients are off. Nothing else may use ``fresh``."""
     return torch.add(fresh, term, alpha=sign) if torch.is_grad_enabled() else fresh.add_(term, alpha=sign)
 
 
 def exp_of(fresh: Tensor) -> Tensor:
-    """exp, in place where no gradient is needed; nothing else may use ``fresh``."""
+    """``exp(fresh)``, in place if gradients are off. Nothing else may use ``fresh``."""
     return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
 
 
@@ -166,7 +166,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, 
     Args:
         q, k: features ``(B, H, N, F)`` and ``(B, H_kv, N, F)``.
         kv, z: sums ``(B, H_kv, F, D)`` and ``(B, H_kv, F)`` of φ(k)ᵀv and φ(k) over the earlier tokens.
-        normalise: divide by the sum of the weights; rows without any are zeros.
+        normalise: divide by the sum of the weights; queries whose sum is 0 give zeros.
     """
     group = q.shape[1] // k.shape[1]
     rows, keys, values = in_rows(q, group, chunk), in_rows(k, 1, chunk), in_rows(v, 1, chunk)
@@ -220,7 +220,7 @@ class Feature(NamedTuple):
 def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], *, causal: bool) -> Tensor:
     """Run :func:`linear_attention` of φ(q) and φ(k) within each sequence of a batch. Bitwise equal to one call per sequence.
 
-    Each piece of outputs and gradients is written into the whole tensor. One call per sequence takes 1.01 to 1.36 times as long for the
+    Each piece of outputs and gradients is written into one tensor. One call per sequence takes 1.01 to 1.36 times as long for the
     forward pass and 1.02 to 1.44 times for forward and backward (1,024 to 16,384 tokens, 4 to 64 documents, 4 heads of 64, one CPU thread).
 
     Args:
@@ -337,26 +337,26 @@ def _in_chunks(pieces: Places, causal: bool) -> bool:
 
 
 def filled(x: Tensor, chunk: int) -> Tensor:
-    """``x (B, H, n, ·)``, zero-padded to whole chunks and contiguous. Matrix products would copy it otherwise."""
+    """``x (B, H, n, ·)``, zero-padded to whole chunks. Contiguous, since matrix products would copy other tensors."""
     short = -x.shape[2] % chunk
     return F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
 
 
 def _at(x: Tensor, at: Place) -> Tensor:
-    """The tokens of ``x (B, H, N, ·)`` at a place, ``(1, H, n, ·)``."""
+    """The tokens ``(1, H, n, ·)`` of ``x (B, H, N, ·)`` at the place ``at``."""
     row, start, stop = at
     return x[row : row + 1, :, start:stop]
 
 
 def empty_rows(like: Tensor, width: int, sequences: Sequence[Places]) -> Tensor:
-    """A tensor ``(B, H, N, width)`` laid out as ``like (B, H, N, ·)``. Zeros, or uninitialised if the sequences fill it."""
+    """A tensor ``(B, H, N, width)`` in the memory layout of ``like (B, H, N, ·)``: zeros, or uninitialised if the sequences cover it."""
     batch, heads, length, _ = like.shape
     tokens = sum(stop - start for pieces in sequences for _, start, stop in pieces)
     return laid_out_as(like, (batch, heads, length, width), filled=tokens == batch * length)
 
 
 def rowwise(rows: Tensor, z: Tensor) -> Tensor:
-    """``rows (…, n, F)`` · ``z (…, F)``: ``(…, n, 1)``. A matrix product with one column is several times slower on the CPU."""
+    """Product of each of ``rows (…, n, F)`` with ``z (…, F)``, ``(…, n, 1)``. On the CPU, ``@`` is several times slower for one column."""
     return (rows * z.unsqueeze(-2)).sum(-1, keepdim=True)
 
 
@@ -372,12 +372,12 @@ def from_rows(x: Tensor, group: int) -> Tensor:
 
 
 def _lower(scores: Tensor, group: int) -> Tensor:
-    """Scores ``(B, H_kv, n, group·chunk, chunk)`` with zeros for the pairs that look ahead."""
+    """Scores ``(B, H_kv, n, group·chunk, chunk)`` with zeros where the key is after the query."""
     return scores.tril_() if group == 1 else scores.unflatten(3, (group, -1)).tril_().flatten(3, 4)
 
 
 def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """The totals before each chunk, and after the last. ``sums (B, H, n, …)`` are per chunk; ``first (B, H, …)`` is the initial total."""
+    """The totals before each chunk, and after the last. ``sums (B, H, n, …)``: of each chunk. ``first (B, H, …)``: the initial total."""
     if sums.shape[2] > MAX_LOOPED_CHUNKS:
         total = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
         return total[:, :, :-1], total[:, :, -1]
@@ -399,7 +399,7 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
-    """The dtype in which flash-linear-attention's kernels take these features; ``None`` where they do not run.
+    """The dtype in which flash-linear-attention's kernels take these features; ``None`` if the kernels do not run.
 
     ``v`` must have its original dtype.
     """
@@ -419,11 +419,11 @@ def gated_delta_rule(
 
         (I + tril(diag(β) K Kᵀ ⊙ Γ, -1)) [U, W] = diag(β) [V, diag(exp G) K]
 
-    With the state S before the chunk, the values that actually enter it are U - W S. The token-by-token recurrence takes 5 times as long
+    With S the state before the chunk, the values added to the state are U - W S. The token-by-token recurrence takes 5 times as long
     for the forward pass and 24 to 73 times for forward and backward (1,024 and 4,096 tokens, 4 heads of 64, one CPU thread).
 
     Each chunk multiplies the state by one matrix and adds another. Accelerators compute these matrices for all chunks at once, and then the
-    states by about 2√n products for n chunks. The CPU's loop takes 9 operations per chunk.
+    states of n chunks by about 2√n products (:func:`_states`). The CPU's loop takes 9 operations per chunk.
 
     Args:
         q, k: ``(B, H, N, F)``, q scaled already.
@@ -471,7 +471,7 @@ def _delta_chunks(
     if documents is not None:
         document = F.pad(documents[:, None], (0, short), mode="replicate").view(len(documents), 1, -1, chunk)
         hidden = hidden | (document[..., :, None] != document[..., None, :])
-        before = F.pad(document[:, :, :-1, -1:], (0, 0, 1, 0), value=-1)  # document of the state that a chunk starts with
+        before = F.pad(document[:, :, :-1, -1:], (0, 0, 1, 0), value=-1)  # document of the state before each chunk
         of_state, of_keys = of_state.masked_fill(document != before, 0.0), of_keys.masked_fill(document != document[..., -1:], 0.0)
         last = last.masked_fill((document[..., -1:] != before)[..., 0], 0.0)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(hidden, float("-inf")).exp()
@@ -498,7 +498,7 @@ def _delta_chunks(
 def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The states ``(B, H, n, F, D)`` before each step ``S ← A S + B``, and the final state.
 
-    Groups of √n steps run in parallel, then the groups run one after the other: about 2√n operations.
+    A blocked scan: all groups of √n steps run side by side. Then one loop carries the state from group to group: about 2√n operations.
 
     Args:
         factors, terms: A ``(B, H, n, F, F)`` and B ``(B, H, n, F, D)``.
@@ -510,7 +510,7 @@ def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tens
     eye = torch.eye(features, dtype=factors.dtype, device=factors.device)
     missing = groups * size - count
     factors = torch.cat([factors, eye.expand(*factors.shape[:2], missing, -1, -1)], 2) if missing else factors
-    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))  # a state is P S + R for its group's first state S; [P, R] run as one
+    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))  # a state is P S + R with S its group's first state; [P, R] is one matrix
     factors, terms = (x.unflatten(2, (groups, size)) for x in (factors, terms))
     steps = [F.pad(eye, (0, width)).expand(*terms.shape[:3], -1, -1)]
     for factor, term in zip(factors.unbind(3), terms.unbind(3), strict=True):

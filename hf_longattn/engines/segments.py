@@ -1,13 +1,13 @@
-"""Linear attention over several sequences in a row, in one call. On a GPU, one call per sequence would cost more.
+"""Linear attention over batch rows of several sequences, in one call. On a GPU, one call per sequence would cost more.
 
-Every token has a label, and queries see only keys with the same label. Labels never descend along a row (or never ascend). The key at a
-position has the label of the query there, or an earlier label. So if a query sees keys of earlier chunks, it has the first label of its
-chunk, and the keys have the last label of theirs. Let U_c be the sum over the keys with the last label of chunk c. Then chunk c starts with
+Every token has a label, and queries see only keys with the same label. Labels never decrease along a row (or never increase). A key has the
+label of the query at its position, or an earlier label. So if a query sees keys of earlier chunks, it has its chunk's first label, and the
+keys have their chunk's last label. Let U_c be the sum over the keys with the last label of chunk c. Then chunk c starts with
 
     S_c = Σ_{c' < c, last label of c' = first label of c} U_c'
 
 This sum is one product with a matrix of zeros and ones, or three products for many chunks. Nothing is subtracted, so no sequence loses
-digits to earlier ones. Without causality, queries with a chunk's last label also see keys of later chunks that have this first label.
+digits to earlier ones. Without causality, queries with their chunk's last label also see keys of later chunks that begin with it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CHUNKS_PER_GROUP = 64
 
 
 class Links(NamedTuple):
-    """A matrix of zeros and ones that adds up the sum at the start of each of n chunks. It is split by groups of chunks."""
+    """Which chunks' sums enter the sum S_c at the start of each of n chunks, as 0/1 matrices split by groups of chunks."""
 
     inside: Tensor
-    """``(B, 1, groups, chunks, chunks)`` bool, within a group."""
+    """``(B, 1, groups, chunks, chunks)`` bool, the earlier chunks that contribute to each chunk of the same group."""
     summed: Tensor | None
     """``(B, 1, groups, 1, chunks)`` bool, the chunks that contribute to later groups; ``None`` for a single group."""
     groups: Tensor | None
@@ -53,7 +53,7 @@ class Links(NamedTuple):
         )  # fmt: skip
 
     def added(self, sums: Tensor, *, transposed: bool) -> Tensor:
-        """The sums ``(B, H, n, F, D)`` at the start of chunks, from the sums U of all chunks. ``transposed``: over later chunks instead."""
+        """The sums S at the start of chunks, from the chunks' sums U ``(B, H, n, F, D)``. ``transposed``: over later chunks instead."""
         count, (groups, size) = sums.shape[2], self.inside.shape[2:4]
         flat = F.pad(sums.flatten(3), (0, 0, 0, groups * size - count)).unflatten(2, (groups, size))
         inside = self.inside.to(sums.dtype)
@@ -93,7 +93,7 @@ class Layout(NamedTuple):
         """The layout for rows of tokens.
 
         Args:
-            queries, keys: their labels, ``(B, N)`` integers. The module docstring states their order.
+            queries, keys: labels of queries and keys, ``(B, N)`` integers, in the order of the module docstring.
             group: query heads for each key head.
             causal: position i sees no key after i. Without it, queries and keys must have the same labels.
             chunk: tokens per chunk.
@@ -119,9 +119,9 @@ def segmented_linear_attention(phi_q: Tensor, phi_k: Tensor, v: Tensor, layout: 
 
     Args:
         phi_q: ``(B, H, N, F)``.
-        phi_k: ``(B, H_kv, N, F)``, H_kv dividing H; zeros for keys that are padding.
+        phi_k: ``(B, H_kv, N, F)``, H_kv dividing H; zeros at padding.
         v: ``(B, H_kv, N, D)``, finite.
-        normalise: divide by the sum of the weights; rows without any are zeros.
+        normalise: divide by the sum of the weights; queries whose sum is 0 give zeros.
     Returns:
         ``(B, H, N, D)`` in fp32 (fp64 for fp64 inputs).
     """

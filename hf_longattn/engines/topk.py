@@ -1,11 +1,11 @@
 """The selected engine: deterministic search for each query's k best keys, and attention over them.
 
-**Search.** Ties go to the lower index. Long rows are prefiltered in float32. The k highest scores of a row lie in the k blocks with the
-highest maxima. So the maxima of blocks of 32 are compared first, then of blocks of 8 inside the best. Only the remaining scores are ranked.
+**Search.** Ties go to the lower index. A long row of scores is prefiltered in float32. Its k highest scores lie in the k blocks with the
+highest maxima. So blocks of 32 are compared by their maxima first, then blocks of 8 inside the best. Only the remaining scores are ranked.
 A float32 product q·k is off by at most γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham 2002, Accuracy and Stability of Numerical Algorithms, §3.1).
-If the k-th and the next score are further apart than twice that, the choice is the same as in exact arithmetic. Other rows are ranked again
-in float64. Without the prefilter ``top_k`` takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for forward and backward.
-On a GPU all heads are searched together. The rows in doubt are counted once, at the end, which is the only wait for the device.
+If the k-th and the next score are further apart than twice this bound, the choice is as in exact arithmetic. Other rows are ranked again in
+float64. Without the prefilter, ``top_k`` takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for forward and backward.
+On a GPU all heads are searched together. The rows to rank again are counted once, at the end. This is the only wait for the device.
 
 **Attention.** Scores, softmax and sums run over N·k pairs, in memory N·k. Three operations compute scores and sums. They are each other's
 gradients and never hold more than a slice of the gathered keys:
@@ -14,11 +14,11 @@ gradients and never hold more than a slice of the gathered keys:
     pair_sum(w, v, index)[i]       = Σ_j w_ij v[index_ij]
     pair_spread(w, x, index)[m]    = Σ_{i, j: index_ij = m} w_ij x_i
 
-The gathered engine, one row per query, takes 3.6-4.2 times as long for the forward pass and 2.5-2.8 times for forward and backward.
-(Both figures: 1,024 and 4,096 tokens, 64 keys per query, 4 heads of 64, one CPU thread.)
+The gathered engine with one query per tile row takes 3.6-4.2 times as long for the forward pass, 2.5-2.8 times for forward and backward.
+(Both comparisons: 1,024 and 4,096 tokens, 64 keys per query, 4 heads of 64, one CPU thread.)
 
-For the few queries of a decoding step, :func:`gather_kv` reads the listed rows of a long cache and :func:`gathered_kv_attention` attends to
-them.
+For the few queries of a decoding step, :func:`gather_kv` reads the listed tokens of a long KV cache, and :func:`gathered_kv_attention`
+attends to them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_a
 from .common.score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19
-"""Maximum scores per search step on a CPU. The results of a step then stay in the cache."""
+"""Maximum scores per search step on a CPU. The results of a step then stay in the CPU cache."""
 PREFILTER_WIDTHS = (32, 8)
 """Scores per block, in the first and the second round of the prefilter."""
 MIN_PREFILTERED_KEYS = 1024
@@ -58,8 +58,8 @@ MAX_SORTED = 1024
 def exact_dtype(device: torch.device) -> torch.dtype:
     """The dtype for scores that are ranked: float64 where the device has it.
 
-    A ranking is not continuous, so two scores that differ in the last bits must not change order with the shape of a batch, its padding or
-    the number of queries in a call; in float64 they do not.
+    The shape of a batch, its padding and the number of queries in a call change the rounding of scores. This must not change the order of
+    two close scores; in float64 it does not.
     """
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -93,7 +93,7 @@ def ranking(scores: Tensor, dim: int = -1) -> Tensor:
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of the k best where there are ties. All scores above the k-th value are taken, then the first equal to it."""
+    """Values and indices of the k best if there are ties. All scores above the k-th value are taken, then the first equal to it."""
     length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
     place = torch.arange(length, device=scores.device)
@@ -105,7 +105,7 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op(f"{OPERATORS}::topk_keys", mutates_args=())
 def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """The ``count`` best keys of every query by q·k. ``(B, H, Nq, count)`` int64 in ascending order, -1 where a query sees fewer.
+    """Positions of the ``count`` keys with the highest q·k, ``(B, H, Nq, count)`` int64, ascending, -1 where a query sees fewer.
 
     Args:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
@@ -118,7 +118,7 @@ def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
 
 @torch.library.custom_op(f"{OPERATORS}::topk_blocks", mutates_args=())
 def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, span: int, causal: bool) -> Tensor:
-    """The ``count`` best blocks of every query besides its own block. ``(B, H, N, count)`` int64, -1 where there are fewer.
+    """The ``count`` best blocks of every query, without its own block: ``(B, H, N, count)`` int64, -1 where there are fewer.
 
     Args:
         q: ``(B, H, N, D)``; query i is in block ``i // span``.
@@ -143,7 +143,7 @@ for _operator in (topk_keys, topk_blocks):
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
-    """The keys of :func:`topk_keys`, best first, with a score term. N² scores are computed, a few rows at a time."""
+    """The keys of :func:`topk_keys`, best first, with a score term. N² scores are computed, for a few queries at a time."""
     offset = k.shape[2] - q.shape[2]
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def search_keys(
 def prefiltered_topk_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, longest: Tensor | None = None
 ) -> Tensor:
-    """The keys of :func:`topk_keys`, searched in float32. Rows that this leaves in doubt are searched again in float64.
+    """The keys of :func:`topk_keys`, searched in float32. Queries whose result is in doubt are searched again in float64.
 
     longest: ``(B, H_kv)``, the greatest norm of the keys; computed when None.
     """
@@ -174,7 +174,7 @@ def prefiltered_topk_keys(
         if accelerator.accelerated(q):
             return _prefiltered(q, k, key_mask, margins, count, causal, scale)
         index = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
-        for item in range(batch):  # one key head at a time, whose scores stay in the cache
+        for item in range(batch):  # one key head at a time: its scores stay in the CPU cache
             row = slice(item, item + 1)
             for head in range(kv_heads):
                 of_head, real = slice(head * group, (head + 1) * group), None if key_mask is None else key_mask[row]
@@ -185,7 +185,7 @@ def prefiltered_topk_keys(
 
 
 def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
-    """:func:`prefiltered_topk_keys` of heads whose scores are in memory together."""
+    """:func:`prefiltered_topk_keys` for batch items and heads that are scored at once."""
     (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
     offset, places = kv_len - length, torch.arange(kv_len, device=q.device)
 
@@ -195,7 +195,7 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
         Args:
             queries: ``(B, H, n, D)``.
             positions: ``(B or 1, H or 1, n)``, their positions.
-            seen: number of first keys that no causal query hides.
+            seen: number of leading keys that causality hides from no query.
         """
         scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(batch, heads, queries.shape[2], -1)
         if queries.dtype == torch.float64:
@@ -223,19 +223,19 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
 
 
 def rows_per_step(q: Tensor, columns: int, causal: bool) -> int:
-    """Rows of a search step, for float32 scores of ``q (B, H, N, D)`` with ``columns``."""
+    """Number of queries per search step, for ``columns`` float32 scores of each query in ``q (B, H, N, D)``."""
     batch, heads, length, _ = q.shape
     rows = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * columns))
     return min(rows, max(1024, -(-length // CAUSAL_STEPS))) if causal else rows
 
 
 def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], Tensor], q: Tensor, columns: int) -> Tensor:
-    """``best (B, H', N, K)``, with rows that are ``in_doubt (B, H', N)`` replaced. Their number is the only value read from the device.
+    """``best (B, H', N, K)``, with queries ``in_doubt (B, H', N)`` searched again. Reads their number from the device, nothing else.
 
     Args:
-        exactly: searches ``rows (B, H', n)`` in float64 and returns ``(B, H', n, K)``.
+        exactly: searches for queries ``rows (B, H', n)`` in float64 and returns ``(B, H', n, K)``.
         q: the queries ``(B, H, N, D)``.
-        columns: scores in a row.
+        columns: scores per query.
     """
     most = int(in_doubt.sum(2).max())
     if not most:
@@ -250,11 +250,11 @@ def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], T
 
 class _Visible(Protocol):
     def __call__(self, scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
-        """Finish ``scores (H', n, m)`` of a batch item's ``heads``; -inf where hidden. Rows are ``i (n, 1)``, columns ``j (1, m)``."""
+        """Complete ``scores (H', n, m)`` of an item's ``heads``; -inf where hidden. Indices: queries ``i (n, 1)``, keys ``j (1, m)``."""
 
 
 def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
-    """The ``count`` best columns per row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after ``row + diagonal`` are skipped."""
+    """The ``count`` best columns of every row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after ``row + diagonal`` are skipped."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
     shared = heads if accelerator.accelerated(q) else 1  # an accelerator takes all heads in a step, which need not fit a CPU cache
@@ -278,13 +278,13 @@ def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int |
 
 
 def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Tensor]:
-    """The k highest of every row, by ascending index.
+    """Indices of the k highest scores of every row, ascending.
 
     Args:
         scores: ``(R, N)`` float32, -inf where hidden; k ≤ N.
         margin: ``(R, 1)``, error bound of a score.
     Returns:
-        Indices ``(R, k)`` int64, -1 where fewer than k are visible, and ``(R,)`` bool, which rows are in doubt.
+        Indices ``(R, k)`` int64, -1 where fewer than k are visible, and whether each row is in doubt, ``(R,)`` bool.
     """
     (rows, length), left, place = scores.shape, scores, None
     if k == length:
@@ -409,7 +409,7 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The heads of all batch items one by one; on an accelerator, all as one. Inputs have the dtype of ``out``.
+    """Yield one head of one batch item at a time; on an accelerator, all at once. Casts a and b to the dtype of ``out``.
 
     length: tokens per head to which ``index`` refers.
     """
@@ -462,11 +462,11 @@ pair_spread.register_autograd(_spread_backward, setup_context=_save)
 
 
 def gather_kv(x: Tensor, index: Tensor) -> Tensor:
-    """Read rows of a cache.
+    """Read tokens of a KV cache.
 
     Args:
         x: ``(B, H_kv, N, D)``; a view of a larger buffer is read in place.
-        index: ``(B, H, …)`` int64, positions below N, with ``H_kv`` dividing ``H``: the heads of a group read the same head of x.
+        index: ``(B, H, …)`` int64, positions below N. H_kv divides H, and the heads of a group read the same head of x.
     Returns:
         ``(B, H, …, D)``.
     """

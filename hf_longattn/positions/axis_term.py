@@ -24,7 +24,7 @@ class AxisTerm(ScoreTerm):
 
     The term is a product of features, q'_i · k'_j: q'_i holds q_i · R_a[x_a(i) - x] for every coordinate x of every axis; k'_j is 1 at j's
     coordinates, else 0. With one more feature per coordinate in q and k, a fused kernel adds it without N×N memory, forward and backward.
-    Windows and dense attention do so. Any other engine looks the term up, which takes ``(B, H, N, Σ sizes)`` memory.
+    The windows and dense engines do so. Any other engine looks the term up, which takes ``(B, H, N, Σ sizes)`` memory.
 
     queries: the call's q, ``(B, H, N, D)``, not multiplied by the factor on q·k.
     tables: R of every axis, ``(2·s - 1, D)``: a row for each distance, query - key, from -(s - 1) to s - 1; larger distances are clamped.
@@ -48,7 +48,7 @@ class AxisTerm(ScoreTerm):
 
     @graph_property
     def _by_place(self) -> list[Tensor]:
-        """The term of every cell at every coordinate: ``(B, H, cells, size)`` for each axis."""
+        """The term of every query cell for every key coordinate: ``(B, H, cells, size)`` for each axis."""
         cells = self.queries[:, :, self.grid.prefix :]
         return axis_products(cells, self.tables, self.grid.sizes)
 
@@ -69,7 +69,7 @@ class AxisTerm(ScoreTerm):
     def as_features(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """More features of q and k. Those of v are zeros, since fused kernels take heads of one width."""
+        """q and k with the term's features appended, and v with as many zeros, since fused kernels need q, k and v of equal width."""
         prefix = self.grid.prefix if sizes is None else 0
         sizes = self.grid.sizes if sizes is None else tuple(sizes)
         products = torch.cat(axis_products(q[:, :, prefix:], self.tables, sizes), -1) / scale

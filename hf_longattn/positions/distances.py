@@ -16,14 +16,14 @@ TILE, RANDOM, UNCHANGED_ROPE = "tile", "random", "rope:none"
 
 @dataclass(frozen=True)
 class Locality:
-    """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and what ``beside`` says.
+    """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and the extra keys of ``beside``.
 
     period: shifting all positions by a multiple of this leaves the output unchanged.
-    by_block: whether tokens form blocks of ``period``, and all tokens of a block see the same keys ahead, up to the end of a block.
-    beside: other keys that are seen, too: none, ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``. With others, no process
-        or stream can do with its neighbours.
+    by_block: whether tokens form blocks of ``period``, and all queries of a block see ahead to the same key, the end of a block.
+    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys anywhere, so that a shard or
+        a stream cannot rely on neighbouring tokens.
     is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
-    in_eval: whether the range is the ``"same"`` in eval mode; otherwise ``"everything"`` is seen there, or the range is ``"unknown"``.
+    in_eval: ``"same"``: the range also holds in eval mode. ``"everything"``: all keys are seen there. ``"unknown"``: not known.
     width_of_keys: distance from a query's first key to its last, in tokens. By default as in a window, or in blocks of ``period``.
     """
 
@@ -38,7 +38,7 @@ class Locality:
 
     @property
     def width(self) -> int:
-        """``width_of_keys``, or its default. A query late in its block has less of the block ahead."""
+        """``width_of_keys``, or its default. With blocks, a query that sees further back in its block sees less of it ahead."""
         if self.width_of_keys is not None:
             return self.width_of_keys
         return self.back + self.ahead - (self.period - 1 if self.ahead else 0)
@@ -50,17 +50,17 @@ class Locality:
         return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
 
     def first(self, output: int) -> int:
-        """First token that outputs from index ``output`` on depend on, rounded down to a multiple of ``period``."""
+        """First token that the outputs from ``output`` on need, rounded down to a multiple of ``period``."""
         return max(0, output - self.back) // self.period * self.period
 
 
 def widest_span(trained: int, *, causal: bool) -> int:
-    """Maximum distance between two keys of one query with tiled positions, in tokens."""
+    """Limit with tiled positions: maximum distance between the first and the last key that a query sees, in tokens."""
     return trained // 2 if causal else trained
 
 
 def untrained_distances(rule: str, trained: int, length: int, local: Locality | None, reach: int | None) -> str:
-    """The reason why a layer sees distances that need training; empty if it sees none.
+    """Why the distances that a layer sees need training; empty if they need none.
 
     Args:
         rule: how positions are extended: ``"tile"``, ``"rope:none"`` …
@@ -70,7 +70,7 @@ def untrained_distances(rule: str, trained: int, length: int, local: Locality | 
         reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
 
     Returns:
-        A clause whose subject is the layer. Rules that treat all distances alike give an empty one.
+        A clause whose subject is the layer. Rules other than ``"tile"`` and ``"rope:none"`` treat all distances alike: it is then empty.
     """
     if length <= trained:
         return ""

@@ -28,7 +28,7 @@ Span = tuple[int, int]
 class RelativePositions(nn.Module, ABC):
     """A term added to one layer's scores ``q·k · scale``. It depends on ``distance = query position - key position``.
 
-    Padding shifts query and key alike, so it changes nothing. Parameters are initialised to zero, which leaves outputs unchanged.
+    Padding shifts query and key equally, so distances are unchanged. Parameters are initialised to zero, which leaves outputs unchanged.
     """
 
     name: ClassVar[str]
@@ -71,7 +71,7 @@ class RelativePositions(nn.Module, ABC):
         """The term for engines. It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set all parameters to zero. ``generator`` is for kinds with random parameters."""
+        """Set all parameters to zero. Subclasses with random parameters use ``generator``."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -95,7 +95,7 @@ class DistanceOnly(RelativePositions):
 
 
 class QueryDependent(RelativePositions):
-    """A term that also depends on the query: its product with a row for the distance.
+    """A term that also depends on the query: its product with a table row for the distance.
 
     The band engine adds it in linear memory. Other engines take ``(B, H, Nq, W)`` memory for W distinct distances.
     """
@@ -278,7 +278,7 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
         value: text in that form, or a mapping such as ``{"kind": "shaw", "clip": 32}``.
 
     Raises:
-        OptionError: unknown kind or setting (with the nearest one), or an impossible value.
+        OptionError: unknown kind or setting (the message names the nearest), or an impossible value.
     """
     kind, texts = _parts(value)
     cls = relative_kind(kind)
@@ -300,7 +300,7 @@ def relative_kind(value: str) -> type[RelativePositions]:
     """The class of a choice such as ``shaw`` or ``shaw:clip=32``.
 
     Raises:
-        OptionError: unknown kind, with the nearest one.
+        OptionError: unknown kind. The message names the nearest one.
     """
     kind = value.partition(":")[0].strip()
     if kind not in RELATIVE:

@@ -3,7 +3,7 @@
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
 ``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best kind without
                    training, although outputs also change below the old length.
-``rope:dynamic``   the base grows with the input beyond the old length; unchanged below it. transformers measures the growth from
+``rope:dynamic``   the base grows with inputs beyond the old length; shorter inputs keep it. transformers measures the growth from
                    ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the base of their
                    rotation, so beyond the old length incremental decoding differs from one full pass.
 ``rope:base``      a larger base slows every frequency down: ``rope:base:8000000`` (Xiong et al. 2023, https://arxiv.org/abs/2309.16039;
@@ -119,7 +119,7 @@ def rope_parameters(
         positions: "auto" or "rope:<kind>", with a value after ``rope:base:`` and ``rope:longrope:`` (see the module's docstring).
         old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
-        reach: how far back any layer of the new model looks, in tokens; ``None`` if unbounded.
+        reach: how many tokens back the layers of the new model look at most; ``None`` if unbounded.
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:

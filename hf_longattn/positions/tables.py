@@ -1,19 +1,19 @@
-"""Extend a learned position table to more positions without training.
+"""Extend a learned position table to more positions. New rows are computed, not trained.
 
 ``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference from training,
-                 except at the seams. Attention within a window sees little else than neighbours (Longformer, section 5:
+                 except at the seams. Attention within a window sees hardly anything but neighbours (Longformer, section 5:
                  https://arxiv.org/abs/2004.05150).
-``interpolate``  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al. 2023,
+``interpolate``  the old positions are stretched over the new length by linear interpolation, with both ends fixed (Chen et al. 2023,
                  https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
 ``stretch:20``   the first 20 rows are unchanged, because most of CLIP's training captions are short. The rows after them are stretched over
                  the rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP
                  (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens change, so this needs training.
                  ``stretch`` alone keeps 20 rows.
-``random``       the old rows are kept; new ones are drawn from a normal distribution with the table's standard deviation, as before
-                 training: the negative control.
+``random``       the old rows are kept; new ones are drawn from a normal distribution with the table's standard deviation, as in an
+                 untrained model. A negative control.
 
 ``none``         every row is zero: no absolute positions, for use with relative ones. Needs training.
-``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) instead.
+``alibi``        every row is zero, and ALiBi (:mod:`hf_longattn.positions.relative`) replaces absolute positions. Needs training.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
 ``centred``      for PatchTST's sinusoids, which are centred and scaled over the whole table: all rows are computed for the new length.
@@ -37,11 +37,11 @@ DROPPED = ("none", "alibi")
 SINUSOIDAL, CENTRED = "sinusoidal", "centred"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 KEPT_ROWS = 20
-"""Number of rows that ``stretch`` leaves unchanged by default: Long-CLIP's, the effective length of CLIP's captions."""
+"""Number of rows that ``stretch`` leaves unchanged by default, as in Long-CLIP: the effective length of CLIP's captions."""
 SINUSOIDAL_ERROR = 1e-2
 """Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring positions."""
 SHORTER = ("truncate", "interpolate")
-"""Ways to shorten a table: keep the first rows, or the rows from which interpolation best restores all of them."""
+"""Ways to shorten a table: keep the first rows, or compute the rows from which interpolation best restores the table."""
 
 
 def _tile(old: Tensor, rows: int) -> Tensor:
@@ -68,7 +68,7 @@ def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
 
 
 def _stretched_places(rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
-    """For each of ``new_rows``, the old row below it and the weight of the old row above, which exceeds 1 beyond the last row."""
+    """For each of ``new_rows``, the old row below it and the weight of the old row above. Beyond the last row, weights exceed 1."""
     at = torch.arange(new_rows, dtype=torch.float64) * rows / new_rows
     below = at.floor().long().clamp(max=rows - 2)
     return below, at - below
@@ -265,9 +265,9 @@ def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str =
         weight: ``(P, d)``, any floating dtype, on the CPU or on ``meta``; not changed.
         new_rows: rows of the result, including the ``offset`` special rows.
         offset: number of rows at the start that are not positions; they are copied.
-        strategy: "truncate", or "interpolate": both ends are fixed, and linear interpolation of all rows is closest to ``weight`` (least
-            squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding. "stretch" and
-            "stretch:ROWS" invert that strategy in the same way.
+        strategy: "truncate", or "interpolate": keep both end rows and solve for the others, so that interpolation is closest to
+            ``weight`` (least squares). If :func:`extend_table` interpolated, these are the original rows up to rounding. "stretch"
+            and "stretch:ROWS" invert that strategy in the same way.
 
     Raises:
         PositionError: the strategy is unknown; or the table would grow, or have only ``offset`` rows.

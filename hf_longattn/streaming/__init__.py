@@ -1,4 +1,4 @@
-"""Streaming attention and models. They read an input piece by piece in constant memory. Outputs equal one pass over it."""
+"""Streaming attention and models. They read an input piece by piece in constant memory. Outputs equal those of one pass over all of it."""
 
 from ..lazy import public_names
 

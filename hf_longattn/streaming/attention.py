@@ -63,7 +63,7 @@ class AttentionStream:
         block: queries computed at a time. This delays an output by up to ``block - 1`` tokens.
         options: the mechanism's options, when it is given by name.
     Raises:
-        StreamError: the mechanism attends to the whole sequence, or is not available as causal or as bidirectional.
+        StreamError: the mechanism attends to the whole sequence, or does not support this value of ``causal``.
         UnknownMechanismError, OptionError: as :func:`hf_longattn.attend`.
     """
 
@@ -124,7 +124,7 @@ class AttentionStream:
         return out
 
     def _outputs(self, stop: int) -> Tensor:
-        """The outputs up to token ``stop - 1``. Then drop the queries, keys and values that no later output needs."""
+        """Compute the next outputs, up to token ``stop - 1``. Drop the queries, keys and values that no later output needs."""
         q = self._tails["q"].tensor
         assert q is not None
         outs = [self._of_block(first, min(first + self.block, stop)) for first in range(self.done, stop, self.block)]

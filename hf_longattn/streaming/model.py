@@ -30,7 +30,7 @@ from .tail import Tail
 DEFAULT_FRAMES = 16
 """Frames per chunk, unless a mechanism such as ``chunked`` determines them."""
 MOST_CHANNELS = 8
-"""Maximum number of channels. More rows than this, with 2 to this many samples each, are refused as a recording (samples, channels)."""
+"""Maximum channels of a recording. An input of more rows, with 2 to this many samples each, is refused as (samples, channels)."""
 FORMAT = "hf_longattn stream 1"
 UNREAD_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Config fields that do not affect frames, except the dtype, which is compared separately."""
@@ -289,7 +289,7 @@ class Stream:
         self.load_state_dict(read_state(file, self.about()))
 
     def about(self) -> dict[str, Any]:
-        """Settings that must match to resume: the model's class, hash of its config and dtype, and the chunk."""
+        """Settings that must match to resume: the model's class, its dtype, a hash of its config, and the chunk."""
         settings = _read_fields(self.model.config.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         return {"model": type(self.model).__name__, "config": digest[:16], "dtype": str(self.model.dtype), "chunk": self.chunk}
@@ -304,7 +304,7 @@ class Stream:
             raise StreamError("The stream was interrupted while it computed; load a state that was saved before, or call reset().")
 
     def _tails(self) -> dict[str, Tail]:
-        """Name in a state -> buffer."""
+        """Name of a tensor in the state -> buffer."""
         of_stages = {f"{number}.{name}": tail for number, stage in enumerate(self._stages) for name, tail in stage.tails.items()}
         return {WAITING: self._waiting, **of_stages}
 

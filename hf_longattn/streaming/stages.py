@@ -30,7 +30,7 @@ class Stage:
     are no longer buffered, or if later inputs may change them.
 
     module: the module at the start of the stage; ``None`` if the stage starts at the model's input.
-    sections: the receptive fields along time after the stage's attention. Attention buffers keys and values instead of its inputs.
+    sections: receptive fields along time of the layers after the stage's attention. For the attention, keys and values are buffered.
     local: how many tokens back and ahead its attention sees; ``None`` without attention.
     positions: how the module takes the positions of its frames, and the module that computes them.
     """
@@ -69,7 +69,7 @@ class Stage:
         return None if self._idle else hidden.tensor
 
     def with_earlier(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values ``(B, H, n, D)``, preceded by those of earlier frames. Unchanged if they include these already."""
+        """New keys and values ``(B, H, n, D)``, preceded by those of earlier frames. Unchanged if they already include earlier ones."""
         start, hidden = self.tails[HIDDEN].start, self.tails[HIDDEN].tensor
         if self._idle or self.local is None or hidden is None or keys.shape[2] > hidden.shape[1]:
             return keys, values
@@ -93,7 +93,7 @@ class Stage:
         keywords[rule.keyword] = module(hidden[:, :1].expand(-1, earlier + hidden.shape[1], -1))
 
     def give(self, out: Tensor) -> Tensor:
-        """The new final ones among the outputs ``out (B, m, …)``. Frees inputs, keys and values that no later output needs."""
+        """The outputs among ``out (B, m, …)`` that have just become final. Frees inputs, keys and values that no later output needs."""
         if self._idle:
             return out[:, :0]
         first = self.tails[HIDDEN].start // self.section.stride

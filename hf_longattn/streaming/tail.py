@@ -30,7 +30,7 @@ class Tail:
         return self.tensor.narrow(self.dim, first - self.start, stop - first)
 
     def drop(self, first: int) -> None:
-        """Drop the tokens before index ``first``. The others are copied, which frees memory."""
+        """Drop the tokens before index ``first``. The remaining tokens are copied, which frees memory."""
         if self.tensor is not None and first > self.start:
             self.tensor = self.between(first, self.stop).clone()
             self.start = first

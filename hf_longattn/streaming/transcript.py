@@ -28,10 +28,10 @@ class LiveTranscript:
         model: a CTC model that reads streams, see :class:`Stream`.
         processor: its processor or tokenizer. The CTC blank is the tokenizer's padding token, as in transformers.
         chunk: as for :class:`Stream`.
-        normalise: mean and standard deviation for scaling the samples, from similar recordings. Those of the stream are unknown before its
-            end.
+        normalise: mean and standard deviation for scaling the samples, from similar recordings. The stream's own values are unknown
+            before it ends.
     Raises:
-        StreamError: the model does not support streams, or ``normalise`` is required by the feature extractor and missing.
+        StreamError: the model does not support streams, or the feature extractor requires ``normalise`` and it is missing.
     """
 
     def __init__(self, model: Any, processor: Any, *, chunk: int | None = None, normalise: tuple[float, float] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Sizes of one computation step: bounded by a CPU's caches or an accelerator's memory.
+"""Step sizes of computations, bounded by a CPU's caches or an accelerator's memory.
 
-On an accelerator every operation costs a launch of some microseconds, whatever its size, and reading a value waits for all operations
-before it. So tensors are computed whole there, up to :data:`STEP_BYTES`, and no value is read that can be computed on the device.
+On an accelerator every operation costs a launch of some microseconds, whatever its size, and reading a value waits for all earlier
+operations. So on accelerators, tensors are computed whole, up to :data:`STEP_BYTES`, and the host reads as few values as possible.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 STEP_BYTES = 1 << 30
 """Maximum memory of one computation step on an accelerator, in bytes."""
 TENSORS_OF_A_STEP = 4
-"""Number of largest-size tensors in a step at once. These are its input, its output and two intermediates."""
+"""Number of tensors of the largest size that a step holds at once: its input, its output and two intermediates."""
 
 
 def accelerated(x: Tensor) -> bool:
@@ -20,5 +20,5 @@ def accelerated(x: Tensor) -> bool:
 
 
 def numbers_at_a_time(x: Tensor, on_cpu: int, size: int = 4) -> int:
-    """Maximum elements of a step's largest tensor on the device of ``x``. A CPU gets ``on_cpu``; an element has ``size`` bytes."""
+    """Maximum elements of a step's largest tensor on the device of ``x``. On a CPU it is ``on_cpu``. An element has ``size`` bytes."""
     return STEP_BYTES // (TENSORS_OF_A_STEP * size) if accelerated(x) else on_cpu

@@ -2,7 +2,7 @@
 
 Along an axis, a coordinate sees a range of coordinates. A cell of the grid sees the product of its ranges. An axis is cut into tiles of
 neighbouring queries. The keys of a tile are all coordinates that any of its queries sees. Tiles form a group if their queries see the same
-keys, counted from the first key of the tile. They share a mask, and their keys are at equal steps.
+keys, counted from the first key of the tile. The tiles of a group share a mask, and their first keys are equally spaced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COST_OF_COPY, COST_OF_KEY, COST_OF_TILE, COST_OF_CALL = 9, 13, 200, 600
 
 
 class AxisWindows(NamedTuple):
-    """Windows along one axis: coordinate x sees every ``step``-th one from ``low[x]`` to ``high[x]``.
+    """Windows along one axis: coordinate x sees every ``step``-th coordinate from ``low[x]`` to ``high[x]``.
 
     Both ends are included, and lie a multiple of ``step`` away from x.
     """
@@ -49,7 +49,7 @@ class AxisWindows(NamedTuple):
 class TileGroup(NamedTuple):
     """``tiles`` tiles of ``size`` queries, each with ``key_size`` keys. Tiles, and their keys, start ``size`` apart.
 
-    They are tiles of the coordinates ``residue, residue + step, …``, which see only each other. The other numbers count these coordinates:
+    They hold only the coordinates ``residue, residue + step, …``, which see only each other. The other numbers count only these:
     ``first`` is the first query, ``key_first`` the first key. ``seen`` has the first and the last visible key of every query in a tile,
     counted from the tile's first key. It is empty if every query sees every key.
     """
@@ -65,7 +65,7 @@ class TileGroup(NamedTuple):
 
     @property
     def ahead(self) -> int:
-        """Places from the first key to the first query."""
+        """Number of coordinates from the first key to the first query."""
         return self.first - self.key_first
 
     def distances(self) -> Tensor:
@@ -127,7 +127,7 @@ def _axis_cost(windows: AxisWindows, side: int) -> _AxisCost:
 
 @functools.lru_cache(maxsize=256)
 def tile_sides(windows: tuple[AxisWindows, ...]) -> tuple[int, ...]:
-    """The cheapest sides of a tile of at most :data:`TILE_QUERIES` queries. Few masked pairs, copies and calls cost least."""
+    """The cheapest sides of a tile of at most :data:`TILE_QUERIES` queries. Pairs, keys, copied keys, tiles and calls have costs."""
     by_axis = [[_axis_cost(axis, side) for side in sorted({min(side, len(axis.low)) for side in TILE_SIDES})] for axis in windows]
     best, least = (1,) * len(windows), math.inf
     for costs in itertools.product(*by_axis):
@@ -171,7 +171,7 @@ def tile_seen(tables: Sequence[Tensor]) -> Tensor:
 def window_bias(bias: GridBias, sizes: Sequence[int], shared: int = 0) -> Tensor:
     """The bias of a window with ``sizes`` cells along each axis, ``(1, H, T, shared + T)``.
 
-    shared: prefix tokens that every cell sees, before the keys.
+    shared: number of prefix tokens, which every cell sees. Their columns come first.
     """
     places = [torch.arange(size) for size in sizes]
     distances = outer([(place[:, None] - place)[None] for place in places])

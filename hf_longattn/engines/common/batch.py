@@ -21,25 +21,25 @@ from .derivatives import no_fused_kernels, values_mapped
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
-"""``(row, start, stop)`` of a part along the token axis."""
+"""``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
 Places = Sequence[Place]
 
 
 class graph_property(functools.cached_property[Derived]):
-    """A ``cached_property`` without the cache while compiling. Before Python 3.12 it takes a lock, which Dynamo cannot trace."""
+    """A cached property that caches nothing while compiling: before Python 3.12, caching takes a lock, which Dynamo cannot trace."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self.func(instance) if instance is not None and torch.compiler.is_compiling() else super().__get__(instance, owner)
 
 
 class SequenceSpan(NamedTuple):
-    """Tokens ``start … stop - 1`` of a row: from its first real token to its last."""
+    """A sequence: tokens ``start … stop - 1`` of a batch row, from its first real token to its last."""
 
     row: int
     start: int
     stop: int
     holes: bool
-    """Whether there is padding between its real tokens."""
+    """Whether there is padding between the real tokens."""
 
     @property
     def length(self) -> int:
@@ -51,11 +51,11 @@ class DocumentLabels(NamedTuple):
     """The document of every token, for operations on whole rows. Padding belongs to the document before it."""
 
     number: Tensor
-    """``(B, N)`` int64, the document's number, from 0 in each row."""
+    """``(B, N)`` int64, the document's number, counted from 0 in each row."""
     first: Tensor
-    """``(B, N)`` int64, the first real token of the token's document."""
+    """``(B, N)`` int64, index of the first real token of the document."""
     length: Tensor
-    """``(B, N)`` int64, tokens of the document from its first to its last real one."""
+    """``(B, N)`` int64, number of tokens from the document's first real token to its last."""
     most: int
     """Maximum number of documents in a row."""
     longest: int
@@ -66,8 +66,8 @@ class DocumentLabels(NamedTuple):
 class Batch:
     """The sequences of ``(B, N)`` tokens.
 
-    mask: ``(B, N)`` bool, True = real token; ``None`` when all are.
-    documents: ``(B, N)`` integers that ascend along each row; tokens with the same number are one document. ``None`` when each row is one.
+    mask: ``(B, N)`` bool, True = real token; ``None`` if all are real.
+    documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is one document.
     """
 
     mask: Tensor | None = None
@@ -80,7 +80,7 @@ class Batch:
 
     @classmethod
     def of_spans(cls, mask: Tensor, sequences: tuple[SequenceSpan, ...]) -> Batch:
-        """The batch for ``mask``, given its :attr:`sequences`. So the host need not wait for the device to find them."""
+        """The batch for ``mask``, given its :attr:`sequences`. This saves waiting for the device to find them."""
         batch = cls(mask)
         vars(batch)["sequences"] = sequences
         return batch
@@ -123,7 +123,7 @@ class Batch:
         return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
 
     def split(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
-        """Split ``x`` into one part per sequence. Axis 0 holds rows. Axis ``dim`` holds tokens, the last of each row's ``length`` tokens.
+        """Split ``x`` into one part per sequence. Axis 0 is the batch row. Axis ``dim`` has the last of each row's ``length`` tokens.
 
         The parts are views. Their gradients are copied into one tensor, not added up.
         """
@@ -131,7 +131,7 @@ class Batch:
         return list(_views(x, dim, places) if no_fused_kernels() is not None else _Split.apply(x, dim, places))
 
     def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
-        """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences, in their memory layout; zeros elsewhere."""
+        """Join the sequences' outputs ``(1, H, n, D)`` to ``(B, H, Nq, D)``, zeros elsewhere. The memory layout is that of the outputs."""
         places = self.places(kv_len - q_len)
         if no_fused_kernels() is not None:
             return _joined(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, places)
@@ -140,7 +140,7 @@ class Batch:
 
 def for_one_pass(tensor: Any) -> Any:
     """A view of ``tensor`` for one forward pass, on which :func:`cached_on` stores derived values. The caller may reuse ``tensor`` itself
-    for another input. In a graph, or if it is no tensor, it is returned unchanged."""
+    for another input. In a graph, and for other types, ``tensor`` is returned unchanged."""
     if not isinstance(tensor, Tensor) or in_graph():
         return tensor
     alias = tensor.view_as(tensor)
@@ -149,7 +149,7 @@ def for_one_pass(tensor: Any) -> Any:
 
 
 def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
-    """``make()``, called once for all layers that share a tensor of :func:`for_one_pass`. Other tensors store nothing."""
+    """The result of ``make()``, stored for all layers that share a tensor of :func:`for_one_pass`. Other tensors store nothing."""
     known: dict[Hashable, Any] | None = getattr(tensor, "_long_attention", None)
     if known is None or in_graph():
         return make()
@@ -160,8 +160,8 @@ def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Der
 
 
 def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
-    """A new tensor in the memory layout of ``like (B, H, N, D)``. That is head by head or token by token. The tensor holds zeros, or is
-    uninitialised if all of it will be ``filled``."""
+    """A new tensor in the memory layout of ``like (B, H, N, D)``: head by head or token by token. It holds zeros, or is uninitialised
+    if all of it will be ``filled``."""
     new = like.new_empty if filled else like.new_zeros
     if like.dim() != 4 or like.stride(1) >= like.stride(2):
         return new(tuple(shape))
@@ -170,7 +170,7 @@ def laid_out_as(like: Tensor, shape: Sequence[int], filled: bool) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, places: Places) -> Tensor:
-    """A tensor of this shape with the parts in their places and zeros elsewhere. It has the layout of the first part."""
+    """A tensor of ``shape`` with ``parts`` at ``places`` and zeros elsewhere. It has the memory layout of the first part."""
     like = next(part for part in parts if part is not None)
     filled = sum(stop - start for _, start, stop in places) == shape[0] * shape[dim] and all(part is not None for part in parts)
     total = laid_out_as(like, shape, filled)
@@ -245,7 +245,7 @@ def _find_sequences(mask: Tensor | None, documents: Tensor | None) -> Iterator[S
 
 
 def _borders(mask: Tensor | None, documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Where documents begin, ``(B, N)`` bool, and whether numbers of real tokens descend, ``()`` bool."""
+    """Columns where document numbers rise, and column 0, ``(B, N)`` bool; and whether numbers of real tokens decrease, ``()`` bool."""
     numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
     highest = numbers.cummax(1).values  # padding belongs to the document before it
     borders = F.pad(highest[:, 1:] != highest[:, :-1], (1, 0), value=True)
@@ -281,7 +281,7 @@ def _offsets(numbers: Tensor) -> Tensor:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether the sum of every tensor is finite, so that all its numbers are. Waits for the device."""
+    """Whether the sum of every tensor is finite. Then all numbers are finite. Waits for the device."""
     return all(math.isfinite(x.detach().sum().item()) for x in tensors)
 
 

@@ -1,7 +1,7 @@
 """The process-wide cache of masks and block layouts, bounded in bytes.
 
-:data:`BYTE_CACHE` holds what later calls of the same shape reuse, up to :data:`MAX_BYTES` bytes. The least recently used entries are
-evicted first. A value larger than the budget is not cached.
+:data:`BYTE_CACHE` holds values that later calls of the same shape reuse, up to :data:`MAX_BYTES` bytes. It evicts the least recently used
+entries first. A value larger than the budget is not cached.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_BYTES = 256 << 20
 ENTRY_BYTES = 512
 """Bytes counted per entry in addition to its tensors, so that the number of small entries is bounded too."""
 SHARE_AFTER_EVICTION = 7 / 8
-"""Fraction of the budget that an eviction leaves filled. It is below 1 so that not every new entry evicts."""
+"""Fraction of the budget that an eviction leaves filled. It is below 1, so that the next new entries need no eviction."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,7 +70,7 @@ class ByteCache:
         return value if nbytes is None else self.put(key, value, nbytes)
 
     def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
-        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing one of the tensors drops the entry."""
+        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing any of the tensors drops the entry."""
         versions = map(tensor_version, tensors)
         entry_key = (*key, *map(id, tensors), *versions)
         cached = self.find(entry_key)
@@ -166,7 +166,7 @@ _fresh = itertools.count(1)
 
 
 def tensor_version(tensor: Tensor) -> int:
-    """PyTorch's count of in-place changes of ``tensor``. 0 for tensors made in inference mode, which have none."""
+    """PyTorch's count of in-place changes of ``tensor``. 0 for tensors made in inference mode, which have no count."""
     if tensor.is_inference():
         return 0
     try:

@@ -81,7 +81,7 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class GatherTile:
-    """R rows of queries and keys. Each query of a row attends to each key of that row. Batch and head axes of size 1 broadcast.
+    """A tile: R rows of queries and keys. Each query attends to each key of its row. Batch and head axes of size 1 broadcast.
 
     queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query may appear twice in a tile.
     keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot. Do not modify queries or keys in place:
@@ -90,7 +90,7 @@ class GatherTile:
     inside: ``(low, high)``: hides pairs outside of ``low <= query - key <= high``.
     outside: ``(low, high)``: hides pairs with ``low <= query - key <= high``, for instance because another tile has them.
     bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
-    fixed: whether positions depend on lengths only. Later calls then reuse the tensors, and their values on a GPU are read only once.
+    fixed: whether positions depend on lengths only. Later calls then reuse the tensors, and the host reads their values only once.
 
     A key that is listed twice for a query, in one row or in two tiles, counts twice. Hide duplicates by ``outside`` or ``bias``.
     """
@@ -141,16 +141,16 @@ class AttentionCall:
     """The arguments of attention besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
 
     causal: position i ignores the keys after i.
-    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, which then handles only right
-        padding and holes, by :attr:`key_mask`.
+    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs. The mechanism then handles only
+        right padding and holes, by :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
-    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions without gradients, for mechanisms that stop gradients there.
-    positions: ``(B or 1, n)``, the positions of n tokens for feature maps that depend on them. Set by linear mechanisms.
+    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, from detached hidden states; see ``Traits.detached_beyond``.
+    positions: ``(B or 1, n)``, the positions of n tokens, for feature maps that depend on positions. Set by linear mechanisms.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     cleared: whether :func:`without_padding` has already run on the inputs.
     """
@@ -269,7 +269,7 @@ def without_padding(
 
     def clear(x: Tensor) -> Tensor:
         by_token, rows = x.transpose(1, 2), padding[:, length - x.shape[2] :]
-        if by_token.is_contiguous():  # keep the memory layout: kernels round differently for another
+        if by_token.is_contiguous():  # keep the memory layout: kernels round differently for another layout
             return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
         return x.masked_fill(rows[:, None, :, None], 0.0)
 

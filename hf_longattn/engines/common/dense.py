@@ -65,7 +65,7 @@ def dense_attention(
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
-    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, never by its unfused N×N kernel.
+    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, without its unfused N×N kernel.
 
     On CUDA, only cuDNN's fused kernel supports grouped heads with a mask, or grouped heads wider than 256. In these cases keys and values
     are repeated, as in transformers' sdpa attention. For a single query, the heads of a group become query rows instead. If
@@ -81,7 +81,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
     if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_FOR_ONE_QUERY and not torch.compiler.is_compiling():
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
-        grouped = {} if heads == groups else {"enable_gqa": True}  # `heads != groups` would be symbolic if heads are
+        grouped = {} if heads == groups else {"enable_gqa": True}  # `heads != groups` would be symbolic for symbolic heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
         return refuse_second_derivatives(out)
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
@@ -135,7 +135,7 @@ def products(q: Tensor, k: Tensor) -> Tensor:
 
 
 def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
-    """Softmax over the last axis, restricted to ``visible`` (broadcastable bool). Rows without a visible key are zeros."""
+    """Softmax over the last axis, restricted to ``visible`` (broadcastable bool). Rows without a visible entry are zeros."""
     if visible is None:
         return scores.softmax(-1)
     lowest = torch.finfo(scores.dtype).min
@@ -168,7 +168,7 @@ def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """Outputs ``(…, N, D)`` averaged with weights ``exp(lse)``, for log-sum-exps ``(…, N)``. Zeros where all are -inf."""
+    """Log-sum-exp merge: the average of ``outs (…, N, D)`` with weights ``exp(lses) (…, N)``. Zeros where all ``lses`` are -inf."""
     lse = torch.stack(list(lses))
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()

@@ -60,7 +60,7 @@ def no_fused_kernels() -> str | None:
         return None
     if func_transforms():
         return "torch.func and forward-mode AD need derivatives that fused kernels do not have"
-    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():  # named for CUDA, they apply to every device
+    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():  # named for CUDA, but valid for every device
         return None
     return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
 

@@ -1,9 +1,9 @@
 """Packed documents as rows of a few right-padded batches. For GPUs, where calls cost more than padding, and for
 mechanisms with one random draw or update per call.
 
-Padding after a sequence does not change a mechanism's output for it, so documents of similar lengths share a call. Their tokens are
-gathered into its rows and back by indices that all layers share. The indices follow from :attr:`Batch.sequences`, so the host waits for
-nothing more.
+Padding after a document does not change the output of the document, so documents of similar lengths share a call. Tokens are gathered into
+the rows of calls, and outputs back, by indices that all layers share. The indices follow from :attr:`Batch.sequences`, so the host need not
+wait for the device again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 from .batch import Batch, SequenceSpan
 
 TOKENS_PER_CALL = 4096
-"""Minimum padding, in tokens, that a further call must save. Untuned: an estimate for an H100, from the stored counts of
-``scripts.dev.tools.device_counts``, of the tokens that cost as much as the launches of one call."""
+"""Minimum padding, in tokens, that a further call must save. Untuned: estimated for an H100 as the tokens that cost as much as the launches
+of one call, from the stored counts of ``scripts.dev.tools.device_counts``."""
 MOST_CALLS = 3
-"""Maximum calls for documents of one kind."""
+"""Maximum calls for documents of one kind (:attr:`Stacking.kind`)."""
 MOST_WIDTHS = 32
 """Maximum number of lengths tried as row widths, besides the longest."""
 Groups = tuple[tuple[int, ...], ...]
@@ -34,7 +34,7 @@ Groups = tuple[tuple[int, ...], ...]
 class Stacking:
     """Which documents may share a call.
 
-    kind: maps a length to a kind. Documents of different kinds do not share a call; with ``None`` all may.
+    kind: maps a document's length to a kind. Only documents of the same kind share a call; with ``None`` all may.
     most_calls: maximum calls for documents of one kind, however much their lengths differ.
     """
 
@@ -54,9 +54,9 @@ class RowsOfCall:
     row: Tensor
     """``(S,)`` int64, the packed row of each document."""
     first: Tensor
-    """``(S,)`` int64, the document's first token in its packed row."""
+    """``(S,)`` int64, index of the document's first token in its packed row."""
     last: Tensor
-    """``(S,)`` int64, the document's last token in its packed row."""
+    """``(S,)`` int64, index of the document's last token in its packed row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,11 +138,11 @@ class DocumentRows:
 
 
 Source = tuple[Tensor, Tensor | None]
-"""The source index of every place, ``(n,)`` int64, and zeroed places, ``(n,)`` bool or None."""
+"""Source index of every output token, ``(n,)`` int64, and which output tokens are set to zero, ``(n,)`` bool or None."""
 
 
 class _Moved(torch.autograd.Function):
-    """Gathers ``x (m, …)`` into ``(n, …)``. The gradient is gathered back as well, not added up."""
+    """Gathers ``x (m, …)`` into ``(n, …)``. The backward pass also gathers, by the inverse indices, instead of adding up."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, to: Source, back: Source) -> Tensor:
@@ -157,7 +157,7 @@ class _Moved(torch.autograd.Function):
 
 
 def document_groups(batch: Batch, kinds: tuple[Hashable, ...] | None, most_calls: int) -> Groups:
-    """The documents of every call, grouped by kind, if any, and by similar length. Found once for all layers."""
+    """The documents of every call: of one kind and of similar lengths. Cached for all layers. ``kinds``: the kind of each document."""
 
     def make() -> Groups:
         of_kind: dict[Hashable, list[int]] = {}
@@ -179,7 +179,7 @@ def document_groups(batch: Batch, kinds: tuple[Hashable, ...] | None, most_calls
 def row_widths(lengths: Sequence[int], most_calls: int = MOST_CALLS) -> tuple[int, ...]:
     """Row widths of the calls, ascending. A document goes into the first call with rows of at least its length.
 
-    The widths minimise the cost: the slots of all rows plus :data:`TOKENS_PER_CALL` for each call.
+    Among at most ``MOST_WIDTHS + 1`` lengths, these minimise the cost: the slots of all rows plus :data:`TOKENS_PER_CALL` for each call.
     """
     ordered = sorted(lengths)
     different = sorted({*ordered})

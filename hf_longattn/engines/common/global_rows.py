@@ -1,11 +1,11 @@
 """Global tokens: a few tokens see every key and are seen by every query.
 
-Their rows are computed densely and overwrite those of a sparse output. Their columns outside a band are a part of each softmax, merged with
-the band's by log-sum-exp.
+Outputs of global tokens are computed densely, and overwrite those of a sparse engine. Global keys outside a band are a part of each query's
+softmax, merged with the band's part by log-sum-exp.
 
-:func:`separate_rows` does the same as one operator for compiled graphs, which cannot hold a data-dependent number of tokens. A graph could
-compute all rows densely instead, but that takes 7 to 28 times as long (1,024 and 4,096 tokens, 8 of them global, 4 heads of 64, one CPU
-thread).
+:func:`separate_rows` computes these outputs as one operator for compiled graphs, which cannot hold a data-dependent number of tokens. A
+graph could compute all rows densely instead, but that takes 7 to 28 times as long (1,024 and 4,096 tokens, 8 of them global, 4 heads of 64,
+one CPU thread).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_COLUMN_PAIRS = 1 << 25
 
 
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the True entries of ``mask (B, N)``. Returns the index ``(B, g)``, padded to the longest row, and which are real."""
+    """Positions of the True entries of ``mask (B, N)``, padded: ``(B, g)`` int64. Also returns ``(B, g)`` bool, False for padding."""
     count = mask.sum(-1)
     length = mask.shape[-1]
     most = size_in_graph(count.max(), 0, length)
@@ -38,8 +38,8 @@ def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """:func:`global_index` of a call's global tokens, padding excluded. Found once for all layers of a forward pass: it waits for the
-    device."""
+    """:func:`global_index` of a call's global tokens, padding excluded. Cached for all layers of a forward pass, since finding them
+    waits for the device."""
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
 
@@ -50,7 +50,7 @@ def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 
 def size_in_graph(size: Tensor, least: int, most: Any) -> Any:
-    """A size computed from the input. An exported graph also gets its bounds."""
+    """The number in the tensor ``size``. An exported graph is also told its bounds ``least`` and ``most``."""
     number: Any = size.item()
     if torch.compiler.is_exporting():
         assume_in_graph(number >= least)
@@ -86,7 +86,7 @@ def global_columns(
     Returns output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` as :func:`softmax_part` does. Uses plain operations in at least fp32,
     for some of the queries at a time. The backward pass computes the scores again.
 
-    index, real: positions ``(B, g)`` of the global tokens, and which entries are not filler.
+    index, real: the global tokens, ``(B, g)`` each, as from :func:`global_index`.
     """
     (batch, heads, q_len), offset = q.shape[:3], k.shape[2] - q.shape[2]
     keys, values = (repeat_heads(gather_tokens(x, index), heads) for x in (k, v))
@@ -115,7 +115,7 @@ def global_columns(
 
 
 def overwrite_global_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall) -> Tensor:
-    """Return ``out (B, H, Nq, D)`` with global tokens attending to all keys. Their key positions are ``index (B, g)``.
+    """Return ``out (B, H, Nq, D)`` with full attention for the global tokens. Their key positions are ``index (B, g)``.
 
     Global tokens before the first query (decoding with a cache) have no row and are ignored.
     """
@@ -136,14 +136,14 @@ def put_rows(out: Tensor, rows: Tensor, index: Tensor, real: Tensor) -> Tensor:
 
 @torch.library.custom_op(f"{OPERATORS}::separate_rows", mutates_args=())
 def separate_rows(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attention of the global tokens alone over all keys.
+    """Attention of the global tokens, and of no other queries, over all keys.
 
     Args:
         q, k, v: ``(B, H, N, D)``.
         key_mask: ``(B, N)`` bool, True = real token, or None.
         global_mask: ``(B, N)`` bool, False for padding.
     Returns:
-        ``(B, H, N, D)`` with zeros in the other rows.
+        ``(B, H, N, D)`` with zeros for all other queries.
     """
     index, real = global_index(global_mask)
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)

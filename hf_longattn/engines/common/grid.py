@@ -1,6 +1,6 @@
 """Grids of tokens: patches of pictures and videos, cells of spectrograms, after some prefix tokens.
 
-Importing this does not import torch.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ORDERS = ("raster", "columns", "hilbert")
 """Named orders of tokens. ``tiles:8x8``, with any sizes, is another order."""
 TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
 RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
-"""The grid of the model running in this thread. Attention modules that keyword arguments do not reach use it."""
+"""The grid of the model running in this thread. For attention modules that keyword arguments do not reach."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Grid:
             raise GridError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
 
     def places(self, positions: Any) -> tuple[Any, ...]:
-        """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens are negative on the first axis."""
+        """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens have a negative first coordinate."""
         rest, places = positions - self.prefix, []
         for size in reversed(self.sizes[1:]):
             places.append(rest % size)
@@ -91,7 +91,7 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
     """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
 
     Raises:
-        GridError: ``grid`` is neither, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
+        GridError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
     """
     if grid is None:
         raise GridError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")

@@ -20,7 +20,7 @@ Kind = Literal[
     "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
     "tiles", "windows", "lines", "halo", "chosen blocks", "linear", "delta",
 ]  # fmt: skip
-"""Kinds of calls. Each has its own list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
+"""Kinds of calls, chosen by mechanisms and engines. Each has its own list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
 Path = Literal[
     "packed", "stacked", "split", "masked", "rolled",
     "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "lines", "halo", "cpu-band",
@@ -63,7 +63,7 @@ _reports: ContextVar[int] = ContextVar("reports", default=0)
 
 
 def notify(choice: PathChoice) -> None:
-    """Call the observers of this thread with its innermost mechanism and the path that ran."""
+    """Call the process's and this thread's observers with the innermost running mechanism and the path that ran."""
     _reports.set(_reports.get() + 1)
     for observer in (*_process_observers, *_context_observers.get()):
         observer(_running.get(), choice)

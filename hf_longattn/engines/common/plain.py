@@ -1,7 +1,8 @@
-"""Linear paths in plain PyTorch operations, on every device. They serve calls without a fused kernel: dropout, score terms, learned biases.
+"""Band and tile attention in plain PyTorch operations, on every device, for calls without a fused kernel.
 
-For a band, blocks of queries meet their slice of keys (a view), global columns are appended, and global rows are computed against all keys.
-For tiles, pairs are computed :data:`MAX_PAIRS` at a time and recomputed in the backward pass. Memory is linear, N times the visited keys.
+Calls may have dropout, score terms or learned biases. In a band, each block of queries attends to a slice of the keys (a view) and to
+global keys. Global queries attend to all keys. Memory is N times the keys per query. Tiles of more than :data:`MAX_PAIRS` pairs are
+computed in pieces, which the eager backward pass recomputes.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from .global_rows import index_of_globals, overwrite_global_rows, size_in_graph,
 QUERIES_PER_BLOCK = 128
 """Queries per block of a band."""
 MAX_PAIRS = 1 << 24
-"""Maximum pairs of tiles in memory at once, over all heads and batch items. The backward pass recomputes them."""
+"""Maximum pairs of a tile in one piece, over all heads and batch items. The eager backward pass recomputes pieces of larger tiles."""
 
 
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``.
+    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`. Supports dropout and any ``score_mod``.
 
-    Global columns are further columns of the scores. Merging them by log-sum-exp would take 1.4 times as long for forward and backward
+    Scores of global keys are appended as columns. Merging them by log-sum-exp would take 1.4 times as long for forward and backward
     (1,024 tokens, 8 of them global, 4 heads of 64, window 256, one CPU thread).
     """
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
@@ -39,8 +40,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     width = block + left + right
 
     def slices(x: Tensor, size: int, before: int) -> Tensor:
-        """``x (B, H, N, D)`` as slices ``(B, H, blocks, size, D)``. Each starts ``before`` tokens before its block. Values outside of the
-        sequence must not be used."""
+        """Slices ``(B, H, blocks, size, D)`` of ``x (B, H, N, D)``, from ``before`` tokens ahead of each block on. Arbitrary outside x."""
         if exporting:
             index = torch.arange(blocks, device=device)[:, None] * block - before + torch.arange(size, device=device)
             return x.index_select(2, index.clamp(0, x.shape[2] - 1).flatten()).view(*x.shape[:2], blocks, size, x.shape[3])
@@ -87,15 +87,15 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
 
 def _blocks(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
     """Queries per block, number of blocks, and a slice's keys before and after its block."""
-    # Branches, not min and max: torch.compile would keep these in the shapes, and Inductor fails to divide by them.
+    # Branches, since torch.compile would keep min and max in the shapes, and Inductor fails to divide by min and max.
     left = pattern.left if pattern.left <= kv_len else kv_len
     right = pattern.right if pattern.right <= kv_len else kv_len
     return QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK), left, right
 
 
 def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
-    """:func:`_blocks` in a graph for all lengths, where three tokens cost three, not a block. The graph computes the sizes when it runs:
-    if torch.export knew a size as a minimum of the length, it would add guards."""
+    """:func:`_blocks` in a graph for all lengths, with blocks no longer than the input. The graph computes the sizes when it runs: if
+    torch.export knew a size as a minimum of the length, it would add guards."""
     queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
     block = queries.clamp(max=QUERIES_PER_BLOCK)
     return (
@@ -107,7 +107,7 @@ def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.de
 
 
 def first_rows(x: Tensor, count: int, axis: int = 2) -> Tensor:
-    """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph indexes, since a slice asks whether it is all of x.
+    """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph uses an index, since a slice compares ``count`` and N.
 
     axis: the token axis.
     """
@@ -117,7 +117,7 @@ def first_rows(x: Tensor, count: int, axis: int = 2) -> Tensor:
 
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, with dropout, any ``score_mod`` and learned biases."""
+    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`. Supports dropout, any ``score_mod`` and learned biases."""
     outs, lses = zip(*(plain_tile(q, k, v, tile, call) for tile in tiles), strict=True)
     return merged(outs, lses)
 
@@ -132,7 +132,7 @@ def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: Attentio
         out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if recomputed else _rows(q, k, v, piece, call)
         outs.append(out.flatten(2, 3))
         lses.append(lse.flatten(2))
-    # Empty slots go to one row after the last.
+    # Empty slots go to an extra token after the last.
     listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
     place = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
     out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
@@ -142,7 +142,7 @@ def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: Attentio
 
 
 def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """Cut the tile into rows, or a row into query slots. A piece has at most MAX_PAIRS pairs over all ``copies`` (batch × heads)."""
+    """Cut a tile into groups of rows, or each row into groups of query slots, of at most MAX_PAIRS pairs over all batch items and heads."""
     rows, slots = tile.queries.shape[2:]
     width = copies * tile.keys.shape[3]
     if rows * slots * width <= MAX_PAIRS:

@@ -1,8 +1,8 @@
-"""Score terms: what is added to the scaled scores, for example a bias by distance.
+"""Terms that are added to the scaled scores, for example a bias by distance.
 
-A call's ``score_mod`` is a function as in flex_attention, or a :class:`ScoreTerm`. Every engine can call either for its visible pairs. Some
-engines add some terms in another way, with less memory: :attr:`ScoreTerm.engines` names them. A term also follows its tokens: it can be
-taken for some heads, one sequence of a batch, or rows that were rolled. :func:`as_term` gives a plain function the same methods.
+A call's ``score_mod`` is a function as in flex_attention, or a :class:`ScoreTerm`. Every engine can call it for its visible pairs. The
+engines in :attr:`ScoreTerm.engines` add a term in another way, with less memory. A term can be re-indexed for some heads, for one sequence
+of a batch, or for rolled rows. :func:`as_term` gives a plain function the methods of a term.
 
 | term | for the query i, the key j and the head h | models |
 |---|---|---|
@@ -36,21 +36,21 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Move = Callable[[Tensor, int], Tensor]
 """``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
 Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``index(b, position) -> (b, position)``: where the token that is now at this row and position was before tokens moved."""
+"""``index(b, position) -> (b, position)``: maps a token's batch row and position after a move to those before it."""
 NO_GRID_BIAS = "a score term other than a bias by distance on the grid is added to listed pairs"
-"""Why an engine of the grid does not run, as a clause."""
+"""Why a grid engine does not run, as a clause."""
 PREFIX_PAIRS = 3
-"""Table entries for pairs with a prefix token: as the query only, as the key only, as both."""
+"""Number of table entries for pairs with prefix tokens: only the query, only the key, or both are prefix tokens."""
 
 
 class ScoreTerm(ABC):
-    """A ``score_mod`` that can move with its tokens. Some engines add it without calling it for every pair.
+    """A ``score_mod`` that can be re-indexed when an engine moves tokens (:meth:`moved`, :meth:`shifted`).
 
-    The default methods suit any function of absolute positions.
+    The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of absolute positions.
     """
 
     engines: tuple[Path, ...] = ()
-    """The engines that add the term by themselves. Others call it for their pairs."""
+    """Paths that add the term without calling it. Other paths call it for their pairs."""
     by_distance_alone: bool = False
     """Whether the term depends only on distance and head, so that positions may count from any token."""
     reads_tokens: bool = False
@@ -64,11 +64,11 @@ class ScoreTerm(ABC):
 
     @property
     def written_out(self) -> ScoreMod:
-        """The term as a function without products of queries or keys."""
+        """The term as a function that looks up its products of queries or keys, instead of computing them per call."""
         return self
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> ScoreMod:
-        """The term for ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
+        """The term for ``heads`` only, renumbered from 0. ``device``: the queries' device."""
         inner, numbers = self.written_out, _numbers(tuple(heads), device)
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
 
@@ -80,21 +80,21 @@ class ScoreTerm(ABC):
         return self.of_heads(heads, q.device)
 
     def shifted(self, first: int, row: int = 0) -> ScoreMod:
-        """The term for positions that count from token ``first``, and for rows that count from ``row``."""
+        """The term for positions that count from token ``first``, and for batch rows that count from ``row``."""
         if self.by_distance_alone or not (first or row):
             return self
         return self.indexed(lambda b, position: (b + row, position + first))
 
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
-        """The term of one row's keys ``start … stop - 1`` and of the queries among them."""
+        """The term of one batch row's keys ``start … stop - 1``, and of the queries at these positions."""
         return self.shifted(start, row)
 
     def moved(self, move: Move, index: Index) -> ScoreMod:
-        """The term after tokens moved. There are as many queries as keys.
+        """The term after tokens moved. Afterwards, there are as many queries as keys.
 
         Args:
             move: moves tensors that the term holds per token.
-            index: finds where a token was. Padding may be at any token's position.
+            index: maps rows and positions back, see :data:`Index`. Padding may map to any token.
         """
         return self if self.by_distance_alone else self.indexed(index)
 
@@ -109,21 +109,21 @@ class ScoreTerm(ABC):
         return mod
 
     def by_distance(self, q: Tensor, k: Tensor) -> DistanceTerm | None:
-        """The term for the engine ``cpu-distances``; ``None`` if it is no distance term."""
+        """The term for the path ``cpu-distances``; ``None`` if it is not a distance term."""
         return None
 
     def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
-        """The term for the engine ``cpu-band``: table and ``ahead``, or places and the tables of all axes."""
+        """Arguments for the path ``cpu-band``: a table, its ``ahead``, places, and the tables of all axes."""
         return None, 0, None, None
 
     def as_features(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """q, k and v with features that add the term to ``scale · q·k``; ``None`` if there are none.
+        """q, k and v with features that add the term to ``scale · q·k``; ``None`` if the term cannot be written so.
 
         Args:
-            sizes: cells of the part of the grid that q holds; by default q holds all tokens of the grid.
-            shared: number of tokens before the cells in k and v alone. They have no term.
+            sizes: cells along each axis of the part of the grid in q. By default q has all tokens of the grid.
+            shared: number of tokens before the cells in k and v, which q lacks. Pairs with them have no term.
         """
         return None
 
@@ -182,7 +182,7 @@ def remapped(
     queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
     keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
 ) -> ScoreMod | None:
-    """``score_mod`` for an engine with indices other than positions. It gets ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
+    """``score_mod`` for an engine whose indices are not positions. ``queries`` and ``keys`` map these indices to positions."""
     if score_mod is None:
         return None
     inner = as_term(score_mod).written_out
@@ -221,7 +221,7 @@ def _numbers(heads: tuple[int, ...], device: torch.device | None) -> Tensor:
 
 
 def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
-    """The slices ``heads`` of ``x`` along ``axis``, as a view if they are consecutive. The numbers are copied to a GPU once."""
+    """The slices ``heads`` of ``x`` along ``axis``, as a view if the heads are consecutive. The head numbers are copied to a GPU once."""
     if list(heads) == list(range(heads[0], heads[0] + len(heads))):
         return x.narrow(axis, heads[0], len(heads))
     return x.index_select(axis, _numbers(tuple(heads), x.device))
@@ -231,7 +231,7 @@ def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
 class DistanceBias(ScoreTerm):
     """A ``score_mod`` of the distance and the head: adds ``table[h, (q_idx - kv_idx) + ahead]``.
 
-    The CPU's band engine adds the table to its blocks; to every other engine it is an ordinary ``score_mod``.
+    The CPU's band engine adds the table to blocks of scores. Every other engine calls the term as an ordinary ``score_mod``.
 
     table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond these are clamped.
     """
@@ -260,7 +260,7 @@ class DistanceBias(ScoreTerm):
         return self.table[:, (distance + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
     def add_gradient(self, total: Tensor, distance: Tensor, of_scores: Tensor) -> None:
-        """Add the gradient of scores ``(H, rows, columns)`` at these distances to ``total``. It is shaped like the table."""
+        """Add the gradient of scores ``(H, rows, columns)`` at these distances to ``total``, shaped like the table."""
         index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
         total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
 
@@ -271,18 +271,18 @@ class DistanceTerm(ScoreTerm):
 
         term(i, j) = p_i · r_{b(i-j)} + e_j · s_{b(i-j)} + c · k_j
 
-    with a vector p_i per query and e_j per key, rows r and s of two tables for the bucket b of a distance, and a vector c per head. Only
-    DeBERTa has e. WavLM's p_i is a gate, and its r_d a number. The CPU's engine ``cpu-distances`` adds the term in memory linear in the
-    tokens. Any other engine calls :attr:`written_out`.
+    with a vector p_i per query and e_j per key, table rows r and s for the bucket b of a distance, and a vector c per head. Only
+    DeBERTa has e. WavLM's p_i is a gate, and its r_d a number. The path ``cpu-distances`` adds the term in memory linear in the tokens.
+    Any other path calls :attr:`written_out`.
 
     queries: p, ``(B, H, Nq, F)``, multiplied by the factor on q·k; F is 0 without this part.
-    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; others use the first or the last row.
-    ahead: the largest distance with a row from a query to a later key.
+    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; distances outside use the first or the last row.
+    ahead: the largest distance from a query to a later key that has a table row.
     keys: k, ``(B, H_kv, Nk, D)``. The queries are the last Nq positions.
     content: c, ``(H, D)``, multiplied by the factor on q·k; ``None`` without this part.
     of_keys: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
     key_table: s, ``(H or 1, W, G)``, for the same distances.
-    buckets: b, ``(W,)`` int64: the row of both tables for each distance, if the tables have fewer than W rows.
+    buckets: b, ``(W,)`` int64: for each of W distances its row in both tables, if the tables have fewer than W rows.
     rebuild: computes the term from other queries and keys, see :meth:`of`; ``None`` if p and e do not come from them.
     """
 
@@ -338,8 +338,8 @@ class DistanceTerm(ScoreTerm):
 
     @property
     def written_out(self) -> ScoreMod:
-        """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, rows)`` memory each."""
-        return self._differentiable if torch.is_grad_enabled() else self._constant  # a search without gradients may come first
+        """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory each."""
+        return self._differentiable if torch.is_grad_enabled() else self._constant  # apart, as a search without gradients may come first
 
     _differentiable = graph_property(lambda self: self._lookup())
     _constant = graph_property(lambda self: self._lookup())
@@ -374,12 +374,12 @@ def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlaceTerm(ScoreTerm):
-    """A ``score_mod`` of the differences of places.
+    """A ``score_mod`` of the differences between two tokens' places, such as places on a page.
 
         term(i, j) = Σ over axes a of  table_a[h, x_a(j) - x_a(i)]
 
     Unlike a bias by distance, it depends on both tokens: boxes lie anywhere on a page, and places start anew on each page. The CPU's band
-    engine adds it to its blocks, unless the tables need gradients. Any other engine looks it up for its visible pairs.
+    engine adds it to blocks of scores, unless the tables need gradients. Any other engine looks it up for its visible pairs.
 
     places: x, ``(B, Nk, axes)`` int64, of the keys. The queries have the last of these places.
     tables: one per axis, ``(H, 2·limit + 1)``, for differences key - query from -limit to limit. Larger differences are clamped.
@@ -414,7 +414,7 @@ class PlaceTerm(ScoreTerm):
         return () if torch.is_grad_enabled() and any(table.requires_grad for table in self.tables) else ("cpu-band",)
 
     def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
-        """All tables are in one, ``(axes, H, 2·largest limit + 1)``. Shorter tables repeat their first and last entries."""
+        """The tables are stacked to ``(axes, H, 2·largest limit + 1)``. Shorter tables repeat their first and last entries."""
         widest = max(table.shape[1] for table in self.tables)
         missing = ((widest - table.shape[1]) // 2 for table in self.tables)
         padded = (F.pad(table[None], (n, n), mode="replicate") for table, n in zip(self.tables, missing, strict=True))
@@ -432,16 +432,16 @@ class PlaceTerm(ScoreTerm):
 
 @dataclasses.dataclass(frozen=True)
 class GridBias(ScoreTerm):
-    """A ``score_mod`` of the head and the distance on every axis of a grid. It is learned.
+    """A learned ``score_mod`` of the head and the distance on every axis of a grid.
 
-    The engines of windows and of tiles with a halo add it as one mask for all windows of a kind, and the engine of lines adds it per
-    line. To every other engine it is an ordinary ``score_mod``. A call with a grid sets :attr:`grid`.
+    The windows engine adds it as one mask for all windows of equal size, the halo engine as a mask for its tiles, and the lines engine line
+    by line. Every other engine calls it as an ordinary ``score_mod``. A call with a grid sets :attr:`grid`.
 
     table: ``(H, M)`` or ``(H, M + 3)``, M = Π (2·sᵢ - 1): an entry for every distance, query - key, from -(sᵢ - 1) to sᵢ - 1 on axis i,
         the last axis fastest; larger distances are clamped. Three more entries are for pairs (prefix token, cell), (cell, prefix token)
         and (prefix token, prefix token). Without them, nothing is added to these pairs.
     sizes: s, cells along each axis.
-    dilation: cells between neighbouring distances of the table: one number for all axes, or one for each.
+    dilation: cells from one distance of the table to the next: one number for all axes, or one for each.
     """
 
     table: Tensor
@@ -548,11 +548,11 @@ class GridBias(ScoreTerm):
         return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
 
     def of_pairs(self, kind: int) -> Tensor | None:
-        """The bias ``(H,)`` of pairs with prefix tokens; ``None`` without one. ``kind`` is 0 … 2, ordered as in :data:`PREFIX_PAIRS`."""
+        """The bias ``(H,)`` of pairs with prefix tokens, if any. ``kind`` is 0 … 2, ordered as in :data:`PREFIX_PAIRS`."""
         return self.table[:, kind - PREFIX_PAIRS] if self.has_prefix else None
 
     def with_prefix(self, term: Tensor, prefix: int) -> Tensor:
-        """``term (…, H, T, keys)``, the bias of cells, with columns in front for ``prefix`` prefix tokens. All cells see these."""
+        """``term (…, H, T, keys)``, the bias of cells, with columns in front for ``prefix`` prefix tokens, which all cells see."""
         if not prefix:
             return term
         of_prefix = self.of_pairs(1)

@@ -5,12 +5,12 @@ is made by :mod:`hf_longattn.engines.dispatch`:
 
 - **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
 - **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs as much as its real tokens, and
-  each packed document has bitwise the output of a call without the others. Mostly on the CPU;
+  each packed document has bitwise the output of a call of its own. Mostly on the CPU;
 - **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. On a GPU, where a call per
   document would cost more than the padding, this is one call, or up to three if lengths differ much. If a mechanism draws or learns
   something once per call, it is one call on any device;
 - **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU each document has bitwise the output of a call
-  without the others, and is not copied; on a GPU, operations run on whole rows;
+  of its own, and is not copied. On a GPU, operations run on whole rows;
 - **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
 """
 
@@ -61,7 +61,7 @@ def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
 
 
 def why_not_packed(context: DispatchContext) -> str | None:
-    """Why the mechanism does not run on whole packed rows and separate the documents itself."""
+    """Reason against one call on the packed rows, in which the mechanism separates the documents itself. ``None`` if it may run."""
     if in_graph():
         return UNKNOWN_STARTS
     if context.separate_calls or context.q_len < context.kv_len:
@@ -94,11 +94,11 @@ def attend_per_sequence(
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
-        layout: as the dispatcher chose for the rows.
+        layout: one of the five layouts, as the dispatcher chose.
         stacking: which documents may share a call; by default all.
         clears_padding: whether ``run`` itself keeps values of padding out of real rows.
     Returns:
-        Rows of padding are finite and mean nothing.
+        Outputs at padding are finite but meaningless.
     Raises:
         MaskError: documents in a graph.
     """
@@ -121,8 +121,8 @@ def attend_per_sequence(
 
 
 def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Columns of padding are zeros, and so are weights
-    between documents. Rows of padding mean nothing."""
+    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Weights of padding keys
+    and between documents are zeros. Weights of padding queries are meaningless."""
     batch = call.batch
     if batch is None:
         return run(q, k, call)
@@ -213,7 +213,7 @@ def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
 
 
 def groups_of_documents(call: AttentionCall, stacking: Stacking) -> Groups:
-    """The groups of documents that share a call. Documents on grids share it if their grid and length are equal."""
+    """The groups of documents that share a call. Documents on grids share one if grid and length are equal."""
     batch = call.batch
     assert batch is not None
     kind, lengths = stacking.kind, [span.length for span in batch.sequences]
@@ -257,7 +257,7 @@ def _of_rows(term: ScoreTerm, rows: DocumentRows, number: int) -> ScoreMod:
 
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
-    """Run ``run`` on rows rolled to their first real token. If there are fewer queries than keys, zero queries are put in front."""
+    """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are put in front."""
     assert batch.mask is not None
     start, length = first_real(batch.mask), k.shape[2]
     missing = length - q.shape[2]
