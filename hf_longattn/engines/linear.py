@@ -62,9 +62,9 @@ def linear_attention(
         key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
-        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``. phi_q and phi_k are then logarithms too, and may be overwritten. Key
-            features, also those summed in the state, are divided by exp(scale). Query features are multiplied by exp(scale), and divided by
-            the largest feature of their query.
+        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``, without ``key_mask``, and for Nq = Nk. phi_q and phi_k are then
+            logarithms too, and may be overwritten. Key features, also those summed in the state, are divided by exp(scale). Query features
+            are multiplied by exp(scale), and divided by the largest feature of their query.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
