@@ -282,7 +282,7 @@ def named_class(values: Mapping[str, Any], default: str) -> str:
     return (values.get("architectures") or [default])[0]
 
 
-# Names in the config.json of a plain architecture with mechanisms. Only load_generic knows them.
+# Names in the config.json of a plain architecture with mechanisms. Only this package registers them.
 
 GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
 """Prefixes of the model type and of the class name."""

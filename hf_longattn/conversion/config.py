@@ -221,7 +221,7 @@ class ConversionConfig(Settings):
     generic: bool = setting(
         False,
         "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; "
-        "hf_longattn.load_generic loads the result.",
+        "AutoModel loads the result after `import hf_longattn`.",
         planned=True,
     )
     verify: bool = setting(

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..declarations import FILE
 from ..lazy import public_names
+from ..reading import GENERIC_CLASS
 
 _public_name, __all__ = public_names(
     __name__,
@@ -33,6 +34,10 @@ _public_name, __all__ = public_names(
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith(GENERIC_CLASS):
+        from ..modeling.generic import class_for_auto
+
+        return class_for_auto(name)
     if name.startswith("Long"):
         from ..errors import CheckpointError
         from ..modeling.family.definition import family_with, why_no_class

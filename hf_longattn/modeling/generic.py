@@ -1,7 +1,7 @@
 """Long attention for models of any architecture without a Long class: ``enable_long_attention``, and ``load_generic`` to load them again.
 
-The ``config.json`` of a saved model has a ``model_type`` and a class name that only ``load_generic`` knows. AutoModel and serving engines
-therefore refuse the folder, instead of computing the architecture's own attention with its weights.
+The ``config.json`` of a saved model has a ``model_type`` and a class name that only this package registers with transformers. Without it,
+AutoModel and serving engines refuse the folder, instead of computing the architecture's own attention with its weights.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ class GenericConfig:
     In memory the model type is still the architecture's, because transformers looks up weight conversions and processors by it.
     """
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the architecture's, of a ``config.json`` with the names of :func:`generic_names`."""
+        return super().from_dict(in_current_format(plain_names(config_dict)), **kwargs)  # type: ignore[misc]
+
     def to_json_string(self, use_diff: bool = True) -> str:
         """The text of ``config.json``."""
         values = json.loads(super().to_json_string(use_diff=use_diff))  # type: ignore[misc]
@@ -58,9 +63,32 @@ class GenericConfig:
 
 @cache
 def _generic_class(base: Any) -> Any:
-    """The config class of an architecture, with :class:`GenericConfig` in front."""
-    # The same name, by which transformers finds tokenizers and processors. __init__ is given, so that transformers generates none.
-    return type(base.__name__, (GenericConfig, base), {"__module__": base.__module__, "__init__": base.__init__})
+    """The config class of an architecture, with :class:`GenericConfig` in front, by the name that is registered with transformers."""
+    # __init__ is given, so that transformers generates none
+    return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), {"__module__": base.__module__, "__init__": base.__init__})
+
+
+@cache
+def class_for_auto(name: str) -> Any:
+    """The config class, or the class of which AutoModel calls ``from_pretrained``, by its registered name.
+
+    ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``.
+
+    Raises:
+        AttributeError: transformers has no such architecture.
+    """
+    base = getattr(transformers, name.removeprefix(GENERIC_CLASS))
+    if issubclass(base, PreTrainedConfig):
+        return _generic_class(base)
+
+    def from_pretrained(folder: str | Path, *, trust_remote_code: Any = None, **arguments: Any) -> PreTrainedModel:
+        return _load(folder, arguments, base)
+
+    def from_config(config: Any, **arguments: Any) -> PreTrainedModel:
+        return enable_long_attention(base._from_config(config, **arguments), config.long_attention)
+
+    methods = {"from_pretrained": staticmethod(from_pretrained), "_from_config": staticmethod(from_config)}
+    return type(name, (base,), {"__module__": base.__module__, **methods})
 
 
 def _empty_config(base: Any) -> Any:
@@ -85,8 +113,8 @@ def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
 
         model = load_generic("vit-window")
 
-    ``save_pretrained`` writes such a folder again, also for a model after :func:`enable_long_attention`. AutoModel and serving engines
-    refuse it, because they do not know its ``model_type``.
+    ``save_pretrained`` writes such a folder again, also for a model after :func:`enable_long_attention`. The ``AutoModel…`` classes that
+    know the architecture load it too. Serving engines refuse it, because they do not know its ``model_type``.
 
     Args:
         folder: a local folder or a Hub repository. Its ``config.json`` has ``long_attention``, and the prefix ``long_generic_`` before
@@ -97,21 +125,29 @@ def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
         CheckpointError: there is no such folder or repository, no ``long_attention``, an unknown class, or parameters are missing.
         BackendError: the architecture is not on transformers' AttentionInterface.
     """
-    path = _local(folder, arguments)
+    return _load(folder, arguments)
+
+
+def _load(folder: str | Path, arguments: dict[str, Any], base: Any = None) -> PreTrainedModel:
+    path, config = _local(folder, arguments), arguments.pop("config", None)
 
     def load(loading: Any, config: Any) -> tuple[Any, Mapping[str, Any]]:
         return load_weights(loading, path, config=config, output_loading_info=True, **arguments)
 
-    return load_generic_with(load, path, str(folder))
+    return load_generic_with(load, path, str(folder), base, config)
 
 
-def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]], path: Path, named: str) -> PreTrainedModel:
+def load_generic_with(
+    load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]], path: Path, named: str, chosen_class: Any = None, config: Any = None
+) -> PreTrainedModel:
     """:func:`load_generic` for a local folder, with another ``from_pretrained``.
 
     Args:
         load: a function of class and config that returns the model with loaded parameters, and transformers' loading info.
         path: the folder.
         named: the name that the user typed.
+        chosen_class: the class of the model, whose head may be new; by default the one that the folder names.
+        config: by default that of the folder.
     """
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{named!r} is not a folder with a config.json; give one that `longattn convert --generic` wrote.")
@@ -125,15 +161,18 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
             f"{GENERIC_CLASS!r} before the name of a class of transformers; make such a folder with `longattn convert SRC DST --generic`, "
             "and load Long classes by AutoModel."
         )
+    stored, base = base, chosen_class or base
     check_interface(base)
     with checkpoint_errors(f"The config.json of {named!r} is not valid for a {base.__name__}"):
-        config = AutoConfig.for_model(**values, name_or_path=str(path))
+        config = AutoConfig.for_model(**values, name_or_path=str(path)) if config is None else config
     model, report = load(_loading_class(base, _read_attention(chosen)), config)
     model.__class__ = base  # the class used for loading adds no state
     added = {name: values.clone() for name, values in model.state_dict().items() if MECHANISM_NAME_PART in name}
     enable_long_attention(model, chosen)  # again, because buffers that mechanisms compute are not in the files
     shared = shared_parameters(model)
     lost = sorted(set(report["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
+    if base is not stored:  # transformers reports a new head
+        lost = [name for name in lost if MECHANISM_NAME_PART in name]
     if lost:
         raise CheckpointError(f"{len(lost)} tensors of {named!r} are missing, the first is {lost[0]!r}; convert its source again.")
     model.load_state_dict({name: values for name, values in added.items() if name not in shared}, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,6 +119,27 @@ def test_layers_differ_where_layer_idx_is_missing() -> None:
     model, _ = build("vit")
     enable_long_attention(model, {"mechanism": "full", "layers": {1: {"mechanism": "window", "window": 4}}})
     assert [site.module.long_attention.name for site in attention_sites(model)] == ["full", "window"]
+
+
+def test_auto_classes_load_what_was_saved(tmp_path: Path) -> None:
+    """Mechanisms with and without parameters; a head that the folder lacks is new; a config alone gives random weights."""
+    for case, mechanism in (("vit", "window"), ("bert", "linformer"), ("whisper", "window"), ("clip-vision", "nystrom")):
+        model, inputs = build(case)
+        enable_long_attention(model, {"mechanism": mechanism})
+        model.save_pretrained(tmp_path / case)
+        loaded = transformers.AutoModel.from_pretrained(tmp_path / case)
+        assert type(loaded) is type(model)
+        with torch.no_grad():
+            assert torch.equal(loaded(**inputs)[0], model(**inputs)[0]), case
+        assert (tmp_path / case / "config.json").read_text() == loaded.config.to_json_string()
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "bert", num_labels=7)
+    for classifier in (
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", config=config),
+        transformers.AutoModelForSequenceClassification.from_config(config),
+    ):
+        assert type(classifier) is transformers.BertForSequenceClassification
+        assert classifier(tokens(2, 40)).logits.shape == (2, 7)
+        assert [site.module.long_attention.name for site in attention_sites(classifier)] == ["linformer"] * 2
 
 
 def test_attentions_and_padding() -> None:

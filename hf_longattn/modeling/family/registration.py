@@ -1,4 +1,4 @@
-"""Registers Long models with transformers, peft and sentence-transformers, in every table that is indexed by model type.
+"""Registers Long models, and plain ones with mechanisms, with transformers, peft and sentence-transformers.
 
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
 and ``AutoModel.register`` take classes, which would import both. Names are therefore entered instead: transformers itself stores names
@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ...private_apis import PRIVATE_APIS, missing, warn_missing
+from ...reading import GENERIC_CLASS, GENERIC_TYPE
 from .definition import FAMILIES, family_names, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
@@ -114,7 +115,7 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
     """
     entries, families = mapped_names(table)[0], _families()
     for names in _family_entries():
-        entry = entries.get(names.base, names.base_model if complete else None)
+        entry = entries.get(names.base, names.base_model if complete and names.prefix != GENERIC_CLASS else None)
         heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
         if entry is None or (long and not all(head.startswith(names.first_word) for head in heads)):
             continue
@@ -145,15 +146,18 @@ class FamilyNames(NamedTuple):
 
 @cache
 def _family_entries() -> list[FamilyNames]:
-    """The names of every family, compared with those of transformers once for all tables."""
+    """The names of every family and of every plain class with mechanisms, compared with those of transformers once for all tables."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     entries = []
-    for base in FAMILIES:
-        config, prefix, model_type = CONFIG_MAPPING_NAMES[base], long_prefix(base), f"long_{base}"
+    for base, config in CONFIG_MAPPING_NAMES.items():
         stem = config.removesuffix("Config")
-        first_word = re.findall("[A-Z]+[a-z0-9]*", stem)[0]
-        entries.append(FamilyNames(base, model_type, f"{stem}Model", first_word, prefix, f"{prefix}{config}", module_name(model_type)))
+        first_word = re.findall("[A-Z]+[a-z0-9]*|$", stem)[0]
+        names = [(GENERIC_TYPE + base, GENERIC_CLASS)]
+        if base in FAMILIES:
+            names.append((f"long_{base}", long_prefix(base)))
+        for model_type, prefix in names:
+            entries.append(FamilyNames(base, model_type, f"{stem}Model", first_word, prefix, f"{prefix}{config}", module_name(model_type)))
     return entries
 
 
