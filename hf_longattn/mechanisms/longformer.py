@@ -27,12 +27,12 @@ from ..errors import LengthError, MaskError, OptionError
 from ..options import option
 from ..positions.relative import DistanceOnly, relative_kind
 from ..sharding import Shard, global_rows_of
-from .common.band_options import BandOptions
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
 from .common.token_rules import TokenRule, check_counted, global_tokens
+from .window import BandOptions
 
 
 @dataclasses.dataclass(frozen=True)
