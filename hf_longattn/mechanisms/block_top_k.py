@@ -201,6 +201,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
 
 
 def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`block_means` of blocks ``x (B, H, n, size, D)``, which are 0 where ``real (B, n, size)`` is False."""
+    """:func:`block_means` of tokens in blocks, ``x (B, H, n, size, D)``. x must be 0 where ``real (B, n, size)`` is False."""
     count, sums = real.sum(-1), x.sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

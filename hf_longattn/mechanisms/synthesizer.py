@@ -177,8 +177,7 @@ class SyntheticScores(nn.Module, ABC):
         """The scores by definition, ``(B or 1, H, Nq, Nk)``."""
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Vectors whose products are the scores, ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``, for a fused kernel. ``None`` if
-        there are none."""
+        """Vectors whose products are the scores, ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``, for a fused kernel, or ``None``."""
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

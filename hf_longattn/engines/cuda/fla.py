@@ -25,7 +25,7 @@ MAX_FEATURES = 256
 ALIGNED_WIDTH = 16
 """Widths are padded to a multiple of this. The kernels load 16 features at once."""
 MIN_GROUP = 16
-"""Minimum of the kernel for selected blocks: query heads per key head, and tokens per block."""
+"""For the kernel for selected blocks: minimum query heads per key head, and minimum tokens per block."""
 
 
 @functools.cache
