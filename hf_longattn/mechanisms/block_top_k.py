@@ -86,8 +86,8 @@ class BlockTopK(SummarisedMechanism):
     def accept(self, q_len: int, kv_len: int) -> None:
         if self.options.per == "query_block" and q_len != kv_len:
             raise LengthError(
-                f"There are {q_len} queries for {kv_len} keys, but with per='query_block' of mechanism 'block_top_k' whole blocks of "
-                "queries choose: pass all queries, or use per='query'."
+                f"There are {q_len} queries for {kv_len} keys, but with per='query_block', mechanism 'block_top_k' selects keys for whole "
+                "blocks of queries; pass all queries, or use per='query'."
             )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

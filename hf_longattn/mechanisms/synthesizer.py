@@ -50,7 +50,7 @@ class SynthesizerOptions(Options):
         if not self.variant:
             raise OptionError("Option 'variant' of mechanism 'synthesizer' is empty; for example variant=dense+dot_product.")
         if len(set(self.variant)) < len(self.variant):
-            raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but each kind counts once.")
+            raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but must name each kind once.")
 
 
 @register_mechanism("synthesizer")

@@ -40,7 +40,7 @@ def why_not(context: DispatchContext) -> str | None:
         return why
     if "cpu-distances" in context.call.term.engines:
         return None
-    return "the score term is not one of the distance and the query or the key"
+    return "the score term is not known to depend only on the distance and the query or the key"
 
 
 class _Terms(NamedTuple):

@@ -59,7 +59,7 @@ def why_not_blocks(context: DispatchContext) -> str | None:
     if not call.causal or call.key_mask is not None or call.score_mod is not None or call.dropout:
         return "its kernel is causal, without padding, score terms and dropout"
     if group < MIN_GROUP or group.bit_count() > 1 or size < MIN_GROUP or size.bit_count() > 1:
-        return f"its kernel takes groups of {MIN_GROUP}, 32 … query heads to a selection, and such blocks"
+        return f"its kernel needs {MIN_GROUP}, 32 … query heads for each selection, and {MIN_GROUP}, 32 … tokens in a block"
     return None
 
 

@@ -10,7 +10,7 @@ Plain operations compute the few global columns outside the band. Let part p hav
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1),
 so the operator's backward pass takes the merged o and l. This also holds with dropout: l does not change, and o sums the remaining weights.
 
-To find out whether the machine has the kernel, it runs on a few tokens once for each kind of call, and is compared with the definition.
+To find out whether the machine has the kernel, the operator runs on a few tokens for each kind of call, and its results are checked.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _why_not_sequences(context: DispatchContext) -> str | None:
     if batch is None:
         return None
     if batch.documents is not None and context.call.global_mask is not None:
-        return "the global tokens of a document are seen by it alone"
+        return "the global tokens of a document are visible in this document only"
     if context.q_len != context.kv_len:
         return "the queries are some tokens of a batch with padding"
     if any(span.holes for span in batch.sequences):
