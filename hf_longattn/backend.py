@@ -324,9 +324,9 @@ def _attend_static(
     if not _steps_by_mask(mechanism, call, kwargs):
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             raise BackendError(
-                f"Mechanism {mechanism.name!r} with these options decodes from this static cache in shapes that change with every token, "
-                "for which there is no one compiled graph; leave torch.compile out (disable_compile=True in generate), or choose a "
-                "mechanism that is a mask or a state, for example window or linear."
+                f"With these options, mechanism {mechanism.name!r} decodes from this static cache with shapes that change at every token, "
+                "so one compiled graph cannot run all steps; do not compile (disable_compile=True in generate), or choose a mechanism such "
+                "as window or linear."
             )
         return None
     padding, dense_mask = _padding_and_pairs(attention_mask)

@@ -106,7 +106,8 @@ class Rounds(ABC):
     @property
     @abstractmethod
     def groups(self) -> Tensor:
-        """Group number of every sorted query, ``(B, H, R, N)``, non-decreasing. The queries of a tile row are in one group."""
+        """Group of every sorted query, ``(B, H, R, N)``, non-decreasing. Queries of one group have nearly the same run; a tile row takes
+        queries of one group only."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:

@@ -510,7 +510,8 @@ def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tens
     eye = torch.eye(features, dtype=factors.dtype, device=factors.device)
     missing = groups * size - count
     factors = torch.cat([factors, eye.expand(*factors.shape[:2], missing, -1, -1)], 2) if missing else factors
-    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))  # a state is P S + R with S its group's first state; [P, R] is one matrix
+    # within a group, every state is P S + R, where S is the group's first state; P and R are stored as one matrix [P, R]
+    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))
     factors, terms = (x.unflatten(2, (groups, size)) for x in (factors, terms))
     steps = [F.pad(eye, (0, width)).expand(*terms.shape[:3], -1, -1)]
     for factor, term in zip(factors.unbind(3), terms.unbind(3), strict=True):

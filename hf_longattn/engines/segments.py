@@ -1,13 +1,13 @@
 """Linear attention over batch rows of several sequences, in one call. On a GPU, one call per sequence would cost more.
 
 Every token has a label, and queries see only keys with the same label. Labels never decrease along a row (or never increase). A key has the
-label of the query at its position, or an earlier label. So if a query sees keys of earlier chunks, it has its chunk's first label, and the
-keys have their chunk's last label. Let U_c be the sum over the keys with the last label of chunk c. Then chunk c starts with
+label of the query at its position, or an earlier label. So if a query sees a key of an earlier chunk, the query has the first label of its
+own chunk, and the key has the last label of the key's chunk. Let U_c sum the keys with chunk c's last label. Then chunk c starts with
 
     S_c = Σ_{c' < c, last label of c' = first label of c} U_c'
 
 This sum is one product with a matrix of zeros and ones, or three products for many chunks. Nothing is subtracted, so no sequence loses
-digits to earlier ones. Without causality, queries with their chunk's last label also see keys of later chunks that begin with it.
+digits to earlier ones. Without causality, queries with their chunk's last label also see keys of later chunks that begin with this label.
 """
 
 from __future__ import annotations

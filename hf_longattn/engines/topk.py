@@ -65,7 +65,7 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 
 
 def topk(scores: Tensor, k: int) -> Tensor:
-    """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first. -1 where fewer than k are above -inf.
+    """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first. The last are -1 if fewer than k scores exceed -inf.
 
     Ties go to the lower index, as in a stable sort.
     """
@@ -364,7 +364,7 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     out, products = q.new_empty(index.shape, dtype=_dtype(q)), _pair_products()
     for queries, keys, places, into in _heads(q, k, index, out, k.shape[2]):
         if products is not None:
-            count, size = places.shape  # equal bags: their offsets, and the bag of every entry
+            count, size = places.shape  # as in embedding_bag, a bag per query; the operator takes each bag's offset and each entry's bag
             bags = torch.arange(count, device=q.device)
             offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()  # flatten: a view for one bag
             weights = products(queries, keys, places.flatten(), offsets, bags, 0)
@@ -376,7 +376,7 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
 
 
 def _pair_products() -> Callable[..., Tensor] | None:
-    """PyTorch's operator for products of listed pairs; ``None``, with a warning, where it has none."""
+    """PyTorch's operator for products of listed pairs; ``None``, with a warning, if this PyTorch has no such operator."""
     try:
         operator: Callable[..., Tensor] = look_up("pair_scores")
     except BackendError:

@@ -41,8 +41,8 @@ class AxialOptions(GridOptions):
         super().check()
         if self.axes not in (ROWS, COLUMNS, BOTH) and not _NUMBERS.fullmatch(self.axes):
             raise OptionError(
-                f"Option 'axes' of mechanism 'axial' is {self.axes!r}, but must be rows, columns, both, or numbers of axes from 0 on: "
-                "axes=0+2."
+                f"Option 'axes' of mechanism 'axial' is {self.axes!r}, but must be rows, columns, both, or axis indices counted from 0; "
+                "for example axes=0+2."
             )
 
 

@@ -86,8 +86,8 @@ class BlockTopK(SummarisedMechanism):
     def accept(self, q_len: int, kv_len: int) -> None:
         if self.options.per == "query_block" and q_len != kv_len:
             raise LengthError(
-                f"There are {q_len} queries for {kv_len} keys, but with per='query_block' of mechanism 'block_top_k' whole blocks of "
-                "queries choose: pass all queries, or use per='query'."
+                f"There are {q_len} queries for {kv_len} keys, but with per='query_block', mechanism 'block_top_k' selects keys for whole "
+                "blocks of queries; pass all queries, or use per='query'."
             )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -201,6 +201,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
 
 
 def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`block_means` of blocks ``x (B, H, n, size, D)``, which are 0 where ``real (B, n, size)`` is False."""
+    """:func:`block_means` of tokens in blocks, ``x (B, H, n, size, D)``. x must be 0 where ``real (B, n, size)`` is False."""
     count, sums = real.sum(-1), x.sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

@@ -6,8 +6,7 @@ With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = m
 
 γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax attention. A kernel that
 estimates exp(s_ij) itself (Taylor's) is multiplied by exp(-c_i), which gives it the scale of the near terms, and γ starts near 1. The
-window slides, as in the equations; the authors' GPU kernels cut it into blocks (a "terraced" window). The bidirectional form is not in the
-paper.
+window slides, as in the equations; the authors' GPU kernels cut it into blocks ("terraced"). The bidirectional form is not in the paper.
 """
 
 from __future__ import annotations

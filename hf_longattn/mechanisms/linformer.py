@@ -122,7 +122,7 @@ class Linformer(Mechanism, FitsActivations):
 
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Fit E and F by :func:`fitted_projections`. Positions beyond the measured ones repeat the fit in their own share of the rows."""
+        """Fit E and F by :func:`fitted_projections`, once for each stretch of positions as long as the measured texts, in its own rows."""
         if not self.traits.fits_activations:
             return False
         if real is not None:

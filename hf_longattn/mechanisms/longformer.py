@@ -27,12 +27,12 @@ from ..errors import LengthError, MaskError, OptionError
 from ..options import option
 from ..positions.relative import DistanceOnly, relative_kind
 from ..sharding import Shard, global_rows_of
-from .common.band_options import BandOptions
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
 from .common.token_rules import TokenRule, check_counted, global_tokens
+from .window import BandOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Longformer(SparseMechanism):
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         if call.global_mask is None and self.traits.token_rule is not None:
             raise MaskError(
-                "Tokens are global by their ids here, and attention alone does not see ids; "
+                "With these options, token ids decide which tokens are global, but attention receives no ids; "
                 "pass the global tokens as a mask (global_mask, or global_attention_mask to a model)."
             )
         return global_tokens(self.options.global_tokens, k, call)
@@ -176,8 +176,8 @@ class Longformer(SparseMechanism):
         return None
 
     @property
-    def mask_is_reach(self) -> bool:  # queries of global tokens have separate projections, but see the same keys
-        return True
+    def mask_is_reach(self) -> bool:
+        return True  # with separate_global, global tokens have their own projections, but attend to exactly the keys in their mask rows
 
     def only_pattern(self) -> bool:
         return not self.options.separate_global and type(self).forward is Longformer.forward

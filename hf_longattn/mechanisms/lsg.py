@@ -22,8 +22,7 @@ Sparse keys come from cells of c tokens. Each cell gives m = c / f sparse keys. 
 A cell is a block, so c = b. For max_norm and lsh, a cell has min(b, S) tokens if that is a multiple of f and divides b, as in the authors'
 converter. For lsh, x_j is the key k_j; after a pre-round, it is the sum of the keys in its cluster. A pre-round hashes into c clusters with
 its own directions. A mean is an additional key, and its weight counts for its tokens in equal shares. Padding and global tokens are never
-chosen and never enter a mean. Choices and clusters are computed in float64. No gradient flows through them, but gradients flow through
-means.
+chosen and never enter a mean. Choices and clusters are computed in float64, without gradients. Gradients flow through means.
 """
 
 from __future__ import annotations

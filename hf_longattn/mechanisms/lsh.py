@@ -208,12 +208,12 @@ class LSH(BucketedMechanism):
 
 
 def default_buckets(length: int, bucket_size: int) -> int:
-    """Largest power of two up to 2·length/bucket_size. A bucket then holds half a chunk on average (Kitaev et al. 2020, §2)."""
+    """Largest power of two up to 2·length/bucket_size, at least 2. On long texts a bucket holds half a chunk to a chunk on average (§2)."""
     return int(2 ** max(1, (2 * length // bucket_size).bit_length() - 1))
 
 
 def factors(num_buckets: int) -> tuple[int, ...]:
-    """How many values each hash has; the hashes combine into a bucket. Two with about √num_buckets values cost far less than one."""
+    """How many values each hash has; the hashes combine into a bucket. Two hashes of about √num_buckets values cost far less than one."""
     if num_buckets == 1:
         return ()
     power = num_buckets.bit_length() - 1

@@ -106,8 +106,8 @@ class PerHead(Composite, FitsActivations):
         projecting = next((member.name for member in self.mechanisms if member.traits.takes_hidden_states), None)
         if projecting is not None:
             raise OptionError(
-                f"Mechanism {projecting!r} has separate projections with these options, which belong to a whole layer; "
-                "leave them out (separate_global=False), or use it for the whole layer."
+                f"With these options, mechanism {projecting!r} needs the layer's input, which a member of 'per_head' does not get; choose "
+                f"separate_global=False (longformer) or gate_input=key (delta), or use {projecting!r} for the whole layer."
             )
 
     @property

@@ -6,8 +6,7 @@ if B(i) = B(j), and j <= i in the causal form. The recurrence is part of the mod
     encoder:  [mem_τ ∘ text_τ]             mem_{τ+1} = last hidden states of mem
     decoder:  [mem_τ ∘ text_τ ∘ mem_τ]     mem_{τ+1} = last hidden states of the second mem
 
-with mem_0 learned, so that a model of S positions reads texts of any length. Gradients flow back through at most ``bptt_depth`` segments,
-counted from the last one.
+with mem_0 learned, so that a model of S positions reads texts of any length. Gradients flow back through the last ``bptt_depth`` segments.
 """
 
 from __future__ import annotations

@@ -324,7 +324,7 @@ class Routing(BucketedMechanism):
         part, num_heads = super().of_heads(first, last), self.num_heads
 
         def follow(kinds: list[Tensor]) -> None:
-            """Move the centroids of all heads. Clusters without tokens, such as those of other heads, stay."""
+            """Move the centroids of these heads by ``kinds``, see :func:`moved`. Those of other heads get no tokens, and stay."""
             self._follow([F.pad(sums, (0, 0, 0, 0, first, num_heads - last)) for sums in kinds])
 
         vars(part)["_follow"] = follow

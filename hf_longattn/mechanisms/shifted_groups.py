@@ -200,7 +200,7 @@ class ShiftedGroups(MaskedMechanism):
         return Locality(reached, 0 if causal else reached, size, beside=beside, in_eval="same" if keeps else "everything")
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Keys from the upcoming token's group on, whichever of its two groups starts first. All keys without ``keep_groups``."""
+        """Keys from where the first of the upcoming token's two groups (plain and shifted) starts. All keys without ``keep_groups``."""
         if not self.options.keep_groups:
             return None
         size = self.options.group_size

@@ -50,7 +50,7 @@ class SynthesizerOptions(Options):
         if not self.variant:
             raise OptionError("Option 'variant' of mechanism 'synthesizer' is empty; for example variant=dense+dot_product.")
         if len(set(self.variant)) < len(self.variant):
-            raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but each kind counts once.")
+            raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but must name each kind once.")
 
 
 @register_mechanism("synthesizer")
@@ -177,8 +177,7 @@ class SyntheticScores(nn.Module, ABC):
         """The scores by definition, ``(B or 1, H, Nq, Nk)``."""
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Vectors whose products are the scores, ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``, for a fused kernel. ``None`` if
-        there are none."""
+        """Vectors whose products are the scores, ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``, for a fused kernel, or ``None``."""
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

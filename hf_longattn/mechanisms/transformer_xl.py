@@ -65,7 +65,7 @@ class TransformerXLOptions(Options):
 
 @register_mechanism("transformer_xl")
 class TransformerXL(GatheredMechanism):
-    """Softmax over the query's segment and the ``memory_length`` tokens before it."""
+    """Softmax over the query's segment and the ``memory_length`` tokens before that segment."""
 
     summary = "the query's segment and a memory of the tokens before it, into which gradients may be stopped"
     paper = "Dai et al. 2019, Transformer-XL, §3.2"

@@ -85,8 +85,7 @@ class Window2d(GridMechanism):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the padding key and value to 0, as for projections without bias. In a model, ``traits.copies`` replaces them by the
-        layer's biases."""
+        """Set the padding key and value to 0, as without biases. In a model, ``traits.copies`` replaces them by the layer's biases."""
         super().reset_parameters(generator)
         if self.pads and self.padding_of_layer is None:
             nn.init.zeros_(self.pad_key)
@@ -162,7 +161,7 @@ class Window2d(GridMechanism):
         return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """:meth:`forward` on a ``grid`` with its padding included."""
+        """:meth:`forward` after padding: ``q``, ``k``, ``v`` and ``grid`` already include any padding cells."""
         if choose("windows", q, k, call, covered=self.covers_grid(grid)) != "windows":
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)

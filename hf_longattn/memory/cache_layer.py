@@ -195,8 +195,7 @@ def enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..
     """Register ``name`` as a cache layer type in transformers' tables. Returns ``name``.
 
     ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of module-level classes, so
-    that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names again for every
-    cache.
+    that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names for every cache.
     """
     tables = _tables()
     with _lock:

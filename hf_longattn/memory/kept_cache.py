@@ -27,8 +27,8 @@ Assisted decoding crops rejected tokens."""
 
 
 class SparseCacheLayer(LeftPaddedLayer):
-    """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see.
-    ``mechanism`` and ``options`` (JSON) determine them; ``seen`` is the number of tokens so far."""
+    """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see. ``mechanism`` and ``options`` (JSON)
+    determine them; unneeded keys are removed once per :data:`SLACK` tokens. ``seen`` is the number of tokens so far."""
 
     keeps = "kept keys"
     keys: Tensor

@@ -1,10 +1,10 @@
-"""Distances between tokens that extended positions support without training.
+"""Which distances between tokens need no training after positions are extended.
 
 A tiled table repeats after the trained length, so two tokens at that distance have the same position. A query that sees both cannot tell a
 neighbour from the token at the far end of its window. The keys of one query may therefore span at most the trained length, as in a window
 of that total width. In a decoder, a query shortly after a repetition begins also sees keys with later positions than its own, which never
-happened in training. The further back it sees, the more such keys there are, so that the bound is half the trained length.
-Global tokens and sinks do not count: they are few, and carry no distances. docs/results/positions.md has measurements.
+happened in training. The further back a query sees, the more such keys there are. For decoders the bound is therefore half the trained
+length. Global tokens and sinks do not count: they are few, and carry no distances. docs/results/positions.md has measurements.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ class Locality:
     """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and the extra keys of ``beside``.
 
     period: shifting all positions by a multiple of this leaves the output unchanged.
-    by_block: whether tokens form blocks of ``period``, and all queries of a block see ahead to the same key, the end of a block.
+    by_block: whether tokens form blocks of ``period``. All queries of a block then see ahead to the same key: the end of their block or of
+        a later one.
     beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys anywhere, so that a shard or
         a stream cannot rely on neighbouring tokens.
     is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
     in_eval: ``"same"``: the range also holds in eval mode. ``"everything"``: all keys are seen there. ``"unknown"``: not known.
-    width_of_keys: distance from a query's first key to its last, in tokens. By default as in a window, or in blocks of ``period``.
+    width_of_keys: maximum distance from a query's first key to its last, in tokens. Default: back + ahead, less period - 1 if ahead > 0.
     """
 
     back: int
@@ -50,7 +51,7 @@ class Locality:
         return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
 
     def first(self, output: int) -> int:
-        """First token that the outputs from ``output`` on need, rounded down to a multiple of ``period``."""
+        """Index of the first token needed for output number ``output`` and all later ones, rounded down to a multiple of ``period``."""
         return max(0, output - self.back) // self.period * self.period
 
 

@@ -179,8 +179,7 @@ class T5Buckets(DistanceOnly):
         term(h, i, j) = table[bucket(i - j), h]
 
     Half of the buckets hold one distance each; the others grow logarithmically up to ``max_distance``, and the last one holds all larger
-    distances. Bidirectional layers use half of the buckets for past keys and half for future keys. Here every layer has its own table; T5
-    shares the first layer's.
+    distances. Bidirectional layers use half of the buckets for future keys. Every layer has its own table here; in T5, layers share one.
     """
 
     name = "t5_buckets"

@@ -37,7 +37,7 @@ class RopePlan:
     kind: str
     parameters: Parameters
     max_position_embeddings: int
-    exact: bool  # the output up to the old length is unchanged
+    exact: bool  # whether the output up to the old length is unchanged
 
     def write(self, config: Any) -> None:
         """Set the rotary fields of a config."""
@@ -123,8 +123,7 @@ def rope_parameters(
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
-        PositionError: ``positions`` is unknown or its value is invalid; or the length would shrink; or the source is already scaled in
-            another way.
+        PositionError: ``positions`` is unknown or its value is invalid; the length would shrink; or the source is scaled in another way.
     """
     if new_length < old_length:
         raise PositionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")

@@ -9,8 +9,7 @@
                  the rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP
                  (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens change, so this needs training.
                  ``stretch`` alone keeps 20 rows.
-``random``       the old rows are kept; new ones are drawn from a normal distribution with the table's standard deviation, as in an
-                 untrained model. A negative control.
+``random``       the old rows are kept; new ones are normal with the table's standard deviation, as if untrained. A negative control.
 
 ``none``         every row is zero: no absolute positions, for use with relative ones. Needs training.
 ``alibi``        every row is zero, and ALiBi (:mod:`hf_longattn.positions.relative`) replaces absolute positions. Needs training.
@@ -58,9 +57,9 @@ def _interpolate(old: Tensor, rows: int) -> Tensor:
 
 def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
     if len(old) < kept + 2:
+        instead = f"keep fewer with stretch:{len(old) - 2}" if len(old) > 2 else f"choose {INTERPOLATE} instead"
         raise PositionError(
-            f"A table of {len(old)} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; keep fewer with "
-            f"stretch:{max(1, len(old) - 2)}."
+            f"A table of {len(old)} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; {instead}."
         )
     below, share = _stretched_places(len(old) - kept, rows - kept)
     tail = old[kept:].to(torch.float64)
@@ -144,7 +143,7 @@ def _refuse_others(table: Tensor, computed: Tensor) -> None:
     error = float((computed - table.to(torch.float32)).abs().max())
     if error > SINUSOIDAL_ERROR:
         raise PositionError(
-            f"The source's position table differs from the sinusoids that its architecture computes by up to {error:.1e}, so it cannot be "
+            f"The source's position table differs by up to {error:.1e} from the sinusoids that its architecture computes, so it cannot be "
             "extended; was it trained with modified code?"
         )
 
@@ -223,8 +222,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         weight: ``(P, d)``, any floating dtype, on the CPU; not changed.
         new_rows: rows of the result, including the ``offset`` special rows (4,098 for a RoBERTa of 4,096 tokens).
         offset: number of rows at the start that are not positions; they are copied once.
-        strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi", "sinusoidal" or "centred" (see the module's
-            docstring).
+        strategy: one of those in the module's docstring, such as ``"tile"``, ``"stretch"`` or ``"stretch:20"``.
 
     Returns:
         ``(new_rows, d)``, contiguous, in the dtype of ``weight``.

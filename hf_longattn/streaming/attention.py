@@ -27,20 +27,25 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     """How many tokens back and ahead a token of a stream attends to.
 
     Raises:
-        StreamError: there is no such limit, or the mechanism does not support ``causal`` (True or False).
+        StreamError: there is no such limit; or the mechanism needs a grid or the layer's input, or does not support ``causal``.
     """
     if problem := form_problem(mechanism, causal, "this stream"):
         raise StreamError(str(problem))
     local = only_locality(mechanism, causal)
-    instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
+    instead = "choose a mechanism that sees neighbours only, for example window with left and right, or chunked"
     if local is None:
         raise StreamError(
             f"Mechanism {mechanism.name!r} with these options looks at the whole sequence, which a stream does not have; {instead}."
         )
     if mechanism.options.order is not None:
         raise StreamError(f"Mechanism {mechanism.name!r} orders its tokens on a grid, which a stream does not have; leave out order.")
-    if mechanism.traits.takes_hidden_states or _has_globals(mechanism, causal):
-        raise StreamError(f"Mechanism {mechanism.name!r} has global tokens with these options, which see the whole stream; {instead}.")
+    if _has_globals(mechanism, causal):
+        raise StreamError(f"With these options, mechanism {mechanism.name!r} has global tokens, which see the whole stream; {instead}.")
+    if mechanism.traits.takes_hidden_states:
+        raise StreamError(
+            f"With these options, mechanism {mechanism.name!r} needs the layer's input, which a stream does not pass to it; "
+            f"leave out the option that needs it (longformer: separate_global), or {instead}."
+        )
     return local
 
 

@@ -105,8 +105,7 @@ class Stream:
         """Add audio, and return the frames that have become final.
 
         Args:
-            sound: the next samples ``(B, n)``, or ``(n,)`` for one row, or rows of features ``(B, n, F)``, as for the model's forward;
-                n ≥ 0.
+            sound: the next samples ``(B, n)``, or ``(n,)`` for one row, or rows of features ``(B, n, F)``, as the model takes them; n ≥ 0.
             start: index of the first of these samples in the stream, checked against :attr:`seen`.
         Returns:
             ``(B, m, width)``: logits of the next m frames, or last hidden states if the model has no head; m may be 0.
@@ -229,7 +228,8 @@ class Stream:
             )
         if not bool(torch.isfinite(piece).all()):
             raise AudioError(
-                f"A piece of the stream has values that are not finite after {self.seen} {self._rule.unit}; replace them by zeros."
+                f"The piece of the stream that starts after {self.seen} {self._rule.unit} contains NaN or infinity; "
+                "replace these values by zeros."
             )
         piece = piece.to(self.model.device, self.model.dtype)
         check_like(piece, self._waiting.tensor, 1, self._rule.input)

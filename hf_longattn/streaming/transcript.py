@@ -16,7 +16,7 @@ from .model import Stream, read_state, write_state
 CONTEXT = 16
 """Number of previous labels that are decoded together with new ones, as context for the tokenizer."""
 EPSILON = 1e-7
-"""Added to the variance, as in transformers' feature extractors of samples."""
+"""Added to the variance, as in Wav2Vec2FeatureExtractor."""
 LABELS = "labels"
 """Name of a tensor of the state: the last frame's label, then the last labels of the transcript."""
 

@@ -135,7 +135,7 @@ def test_layout_of_neighborhood_attention() -> None:
 
 def test_refusals() -> None:
     q = torch.randn(1, HEADS, 300, DIM)
-    with pytest.raises(GridError, match="9 distances, or 12 with those of prefix tokens"):
+    with pytest.raises(GridError, match=r"must be \(heads, 9\), or \(heads, 12\) with entries for prefix tokens"):
         GridBias(torch.zeros(HEADS, 10), (2, 2))
     with pytest.raises(GridError, match="pass grid= with 2 sizes"):
         attend(q, q, q, "window", score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))

@@ -120,7 +120,7 @@ def test_what_one_call_cannot_do_is_refused() -> None:
     together = {"block_size": 16, "num_blocks": 2, "per": "query_block"}
     with pytest.raises(OptionError, match="exists only with causal=False"):
         attend(q, k, v, "block_top_k", causal=True, **together)
-    with pytest.raises(LengthError, match="whole blocks of queries choose"):
+    with pytest.raises(LengthError, match="selects keys for whole blocks of queries"):
         attend(q[:, :, -5:], k, v, "block_top_k", **together)
 
 

@@ -162,7 +162,7 @@ class TestRefusals:
             attend(*qkv(12), "full", prefix=1)
         with pytest.raises(GridError, match=r"grid is 12, but must be sizes such as \(64, 64\)"):
             attend(*qkv(12), "full", grid=12)
-        with pytest.raises(GridError, match="next to a Grid, which says its prefix itself"):
+        with pytest.raises(GridError, match="passed together with a Grid; pass it to the Grid instead"):
             attend(*qkv(12), "full", grid=Grid((3, 4)), prefix=1)
         with pytest.raises(GridError, match="every size must be a whole number of at least 1"):
             attend(*qkv(12), "full", grid=(3, 0))

@@ -103,7 +103,7 @@ def test_bad_heads_get_a_sentence_when_the_config_is_made(heads: Any, says: str)
     [
         ("0-9=window", "use 0 to 7"),
         ("0-3=window", "has no mechanism for head 4 of 8"),
-        ("0-3=longformer:separate_global=true;full", "belong to a whole layer"),
+        ("0-3=longformer:separate_global=true;full", "which a member of 'per_head' does not get; choose separate_global=False"),
     ],
 )
 def test_heads_that_do_not_fit_the_layer_get_a_sentence(heads: str, says: str) -> None:
@@ -144,7 +144,7 @@ def test_what_its_members_are_holds_for_the_whole() -> None:
 
 
 def test_a_member_that_counts_padding_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"'nystrom' counts padding with these options.*use it for the whole layer"):
+    with pytest.raises(OptionError, match=r"'nystrom' counts padding, .*use 'nystrom' for the whole layer"):
         build_mechanism("per_head", num_heads=4, head_dim=8, heads="nystrom:landmarks_over=input,full")
 
 

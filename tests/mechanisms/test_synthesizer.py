@@ -130,7 +130,7 @@ def test_relative_positions_join_the_synthetic_scores() -> None:
     ("options", "sentence"),
     [
         ({"variant": "dens"}, "Did you mean 'dense'"),
-        ({"variant": "dense+dense"}, "each kind counts once"),
+        ({"variant": "dense+dense"}, "must name each kind once"),
         ({"variant": ()}, "is empty; for example variant=dense"),
         ({"rank": 0}, "'rank'.*must be at least 1"),
         ({"hidden": 0}, "'hidden'.*must be at least 1"),

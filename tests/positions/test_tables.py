@@ -117,6 +117,7 @@ def test_a_table_without_storage_is_shortened_to_the_same_shape(strategy: str, r
         ({"new_rows": 20, "offset": 10}, "cannot start with 10 special rows"),
         ({"new_rows": 20, "offset": 0, "strategy": "tiles"}, "Did you mean 'tile'"),
         ({"new_rows": 20, "offset": 0, "strategy": "stretch"}, "keep fewer with stretch:8"),
+        ({"new_rows": 20, "offset": 8, "strategy": "stretch"}, "A table of 2 positions .* choose interpolate instead"),
         ({"new_rows": 20, "offset": 0, "strategy": "stretch:few"}, "give a number of at least 1"),
     ],
 )

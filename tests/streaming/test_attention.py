@@ -204,14 +204,17 @@ def test_relative_positions_stream() -> None:
         ("linformer", {}),
         ("linear", {}),
         ("longformer", {"global_tokens": (0,)}),
+        ("longformer", {"global_tokens": (), "separate_global": True}),
         ("window", {"num_sinks": 4}),
         ("bigbird", {}),
         ("window", {"order": "hilbert"}),
     ],
 )
 def test_what_looks_at_the_whole_sequence_is_refused(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(StreamError, match=r"^Mechanism '\w+' [^.]+; (choose one that sees neighbours only|leave out order)[^.]*\.$"):
+    sentence = r"^(M|With these options, m)echanism '\w+' [^.]+; (choose a mechanism that sees neighbours only|leave out)[^.]*\.$"
+    with pytest.raises(StreamError, match=sentence) as refused:
         AttentionStream(name, **options)
+    assert ("needs the layer's input" in str(refused.value)) == ("separate_global" in options)
 
 
 def test_a_piece_that_does_not_follow_is_refused() -> None:

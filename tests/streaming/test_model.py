@@ -358,7 +358,7 @@ def test_pieces_out_of_order_are_refused() -> None:
         stream.feed(torch.randn(9000, 2))
     with pytest.raises(AudioError, match=r"is str, but must be an array of samples; read a file by hf_longattn\.data\.audio\.read_audio"):
         stream.feed("talk.wav")
-    with pytest.raises(AudioError, match="not finite after 5000 samples"):
+    with pytest.raises(AudioError, match="starts after 5000 samples contains NaN or infinity"):
         stream.feed(x * float("nan"))
     assert stream.seen == 5_000
     stream.finish()
@@ -383,7 +383,7 @@ def test_what_needs_the_whole_sound_is_refused() -> None:
         (model_of(feat_extract_norm="group"), "normalises every channel over the whole sound .*; use a checkpoint with a norm over"),
         (model_of(head="ForSequenceClassification"), "has no output for every frame, only one for the whole audio"),
         (model_of(attention={"mechanism": "full"}), "Mechanism 'full' .* looks at the whole sequence"),
-        (model_of(attention={"mechanism": "longformer", "window": 8}), "has global tokens with these options"),
+        (model_of(attention={"mechanism": "longformer", "window": 8}), "With these options, mechanism 'longformer' has global tokens"),
         (model_of(add_adapter=True), "fewer last states than frames"),
         (
             model_of("parakeet_tdt", "ForTDT"),

@@ -49,7 +49,7 @@ class AxisWindows(NamedTuple):
 class TileGroup(NamedTuple):
     """``tiles`` tiles of ``size`` queries, each with ``key_size`` keys. Tiles, and their keys, start ``size`` apart.
 
-    They hold only the coordinates ``residue, residue + step, …``, which see only each other. The other numbers count only these:
+    They hold only the coordinates ``residue, residue + step, …``, which see only each other. All other fields count only these coordinates:
     ``first`` is the first query, ``key_first`` the first key. ``seen`` has the first and the last visible key of every query in a tile,
     counted from the tile's first key. It is empty if every query sees every key.
     """
@@ -156,7 +156,7 @@ def outer(tables: Sequence[Tensor]) -> list[Tensor]:
 
 
 def joined(table: Tensor, rank: int) -> Tensor:
-    """``(*tiles, *sides, *widths)`` as ``(tiles, T, keys)``."""
+    """Reshape ``table (*tiles, *sides, *widths)`` to ``(tiles, T, keys)``."""
     return table.flatten(2 * rank).flatten(rank, 2 * rank - 1).flatten(0, rank - 1)
 
 

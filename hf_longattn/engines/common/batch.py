@@ -75,7 +75,7 @@ class Batch:
 
     @classmethod
     def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
-        """The batch, or ``None`` when every row is one sequence without padding."""
+        """The batch, or ``None`` if both arguments are ``None``: every row is then one sequence without padding."""
         return None if mask is None and documents is None else cls(mask, documents)
 
     @classmethod
@@ -198,7 +198,7 @@ class _Join(torch.autograd.Function):
 
 
 class _Split(torch.autograd.Function):
-    """Views of sequences; their gradients are written into one tensor, once."""
+    """Views of sequences. The backward pass writes all their gradients into one tensor, instead of summing a padded one per view."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:

@@ -180,7 +180,7 @@ def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
 
 
 def divided(total: Tensor, weight: Tensor) -> Tensor:
-    """``total / weight``, or 0 where the weight is 0 or its inverse overflows."""
+    """``total / weight``, or 0 where ``|weight|`` is below the smallest normal number."""
     return _Divided.apply(total, weight) if no_fused_kernels() is None else total * inverse_of(weight)
 
 
@@ -202,6 +202,6 @@ class _Divided(torch.autograd.Function):
 
 
 def inverse_of(weight: Tensor) -> Tensor:
-    """``1 / weight``, or 0 where the weight is 0 or its inverse overflows."""
+    """``1 / weight``, or 0 where ``|weight|`` is below the smallest normal number."""
     empty = weight.abs() < torch.finfo(weight.dtype).tiny
     return weight.masked_fill(empty, 1.0).reciprocal().masked_fill(empty, 0.0)

@@ -2,8 +2,7 @@
 mechanisms with one random draw or update per call.
 
 Padding after a document does not change the output of the document, so documents of similar lengths share a call. Tokens are gathered into
-the rows of calls, and outputs back, by indices that all layers share. The indices follow from :attr:`Batch.sequences`, so the host need not
-wait for the device again.
+the rows of calls, and outputs back, by indices that all layers share. :attr:`Batch.sequences` gives them without waiting for a GPU.
 """
 
 from __future__ import annotations

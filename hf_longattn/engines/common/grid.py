@@ -97,7 +97,9 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
         raise GridError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")
     if isinstance(grid, Grid) or (isinstance(grid, Sequence) and any(isinstance(entry, Grid) for entry in grid)):
         if prefix:
-            raise GridError(f"prefix={prefix} was given next to a Grid, which says its prefix itself: Grid((64, 64), prefix={prefix}).")
+            raise GridError(
+                f"prefix={prefix} was passed together with a Grid; pass it to the Grid instead: Grid((64, 64), prefix={prefix})."
+            )
         if isinstance(grid, Grid):
             return grid
         if all(isinstance(entry, Grid) for entry in grid):

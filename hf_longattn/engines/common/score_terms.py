@@ -80,7 +80,7 @@ class ScoreTerm(ABC):
         return self.of_heads(heads, q.device)
 
     def shifted(self, first: int, row: int = 0) -> ScoreMod:
-        """The term for positions that count from token ``first``, and for batch rows that count from ``row``."""
+        """The term for a slice of the batch: position 0 means token ``first``, and row 0 means batch row ``row``."""
         if self.by_distance_alone or not (first or row):
             return self
         return self.indexed(lambda b, position: (b + row, position + first))
@@ -460,8 +460,8 @@ class GridBias(ScoreTerm):
         distances = math.prod(self._distances)
         if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
             raise GridError(
-                f"A bias for {' × '.join(map(str, self.sizes))} cells has a table of shape {tuple(self.table.shape)}, but {distances} "
-                f"distances, or {distances + PREFIX_PAIRS} with those of prefix tokens; pass (heads, distances)."
+                f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, but must be "
+                f"(heads, {distances}), or (heads, {distances + PREFIX_PAIRS}) with entries for prefix tokens."
             )
 
     @classmethod

@@ -39,7 +39,7 @@ KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
 MAX_BLOCK_QUERIES = 2048
 """Maximum queries in one block. This bounds the memory of its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
-"""Granularity and maximum of the number of queries in one call over global columns."""
+"""For calls over global columns: queries per block, and maximum queries per call. A call takes whole blocks."""
 
 DROPOUT_BLOCK = 64
 """Queries per block with dropout. Forward and backward need equal blocks to draw the same weights."""

@@ -40,7 +40,7 @@ def why_not(context: DispatchContext) -> str | None:
         return why
     if "cpu-distances" in context.call.term.engines:
         return None
-    return "the score term is not one of the distance and the query or the key"
+    return "the score term is not known to depend only on the distance and the query or the key"
 
 
 class _Terms(NamedTuple):
@@ -86,8 +86,8 @@ class _Terms(NamedTuple):
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
-        """Key terms ``(B, H, keys, rows)`` of ``e (B, H, Nk, G)``. The axis ``keys`` has every position at these distances from some query.
-        Positions outside :attr:`keys` stay uninitialised; no pair reads them."""
+        """Key terms ``(B, H, keys, rows)`` of ``e (B, H, Nk, G)``. The axis ``keys`` has every position that is at one of these distances
+        from some query. Positions outside :attr:`keys` stay uninitialised; no pair reads them."""
         keys = self.group.blocks * self.group.block + self.rows - 1
         by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]

@@ -3,7 +3,7 @@
 The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles along the last axis is a
 strip. The keys of a strip are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of neighbouring
 tiles overlap: they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have the same mask.
-Along each axis but the last, a key is copied (1 + halo / side) times, not once for every tile that sees it.
+A key is copied once for each strip that sees it, not once for each tile: about (1 + halo / side) times for each axis but the last.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Halo(Source):
 
 
 def halo_numbers(grid: Grid, windows: Sequence[AxisWindows], shared: int, bias: GridBias | None) -> list[int]:
-    """The grid, the windows and the shape of the bias as :class:`Halo` takes them.
+    """The argument ``numbers`` of :class:`Halo`: the grid, the windows and the shape of the bias as integers.
 
     Args:
         shared: how many of the last prefix tokens every cell sees.

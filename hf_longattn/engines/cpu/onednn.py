@@ -17,7 +17,7 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
 
 def cpu_computes_bf16() -> bool:
     """Whether oneDNN has kernels for bf16 and the processor has bf16 instructions. oneDNN emulates missing instructions, which is slow."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest PyTorch that this package runs with
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # older PyTorch cannot list instructions; they are then assumed
     native = capabilities is None or any(capabilities().get(name) for name in BF16_INSTRUCTIONS)
     return native and bool(_onednn("packed_linear", 2)())
 
@@ -63,7 +63,7 @@ def has_amx() -> bool:
 
 
 def _onednn(name: str, which: int) -> Callable[..., Any]:
-    """One of oneDNN's operators, looked up in steps that torch.compile can trace.
+    """The oneDNN operator number ``which`` of ``PRIVATE_APIS[name]``. torch.compile can trace the lookup.
 
     Raises:
         BackendError: this PyTorch lacks it.

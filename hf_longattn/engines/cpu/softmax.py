@@ -93,7 +93,7 @@ class Runs(Side):
         runs, width = self, self.size
         if self.rows > 1 and self.step == 0:
             runs, values = dataclasses.replace(self, rows=1), values.sum(0, keepdim=True, dtype=x.dtype)
-        elif self.rows > 1 and (self.rows - 1) * self.step >= self.stride:  # runs longer than a step overlap
+        elif self.rows > 1 and (self.rows - 1) * self.step >= self.stride:  # runs may overlap; add pieces of at most one step, which do not
             if self.step % self.stride:
                 for number, row in enumerate(values.split(1)):
                     dataclasses.replace(self, start=self.start + number * self.step, rows=1).add(x, row)

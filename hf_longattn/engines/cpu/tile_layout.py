@@ -51,7 +51,7 @@ class TileSpec(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A tile row of tokens ``start + i * stride``, i < size, listed from index ``slot`` on. The next row starts ``step`` later."""
+    """One tile row: tokens ``start + i * stride`` for i < size, in slots from ``slot`` on. The next row's tokens are higher by ``step``."""
 
     start: int
     stride: int

@@ -25,7 +25,7 @@ MAX_FEATURES = 256
 ALIGNED_WIDTH = 16
 """Widths are padded to a multiple of this. The kernels load 16 features at once."""
 MIN_GROUP = 16
-"""Minimum of the kernel for selected blocks: query heads per key head, and tokens per block."""
+"""For the kernel for selected blocks: minimum query heads per key head, and minimum tokens per block."""
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def why_not_blocks(context: DispatchContext) -> str | None:
     if not call.causal or call.key_mask is not None or call.score_mod is not None or call.dropout:
         return "its kernel is causal, without padding, score terms and dropout"
     if group < MIN_GROUP or group.bit_count() > 1 or size < MIN_GROUP or size.bit_count() > 1:
-        return f"its kernel takes groups of {MIN_GROUP}, 32 … query heads to a selection, and such blocks"
+        return f"its kernel needs {MIN_GROUP}, 32 … query heads for each selection, and {MIN_GROUP}, 32 … tokens in a block"
     return None
 
 

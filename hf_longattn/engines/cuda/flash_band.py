@@ -8,11 +8,9 @@ dropout, and its backward pass ignores the gradient of the log-sum-exp, which is
 
 Plain operations compute the few global columns outside the band. Let part p have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p)
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1),
-so the operator's backward pass takes the merged o and l. Dropout does not change l, and o sums the weights that remain, so the same holds
-with dropout.
+so the operator's backward pass takes the merged o and l. This also holds with dropout: l does not change, and o sums the remaining weights.
 
-Once for each kind of call, the operator runs on a few tokens, and its results are compared with the definition. This shows whether the
-machine has the kernel.
+To find out whether the machine has the kernel, the operator runs on a few tokens for each kind of call, and its results are checked.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def _why_not_sequences(context: DispatchContext) -> str | None:
     if batch is None:
         return None
     if batch.documents is not None and context.call.global_mask is not None:
-        return "the global tokens of a document are seen by it alone"
+        return "the global tokens of a document are visible in this document only"
     if context.q_len != context.kv_len:
         return "the queries are some tokens of a batch with padding"
     if any(span.holes for span in batch.sequences):

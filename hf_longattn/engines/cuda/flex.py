@@ -25,13 +25,13 @@ Lists = tuple[Tensor, Tensor]
 
 
 def packed(chosen: Tensor, indices: Tensor) -> Lists:
-    """Select the ``indices (…, rows, width)`` where ``chosen (B, H, rows, width)`` is True, in order."""
+    """Block lists with the ``indices (…, rows, width)`` for which ``chosen (B, H, rows, width)`` is True, in order."""
     order = (~chosen).int().argsort(dim=-1, stable=True)
     return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(torch.int32).contiguous()
 
 
 def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int | None = None) -> Lists:
-    """The columns of the chosen pairs ``(row, column)``, for each of ``count`` rows. Repeated pairs give repeated columns.
+    """Block lists with the columns of the chosen pairs ``(row, column)``, for ``count`` rows. Repeated pairs give repeated columns.
 
     rows, columns: ``(…, pairs)``, which broadcast with ``chosen (B, H, pairs)``.
     width: indices per row. By default as many as needed, a number that is read from the device.
@@ -133,7 +133,7 @@ def band_block_mask(
         return packed(touched & ~full, indices), packed(touched & full, indices)
 
     def neighbours(blocks: int, key_blocks: int, first: int, width: int) -> tuple[Tensor, Tensor]:
-        """Block numbers, and the blocks on the other axis that may be visible. The first one has position ``row · BAND_BLOCK + first``."""
+        """Block numbers of one axis, and the blocks of the other that may be visible, from position ``row · BAND_BLOCK + first`` on."""
         row = torch.arange(blocks, device=device)[:, None]
         if global_mask is not None:
             return row, torch.arange(key_blocks, device=device)[None]

@@ -38,7 +38,7 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
         NoKernel: ``block_size`` does not fit the kernel's blocks, or this machine has no such kernel.
     """
     if BAND_BLOCK % block_size and block_size % BAND_BLOCK:
-        raise NoKernel(f"blocks of {block_size} tokens do not fit the kernel's of {BAND_BLOCK}")
+        raise NoKernel(f"blocks of {block_size} tokens do not fit the kernel's blocks of {BAND_BLOCK}")
     q, k, v = same_dtype(q, k, v)
     (heads, length), key_mask, score_mod = q.shape[1:3], call.key_mask, call.score_mod
     causal, group = call.causal, heads // chosen.shape[1]

@@ -101,7 +101,8 @@ class Kernel:
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         try:
-            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):  # this pass does not belong to a checkpoint
+            # identity hooks replace those of an enclosing torch.utils.checkpoint, which must not record this extra pass
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
                 out = self.run(*leaves, **settings)
                 out = out if isinstance(out, Tensor) else out[0]
                 torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
@@ -120,8 +121,7 @@ def fused_flex(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any)
     Args:
         kind: everything in the closures of the mask and the score term besides tensors, lengths and other numbers.
     Raises:
-        NoKernel: this machine has no kernel for this kind of call; logged once. Other errors, such as a lack of memory, are raised
-            unchanged.
+        NoKernel: this machine has no kernel for this kind of call; logged once. Other errors are raised unchanged.
     """
     if torch.compiler.is_compiling():
         return _attention(q, k, v, **settings)

@@ -214,7 +214,8 @@ def layouts(
 
 
 def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int]) -> int | None:
-    """The first of ``sizes`` for which a fixed tile without bias is made of whole blocks of the sequence; cached. Otherwise ``None``."""
+    """The first of ``sizes`` for which the tile consists of whole blocks of the sequence. ``None`` if no size fits, or if the tile has a
+    bias or is not fixed. Cached."""
 
     def find() -> tuple[int | None]:
         for size in sizes:
@@ -323,8 +324,8 @@ def block_pairs(parts: Sequence[Rows], size: int) -> Tensor:
 def axis_blocks(places: Tensor, length: int, size: int, in_order: bool = False) -> tuple[Axis | None, Tensor, int]:
     """The axis of ``places``, the axis block of every block of ``places``, and the number of axis blocks.
 
-    The axis is ``None``, the sequence itself, if every block of ``places`` is empty or a whole block of the sequence. Empty blocks then are
-    block -1. A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
+    The axis is ``None``, meaning the sequence itself, if every block of ``places`` is empty or a whole block of the sequence. Empty blocks
+    are then block -1. A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
 
     in_order: whether slot i must also hold position i for the axis to be the sequence.
     """
@@ -341,8 +342,8 @@ def axis_blocks(places: Tensor, length: int, size: int, in_order: bool = False) 
 
 
 def axis_of(places: Tensor, length: int) -> Axis:
-    """The axis of int64 ``places``, where -1 is an empty slot. Empty slots read different ones of the ``length`` tokens. If all read the
-    same token, the backward pass would add their gradients one after the other."""
+    """The axis of int64 ``places``, where -1 is an empty slot. Empty slots are spread over the tokens (slot number modulo ``length``). If
+    all read the same token, the backward pass would add their gradients one after the other."""
     spread = torch.arange(places.shape[2], device=places.device) % length
     return Axis(places.to(torch.int32), torch.where(places >= 0, places, spread))
 
@@ -355,7 +356,7 @@ def block_ends(places: Tensor, size: int, index: Tensor) -> tuple[Tensor, Tensor
 
 
 def visible(rules: GatherTile, queries: tuple[Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Whether some pair of two blocks may be visible by the rules, and whether all are. ``queries``, ``keys``: from :func:`block_ends`."""
+    """For each query and key block of :func:`block_ends`: whether any query-key pair may be visible by the rules, and whether all are."""
     (q_low, q_high, q_filled), (k_low, k_high, k_filled) = queries, keys
     nearest, farthest = q_low - k_high, q_high - k_low  # the smallest and the largest query - key
     touched, full = (q_high >= 0) & (k_high >= 0), q_filled & k_filled

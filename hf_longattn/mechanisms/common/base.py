@@ -136,7 +136,7 @@ class Mechanism(nn.Module, ABC):
 
     @abstractmethod
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: the N×N matrix ``(B, H, Nq, Nk)`` that multiplies the values, in the dtype of ``q``.
+        """The definition of the mechanism: the weights ``(B, H, Nq, Nk)`` that multiply the values, in the dtype of ``q``.
 
         ``call.score_mod`` must include the relative positions; :meth:`defined` and :meth:`weights` add them.
         """

@@ -33,7 +33,7 @@ from .traits import Handling
 
 
 class BucketedMechanism(SummarisedMechanism):
-    """A mechanism on the bucketed engine. Buckets are computed from raw keys, since rounding in :meth:`key_vectors` could change them."""
+    """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`key_vectors` could change a bucket."""
 
     engine = "bucketed"
     handling = Handling(exports_definition=True)

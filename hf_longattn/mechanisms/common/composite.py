@@ -161,8 +161,8 @@ class Composite(Mechanism):
         counting = next((member.name for member in self.mechanisms if not member.handling.ignores_padding), None)
         if counting is not None:
             raise OptionError(
-                f"Mechanism {counting!r} counts padding with these options, which a member of {self.name!r} cannot do; leave them out, or "
-                "use it for the whole layer."
+                f"With these options, mechanism {counting!r} counts padding, which a member of {self.name!r} cannot do; leave the options "
+                f"out, or use {counting!r} for the whole layer."
             )
         self.causal = forms.pop() if forms else "both"
         traits = [member.traits for member in self.mechanisms]

@@ -14,8 +14,8 @@ NO_TOKEN = 1 << 40
 class Columns(NamedTuple):
     """Columns of the padded batch that hold the queries and keys of a decoding step.
 
-    layout: name of the order of the cache's keys, and their number. Layers with the same layout have the same columns in a forward pass.
-        In the layout named ``"all"``, key s is in column s.
+    layout: a name for the order in which the cache holds its keys, and the number of keys. Layers with the same layout have the same
+        columns in a forward pass. In the layout named ``"all"``, key s is in column s.
     find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without
         a token have a column after all queries, such as :data:`NO_TOKEN`. Layers with equal layout and options reuse the results.
     """

@@ -58,7 +58,7 @@ def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, in
         last = min(first + size, count)
         rows = in_rows(queries[:, first:last], QUERIES_PER_ROW if causal else QUERIES_PER_WIDE_ROW)
         seen = keys[:, : total - count + last] if causal else keys
-        # The first pieces of all rows come first, then the second pieces, so that consecutive pieces are as far apart as the rows.
+        # Order: piece 0 of every row, then piece 1 of every row, … Neighbouring tile rows are then a constant step apart: one strided view.
         repeated = seen.repeat(rows.shape[1], 1)
         yield GatherTile(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
 

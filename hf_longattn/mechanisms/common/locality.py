@@ -41,8 +41,8 @@ def eval_locality(mechanism: Any, causal: bool) -> Locality | None:
 
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
-    """``(back, ahead)`` of a sliding window or of full attention; ``None`` for other mechanisms.
-    In eval mode, the mechanism must see exactly these keys at every length."""
+    """``(back, ahead)`` if, in eval mode, the mechanism is exactly a sliding window or full attention at every length.
+    ``None`` for other mechanisms, and for any with relative positions."""
     if mechanism.relative is not None:
         return None
     local = mechanism.locality(causal)

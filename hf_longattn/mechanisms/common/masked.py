@@ -253,7 +253,8 @@ class SparseMechanism(MaskedMechanism):
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """The mask for an equivalent single fused call on batch rows without padding. ``key``: ``(B, H_kv, N, D)``.
 
-        ``True`` if causality or no mask is enough; ``False`` if no fused call is equivalent; else ``(1, 1, N, N)``, added to the scores.
+        ``True``: causality or no mask is enough. ``False``: no fused call is equivalent, or the band runs by another path.
+        Otherwise ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
         if not self.only_pattern() or self.options.order is not None or self.traits.token_rule is not None or has_hooks(self):

@@ -24,7 +24,8 @@ class PooledKeys(NamedTuple):
     values: Tensor
     """``(B, H, M, D)``"""
     real: Tensor
-    """Whether a pool has any token, ``(B, H, M)`` bool. If this differs by head, lists of keys must leave out empty pools."""
+    """Whether a pool has any token, ``(B, H, M)`` bool. If this differs by head, :meth:`appended` does not mask empty pools; the caller
+    must leave them out of its key indices."""
     position: Tensor
     """Mean position of the pool's tokens, rounded down, ``(B, H, M)``. Score terms use it as the key's position."""
 

@@ -31,7 +31,8 @@ PROTOTYPE_WIDTH = 64
 EXAMPLE_LENGTH = 1024
 """Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
 EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
-"""Grids for the options in :attr:`MechanismInfo.exact_when`, tried in this order. Some mechanisms can cover only the second."""
+"""Grids on which :func:`mechanism_info` looks for options equal to full attention, in this order. Some mechanisms have such options only
+on the second, a single row of cells."""
 KEPT_PROTOTYPES = 256
 """Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` builds by name."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -164,8 +165,8 @@ def options_of(name: str) -> Mapping[str, object]:
 
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
-    """Sorted names of the registered mechanisms.
-    Filters: ``causal`` for the causal (True) or bidirectional (False) form, ``engine`` by name, ``grid`` for grids (True) or texts."""
+    """Sorted names of the registered mechanisms. ``causal=True`` lists mechanisms with a causal form, False those with a bidirectional
+    form. ``grid=True`` lists mechanisms for grids, False those for texts. ``engine`` selects by engine name. ``None`` does not filter."""
     _discover()
     return sorted(
         name

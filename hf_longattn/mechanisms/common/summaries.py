@@ -54,7 +54,7 @@ class SummarisedMechanism(Mechanism):
     @property
     @abstractmethod
     def summary_unit(self) -> int | None:
-        """Tokens in a unit; ``None`` when these options need no summaries."""
+        """Number of tokens per summary (a unit); ``None`` if these options need no summaries."""
 
     @property
     def summary_ahead(self) -> int:
