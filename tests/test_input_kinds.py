@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hf_longattn"
-KINDS = {"grid", "audio", "sound", "series", "page", "towers", "reads_text", "reads_pictures", "reads_photographs", "other_inputs"}
+KINDS = {"grid", "audio", "sound", "series", "page", "towers", "reads_text", "reads_pictures", "reads_photographs", "planned_as"}
 """Fields and variables that say which kind of input a model has."""
 CLASSES = re.compile(r"Grid|Audio|Sound|Series|Page|Tower|Picture|Video|Spectrogram|VerificationText")
 """Classes of one kind of input."""
@@ -20,15 +20,15 @@ CEILINGS = {
     "audit": 8,
     "backend.py": 1,
     "choice_text.py": 3,
-    "cli": 17,
-    "conversion": 114,
+    "cli": 14,
+    "conversion": 31,
     "data": 10,
-    "diagnostics": 43,
+    "diagnostics": 26,
     "evaluation": 5,
-    "export": 7,
+    "export": 2,
     "hub": 19,
     "modeling": 37,
-    "search": 21,
+    "search": 6,
     "streaming": 4,
     "training": 4,
 }
@@ -85,6 +85,7 @@ def test_fewer_and_fewer_lines_ask_which_kind_of_input_a_model_has() -> None:
 
 
 def test_the_counter_sees_every_way_to_ask() -> None:
-    asked = "if family.grid is None: pass\nx = 1 if plan.sound else 2\nwhile isinstance(size, GridSize): pass\nassert towers\n[a for a in b if a.audio]"
+    loops = "while isinstance(size, GridSize): pass\nassert towers\n[a for a in b if a.audio]"
+    asked = f"if family.grid is None: pass\nx = 1 if plan.sound else 2\n{loops}"
     assert list(asking_lines(ast.parse(asked))) == [1, 2, 3, 4, 5]
     assert not list(asking_lines(ast.parse("kind.check(plan)\ngrid = family.grid\nif family.two_stacks: pass")))

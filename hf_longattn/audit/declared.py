@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
-from ..conversion.audio_seconds import audio_family, sound_model
 from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
 from ..engines.common.token_order import token_order
 from ..errors import checkpoint_errors
+from ..inputs.sound import audio_family, sound_model
 from ..loading import new_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.locality import only_locality

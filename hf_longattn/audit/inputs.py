@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..conversion.audio_seconds import audio_family
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
+from ..inputs.sound import audio_family
 from ..modeling.family.audio_rule import MASK, AudioRule
 from ..modeling.family.definition import Family, known_family
 from ..modeling.family.grid_rule import GridRule

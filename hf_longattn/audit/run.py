@@ -23,10 +23,10 @@ from ..conversion.pooling import sentence_pooling
 from ..conversion.sources.folder import read_config
 from ..conversion.sources.hub import fetch_model
 from ..conversion.tensor_names import check_complete
-from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra
 from ..export.onnx import LONG_CONFIG
 from ..hub_errors import check_revision
+from ..inputs.text import load_tokenizer
 from ..loading import load_part, load_weights, loading_errors
 from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, model_name

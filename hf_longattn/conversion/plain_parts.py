@@ -10,12 +10,13 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
+from ..inputs.common.base import SIZED, Inputs, InputSizes, LengthCost, kind_of_model
+from ..inputs.text import text_length, text_sizes
 from ..mechanisms.common.on_grid import on_grid
 from ..modeling.attach.patch_places import packs_pictures
-from ..modeling.family.definition import TOWER_CONFIG, known_family, tower_field
+from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.generic import towers_of
-from .flops import LengthCost, ModelShape, SizeCost, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to
-from .grid_sizes import GridPlan
+from .flops import ModelShape, cost_at, cost_with, generic_shape, layer_mechanisms
 from .tensor_names import names_in_model
 
 ANY_SIZE = "pictures of any size"
@@ -54,31 +55,28 @@ class PlainPart:
         return packs_pictures(self.module)
 
     @property
-    def sizes(self) -> GridPlan | None:
-        """The size of pictures that all have one."""
-        family = known_family(self.module.config)
-        rule = None if family is None else family.grid
-        return None if self.packs or rule is None or rule.shapes is not None else GridPlan.of(rule, self.module.config)
+    def sizes(self) -> InputSizes | None:
+        """The sizes of inputs that are not texts and all have one size."""
+        kind = None if self.packs else kind_of_model(self.module.config)
+        return None if kind is None or kind.any_size or kind.planned_as != SIZED else kind.sizes(self.module.config)
 
     @property
-    def input_words(self) -> str:
-        """What is read, where neither a length nor a size says it."""
-        family = known_family(self.module.config)
-        lists_patches = family is not None and family.grid is not None and family.grid.shapes is not None
-        return ANY_SIZE if self.packs or lists_patches else ""
+    def inputs(self) -> Inputs:
+        """What is read, in words."""
+        kind = kind_of_model(self.module.config)
+        if self.packs or (kind is not None and kind.any_size):
+            return Inputs(ANY_SIZE, ANY_SIZE, ANY_SIZE, "picture", "pixels", of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
+        return self.sizes or text_sizes(self.old_length, self.new_length)
 
     def costs(self) -> tuple[LengthCost, ...]:
         """Of an input of each size that source and result read; of packed pictures, of some sizes; empty where nothing says a size."""
         if self.packs:
             return tuple(self._cost_of_picture(side) for side in self._sides())
-        if (sizes := self.sizes) is not None:
-            return tuple(cost_of(size, self.attention, self.shape) for size in sizes.steps(self.module.config))
-        if not self.old_length:
+        sizes = self.sizes or text_sizes(self.old_length, self.new_length)
+        if not sizes.old.tokens:
             return ()
-        layers = layer_mechanisms(self.attention, self.shape, self.new_length)
-        return tuple(
-            self._with_whole_cache(cost_at(length, self.shape, layers)) for length in lengths_up_to(self.old_length, self.new_length)
-        )
+        layers = layer_mechanisms(self.attention, self.shape, sizes.new.tokens)
+        return tuple(self._with_whole_cache(cost_with(size, layers, self.shape)) for size in sizes.steps(self.module.config))
 
     def _with_whole_cache(self, cost: LengthCost) -> LengthCost:
         """The cache of a plain class keeps every token, whatever the mechanism is."""
@@ -94,7 +92,7 @@ class PlainPart:
         sides = [side for side in EXAMPLES if side <= most] or [most]
         return sorted({max(1, side // multiple) * multiple for side in sides})
 
-    def _cost_of_picture(self, side: int) -> SizeCost:
+    def _cost_of_picture(self, side: int) -> LengthCost:
         """Of a square picture, each layer of which attends to all patches, or to those of a window of the base alone."""
         config = self.module.config
         cells = side // config.patch_size
@@ -108,13 +106,7 @@ class PlainPart:
             costs.append((windows * cost.attention_flops, windows * cost.full_attention_flops))
         of_row = vars(cost_at(cells**2, self.shape, []))
         of_row["attention_flops"], of_row["full_attention_flops"] = (sum(column) for column in zip(*costs, strict=True))
-        return SizeCost(**{**of_row, "cache_bytes": None}, size=(side, side))
-
-
-def text_length(config: Any) -> int:
-    """The tokens of the longest text, 0 if the config does not say."""
-    said = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return said if isinstance(said, int) else 0
+        return LengthCost(**{**of_row, "cache_bytes": None, "size": (side, side), "size_name": "size"})
 
 
 def text_tower(config: Any, names: Iterable[str]) -> str:

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import Check, Difference, equality
 from ..errors import OptionError
+from ..inputs.series import series_table
 from ..modeling.family.config import attention_implementation
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, stacks_of
 from ..reading import read_json_object
 from .architectures import GenericArchitecture, read_generic
 from .config import RevertConfig
-from .differences import Difference
 from .model_loading import load_plain
 from .plan_tensors import TensorPlan, parse_dtype
-from .report import REPORT, Check, equality
+from .report import REPORT
 from .seeded_inputs import run_inputs, seeded_inputs
-from .series_lengths import series_table
 from .sources.base import Source, open_source
 
 

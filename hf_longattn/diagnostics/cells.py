@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..conversion.audio_seconds import audio_family, sound_model
 from ..engines.common.grid import Grid
 from ..errors import BackendError
+from ..inputs.sound import audio_family, sound_model
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_rule import GridRule

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import processor_of, required_processor
-from ..conversion.sound import read_recordings
 from ..conversion.sources.base import open_source
 from ..data.pictures import read_picture_file
 from ..data.videos import frames_as_pixels, read_video
 from ..engines.common.grid import Grid
 from ..errors import OptionError
+from ..inputs.common.processors import processor_of, required_processor
+from ..inputs.sound import read_recordings
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.on_grid import on_grid
 from ..modeling.family.definition import family_in, model_name

@@ -27,18 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
-from ..conversion.audio_seconds import audio_family
-from ..conversion.grid_sizes import read_size
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import (
-    load_processor,
-    processor_of,
-    required_processor,
-    sized_frames,
-    sized_pixels,
-    spectrograms,
-)
-from ..conversion.sound import RecordedSounds, read_recordings
 from ..conversion.sources.base import open_source
 from ..data.audio import RECORDING_FILES
 from ..data.files import evenly_spread
@@ -46,11 +35,15 @@ from ..data.pictures import PICTURE_FILES, read_picture_file
 from ..data.videos import read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
+from ..inputs.common.base import InputKind, kind_of
+from ..inputs.common.processors import load_processor, processor_of, required_processor, sized_frames, sized_pixels, spectrograms
+from ..inputs.grid import read_size
+from ..inputs.sound import RecordedSounds, audio_family, read_recordings
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
-from ..modeling.family.definition import Family, family_in, model_name
+from ..modeling.family.definition import family_in, model_name
 from ..modeling.family.grid_rule import IMAGE_SIZE
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
@@ -270,19 +263,15 @@ def measure_receptive_field(
             )
         network, name, files = model, model_name(model), tuple[Path, ...]()
     else:
-        family = _checked_family(model, revision, token, image_size, audio_seconds)
-        files = () if isinstance(pictures, Tensor) else tuple(_files(family, pictures))
-        images = [read_picture_file(file) for file in files] if family.grid is not None and family.grid.reads_pictures else []
+        kind = _checked_kind(model, revision, token, image_size, audio_seconds)
+        files = (
+            () if isinstance(pictures, Tensor) else tuple(evenly_spread(FILES.get(kind.noun, RECORDING_FILES.files)(pictures), PICTURES))
+        )
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
-        if isinstance(pictures, Path) and family.audio is not None:
-            pictures = _sounds(network, loaded.source.folder, name, pictures, audio_seconds)
-        elif files and not _reads_recordings(family) and not images:
-            pictures = _videos(network, loaded.source.folder, name, files, image_size)
-        elif files and not images:
-            pictures = _spectrograms(network, loaded.source.folder, name, files, audio_seconds)
-        elif files:
-            pictures = _pixels(network, loaded.source.folder, name, images, image_size)
+        if not isinstance(pictures, Tensor):
+            size = image_size if audio_seconds is None else audio_seconds
+            pictures = READERS[kind.noun](network, loaded.source.folder, name, pictures, files, size)
     assert isinstance(pictures, Tensor)
     stack = stack_of_layers(network)
     audio = audio_family(network.config)
@@ -396,44 +385,33 @@ def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[N
         yield
 
 
-def _checked_family(
+def _checked_kind(
     model: str | Path, revision: str | None, token: str | bool | None, image_size: Any | None, audio_seconds: float | None
-) -> Family:
-    """The family of a checkpoint, before its weights are loaded.
+) -> InputKind:
+    """What a checkpoint reads, before its weights are loaded.
 
     Raises:
         BackendError: it reads neither pictures nor sound.
         OptionError: a size of pictures for a model of sound, or the reverse.
     """
     values = open_source(model, revision=revision, token=token).config
-    model_type, family = str(values.get("model_type")), family_in(values)
-    if family is None or family.reads_text:
+    family = family_in(values)
+    kind = None if family is None else kind_of(family)
+    if kind is None or kind.noun not in READERS:
         raise BackendError(
-            f"{str(model)!r} is of type {model_type!r}, which is not a family of pictures or sound; leave the photo and --images out to "
-            "probe it with texts, or give a model such as a ViT or a Wav2Vec2."
+            f"{str(model)!r} is of type {str(values.get('model_type'))!r}, which is not a family of pictures or sound; leave the photo and "
+            "--images out to probe it with texts, or give a model such as a ViT or a Wav2Vec2."
         )
-    noun = "sound" if family.grid is None else f"{family.grid.noun}s"
-    if _reads_recordings(family) and image_size is not None:
-        raise OptionError(f"{str(model)!r} reads {noun}, to which --image-size does not apply; give --audio-seconds 30, or leave it out.")
-    if not _reads_recordings(family) and audio_seconds is not None:
-        raise OptionError(f"{str(model)!r} reads {noun}, to which --audio-seconds does not apply; leave it out.")
-    return family
+    if image_size is not None and "image_size" not in kind.settings:
+        raise OptionError(
+            f"{str(model)!r} reads {kind.nouns}, to which --image-size does not apply; give --audio-seconds 30, or leave it out."
+        )
+    if audio_seconds is not None and "audio_seconds" not in kind.settings:
+        raise OptionError(f"{str(model)!r} reads {kind.nouns}, to which --audio-seconds does not apply; leave it out.")
+    return kind
 
 
-def _reads_recordings(family: Family) -> bool:
-    """Whether inputs are made of recordings: sound, or spectrograms."""
-    return family.grid is None or not family.grid.reads_photographs
-
-
-def _files(family: Family, inputs: Path) -> list[Path]:
-    """The files that are read of a folder, or the one that is given."""
-    if _reads_recordings(family):
-        return evenly_spread(RECORDING_FILES.files(inputs), PICTURES)
-    assert family.grid is not None
-    return evenly_spread(PICTURE_FILES.files(inputs) if family.grid.reads_pictures else video_places(inputs), PICTURES)
-
-
-def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: float | None) -> Tensor:
+def _sounds(network: Any, folder: Path, name: str, recordings: Path, files: Sequence[Path], seconds: float | None) -> Tensor:
     """Recordings as the model reads them, cut to one duration, ``(B, N, …)``.
 
     Raises:
@@ -454,7 +432,7 @@ def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: fl
     return torch.cat(sounds.stretches(duration, PICTURES))
 
 
-def _spectrograms(network: Any, folder: Path, name: str, files: Sequence[Path], seconds: float | None) -> Tensor:
+def _spectrograms(network: Any, folder: Path, name: str, recordings: Path, files: Sequence[Path], seconds: float | None) -> Tensor:
     """Spectrograms of recordings as the model reads them, cut or padded to one duration, ``(B, frames, mel bins)``.
 
     Raises:
@@ -474,7 +452,7 @@ def _spectrograms(network: Any, folder: Path, name: str, files: Sequence[Path], 
     return spectrograms(extractor, read_recordings(files, extractor.sampling_rate), rule, size)
 
 
-def _videos(network: Any, folder: Path, name: str, places: Sequence[Path], image_size: Any | None) -> Tensor:
+def _videos(network: Any, folder: Path, name: str, videos: Path, places: Sequence[Path], image_size: Any | None) -> Tensor:
     """Videos as the model reads them, with as many frames as it was made for, ``(B, frames, channels, height, width)``.
 
     Raises:
@@ -487,15 +465,16 @@ def _videos(network: Any, folder: Path, name: str, places: Sequence[Path], image
     size = rule.enlarged(rule.sizes(config)[1], None if image_size is None else read_size(image_size), None)
     rule.of_size(config, size)
     processor = required_processor(processor_of(rule, folder), name, "videos")
-    videos = [read_video(place, size[0]) for place in places]
-    return sized_frames(rule, processor, folder, videos, size, name).transpose(1, 2)
+    frames = [read_video(place, size[0]) for place in places]
+    return sized_frames(rule, processor, folder, frames, size, name).transpose(1, 2)
 
 
-def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_size: Any | None) -> Tensor:
+def _pixels(network: Any, folder: Path, name: str, pictures: Path, files: Sequence[Path], image_size: Any | None) -> Tensor:
     """Pictures as the model reads them at this size, ``(B, channels, height, width)``."""
     stack = stack_of_layers(network)
     rule, config = family_of(stack).grid, stack.config
     assert rule is not None
+    images: list[Any] = [read_picture_file(file) for file in files]
     size = rule.sizes(config)[1] if image_size is None else read_size(image_size, len(rule.axes))
     rule.of_size(config, size)
     processor = required_processor(load_processor(folder, IMAGE_PROCESSOR), name)
@@ -504,3 +483,14 @@ def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_
         patches = [processor(images=image.resize(size[::-1], processor.resample), **settings)[rule.input] for image in images]
         return rule.pixels_of(config, torch.cat(patches), size)
     return sized_pixels(processor, folder, images, size, rule.input)
+
+
+FILES: dict[str, Callable[[Path], Sequence[Path]]] = {"picture": PICTURE_FILES.files, "video": video_places}
+"""What a model reads -> the files of a folder; recordings of the others."""
+READERS: dict[str, Callable[[Any, Path, str, Path, Sequence[Path], Any], Tensor]] = {
+    "picture": _pixels,
+    "video": _videos,
+    "spectrogram": _spectrograms,
+    "sound": _sounds,
+}
+"""What a model reads -> what makes its inputs."""

@@ -16,15 +16,14 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
-from ..conversion.audio_seconds import audio_family, duration
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import load_processor, required_processor
-from ..conversion.sound import RecordedSounds
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..errors import BackendError, OptionError
+from ..inputs.common.processors import load_processor, required_processor
+from ..inputs.sound import RecordedSounds, audio_family, duration
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
 from ..modeling.family.definition import FAMILIES, Family, family_in, model_name
@@ -157,8 +156,7 @@ def _load(
     plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
     sounds = _recorded(family, plan.architecture.source_config, extractor, recordings)
     durations = _usual_durations(sounds) if durations is None else durations
-    assert plan.sound is not None
-    if durations[-1] > plan.sound.new.seconds:
+    if durations[-1] > plan.inputs.new.value:
         plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1], needs_training=True))
     network = load_as_result(source, plan.architecture, plan.config).eval().to(target)
     return SoundModel(network, source.name, plan.architecture.source_class, extractor, plan, source.name), sounds, durations
@@ -195,7 +193,7 @@ def _usual_durations(sounds: RecordedSounds) -> list[float]:
 def _target(loaded: SoundModel, sounds: RecordedSounds, seconds: float, last: LengthDiagnosis) -> Target:
     """The conversion that a diagnosis recommends: for the longest sounds measured, or those that the model reads already."""
     rule, config = sounds.rule, sounds.config
-    longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None or loaded.plan.sound is None else loaded.plan.sound.new.seconds
+    longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None else loaded.plan.inputs.new.value
     name = Path(loaded.converted_from or loaded.class_name).name
     compare_at = max(1, int(seconds)) if seconds < longest else None
     return Target(
@@ -205,9 +203,9 @@ def _target(loaded: SoundModel, sounds: RecordedSounds, seconds: float, last: Le
 
 def _trained_frames(plan: ConversionPlan | None, seconds: float) -> int | None:
     """The frames of the longest sound that a model of transformers reads, where longer ones are measured."""
-    if plan is None or plan.sound is None or plan.sound.rule.base_reads(plan.architecture.source_config, seconds):
+    if plan is None or plan.inputs.kind.rule.base_reads(plan.architecture.source_config, seconds):
         return None
-    return plan.sound.old.frames if seconds > plan.sound.old.seconds else None
+    return plan.inputs.old.tokens if seconds > plan.inputs.old.value else None
 
 
 def _notes(plan: ConversionPlan | None, sounds: RecordedSounds, seconds: float, chosen_here: bool) -> list[str]:
@@ -215,9 +213,9 @@ def _notes(plan: ConversionPlan | None, sounds: RecordedSounds, seconds: float, 
     notes = []
     if chosen_here and seconds < SECONDS[-1] and sounds.longest < SECONDS[-1]:
         notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")
-    if plan is not None and plan.sound is not None and _trained_frames(plan, seconds) is not None:
+    if plan is not None and _trained_frames(plan, seconds) is not None:
         notes.append(
-            f"Positions were extended from {plan.sound.old.words} to {duration(seconds)} without training: what full attention does in "
-            f"longer sounds was never learned, so mechanisms are judged by what they keep at {plan.sound.old.words} or less."
+            f"Positions were extended from {plan.inputs.old.words} to {duration(seconds)} without training: what full attention does in "
+            f"longer sounds was never learned, so mechanisms are judged by what they keep at {plan.inputs.old.words} or less."
         )
     return notes

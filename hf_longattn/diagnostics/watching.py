@@ -21,11 +21,11 @@ from transformers import PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..conversion.audio_seconds import audio_family, sound_model
 from ..conversion.plain_parts import text_tower
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError, OptionError
+from ..inputs.sound import audio_family, sound_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from

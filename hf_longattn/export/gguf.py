@@ -18,16 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import FAILED, PASSED, Check
 from ..conversion.folders import open_for_writing, short_name, write_folder
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.native import TwinPlan, plan_twin, tensor_values
-from ..conversion.report import FAILED, PASSED, Check, require_passed, versions
+from ..conversion.report import require_passed, versions
 from ..conversion.sources.base import ResultInfo
 from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
-from ..conversion.text import load_tokenizer
 from ..errors import ExportError, needs_extra
 from ..hub import origin_of
+from ..inputs.text import load_tokenizer
 from ..modeling.family.sliding_window import FULL, SLIDING
 from .onnx import ExportReport
 

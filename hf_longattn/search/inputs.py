@@ -10,24 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.audio_seconds import AudioDuration
-from ..conversion.grid_sizes import GridSize
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import (
-    load_processor,
-    processor_of,
-    required_processor,
-    sized_frames,
-    sized_pixels,
-    spectrograms,
-)
-from ..conversion.sound import RecordedSounds, read_recordings
 from ..data.audio import RECORDING_FILES
 from ..data.files import evenly_spread
 from ..data.photographs import photographs
 from ..data.pictures import PICTURE_FILES, read_picture_file
 from ..data.videos import read_video, video_places
 from ..errors import OptionError
+from ..inputs.common.base import InputSize
+from ..inputs.common.processors import load_processor, processor_of, required_processor, sized_frames, sized_pixels, spectrograms
+from ..inputs.sound import RecordedSounds, read_recordings
 from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
 
 
@@ -73,10 +65,9 @@ class SearchPictures(SearchInputs):
     unit = "picture"
 
     def __init__(self, pictures: object, plan: ConversionPlan, count: int) -> None:
-        assert plan.grid is not None
-        self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
+        self.rule, self.config, self.folder = plan.inputs.kind.rule, plan.architecture.source_config, plan.source.folder
         self.processor = required_processor(load_processor(self.folder, IMAGE_PROCESSOR), plan.source.name)
-        self._pieces: dict[GridSize, list[dict[str, Tensor]]] = {}
+        self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
         if isinstance(pictures, Path):
             files = PICTURE_FILES.files(pictures)
             self.name = pictures.name
@@ -89,14 +80,14 @@ class SearchPictures(SearchInputs):
         else:
             raise OptionError(f"{plan.source.name!r} reads pictures; give a picture or a folder of pictures as a Path instead of a text.")
 
-    def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:
+    def pieces(self, size: InputSize, count: int) -> list[dict[str, Tensor]]:
         """Up to ``count`` pictures of this size.
 
         Raises:
             GridError: the image processor makes pictures of another size.
         """
         if size not in self._pieces:
-            values = sized_pixels(self.processor, self.folder, self.pictures, size.size, self.rule.input)
+            values = sized_pixels(self.processor, self.folder, self.pictures, size.value, self.rule.input)
             self._pieces[size] = [self.rule.arguments(self.config, picture) for picture in values.split(1)]
         return self._pieces[size][:count]
 
@@ -116,25 +107,24 @@ class SearchVideos(SearchInputs):
     unit = "video"
 
     def __init__(self, videos: object, plan: ConversionPlan, count: int) -> None:
-        assert plan.grid is not None
         if not isinstance(videos, Path):
             raise OptionError(
                 f"{plan.source.name!r} reads videos, by which mechanisms are chosen; give a folder of frames or an array (.npy), or a "
                 "folder of these, to `longattn search` in place of the text, to --mechanism auto as --search-images, in Python as a Path."
             )
-        self.rule, self.config, self.folder = plan.grid.rule, plan.architecture.source_config, plan.source.folder
+        self.rule, self.config, self.folder = plan.inputs.kind.rule, plan.architecture.source_config, plan.source.folder
         self.processor, self.name = required_processor(processor_of(self.rule, self.folder), plan.source.name, "videos"), videos.name
         self.places, self.model = evenly_spread(video_places(videos), count), plan.source.name
 
-    def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:
+    def pieces(self, size: InputSize, count: int) -> list[dict[str, Tensor]]:
         """Up to ``count`` videos of this size.
 
         Raises:
             DataError: a video cannot be read, or has too few frames.
             GridError: the processor makes frames of another size.
         """
-        videos = (read_video(place, size.size[0]) for place in self.places[:count])
-        sized = (sized_frames(self.rule, self.processor, self.folder, [video], size.size, self.model) for video in videos)
+        videos = (read_video(place, size.value[0]) for place in self.places[:count])
+        sized = (sized_frames(self.rule, self.processor, self.folder, [video], size.value, self.model) for video in videos)
         return [self.rule.arguments(self.config, values) for values in sized]
 
 
@@ -153,15 +143,14 @@ class SearchSpectrograms(SearchInputs):
     unit = "recording"
 
     def __init__(self, recordings: object, plan: ConversionPlan, count: int) -> None:
-        assert plan.grid is not None
         path, self.extractor = _recordings(recordings, plan)
-        self.rule, self.config, self.name = plan.grid.rule, plan.architecture.source_config, path.name
+        self.rule, self.config, self.name = plan.inputs.kind.rule, plan.architecture.source_config, path.name
         files = evenly_spread(RECORDING_FILES.files(path), count)
         self.sounds = read_recordings(files, self.extractor.sampling_rate)
 
-    def pieces(self, size: GridSize, count: int) -> list[dict[str, Tensor]]:
+    def pieces(self, size: InputSize, count: int) -> list[dict[str, Tensor]]:
         """Up to ``count`` spectrograms of this size."""
-        rows = spectrograms(self.extractor, self.sounds[:count], self.rule, size.size)
+        rows = spectrograms(self.extractor, self.sounds[:count], self.rule, size.value)
         return [{self.rule.input: row} for row in rows.split(1)]
 
 
@@ -179,18 +168,17 @@ class SearchSounds(SearchInputs):
     unit = "stretch"
 
     def __init__(self, recordings: object, plan: ConversionPlan, count: int) -> None:
-        assert plan.sound is not None
         path, extractor = _recordings(recordings, plan)
-        self.rule, self.config, self.name = plan.sound.rule, plan.architecture.source_config, path.name
+        self.rule, self.config, self.name = plan.inputs.kind.rule, plan.architecture.source_config, path.name
         self.sounds = RecordedSounds(self.rule, self.config, extractor, path, count)
 
-    def pieces(self, size: AudioDuration, count: int) -> list[dict[str, Tensor]]:
+    def pieces(self, size: InputSize, count: int) -> list[dict[str, Tensor]]:
         """Up to ``count`` stretches of this duration.
 
         Raises:
             LengthError: no recording is so long.
         """
-        return [self.rule.arguments(sound) for sound in self.sounds.stretches(size.seconds, count)]
+        return [self.rule.arguments(sound) for sound in self.sounds.stretches(size.value, count)]
 
     def too_few(self, pieces: int, wanted: int) -> str:
         return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
@@ -213,16 +201,13 @@ def _recordings(recordings: object, plan: ConversionPlan) -> tuple[Path, Any]:
 
 def search_inputs(inputs: object, plan: ConversionPlan, count: int) -> SearchInputs:
     """What a model reads that is not a text: see the classes above."""
-    if plan.sound is not None:
-        return SearchSounds(inputs, plan, count)
-    assert plan.grid is not None
-    return ON_GRIDS[plan.grid.rule.noun](inputs, plan, count)
+    return BY_NOUN[plan.inputs.noun](inputs, plan, count)
 
 
-ON_GRIDS: dict[str, Callable[[object, ConversionPlan, int], SearchInputs]] = {
-    "picture": SearchPictures, "video": SearchVideos, "spectrogram": SearchSpectrograms,
+BY_NOUN: dict[str, Callable[[object, ConversionPlan, int], SearchInputs]] = {
+    "picture": SearchPictures, "video": SearchVideos, "spectrogram": SearchSpectrograms, "sound": SearchSounds,
 }  # fmt: skip
-"""What a model on a grid reads -> its inputs."""
+"""What a model reads -> its inputs."""
 
 
 def digest(folder: Path) -> str:

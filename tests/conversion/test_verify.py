@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from hf_longattn.checks import Check
 from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_outputs, writing
-from hf_longattn.conversion.report import POSITIONS, Check, decision
+from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.conversion.verify import labelled
 from hf_longattn.conversion.verify_loss import LOSS
 from hf_longattn.conversion.verify_outputs import choose_lengths

@@ -11,11 +11,11 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.conversion.text import token_ids
 from hf_longattn.data.page_words import page_encoding, plain_boxes, text_encoding, word_argument
 from hf_longattn.data.tokenization import special_ids
 from hf_longattn.errors import PageError
 from hf_longattn.hub.usage import tokenizer_words, usage
+from hf_longattn.inputs.text import token_ids
 from tests.byte_tokenizer import train_tokenizer
 
 WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]

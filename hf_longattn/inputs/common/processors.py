@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.videos import frame_processor, frames_as_pixels
-from ..errors import CheckpointError, GridError
-from ..loading import load_part, loading_errors
-from ..modeling.family.grid_rule import GridRule
-from ..processor_files import FEATURE_EXTRACTOR, FIELD_BEFORE, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile, ProcessorKind
-from .grid_sizes import pixels
+from ...data.videos import frame_processor, frames_as_pixels
+from ...errors import CheckpointError, GridError
+from ...loading import load_part, loading_errors
+from ...modeling.family.grid_rule import GridRule
+from ...processor_files import FEATURE_EXTRACTOR, FIELD_BEFORE, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile, ProcessorKind
 
 if TYPE_CHECKING:
-    from ..data.audio import Samples
+    from ...data.audio import Samples
 
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
 
@@ -184,3 +183,8 @@ def _as_sides(processor: Any, name: str) -> dict[str, int]:
     if isinstance(size, int):
         return {"height": size, "width": size}
     return {} if size is None else {side: number for side, number in dict(size).items() if number is not None}
+
+
+def pixels(size: tuple[int, ...]) -> str:
+    """For example "768 × 1024 pixels"."""
+    return f"{' × '.join(map(str, size))} pixels"

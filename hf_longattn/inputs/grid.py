@@ -1,0 +1,619 @@
+"""Inputs that lie on a grid: pictures, videos and spectrograms.
+
+A conversion changes no tensor. A position table is interpolated or tiled by the model when it runs, so that it stays as it was trained, and
+the result computes at the old size what the source does.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..choice_text import write_choice, write_numbers
+from ..configuration import LongAttentionConfig
+from ..data.photographs import NAMES, photographs
+from ..data.videos import frames_as_pixels
+from ..engines.common.grid import Grid
+from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
+from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms.common.on_grid import grid_blocks, on_grid
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.definition import Family, without_head
+from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
+from .common.base import (
+    AUTO,
+    SEARCH,
+    SIZE,
+    InputPlan,
+    InputSize,
+    InputSizes,
+    Layers,
+    PositionWarning,
+    register_kind,
+)
+from .common.processors import picture_size, pixels, place_on_grid, processor_of, values_of_size, values_with
+from .common.running import run_model
+from .common.sized import FurtherChecks, SizedKind
+
+TYPED_SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
+"""A size on the command line: 1024, or 768x1024."""
+
+
+def size_text(size: tuple[int, ...]) -> str:
+    """A size as it is typed: "1024", or "768x1024"."""
+    return "x".join(map(str, size if len(set(size)) > 1 else size[:1]))
+
+
+def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
+    """A size in pixels from a number, text such as "768x1024", or numbers.
+
+    Raises:
+        GridError: none of these, or another number of axes.
+    """
+    if isinstance(size, str):
+        text = size.strip().lower()
+        if not TYPED_SIZE.fullmatch(text):
+            raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+        numbers = [int(number) for number in re.split("[x×]", text)]
+        size = numbers if len(numbers) > 1 else numbers[0]
+    sizes = image_size(size)
+    if len(sizes) != axes:
+        raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have {axes} numbers at most: 1024, or 768x1024.")
+    return sizes
+
+
+@register_kind
+class GridKind(SizedKind):
+    """Pictures, videos or spectrograms, whose patches lie on a grid."""
+
+    size_noun, smaller = "size", "smaller"
+    material, compared = "pictures", 4
+    classified = {
+        "ForImageClassification": ("classify", "--images", "--data", "YOUR_PICTURES"),
+        "ForVideoClassification": ("classify", "--videos", "--data", "YOUR_VIDEOS"),
+        "ForAudioClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
+    }
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        assert family.grid is not None
+        self.rule: GridRule = family.grid
+        self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
+        self.settings, *instead = SETTINGS_OF[self.noun]
+        self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
+
+    @classmethod
+    def reads(cls, family: Family) -> bool:
+        return family.grid is not None
+
+    @property
+    def any_size(self) -> bool:
+        return self.rule.shapes is not None
+
+    def sizes(self, config: Any) -> InputSizes:
+        return self.sizes_between(config, *self.rule.sizes(config))
+
+    def size(self, config: Any, value: tuple[int, ...]) -> InputSize:
+        grid = self.rule.of_size(config, value)
+        return InputSize(
+            value=value,
+            tokens=grid.length,
+            words=self.rule.describe(value),
+            typed=size_text(value),
+            heading="×".join(map(str, value)),
+            name=self.rule.size_name,
+            cost_name="size",
+            grid=grid,
+            layers=tuple(self.rule.layer_grids(config, grid)),
+        )
+
+    def doubled(self, value: tuple[int, ...]) -> tuple[int, ...]:
+        return self.rule.doubled(value)
+
+    def limited(self, value: tuple[int, ...], largest: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(map(min, value, largest))
+
+    def halved(self, config: Any, value: tuple[int, ...], least: tuple[int, ...]) -> tuple[int, ...]:
+        sides = zip(value, least, self.rule.patch(config), strict=True)
+        return tuple(max(old, side // 2 // patch * patch) for side, old, patch in sides)
+
+    def mechanisms(self, causal: bool) -> list[str]:
+        return ["full", *list_mechanisms(grid=True)]
+
+    def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
+        refuse_line(mechanism.name, mechanism.options.to_dict())
+        assert sizes is not None
+        on_grid(mechanism, sizes.new.grid, check=True)
+        on_grid(mechanism, sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
+
+    def own_windows(self, sizes: InputSizes) -> list[str]:
+        side = min(sizes.old.grid.sizes)
+        return [f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}"]
+
+    def compared_at(self, sizes: InputSizes, config: Any, at: Any) -> InputSize:
+        """The result's size, since positions are interpolated between those that were trained."""
+        if at is None:
+            return sizes.new
+        size = self.rule.enlarged(sizes.new.value, read_size(at), None)
+        if any(side > largest for side, largest in zip(size, sizes.new.value, strict=True)):
+            raise LengthError(
+                f"Candidates are compared on {self.nouns} of up to {sizes.new.words}, which the result reads, not of "
+                f"{self.rule.describe(size)}; change --compare-at, or leave it out."
+            )
+        return self.size(config, size)
+
+    def resizing(self) -> str:
+        """How the base reads larger inputs than its position table's; empty for one without positions."""
+        if not self.rule.has_positions:
+            return ""
+        if self.rule.counts_places:
+            return "places counted on its grid"
+        return f"{INTERPOLATE_ARGUMENT}=True" if self.rule.interpolates else "its resized position table"
+
+    def resized(self, base: Any, size: InputSize) -> AbstractContextManager[dict[str, Any]]:
+        return self.rule.resized(base, size.value)
+
+    def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return self.rule.arguments_of_head(model, arguments)
+
+    def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
+        sizes = grid_sizes(architecture, request)
+        attention = grid_attention(architecture, request, sizes)
+        layers = sizes.new.bound(layers_of(attention, sizes.new.tokens))
+        positions = grid_positions(request.positions, sizes, layers)
+        unchanged = computes_source(architecture, positions, attention, sizes)
+        return InputPlan(
+            sizes=sizes,
+            attention=attention,
+            positions=positions,
+            extension=positions,
+            fields=self.rule.fields_of_size(sizes.new.value) if sizes.grows else {},
+            warnings=() if unchanged else tuple(grid_warnings(positions, attention, layers, sizes)),
+            files=processor_files(source, architecture, sizes),
+        )
+
+    def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationPictures:
+        if not self.rule.reads_photographs:
+            return VerificationSpectrograms(self.rule, config)
+        processor = processor_of(self.rule, folder)
+        mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+        return (VerificationPictures if self.rule.reads_pictures else VerificationVideos)(self.rule, config, mean, std)
+
+    def check_reader(self, plan: Any, result: Path, inputs: VerificationPictures) -> list[Check]:
+        """The written image processor or feature extractor makes inputs of the new size, from any picture or sound."""
+        rule, size, place = self.rule, plan.inputs.new.value, place_on_grid(self.rule, result)
+        name = "image processor" if rule.reads_photographs else "feature extractor"
+        if place is None:
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {rule.describe(size)} as it was trained")]
+        try:
+            processor = processor_of(rule, result)
+            fixed: Any = picture_size(processor) if rule.reads_photographs else size
+            if math.prod(size) > PROCESSED_PIXELS:
+                return [_check_settings(name, rule, fixed, size)]
+            sizes = _processed_sizes(processor, rule, size, resizes=fixed is not None)
+        except (CheckpointError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            return [Check(name, FAILED, f"the {name} of the result does not run: {in_a_line(error).rstrip('.')}")]
+        wrong = next((after for after in sizes.values() if after != size and (rule.checks_processor or plan.inputs.grows)), None)
+        if wrong is not None:
+            made, needed = rule.describe(wrong), rule.describe(size)
+            return [Check(name, FAILED, f"the {name} makes inputs of {made} instead of {needed}; correct the size in {place.file}")]
+        processed = next(iter(sizes.values()))
+        values = {rule.size_name: None if fixed is None else list(processed)}
+        return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {rule.describe(processed)}", values)]
+
+    def base(self, model: Any) -> Any:
+        return without_head(model)
+
+    def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The states of the tokens; every base model returns them, and some a pooled one that follows from them."""
+        states = {name: value for name, value in outputs.items() if name == STATES}
+        return states or dict(outputs)
+
+    def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
+        tiled = positions == TILE and not fits_tiles(on_grid(mechanism, plan.inputs.new.grid), plan.inputs)
+        return "sees cells of several repetitions of the tiled positions" if tiled else ""
+
+    def config_as_source(self, plan: Any) -> Any:
+        """With interpolated positions where they are tiled."""
+        if plan.positions != TILE:
+            return None
+        config = copy.deepcopy(plan.config)
+        config.position_extension = INTERPOLATE
+        return config
+
+    def further_checks(self, plan: Any, inputs: VerificationPictures, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
+        return CropChecks(plan, size, layers)
+
+    def twin_sizes(self, sizes: InputSizes, config: Any) -> list[InputSize]:
+        """Besides the old size one that windows of the position table need not divide; of larger videos, a few frames of the new size
+        instead of both."""
+        patch = self.rule.patch(config)
+        if self.rule.resizes == "none":  # the stock model of videos reads the new size alone
+            few_frames = (2 * patch[0], *sizes.new.value[1:])
+            return [self.size(config, few_frames) if sizes.grows else sizes.old]
+        uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.value, patch, strict=True)))
+        return [sizes.old, self.size(config, uneven)]
+
+
+SETTINGS_OF = {
+    "picture": (("image_size", "search_images"), "give the size as --image-size 1024", "give pictures as --search-images FOLDER"),
+    "video": (
+        ("image_size", "frames", "search_images"),
+        "give the size as --image-size 448 --frames 32",
+        "give videos as --search-images FOLDER",
+    ),
+    "spectrogram": (
+        ("audio_seconds", "search_audio"),
+        "give the length as --audio-seconds 30",
+        "give recordings as --search-audio FILE",
+    ),
+}
+"""Noun of an input -> the settings that it takes, and what to type for its size and for a search."""
+
+
+STATES = "last_hidden_state"
+
+
+def grid_sizes(architecture: Any, request: Any) -> InputSizes:
+    """The sizes of source and result.
+
+    Raises:
+        GridError: a size that is not a multiple of the patch, or is smaller than the source's.
+        PositionError: the source's table has another shape than a square, and the result another size.
+    """
+    rule, config = architecture.family.grid, architecture.source_config
+    assert rule is not None
+    old, read = rule.sizes(config)
+    new = rule.enlarged(read, None if request.image_size is None else read_size(request.image_size), request.frames)
+    if request.audio_seconds is not None:
+        new = rule.of_seconds(config, request.audio_seconds)
+    sizes = architecture.kind.sizes_between(config, old, new)
+    if any(after < before for after, before in zip(new, old, strict=True)):
+        raise GridError(
+            f"The source reads {rule.noun}s of {rule.describe(old)} and conversion only enlarges them: {rule.describe(new)} are too few, "
+            f"give at least {rule.size_flag} {rule.typed(old)}."
+        )
+    if sizes.grows and rule.has_positions and rule.resizes == "square" and len(set(sizes.old.grid.sizes)) > 1:
+        raise PositionError(
+            f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
+            "transformers resizes square ones only; leave --image-size out."
+        )
+    return sizes
+
+
+def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
+    """The attention that was asked for; without any, that of the source where it is not full attention, or windows of the source's size,
+    which the family's mechanism has wherever no window is given.
+
+    Raises:
+        OptionError, GridError: a layer's mechanism is for texts, or its options make no sense on the grid.
+    """
+    kind: Any = architecture.family.config_class
+    name, sides = kind.default_mechanism, sizes.old.grid.sizes
+    default = {"window": list(sides) if len(set(sides)) > 1 else sides[0]}
+    named, base_attention = request.mechanism is not None or bool(request.layers), architecture.family.own_attention
+    if request.long_attention is not None:
+        attention = request.attention()
+    elif base_attention is not None and not named:
+        attention = request.attention(base_attention(architecture.source_config))
+    else:
+        values = (request if named else replace(request, mechanism=name)).attention().to_dict()
+        attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
+    attention.check_layers(len(sizes.new.layers))
+    for layer, grid in enumerate(sizes.new.layers):
+        name, options = attention.for_layer(layer)
+        _check_layer(architecture, name, options, grid, layer)
+    return attention
+
+
+def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
+    """A configuration in which every choice of the mechanism ``name`` has these options, unless it says another value."""
+    if isinstance(value, Mapping):
+        inside = {key: _with_defaults(inner, name, default) for key, inner in value.items()}
+        return (
+            {**inside, **{key: option for key, option in default.items() if key not in inside}}
+            if inside.get("mechanism") == name
+            else inside
+        )
+    return [_with_defaults(inner, name, default) for inner in value] if isinstance(value, list) else value
+
+
+def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
+    refuse_line(name, dict(options))
+    mechanism = prototype(name, options)
+    if not grid.prefix and options.get("prefix_tokens") is not None:
+        raise OptionError(
+            f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
+            "leave it out."
+        )
+    on_grid(mechanism, grid, check=True)
+
+
+def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism]) -> str:
+    """The rule for positions: as asked for, or tiled where every layer has windows that one repetition of the table holds.
+
+    Args:
+        positions: of the request.
+        sizes: of source and result.
+        layers: the mechanism of each layer, for the result's grid.
+
+    Raises:
+        PositionError: an unknown rule, or one of texts.
+    """
+    known = (AUTO, TILE, INTERPOLATE)
+    if positions not in known:
+        raise PositionError(
+            f"{positions!r} does not apply to the positions of {sizes.kind.rule.noun}s; expected one of {', '.join(known)}."
+            f"{nearest(positions, known)}"
+        )
+    if not sizes.kind.rule.has_positions:
+        if positions != AUTO:
+            raise PositionError(
+                f"--positions {positions} says what positions larger {sizes.kind.rule.noun}s have, but this model has none; leave it out."
+            )
+        return INTERPOLATE
+    if positions != AUTO:
+        return positions
+    return TILE if sizes.grows and all(fits_tiles(layer, sizes) for layer in layers) else INTERPOLATE
+
+
+def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
+    """Whether no cell sees a cell of another repetition of the tiled table."""
+    blocks = grid_blocks(layer, sizes.new.grid)
+    return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
+
+
+def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes) -> list[PositionWarning]:
+    """One warning for each mechanism for which the positions of larger pictures do not hold without training."""
+    if not sizes.grows or not sizes.kind.rule.has_positions:
+        return []
+    old = " × ".join(map(str, sizes.old.grid.sizes))
+    numbers: dict[tuple[str, bool], list[int]] = {}
+    for number, layer in enumerate(layers):
+        name, options = attention.for_layer(number)
+        windowed = grid_blocks(layer, sizes.new.grid) is not None or sizes.kind.rule.counts_places
+        if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
+            numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
+    warnings = []
+    for (name, _), at in numbers.items():
+        where = "every layer" if len(at) == len(layers) else f"layer{'s' if len(at) > 1 else ''} {write_numbers(at)}"
+        if rule == TILE:
+            problem = f"{name} in {where} sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
+            advice = "use --positions interpolate, or train the result"
+        elif sizes.kind.rule.counts_places:
+            problem = f"{name} in {where} sees positions that the source did not meet, beyond its {old} cells"
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
+        else:
+            problem = (
+                f"{name} in {where} has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et "
+                "al. 2023, Window Attention is Bugged)"
+            )
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
+        warnings.append(PositionWarning(problem, advice))
+    return warnings
+
+
+def computes_source(architecture: Any, positions: str, attention: LongAttentionConfig, sizes: InputSizes) -> bool:
+    """Whether the result has the source's own attention and positions at the size of the pictures that the source reads."""
+    base_attention, config = architecture.family.own_attention, architecture.source_config
+    if base_attention is None or positions != INTERPOLATE or sizes.new.value != sizes.kind.rule.sizes(config)[1]:
+        return False
+    return attention.same_layers(base_attention(config), len(sizes.new.layers))
+
+
+def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
+    """The file of the image processor or the feature extractor for inputs of the new size; none where the source has none.
+
+    Raises:
+        CheckpointError: it makes inputs that the source cannot read, or of no certain size.
+    """
+    rule, place = sizes.kind.rule, place_on_grid(sizes.kind.rule, source.folder)
+    if place is None:
+        return {}
+    processor = processor_of(rule, source.folder)
+    for name, value in rule.extractor_fields(sizes.old.value).items():
+        if getattr(processor, name, value) != value:
+            raise CheckpointError(
+                f"The feature extractor of {source.name!r} says {name}={getattr(processor, name)}, but its config.json says {value}; "
+                f"correct {name} in {place.file}, or in config.json."
+            )
+    processed, (old, new) = picture_size(processor), (size.value[-2:] for size in (sizes.old, sizes.new))
+    if processed is not None and processed != old and rule.checks_processor:
+        raise CheckpointError(
+            f"The image processor of {source.name!r} makes pictures of {pixels(processed)}, but its config.json says "
+            f"{rule.side}={getattr(architecture.source_config, rule.side)}; correct the size in {place.file}, or {rule.side}."
+        )
+    if new == old:
+        return {}
+    changed = rule.extractor_fields(sizes.new.value)
+    return place.with_values(values_with(place, processor, changed) if changed else values_of_size(place, processor, new))
+
+
+COLOURS = 3
+
+
+class VerificationPictures:
+    """Inputs of any size for a model with this rule.
+
+    Args:
+        rule, config: of the model's grid, and of the model.
+        mean, std: by which the source's image processor normalises each colour; ``None`` is 0.5.
+    """
+
+    def __init__(self, rule: GridRule, config: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        self.rule, self.config = rule, config
+        self.mean, self.std = mean or [0.5] * COLOURS, std or [0.5] * COLOURS
+        reads_colours = rule.reads_photographs and rule.channels(config) == COLOURS == len(self.mean) == len(self.std)
+        self.photographs = photographs() if reads_colours else ()
+        self.why_seeded = "scikit-learn is not installed" if reads_colours else f"the model does not read {rule.noun}s of three colours"
+
+    def at(self, size: InputSize) -> dict[str, Any]:
+        """The arguments of a model for one input of this size."""
+        return self.rule.arguments(self.config, self.pixels(size.value))
+
+    def pixels(self, size: tuple[int, ...]) -> Tensor:
+        """One input ``(1, channels, …)`` of this many pixels along each axis."""
+        if not self.photographs:
+            return self.rule.seeded(self.config, size)
+        resized = interpolate(self.photographs[0][None].float() / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(values).view(1, COLOURS, 1, 1) for values in (self.mean, self.std))
+        return (resized - mean) / std
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        moved = "" if self.rule.reads_pictures else ", moved from frame to frame"
+        seeded = f"seeded {self.rule.noun}s, since {self.why_seeded}"
+        return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded
+
+
+class VerificationVideos(VerificationPictures):
+    """Inputs of any size for a model that reads videos: a photograph that moves by a pixel from frame to frame."""
+
+    def pixels(self, size: tuple[int, ...]) -> Tensor:
+        """One input ``(1, channels, frames, height, width)``."""
+        if not self.photographs:
+            return self.rule.seeded(self.config, size)
+        frames, height, width = size
+        photograph = super().pixels((height + frames - 1, width + frames - 1))
+        return torch.stack([photograph[..., at : at + height, at : at + width] for at in range(frames)], 2)
+
+
+class VerificationSpectrograms(VerificationPictures):
+    """Seeded inputs of any length for a model that reads spectrograms."""
+
+    def describe(self) -> str:
+        return "seeded spectrograms"
+
+
+PROCESSED_PIXELS = 2**25
+"""Maximum pixels of an input that the processor is run on; for larger ones its settings are compared."""
+PHOTO_SIZE = (427, 640)
+"""Height and width of a picture that the image processor has to resize."""
+
+
+def _check_settings(name: str, rule: GridRule, fixed: tuple[int, ...] | None, size: tuple[int, ...]) -> Check:
+    """What a processor is set to, for inputs that are too large to make."""
+    if fixed in (None, size[-2:]):
+        return Check(name, SKIPPED, f"it was not run, since inputs of {rule.describe(size)} are large; its settings are for this size")
+    return Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")
+
+
+def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
+    """Data in words -> the size of the processor's output: for the new size and, if it resizes, for another."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    if not rule.reads_photographs:
+        rate = processor.sampling_rate
+        for seconds in (1, 2 + size[-1] // FRAMES_PER_SECOND):
+            values = processor(torch.zeros(rate * seconds).numpy(), sampling_rate=rate, return_tensors="pt")
+            sizes[f"sounds of {seconds} s"] = rule.size_of(torch.as_tensor(values[rule.input]))
+    for sides in [PHOTO_SIZE] * resizes + [size[-2:]] if rule.reads_photographs else ():
+        picture = torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy()
+        if rule.reads_pictures:
+            values = torch.as_tensor(processor(picture, return_tensors="pt")[PIXELS])
+        else:
+            values = frames_as_pixels(processor, [picture] * size[0])
+        sizes[f"{rule.noun}s of {pixels(sides)}"] = rule.size_of(values)
+    return sizes
+
+
+CROPS = "patch features equal to the source's on each crop of the old size"
+
+
+class CropChecks(FurtherChecks):
+    """Windows of the old size with tiled positions, and no token that sees several: each is what the source computes of it alone."""
+
+    def __init__(self, plan: Any, size: InputSize, layers: Sequence[Mechanism]) -> None:
+        self.sizes, self.size, self.positions = plan.inputs, size, plan.positions
+        self.why_not = self._why_not(layers)
+        self.runs = 1 if self.why_not else 2
+        self.crops: dict[tuple[int, ...], Tensor] = {}
+
+    def _why_not(self, layers: Sequence[Mechanism]) -> str:
+        """Why the definition of these layers does not make patch features equal to the source's on crops; empty if it does."""
+        rule: GridRule = self.sizes.kind.rule
+        if rule.why_no_crops:
+            return rule.why_no_crops
+        if not rule.adds_positions:
+            return "positions are more than a table that is added to the patches"
+        if self.positions != TILE:
+            return f"positions are not tiled ({self.positions})"
+        window = self.sizes.old.grid.sizes
+        if any(grid_blocks(layer, self.size.grid) != window for layer in layers):
+            return f"some layers have other windows than {' × '.join(map(str, window))} cells"
+        if any(_reads_prefix(layer, self.size.grid) for layer in layers):
+            return "patches see the class token or registers, which see the whole picture (with --option prefix_tokens=none they do not)"
+        return ""
+
+    def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
+        self.crops = {} if self.why_not else _crops_of_source(base, inputs, self.sizes, self.size)
+
+    def at_new(self, states: Mapping[str, Tensor]) -> list[Check]:
+        return [_check_crops(self.crops, states, self.sizes, self.size, self.why_not)]
+
+
+def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
+    """Whether cells see tokens before the grid."""
+    if not grid.prefix:
+        return False
+    call = on_grid(layer, Grid((1,) * grid.rank, grid.prefix))
+    q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
+    return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())
+
+
+def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: InputSizes, new: InputSize) -> dict[tuple[int, ...], Tensor]:
+    """The place of every whole window, such as row and column -> the patches' features that the source without prefix tokens computes of
+    it."""
+    prefix = new.grid.prefix
+
+    def cells_only(module: Any, args: Any, output: Any) -> Any:
+        return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+
+    rule, (name, pixels_of_all) = sizes.kind.rule, next(iter(inputs.items()))
+    sides = [cells * step for cells, step in zip(sizes.old.grid.sizes, rule.step(base.config), strict=True)]
+    hooks = [base.embeddings.register_forward_hook(cells_only)] if prefix else []
+    try:
+        crops: dict[tuple[int, ...], Tensor] = {}
+        windows = [range(after // before) for after, before in zip(new.grid.sizes, sizes.old.grid.sizes, strict=True)]
+        for place in itertools.product(*windows):
+            corner = tuple(number * side for number, side in zip(place, sides, strict=True))
+            crop = rule.crop(pixels_of_all, corner, sizes.old.value)
+            crops[place] = run_model(base, {name: crop})[STATES]
+        return crops
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_crops(
+    crops: Mapping[tuple[int, ...], Tensor], states: Mapping[str, Tensor], sizes: InputSizes, new: InputSize, why_not: str
+) -> Check:
+    if why_not:
+        return Check(CROPS, SKIPPED, f"does not apply: {why_not}")
+    if STATES not in states:
+        raise CheckpointError(f"The result returns no last_hidden_state, but {', '.join(states)}; add --no-verify.")
+    cells = states[STATES][:, new.grid.prefix :].unflatten(1, new.grid.sizes)
+    measured = {}
+    for place in crops:
+        window = cells
+        for axis, (number, side) in enumerate(zip(place, sizes.old.grid.sizes, strict=True), 1):
+            window = window.narrow(axis, number * side, side)
+        measured[place] = window.flatten(1, -2)
+    difference = Difference.of(*({str(place): features for place, features in each.items()} for each in (crops, measured)))
+    detail = (
+        f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(crops)} crops of "
+        f"{sizes.old.words}: largest difference"
+    )
+    return equality(CROPS, detail, difference, {"crops": len(crops), sizes.kind.rule.size_name: list(new.value)})

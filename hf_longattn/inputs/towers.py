@@ -1,0 +1,80 @@
+"""Inputs of several towers, each of which is a model with a kind of input of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checks import Check
+from ..mechanisms import Mechanism
+from ..modeling.family.definition import Family, tower_field
+from .common.base import TOWERS_APART, GivenInputs, InputKind, Inputs, InputSize, InputSizes, kind_of, register_kind
+
+
+def tower_inputs(towers: Sequence[Inputs]) -> Inputs:
+    """What each tower of source and result reads."""
+    old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
+    return Inputs(old, new, longest, "input", report={name: value for tower in towers for name, value in tower.report.items()})
+
+
+@dataclass(frozen=True)
+class VerificationTowers:
+    """What each tower of a model is run on, by its name."""
+
+    towers: Mapping[str, Any]
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.towers.items())
+
+
+@register_kind
+class TowersKind(InputKind):
+    """One input for each tower."""
+
+    planned_as = TOWERS_APART
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.towers = {name: kind_of(tower) for name, tower in family.towers.items()}
+        kinds = [*self.towers.values()]
+        self.noun, self.nouns = "input", " and ".join(kind.nouns for kind in kinds)
+        self.settings = tuple(name for kind in kinds for name in kind.settings)
+        self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # the first tower's word counts
+
+    @classmethod
+    def reads(cls, family: Family) -> bool:
+        return bool(family.towers)
+
+    def sizes(self, config: Any) -> InputSizes:
+        """Those of the tower with the longest texts."""
+        sizes = [kind.sizes(getattr(config, tower_field(name))) for name, kind in self.towers.items() if kind.family.reads_text]
+        return max(sizes, key=lambda of_tower: int(of_tower.new.tokens))
+
+    def size(self, config: Any, value: Any) -> InputSize:
+        raise NotImplementedError("each tower has sizes of its own")
+
+    def mechanisms(self, causal: bool) -> list[str]:
+        return []
+
+    def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
+        raise NotImplementedError("each tower has mechanisms of its own")
+
+    @property
+    def any_size(self) -> bool:
+        return any(kind.any_size for kind in self.towers.values())
+
+    def verification_inputs(self, plan: Any, folder: Path, given: GivenInputs) -> VerificationTowers:
+        return VerificationTowers({name: part.kind.verification_inputs(part, folder, given) for name, part in plan.towers.items()})
+
+    def check_reader(self, plan: Any, result: Path, inputs: VerificationTowers) -> list[Check]:
+        return [check for name, part in plan.towers.items() for check in part.kind.check_reader(part, result, inputs.towers[name])]
+
+    def training_step(self, plan: Any) -> dict[str, Any]:
+        pairs = f"pairs of a text and a picture ({plan.new_input})"
+        return {"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"}
+
+    def introduce(self, plan: Any) -> str:
+        return str(plan.new_input)
